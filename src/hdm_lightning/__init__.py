@@ -1,0 +1,5 @@
+"""Train a text-to-image model from nothing, at home (Home-made Diffusion Model, arXiv 2509.06068)."""
+
+from hdm_lightning.version import __version__
+
+__all__ = ["__version__"]

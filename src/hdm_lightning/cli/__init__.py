@@ -1,0 +1,1 @@
+"""Console commands: one thin file per command that composes, checks and calls."""

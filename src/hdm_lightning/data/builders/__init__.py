@@ -1,0 +1,1 @@
+"""Builders that write WebDataset shards from folders, drawings and synthetic scenes."""

@@ -1,0 +1,1 @@
+"""Flow matching: path, time sampling, loss, samplers and guidance as pure functions."""

@@ -1,0 +1,1 @@
+"""Metrics, prompt-following checks and the memorisation check."""

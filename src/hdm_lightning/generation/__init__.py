@@ -1,0 +1,1 @@
+"""From prompts to pictures: loads a trained model with its encoders and runs the samplers."""

@@ -1,0 +1,1 @@
+"""Published checkpoints, diffusers folders and ComfyUI single files."""

@@ -1,0 +1,1 @@
+"""The networks: XUT, its blocks, positions and routing, and the discriminator (pure torch)."""

@@ -1,0 +1,1 @@
+"""Lightning modules, stage schedule, callbacks, optimisers and the launch of sequential fits."""
