@@ -1,0 +1,1 @@
+"""What trains an autoencoder: equivariance transforms, branches, losses, perceptual features (torch only)."""
