@@ -1,0 +1,59 @@
+"""Self-attention and cross-attention with axial rotary embedding.
+
+Shapes: B batch, S query tokens, M key tokens, H heads, d head dim, D = H·d width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm_lightning.models.rope import rotate, rotation_table
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: packed q, k, v without bias, output with bias, scale 1/√d."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width)
+        self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
+
+    def forward(self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B,S,D) with positions (B or 1,S,2) to (B,S,D); ``key_mask`` (B,1,1,S) is true where a key counts."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, self.head_dim))
+        cosine, sine = rotation_table(positions, self.log_frequencies, qkv.dtype)
+        rotated = rotate(qkv[:, :, :2], (cosine.unsqueeze(2), sine.unsqueeze(2)))
+        query, key = rotated.unbind(2)
+        return self.output(_attend(query, key, qkv[:, :, 2], key_mask))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one sequence to another; both sides are rotated."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.output = nn.Linear(width, width)
+        self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
+
+    def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B,S,D) reading (B,S,D) at the same positions (B or 1,S,2), to (B,S,D)."""
+        query = self.query(tokens).unflatten(-1, (self.heads, self.head_dim))
+        key_value = self.key_value(memory).unflatten(-1, (2, self.heads, self.head_dim))
+        table = rotation_table(positions, self.log_frequencies, query.dtype)
+        key = rotate(key_value[:, :, 0], table)
+        return self.output(_attend(rotate(query, table), key, key_value[:, :, 1], key_mask))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention over (B,S,H,d) and (B,M,H,d), to (B,S,D)."""
+    mixed = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=key_mask
+    )
+    return mixed.transpose(1, 2).flatten(2)

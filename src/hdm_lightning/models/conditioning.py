@@ -1,0 +1,108 @@
+"""From timestep and aspect ratio to the modulation that all blocks share.
+
+Shapes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Modulation(NamedTuple):
+    """Shared adaLN of one kind of sublayer, each (B,1,D): n ← norm(x)·gain + shift, output·gate."""
+
+    gain: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+class BlockModulation(NamedTuple):
+    """The three modulations of a block."""
+
+    self_attention: Modulation
+    cross_attention: Modulation
+    feed_forward: Modulation
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of 1000·t, then Linear and Mish."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", time_frequencies(width))
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) in [0, 1] to (B,D)."""
+        angles = (1000 * t.to(self.frequencies.dtype)).unsqueeze(1) * self.frequencies
+        features = torch.cat((angles.cos(), angles.sin()), dim=1)
+        return F.mish(self.projection(features.to(self.projection.weight.dtype)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeEmbedding:
+        # 1000·t times a half-precision frequency is off by up to a radian, so the table never goes
+        # below float32, whatever dtype the network is cast to.
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype.itemsize < 4:
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
+
+
+def time_frequencies(width: int) -> Tensor:
+    """exp(−ln 10000·i/(D/2)) for i < D/2, float32."""
+    half = width // 2
+    return torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000) / half))
+
+
+class AspectRatioEmbedding(nn.Module):
+    """log(W/H) to a vector that is added to the time embedding; nothing at initialisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(1, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, log_aspect_ratio: Tensor) -> Tensor:
+        """(B,) to (B,D)."""
+        column = log_aspect_ratio.to(self.input.weight.dtype).unsqueeze(1)
+        return self.output(F.mish(self.input(column)))
+
+
+class AdaptiveNorm(nn.Module):
+    """The modulation of one kind of sublayer from the conditioning vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, 4 * width)
+        self.output = nn.Linear(4 * width, 3 * width)
+
+    def forward(self, condition: Tensor) -> Modulation:
+        """(B,D) to gain, shift and gate, gain and gate around one."""
+        mixed = self.output(F.mish(self.hidden(self.norm(condition)))).unsqueeze(1)
+        scale, shift, gate = mixed.chunk(3, dim=-1)
+        return Modulation(1 + scale, shift, 1 + gate)
+
+
+class SharedModulation(nn.Module):
+    """Three adaptive norms for the whole network (arXiv 2509.06068, shared adaLN)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_attention = AdaptiveNorm(width)
+        self.cross_attention = AdaptiveNorm(width)
+        self.feed_forward = AdaptiveNorm(width)
+
+    def forward(self, condition: Tensor) -> BlockModulation:
+        """(B,D) to the modulations that every block uses."""
+        return BlockModulation(
+            self.self_attention(condition), self.cross_attention(condition), self.feed_forward(condition)
+        )

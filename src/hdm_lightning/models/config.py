@@ -1,0 +1,169 @@
+"""What an XUT is made of: one frozen dataclass, its checks and the paper's three sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Residual = Literal["input", "normed"]
+Skips = Literal["mirrored", "last"]
+PositionConvention = Literal["area", "long_side"]
+RopeInit = Literal["spread_5pi", "spread_10pi", "all_pi"]
+
+PUBLISHED: Mapping[str, Any] = {
+    "residual": "normed",
+    "skips": "last",
+    "positions": "long_side",
+    "rope_init": "all_pi",
+}
+"""The wiring of the released network, as overrides: ``XUTConfig.preset("xut_base", **PUBLISHED)``."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "xut_small": {
+        "width": 896,
+        "mlp_width": 3072,
+        "heads": 14,
+        "head_dim": 64,
+        "context_width": 640,
+        "decoder_blocks": 2,
+    },
+    "xut_base": {
+        "width": 1024,
+        "mlp_width": 3072,
+        "heads": 16,
+        "head_dim": 64,
+        "context_width": 1024,
+        "decoder_blocks": 3,
+    },
+    "xut_large": {
+        "width": 1280,
+        "mlp_width": 4096,
+        "heads": 10,
+        "head_dim": 128,
+        "context_width": 1152,
+        "decoder_blocks": 3,
+    },
+}
+"""The sizes of arXiv 2509.06068, table 1; text encoders Gemma-3-270M, Qwen3-0.6B and Gemma-3-1B."""
+
+_MINIMUM = {
+    "channels": 1,
+    "patch_size": 1,
+    "width": 2,
+    "mlp_width": 1,
+    "heads": 1,
+    "head_dim": 4,
+    "context_width": 1,
+    "depth": 1,
+    "encoder_blocks": 1,
+    "decoder_blocks": 1,
+    "blocks_before": 0,
+    "blocks_after": 0,
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "residual": get_args(Residual),
+    "skips": get_args(Skips),
+    "positions": get_args(PositionConvention),
+    "rope_init": get_args(RopeInit),
+}
+
+
+@dataclass(frozen=True)
+class XUTConfig:
+    """Shape and wiring of a Cross-U-Transformer (arXiv 2509.06068); the defaults are XUT-base.
+
+    Args:
+        channels: latent channels C.
+        patch_size: side p of a patch in latent cells.
+        width: token width D, equal to ``heads * head_dim``.
+        mlp_width: hidden width of the SwiGLU.
+        heads: attention heads.
+        head_dim: channels of a head, a multiple of 4 (pairs for y and for x).
+        context_width: width of the text encoder's hidden states.
+        depth: levels of the U.
+        encoder_blocks: blocks per encoder level.
+        decoder_blocks: blocks per decoder level; the first of them reads an encoder level.
+        blocks_before: full-sequence blocks before the routed U.
+        blocks_after: full-sequence blocks after it.
+        aspect_ratio: whether the network takes log(W/H) as an input.
+        residual: what a sublayer's output is added to: its ``input``, or the ``normed`` and modulated
+            input (the released network).
+        skips: which encoder level decoder level d reads: the ``mirrored`` one (the paper's formula) or
+            always the ``last`` one (the released network).
+        positions: convention of `positions.token_positions`.
+        rope_init: where the learnable rotary frequencies start: log-spaced from π to 5π or to 10π over
+            heads and channels, or ``all_pi`` (the released network, by a slip).
+
+    Raises:
+        ValueError: a field is out of range, or ``width`` is not ``heads * head_dim``.
+    """
+
+    channels: int = 4
+    patch_size: int = 2
+    width: int = 1024
+    mlp_width: int = 3072
+    heads: int = 16
+    head_dim: int = 64
+    context_width: int = 1024
+    depth: int = 4
+    encoder_blocks: int = 1
+    decoder_blocks: int = 3
+    blocks_before: int = 1
+    blocks_after: int = 3
+    aspect_ratio: bool = True
+    residual: Residual = "input"
+    skips: Skips = "mirrored"
+    positions: PositionConvention = "area"
+    rope_init: RopeInit = "spread_5pi"
+
+    def __post_init__(self) -> None:
+        for name, least in _MINIMUM.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim is {self.head_dim}; expected a multiple of 4")
+        if self.width % 2 or self.width != self.heads * self.head_dim:
+            raise ValueError(
+                f"width is {self.width}; expected heads * head_dim = {self.heads} * {self.head_dim} = "
+                f"{self.heads * self.head_dim}"
+            )
+        if not isinstance(self.aspect_ratio, bool):
+            raise ValueError(f"aspect_ratio is {self.aspect_ratio!r}; expected true or false")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> XUTConfig:
+        """One of the paper's sizes, ``xut_small``, ``xut_base`` or ``xut_large``, with fields replaced.
+
+        Raises:
+            ValueError: no such preset, no such field, or a value out of range.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
+        return cls.from_json({**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_json(cls, mapping: Mapping[str, Any]) -> XUTConfig:
+        """The configuration that `to_json` wrote; fields left out take their defaults.
+
+        Raises:
+            ValueError: a key is no field, or a value is out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(mapping) - known)
+        if unknown:
+            raise ValueError(f"unknown XUT fields {unknown}; expected some of {sorted(known)}")
+        return cls(**mapping)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain values, for a config.json."""
+        return asdict(self)
+
+    @property
+    def is_published_wiring(self) -> bool:
+        """Whether the forward pass is that of the released network (initialisation does not count)."""
+        return all(getattr(self, name) == PUBLISHED[name] for name in ("residual", "skips", "positions"))

@@ -1,0 +1,98 @@
+"""What XUT.forward accepts, checked with messages that name the argument.
+
+Shapes: B batch, C channels, H×W latent, L text tokens, N image tokens, K kept tokens.
+Checks of values (not of shapes) read the tensor, so they are made on CPU tensors outside of compilation only: on
+an accelerator they would stop it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.models.config import XUTConfig
+
+
+def check_latent(latent: Tensor, config: XUTConfig) -> None:
+    """Raise ValueError unless the latent is (B,C,H,W) with H and W divisible by the patch."""
+    if latent.dim() != 4 or latent.shape[1] != config.channels or 0 in latent.shape:
+        raise ValueError(f"latent has shape {tuple(latent.shape)}; expected (B, {config.channels}, H, W)")
+    height, width = latent.shape[2:]
+    if height % config.patch_size or width % config.patch_size:
+        raise ValueError(f"latent has size {height}x{width}; expected multiples of the patch size {config.patch_size}")
+
+
+def check_conditions(
+    batch: int, t: Tensor, context: Tensor, log_aspect_ratio: Tensor | None, config: XUTConfig
+) -> None:
+    """Raise ValueError unless t is (B,), the context (B,L,ctx) and the log aspect ratio (B,) or None."""
+    if t.shape != (batch,):
+        raise ValueError(f"t has shape {tuple(t.shape)}; expected ({batch},)")
+    if _readable(t) and not bool(torch.isfinite(t).all()):
+        raise ValueError(f"t is {t.tolist()}; expected finite timesteps in [0, 1]")
+    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != config.context_width:
+        raise ValueError(f"context has shape {tuple(context.shape)}; expected ({batch}, L, {config.context_width})")
+    if log_aspect_ratio is None:
+        return
+    if not config.aspect_ratio:
+        raise ValueError("log_aspect_ratio was given; expected None, as this network has no such input")
+    if log_aspect_ratio.shape != (batch,):
+        raise ValueError(f"log_aspect_ratio has shape {tuple(log_aspect_ratio.shape)}; expected ({batch},)")
+
+
+def check_context_lengths(lengths: Tensor, batch: int, text: int) -> None:
+    """Raise ValueError unless the lengths are (B,) integers in [0, L]."""
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(
+            f"context_lengths has shape {tuple(lengths.shape)} and dtype {lengths.dtype}; expected ({batch},) integers"
+        )
+    if _readable(lengths) and bool(((lengths < 0) | (lengths > text)).any()):
+        raise ValueError(f"context_lengths is {lengths.tolist()}; expected values from 0 to {text}")
+
+
+def check_positions(positions: Tensor, batch: int, tokens: int) -> None:
+    """Raise ValueError unless the positions are (B or 1,N,2)."""
+    if positions.dim() != 3 or positions.shape[0] not in (1, batch) or positions.shape[1:] != (tokens, 2):
+        raise ValueError(f"token_positions has shape {tuple(positions.shape)}; expected ({batch} or 1, {tokens}, 2)")
+
+
+def kept_indices(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
+    """``keep`` as (B,K) int64 indices, or None where it keeps every token.
+
+    Raises:
+        ValueError: neither (B,K) int64 nor (B,N) bool; rows of different counts; an index that is out of range
+            or twice in a row.
+    """
+    if keep.dtype == torch.bool:
+        return _indices_of_mask(keep, batch, tokens)
+    if keep.dim() != 2 or keep.shape[0] != batch or keep.dtype != torch.int64:
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected ({batch}, K) int64 indices or "
+            f"({batch}, {tokens}) bool"
+        )
+    if not 1 <= keep.shape[1] <= tokens:
+        raise ValueError(f"keep has {keep.shape[1]} indices a row; expected 1 to {tokens}")
+    if _readable(keep):
+        ordered = keep.sort(dim=1).values
+        if bool((ordered[:, 0] < 0).any() | (ordered[:, -1] >= tokens).any()):
+            raise ValueError(f"keep has indices {int(keep.min())} to {int(keep.max())}; expected 0 to {tokens - 1}")
+        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise ValueError("keep has an index twice in a row; expected distinct indices")
+    return None if keep.shape[1] == tokens else keep
+
+
+def _indices_of_mask(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
+    if keep.shape != (batch, tokens):
+        raise ValueError(f"keep has shape {tuple(keep.shape)} and dtype bool; expected ({batch}, {tokens})")
+    counts = keep.sum(dim=1).tolist()
+    if len(set(counts)) != 1:
+        raise ValueError(f"keep has rows with counts {counts}; expected the same count in every row")
+    if counts[0] == 0:
+        raise ValueError("keep has no token in any row; expected at least 1")
+    if counts[0] == tokens:
+        return None
+    return keep.nonzero()[:, 1].view(batch, counts[0])
+
+
+def _readable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,196 @@
+"""The Cross-U-Transformer (arXiv 2509.06068): from a noisy latent and a text to a velocity.
+
+Shapes: B batch, C channels, H×W latent, p patch, N = (H/p)(W/p) image tokens, L text tokens, S = N+L, D width,
+K kept image tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.models import inputs, routing
+from hdm_lightning.models.blocks import XUTBlock
+from hdm_lightning.models.conditioning import (
+    AspectRatioEmbedding,
+    BlockModulation,
+    SharedModulation,
+    TimeEmbedding,
+)
+from hdm_lightning.models.config import XUTConfig
+from hdm_lightning.models.initialization import initialize
+from hdm_lightning.models.patches import patchify, unpatchify
+from hdm_lightning.models.positions import token_positions as full_positions
+
+
+class Sequence(NamedTuple):
+    """Tokens on their way through the network, with what every block needs to know of them."""
+
+    tokens: Tensor
+    positions: Tensor
+    key_mask: Tensor | None
+    modulation: BlockModulation
+
+    def through(self, block: nn.Module, memory: Tensor | None = None) -> Sequence:
+        """The sequence after a block."""
+        tokens = block(self.tokens, self.positions, self.modulation, self.key_mask, memory)
+        return self._replace(tokens=tokens)
+
+
+class XUT(nn.Module):
+    """Cross-U-Transformer: patch tokens and text through a routed U whose decoder reads its encoder.
+
+    Parameters are drawn by `initialization.initialize` from torch's default generator.
+    """
+
+    def __init__(self, config: XUTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch_values = config.width, config.channels * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_values, width)
+        self.text_projection = nn.Linear(config.context_width, width)
+        self.time_embedding = TimeEmbedding(width)
+        self.aspect_embedding = AspectRatioEmbedding(width) if config.aspect_ratio else None
+        self.modulation = SharedModulation(width)
+        self.blocks_before = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_before))
+        self.encoder = nn.ModuleList(
+            nn.ModuleList(XUTBlock(config) for _ in range(config.encoder_blocks)) for _ in range(config.depth)
+        )
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(XUTBlock(config, reads_memory=i == 0) for i in range(config.decoder_blocks))
+            for _ in range(config.depth)
+        )
+        self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
+        self.output_projection = nn.Linear(width, patch_values)
+        initialize(self, config.rope_init, zero_outputs=[self.output_projection])
+
+    def blocks(self) -> Iterator[XUTBlock]:
+        """All blocks in the order of the forward pass."""
+        return (module for module in self.modules() if isinstance(module, XUTBlock))
+
+    def forward(
+        self,
+        latent: Tensor,
+        t: Tensor,
+        context: Tensor,
+        *,
+        context_lengths: Tensor | None = None,
+        token_positions: Tensor | None = None,
+        log_aspect_ratio: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The predicted velocity ε − x.
+
+        Args:
+            latent: (B,C,H,W), H and W divisible by the patch.
+            t: (B,) in [0, 1], 1 is noise.
+            context: (B,L,context_width) hidden states of the text encoder.
+            context_lengths: (B,) integers; tokens past the length count for nothing. None: all L count, and
+                attention runs without a mask.
+            token_positions: (B or 1,N,2) as (y, x); the full grid in the configured convention by default.
+            log_aspect_ratio: (B,) log(W/H) of the full image; that of the latent by default.
+            keep: image tokens that pass through the U: (B,K) distinct int64 indices, or (B,N) bool with equal
+                counts (which waits for the device). None, or all of them: no routing.
+
+        Returns:
+            (B,C,H,W), in the dtype of the activations.
+
+        Raises:
+            ValueError: an argument does not have the shape or values above. Values of tensors are looked at on
+                the CPU only.
+        """
+        inputs.check_latent(latent, self.config)
+        inputs.check_conditions(latent.shape[0], t, context, log_aspect_ratio, self.config)
+        sequence = self._embed(latent, t, context, context_lengths, token_positions, log_aspect_ratio)
+        tokens = sequence.tokens.shape[1] - context.shape[1]
+        kept = None if keep is None else inputs.kept_indices(keep, latent.shape[0], tokens)
+        for block in self.blocks_before:
+            sequence = sequence.through(block)
+        sequence = self._routed(sequence, kept, tokens)
+        for block in self.blocks_after:
+            sequence = sequence.through(block)
+        patches = self.output_projection(sequence.tokens[:, :tokens])
+        return unpatchify(patches, self.config.patch_size, latent.shape[2], latent.shape[3])
+
+    def _embed(
+        self,
+        latent: Tensor,
+        t: Tensor,
+        context: Tensor,
+        context_lengths: Tensor | None,
+        positions: Tensor | None,
+        log_aspect_ratio: Tensor | None,
+    ) -> Sequence:
+        dtype = self.patch_embedding.weight.dtype
+        patches = patchify(latent.to(dtype), self.config.patch_size)
+        (batch, tokens), text = patches.shape[:2], context.shape[1]
+        key_mask = None
+        if context_lengths is not None:
+            inputs.check_context_lengths(context_lengths, batch, text)
+            counts = torch.arange(text, device=context.device) < context_lengths.unsqueeze(1)
+            context = context.masked_fill(~counts.unsqueeze(-1), 0)
+            key_mask = nn.functional.pad(counts, (tokens, 0), value=True)[:, None, None, :]
+        if positions is None:
+            positions = self._full_positions(latent)
+        inputs.check_positions(positions, batch, tokens)
+        embedded = (self.patch_embedding(patches), self.text_projection(context.to(dtype)))
+        return Sequence(
+            torch.cat(embedded, dim=1),
+            nn.functional.pad(positions, (0, 0, 0, text)),
+            key_mask,
+            self.modulation(self._condition(latent, t, log_aspect_ratio)),
+        )
+
+    def _condition(self, latent: Tensor, t: Tensor, log_aspect_ratio: Tensor | None) -> Tensor:
+        embedded = self.time_embedding(t)
+        if self.aspect_embedding is None:
+            return embedded
+        if log_aspect_ratio is None:
+            height, width = latent.shape[2:]
+            log_aspect_ratio = torch.full_like(t, math.log(width / height))
+        return embedded + self.aspect_embedding(log_aspect_ratio)
+
+    def _full_positions(self, latent: Tensor) -> Tensor:
+        patch = self.config.patch_size
+        return full_positions(
+            latent.shape[2] // patch,
+            latent.shape[3] // patch,
+            convention=self.config.positions,
+            device=latent.device,
+            dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
+        )
+
+    def _routed(self, sequence: Sequence, kept: Tensor | None, tokens: int) -> Sequence:
+        """The U on the kept image tokens and all text, scattered back over the full sequence."""
+        if kept is None:
+            return self._u(sequence)
+        indices = routing.with_text(kept, tokens, sequence.tokens.shape[1] - tokens)
+        mask = sequence.key_mask
+        routed = self._u(
+            Sequence(
+                routing.gather_tokens(sequence.tokens, indices),
+                routing.gather_tokens(sequence.positions, indices),
+                None if mask is None else mask[..., tokens - kept.shape[1] :],
+                sequence.modulation,
+            )
+        )
+        return sequence._replace(tokens=routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
+
+    def _u(self, sequence: Sequence) -> Sequence:
+        """Encoder levels, then decoder levels whose first block reads an encoder level's output."""
+        memories = []
+        for level in self.encoder:
+            assert isinstance(level, nn.ModuleList)
+            for block in level:
+                sequence = sequence.through(block)
+            memories.append(sequence.tokens)
+        order = reversed(memories) if self.config.skips == "mirrored" else [memories[-1]] * len(memories)
+        for level, memory in zip(self.decoder, order, strict=True):
+            assert isinstance(level, nn.ModuleList)
+            for index, block in enumerate(level):
+                sequence = sequence.through(block, memory if index == 0 else None)
+        return sequence
