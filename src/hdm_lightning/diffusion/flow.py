@@ -1,0 +1,82 @@
+"""The flow-matching path between an image and noise, its training times and its loss (arXiv 2210.02747).
+
+Shapes: x, noise, prediction, target (B, C, H, W); t, uniform (B,).  t = 1 is noise, t = 0 is the image.
+"""
+
+import torch
+from torch import Tensor
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The point x_t = t·noise + (1 − t)·x of the straight path from image to noise.
+
+    Args:
+        x: latents (B, ...).
+        noise: standard normal, same shape as `x`.
+        t: times in [0, 1], shape (B,).
+
+    Returns:
+        x_t in the shape and dtype of `x`.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    _require_same_shape("noise", noise, "x", x)
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: got shape {tuple(t.shape)}, expected one time per sample {tuple(x.shape[:1])}")
+    return torch.lerp(x, noise, t.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)))
+
+
+def velocity_target(x: Tensor, noise: Tensor) -> Tensor:
+    """The velocity dx_t/dt = noise − x that the network learns; the same at every t."""
+    _require_same_shape("noise", noise, "x", x)
+    return noise - x
+
+
+def logit_normal_times(uniform: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Logit-normal training times t = sigmoid(mean + std·Φ⁻¹(u)) (arXiv 2403.03206, section 3.1).
+
+    Args:
+        uniform: numbers in [0, 1), any shape; drawn by the caller, so that they can be stratified.
+        mean: above 0 prefers noisier times.
+        std: spread before the sigmoid, at least 0.
+
+    Returns:
+        Times strictly inside (0, 1), in the shape and dtype of `uniform`.
+    """
+    if std < 0:
+        raise ValueError(f"std: got {std}, expected at least 0")
+    edge = torch.finfo(uniform.dtype).eps
+    return torch.sigmoid(mean + std * torch.special.ndtri(uniform.clamp(edge, 1.0 - edge)))
+
+
+def stratified_uniforms(u: Tensor, stratum: Tensor, strata: int) -> Tensor:
+    """Uniforms with one draw in each of `strata` equal intervals: (stratum + u) / strata.
+
+    A batch whose samples take the strata 0 … strata − 1 covers [0, 1) evenly, so that the loss of a step
+    varies less; each single draw stays uniform when the stratum itself is uniform.
+
+    Args:
+        u: numbers in [0, 1).
+        stratum: integers in [0, strata), same shape as `u`.
+        strata: number of intervals, at least 1.
+    """
+    if strata < 1:
+        raise ValueError(f"strata: got {strata}, expected at least 1")
+    _require_same_shape("stratum", stratum, "u", u)
+    spread = (stratum.to(u.dtype) + u) / strata
+    return spread.clamp(max=1.0 - torch.finfo(u.dtype).eps)
+
+
+def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over everything but the batch: (B, ...) -> (B,), computed in float32 at least."""
+    _require_same_shape("prediction", prediction, "target", target)
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
+
+
+def _require_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(tensor.shape)}, expected that of {other_name}, {tuple(other.shape)}"
+        )

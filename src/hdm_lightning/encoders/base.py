@@ -1,0 +1,67 @@
+"""The two protocols behind which every frozen encoder stands: text to context, image to latent and back.
+
+Shapes: B batch, L tokens, f spatial factor, C latent channels.
+"""
+
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A frozen language model that gives one vector per token.
+
+    Encoders are plain objects, not submodules, so that they stay out of a training module's parameters,
+    state dict and train/eval switches; `to` moves them.
+    """
+
+    @property
+    def width(self) -> int:
+        """Size of the vectors, the context width of the network."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device and return the encoder."""
+
+    def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Encode padded captions.
+
+        Args:
+            tokens: int64 (B, L), padded on the right.
+            lengths: int64 (B,), true token counts, 1 … L.
+
+        Returns:
+            (B, L, width) on the device of `tokens`, in the encoder's dtype. Rows past a length are zero; the
+            others do not depend on padding or on the rest of the batch.
+        """
+
+
+@runtime_checkable
+class ImageAutoencoder(Protocol):
+    """A frozen autoencoder with normalised latents."""
+
+    @property
+    def channels(self) -> int:
+        """Latent channels C."""
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent cell along one side."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device and return the autoencoder."""
+
+    def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Encode images.
+
+        Args:
+            image: float (B, 3, H, W) in [−1, 1], H and W divisible by `factor`.
+            noise: standard normal (B, C, H/f, W/f) to sample the posterior with; None takes its mean.
+
+        Returns:
+            float32 (B, C, H/f, W/f): (z − mean) / std per channel.
+        """
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode normalised latents (B, C, h, w) to float32 images (B, 3, h·f, w·f) in [−1, 1]."""

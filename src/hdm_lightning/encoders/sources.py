@@ -1,0 +1,118 @@
+"""Where a pretrained model's files are: a folder, an installed package, the hub's cache, or one download."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from hdm_lightning.errors import UserError
+
+PACKAGE_SCHEME = "package:"
+
+# Names that could not be had, with the reason: a second request does not wait for the network again.
+_unreachable: dict[str, str] = {}
+
+
+def locate_model(
+    name_or_path: str, *, where: str, required: Sequence[str], download: Sequence[str] | None = None
+) -> Path:
+    """The local folder that holds a pretrained model, downloaded from the hub at most once.
+
+    Args:
+        name_or_path: a folder; `package:NAME/FOLDER` for files inside an installed Python package; or a hub
+            name `OWNER/NAME`, with an optional folder inside it, `OWNER/NAME/FOLDER`.
+        where: the configuration key or argument to name in errors.
+        required: glob patterns; the folder must hold a match for at least one of each `|`-separated group.
+        download: glob patterns of what to fetch from the hub; None takes the single patterns of `required`.
+
+    Raises:
+        UserError: if there is no such model, saying what to download and where to put it.
+    """
+    if not name_or_path:
+        raise UserError("is empty", where=where, mend="give a hub name, a folder or package:NAME/FOLDER")
+    if name_or_path.startswith(PACKAGE_SCHEME):
+        return _require(_package_folder(name_or_path, where), name_or_path, where, required)
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return _require(folder, name_or_path, where, required)
+    if not _is_hub_name(name_or_path):
+        raise UserError(
+            f"there is no folder {name_or_path!r}",
+            where=where,
+            mend="give an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
+        )
+    patterns = list(download or [p for group in required for p in group.split("|")])
+    return _hub_folder(name_or_path, where, required, patterns)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") >= 1 and name[0] not in "./~" and "\\" not in name and not name.endswith("/")
+
+
+def _complete(folder: Path, required: Sequence[str]) -> bool:
+    return all(any(any(folder.glob(p)) for p in group.split("|")) for group in required)
+
+
+def _require(folder: Path, name: str, where: str, required: Sequence[str]) -> Path:
+    if not _complete(folder, required):
+        missing = [group for group in required if not _complete(folder, [group])]
+        raise UserError(
+            f"the folder of {name!r} lacks {', '.join(missing)}",
+            where=where,
+            mend="give the folder that save_pretrained wrote, or download the model again",
+        )
+    return folder
+
+
+def _package_folder(spelling: str, where: str) -> Path:
+    package, _, inside = spelling.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the Python package {package!r} is not installed",
+            where=where,
+            mend=f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    folders = [Path(root) / inside for root in spec.submodule_search_locations]
+    existing = [folder for folder in folders if folder.is_dir()]
+    if not existing:
+        raise UserError(f"the Python package {package!r} holds no folder {inside!r}", where=where)
+    return existing[0]
+
+
+def _hub_folder(name: str, where: str, required: Sequence[str], patterns: Sequence[str]) -> Path:
+    owner, repository, *inside = name.split("/")
+    repo_id, subfolder = f"{owner}/{repository}", "/".join(inside)
+    for local_files_only in (True, False):
+        if name in _unreachable:
+            break
+        folder, reason = _snapshot(repo_id, subfolder, patterns, local_files_only)
+        if folder is not None and _complete(folder, required):
+            return folder
+        if not local_files_only:
+            _unreachable[name] = reason
+    raise UserError(
+        f"the model {name!r} is not on this machine and could not be downloaded ({_unreachable[name]})",
+        where=where,
+        mend=f"on a machine with network run `hf download {repo_id}` and either copy the folder here and "
+        "give its path, or put it in the hub cache ($HF_HOME/hub); gated models need `hf auth login` first",
+    )
+
+
+def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], local_files_only: bool) -> tuple[Path | None, str]:
+    """The snapshot's folder, or None; and what to say if it is not enough."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow import, not needed for local folders)
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        root = snapshot_download(
+            repo_id,
+            allow_patterns=[prefix + pattern for pattern in patterns],
+            ignore_patterns=None if subfolder else ["*/*"],
+            local_files_only=local_files_only,
+            etag_timeout=10,
+        )
+    except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
+        message = str(error).strip() or "no message"
+        return None, f"{type(error).__name__}: {message.splitlines()[0][:120]}"
+    folder = Path(root) / subfolder
+    return (folder if folder.is_dir() else None), "the repository lacks the files needed"

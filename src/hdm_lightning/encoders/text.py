@@ -1,0 +1,175 @@
+"""Any transformers model as a frozen text encoder: one hidden state per token, padding without influence.
+
+Shapes: B batch, L tokens.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.encoders.base import TextEncoder
+from hdm_lightning.encoders.cache import CachedTextEncoder
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+
+MODEL_FILES = ["config.json", "*.safetensors|*.bin"]
+MODEL_DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+# Where composite models keep the part that reads text.
+TEXT_TOWERS = ("text_model", "language_model")
+
+
+def load_text_encoder(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layer: int = -1,
+    max_batch: int = 64,
+    cache_size: int = 0,
+    where: str = "text_encoder.name",
+) -> TextEncoder:
+    """Load a frozen text encoder.
+
+    A causal language model gives its base model's final hidden state, its unidirectional attention kept; a
+    bidirectional one its last hidden state; of an encoder–decoder only the encoder is used.
+
+    Args:
+        name_or_path: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
+        dtype: dtype of the weights and of the result.
+        layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
+            −2 the output of the last block but one, k > 0 the output of block k. Later blocks are dropped.
+        max_batch: captions encoded at once.
+        cache_size: captions whose encodings are remembered in RAM; 0 remembers none.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: if the model cannot be had or read, or has no such layer.
+    """
+    folder = locate_model(name_or_path, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
+    text_model = _text_tower(_read_model(folder, dtype, where))
+    blocks = None if layer == -1 else _truncate(text_model, layer, where, folder)
+    encoder = TransformersTextEncoder(text_model, blocks=blocks, max_batch=max_batch)
+    return CachedTextEncoder(encoder, cache_size) if cache_size else encoder
+
+
+class TransformersTextEncoder:
+    """A frozen transformers model behind the `TextEncoder` protocol; see `load_text_encoder`.
+
+    Args:
+        model: returns `last_hidden_state` from `input_ids` and `attention_mask`.
+        blocks: if given, the output of the last of them is the result instead of `last_hidden_state`.
+        max_batch: captions encoded at once.
+    """
+
+    def __init__(self, model: nn.Module, *, blocks: nn.ModuleList | None = None, max_batch: int = 64) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch: got {max_batch}, expected at least 1")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.max_batch = max_batch
+        self._blocks = blocks
+
+    @property
+    def width(self) -> int:
+        """Size of one token's vector."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and result."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Encode captions; see `TextEncoder.encode`.
+
+        Captions are taken in order of length, so that a micro-batch carries little padding; this reads
+        `lengths` on the host.
+        """
+        counts = _checked_counts(tokens, lengths)
+        device = next(self.model.parameters()).device
+        context = torch.zeros(*tokens.shape, self.width, dtype=self.dtype, device=tokens.device)
+        order = sorted(range(len(counts)), key=counts.__getitem__)
+        for start in range(0, len(order), self.max_batch):
+            rows = order[start : start + self.max_batch]
+            longest = counts[rows[-1]]
+            count = torch.tensor([counts[row] for row in rows], device=device)
+            mask = torch.arange(longest, device=device) < count[:, None]
+            hidden = self._hidden(tokens[rows, :longest].to(device), mask) * mask[..., None]
+            context[rows, :longest] = hidden.to(context)
+        return context
+
+    def _hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "return_dict": True}
+        if getattr(self.model.config, "use_cache", False):
+            arguments["use_cache"] = False
+        if self._blocks is None:
+            return self.model(**arguments).last_hidden_state
+        outputs: list[Any] = []
+        handle = self._blocks[-1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        try:
+            self.model(**arguments)
+        finally:
+            handle.remove()
+        return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+
+
+def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
+    from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
+    from transformers.utils import logging  # noqa: PLC0415
+
+    bar_was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
+            where=where,
+            mend="give a folder written by save_pretrained, of an architecture that transformers knows",
+        ) from error
+    finally:
+        if bar_was_on:
+            logging.enable_progress_bar()
+
+
+def _checked_counts(tokens: Tensor, lengths: Tensor) -> list[int]:
+    if tokens.dim() != 2 or lengths.shape != tokens.shape[:1]:
+        shapes = f"{tuple(tokens.shape)}, {tuple(lengths.shape)}"
+        raise ValueError(f"tokens, lengths: got shapes {shapes}, expected (B, L), (B,)")
+    counts: list[int] = lengths.tolist()
+    if counts and not 1 <= min(counts) <= max(counts) <= tokens.shape[1]:
+        raise ValueError(f"lengths: got {min(counts)} … {max(counts)}, expected 1 … {tokens.shape[1]}")
+    return counts
+
+
+def _text_tower(model: Any) -> nn.Module:
+    """The part of a transformers model that turns tokens into hidden states."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model.get_encoder()
+    for name in TEXT_TOWERS:
+        if isinstance(tower := getattr(model, name, None), nn.Module):
+            return tower
+    return model
+
+
+def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList:
+    """Drop the blocks after hidden state `layer` and return the blocks that stay."""
+    depth = int(model.config.num_hidden_layers)
+    kept = layer if layer > 0 else depth + 1 + layer
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not 1 <= kept <= depth or not lists:
+        raise UserError(
+            f"layer {layer} of {folder} was asked for, which has {depth} blocks",
+            where=where.rpartition(".")[0] + ".layer" if "." in where else where,
+            mend=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
+        )
+    del lists[0][kept:]
+    model.config.num_hidden_layers = kept
+    return lists[0]

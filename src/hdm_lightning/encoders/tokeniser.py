@@ -1,0 +1,79 @@
+"""Captions to padded token ids, in whichever process needs them."""
+
+from typing import Any
+
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+
+TOKENISER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
+TOKENISER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+class Tokeniser:
+    """A caption's token ids, truncated and padded on the right to a fixed context length.
+
+    Cheap to construct and to pickle: the vocabulary is read on first use in each process, so data workers may
+    receive it as an argument.
+
+    Args:
+        name_or_path: as for `load_text_encoder`.
+        context_length: length of every row, at least 1.
+        where: configuration key to name in errors.
+    """
+
+    def __init__(self, name_or_path: str, context_length: int, *, where: str = "text_encoder.name") -> None:
+        if context_length < 1:
+            raise ValueError(f"context_length: got {context_length}, expected at least 1")
+        self.name_or_path = name_or_path
+        self.context_length = context_length
+        self.where = where
+        self._loaded: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    def __call__(self, caption: str) -> tuple[list[int], int]:
+        """Tokenise one caption.
+
+        Returns:
+            `context_length` ids, and how many of them count: at least 1, as a caption without any token
+            becomes one padding token.
+
+        Raises:
+            UserError: if the tokeniser's files cannot be had.
+        """
+        tokeniser = self._tokeniser()
+        ids = tokeniser(caption, truncation=True, max_length=self.context_length)["input_ids"]
+        length = max(1, len(ids))
+        return ids + [self._padding_id()] * (self.context_length - len(ids)), length
+
+    def load(self) -> "Tokeniser":
+        """Read the vocabulary now, so that a missing one is told before training starts."""
+        self._tokeniser()
+        return self
+
+    def _tokeniser(self) -> Any:
+        if self._loaded is None:
+            self._loaded = _load(self.name_or_path, self.where)
+        return self._loaded
+
+    def _padding_id(self) -> int:
+        tokeniser = self._tokeniser()
+        for token_id in (tokeniser.pad_token_id, tokeniser.eos_token_id):
+            if token_id is not None:
+                return int(token_id)
+        return 0
+
+
+def _load(name_or_path: str, where: str) -> Any:
+    from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import, needed in few processes)
+
+    folder = locate_model(name_or_path, where=where, required=TOKENISER_FILES, download=TOKENISER_DOWNLOAD)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"transformers cannot read a tokeniser from {folder} ({error})",
+            where=where,
+            mend="give a folder with tokenizer.json and tokenizer_config.json",
+        ) from error

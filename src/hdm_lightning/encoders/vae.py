@@ -1,0 +1,164 @@
+"""A diffusers AutoencoderKL as a frozen autoencoder with normalised latents.
+
+Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+
+AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
+AUTOENCODER_DOWNLOAD = ["config.json", "*.safetensors"]
+
+
+def load_autoencoder(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    max_batch: int = 16,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    where: str = "vae.name",
+) -> "KLAutoencoder":
+    """Load a frozen AutoencoderKL with the normalisation of its latents.
+
+    Args:
+        name_or_path: folder, hub name `OWNER/NAME` or `OWNER/NAME/vae`, or `package:NAME/FOLDER`.
+        dtype: dtype of the weights and of the computation; images and latents go in and out in float32.
+        max_batch: images encoded or decoded at once.
+        mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
+            else its `scaling_factor`/`shift_factor`.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: if the model cannot be had or read, or nothing tells the normalisation.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415  (seconds to import)
+
+    folder = locate_model(name_or_path, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        model = AutoencoderKL.from_pretrained(
+            str(folder), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})",
+            where=where,
+            mend="give a folder written by AutoencoderKL.save_pretrained",
+        ) from error
+    channels = int(model.config.latent_channels)
+    latent_mean, latent_std = _normalisation(written, channels, mean, std, folder / "config.json")
+    return KLAutoencoder(model, latent_mean, latent_std, max_batch=max_batch)
+
+
+class KLAutoencoder:
+    """A frozen diffusers AutoencoderKL behind the `ImageAutoencoder` protocol; see `load_autoencoder`.
+
+    Args:
+        model: an AutoencoderKL, any number of latent channels.
+        mean, std: per latent channel, each of length C.
+        max_batch: images encoded or decoded at once.
+    """
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, max_batch: int = 16) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch: got {max_batch}, expected at least 1")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.max_batch = max_batch
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value.shape[1] != self.channels:
+                raise ValueError(f"{name}: got {value.shape[1]} values, expected {self.channels}")
+
+    @property
+    def channels(self) -> int:
+        """Latent channels C."""
+        return int(self.model.config.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent cell along one side."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and computation."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move weights and normalisation to a device."""
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1] to normalised latents (B, C, h, w), float32."""
+        if image.dim() != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
+            expected = f"(B, 3, H, W) with H and W divisible by {self.factor}"
+            raise ValueError(f"image: got shape {tuple(image.shape)}, expected {expected}")
+        means, deviations = zip(*map(self._posterior, self._parts(image)), strict=True)
+        latent = torch.cat(means)
+        if noise is not None:
+            if noise.shape != latent.shape:
+                raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
+            latent = latent + torch.cat(deviations) * noise.to(latent)
+        return (latent - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
+        if latent.dim() != 4 or latent.shape[1] != self.channels:
+            raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
+        raw = latent.float() * self.std + self.mean
+        images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
+        return torch.cat(images).clamp(-1.0, 1.0)
+
+    def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.model.encode(image.to(self.dtype)).latent_dist
+        return posterior.mean.float(), posterior.std.float()
+
+    def _parts(self, batch: Tensor) -> Iterator[Tensor]:
+        return iter(batch.split(self.max_batch))
+
+
+def _normalisation(
+    written: dict[str, Any],
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    file: Path,
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel: as given, else as the config file has them.
+
+    A scaling factor beside per-channel statistics is not applied: it serves samplers that want another
+    variance, while flow matching wants unit variance. Alone, it means z' = (z − shift)·scale.
+    """
+    if (mean is None) != (std is None):
+        raise UserError("only one of mean and std is given", where=str(file), mend="give both or neither")
+    if mean is None and written.get("latents_mean") is not None and written.get("latents_std") is not None:
+        mean, std = written["latents_mean"], written["latents_std"]
+    if mean is None and written.get("scaling_factor") is not None:
+        mean = [float(written.get("shift_factor") or 0.0)] * channels
+        std = [1.0 / float(written["scaling_factor"])] * channels
+    if mean is None or std is None:
+        raise UserError(
+            "tells no normalisation of the latents (latents_mean and latents_std, or scaling_factor)",
+            where=str(file),
+            mend="add them to the file, or give mean and std in the configuration",
+        )
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise UserError(
+            f"mean and std need {channels} values each, std above 0; got {list(mean)} and {list(std)}",
+            where=str(file),
+        )
+    return [float(v) for v in mean], [float(v) for v in std]
