@@ -1,0 +1,72 @@
+"""Validation on fixed samples with fixed noise and times, raw and averaged weights."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+
+from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.callbacks.scalars import log
+from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
+from hdm_lightning.training.flow_step import Network
+from hdm_lightning.training.processes import summed
+
+
+class ValidateFlow(StepWatcher, Callback):
+    """Logs the loss of the validation samples at the stage's start, every so many steps, and at its end.
+
+    Noise and times depend on the run's seed and the sample alone, nothing is routed or dropped, and every
+    sample keeps its time in all validations, so that the values compare across stages and runs.
+
+    Args:
+        data: its `val_dataloader` yields the samples.
+        averages: validated beside the raw weights.
+        every: optimiser steps between validations; 0 means start and end only.
+        samples: validation samples over all processes, for the stratification of the times.
+    """
+
+    def __init__(self, data: LightningDataModule, averages: WeightAverages, every: int, samples: int) -> None:
+        super().__init__()
+        self.data = data
+        self.averages = averages
+        self.every = every
+        self.samples = samples
+        self.latest: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The loss right after a hand-over, unless the stage is being resumed."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            self.run(trainer, pl_module)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Validate where due."""
+        if due(step, self.every, trainer.max_steps):
+            self.run(trainer, module)
+
+    @torch.no_grad()
+    def run(self, trainer: Trainer, module: LightningModule) -> None:
+        """Validate now and log; every process calls this together."""
+        assert isinstance(module, FlowMatchingModule)
+        networks: dict[str, Network] = {"raw": module.network}
+        networks |= {name: self.averages.bound(which) for which, name in enumerate(self.averages.names())}
+        totals = torch.zeros(len(networks), 2, device=module.device)
+        for batch in self.data.val_dataloader():
+            batch = self._on_device(trainer, module.with_draws(batch, VALIDATION, self.samples))
+            with trainer.precision_plugin.val_step_context():
+                for row, network in enumerate(networks.values()):
+                    loss, _ = module.losses(batch, network)
+                    totals[row, 0] += (loss * batch["weight"]).sum()
+                    totals[row, 1] += batch["weight"].sum()
+        module.clock.drain()  # validation is no part of the steps' time split
+        sums = summed(totals).tolist()
+        self.latest = {
+            name: total / count if count else math.nan for name, (total, count) in zip(networks, sums, strict=True)
+        }
+        log(trainer, {f"validation/loss_{name}": value for name, value in self.latest.items()})
+
+    def _on_device(self, trainer: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
+        moved: dict[str, Any] = trainer.strategy.batch_to_device(batch)
+        return moved

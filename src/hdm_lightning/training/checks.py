@@ -1,0 +1,63 @@
+"""From a composed configuration to typed settings, with every mistake named by its key."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.training.settings import TrainSettings
+
+Settings = TypeVar("Settings")
+
+
+def settings_from(config: DictConfig | Mapping[str, Any], kind: type[Settings]) -> Settings:
+    """Turn a composed configuration into the settings dataclass `kind`, or raise `UserError` naming the key."""
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), plain)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise _as_user_error(error) from error
+
+
+def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
+    """Settings of `hdm-train`."""
+    return settings_from(config, TrainSettings)
+
+
+def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
+    """The network's config from the `model` group, unknown keys and wrong values named."""
+    known = [entry.name for entry in fields(XUTConfig)]
+    for key in model:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'", where=f"model.{key}", mend=_suggestion(key, known))
+    try:
+        return XUTConfig(**model)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="model", mend="see conf/model/ for complete examples") from error
+
+
+def _as_user_error(error: OmegaConfBaseException) -> UserError:
+    where = error.full_key or "configuration"
+    if isinstance(error, MissingMandatoryValue):
+        return UserError("a value is required and none was given", where=where, mend=f"give one: {where}=VALUE")
+    message = (error.msg or str(error)).splitlines()[0]
+    if isinstance(error, ConfigKeyError) and error.object_type is not None:
+        key = where.rsplit(".", 1)[-1]
+        known = [entry.name for entry in fields(error.object_type)]
+        return UserError(f"unknown key '{key}'", where=where, mend=_suggestion(key, known))
+    return UserError(
+        message, where=where, mend="give a value of the right type; `--cfg job` shows the whole configuration"
+    )
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known keys: " + ", ".join(sorted(known))

@@ -1,0 +1,166 @@
+"""The LightningModule of flow matching: encode, draw, call the network, call the loss, log."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from hdm_lightning.data.batch import Batch
+from hdm_lightning.diffusion import flow
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT
+from hdm_lightning.training import randomness
+from hdm_lightning.training.clock import SectionClock
+from hdm_lightning.training.flow_step import (
+    Conditioning,
+    LossByTime,
+    Network,
+    crop_geometry,
+    flow_loss,
+    routed,
+)
+from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule
+from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
+from hdm_lightning.training.stages import StagePlan
+
+VALIDATION = "validation"
+
+
+class FlowMatchingModule(pl.LightningModule):
+    """Trains an XUT by flow matching for one stage.
+
+    Args:
+        network: the XUT; the only thing that is trained and saved.
+        encoders: frozen text encoder and autoencoder.
+        plan: the stage.
+        optimizer: kind and learning-rate rule.
+        logger: how often scalars are written.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        network: XUT,
+        encoders: FrozenEncoders,
+        plan: StagePlan,
+        optimizer: OptimizerSettings,
+        logger: LoggerSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.encoders = encoders
+        self.plan = plan
+        self.optimizer_settings = optimizer
+        self.logger_settings = logger
+        self.seed = seed
+        self.token_px = encoders.autoencoder.factor * network.config.patch_size
+        self.time_bins: LossByTime | None = None
+        self.clock = SectionClock()
+
+    def setup(self, stage: str) -> None:
+        """Move the frozen encoders, which Lightning does not know, to the device."""
+        self.encoders.to(self.device)
+        self.clock.device = self.device
+        self.time_bins = LossByTime(self.logger_settings.time_bins, self.device)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add the sample's random numbers on the CPU, so that no device has to be waited for."""
+        return self.with_draws(batch, self.plan.name, self.plan.settings.batch_size)
+
+    def with_draws(self, batch: Batch, stage: str, strata: int) -> dict[str, Any]:
+        """The batch with `noise`, `uniform` (stratified over `strata` samples) and routing `scores`."""
+        config, index = self.network.config, batch["index"]
+        side_h, side_w = (size // self.encoders.autoencoder.factor for size in batch["image"].shape[-2:])
+        tokens = (side_h // config.patch_size) * (side_w // config.patch_size)
+        routing = stage != VALIDATION and self.plan.settings.routing_rate > 0
+        draws = randomness.draw(self.seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
+        stratum = randomness.strata(self.seed, stage, index, strata)
+        uniform = flow.stratified_uniforms(draws.uniform, stratum, strata)
+        extra = {"noise": draws.noise, "uniform": uniform}
+        return {**batch, **extra, **({} if draws.scores is None else {"scores": draws.scores})}
+
+    def conditioning(self, batch: dict[str, Any]) -> Conditioning:
+        """Encode the captions and place the crops."""
+        grid = (batch["image"].shape[-2] // self.token_px, batch["image"].shape[-1] // self.token_px)
+        positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config)
+        tokens, lengths = batch["tokens"], batch["lengths"]
+        if tokens.device.type == "cpu":  # elsewhere this would wait for the device and change compiled shapes
+            tokens = tokens[:, : int(lengths.max())]
+        return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
+
+    def losses(self, batch: dict[str, Any], network: Network) -> tuple[Tensor, Tensor]:
+        """Loss (B,) and time (B,) of a batch that has its draws."""
+        with self.clock.section("vae"):
+            latent = self.encoders.latents(batch["image"])
+        with self.clock.section("text"):
+            conditioning = self.conditioning(batch)
+        t = flow.logit_normal_times(batch["uniform"])
+        keep = routed(batch.get("scores"), self.plan.settings.routing_rate)
+        with self.clock.section("xut"):
+            return flow_loss(network, latent, batch["noise"], t, conditioning, keep), t
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss over the micro-batch; holes count as zero, so that the mean's divisor never changes."""
+        loss, t = self.losses(batch, self.network)
+        weight = batch["weight"]
+        assert self.time_bins is not None
+        self.time_bins.add(loss.detach(), t, weight)
+        mean = (loss * weight).mean()
+        if mean.device.type == "cpu" and not torch.isfinite(mean):
+            self._stop_on_non_finite(batch, loss)
+        return mean
+
+    def _stop_on_non_finite(self, batch: dict[str, Any], loss: Tensor) -> None:
+        bad = [key for key, value in zip(batch["keys"], loss.tolist(), strict=True) if value - value != 0]
+        raise UserError(
+            f"the loss is not finite at optimiser step {self.trainer.global_step + 1}; samples: {', '.join(bad[:8])}",
+            where=f"schedule.stages.{self.plan.name}",
+            mend="lower learning_rate or gradient_clip, or look at the named samples; "
+            "the last checkpoint is intact and resume=auto continues from it",
+        )
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """The backward pass counts as the network's time."""
+        self.clock.start("xut")
+
+    def on_after_backward(self) -> None:
+        """End of the network's time."""
+        self.clock.stop("xut")
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Clipping and the step itself count as the optimiser's time."""
+        self.clock.start("optimiser")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End of the optimiser's time, where there was a step."""
+        self.clock.stop("optimiser")
+
+    def configure_optimizers(self) -> Any:
+        """The stage's optimiser with warm-up and cosine, one tick per step."""
+        stage = self.plan.settings
+        optimiser = build_optimiser(self.network, stage, self.optimizer_settings)
+        schedule = build_rate_schedule(optimiser, stage)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say where in the run this checkpoint stands, in plain values."""
+        step = self.trainer.global_step
+        checkpoint["hdm"] = {
+            "stage": self.plan.name,
+            "number": self.plan.number,
+            "step": step,
+            "batch_size": self.plan.settings.batch_size,
+            "samples": step * self.plan.settings.batch_size,
+            "seed": self.seed,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Recount Lightning's micro-batches: their number a step depends on how many processes there are now."""
+        batches = checkpoint["hdm"]["step"] * self.plan.accumulation
+        loop = checkpoint["loops"]["fit_loop"]
+        counts = dict.fromkeys(("ready", "started", "processed", "completed"), batches)
+        loop["epoch_loop.batch_progress"].update(total=dict(counts), current=dict(counts), is_last_batch=False)
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["hdm"]["step"]

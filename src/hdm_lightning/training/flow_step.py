@@ -1,0 +1,97 @@
+"""One flow-matching step as a function of tensors: what is fed to the network and what its loss is.
+
+B batch, C latent channels, H x W latent grid, N image tokens, K kept tokens, L caption tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.diffusion import flow
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.models.positions import token_positions
+from hdm_lightning.models.routing import keep_from_scores
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a sample is drawn from besides its noisy latent.
+
+    Attributes:
+        context: (B, L, width) encoded captions.
+        context_lengths: (B,) true caption lengths.
+        positions: (B, N, 2) token positions as (y, x).
+        log_aspect_ratio: (B,) log(width / height) of the full image.
+    """
+
+    context: Tensor
+    context_lengths: Tensor
+    positions: Tensor
+    log_aspect_ratio: Tensor
+
+
+def crop_geometry(crop: Tensor, grid: tuple[int, int], token_px: int, config: XUTConfig) -> tuple[Tensor, Tensor]:
+    """Token positions (B,N,2) and log aspect ratio (B,) of crops given in pixels as (top, left, full H, full W).
+
+    Args:
+        crop: (B, 4).
+        grid: token rows and columns of the crop.
+        token_px: side of a token in pixels (autoencoder factor times patch size).
+        config: for the position convention.
+    """
+    positions = token_positions(*grid, crop=crop / token_px, convention=config.positions)
+    return positions, torch.log(crop[:, 3] / crop[:, 2])
+
+
+def flow_loss(
+    network: Network,
+    latent: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Loss (B,) of the network's velocity at time t against noise − latent (REFERENCE flow matching)."""
+    velocity = network(
+        flow.interpolate(latent, noise, t),
+        t,
+        conditioning.context,
+        context_lengths=conditioning.context_lengths,
+        token_positions=conditioning.positions,
+        log_aspect_ratio=conditioning.log_aspect_ratio,
+        keep=keep,
+    )
+    return flow.loss_per_sample(velocity, flow.velocity_target(latent, noise))
+
+
+def routed(scores: Tensor | None, rate: float) -> Tensor | None:
+    """Indices (B,K) of the image tokens that pass through the U, or None without routing."""
+    return None if scores is None or rate == 0 else keep_from_scores(scores, rate)
+
+
+class LossByTime:
+    """Running mean of the loss in equal bins of the time t, kept on the device without waiting for it."""
+
+    def __init__(self, bins: int, device: torch.device) -> None:
+        self.sums = torch.zeros(bins, device=device)
+        self.counts = torch.zeros(bins, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, t: Tensor, weight: Tensor) -> None:
+        """Add a batch's losses (B,) at times (B,) with weights (B,)."""
+        bins = (t * len(self.sums)).long().clamp_(0, len(self.sums) - 1)
+        self.sums.scatter_add_(0, bins, loss.float() * weight)
+        self.counts.scatter_add_(0, bins, weight)
+
+    def packed(self) -> Tensor:
+        """(2, bins) sums and counts, ready to be summed over processes."""
+        return torch.stack([self.sums, self.counts])
+
+    def reset(self) -> None:
+        """Start over."""
+        self.sums.zero_()
+        self.counts.zero_()

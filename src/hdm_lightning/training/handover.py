@@ -1,0 +1,43 @@
+"""What goes from one stage to the next, or from a trained model into a first stage."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hdm_lightning.training.averages import WeightAverages
+
+NETWORK_PREFIX = "network."
+AVERAGES_KEY = "AverageWeights"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint, loaded without running any code it might hold."""
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's own state dict out of a training checkpoint."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)}
+
+
+def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAverages) -> None:
+    """Give the next stage the weights and averages that a finished stage left on disk.
+
+    A stage always starts from the file, also when the last stage ran in the same process, so that an
+    interrupted schedule and an uninterrupted one take the same way.
+    """
+    network.load_state_dict(network_weights(checkpoint))
+    averages.load_state_dict(checkpoint["callbacks"][AVERAGES_KEY])
+
+
+def carry_moments(checkpoint: dict[str, Any], optimiser: Optimizer) -> None:
+    """Take over the optimiser's moments, but keep the new stage's rates, decay and betas."""
+    own = [dict(group) for group in optimiser.param_groups]
+    optimiser.load_state_dict(checkpoint["optimizer_states"][0])
+    for group, wanted in zip(optimiser.param_groups, own, strict=True):
+        group.update({key: value for key, value in wanted.items() if key != "params"})

@@ -1,0 +1,98 @@
+"""Devices and precision: what `auto` means on the machine at hand."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.settings import TrainerSettings
+from hdm_lightning.version import __version__
+
+
+def accelerator(settings: TrainerSettings) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        UserError: for an unknown name, or cuda where there is none.
+    """
+    if settings.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.accelerator not in ("cpu", "cuda"):
+        raise UserError(
+            f"'{settings.accelerator}' is none of auto, cpu, cuda", where="trainer.accelerator", mend="trainer=auto"
+        )
+    if settings.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible", where="trainer.accelerator", mend="use trainer=cpu or trainer=auto")
+    return settings.accelerator
+
+
+def local_devices(settings: TrainerSettings) -> int:
+    """Processes on this machine, one per device."""
+    if settings.devices < 0:
+        raise UserError(f"{settings.devices} is negative", where="trainer.devices", mend="0 means all devices")
+    if accelerator(settings) == "cpu":
+        return max(1, settings.devices)
+    present = torch.cuda.device_count()
+    if settings.devices > present:
+        raise UserError(
+            f"{settings.devices} devices asked for, {present} present", where="trainer.devices", mend="0 means all"
+        )
+    return settings.devices or present
+
+
+def precision(settings: TrainerSettings) -> str:
+    """Lightning's name of the precision."""
+    if settings.precision != "auto":
+        return settings.precision
+    if accelerator(settings) == "cpu":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
+    """Dtype of a frozen encoder; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"'{name}' is no torch dtype", where=where, mend="auto, float32, bfloat16 or float16")
+    return dtype
+
+
+def set_threads(settings: TrainerSettings, processes: int) -> None:
+    """CPU threads of this process: as asked for, else an even share of the cores on a CPU run."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    elif processes > 1 and accelerator(settings) == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and devices, for the run's folder."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "hdm_lightning": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "cuda": torch.version.cuda,
+        "devices": devices,
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that the package runs from; None for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        inside = subprocess.run([*command[:3], "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if inside.returncode == 0 and result.returncode == 0 else None

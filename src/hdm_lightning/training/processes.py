@@ -1,0 +1,54 @@
+"""What the processes of a run tell each other; every function also works without a process group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def distributed() -> bool:
+    """Whether there is a process group with more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if distributed() else 1
+
+
+def summed(values: Tensor) -> Tensor:
+    """The element-wise sum over processes."""
+    if distributed():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any process; the same answer everywhere."""
+    if not distributed():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def from_first(value: Any) -> Any:
+    """What the first process holds, on every process."""
+    if not distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if distributed():
+        dist.barrier()

@@ -1,0 +1,54 @@
+"""Where things stand inside a run's folder, and what is already done there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.training.stages import StagePlan
+
+CONFIG = "config.yaml"
+LEDGER = "ledger.jsonl"
+ENVIRONMENT = "environment.json"
+FINAL = "final"
+DONE = "done.json"
+
+
+def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
+    """Folder of a stage's checkpoints."""
+    return plan.folder(run_dir) / "checkpoints"
+
+
+def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
+    """The stage's newest whole checkpoint."""
+    found = checkpoints_in(checkpoint_folder(run_dir, plan))
+    return found[-1] if found else None
+
+
+def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
+    """Whether the stage has ended and left its last checkpoint."""
+    return (plan.folder(run_dir) / DONE).exists() and newest_checkpoint(run_dir, plan) is not None
+
+
+def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
+    """Record the end of a stage; written last, after its checkpoint."""
+    text = json.dumps(summary, indent=2) + "\n"
+    write_atomically(plan.folder(run_dir) / DONE, lambda file: file.write(text.encode()))
+
+
+def check_resume(run_dir: Path, resume: str) -> None:
+    """Refuse a folder that holds a run when the user asked for a fresh one.
+
+    Raises:
+        UserError: for an unknown value of `resume`, or `never` with something there.
+    """
+    if resume not in ("auto", "never"):
+        raise UserError(f"'{resume}' is neither 'auto' nor 'never'", where="resume", mend="resume=auto")
+    if resume == "never" and any(run_dir.glob("*/checkpoints/step-*.ckpt")):
+        raise UserError(
+            f"{run_dir} already holds checkpoints",
+            where="run_dir",
+            mend="choose another name=..., or resume=auto to continue, or delete the folder",
+        )

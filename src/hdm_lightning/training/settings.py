@@ -1,0 +1,260 @@
+"""Plain typed settings of a training run, as the configuration files spell them.
+
+The dataclasses name every key that a configuration may hold; `training.checks` turns a composed
+configuration into them and reports unknown keys and wrong types by name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class StopSettings:
+    """What ends a stage before its samples are spent; None means never.
+
+    Attributes:
+        max_hours: wall-clock hours of the stage, restarts counted in.
+        max_cost_usd: dollars of the stage at `trainer.usd_per_device_hour`.
+        plateau_samples: samples without an improvement of the validation loss by `plateau_delta`.
+        plateau_delta: the smallest improvement that counts.
+    """
+
+    max_hours: float | None = None
+    max_cost_usd: float | None = None
+    plateau_samples: int | None = None
+    plateau_delta: float = 0.0
+
+
+@dataclass
+class StageSettings:
+    """One stage of a schedule. Sizes are in pixels, progress in samples, whatever the number of devices.
+
+    Attributes:
+        resolution: side of the square crop in pixels.
+        samples: samples to see in this stage, all devices together.
+        batch_size: samples of one optimiser step, all devices and accumulation steps together.
+        micro_batch_size: samples that one device takes at once.
+        learning_rate: base rate; each tensor's own rate follows from `optimizer.rule`.
+        weight_decay: AdamW's decoupled decay.
+        betas: AdamW's two moment decays.
+        gradient_clip: largest gradient norm; 0 means no clipping.
+        warmup_samples: samples of linear warm-up.
+        final_learning_rate_ratio: where the cosine ends, as a share of the rate.
+        routing_rate: TREAD's share of image tokens that skip the U (arXiv 2501.04765); 0 means none.
+        context_length: caption tokens kept.
+        activation_checkpointing: recompute each block in the backward pass to save memory.
+        validate_every: samples between validations; 0 means at the stage's end only.
+        save_every: samples between checkpoints; 0 means at the stage's end only.
+        sample_every: samples between sample pictures; 0 means at the stage's end only.
+        stop: other ends of the stage.
+        data: keys of the data group that differ in this stage.
+    """
+
+    resolution: int = MISSING
+    samples: int = MISSING
+    batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    gradient_clip: float = 1.0
+    warmup_samples: int = 0
+    final_learning_rate_ratio: float = 0.01
+    routing_rate: float = 0.5
+    context_length: int = 256
+    activation_checkpointing: bool = False
+    validate_every: int = 0
+    save_every: int = 0
+    sample_every: int = 0
+    stop: StopSettings = field(default_factory=StopSettings)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ScheduleSettings:
+    """An ordered mapping of named stages and what goes from one to the next.
+
+    Attributes:
+        stages: name to stage; names begin with a letter so that they can be overridden on the command line.
+        carry_moments: hand the optimiser's moments over to the next stage.
+    """
+
+    stages: dict[str, StageSettings] = MISSING
+    carry_moments: bool = False
+
+
+@dataclass
+class TextEncoderSettings:
+    """The frozen text encoder: a transformers model by hub name, folder or `package:NAME/FOLDER`.
+
+    Attributes:
+        name: hub name, folder, or `package:` and a folder inside an installed Python package.
+        layer: which hidden state is the context; -1 is the last.
+        dtype: `auto` (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+        max_batch: captions encoded at once.
+        cache_size: caption embeddings kept in memory; 0 means none.
+    """
+
+    name: str = MISSING
+    layer: int = -1
+    dtype: str = "auto"
+    max_batch: int = 256
+    cache_size: int = 0
+
+
+@dataclass
+class VaeSettings:
+    """The frozen autoencoder: a diffusers AutoencoderKL by hub name or folder.
+
+    Attributes:
+        name: hub name or folder.
+        dtype: as for the text encoder.
+        max_batch: images encoded at once.
+        mean: per-channel latent means, where the model's own config has none.
+        std: per-channel latent standard deviations, likewise.
+    """
+
+    name: str = MISSING
+    dtype: str = "auto"
+    max_batch: int = 32
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class OptimizerSettings:
+    """The optimiser's kind and its rule of learning rates.
+
+    Attributes:
+        name: `adamw`.
+        rule: how a tensor's rate follows from the base rate, see `training.parameter_groups`.
+        eps: AdamW's epsilon.
+    """
+
+    name: str = "adamw"
+    rule: str = "mup"
+    eps: float = 1e-8
+
+
+@dataclass
+class EmaSettings:
+    """Weight averages kept beside the model, in float32.
+
+    Attributes:
+        halflife_samples: one average per entry; each forgets half of its past in so many samples.
+        ramp: early on, no average reaches further back than this share of the samples seen (EDM2's warm-up).
+    """
+
+    halflife_samples: list[int] = field(default_factory=lambda: [500_000])
+    ramp: float = 0.05
+
+
+@dataclass
+class CheckpointSettings:
+    """How many checkpoints of a stage stay on disk."""
+
+    keep: int = 2
+
+
+@dataclass
+class SamplePictureSettings:
+    """The fixed prompts drawn with the averaged weights while training goes on.
+
+    Attributes:
+        prompts: what is drawn; empty means no pictures.
+        aspect_ratios: width / height of the pictures, area as the stage's.
+        steps: solver steps.
+        guidance_scale: classifier-free guidance.
+        seed: noise of the first picture.
+    """
+
+    prompts: list[str] = field(default_factory=list)
+    aspect_ratios: list[float] = field(default_factory=lambda: [1.0, 1.5, 0.6667])
+    steps: int = 24
+    guidance_scale: float = 4.0
+    seed: int = 0
+
+
+@dataclass
+class CallbackSettings:
+    """Settings of the callbacks that every run has, and further callbacks as `_target_` mappings."""
+
+    ema: EmaSettings = field(default_factory=EmaSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    pictures: SamplePictureSettings = field(default_factory=SamplePictureSettings)
+    progress_bar: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerSettings:
+    """Devices, precision and what a device costs.
+
+    Attributes:
+        accelerator: `auto`, `cpu` or `cuda`.
+        devices: devices on this machine; 0 means all of them (one process on CPU).
+        nodes: machines; more than one needs torchrun or SLURM around the command.
+        precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
+        compile: compile the network in place.
+        threads: CPU threads of each process; 0 leaves torch's choice.
+        usd_per_device_hour: price for the ledger.
+        bucket_gradients_as_bf16: compress DDP's gradient exchange (CUDA only).
+    """
+
+    accelerator: str = "auto"
+    devices: int = 0
+    nodes: int = 1
+    precision: str = "auto"
+    compile: bool = False
+    threads: int = 0
+    usd_per_device_hour: float = 0.0
+    bucket_gradients_as_bf16: bool = False
+
+
+@dataclass
+class LoggerSettings:
+    """How often scalars are written, in optimiser steps, and into how many bins the loss by time falls."""
+
+    every_steps: int = 20
+    time_bins: int = 8
+
+
+@dataclass
+class ValidationSettings:
+    """The fixed validation set: how many samples, and the batch they are taken in (per device)."""
+
+    samples: int = 256
+    batch_size: int = 32
+
+
+@dataclass
+class TrainSettings:
+    """A whole `hdm-train` run.
+
+    Attributes:
+        name: the run's name.
+        run_dir: the run's folder.
+        seed: every random draw follows from it.
+        resume: `auto` continues what the run's folder holds; `never` refuses a folder that holds something.
+        init: weights to start from (a trained model's folder or file), or None.
+        model: the fields of `XUTConfig`.
+        data: see `training.data_settings`.
+    """
+
+    name: str = MISSING
+    run_dir: str = MISSING
+    seed: int = 0
+    resume: str = "auto"
+    init: str | None = None
+    model: dict[str, Any] = MISSING
+    text_encoder: TextEncoderSettings = field(default_factory=TextEncoderSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    data: dict[str, Any] = MISSING
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    callbacks: CallbackSettings = field(default_factory=CallbackSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
