@@ -1,0 +1,176 @@
+"""Captions: which of several, with which tags, in which order, or none at all.
+
+The tag grammar is `kept ||| tag $$ tag %% tag $$ tag`: what stands before `|||` is kept in its place, groups are
+parted by `%%` and tags by `$$`; groups and tags are shuffled and dropped. All separators can be chosen.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.randomness import Draws
+
+_SPACE = re.compile(r"\s+")
+_SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise|anticlockwise)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TagGrammar:
+    """How a caption is parted into a kept part, groups and tags, and what becomes of them.
+
+    Attributes:
+        kept, group, tag: the separators.
+        join: what stands between the pieces in the end.
+        shuffle: whether groups, and tags within a group, change places.
+        group_drop, tag_drop: chance of each group and each tag to be left out.
+    """
+
+    kept: str = "|||"
+    group: str = "%%"
+    tag: str = "$$"
+    join: str = ", "
+    shuffle: bool = True
+    group_drop: float = 0.3
+    tag_drop: float = 0.25
+
+    def is_used_in(self, text: str) -> bool:
+        """Whether a text has any of the separators."""
+        return self.kept in text or self.group in text or self.tag in text
+
+    def parse(self, text: str) -> tuple[str, list[list[str]]]:
+        """The kept part and the tags of each group, without empty ones."""
+        before, found, after = text.partition(self.kept)
+        kept, rest = (before.strip(), after) if found else ("", before)
+        groups = [[tag.strip() for tag in group.split(self.tag)] for group in rest.split(self.group)]
+        groups = [[tag for tag in group if tag] for group in groups]
+        return kept, [group for group in groups if group]
+
+    def render(self, text: str, draws: Draws | None) -> str:
+        """The text with its tags shuffled and dropped, or all of them in their order where `draws` is None."""
+        kept, groups = self.parse(text)
+        if draws is not None:
+            groups = [group for group in groups if draws.uniform() >= self.group_drop]
+            groups = [[tag for tag in group if draws.uniform() >= self.tag_drop] for group in groups]
+            if self.shuffle:
+                groups = draws.shuffled([draws.shuffled(group) for group in groups])
+        pieces = [kept] if kept else []
+        return self.join.join(pieces + [tag for group in groups for tag in group])
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """How the caption of a sample is found and changed.
+
+    Attributes:
+        prefer: `txt` or `json`, where a sample has both.
+        fields: keys of the JSON record that may hold a caption or a list of captions, first found first.
+        drop: chance of an empty caption instead (for classifier-free guidance).
+        tags: the tag grammar, or None to leave separators as they are.
+        clean: normalise Unicode (NFC), take out control characters, make every run of white space one space.
+        allow_missing: a sample without a caption counts as one with an empty caption, not as bad.
+    """
+
+    prefer: str = "txt"
+    fields: tuple[str, ...] = ("captions", "caption")
+    drop: float = 0.1
+    tags: TagGrammar | None = None
+    clean: bool = True
+    allow_missing: bool = False
+
+    def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
+        """One caption of the sample, before the chance of dropping it.
+
+        Raises:
+            SampleFault: there is none, or it is not UTF-8.
+        """
+        captions = self.all_of(members)
+        if not captions:
+            if self.allow_missing:
+                return ""
+            raise SampleFault("no caption")
+        number = draws.weighted([weight for _, weight in captions]) if len(captions) > 1 else 0
+        text = captions[number][0]
+        if self.tags is not None and self.tags.is_used_in(text):
+            text = self.tags.render(text, draws)
+        return text
+
+    def first(self, members: Mapping[str, bytes]) -> str:
+        """The first caption with all its tags in their order: what validation uses."""
+        captions = self.all_of(members)
+        if not captions and not self.allow_missing:
+            raise SampleFault("no caption")
+        text = captions[0][0] if captions else ""
+        return self.tags.render(text, None) if self.tags is not None and self.tags.is_used_in(text) else text
+
+    def all_of(self, members: Mapping[str, bytes]) -> list[tuple[str, float]]:
+        """All captions that are not empty, cleaned, with their weights.
+
+        Raises:
+            SampleFault: the record or the text cannot be read.
+        """
+        readers = {"txt": self._from_text, "json": self._from_record}
+        order = ("json", "txt") if self.prefer == "json" else ("txt", "json")
+        for name in order:
+            found = readers[name](members[name]) if name in members else []
+            cleaned = [(clean(text) if self.clean else text, weight) for text, weight in found]
+            cleaned = [(text, weight) for text, weight in cleaned if text.strip() and weight > 0]
+            if cleaned:
+                return cleaned
+        return []
+
+    def _from_text(self, data: bytes) -> list[tuple[str, float]]:
+        return [(_utf8(data), 1.0)]
+
+    def _from_record(self, data: bytes) -> list[tuple[str, float]]:
+        try:
+            record = json.loads(_utf8(data))
+        except ValueError as error:
+            raise SampleFault("undecodable JSON record") from error
+        if not isinstance(record, dict):
+            raise SampleFault("undecodable JSON record: not an object")
+        for name in self.fields:
+            if record.get(name):
+                return _weighted(record[name])
+        return []
+
+
+def _weighted(value: object) -> list[tuple[str, float]]:
+    """Captions and weights of a string, or of a list of strings and `{"text", "weight"}` objects."""
+    items: Sequence[object] = value if isinstance(value, list) else [value]
+    captions = []
+    for item in items:
+        if isinstance(item, dict):
+            text, weight = item.get("text"), item.get("weight", 1.0)
+        else:
+            text, weight = item, 1.0
+        if text is None:
+            continue
+        if not isinstance(text, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise SampleFault("undecodable JSON record: a caption is no text")
+        captions.append((text, float(weight)))
+    return captions
+
+
+def clean(text: str) -> str:
+    """NFC, no control characters, single spaces."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    spaced = _SPACE.sub(" ", text).strip()
+    if spaced.isprintable():
+        return spaced
+    return "".join(letter for letter in spaced if unicodedata.category(letter) not in ("Cc", "Cs", "Co", "Cn"))
+
+
+def names_a_side(text: str) -> bool:
+    """Whether a caption says left or right, so that its image must not be mirrored."""
+    return _SIDES.search(text) is not None
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleFault("caption is not UTF-8") from error

@@ -1,0 +1,78 @@
+"""Samples that cannot be used: why, how many, and when there are too many."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from hdm_lightning.errors import UserError
+
+
+class SampleFault(Exception):
+    """One sample cannot be used; the message says why. The run goes on with a hole in its place."""
+
+
+class Quarantine:
+    """A file with one line of JSON a bad sample: shard, key, ordinal in the shard, reason and place in the order.
+
+    Several processes may write to the same file: each line is one short append. A sample that comes back in a later
+    pass is written once a process.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self._seen: set[tuple[str, int]] = set()
+
+    def add(self, *, shard: str, key: str, ordinal: int, reason: str, index: int) -> None:
+        """Write one line, unless this sample was written before."""
+        if self.path is None or (shard, ordinal) in self._seen:
+            return
+        self._seen.add((shard, ordinal))
+        row = {"shard": shard, "key": key, "ordinal": ordinal, "reason": reason[:500], "index": index}
+        line = (json.dumps(row) + "\n").encode()
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+
+class FaultMeter:
+    """Counts holes and stops the run when their share is too large.
+
+    Args:
+        largest_share: share of holes at which to stop, in [0, 1].
+        patience: samples to see before the first judgement.
+    """
+
+    def __init__(self, largest_share: float, patience: int) -> None:
+        self.largest_share, self.patience = largest_share, patience
+        self.seen = 0
+        self.reasons: Counter[str] = Counter()
+
+    def count(self, reason: str | None) -> None:
+        """Count one sample; `reason` is None for a good one.
+
+        Raises:
+            UserError: more than `largest_share` of the samples so far were bad.
+        """
+        self.seen += 1
+        if reason is not None:
+            self.reasons[reason.partition(":")[0]] += 1
+            if self.seen >= self.patience and self.bad > self.largest_share * self.seen:
+                raise self._too_many()
+
+    @property
+    def bad(self) -> int:
+        """How many samples were bad so far."""
+        return self.reasons.total()
+
+    def _too_many(self) -> UserError:
+        commonest = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
+        return UserError(
+            f"{self.bad} of {self.seen} samples could not be used, more than {self.largest_share:.1%}: {commonest}",
+            where="data.max_bad_share",
+            mend="see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
+            "samples out, or raise data.max_bad_share",
+        )

@@ -1,0 +1,141 @@
+"""Batches of one rank: workers that prepare samples, and their samples put back in order."""
+
+from collections.abc import Iterator
+from itertools import count
+from math import ceil
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hdm_lightning.data.batch import Batch
+from hdm_lightning.data.chunks import Chunk, chunk_samples, collate, in_order, pack_chunk
+from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.faults import FaultMeter
+from hdm_lightning.data.order import first_position, readers_per_rank
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.preparation import Preparation, Sample, Tokenise
+
+WORKER_TIMEOUT_S = 900
+"""How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
+
+
+class StreamLoader:
+    """An endless loader: batch m of a rank holds its positions m·B … (m+1)·B − 1 after the start.
+
+    Args:
+        config, plan: the stream and its order.
+        tokenise: caption to (token numbers, true count); must be picklable where workers are spawned.
+        batch_size: B, samples of a batch on this rank.
+        rank, world: this rank has the positions g = rank (mod world).
+        start: first global position.
+        pin_memory: lay batches in page-locked memory.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        plan: Plan,
+        tokenise: Tokenise,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.config, self.batch_size, self.pin_memory = config, batch_size, pin_memory
+        self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
+        self._chunks = _Chunks(config, plan, tokenise, first_position(start, rank, world), world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
+        rows: list[tuple[Chunk, int]] = []
+        for chunk, row in in_order(self._source()):
+            meter.count(chunk.faults[row] or None)
+            rows.append((chunk, row))
+            if len(rows) == self.batch_size:
+                yield collate(rows, pin_memory=self.pin_memory)
+                rows = []
+
+    def _source(self) -> Iterator[Chunk]:
+        if self.workers == 0:
+            return iter(self._chunks)
+        loader = DataLoader(
+            self._chunks,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=2,
+            timeout=WORKER_TIMEOUT_S,
+        )
+        return iter(loader)
+
+
+class ValidationLoader(StreamLoader):
+    """A finite loader over the first positions of a fixed order, with as many batches on every rank.
+
+    Each position is given by one rank; the last batches are filled up with holes of weight 0, so that no rank waits
+    for another. Captions are the first ones, never dropped.
+
+    Args:
+        samples: positions in all, at most the number of planned samples.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        plan: Plan,
+        tokenise: Tokenise,
+        *,
+        samples: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(config, plan, tokenise, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
+        samples = min(samples, plan.samples)
+        self._batches = ceil(ceil(samples / world) / batch_size)
+        self._chunks = _Chunks(
+            config, plan, tokenise, rank, world, rows=self._batches * batch_size, stop=samples, training=False
+        )
+
+    def __len__(self) -> int:
+        return self._batches
+
+
+class _Chunks(IterableDataset[Chunk]):
+    """The chunks of one worker: every n-th sample of its rank, from the worker's own number on."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        plan: Plan,
+        tokenise: Tokenise,
+        first: int,
+        world: int,
+        *,
+        rows: int | None = None,
+        stop: int | None = None,
+        training: bool = True,
+    ) -> None:
+        self.config, self.plan, self.tokenise = config, plan, tokenise
+        self.first, self.world, self.rows, self.stop, self.training = first, world, rows, stop, training
+
+    def __iter__(self) -> Iterator[Chunk]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        preparation = Preparation(self.config, self.plan, self.tokenise, training=self.training)
+        size = chunk_samples(self.config.resolution)
+        for turn in count():
+            rows = [worker + workers * (turn * size + place) for place in range(size)]
+            samples = [self._sample(preparation, row) for row in rows if self.rows is None or row < self.rows]
+            if not samples:
+                return
+            yield pack_chunk(turn, samples)
+
+    def _sample(self, preparation: Preparation, row: int) -> Sample:
+        position = self.first + row * self.world
+        if self.stop is not None and position >= self.stop:
+            return preparation.hole(position)
+        return preparation.sample(position)
