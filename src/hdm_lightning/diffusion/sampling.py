@@ -1,0 +1,118 @@
+"""Solvers of the flow ODE dx/dt = v(x, t) along a decreasing time grid, from noise to image.
+
+Shapes: x and velocities (B, ...); grids (steps + 1,).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+Velocity = Callable[[Tensor, float], Tensor]
+"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device."""
+
+Progress = Callable[[int, int], None]
+"""Called after each step with (steps done, steps in all)."""
+
+Solver = Callable[..., Tensor]
+"""(velocity, x, grid, progress=None) -> x at the grid's last time."""
+
+
+def euler(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+    """Euler's method: first order, one evaluation a step.
+
+    Args:
+        velocity: v(x, t).
+        x: state at the grid's first time, in the dtype to integrate in.
+        grid: decreasing times.
+        progress: called after each step.
+
+    Returns:
+        The state at the grid's last time.
+    """
+    for now, then in _steps(grid, progress):
+        x = x + (then - now) * velocity(x, now).to(x.dtype)
+    return x
+
+
+def heun(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+    """Heun's method (arXiv 2206.00364, algorithm 1): second order, two evaluations a step.
+
+    A step that ends at t = 0 is an Euler step, as there: the network hardly sees that time in training, and one
+    uncorrected step leaves the order as it is. Arguments as for `euler`.
+    """
+    for now, then in _steps(grid, progress):
+        slope = velocity(x, now).to(x.dtype)
+        ahead = x + (then - now) * slope
+        if then > 0.0:
+            slope = 0.5 * (slope + velocity(ahead, then).to(x.dtype))
+        x = x + (then - now) * slope
+    return x
+
+
+def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+    """Two-step Adams–Bashforth on steps of any length: second order, one evaluation a step.
+
+    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's.
+    Arguments as for `euler`.
+    """
+    return _adams_bashforth(velocity, x, grid, progress, order=2)
+
+
+def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+    """Three-step Adams–Bashforth on steps of any length: third order, one evaluation a step.
+
+    The first step is Heun's (one evaluation more), the second one two-step. Arguments as for `euler`.
+    """
+    return _adams_bashforth(velocity, x, grid, progress, order=3)
+
+
+SOLVERS: Mapping[str, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "ab2": adams_bashforth_2,
+    "ab3": adams_bashforth_3,
+}
+"""The solvers by the names that configurations and commands use."""
+
+
+def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None, *, order: int) -> Tensor:
+    """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, section III.1 and III.5)."""
+    slopes: list[tuple[float, Tensor]] = []
+    for now, then in _steps(grid, progress):
+        slope = velocity(x, now).to(x.dtype)
+        if order > 2 and not slopes and then > 0.0:
+            ahead = x + (then - now) * slope
+            x = x + 0.5 * (then - now) * (slope + velocity(ahead, then).to(x.dtype))
+            slopes = [(now, slope)]
+            continue
+        slopes = [(now, slope), *slopes[: order - 1]]
+        weights = _integrals_of_lagrange_basis([time for time, _ in slopes], now, then)
+        for weight, (_, earlier) in zip(weights, slopes, strict=True):
+            x = x + weight * earlier
+    return x
+
+
+def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """∫ ℓⱼ(t) dt from start to end for each of at most four nodes; Simpson's rule is exact for cubics."""
+    integrals = []
+    for node in nodes:
+        others = [other for other in nodes if other != node]
+        values = [
+            math.prod((t - other) / (node - other) for other in others) for t in (start, 0.5 * (start + end), end)
+        ]
+        integrals.append((end - start) / 6.0 * (values[0] + 4.0 * values[1] + values[2]))
+    return integrals
+
+
+def _steps(grid: Tensor, progress: Progress | None) -> Iterator[tuple[float, float]]:
+    """Pairs (now, then) of the grid; tells the progress after each."""
+    times: list[float] = grid.tolist()
+    if grid.dim() != 1 or len(times) < 2 or any(a <= b for a, b in itertools.pairwise(times)):
+        raise ValueError(f"grid: got {times}, expected at least two decreasing times")
+    steps = len(times) - 1
+    for done, (now, then) in enumerate(itertools.pairwise(times), start=1):
+        yield now, then
+        if progress is not None:
+            progress(done, steps)

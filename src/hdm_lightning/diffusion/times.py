@@ -1,0 +1,63 @@
+"""The times at which a sampler evaluates the velocity: decreasing grids from noise (1) to the image (0)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def uniform_grid(steps: int, *, start: float = 1.0) -> Tensor:
+    """Equal steps from `start` to 0.
+
+    Args:
+        steps: number of steps, at least 1.
+        start: first time, in (0, 1]; below 1 for image-to-image.
+
+    Returns:
+        `steps` + 1 decreasing times, float64 on the CPU.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, expected at least 1")
+    if not 0.0 < start <= 1.0:
+        raise ValueError(f"start: got {start}, expected 0 < start ≤ 1")
+    return torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
+
+
+def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
+    """A uniform grid moved towards noise, t ← shift·t / (1 + (shift − 1)·t) (arXiv 2403.03206, equation 23).
+
+    Args:
+        steps: number of steps, at least 1.
+        shift: above 0; 1 leaves the grid uniform, above 1 spends more steps near noise.
+        start: first time after the shift, in (0, 1].
+
+    Returns:
+        `steps` + 1 decreasing times, float64 on the CPU.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    if not shift > 0.0 or not math.isfinite(shift):
+        raise ValueError(f"shift: got {shift}, expected above 0")
+    if not 0.0 < start <= 1.0:
+        raise ValueError(f"start: got {start}, expected 0 < start ≤ 1")
+    start_before_shift = start / (shift - (shift - 1.0) * start)
+    grid = uniform_grid(steps, start=start_before_shift)
+    return shift * grid / (1.0 + (shift - 1.0) * grid)
+
+
+def resolution_shift(tokens: int, base_tokens: int) -> float:
+    """The shift √(tokens / base_tokens) that keeps the uncertainty at a time equal across resolutions.
+
+    An image of more tokens needs more noise for the same loss of information (arXiv 2403.03206, equation 23).
+
+    Args:
+        tokens: image tokens (or pixels) at the resolution to sample.
+        base_tokens: image tokens (or pixels) at which shift 1 is right.
+    """
+    if tokens < 1 or base_tokens < 1:
+        raise ValueError(f"tokens, base_tokens: got {tokens}, {base_tokens}, expected at least 1")
+    return math.sqrt(tokens / base_tokens)
