@@ -46,7 +46,7 @@ class WeightAverages:
     def update(self, samples: int) -> None:
         """Move every average after an optimiser step of `samples` samples (all devices together)."""
         self.samples_seen += samples
-        weights = self._weights()
+        weights = [weight.float() for weight in self._weights()]  # no copy where they are float32 already
         for shadow, halflife in zip(self.shadows, self.halflives, strict=True):
             reach = min(halflife, self.ramp * self.samples_seen) if self.ramp else halflife
             torch._foreach_lerp_(shadow, weights, 1 - 0.5 ** (samples / max(reach, 1e-9)))

@@ -1,10 +1,21 @@
 """What the processes of a run tell each other; every function also works without a process group."""
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def join_group(accelerator: str) -> bool:
+    """Join the process group when torchrun's environment says that there are several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return False
+    if accelerator == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
+    return True
 
 
 def distributed() -> bool:
@@ -20,6 +31,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if distributed() else 1
+
+
+def local_world_size() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed() else 1
 
 
 def summed(values: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ class TrainerSettings:
         compile: compile the network in place.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
-        bucket_gradients_as_bf16: compress DDP's gradient exchange (CUDA only).
+        compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
+        static_graph: let DDP assume that every step uses the same parameters.
     """
 
     accelerator: str = "auto"
@@ -210,7 +211,8 @@ class TrainerSettings:
     compile: bool = False
     threads: int = 0
     usd_per_device_hour: float = 0.0
-    bucket_gradients_as_bf16: bool = False
+    compress_gradients: bool = False
+    static_graph: bool = False
 
 
 @dataclass

@@ -1,0 +1,67 @@
+"""Hydra commands: composition errors and user errors on one screen with exit status 2."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hdm_lightning.errors import UserError
+
+TRACEBACK = "HDM_TRACEBACK"
+LONGEST_FOLDER_NAME = 120
+
+
+def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
+    """Compose `config_name` with the command line, call `task(config)`, and return the exit status.
+
+    A task returns None or a number (for sweepers), or raises `UserError`; an integer attribute `status`
+    is not needed: `SystemExit` passes through.
+    """
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    application = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")(task)
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let the errors through to here
+    try:
+        application()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        print(f"error: {_first_lines(error)}", file=sys.stderr)
+        return 2
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
+    return 0
+
+
+def in_sweep() -> bool:
+    """Whether the present job is one of a multirun."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def output_dir() -> str:
+    """The folder of the present job."""
+    return str(HydraConfig.get().runtime.output_dir)
+
+
+def short_name(text: str) -> str:
+    """A folder name made of a job's overrides: as it is where short, its beginning and a hash where long."""
+    safe = text.replace("/", "-")
+    if len(safe) <= LONGEST_FOLDER_NAME:
+        return safe or "job"
+    digest = hashlib.blake2b(safe.encode(), digest_size=6).hexdigest()
+    return f"{safe[: LONGEST_FOLDER_NAME - 13]}-{digest}"
+
+
+def _first_lines(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    lines = [line for line in str(error).splitlines() if line.strip() and "object_type=" not in line]
+    return "\n".join([*lines[:24], "  mend: `--cfg job` shows every key, `--help` the groups and their choices"])

@@ -1,0 +1,92 @@
+"""Start from a trained model: weights only, with what was loaded and what was not said plainly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.names import published_names
+from hdm_lightning.interop.published import strip_prefix
+from hdm_lightning.models import XUT
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What became of each tensor of the network and of the file.
+
+    Attributes:
+        loaded: taken from the file.
+        missing: not in the file; they keep their fresh initialisation.
+        reshaped: in the file with another shape; they keep their fresh initialisation.
+        unused: in the file but not in the network.
+    """
+
+    source: str
+    loaded: list[str]
+    missing: list[str]
+    reshaped: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded"]
+        for label, names in (
+            ("missing, initialised afresh", self.missing),
+            ("other shape, initialised afresh", self.reshaped),
+            ("in the file but not used", self.unused),
+        ):
+            if names:
+                lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+        return "\n".join(lines)
+
+
+def load_initial_weights(network: XUT, source: str) -> InitReport:
+    """Copy every tensor that fits from a run's folder, a model folder or a safetensors file into the network.
+
+    Raises:
+        UserError: when the file is not there or no tensor of it fits.
+    """
+    found = _own_names(network, load_file(find_weights(source)))
+    state = network.state_dict()
+    fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
+    if not fits:
+        raise UserError(f"no tensor of {source} fits the model", where="init", mend="choose the model= it was made with")
+    with torch.no_grad():
+        for name in fits:
+            state[name].copy_(found[name])
+    return InitReport(
+        source,
+        loaded=sorted(fits),
+        missing=sorted(set(state) - set(found)),
+        reshaped=sorted((set(state) & set(found)) - fits),
+        unused=sorted(set(found) - set(state)),
+    )
+
+
+def find_weights(source: str) -> Path:
+    """The safetensors file that `init` means: the file itself, or that of a run's or a model's folder."""
+    path = Path(source).expanduser()
+    for candidate in (path, path / MODEL_FILE, path / "final" / MODEL_FILE):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"there is no model in {source}",
+        where="init",
+        mend=f"give a run's folder, a folder with {MODEL_FILE}, or a safetensors file",
+    )
+
+
+def _own_names(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors under this project's names, whether it has them or the published ones."""
+    if any(name in tensors for name in network.state_dict()):
+        return tensors
+    try:
+        published = strip_prefix(tensors)
+    except ValueError as error:
+        raise UserError(str(error), where="init", mend="give a model of this project or a published one") from error
+    back = {theirs: ours for ours, theirs in published_names(network).items()}
+    return {back.get(name, name): value for name, value in published.items()}

@@ -1,0 +1,62 @@
+"""A whole training command: all checks first, then one process per device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.data_settings import check_data
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.preflight import check_autoencoder, check_text_encoder
+from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.stages import plan_stages
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked training command.
+
+    Attributes:
+        config: the plain resolved configuration, which is what other processes get.
+        settings: the same, typed.
+        processes: processes on this machine.
+    """
+
+    config: dict[str, Any]
+    settings: TrainSettings
+    processes: int
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings.run_dir)
+
+    def is_finished(self) -> bool:
+        """Whether the run has exported its model."""
+        return (self.run_dir / run_folder.FINAL / "model.safetensors").exists()
+
+
+def check_job(config: dict[str, Any]) -> Job:
+    """Check everything that can be checked before a weight is allocated.
+
+    Raises:
+        UserError: naming the key or file and the mend.
+    """
+    settings = train_settings_from(config)
+    run_folder.check_resume(Path(settings.run_dir), settings.resume)
+    processes = hardware.local_devices(settings.trainer)
+    model = model_config_from(settings.model)
+    plans = plan_stages(settings.schedule, processes * settings.trainer.nodes)
+    for plan in plans:
+        check_data(settings, plan)
+    check_text_encoder(settings, model)
+    check_autoencoder(settings, model, plans)
+    return Job(config, settings, processes)
+
+
+def run_job(job: Job) -> int:
+    """Train; returns the exit status (0, or 143 after a signal)."""
+    from hdm_lightning.training.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
+
+    return launch(work, job.config, job.processes)

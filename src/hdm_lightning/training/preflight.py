@@ -1,0 +1,63 @@
+"""Everything that can be known to be wrong before the first weight is allocated."""
+
+import json
+
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.text import MODEL_FILES
+from hdm_lightning.encoders.vae import AUTOENCODER_FILES
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.stages import StagePlan
+
+
+def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
+    """The text encoder exists and is as wide as the network's context.
+
+    Raises:
+        UserError: naming `text_encoder.name` or `model.context_width`.
+    """
+    width = text_width(settings.text_encoder.name)
+    if width != model.context_width:
+        raise UserError(
+            f"the text encoder {settings.text_encoder.name} is {width} wide, the model's context "
+            f"{model.context_width}",
+            where="model.context_width",
+            mend=f"set model.context_width={width}, or choose another text_encoder",
+        )
+
+
+def text_width(name: str) -> int:
+    """Width of a text encoder's hidden states, from its configuration file alone."""
+    from transformers import AutoConfig  # noqa: PLC0415 (seconds to import)
+
+    folder = locate_model(name, where="text_encoder.name", required=MODEL_FILES)
+    return int(AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().hidden_size)
+
+
+def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> int:
+    """The autoencoder exists, has the network's channels, and divides every resolution; returns its factor.
+
+    Raises:
+        UserError: naming `vae.name`, `model.channels` or a stage's resolution.
+    """
+    folder = locate_model(settings.vae.name, where="vae.name", required=AUTOENCODER_FILES)
+    config = json.loads((folder / "config.json").read_text())
+    channels, factor = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
+    if channels != model.channels:
+        raise UserError(
+            f"the autoencoder {settings.vae.name} has {channels} latent channels, the model {model.channels}",
+            where="model.channels",
+            mend=f"set model.channels={channels}, or choose another vae",
+        )
+    unit = factor * model.patch_size
+    for plan in plans:
+        if plan.settings.resolution % unit:
+            nearest = max(1, round(plan.settings.resolution / unit)) * unit
+            raise UserError(
+                f"{plan.settings.resolution} is not a multiple of {unit} (autoencoder factor {factor} x patch "
+                f"{model.patch_size})",
+                where=f"schedule.stages.{plan.name}.resolution",
+                mend=f"set it to {nearest}",
+            )
+    return factor

@@ -1,0 +1,126 @@
+"""A schedule of stages inside one process: build the parts once, then one fit after another."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from hdm_lightning.models import XUT
+from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.callbacks.ledger import Ledger
+from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
+from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.export import export_final
+from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.handover import hand_over, read_checkpoint
+from hdm_lightning.training.initial_weights import load_initial_weights
+from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.stage_fit import fit_stage
+from hdm_lightning.training.stages import StagePlan, plan_stages
+
+
+@dataclass
+class Run:
+    """What the stages of a run have in common.
+
+    Attributes:
+        settings: the run's settings.
+        config_text: the resolved configuration as YAML.
+        run_dir: the run's folder.
+        plans: the stages.
+        network: the network, on the CPU between stages.
+        encoders: the frozen encoders.
+        averages: the weight averages.
+        ledger: the run's ledger.
+        summaries: what each finished stage reported.
+    """
+
+    settings: TrainSettings
+    config_text: str
+    run_dir: Path
+    plans: list[StagePlan]
+    network: XUT
+    encoders: FrozenEncoders
+    averages: WeightAverages
+    ledger: Ledger
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def build_run(settings: TrainSettings) -> Run:
+    """Build the network, the encoders and the averages of a run, the same in every process."""
+    kind = hardware.accelerator(settings.trainer)
+    torch.manual_seed(sub_seed(settings.seed, "weights"))
+    network = XUT(model_config_from(settings.model))
+    if settings.init is not None:
+        report = load_initial_weights(network, settings.init)
+        if processes.rank() == 0:
+            print(report)
+    if kind == "cuda":
+        network.to(torch.device("cuda", torch.cuda.current_device()))
+    run_dir = Path(settings.run_dir)
+    return Run(
+        settings=settings,
+        config_text=OmegaConf.to_yaml(OmegaConf.structured(settings)),
+        run_dir=run_dir,
+        plans=plan_stages(settings.schedule, processes.world_size()),
+        network=network,
+        encoders=load_encoders(settings, kind),
+        averages=WeightAverages(network, settings.callbacks.ema.halflife_samples, settings.callbacks.ema.ramp),
+        ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
+    )
+
+
+def run_schedule(run: Run) -> None:
+    """Run every stage that is not done yet, each from what the one before it left on disk, then export."""
+    previous: StagePlan | None = None
+    for plan in run.plans:
+        if not processes.from_first(run_folder.stage_is_done(run.run_dir, plan)):
+            checkpoint = None
+            if previous is not None:
+                checkpoint = read_checkpoint(_checkpoint_of(run, previous))
+                hand_over(checkpoint, run.network, run.averages)
+            fit_stage(run, plan, checkpoint)
+        previous = plan
+    if previous is not None:
+        export_final(run, _checkpoint_of(run, previous))
+
+
+def _checkpoint_of(run: Run, plan: StagePlan) -> Path:
+    path = run_folder.newest_checkpoint(run.run_dir, plan)
+    assert path is not None, f"stage {plan.name} is done but has no checkpoint"
+    return path
+
+
+def work(config: dict[str, Any]) -> int:
+    """One process of a run, from its plain settings; returns the exit status."""
+    settings = train_settings_from(config)
+    multiple = processes.join_group(hardware.accelerator(settings.trainer))
+    try:
+        hardware.set_threads(settings.trainer, processes.world_size())
+        run = build_run(settings)
+        if processes.rank() == 0:
+            _describe(run)
+        run_schedule(run)
+        return 0
+    except StoppedBySignal as stop:
+        if processes.rank() == 0:
+            print(stop)
+        return EXIT_STATUS
+    finally:
+        if multiple and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _describe(run: Run) -> None:
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.run_dir / run_folder.CONFIG, lambda file: file.write(run.config_text.encode()))
+    environment = json.dumps(hardware.environment(), indent=2) + "\n"
+    write_atomically(run.run_dir / run_folder.ENVIRONMENT, lambda file: file.write(environment.encode()))

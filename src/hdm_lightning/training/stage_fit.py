@@ -1,0 +1,148 @@
+"""One stage of a schedule as one Lightning fit: fresh trainer, logger and callbacks around the same network."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import hydra.utils
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.apply import prepare_network
+from hdm_lightning.training.callbacks.averages import AverageWeights
+from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.callbacks.handover import CarryMoments
+from hdm_lightning.training.callbacks.ledger import KeepLedger
+from hdm_lightning.training.callbacks.pictures import DrawPictures
+from hdm_lightning.training.callbacks.progress import ShowProgress
+from hdm_lightning.training.callbacks.scalars import LogScalars
+from hdm_lightning.training.callbacks.signals import StopOnSignal
+from hdm_lightning.training.callbacks.stops import StopStage
+from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from hdm_lightning.training.data_settings import build_datamodule
+from hdm_lightning.training.flow_module import FlowMatchingModule
+from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.tensorboard import stage_logger
+
+if TYPE_CHECKING:
+    from hdm_lightning.data.datamodule import ShardDataModule
+    from hdm_lightning.training.run import Run
+
+
+def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> None:
+    """Train one stage to its end, from its own newest checkpoint if there is one.
+
+    Args:
+        run: what the stages share; `run.network` holds the weights to start from.
+        plan: the stage.
+        previous: the checkpoint of the stage before, for its optimiser's moments.
+    """
+    resume_from = processes.from_first(run_folder.newest_checkpoint(run.run_dir, plan))
+    steps_done = read_checkpoint(resume_from)["hdm"]["step"] if resume_from else 0
+    data = build_datamodule(run.settings, plan, consumed=steps_done * plan.settings.batch_size)
+    prepare_network(run.network, plan.settings, run.settings.trainer)
+    module = FlowMatchingModule(
+        run.network, run.encoders, plan, run.settings.optimizer, run.settings.logger, run.settings.seed
+    )
+    callbacks = stage_callbacks(run, plan, data, previous)
+    trainer = stage_trainer(run, plan, callbacks, first_step=steps_done)
+    begin = time.monotonic()
+    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    _finish(run, plan, trainer, module, callbacks, time.monotonic() - begin)
+
+
+def stage_callbacks(
+    run: "Run", plan: StagePlan, data: "ShardDataModule", previous: dict[str, Any] | None
+) -> list[Callback]:
+    """The stage's callbacks in the order in which they act after a step.
+
+    Averages come first, so that all that follows sees them; the checkpoint comes after validation and
+    pictures, so that a resumed run does not repeat them; the signal comes last.
+    """
+    settings, stage = run.settings, plan.settings
+    save_every = plan.steps_for(stage.save_every)
+    ledger = KeepLedger(run.ledger, plan, save_every, settings.trainer.usd_per_device_hour)
+    scalars = LogScalars(settings.logger.every_steps)
+    validation = ValidateFlow(
+        data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples
+    )
+    save = SaveCheckpoints(run_folder.checkpoint_folder(run.run_dir, plan), save_every, settings.callbacks.checkpoints.keep)
+    callbacks: list[Callback] = [
+        AverageWeights(run.averages, stage.batch_size),
+        scalars,
+        validation,
+        DrawPictures(run, plan),
+        StopStage(stage.stop, ledger, validation, stage.batch_size),
+        save,
+        ledger,
+        StopOnSignal(save.save),
+    ]
+    if settings.schedule.carry_moments and previous is not None:
+        callbacks.insert(0, CarryMoments(previous))
+    if settings.callbacks.progress_bar and processes.rank() == 0:
+        samples = sum(each.samples for each in run.plans)
+        callbacks.insert(-1, ShowProgress(plan, samples, ledger, scalars))
+    extra = [hydra.utils.instantiate(each) for each in settings.callbacks.extra.values()]
+    return [*callbacks[:-1], *extra, callbacks[-1]]
+
+
+def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_step: int) -> Trainer:
+    """The stage's trainer: steps instead of epochs, no work of Lightning's own beyond the loop."""
+    settings, stage = run.settings, plan.settings
+    first_sample = plan.samples_before + first_step * stage.batch_size
+    return Trainer(
+        accelerator=hardware.accelerator(settings.trainer),
+        devices=processes.local_world_size(),
+        num_nodes=settings.trainer.nodes,
+        strategy=_strategy(run),
+        precision=hardware.precision(settings.trainer),
+        max_steps=plan.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=plan.accumulation,
+        gradient_clip_val=stage.gradient_clip or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_sample),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+
+
+def _strategy(run: "Run") -> Any:
+    if processes.world_size() == 1:
+        return "auto"
+    hook = None
+    if run.settings.trainer.compress_gradients and hardware.accelerator(run.settings.trainer) == "cuda":
+        hook = bf16_compress_hook
+    return DDPStrategy(gradient_as_bucket_view=True, static_graph=run.settings.trainer.static_graph, ddp_comm_hook=hook)
+
+
+def _finish(
+    run: "Run", plan: StagePlan, trainer: Trainer, module: FlowMatchingModule, callbacks: list[Callback], seconds: float
+) -> None:
+    """Save the stage's end, note it, and mark the stage as done."""
+    by_type = {type(callback): callback for callback in callbacks}
+    stop, ledger, save = by_type[StopStage], by_type[KeepLedger], by_type[SaveCheckpoints]
+    validation = by_type[ValidateFlow]
+    assert isinstance(stop, StopStage) and isinstance(ledger, KeepLedger)
+    assert isinstance(save, SaveCheckpoints) and isinstance(validation, ValidateFlow)
+    save.save(trainer)
+    ledger.note("end", trainer, module)
+    if trainer.is_global_zero:
+        summary = {
+            "stage": plan.name,
+            "steps": trainer.global_step,
+            "samples": trainer.global_step * plan.settings.batch_size,
+            "ended_by": stop.reason or "samples",
+            "seconds_of_last_start": round(seconds, 1),
+            "validation": validation.latest,
+        }
+        run_folder.mark_stage_done(run.run_dir, plan, summary)
+    processes.barrier()

@@ -1,0 +1,80 @@
+"""Tiny parts that many tests share: a text encoder, an autoencoder and shards, saved and loaded by the real code."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+WORDS = "a red green blue small large circle square star on the left of right dark light drawing".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_text_encoder(tmp_path_factory):
+    """Folder of a Qwen3-architecture causal language model of width 16 with a word tokeniser."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("text_encoder")
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    config = Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory):
+    """Folder of an AutoencoderKL with factor 4 and 4 latent channels, with latent statistics."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("autoencoder")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=32,
+    ).save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.update(latents_mean=[0.0] * 4, latents_std=[0.5] * 4)
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory):
+    """Folder of three shards with 40 small pictures of varied shape and captions of known words."""
+    from PIL import Image
+
+    from hdm_lightning.data.builders.writer import ShardWriter
+
+    folder = tmp_path_factory.mktemp("shards")
+    random = np.random.default_rng(0)
+    with ShardWriter(folder, samples_per_shard=16) as writer:
+        for number in range(40):
+            height, width = random.integers(32, 64, size=2)
+            pixels = np.full((height, width, 3), random.integers(0, 255, size=3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            caption = " ".join(random.choice(WORDS, size=6))
+            writer.write(f"{number:05d}", {"png": file.getvalue(), "txt": caption, "json": {"number": number}})
+    return folder

@@ -1,0 +1,45 @@
+"""Warm-up and cosine against the formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hdm_lightning.training.handover import carry_moments
+from hdm_lightning.training.optimisers import rate_factor
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (0, 0.0),
+        (50, 0.5),
+        (100, 1.0),
+        (550, 0.01 + 0.99 * 0.5),
+        (1000, 0.01),
+        (2000, 0.01),
+        (325, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 4))),
+    ],
+)
+def test_rate_factor(samples, expected):
+    assert rate_factor(samples, total=1000, warmup=100, final_ratio=0.01) == pytest.approx(expected)
+
+
+def test_no_warm_up_starts_at_the_full_rate():
+    assert rate_factor(0, total=1000, warmup=0, final_ratio=0.1) == 1.0
+
+
+def test_carried_moments_keep_the_new_stage_s_rates():
+    layer = nn.Linear(2, 2)
+    old = torch.optim.AdamW(layer.parameters(), lr=0.5, betas=(0.9, 0.98))
+    layer(torch.ones(1, 2)).sum().backward()
+    old.step()
+    old.param_groups[0]["initial_lr"] = 0.5
+    checkpoint = {"optimizer_states": [old.state_dict()]}
+    new = torch.optim.AdamW(layer.parameters(), lr=0.1, betas=(0.9, 0.995), weight_decay=0.005)
+    new.param_groups[0]["initial_lr"] = 0.1
+    carry_moments(checkpoint, new)
+    group = new.param_groups[0]
+    assert (group["lr"], group["initial_lr"], group["betas"], group["weight_decay"]) == (0.1, 0.1, (0.9, 0.995), 0.005)
+    assert torch.equal(new.state[layer.weight]["exp_avg"], old.state[layer.weight]["exp_avg"])

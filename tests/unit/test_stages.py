@@ -1,0 +1,57 @@
+"""Derived numbers of a stage and the messages for stages that cannot be."""
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.settings import ScheduleSettings, StageSettings
+from hdm_lightning.training.stages import plan_stages
+
+
+def stage(**changes):
+    values = {"resolution": 64, "samples": 1000, "batch_size": 64, "micro_batch_size": 8, "learning_rate": 0.1}
+    return StageSettings(**{**values, **changes})
+
+
+def schedule(**stages):
+    return ScheduleSettings(stages=stages)
+
+
+def test_accumulation_steps_and_offsets():
+    first, second = plan_stages(schedule(a=stage(), b=stage(batch_size=32, micro_batch_size=16)), world_size=2)
+    assert (first.accumulation, first.steps, first.samples) == (4, 16, 1024)  # 1000 / 64 rounded up
+    assert (second.accumulation, second.samples_before, second.folder_name) == (1, 1024, "02-b")
+    assert (first.steps_for(0), first.steps_for(1), first.steps_for(65)) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_the_samples_of_a_stage_do_not_depend_on_the_number_of_processes(world_size):
+    (plan,) = plan_stages(schedule(a=stage()), world_size)
+    assert plan.accumulation * 8 * world_size == 64
+    assert plan.samples == 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "mend"),
+    [
+        ({"batch_size": 60}, "schedule.stages.a.batch_size", "batch_size=64"),
+        ({"samples": 0}, "schedule.stages.a.samples", "positive"),
+        ({"routing_rate": 1.0}, "schedule.stages.a.routing_rate", "share"),
+        ({"betas": (0.9, 1.0)}, "schedule.stages.a.betas", "0.98"),
+        ({"weight_decay": -1.0}, "schedule.stages.a.weight_decay", "positive"),
+    ],
+)
+def test_messages_name_the_key_and_the_mend(changes, key, mend):
+    with pytest.raises(UserError) as caught:
+        plan_stages(schedule(a=stage(**changes)), world_size=1)
+    assert caught.value.where == key
+    assert mend in caught.value.mend
+
+
+def test_a_stage_name_that_hydra_cannot_override_is_refused():
+    with pytest.raises(UserError, match="begins with a letter"):
+        plan_stages(schedule(**{"256px": stage()}), world_size=1)
+
+
+def test_an_empty_schedule_is_refused():
+    with pytest.raises(UserError, match="no stage"):
+        plan_stages(schedule(), world_size=1)
