@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm_lightning.models.rope import rotate, rotation_table
+from hdm_lightning.models.rope import rotate, rotation_angles
 
 
 class SelfAttention(nn.Module):
@@ -25,10 +25,10 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """(B,S,D) with positions (B or 1,S,2) to (B,S,D); ``key_mask`` (B,1,1,S) is true where a key counts."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, self.head_dim))
-        cosine, sine = rotation_table(positions, self.log_frequencies, qkv.dtype)
-        rotated = rotate(qkv[:, :, :2], (cosine.unsqueeze(2), sine.unsqueeze(2)))
-        query, key = rotated.unbind(2)
-        return self.output(_attend(query, key, qkv[:, :, 2], key_mask))
+        query_key, value = qkv.split((2, 1), dim=2)
+        angles = rotation_angles(positions, self.log_frequencies)
+        query, key = rotate(query_key, angles.unsqueeze(2)).unbind(2)
+        return self.output(_attend(query, key, value.squeeze(2), key_mask))
 
 
 class CrossAttention(nn.Module):
@@ -46,9 +46,9 @@ class CrossAttention(nn.Module):
         """(B,S,D) reading (B,S,D) at the same positions (B or 1,S,2), to (B,S,D)."""
         query = self.query(tokens).unflatten(-1, (self.heads, self.head_dim))
         key_value = self.key_value(memory).unflatten(-1, (2, self.heads, self.head_dim))
-        table = rotation_table(positions, self.log_frequencies, query.dtype)
-        key = rotate(key_value[:, :, 0], table)
-        return self.output(_attend(rotate(query, table), key, key_value[:, :, 1], key_mask))
+        key, value = key_value.unbind(2)
+        angles = rotation_angles(positions, self.log_frequencies)
+        return self.output(_attend(rotate(query, angles), rotate(key, angles), value, key_mask))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:

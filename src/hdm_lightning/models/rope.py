@@ -9,28 +9,35 @@ import torch
 from torch import Tensor
 
 
-def rotation_table(positions: Tensor, log_frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every token's angles.
+def rotation_angles(positions: Tensor, log_frequencies: Tensor) -> Tensor:
+    """Angle 2j of a token is y·exp(f[j,0]) and angle 2j+1 is x·exp(f[j,1]).
 
-    Angle 2j is y·exp(f[j,0]) and angle 2j+1 is x·exp(f[j,1]). Angles are formed in float32 or better,
-    whatever the dtype of the activations.
+    Angles are formed in float32 or better, whatever the dtype of the activations.
 
     Args:
         positions: (B or 1,S,2) as (y, x).
         log_frequencies: (H,d/4,2).
-        dtype: of the two tables.
 
     Returns:
-        Two tensors (B or 1,S,H,A).
+        (B or 1,S,H,A).
     """
     accurate = torch.promote_types(torch.promote_types(positions.dtype, log_frequencies.dtype), torch.float32)
     frequencies = log_frequencies.to(accurate).exp()
-    angles = (positions.to(accurate)[:, :, None, None, :] * frequencies).flatten(-2)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (positions.to(accurate)[:, :, None, None, :] * frequencies).flatten(-2)
 
 
-def rotate(features: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each adjacent channel pair (2i, 2i+1) of (…,H,d) by angle i of a table that broadcasts to it."""
-    cosine, sine = table
-    even, odd = features.unflatten(-1, (-1, 2)).unbind(-1)
+def rotate(features: Tensor, angles: Tensor) -> Tensor:
+    """Rotate each adjacent channel pair (2i, 2i+1) of (…,d) by angle i of (…,A), which broadcasts to it.
+
+    Returns:
+        (…,d) in the dtype of the features.
+    """
+    pairs = features.unflatten(-1, (-1, 2))
+    # One complex product is several times faster in eager mode; the compiler fuses the real form and cannot
+    # the complex one, which has no half precision either.
+    if features.dtype == angles.dtype and not torch.compiler.is_compiling():
+        turned = torch.view_as_complex(pairs) * torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(turned).flatten(-2)
+    even, odd = pairs.unbind(-1)
+    cosine, sine = angles.cos().to(features.dtype), angles.sin().to(features.dtype)
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
