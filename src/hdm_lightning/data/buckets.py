@@ -1,10 +1,15 @@
 """Aspect-ratio buckets: the common alternative to the shifted square crop, for comparison with it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hdm_lightning.errors import UserError
+
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -14,36 +19,59 @@ class Buckets:
     Attributes:
         step_px: heights and widths are multiples of this.
         max_aspect: largest ratio of the long to the short side of a shape.
-        block: positions of the global order that share a shape; the samples of one micro-batch on all ranks
-            (batch size × ranks) must divide it, and it must stay the same when a run is resumed on other ranks.
+        block: positions of the global order that share a shape. The samples of a micro-batch over all ranks must
+            divide it, and it must stay the same when a run goes on with other ranks. A bucket with fewer samples is
+            not used; its images go to the nearest one that is.
     """
 
     step_px: int = 64
     max_aspect: float = 2.0
     block: int = 1024
 
-    def shapes(self, resolution: int) -> tuple[tuple[int, int], ...]:
+    def shapes(self, resolution: int) -> tuple[Shape, ...]:
         """All (height, width), from the tallest to the widest.
 
-        For each height the width is the largest multiple of the step that keeps the area within resolution².
+        For each short side the long one is the largest multiple of the step that keeps the area within resolution².
+
+        Raises:
+            UserError: no shape is possible.
         """
         found = set()
         for side in range(self.step_px, resolution + 1, self.step_px):
             other = resolution * resolution // side // self.step_px * self.step_px
-            if other >= side and other <= side * self.max_aspect:
+            if side <= other <= side * self.max_aspect:
                 found.update({(side, other), (other, side)})
         if not found:
-            raise ValueError(f"step_px {self.step_px} leaves no bucket at resolution {resolution}")
+            raise UserError(
+                f"no shape at resolution {resolution} has sides that are multiples of {self.step_px}",
+                where="data.crop.buckets.step_px",
+                mend="make it a divisor of the resolution",
+            )
         return tuple(sorted(found, key=lambda shape: (shape[1] / shape[0], shape)))
 
-    def shape_of(self, height: int, width: int, resolution: int) -> tuple[int, int]:
-        """The shape whose aspect ratio is nearest (in its logarithm) to that of an image."""
-        shapes = self.shapes(resolution)
-        numbers = self.numbers_of(np.array([height]), np.array([width]), resolution)
-        return shapes[int(numbers[0])]
-
-    def numbers_of(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.int64]:
-        """The number of each image's shape within `shapes(resolution)`; (n,) -> (n,)."""
-        ratios = np.array([log(wide / high) for high, wide in self.shapes(resolution)])
+    def nearest(
+        self, height: NDArray[np.int64], width: NDArray[np.int64], shapes: Sequence[Shape]
+    ) -> NDArray[np.int64]:
+        """The number of the shape whose aspect ratio is nearest, in its logarithm; (n,), (n,) -> (n,)."""
+        ratios = np.array([log(wide / high) for high, wide in shapes])
         own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
         return np.abs(own[:, None] - ratios).argmin(axis=1)
+
+    def shapes_in_use(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> tuple[Shape, ...]:
+        """The shapes that at least a block of the images is nearest to; the smallest is given up until all do.
+
+        Raises:
+            UserError: there are fewer images than a block.
+        """
+        shapes = list(self.shapes(resolution))
+        while True:
+            counts = np.bincount(self.nearest(height, width, shapes), minlength=len(shapes))
+            if counts.min() >= self.block:
+                return tuple(shapes)
+            if len(shapes) == 1:
+                raise UserError(
+                    f"there are {len(height)} images, fewer than a block of {self.block}",
+                    where="data.crop.buckets.block",
+                    mend="make it smaller",
+                )
+            del shapes[int(counts.argmin())]

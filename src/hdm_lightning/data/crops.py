@@ -75,17 +75,14 @@ class CropRules:
         if long > short * self.max_aspect:
             raise SampleFault(f"too long: {width}x{height} pixels")
 
-    def choose(self, height: int, width: int, resolution: int, draws: Draws, *, may_flip: bool = False) -> Crop:
-        """The crop of an original of this upright size.
+    def choose(self, height: int, width: int, shape: tuple[int, int], draws: Draws, *, may_flip: bool = False) -> Crop:
+        """The crop of a shape (height, width) from an original of this upright size.
 
         Raises:
             SampleFault: the original may not be used.
         """
-        self.check(height, width, resolution)
-        if self.buckets is None:
-            out_height = out_width = resolution
-        else:
-            out_height, out_width = self.buckets.shape_of(height, width, resolution)
+        out_height, out_width = shape
+        self.check(height, width, round((out_height * out_width) ** 0.5))
         full_height, full_width = covering_size(height, width, out_height, out_width)
         spare_y, spare_x = full_height - out_height, full_width - out_width
         if self.centre:

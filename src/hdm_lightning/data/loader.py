@@ -44,6 +44,7 @@ class StreamLoader:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        plan.require_batches(batch_size * world, start)
         self.config, self.batch_size, self.pin_memory = config, batch_size, pin_memory
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
         self._chunks = _Chunks(config, plan, tokenise, first_position(start, rank, world), world)

@@ -1,38 +1,20 @@
-"""Sources to planned shards to one endless order of samples."""
+"""The endless order of all samples of a stream: sources, their mixture and, if wanted, buckets."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hdm_lightning.data.config import Source, StreamConfig
-from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.index import Index, SampleTable, ShardRecord, load_index
+from hdm_lightning.data.blocks import BlockOrder
+from hdm_lightning.data.buckets import Buckets
+from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.mixing import Mixture
 from hdm_lightning.data.order import ShardOrder, Window
+from hdm_lightning.data.sources import PlannedShard, planned_shards, source_weights
 from hdm_lightning.errors import UserError
 
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """A shard and which of its usable samples the plan holds (all where `rows` is None)."""
-
-    url: str
-    record: ShardRecord
-    rows: NDArray[np.int32] | None
-
-    @property
-    def samples(self) -> int:
-        """Planned samples of this shard."""
-        return self.record.samples if self.rows is None else len(self.rows)
-
-    def table(self) -> SampleTable:
-        """Where the planned samples lie."""
-        table = self.record.table()
-        return table if self.rows is None else SampleTable(*(column[self.rows] for column in table))
+Shape = tuple[int, int]
 
 
 class Place(NamedTuple):
@@ -48,7 +30,15 @@ class Part(NamedTuple):
 
     shards: tuple[PlannedShard, ...]
     order: ShardOrder
-    source: int
+
+
+class _Mixed(NamedTuple):
+    """The parts that share a crop's shape, mixed by weight."""
+
+    shape: Shape
+    parts: tuple[int, ...]
+    mixture: Mixture
+    samples: int
 
 
 class Plan:
@@ -57,6 +47,11 @@ class Plan:
     Args:
         config: the stream; its indices are read here.
 
+    Attributes:
+        samples: how many samples a pass has.
+        parts: shards with an order of their own.
+        fingerprint: what two runs must share for their orders to be the same.
+
     Raises:
         UserError: an index is missing or no sample may be used.
     """
@@ -64,94 +59,115 @@ class Plan:
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
             raise UserError("there is no source", where="data.sources", mend="name at least one folder of shards")
-        per_source = [_planned(source, config) for source in config.sources]
-        weights = _weights(config.sources, per_source)
-        self.samples = sum(shard.samples for shards in per_source for shard in shards)
-        self.parts = tuple(
-            Part(tuple(shards), _order(shards, number, config), number) for number, shards in enumerate(per_source)
-        )
-        self._mixture = Mixture(weights, config.lanes)
-        self.fingerprint = _fingerprint(per_source, weights, config)
+        sources = [planned_shards(source, config) for source in config.sources]
+        weights = source_weights(config.sources, sources)
+        self.samples = sum(shard.samples for shards in sources for shard in shards)
+        self.fingerprint = _fingerprint(sources, weights, config)
+        self.parts: list[Part] = []
+        self._blocks: BlockOrder | None = None
+        if config.crop.buckets is None:
+            square = (config.resolution, config.resolution)
+            self._mixed = [self._mix(square, sources, weights, config)]
+        else:
+            self._mixed = self._mix_buckets(config.crop.buckets, sources, weights, config)
 
     def locate(self, position: int) -> Place:
         """Where the sample of a global position is found."""
-        part, own = self._mixture.locate(position)
+        bucket, own = self._bucket(position)
+        mixed = self._mixed[bucket]
+        number, own = mixed.mixture.locate(own)
+        part = mixed.parts[number]
         window, place = self.parts[part].order.window_of(own)
         return Place(part, window, place)
 
-    def shape_at(self, position: int, resolution: int) -> tuple[int, int]:
-        """Height and width of the crop at a position."""
-        return resolution, resolution
+    def shape_at(self, position: int) -> Shape:
+        """Height and width in pixels of the crop at a position."""
+        return self._mixed[self._bucket(position)[0]].shape
+
+    @property
+    def shapes(self) -> dict[Shape, int]:
+        """How many samples of a pass have a crop of each shape."""
+        return {mixed.shape: mixed.samples for mixed in self._mixed}
+
+    def require_batches(self, samples: int, start: int) -> None:
+        """Check that micro-batches of this many samples over all ranks each have one shape.
+
+        Raises:
+            UserError: a block of a bucket would end inside a micro-batch.
+        """
+        if self._blocks is not None and (self._blocks.block % samples or start % samples):
+            raise UserError(
+                f"a block of {self._blocks.block} samples of one bucket, from sample {start} on, is not a whole "
+                f"number of micro-batches of {samples} samples over all ranks",
+                where="data.crop.buckets.block",
+                mend=f"make it a multiple of {samples}, or change the batch size per device",
+            )
+
+    def _bucket(self, position: int) -> tuple[int, int]:
+        return (0, position) if self._blocks is None else self._blocks.locate(position)
+
+    def _mix(
+        self, shape: Shape, sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig
+    ) -> _Mixed:
+        first, used = len(self.parts), [weight for weight, shards in zip(weights, sources, strict=True) if shards]
+        samples = 0
+        for number, shards in enumerate(sources):
+            if shards:
+                counts = [shard.samples for shard in shards]
+                samples += sum(counts)
+                bucket = "" if config.crop.buckets is None else f"{shape[0]}x{shape[1]}"
+                stage = f"{config.stage}/{number}/{bucket}"
+                order = ShardOrder(counts, seed=config.seed, stage=stage, lanes=config.lanes, window=config.window)
+                self.parts.append(Part(tuple(shards), order))
+        return _Mixed(shape, tuple(range(first, len(self.parts))), Mixture(used, config.lanes), samples)
+
+    def _mix_buckets(
+        self,
+        buckets: Buckets,
+        sources: Sequence[Sequence[PlannedShard]],
+        weights: Sequence[float],
+        config: StreamConfig,
+    ) -> list[_Mixed]:
+        """One mixture a bucket; a bucket's share of a pass is what the weights of the sources make of it."""
+        parted = _parted(buckets, sources, config.resolution)
+        totals = [sum(shard.samples for shard in shards) for shards in sources]
+        unit = self.samples / sum(weights)
+        mixed, sizes = [], []
+        for shape, per_source in parted.items():
+            own = [sum(shard.samples for shard in shards) for shards in per_source]
+            shares = [weight * part / total for weight, part, total in zip(weights, own, totals, strict=True)]
+            mixed.append(self._mix(shape, per_source, shares, config))
+            sizes.append(max(buckets.block, round(sum(shares) * unit)))
+        self._blocks = BlockOrder(sizes, block=buckets.block, seed=config.seed, stage=config.stage)
+        return mixed
 
 
-def _planned(source: Source, config: StreamConfig) -> list[PlannedShard]:
-    shards = [_restricted(url, record, config.crop, config.resolution) for url, record in resolve(source)]
-    shards = [shard for shard in shards if shard.samples]
-    if not shards:
-        raise UserError(
-            "no sample of this source may be used",
-            where=", ".join(source.urls),
-            mend="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
-        )
-    return shards
+def _parted(
+    buckets: Buckets, sources: Sequence[Sequence[PlannedShard]], resolution: int
+) -> dict[Shape, list[list[PlannedShard]]]:
+    """For each shape in use, the shards of each source with the samples of that shape."""
+    tables = [[shard.table() for shard in shards] for shards in sources]
+    every = [table for of_source in tables for table in of_source]
+    height = np.concatenate([table.height for table in every])
+    width = np.concatenate([table.width for table in every])
+    shapes = buckets.shapes_in_use(height, width, resolution)
+    parted: dict[Shape, list[list[PlannedShard]]] = {}
+    for number, shape in enumerate(shapes):
+        per_source = []
+        for shards, of_source in zip(sources, tables, strict=True):
+            chosen = [
+                shard.only(buckets.nearest(table.height, table.width, shapes) == number)
+                for shard, table in zip(shards, of_source, strict=True)
+            ]
+            per_source.append([shard for shard in chosen if shard.samples])
+        parted[shape] = per_source
+    return parted
 
 
-def _restricted(url: str, record: ShardRecord, rules: CropRules, resolution: int) -> PlannedShard:
-    table = record.table()
-    fine = rules.accepts(table.height, table.width, resolution)
-    rows = None if fine.all() else np.flatnonzero(fine).astype(np.int32)
-    return PlannedShard(url, record, rows)
-
-
-def _order(shards: Sequence[PlannedShard], number: int, config: StreamConfig) -> ShardOrder:
-    stage = config.stage if number == 0 else f"{config.stage}#{number}"
-    counts = [shard.samples for shard in shards]
-    return ShardOrder(counts, seed=config.seed, stage=stage, lanes=config.lanes, window=config.window)
-
-
-def _weights(sources: Sequence[Source], planned: Sequence[Sequence[PlannedShard]]) -> list[float]:
-    given = [source.weight for source in sources if source.weight is not None]
-    if not given:
-        return [float(sum(shard.samples for shard in shards)) for shards in planned]
-    if len(given) < len(sources) or min(given) <= 0:
-        raise UserError(
-            "some sources have a positive weight and some have not",
-            where="data.sources",
-            mend="give every source a positive weight, or none",
-        )
-    return given
-
-
-def _fingerprint(planned: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:
-    """What two runs must share for their orders to be the same."""
-    digest = hashlib.sha256(repr((list(weights), config.seed, config.stage, config.lanes, config.window)).encode())
-    for shards in planned:
+def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:
+    settings = (list(weights), config.seed, config.stage, config.lanes, config.window, config.crop.buckets)
+    digest = hashlib.sha256(repr(settings).encode())
+    for shards in sources:
         for shard in shards:
             digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
-    """The shards of a source with their records, in the order in which they are named.
-
-    Raises:
-        UserError: an index is missing, or does not know a shard that is named.
-    """
-    from braceexpand import braceexpand  # noqa: PLC0415 (only here)
-
-    found: list[tuple[str, ShardRecord]] = []
-    indices: dict[str, Index] = {}
-    for url in (single for pattern in source.urls for single in braceexpand(pattern)):
-        folder, name = url.rpartition("/")[::2] if url.endswith(".tar") else (url, "")
-        place = source.index or folder or "."
-        if place not in indices:
-            indices[place] = load_index(place)
-        index = indices[place]
-        if not name:
-            found += [(f"{folder.rstrip('/')}/{record.name}", record) for record in index.shards]
-            continue
-        records = [record for record in index.shards if record.name == name]
-        if not records:
-            raise UserError("the index does not know this shard", where=url, mend=f"run `hdm-shards index {place}`")
-        found.append((url, records[0]))
-    return found

@@ -70,7 +70,7 @@ class Preparation:
 
     def hole(self, index: int, key: str = "", fault: str = "") -> Sample:
         """What stands in the place of a sample that cannot be used."""
-        height, width = self.plan.shape_at(index, self.config.resolution)
+        height, width = self.plan.shape_at(index)
         image = np.zeros((height, width, 3), dtype=np.uint8)
         tokens = [0] * self.config.context_length
         return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
@@ -80,8 +80,10 @@ class Preparation:
         caption, may_flip = self._caption(index, raw)
         draws = Draws(config.seed, config.stage, index, "crop")
 
+        shape = self.plan.shape_at(index)
+
         def choose(height: int, width: int) -> Crop:
-            return config.crop.choose(height, width, config.resolution, draws, may_flip=may_flip)
+            return config.crop.choose(height, width, shape, draws, may_flip=may_flip)
 
         image, crop = decode(raw.image(), choose)
         tokens, length = self._tokens(caption)

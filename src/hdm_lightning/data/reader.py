@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import SampleTable
 from hdm_lightning.data.members import RawSample, read_sample
 from hdm_lightning.data.order import Window
-from hdm_lightning.data.plan import Place, Plan, PlannedShard
+from hdm_lightning.data.plan import Place, Plan
+from hdm_lightning.data.records import SampleTable
+from hdm_lightning.data.sources import PlannedShard
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range
 
 LOCAL_SPAN = 1 << 18
