@@ -1,0 +1,200 @@
+"""Scores pictures of shapes against what their prompts asked for, with chance levels and bootstrap intervals.
+
+What was asked is a mapping as in the shapes set's `.json`: `objects` (each with colour, shape, size), `relations`
+([subject, relation, object] by position in `objects`) and `background`; everything else is ignored.
+
+How one picture counts:
+
+- One object asked: the largest object found is read; finding others costs nothing but the count.
+- Several asked: each is paired with at most one of the four largest found, by the pairing with the most right
+  colours, shapes and sizes (among equals, the one that prefers larger objects). An object without partner is wrong.
+- `colour`, `shape`, `size`, `colour_and_shape`: one trial an object asked for.
+- `relation`: one trial a relation asked for, right when both partners exist and stand so to each other.
+- `count`, `background`: one trial a picture. `everything`: a picture in which all the others are right.
+
+Chance is what a model would score that draws a right picture for a prompt taken blindly, all prompts of the set
+equally likely: the mean over all ordered pairs of prompts, computed, not sampled.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.evaluation.shapes_reader import Reading, read_shapes
+
+CRITERIA = (
+    "colour",
+    "shape",
+    "size",
+    "colour_and_shape",
+    "relation",
+    "count",
+    "background",
+    "everything",
+)
+MAX_PARTNERS = 4
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+Spec = Mapping[str, Any]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One criterion: right answers among trials, their share, its interval, and the share by chance."""
+
+    right: int
+    trials: int
+    share: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a picture shows, as far as prompts can ask: (colour, shape, size) of each object, largest first.
+
+    `relations[i, j]` is where object i stands to object j.
+    """
+
+    objects: tuple[tuple[str | None, str | None, str | None], ...]
+    relations: Mapping[tuple[int, int], str]
+    background: str | None
+
+    @classmethod
+    def from_reading(cls, reading: Reading) -> "Seen":
+        """Take over what the reader found."""
+        found = range(len(reading.objects))
+        return cls(
+            tuple((o.colour, o.shape, o.size) for o in reading.objects),
+            {(i, j): reading.relation(i, j) for i in found for j in found if i != j},
+            reading.background,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> "Seen":
+        """Describe a picture that shows just what was asked for."""
+        relations = {}
+        for subject, relation, reference in spec.get("relations", ()):
+            relations[subject, reference] = relation
+            relations[reference, subject] = _OPPOSITE[relation]
+        objects = tuple((o["colour"], o["shape"], o["size"]) for o in spec["objects"])
+        return cls(objects, relations, spec["background"])
+
+
+def score_images(
+    specs: Sequence[Spec], images: Sequence[NDArray[np.uint8]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Score]:
+    """Read pictures and score them against what was asked for, by criterion.
+
+    Criteria without a trial (relations among single objects) are left out.
+
+    Args:
+        specs: what was asked for, one a picture.
+        images: uint8 (H, W, 3) each, any sizes from 32 pixels.
+        seed, resamples: of the percentile bootstrap over pictures.
+
+    Raises:
+        ValueError: when the two differ in length or are empty.
+    """
+    if len(specs) != len(images) or not specs:
+        raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
+    return score_seen(specs, [Seen.from_reading(read_shapes(i)) for i in images], seed=seed, resamples=resamples)
+
+
+def score_seen(
+    specs: Sequence[Spec], seen: Sequence[Seen], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Score]:
+    """Score what was seen against what was asked for; see `score_images`."""
+    counts = np.stack([judge(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
+    low, high = _intervals(counts, np.random.default_rng(seed), resamples)
+    chance = chance_levels(specs)
+    scores = {}
+    for i, name in enumerate(CRITERIA):
+        right, trials = (int(total) for total in counts[:, i].sum(axis=0))
+        if trials:
+            scores[name] = Score(right, trials, right / trials, float(low[i]), float(high[i]), chance[name])
+    return scores
+
+
+def chance_levels(specs: Sequence[Spec]) -> dict[str, float]:
+    """Return each criterion's share for right pictures of prompts taken blindly from the same set."""
+    kinds: dict[str, tuple[Spec, int]] = {}
+    for spec in specs:
+        name = repr(Seen.from_spec(spec))
+        kinds[name] = (spec, kinds.get(name, (spec, 0))[1] + 1)
+    answers = [(Seen.from_spec(spec), number) for spec, number in kinds.values()]
+    counts = sum(judge(spec, a) * n * m for spec, n in kinds.values() for a, m in answers)
+    return {
+        name: float(right / trials)
+        for name, (right, trials) in zip(CRITERIA, np.asarray(counts), strict=True)
+        if trials
+    }
+
+
+def judge(spec: Spec, seen: Seen) -> Counts:
+    """Return (right, trials) of each criterion for one picture: int64 (criteria, 2), in the order of `CRITERIA`."""
+    asked = Seen.from_spec(spec).objects
+    partners = _pair(asked, seen.objects)
+    attributes = np.array(
+        [
+            [p is not None and wanted[k] == seen.objects[p][k] for k in range(3)]
+            for wanted, p in zip(asked, partners, strict=True)
+        ]
+    ).reshape(len(asked), 3)
+    relations = [
+        seen.relations.get((partners[subject], partners[reference])) == relation
+        for subject, relation, reference in spec.get("relations", ())
+    ]
+    trials = {
+        "colour": attributes[:, 0],
+        "shape": attributes[:, 1],
+        "size": attributes[:, 2],
+        "colour_and_shape": attributes[:, 0] & attributes[:, 1],
+        "relation": np.array(relations, dtype=bool),
+        "count": np.array([len(seen.objects) == len(asked)]),
+        "background": np.array([seen.background == spec["background"]]),
+    }
+    trials["everything"] = np.array([all(outcome.all() for outcome in trials.values())])
+    return np.array([[trials[name].sum(), trials[name].size] for name in CRITERIA], dtype=np.int64)
+
+
+def as_dict(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """Return scores as plain numbers for JSON."""
+    return {name: asdict(score) for name, score in scores.items()}
+
+
+def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
+    """Return for each object asked for the position of its partner among those found, or None."""
+    if len(asked) == 1:
+        return [0 if found else None]
+    candidates = list(range(min(len(found), MAX_PARTNERS)))
+    places: list[int | None] = [*candidates, *[None] * max(0, len(asked) - len(candidates))]
+
+    def right(partners: Sequence[int | None]) -> int:
+        pairs = zip(asked, partners, strict=True)
+        return sum(a == b for wanted, p in pairs if p is not None for a, b in zip(wanted, found[p], strict=True))
+
+    # Permutations come in lexicographic order and max keeps the first: equals go to the larger objects.
+    pairings = [list(pairing) for pairing in permutations(places, len(asked))]
+    return max(pairings, key=right)
+
+
+def _intervals(
+    counts: Counts, rng: np.random.Generator, resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the percentile interval of right/trials of each criterion, resampling pictures."""
+    pictures = len(counts)
+    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    totals = np.tensordot(weights, counts, axes=1)
+    shares = totals[..., 0] / np.maximum(totals[..., 1], 1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(shares, [tail, 1 - tail], axis=0)
+    return low, high

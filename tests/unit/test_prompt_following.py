@@ -1,0 +1,94 @@
+"""Scores against cases worked out by hand; chance against enumeration and closed forms."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hdm_lightning.evaluation.prompt_following import CRITERIA, Seen, chance_levels, judge, score_images, score_seen
+
+COLOURS = ("red", "yellow", "green", "blue")
+SHAPES = ("circle", "square", "star")
+
+
+def asked(*objects, relations=(), background="white"):
+    things = [dict(zip(("colour", "shape", "size"), o.split(), strict=True)) for o in objects]
+    return {"objects": things, "relations": [list(r) for r in relations], "background": background}
+
+
+def seen(*objects, relations=None, background="white"):
+    return Seen(tuple(tuple(o.split()) for o in objects), relations or {}, background)
+
+
+def verdict(spec, sight):
+    return {name: (int(r), int(t)) for name, (r, t) in zip(CRITERIA, judge(spec, sight), strict=True)}
+
+
+def test_single_object_reads_the_largest():
+    result = verdict(asked("red circle large"), seen("red square large", "red circle large"))
+    assert result["colour"] == (1, 1) and result["shape"] == (0, 1) and result["size"] == (1, 1)
+    assert result["colour_and_shape"] == (0, 1) and result["count"] == (0, 1)
+    assert result["relation"] == (0, 0) and result["background"] == (1, 1) and result["everything"] == (0, 1)
+
+
+def test_nothing_found_is_wrong_everywhere_but_the_background():
+    result = verdict(asked("red circle large"), seen())
+    assert [name for name, (right, _) in result.items() if right] == ["background"]
+
+
+def test_pairing_takes_most_attributes_and_the_relation_follows_it():
+    spec = asked("red circle large", "blue star small", relations=[(0, "left of", 1)])
+    sight = seen("blue star small", "red circle large", relations={(1, 0): "left of", (0, 1): "right of"})
+    result = verdict(spec, sight)
+    assert all(right == trials for right, trials in result.values())
+    assert result["colour"] == (2, 2) and result["relation"] == (1, 1)
+    swapped = seen("blue star small", "red circle large", relations={(1, 0): "right of", (0, 1): "left of"})
+    assert verdict(spec, swapped)["relation"] == (0, 1)
+    assert verdict(spec, swapped)["everything"] == (0, 1)
+
+
+def test_a_missing_object_is_wrong():
+    spec = asked("red circle large", "blue star small", relations=[(0, "above", 1)])
+    result = verdict(spec, seen("blue star small"))
+    assert result["colour"] == (1, 2) and result["relation"] == (0, 1) and result["count"] == (0, 1)
+
+
+def test_chance_on_a_balanced_set_is_one_in_the_number_of_answers():
+    specs = [asked(f"{c} {s} {z}") for c in COLOURS for s in SHAPES for z in ("small", "large")]
+    chance = chance_levels(specs)
+    assert chance["colour"] == pytest.approx(1 / 4) and chance["shape"] == pytest.approx(1 / 3)
+    assert chance["colour_and_shape"] == pytest.approx(1 / 12) and chance["size"] == pytest.approx(1 / 2)
+    assert chance["everything"] == pytest.approx(1 / 24) and chance["count"] == 1.0
+    assert "relation" not in chance
+
+
+def test_chance_of_relations_alone_is_one_in_four():
+    words = ("left of", "right of", "above", "below")
+    specs = [asked("red circle large", "blue star small", relations=[(0, w, 1)]) for w in words]
+    assert chance_levels(specs)["relation"] == pytest.approx(1 / 4)
+
+
+def test_repeated_prompts_weigh_in_chance():
+    specs = [asked("red circle large")] * 3 + [asked("blue circle large")]
+    expected = np.mean([a == b for a, b in itertools.product("rrrb", repeat=2)])
+    assert chance_levels(specs)["colour"] == pytest.approx(expected)
+
+
+def test_interval_is_the_binomial_one():
+    specs = [asked("red circle large")] * 400
+    sights = [seen("red circle large")] * 300 + [seen("blue circle large")] * 100
+    score = score_seen(specs, sights, seed=1)["colour"]
+    deviation = (0.75 * 0.25 / 400) ** 0.5
+    assert (score.right, score.trials, score.share) == (300, 400, 0.75)
+    assert score.low == pytest.approx(0.75 - 1.96 * deviation, abs=0.006)
+    assert score.high == pytest.approx(0.75 + 1.96 * deviation, abs=0.006)
+    assert score == score_seen(specs, sights, seed=1)["colour"]
+
+
+def test_images_are_read_and_scored():
+    image = np.full((64, 64, 3), 245, dtype=np.uint8)
+    image[20:55, 8:43] = (220, 40, 40)
+    scores = score_images([asked("red square large"), asked("blue square small")], [image, image])
+    assert scores["colour"].right == 1 and scores["shape"].right == 2 and scores["everything"].right == 1
+    with pytest.raises(ValueError, match="2 specs and 1 images"):
+        score_images([asked("red square large")] * 2, [image])
