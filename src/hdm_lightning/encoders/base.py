@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
 """
 
+from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -65,3 +66,6 @@ class ImageAutoencoder(Protocol):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode normalised latents (B, C, h, w) to float32 images (B, 3, h·f, w·f) in [−1, 1]."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and normalisation to a folder, to be loaded by its path."""

@@ -4,6 +4,7 @@ Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from hdm_lightning.errors import UserError
 
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
 AUTOENCODER_DOWNLOAD = ["config.json", "*.safetensors"]
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def load_autoencoder(
@@ -56,7 +58,7 @@ def load_autoencoder(
         ) from error
     channels = int(model.config.latent_channels)
     latent_mean, latent_std = _normalisation(written, channels, mean, std, folder / "config.json")
-    return KLAutoencoder(model, latent_mean, latent_std, max_batch=max_batch)
+    return KLAutoencoder(model, latent_mean, latent_std, max_batch=max_batch, source=folder)
 
 
 class KLAutoencoder:
@@ -66,13 +68,23 @@ class KLAutoencoder:
         model: an AutoencoderKL, any number of latent channels.
         mean, std: per latent channel, each of length C.
         max_batch: images encoded or decoded at once.
+        source: folder the weights came from; `save` copies its weight file, which may be of higher precision.
     """
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, max_batch: int = 16) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        max_batch: int = 16,
+        source: Path | None = None,
+    ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch: got {max_batch}, expected at least 1")
         self.model: Any = model.eval().requires_grad_(False)
         self.max_batch = max_batch
+        self.source = source
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
         for name, value in (("mean", self.mean), ("std", self.std)):
@@ -122,6 +134,20 @@ class KLAutoencoder:
         raw = latent.float() * self.std + self.mean
         images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
         return torch.cat(images).clamp(-1.0, 1.0)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder`."""
+        self.model.register_to_config(
+            latents_mean=self.mean.flatten().tolist(), latents_std=self.std.flatten().tolist()
+        )
+        weights = None if self.source is None else self.source / WEIGHTS_FILE
+        if weights is None or not weights.is_file():
+            self.model.save_pretrained(str(folder))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_config(str(folder))
+        if not (folder / WEIGHTS_FILE).exists() or not weights.samefile(folder / WEIGHTS_FILE):
+            shutil.copyfile(weights, folder / WEIGHTS_FILE)
 
     def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.model.encode(image.to(self.dtype)).latent_dist
