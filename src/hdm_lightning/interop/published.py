@@ -11,34 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hdm_lightning.interop.architecture import SENTINEL, infer_fields
 from hdm_lightning.interop.mismatch import check_tensors
 from hdm_lightning.interop.names import published_names
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.models.conditioning import time_frequencies
 
 PREFIXES = ("unet.model.", "model.", "")
 """What stands before the network's names: single files and .ckpt, diffusers folders, bare state dicts."""
 
+BESIDE = ("vae.", "te.", "vae_mean", "vae_std")
+"""How the names begin of what may lie beside a network in one file."""
+
 _KEYS = {
-    "input_dim": "channels",
     "patch_size": "patch_size",
+    "input_dim": "channels",
     "dim": "width",
-    "mlp_dim": "mlp_width",
+    "ctx_dim": "context_width",
     "heads": "heads",
     "dim_head": "head_dim",
-    "ctx_dim": "context_width",
+    "mlp_dim": "mlp_width",
     "depth": "depth",
     "enc_blocks": "encoder_blocks",
     "dec_blocks": "decoder_blocks",
 }
 _ROUTED_KEYS = {"prev_trns_depth": "blocks_before", "post_trns_depth": "blocks_after"}
-_SENTINEL = "in_patch.proj.weight"
+_FREQUENCIES = "time_embedding.frequencies"
 
 
 def config_from_json(mapping: Mapping[str, Any]) -> XUTConfig:
     """The configuration that the published architecture keys describe, in the published wiring.
 
-    Keys that say nothing about the network's shape (``ctx_size``, the TREAD rate) are passed over; what else an
-    unknown key may mean shows when tensors are loaded.
+    Keys that say nothing of the network's shape (``ctx_size``, the routing rate) are passed over; what an unknown
+    key may mean shows when tensors are loaded.
 
     Raises:
         ValueError: a key is missing or its value is not one that the published network can have.
@@ -68,6 +73,15 @@ def config_to_json(config: XUTConfig) -> dict[str, Any]:
     return keys
 
 
+def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
+    """The configuration of a published network whose file says nothing but its tensors.
+
+    Raises:
+        ValueError: the tensors are not those of an XUT.
+    """
+    return XUTConfig(**infer_fields(strip_prefix(tensors)), **PUBLISHED)
+
+
 def require_published_wiring(config: XUTConfig) -> None:
     """Raise ValueError that names each field in which the wiring differs from the released network's."""
     different = [
@@ -77,20 +91,23 @@ def require_published_wiring(config: XUTConfig) -> None:
     ]
     if different:
         raise ValueError(
-            "the published layout cannot describe this network, as its wiring differs: " + ", ".join(different)
+            "the published layout has no place for this network's wiring, so a reader would compute something "
+            "else with its weights: " + ", ".join(different)
         )
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors under bare published names, without what stands beside them (VAE, text encoder).
+    """The network's tensors under bare published names, without what lies beside them (VAE, text encoder).
 
     Raises:
         ValueError: no tensor looks like an XUT's.
     """
     for prefix in PREFIXES:
-        if prefix + _SENTINEL in tensors:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    raise ValueError(f"no tensor is named {_SENTINEL!r}, with any of the prefixes {PREFIXES}; is this an XUT?")
+        if prefix + SENTINEL in tensors:
+            named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            return {name: tensor for name, tensor in named.items() if prefix or not name.startswith(BESIDE)}
+    shown = ", ".join(list(tensors)[:5]) or "nothing"
+    raise ValueError(f"no tensor is named {SENTINEL}, with any of the prefixes {PREFIXES}; the file has {shown}, …")
 
 
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
@@ -98,8 +115,7 @@ def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor
 
     Args:
         config: the published architecture keys, or a configuration of this project.
-        tensors: published names, with or without one of `PREFIXES`; tensors beside the network (``vae.``,
-            ``te.``, ``vae_mean``, ``vae_std``) are passed over.
+        tensors: published names, with or without one of `PREFIXES`; tensors beside the network are passed over.
 
     Raises:
         ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
@@ -108,36 +124,47 @@ def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor
         config = config_from_json(config)
     with torch.device("meta"):
         model = XUT(config)
-    names = published_names(model)
-    wanted = {names[name]: _published_shape(name, value, config) for name, value in model.state_dict().items()}
-    found = _network_only(strip_prefix(tensors))
-    check_tensors(found, wanted)
-    state = {
-        name: found[names[name]].detach().reshape(value.shape).clone() for name, value in model.state_dict().items()
-    }
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(True)
+    model.load_state_dict(from_published(model, strip_prefix(tensors)), assign=True)
     return model
 
 
 def export_state_dict(model: XUT) -> dict[str, Tensor]:
     """The model's tensors under bare published names, copied; undoes `load_xut` bit for bit."""
     names = published_names(model)
-    return {
+    exported = {
         names[name]: value.detach().reshape(_published_shape(name, value, model.config)).clone()
         for name, value in model.state_dict().items()
     }
+    # In a file all tensors have one dtype; here the frequencies stay in float32 beside half-precision weights.
+    frequencies = names[_FREQUENCIES]
+    exported[frequencies] = exported[frequencies].to(model.time_embedding.projection.weight.dtype)
+    return exported
+
+
+def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict for the model (which may be on meta) from bare published names, copied.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
+    """
+    names, state = published_names(model), model.state_dict()
+    check_tensors(tensors, {names[name]: _published_shape(name, value, model.config) for name, value in state.items()})
+    loaded = {name: tensors[names[name]].detach().reshape(value.shape).clone() for name, value in state.items()}
+    loaded[_FREQUENCIES] = _full_frequencies(loaded[_FREQUENCIES])
+    return loaded
+
+
+def _full_frequencies(stored: Tensor) -> Tensor:
+    """What a half-precision file rounded, in float32 again: the formula's values where they round to the stored."""
+    if stored.dtype.itemsize >= 4:
+        return stored
+    exact = time_frequencies(2 * stored.numel()).to(stored.device)
+    return exact if torch.equal(exact.to(stored.dtype), stored) else stored.float()
 
 
 def _published_shape(name: str, value: Tensor, config: XUTConfig) -> tuple[int, ...]:
     if name == "patch_embedding.weight":
         return (config.width, config.channels, config.patch_size, config.patch_size)
-    if name == "time_embedding.frequencies":
+    if name == _FREQUENCIES:
         return (1, config.width // 2)
     return tuple(value.shape)
-
-
-def _network_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what lies beside a network whose names have no prefix of their own."""
-    beside = ("vae.", "te.", "vae_mean", "vae_std")
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}

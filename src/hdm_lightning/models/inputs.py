@@ -32,11 +32,7 @@ def check_conditions(
         raise ValueError(f"t is {t.tolist()}; expected finite timesteps in [0, 1]")
     if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != config.context_width:
         raise ValueError(f"context has shape {tuple(context.shape)}; expected ({batch}, L, {config.context_width})")
-    if log_aspect_ratio is None:
-        return
-    if not config.aspect_ratio:
-        raise ValueError("log_aspect_ratio was given; expected None, as this network has no such input")
-    if log_aspect_ratio.shape != (batch,):
+    if log_aspect_ratio is not None and log_aspect_ratio.shape != (batch,):
         raise ValueError(f"log_aspect_ratio has shape {tuple(log_aspect_ratio.shape)}; expected ({batch},)")
 
 

@@ -92,7 +92,8 @@ class XUT(nn.Module):
             context_lengths: (B,) integers; tokens past the length count for nothing. None: all L count, and
                 attention runs without a mask.
             token_positions: (B or 1,N,2) as (y, x); the full grid in the configured convention by default.
-            log_aspect_ratio: (B,) log(W/H) of the full image; that of the latent by default.
+            log_aspect_ratio: (B,) log(W/H) of the full image; that of the latent by default. A network without
+                this input passes it over.
             keep: image tokens that pass through the U: (B,K) distinct int64 indices, or (B,N) bool with equal
                 counts (which waits for the device). None, or all of them: no routing.
 
