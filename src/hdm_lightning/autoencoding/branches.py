@@ -1,0 +1,130 @@
+"""Which of its three branches an EQ-VAE step takes, and what decoder input and target that branch means.
+
+Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, the latent's shape.
+
+One branch is drawn for the whole global batch (arXiv 2502.09509, section 4), from the seed and the number of samples
+seen: never from the rank, so that all ranks of a step work on equal shapes and on the same τ.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hdm_lightning.autoencoding.transforms import (
+    Flip,
+    QuarterTurn,
+    Scale,
+    Sequential,
+    Transform,
+    compose,
+    exact_scales,
+)
+
+
+class Branch(StrEnum):
+    """What the decoder gets and what it must give back."""
+
+    EQUIVARIANT = "equivariant"  # τ(z) -> τ(x)
+    DOWNSCALED = "downscaled"  # z of s·x -> s·x
+    PLAIN = "plain"  # z -> x
+
+
+@dataclass(frozen=True)
+class BranchSettings:
+    """How branches and transforms are drawn.
+
+    The defaults are EQ-VAE's (arXiv 2502.09509, section 4): half of the steps equivariant, a quarter of the rest on
+    down-scaled images, τ = scale by {8…31}/32 then 1…3 quarter turns. `BranchSettings.anime()` gives the variant of the
+    anime EQ-SDXL-VAE, `BranchSettings.off()` plain reconstruction.
+
+    Args:
+        equivariant: probability of the equivariant branch, in [0, 1].
+        downscaled: probability of the down-scaled branch, in [0, 1 - equivariant].
+        scale_numerators: n of the scales n/scale_denominator; those without an exact size are left out of the draw.
+        scale_denominator: denominator of the scales.
+        quarter_turns: the k of which one is drawn.
+        anisotropic: draw height's and width's scales independently.
+        flips: mirror the target and latent left-right with probability 1/2 in the equivariant branch.
+    """
+
+    equivariant: float = 0.5
+    downscaled: float = 0.125
+    scale_numerators: Sequence[int] = tuple(range(8, 32))
+    scale_denominator: int = 32
+    quarter_turns: Sequence[int] = (1, 2, 3)
+    anisotropic: bool = False
+    flips: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.equivariant <= 1 or not 0 <= self.downscaled <= 1 - self.equivariant + 1e-9:
+            raise ValueError(
+                f"equivariant, downscaled: probabilities {self.equivariant} and {self.downscaled} must lie in [0, 1] "
+                "and sum to at most 1"
+            )
+        if self.scale_denominator < 1 or any(n < 1 for n in self.scale_numerators):
+            raise ValueError("scale_numerators, scale_denominator: expected positive whole numbers")
+
+    @classmethod
+    def anime(cls) -> "BranchSettings":
+        """Return the anime EQ-SDXL-VAE's draw: 0.65 equivariant, the rest plain, scales {8,10,…,30}/32."""
+        return cls(equivariant=0.65, downscaled=0.0, scale_numerators=tuple(range(8, 31, 2)))
+
+    @classmethod
+    def off(cls) -> "BranchSettings":
+        """Return plain reconstruction only: the control of an EQ-VAE experiment."""
+        return cls(equivariant=0.0, downscaled=0.0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's branch with its transform; identity for the plain branch."""
+
+    branch: Branch
+    transform: Transform = Sequential()
+
+
+def draw_branch(settings: BranchSettings, height: int, width: int, *, seed: int, samples_seen: int) -> Draw:
+    """Draw branch and τ of one step.
+
+    Args:
+        settings: probabilities and ranges.
+        height: latent rows.
+        width: latent columns.
+        seed: the run's seed.
+        samples_seen: samples that all ranks together had seen before this step; the same on every rank.
+
+    Raises:
+        ValueError: none of the scales gives a whole number of cells for this latent size.
+    """
+    source = random.Random(f"eq-vae branch {seed} {samples_seen}")
+    where = source.random()
+    if where < settings.equivariant:
+        return Draw(Branch.EQUIVARIANT, _draw_transform(settings, height, width, source))
+    if where < settings.equivariant + settings.downscaled:
+        return Draw(Branch.DOWNSCALED, _draw_scale(settings, height, width, source))
+    return Draw(Branch.PLAIN)
+
+
+def _draw_transform(settings: BranchSettings, height: int, width: int, source: random.Random) -> Sequential:
+    steps: list[Transform] = [_draw_scale(settings, height, width, source)]
+    if settings.quarter_turns:
+        steps.append(QuarterTurn(source.choice(list(settings.quarter_turns))))
+    if settings.flips and source.random() < 0.5:
+        steps.append(Flip())
+    return compose(*steps)
+
+
+def _draw_scale(settings: BranchSettings, height: int, width: int, source: random.Random) -> Transform:
+    if not settings.scale_numerators:
+        return Sequential()
+    rows = exact_scales(height, settings.scale_numerators, settings.scale_denominator)
+    columns = exact_scales(width, settings.scale_numerators, settings.scale_denominator)
+    both = [scale for scale in rows if scale in columns]
+    if not rows or not columns or (not both and not settings.anisotropic):
+        raise ValueError(
+            f"scale_numerators: no scale n/{settings.scale_denominator} gives a whole size of a {height}×{width} latent"
+        )
+    if settings.anisotropic:
+        return Scale(source.choice(rows), source.choice(columns))
+    return Scale.uniform(source.choice(both))

@@ -1,0 +1,73 @@
+"""One autoencoder step: encode, transform as the drawn branch says, decode, and the target it must match.
+
+Shapes: image (B,3,f·H,f·W) in [-1, 1]; mean, log_variance, noise and latent (B,C,H,W).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.autoencoding.branches import Branch, Draw
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal normal distribution over latents (B,C,H,W)."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return mean + std · noise, for standard normal noise of the mean's shape."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+class TrainableAutoencoder(Protocol):
+    """What a step asks of an autoencoder: raw latents, gradients through both halves."""
+
+    factor: int
+
+    def posterior(self, image: Tensor) -> Posterior:
+        """Return the distribution of latents of images in [-1, 1]."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return images, about [-1, 1], of raw latents."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a step's losses compare: decoder output and its target (B,3,h,w), and the posterior it came from."""
+
+    output: Tensor
+    target: Tensor
+    posterior: Posterior
+
+
+def reconstruct(
+    autoencoder: TrainableAutoencoder,
+    image: Tensor,
+    draw: Draw,
+    noise: Callable[[tuple[int, ...]], Tensor],
+) -> Reconstruction:
+    """Run one branch of EQ-VAE (arXiv 2502.09509, section 4).
+
+    Args:
+        autoencoder: the network in training.
+        image: (B,3,f·H,f·W) in [-1, 1].
+        draw: the step's branch and transform τ.
+        noise: gives the posterior noise (B,C,h,w) for the shape (C,h,w) of one latent.
+
+    Raises:
+        ValueError: τ gives no exact size for this image.
+    """
+    if draw.branch is Branch.DOWNSCALED:
+        image = draw.transform(image, autoencoder.factor)
+    posterior = autoencoder.posterior(image)
+    latent = posterior.sample(noise(tuple(posterior.mean.shape[1:])).to(posterior.mean))
+    target = image
+    if draw.branch is Branch.EQUIVARIANT:
+        latent, target = draw.transform(latent), draw.transform(image, autoencoder.factor)
+    return Reconstruction(autoencoder.decode(latent), target, posterior)

@@ -1,0 +1,158 @@
+"""Geometric transforms that act alike on an image and on its latent, with exact sizes.
+
+Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); f = the autoencoder's downsampling factor, the pixels of one latent cell.
+
+EQ-VAE (arXiv 2502.09509, section 3) asks that E(τx) = τE(x). Every transform here is one definition that is applied to
+either tensor: all it needs to know of the tensor is how many pixels make one latent cell (f for an image, 1 for a latent).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Transform(Protocol):
+    """A geometric change of (B,C,H,W) tensors, stated in latent cells."""
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Return the transformed tensor; ValueError where the result would not have an exact size."""
+
+
+@dataclass(frozen=True)
+class QuarterTurn:
+    """Rotation by `turns` · 90° counter-clockwise; exact on the pixel grid."""
+
+    turns: int
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Rotate; height and width swap where `turns` is odd."""
+        return torch.rot90(tensor, self.turns, dims=(-2, -1))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left-right (`horizontal`), top-bottom (`vertical`) or both."""
+
+    horizontal: bool = True
+    vertical: bool = False
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Mirror; the size stays."""
+        axes = [axis for axis, wanted in ((-1, self.horizontal), (-2, self.vertical)) if wanted]
+        return torch.flip(tensor, dims=axes) if axes else tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Bilinear resize by exact fractions of height and width (no antialias, corners not aligned).
+
+    The same sampling is used for image and latent, as in EQ-VAE's reference experiment (arXiv 2502.09509, section 4).
+    """
+
+    vertical: Fraction
+    horizontal: Fraction
+
+    @classmethod
+    def uniform(cls, fraction: Fraction) -> "Scale":
+        """Return the isotropic scale by `fraction`."""
+        return cls(fraction, fraction)
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Resize; ValueError where the scaled latent size is not a whole number of cells."""
+        height, width = cells(tensor, pixels_per_cell)
+        size = (
+            scaled_cells(height, self.vertical) * pixels_per_cell,
+            scaled_cells(width, self.horizontal) * pixels_per_cell,
+        )
+        if size == tuple(tensor.shape[-2:]):
+            return tensor
+        return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=False)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box of the latent grid: (top, left) corner and (height, width), all in latent cells."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Cut the box out; ValueError where it leaves the tensor."""
+        rows, columns = cells(tensor, pixels_per_cell)
+        inside = 0 <= self.top <= rows - self.height and 0 <= self.left <= columns - self.width
+        if not inside or self.height < 1 or self.width < 1:
+            raise ValueError(f"crop: {self} does not lie inside a grid of {rows}×{columns} cells")
+        top, left = self.top * pixels_per_cell, self.left * pixels_per_cell
+        bottom, right = top + self.height * pixels_per_cell, left + self.width * pixels_per_cell
+        return tensor[..., top:bottom, left:right]
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Several transforms, applied from the first to the last; empty means identity."""
+
+    steps: tuple[Transform, ...] = ()
+
+    def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
+        """Apply every step."""
+        for step in self.steps:
+            tensor = step(tensor, pixels_per_cell)
+        return tensor
+
+
+def compose(*steps: Transform) -> Sequential:
+    """Return the transform that applies `steps` in the given order."""
+    return Sequential(tuple(steps))
+
+
+def apply_to_pair(transform: Transform, image: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (τ image, τ latent).
+
+    Args:
+        transform: τ.
+        image: (B,3,f·H,f·W).
+        latent: (B,C,H,W).
+
+    Raises:
+        ValueError: the image is not the same whole multiple of the latent along both axes, or τ gives no exact size.
+    """
+    factor = pixels_per_cell(image, latent)
+    return transform(image, factor), transform(latent)
+
+
+def pixels_per_cell(image: Tensor, latent: Tensor) -> int:
+    """Return f of an (image, latent) pair; ValueError where the two sizes disagree."""
+    (rows, columns), (height, width) = image.shape[-2:], latent.shape[-2:]
+    factor = rows // height
+    if factor < 1 or (rows, columns) != (height * factor, width * factor):
+        raise ValueError(f"image: {rows}×{columns} px is not one whole multiple of the latent's {height}×{width}")
+    return factor
+
+
+def cells(tensor: Tensor, pixels_per_cell: int) -> tuple[int, int]:
+    """Return the tensor's (height, width) in latent cells; ValueError where it is not a whole number of them."""
+    height, width = tensor.shape[-2:]
+    if height % pixels_per_cell or width % pixels_per_cell:
+        raise ValueError(f"tensor: {height}×{width} px is not a whole number of cells of {pixels_per_cell} px")
+    return height // pixels_per_cell, width // pixels_per_cell
+
+
+def scaled_cells(count: int, fraction: Fraction) -> int:
+    """Return count · fraction; ValueError where that is not a whole, positive number of cells."""
+    scaled = count * fraction
+    if scaled.denominator != 1 or scaled < 1:
+        raise ValueError(f"scale: {fraction} of {count} latent cells is {float(scaled):g}, not a whole size")
+    return int(scaled)
+
+
+def exact_scales(count: int, numerators: Sequence[int], denominator: int) -> list[Fraction]:
+    """Return those n/denominator, n from `numerators`, that give a whole number of cells out of `count`."""
+    fractions = (Fraction(n, denominator) for n in numerators)
+    return [fraction for fraction in fractions if (count * fraction).denominator == 1 and fraction > 0]

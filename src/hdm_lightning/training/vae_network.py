@@ -1,0 +1,104 @@
+"""A diffusers AutoencoderKL as a network in training: built, read, and written back with its latent statistics.
+
+Shapes: image (B,3,f·H,f·W) in [-1, 1]; latent (B,C,H,W), raw, as the encoder gives it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.autoencoding.reconstruction import Posterior
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+# diffusers clamps log-variances to this range before it takes their exponential.
+_LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+class AutoencoderNetwork(nn.Module):
+    """The two halves of an AutoencoderKL behind the names that a training step uses.
+
+    Args:
+        vae: the diffusers model.
+        train_encoder: False freezes the encoder (with its 1×1 convolution) and trains the decoder alone.
+    """
+
+    def __init__(self, vae: "AutoencoderKL", *, train_encoder: bool = True) -> None:
+        super().__init__()
+        self.vae = vae
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.channels = int(vae.config.latent_channels)
+        self.train_encoder = train_encoder
+        for half in (vae.encoder, vae.quant_conv):
+            if half is not None:
+                half.requires_grad_(train_encoder)
+
+    def posterior(self, image: Tensor) -> Posterior:
+        """Return the distribution of raw latents of images in [-1, 1]."""
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            moments = self.vae.encoder(image)
+            if self.vae.quant_conv is not None:
+                moments = self.vae.quant_conv(moments)
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        return Posterior(mean, log_variance.clamp(*_LOG_VARIANCE_RANGE))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return images, about [-1, 1], of raw latents; float32 whatever the precision inside."""
+        if self.vae.post_quant_conv is not None:
+            latent = self.vae.post_quant_conv(latent)
+        return self.vae.decoder(latent).float()
+
+    def last_layer(self) -> nn.Parameter:
+        """Return the weight of the decoder's last convolution, where the adaptive weight compares gradients."""
+        return self.vae.decoder.conv_out.weight
+
+
+def build_vae(config: Mapping[str, Any]) -> "AutoencoderKL":
+    """Return a new AutoencoderKL with random weights from its diffusers configuration.
+
+    Raises:
+        UserError: diffusers does not know a key or refuses a value.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    try:
+        return AutoencoderKL(**config)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="vae.config", mend="use the keys of a diffusers AutoencoderKL") from error
+
+
+def load_vae(source: str | Path, *, subfolder: str | None = None) -> "AutoencoderKL":
+    """Return the AutoencoderKL of a diffusers folder or a hub name, in float32.
+
+    Raises:
+        UserError: nothing at `source` reads as an AutoencoderKL.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    try:
+        return AutoencoderKL.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no AutoencoderKL could be read from {source}: {error}",
+            where="vae.source",
+            mend="give a diffusers folder (config.json with diffusion_pytorch_model.safetensors) or a hub name",
+        ) from error
+
+
+def save_vae(vae: "AutoencoderKL", folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Write a diffusers folder whose config carries the latents' mean and standard deviation per channel.
+
+    The scaling factor is set to 1 and the shift to none, because (z − mean) / std is the whole normalisation.
+    """
+    vae.register_to_config(
+        latents_mean=[float(value) for value in mean],
+        latents_std=[float(value) for value in std],
+        scaling_factor=1.0,
+        shift_factor=None,
+    )
+    vae.save_pretrained(str(folder), safe_serialization=True)
