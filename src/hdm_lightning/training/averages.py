@@ -1,7 +1,7 @@
 """Exponential moving averages of the weights, kept in float32 beside the network."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,6 +89,10 @@ class AveragedNetwork:
         self._averages = averages
         self._which = which
         self.config = getattr(averages.network, "config", None)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The averaged weights."""
+        return iter(self._averages.shadows[self._which])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the network's forward with the averaged weights."""

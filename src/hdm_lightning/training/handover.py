@@ -22,7 +22,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The network's own state dict out of a training checkpoint."""
     state = checkpoint["state_dict"]
-    return {name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)}
+    return {
+        name.removeprefix(NETWORK_PREFIX): value for name, value in state.items() if name.startswith(NETWORK_PREFIX)
+    }
 
 
 def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAverages) -> None:

@@ -26,7 +26,9 @@ def accelerator(settings: TrainerSettings) -> str:
             f"'{settings.accelerator}' is none of auto, cpu, cuda", where="trainer.accelerator", mend="trainer=auto"
         )
     if settings.accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible", where="trainer.accelerator", mend="use trainer=cpu or trainer=auto")
+        raise UserError(
+            "no CUDA device is visible", where="trainer.accelerator", mend="use trainer=cpu or trainer=auto"
+        )
     return settings.accelerator
 
 
@@ -91,7 +93,9 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
-        inside = subprocess.run([*command[:3], "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        inside = subprocess.run(
+            [*command[:3], "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
+        )
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -54,7 +54,9 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
     if not fits:
-        raise UserError(f"no tensor of {source} fits the model", where="init", mend="choose the model= it was made with")
+        raise UserError(
+            f"no tensor of {source} fits the model", where="init", mend="choose the model= it was made with"
+        )
     with torch.no_grad():
         for name in fits:
             state[name].copy_(found[name])

@@ -21,6 +21,7 @@ from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import load_initial_weights
 from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.quiet import quiet_libraries
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stage_fit import fit_stage
@@ -102,6 +103,7 @@ def _checkpoint_of(run: Run, plan: StagePlan) -> Path:
 def work(config: dict[str, Any]) -> int:
     """One process of a run, from its plain settings; returns the exit status."""
     settings = train_settings_from(config)
+    quiet_libraries()
     multiple = processes.join_group(hardware.accelerator(settings.trainer))
     try:
         hardware.set_threads(settings.trainer, processes.world_size())

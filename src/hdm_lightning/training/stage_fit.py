@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
+from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.callbacks.averages import AverageWeights
@@ -66,15 +67,22 @@ def stage_callbacks(
     save_every = plan.steps_for(stage.save_every)
     ledger = KeepLedger(run.ledger, plan, save_every, settings.trainer.usd_per_device_hour)
     scalars = LogScalars(settings.logger.every_steps)
-    validation = ValidateFlow(
-        data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples
+    validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples)
+    folder = run_folder.checkpoint_folder(run.run_dir, plan)
+    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep)
+        run_folder.checkpoint_folder(run.run_dir, plan), save_every, settings.callbacks.checkpoints.keep
     )
-    save = SaveCheckpoints(run_folder.checkpoint_folder(run.run_dir, plan), save_every, settings.callbacks.checkpoints.keep)
     callbacks: list[Callback] = [
         AverageWeights(run.averages, stage.batch_size),
         scalars,
         validation,
-        DrawPictures(run, plan),
+        DrawPictures(
+            settings.callbacks.pictures,
+            Tokeniser(settings.text_encoder.name, stage.context_length),
+            run.averages,
+            plan.folder(run.run_dir) / "samples",
+            plan.steps_for(stage.sample_every),
+        ),
         StopStage(stage.stop, ledger, validation, stage.batch_size),
         save,
         ledger,

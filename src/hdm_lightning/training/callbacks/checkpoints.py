@@ -52,7 +52,7 @@ class SaveCheckpoints(StepWatcher, Callback):
         path = checkpoint_path(self.folder, trainer.global_step)
         if trainer.strategy.broadcast(path.exists()):
             return
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for old in checkpoints_in(self.folder)[: -self.keep]:
                 old.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""The end of a run: its `final/` folder, ready for hdm-sample and hdm-convert."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.training import processes, run_folder
+from hdm_lightning.training.handover import hand_over, network_weights, read_checkpoint
+
+if TYPE_CHECKING:
+    from hdm_lightning.training.run import Run
+
+
+def export_final(run: "Run", checkpoint_path: Path) -> None:
+    """Write the averaged and the raw weights of the last stage's checkpoint with all that drawing needs."""
+    if processes.rank() == 0:
+        checkpoint = read_checkpoint(checkpoint_path)
+        hand_over(checkpoint, run.network, run.averages)
+        last = run.plans[-1].settings
+        raw = network_weights(checkpoint)
+        save_bundle(
+            run.run_dir / run_folder.FINAL,
+            run.averages.weights(0) if run.averages.halflives else raw,
+            xut=run.network.config,
+            text_encoder=TextEncoderSource(
+                run.settings.text_encoder.name, run.settings.text_encoder.layer, last.context_length
+            ),
+            autoencoder=run.encoders.autoencoder,
+            raw_state=raw if run.averages.halflives else None,
+            training=_record(run),
+            sampling={
+                "height": last.resolution,
+                "width": last.resolution,
+                "steps": run.settings.callbacks.pictures.steps,
+                "guidance_scale": run.settings.callbacks.pictures.guidance_scale,
+            },
+        )
+    processes.barrier()
+
+
+def _record(run: "Run") -> dict[str, Any]:
+    """What the model card says about the training."""
+    stages = [json.loads((plan.folder(run.run_dir) / run_folder.DONE).read_text()) for plan in run.plans]
+    environment = json.loads((run.run_dir / run_folder.ENVIRONMENT).read_text())
+    return {
+        "name": run.settings.name,
+        "seed": run.settings.seed,
+        "samples": sum(stage["samples"] for stage in stages),
+        "seconds": round(run.ledger.seconds_spent(), 1),
+        "stages": stages,
+        "resolution": run.plans[-1].settings.resolution,
+        "commit": environment["commit"],
+        "hdm_lightning": environment["hdm_lightning"],
+    }

@@ -1,0 +1,124 @@
+"""Every choice of every group composes and passes the typed check; the paper's numbers stand where they should."""
+
+from pathlib import Path
+
+import hdm_lightning.conf
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.models.config import PRESETS
+from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.data_settings import sources_from, training_stream
+from hdm_lightning.training.stages import plan_stages
+
+CONF = Path(hdm_lightning.conf.__file__).parent
+NEEDED = ["data.train=shards"]
+
+
+def composed(*overrides):
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        return compose("train", overrides=[*NEEDED, *overrides])
+
+
+def choices(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={name}"
+        for group in ("model", "text_encoder", "data", "optimizer", "schedule", "trainer", "callbacks", "logger")
+        for name in choices(group)
+    ],
+)
+def test_every_choice_passes_the_typed_check(override):
+    settings = train_settings_from(composed(override))
+    model_config_from(settings.model)
+    for plan in plan_stages(settings.schedule, world_size=1):
+        training_stream(settings, plan)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_model_presets_are_those_of_the_package(name):
+    assert XUTConfig(**composed(f"model={name}").model) == XUTConfig.preset(name)
+
+
+def test_the_paper_s_recipe_has_the_paper_s_numbers():
+    stages = train_settings_from(composed("schedule=paper")).schedule.stages
+    plans = plan_stages(train_settings_from(composed("schedule=paper")).schedule, world_size=4)
+    table = {  # arXiv 2509.06068: resolution, base rate, decay, beta2, clip, batch, per device, accumulation, TREAD, text
+        "px256": (256, 0.5, 0.02, 0.98, 3.0, 2048, 128, 4, 0.5, 256, 152.5e6),
+        "px512": (512, 0.1, 0.005, 0.995, 1.0, 512, 64, 2, 0.5, 256, 42.34e6),
+        "px768": (768, 0.05, 0.002, 0.995, 1.0, 512, 64, 2, 0.5, 256, 8.469e6),
+        "px1024": (1024, 0.02, 0.002, 0.995, 1.0, 256, 16, 4, 0.0, 512, 3.649e6),
+    }
+    assert list(stages) == list(table)
+    for plan, (name, row) in zip(plans, table.items(), strict=True):
+        stage = stages[name]
+        got = (stage.resolution, stage.learning_rate, stage.weight_decay, stage.betas[1], stage.gradient_clip)
+        got += (stage.batch_size, stage.micro_batch_size, plan.accumulation, stage.routing_rate, stage.context_length)
+        assert got == row[:-1]
+        assert stage.samples == pytest.approx(row[-1], rel=2e-4)
+        assert stage.warmup_samples == 1000 * stage.batch_size
+        assert stage.activation_checkpointing == (name != "px256")
+
+
+def test_any_value_of_a_stage_can_be_overridden():
+    config = composed("schedule.stages.px512.betas=[0.8,0.9]", "+schedule.stages.px256.data.workers=7")
+    settings = train_settings_from(config)
+    assert tuple(settings.schedule.stages["px512"].betas) == (0.8, 0.9)
+    first, second, *_ = plan_stages(settings.schedule, 1)
+    assert (training_stream(settings, first).workers, training_stream(settings, second).workers) == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"schedule": {"stages": {"a": {"resolutoin": 3}}}}, "schedule.stages.a.resolutoin", "resolution"),
+        ({"trainer": {"devices": "x"}}, "trainer.devices", "right type"),
+        ({"sede": 1}, "sede", "seed"),
+        ({"schedule": {"stages": {"a": {"resolution": 3}}}}, "schedule.stages.a.samples", "give one"),
+    ],
+)
+def test_unknown_and_mistyped_keys_are_named(change, where, words):
+    base = OmegaConf.to_container(composed(), resolve=True)
+    base["schedule"] = {"stages": {}}
+    with pytest.raises(UserError) as caught:
+        train_settings_from({**base, **change})
+    assert caught.value.where == where
+    assert words in caught.value.mend
+
+
+def test_unknown_model_keys_are_named():
+    with pytest.raises(UserError, match="model.widht") as caught:
+        model_config_from({"widht": 3})
+    assert "width" in caught.value.mend
+
+
+def test_unknown_data_keys_are_named():
+    settings = train_settings_from(composed("+data.workrs=3"))
+    with pytest.raises(UserError, match=r"data\.workrs"):
+        training_stream(settings, plan_stages(settings.schedule, 1)[0])
+
+
+def test_spellings_of_sources():
+    assert [source.urls for source in sources_from("a", "data.train")] == [("a",)]
+    assert [source.urls for source in sources_from(["a", "b"], "data.train")] == [("a", "b")]
+    mixed = sources_from([{"urls": "a", "weight": 3.0}, {"urls": ["b", "c"], "weight": 1.0}], "data.train")
+    assert [(source.urls, source.weight) for source in mixed] == [(("a",), 3.0), (("b", "c"), 1.0)]
+    with pytest.raises(UserError, match=r"data\.train\[0\]"):
+        sources_from([{"url": "a"}], "data.train")
+
+
+def test_job_folder_names_are_short_and_distinct():
+    long = ",".join(f"schedule.stages.px{n}.learning_rate=0.1" for n in range(9))
+    names = {short_name(long), short_name(long + "5"), short_name("seed=1")}
+    assert len(names) == 3
+    assert max(map(len, names)) <= 120
+    assert short_name("vae.name=a/b") == "vae.name=a-b"

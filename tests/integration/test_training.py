@@ -1,0 +1,188 @@
+"""The whole training path at toy size: stages, hand-over, resume, ranks."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.handover import network_weights, read_checkpoint
+from hdm_lightning.training.job import check_job, run_job
+
+STAGE = {
+    "samples": 48,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": 0.2,
+    "routing_rate": 0.5,
+    "context_length": 8,
+    "validate_every": 24,
+    "save_every": 16,
+    "warmup_samples": 16,
+}
+MODEL = {
+    "channels": 4,
+    "patch_size": 1,
+    "width": 32,
+    "mlp_width": 48,
+    "heads": 2,
+    "head_dim": 16,
+    "context_width": 16,
+    "depth": 1,
+    "decoder_blocks": 1,
+    "blocks_after": 1,
+}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
+    return {
+        "name": "toy",
+        "run_dir": str(tmp_path / "run"),
+        "model": MODEL,
+        "text_encoder": {"name": str(tiny_text_encoder)},
+        "vae": {"name": str(tiny_autoencoder)},
+        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "validation": {"samples": 8, "batch_size": 4},
+        "trainer": {"accelerator": "cpu", "threads": 1},
+        "logger": {"every_steps": 2},
+        "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16, 64]}},
+        "schedule": {
+            "stages": {
+                "px16": {**STAGE, "resolution": 16},
+                "px24": {**STAGE, "resolution": 24, "batch_size": 16, "samples": 32},
+                "px32": {**STAGE, "resolution": 32, "routing_rate": 0.0, "samples": 16},
+            }
+        },
+    }
+
+
+def final_weights(config, stage="03-px32"):
+    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
+    return network_weights(read_checkpoint(newest))
+
+
+def test_three_stages_run_and_export(config):
+    job = check_job(config)
+    assert run_job(job) == 0
+    for stage, steps in (("01-px16", 6), ("02-px24", 2), ("03-px32", 2)):
+        done = json.loads((job.run_dir / stage / "done.json").read_text())
+        assert done["steps"] == steps
+        assert set(done["validation"]) == {"raw", "ema_16", "ema_64"}
+    assert (job.run_dir / "final" / "model.safetensors").exists()
+    events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("end") == 3
+    assert torch.stack([w.abs().sum() for w in final_weights(config).values()]).isfinite().all()
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(monkeypatch, stage, step):
+    """Make the run fail after `step` of `stage`, before that step's checkpoint."""
+    original = ValidateFlow.on_step_end
+
+    def fail(self, trainer, module, at):
+        original(self, trainer, module, at)
+        if (module.plan.name, at) == (stage, step):
+            raise Crash
+
+    monkeypatch.setattr(ValidateFlow, "on_step_end", fail)
+
+
+def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch):
+    whole = {**config, "run_dir": str(tmp_path / "whole")}
+    assert run_job(check_job(whole)) == 0
+    for stage, step in (("px16", 1), ("px16", 5), ("px24", 2), ("px32", 1)):
+        with monkeypatch.context() as patch:
+            crash_at(patch, stage, step)
+            with pytest.raises(Crash):
+                run_job(check_job(config))
+    assert run_job(check_job(config)) == 0
+    expected, got = final_weights(whole), final_weights(config)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    done = [json.loads((Path(c["run_dir"]) / "03-px32" / "done.json").read_text()) for c in (whole, config)]
+    assert done[0]["validation"] == done[1]["validation"]
+
+
+def test_a_signal_saves_and_stops_with_143_and_the_run_goes_on(config, tmp_path, monkeypatch):
+    whole = {**config, "run_dir": str(tmp_path / "whole")}
+    assert run_job(check_job(whole)) == 0
+    with monkeypatch.context() as patch:
+        original = ValidateFlow.on_step_end
+
+        def send(self, trainer, module, at):
+            original(self, trainer, module, at)
+            if (module.plan.name, at) == ("px16", 3):  # no checkpoint is due here
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(ValidateFlow, "on_step_end", send)
+        assert run_job(check_job(config)) == 143
+    saved = [path.name for path in checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")]
+    assert saved[-1] == "step-00000003.ckpt"
+    assert run_job(check_job(config)) == 0
+    expected, got = final_weights(whole), final_weights(config)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+def test_resume_never_refuses_a_folder_with_a_run(config):
+    one_stage = {**config, "schedule": {"stages": {"px16": config["schedule"]["stages"]["px16"]}}}
+    assert run_job(check_job(one_stage)) == 0
+    with pytest.raises(UserError, match="already holds checkpoints"):
+        check_job({**one_stage, "resume": "never"})
+
+
+def first_moments(config):
+    newest = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1]
+    states = read_checkpoint(newest)["optimizer_states"][0]["state"]
+    return {number: state["exp_avg"] for number, state in states.items()}
+
+
+def test_two_processes_have_the_gradients_of_one(config, tmp_path):
+    stage = {**config["schedule"]["stages"]["px16"], "samples": 8}  # one step: its first moment is the gradient
+    one = {**config, "run_dir": str(tmp_path / "one"), "schedule": {"stages": {"px16": stage}}}
+    two = {**one, "run_dir": str(tmp_path / "two"), "trainer": {"accelerator": "cpu", "threads": 1, "devices": 2}}
+    assert run_job(check_job(one)) == 0
+    assert run_job(check_job(two)) == 0
+    expected, got = first_moments(one), first_moments(two)
+    size = max(value.abs().max() for value in expected.values())
+    assert size > 0
+    assert max((got[number] - value).abs().max() for number, value in expected.items()) < 1e-5 * size
+    losses = [json.loads((Path(c["run_dir"]) / "01-px16" / "done.json").read_text())["validation"] for c in (one, two)]
+    for name, value in losses[0].items():
+        assert losses[1][name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"model": {**MODEL, "context_width": 24}}, "model.context_width"),
+        ({"model": {**MODEL, "channels": 8}}, "model.channels"),
+        ({"model": {**MODEL, "widht": 8}}, "model.widht"),
+        ({"schedule": {"stages": {"a": {**STAGE, "resolution": 18}}}}, "schedule.stages.a.resolution"),
+        ({"schedule": {"stages": {"a": {**STAGE, "resolution": 16, "batch_size": 6}}}}, "schedule.stages.a.batch_size"),
+        ({"text_encoder": {"name": "/nowhere/at/all"}}, "text_encoder.name"),
+        ({"vae": {"name": "/nowhere/at/all"}}, "vae.name"),
+        ({"resume": "maybe"}, "resume"),
+        ({"trainer": {"accelerator": "tpu"}}, "trainer.accelerator"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_built(config, change, where):
+    with pytest.raises(UserError) as caught:
+        check_job({**config, **change})
+    assert caught.value.where == where
+    assert caught.value.mend
+
+
+def test_a_missing_or_empty_data_folder_is_named(config, tmp_path):
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        if folder.name == "empty":
+            folder.mkdir()
+        with pytest.raises(UserError, match=folder.name):
+            check_job({**config, "data": {**config["data"], "train": str(folder)}})
