@@ -37,9 +37,10 @@ def load_text_encoder(
 
     Args:
         name_or_path: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
-        dtype: dtype of the weights and of the result.
+        dtype: dtype of the weights, the computation (also under autocast) and the result.
         layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
-            −2 the output of the last block but one, k > 0 the output of block k. Later blocks are dropped.
+            −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
+            final norm). Later blocks are dropped.
         max_batch: captions encoded at once.
         cache_size: captions whose encodings are remembered in RAM; 0 remembers none.
         where: configuration key to name in errors.
@@ -49,7 +50,7 @@ def load_text_encoder(
     """
     folder = locate_model(name_or_path, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
     text_model = _text_tower(_read_model(folder, dtype, where))
-    blocks = None if layer == -1 else _truncate(text_model, layer, where, folder)
+    blocks = _truncate(text_model, layer, where, folder)
     encoder = TransformersTextEncoder(text_model, blocks=blocks, max_batch=max_batch)
     return CachedTextEncoder(encoder, cache_size) if cache_size else encoder
 
@@ -109,14 +110,15 @@ class TransformersTextEncoder:
         arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "return_dict": True}
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
-        if self._blocks is None:
-            return self.model(**arguments).last_hidden_state
-        outputs: list[Any] = []
-        handle = self._blocks[-1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        try:
-            self.model(**arguments)
-        finally:
-            handle.remove()
+        with torch.autocast(tokens.device.type, enabled=False):
+            if self._blocks is None:
+                return self.model(**arguments).last_hidden_state
+            outputs: list[Any] = []
+            handle = self._blocks[-1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+            try:
+                self.model(**arguments)
+            finally:
+                handle.remove()
         return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
 
 
@@ -159,8 +161,10 @@ def _text_tower(model: Any) -> nn.Module:
     return model
 
 
-def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList:
-    """Drop the blocks after hidden state `layer` and return the blocks that stay."""
+def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList | None:
+    """Drop the blocks after hidden state `layer` and return the blocks that stay; None if all do."""
+    if layer == -1:
+        return None
     depth = int(model.config.num_hidden_layers)
     kept = layer if layer > 0 else depth + 1 + layer
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -170,6 +174,8 @@ def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList
             where=where.rpartition(".")[0] + ".layer" if "." in where else where,
             mend=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
         )
+    if kept == depth:
+        return None
     del lists[0][kept:]
     model.config.num_hidden_layers = kept
     return lists[0]

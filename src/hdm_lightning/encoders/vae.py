@@ -33,7 +33,7 @@ def load_autoencoder(
 
     Args:
         name_or_path: folder, hub name `OWNER/NAME` or `OWNER/NAME/vae`, or `package:NAME/FOLDER`.
-        dtype: dtype of the weights and of the computation; images and latents go in and out in float32.
+        dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
         max_batch: images encoded or decoded at once.
         mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
             else its `scaling_factor`/`shift_factor`.
@@ -132,7 +132,8 @@ class KLAutoencoder:
         if latent.dim() != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
         raw = latent.float() * self.std + self.mean
-        images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
+        with torch.autocast(latent.device.type, enabled=False):
+            images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
         return torch.cat(images).clamp(-1.0, 1.0)
 
     def save(self, folder: Path) -> None:
@@ -150,7 +151,8 @@ class KLAutoencoder:
             shutil.copyfile(weights, folder / WEIGHTS_FILE)
 
     def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.model.encode(image.to(self.dtype)).latent_dist
+        with torch.autocast(image.device.type, enabled=False):
+            posterior = self.model.encode(image.to(self.dtype)).latent_dist
         return posterior.mean.float(), posterior.std.float()
 
     def _parts(self, batch: Tensor) -> Iterator[Tensor]:

