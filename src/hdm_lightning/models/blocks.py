@@ -24,9 +24,14 @@ class ModulatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, tokens: Tensor, modulation: Modulation) -> Tensor:
-        """(B,S,D) to (B,S,D): RMSNorm(x)·weight·gain + shift."""
-        normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
-        return torch.addcmul(modulation.shift, normed, self.weight * modulation.gain)
+        """(B,S,D) to (B,S,D): RMSNorm(x)·weight·gain + shift, in the dtype of the tokens."""
+        dtype = tokens.dtype
+        # The norm accumulates in float32 by itself. Autocast would also hand back, and keep for the backward
+        # pass, float32 copies of the sequence, twice the memory and traffic.
+        with torch.autocast(tokens.device.type, enabled=False):
+            normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+            gain = (self.weight * modulation.gain).to(dtype)
+            return torch.addcmul(modulation.shift.to(dtype), normed, gain)
 
 
 class SwiGLU(nn.Module):

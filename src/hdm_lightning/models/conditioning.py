@@ -57,9 +57,10 @@ class TimeEmbedding(nn.Module):
 
 
 def time_frequencies(width: int) -> Tensor:
-    """exp(−ln 10000·i/(D/2)) for i < D/2, float32."""
+    """exp(−ln 10000·i/(D/2)) for i < D/2, float32, rounded once."""
     half = width // 2
-    return torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000) / half))
+    exponents = torch.arange(half, dtype=torch.float64) * (-math.log(10000) / half)
+    return exponents.exp().float()
 
 
 class AspectRatioEmbedding(nn.Module):
