@@ -52,7 +52,7 @@ def test_model_presets_are_those_of_the_package(name):
 def test_the_paper_s_recipe_has_the_paper_s_numbers():
     stages = train_settings_from(composed("schedule=paper")).schedule.stages
     plans = plan_stages(train_settings_from(composed("schedule=paper")).schedule, world_size=4)
-    table = {  # arXiv 2509.06068: resolution, base rate, decay, beta2, clip, batch, per device, accumulation, TREAD, text
+    table = {  # arXiv 2509.06068: resolution, rate, decay, beta2, clip, batch, per device, accumulation, TREAD, text
         "px256": (256, 0.5, 0.02, 0.98, 3.0, 2048, 128, 4, 0.5, 256, 152.5e6),
         "px512": (512, 0.1, 0.005, 0.995, 1.0, 512, 64, 2, 0.5, 256, 42.34e6),
         "px768": (768, 0.05, 0.002, 0.995, 1.0, 512, 64, 2, 0.5, 256, 8.469e6),
@@ -96,7 +96,7 @@ def test_unknown_and_mistyped_keys_are_named(change, where, words):
 
 
 def test_unknown_model_keys_are_named():
-    with pytest.raises(UserError, match="model.widht") as caught:
+    with pytest.raises(UserError, match=r"model\.widht") as caught:
         model_config_from({"widht": 3})
     assert "width" in caught.value.mend
 

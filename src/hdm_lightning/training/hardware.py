@@ -46,7 +46,7 @@ def local_devices(settings: TrainerSettings) -> int:
     return settings.devices or present
 
 
-def precision(settings: TrainerSettings) -> str:
+def precision(settings: TrainerSettings) -> Any:
     """Lightning's name of the precision."""
     if settings.precision != "auto":
         return settings.precision

@@ -1,6 +1,7 @@
 """The optimiser of a stage and its learning-rate schedule, counted in samples."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> fl
 
 def build_optimiser(network: nn.Module, stage: StageSettings, settings: OptimizerSettings) -> Optimizer:
     """AdamW over the network's parameter groups, fused where the parameters' device has it."""
-    groups = parameter_groups(network, stage.learning_rate, stage.weight_decay, rule=settings.rule)
+    groups: list[Any] = [*parameter_groups(network, stage.learning_rate, stage.weight_decay, rule=settings.rule)]
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=settings.eps, fused=True)
 
 

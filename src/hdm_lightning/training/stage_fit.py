@@ -70,8 +70,6 @@ def stage_callbacks(
     validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
     save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep)
-        run_folder.checkpoint_folder(run.run_dir, plan), save_every, settings.callbacks.checkpoints.keep
-    )
     callbacks: list[Callback] = [
         AverageWeights(run.averages, stage.batch_size),
         scalars,
