@@ -49,12 +49,11 @@ def pack_chunk(turn: int, samples: Sequence[Sample]) -> Chunk:
     offsets = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
     pixels = np.empty(offsets[-1], dtype=np.uint8)
     for sample, (start, end) in zip(samples, pairwise(offsets), strict=True):
-        height, width, _ = sample.image.shape
-        pixels[start:end].reshape(3, height, width)[...] = sample.image.transpose(2, 0, 1)
+        pixels[start:end].reshape(sample.image.shape)[...] = sample.image
     return Chunk(
         turn=turn,
         pixels=torch.from_numpy(pixels),
-        shapes=[(sample.image.shape[0], sample.image.shape[1]) for sample in samples],
+        shapes=[(sample.image.shape[1], sample.image.shape[2]) for sample in samples],
         offsets=offsets,
         crop=torch.tensor([sample.crop for sample in samples], dtype=torch.float32),
         tokens=torch.tensor([sample.tokens for sample in samples], dtype=torch.int64),

@@ -80,14 +80,23 @@ class ShardOrder:
 
     def window_of(self, position: int) -> tuple[Window, int]:
         """The window that holds a position, and the place of that position in it."""
-        pass_number, lane = position // self.samples, position % self.lanes
-        layout = self._pass(pass_number)
-        place = position // self.lanes - int(layout.lane_first[lane])
-        number = (place + self._stagger(lane)) // self.window
+        pass_number, lane, place, number = self._coordinates(position)
         window = self._windows.get(lane)
         if window is None or window.pass_number != pass_number or window.number != number:
-            window = self._windows[lane] = self._fill(layout, pass_number, lane, number)
+            window = self._windows[lane] = self._fill(pass_number, lane, number)
         return window, place - window.first
+
+    def following(self, window: Window) -> Window:
+        """The window that its lane reads after this one."""
+        last = int(self._pass(window.pass_number).lane_first[window.lane]) + window.first + len(window.ranks) - 1
+        pass_number, lane, _, number = self._coordinates((last + 1) * self.lanes + window.lane)
+        return self._fill(pass_number, lane, number)
+
+    def _coordinates(self, position: int) -> tuple[int, int, int, int]:
+        """Pass and lane of a position, its place in the lane's part of the pass, and the number of its window."""
+        pass_number, lane = position // self.samples, position % self.lanes
+        place = position // self.lanes - int(self._pass(pass_number).lane_first[lane])
+        return pass_number, lane, place, (place + self._stagger(lane)) // self.window
 
     def _stagger(self, lane: int) -> int:
         # Lanes change windows at different times, so that their reads do not come all at once.
@@ -106,7 +115,8 @@ class ShardOrder:
         rotation = Draws(self.seed, self.stage, "turn", pass_number).below(self.samples)
         return _Pass(shard_order, line, rotation, first, count, start)
 
-    def _fill(self, layout: _Pass, pass_number: int, lane: int, number: int) -> Window:
+    def _fill(self, pass_number: int, lane: int, number: int) -> Window:
+        layout = self._pass(pass_number)
         begin = number * self.window - self._stagger(lane)
         first, last = max(begin, 0), min(begin + self.window, int(layout.lane_count[lane]))
         key = (self.seed, self.stage, "window", pass_number, lane, number)

@@ -24,6 +24,21 @@ class Place(NamedTuple):
     window: Window
     place: int
 
+    @property
+    def shard(self) -> int:
+        """Number of the shard within the part."""
+        return int(self.window.shards[self.place])
+
+    @property
+    def rank(self) -> int:
+        """Rank among the planned samples of the shard."""
+        return int(self.window.ranks[self.place])
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What names the sample among all of the plan."""
+        return self.part, self.shard, self.rank
+
 
 class Part(NamedTuple):
     """Shards with an order of their own: a source, or the samples of a source that share a bucket."""

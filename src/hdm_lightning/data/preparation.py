@@ -4,7 +4,7 @@ Shapes: H×W pixels of the crop, L token places.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.faults import Quarantine, SampleFault
 from hdm_lightning.data.members import RawSample
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.memory_cache import Decoded, MemoryCache
+from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 
@@ -30,7 +31,7 @@ class Sample:
     index: int
     key: str
     image: NDArray[np.uint8]
-    """uint8 (H,W,3), RGB."""
+    """uint8 (3,H,W), RGB; may be a view."""
     crop: tuple[float, float, float, float]
     tokens: list[int]
     length: int
@@ -50,44 +51,66 @@ class Preparation:
 
     def __init__(self, config: StreamConfig, plan: Plan, tokenise: Tokenise, *, training: bool) -> None:
         self.config, self.plan, self.tokenise, self.training = config, plan, tokenise, training
-        self._reader = Reader(plan)
+        self._reader = Reader(plan, config)
         self._quarantine = Quarantine(config.quarantine)
+        self._memory = MemoryCache(config.memory_cache_gb) if config.memory_cache_gb > 0 else None
 
     def sample(self, index: int) -> Sample:
         """The sample at a position of the global order, or a hole in its place."""
         place = self.plan.locate(index)
         raw = None
         try:
-            raw = self._reader.read(place)
-            return self._prepare(index, self._reader.address(place).shard.record.name, raw)
+            kept = self._memory.get(place.key) if self._memory is not None else None
+            raw = kept.raw if kept is not None else self._reader.read(place)
+            return self._prepare(index, place, raw, kept)
         except SampleFault as fault:
-            address = self._reader.address(place)
-            name, key = address.shard.record.name, raw.key if raw else f"#{address.ordinal}"
-            self._quarantine.add(
-                shard=address.shard.url, key=key, ordinal=address.ordinal, reason=str(fault), index=index
-            )
-            return self.hole(index, f"{name}/{key}", str(fault))
+            return self._faulty(index, place, raw.key if raw is not None else None, str(fault))
 
     def hole(self, index: int, key: str = "", fault: str = "") -> Sample:
         """What stands in the place of a sample that cannot be used."""
         height, width = self.plan.shape_at(index)
-        image = np.zeros((height, width, 3), dtype=np.uint8)
+        image = np.zeros((3, height, width), dtype=np.uint8)
         tokens = [0] * self.config.context_length
         return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
 
-    def _prepare(self, index: int, shard: str, raw: RawSample) -> Sample:
+    def _faulty(self, index: int, place: Place, key: str | None, reason: str) -> Sample:
+        address = self._reader.address(place)
+        key = f"#{address.ordinal}" if key is None else key
+        self._quarantine.add(shard=address.shard.url, key=key, ordinal=address.ordinal, reason=reason, index=index)
+        return self.hole(index, f"{address.shard.record.name}/{key}", reason)
+
+    def _prepare(self, index: int, place: Place, raw: RawSample, kept: Decoded | None) -> Sample:
         config = self.config
         caption, may_flip = self._caption(index, raw)
         draws = Draws(config.seed, config.stage, index, "crop")
-
         shape = self.plan.shape_at(index)
 
         def choose(height: int, width: int) -> Crop:
             return config.crop.choose(height, width, shape, draws, may_flip=may_flip)
 
-        image, crop = decode(raw.image(), choose)
+        if kept is None and self._memory is not None:
+            kept = self._keep(self._memory, place, raw, shape)
+        if kept is not None:
+            crop = choose(kept.height, kept.width)
+            image = kept.cut(crop)
+        else:
+            image, crop = decode(raw.image(), choose)
         tokens, length = self._tokens(caption)
+        shard = self.plan.parts[place.part].shards[place.shard].record.name
         return Sample(index, f"{shard}/{raw.key}", image, crop.numbers, tokens, length, caption)
+
+    def _keep(self, memory: MemoryCache, place: Place, raw: RawSample, shape: tuple[int, int]) -> Decoded:
+        """Decode the whole of a sample and keep it."""
+        size = (0, 0)
+
+        def whole(height: int, width: int) -> Crop:
+            nonlocal size
+            size = (height, width)
+            crop = self.config.crop.choose(height, width, shape, Draws())
+            return replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
+
+        pixels, _ = decode(raw.image(), whole)
+        return memory.add(place.key, raw, *size, pixels)
 
     def _caption(self, index: int, raw: RawSample) -> tuple[str, bool]:
         """The caption as training sees it, and whether the image may be mirrored."""

@@ -1,16 +1,24 @@
-"""Raw samples of a plan: reads of known ranges, a window at a time where that is cheap."""
+"""Raw samples of a plan: reads of known ranges, a window at a time where that is cheap.
 
+Small local windows are one read, large ones a read a sample. Remote windows are read whole, the next one of each lane
+by threads while the present one is used.
+"""
+
+import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.members import RawSample, read_sample
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.records import SampleTable
+from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.sources import PlannedShard
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range
 
@@ -20,8 +28,14 @@ LOCAL_SPAN = 1 << 18
 REMOTE_GAP = 1 << 18
 """Unwanted bytes that are read rather than asked around."""
 
-_TABLES = 128
-_RETRY_AFTER_S = 120.0
+RETRY_AFTER_S = 120.0
+"""How long a shard that failed is left alone, so that a dead server costs little time."""
+
+TABLES = 128
+THREADS = 4
+
+Data = bytes | SampleFault
+Loaded = dict[int, Data]
 
 
 class Address(NamedTuple):
@@ -36,19 +50,22 @@ class Address(NamedTuple):
 class Reader:
     """Gives the raw sample of a place in a plan. One a process; it holds open files and the windows in use."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, config: StreamConfig) -> None:
         self._plan = plan
         self._files = LocalFiles()
+        self._cache = ShardCache(config.cache_dir, config.cache_gb) if config.cache_dir else None
         self._tables: OrderedDict[tuple[int, int], SampleTable] = OrderedDict()
-        self._windows: dict[tuple[int, int], tuple[Window, dict[int, bytes | SampleFault]]] = {}
+        self._table_lock = threading.Lock()
+        self._held: dict[tuple[int, int], tuple[Window, Loaded]] = {}
+        self._coming: dict[tuple[int, int], tuple[Window, Future[Loaded]]] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._dead: dict[str, tuple[float, str]] = {}
 
     def address(self, place: Place) -> Address:
         """Where the sample of a place lies."""
-        shard_number, rank = int(place.window.shards[place.place]), int(place.window.ranks[place.place])
-        table = self._table(place.part, shard_number)
+        table, rank = self._table(place.part, place.shard), place.rank
         start = int(table.start[rank])
-        shard = self._plan.parts[place.part].shards[shard_number]
+        shard = self._plan.parts[place.part].shards[place.shard]
         return Address(shard, int(table.ordinal[rank]), start, start + int(table.size[rank]))
 
     def read(self, place: Place) -> RawSample:
@@ -57,74 +74,104 @@ class Reader:
         Raises:
             SampleFault: it cannot be read.
         """
-        data = self._window(place).get(place.place)
+        # Each sample is used once, so that what was read ahead can go as it is used.
+        data = self._window(place).pop(place.place, None)
         if data is None:
             data = self._read(self.address(place))
         if isinstance(data, SampleFault):
             raise data
         return read_sample(data)
 
-    def _window(self, place: Place) -> dict[int, bytes | SampleFault]:
-        """Bytes of the samples of a window that were read at once; those missing are read one by one."""
+    def _window(self, place: Place) -> Loaded:
+        """What was read ahead of the window of a place; samples that are missing are read one by one."""
         key = (place.part, place.window.lane)
-        held = self._windows.get(key)
-        if held is None or held[0] is not place.window:
-            held = self._windows[key] = (place.window, self._load(place.part, place.window))
-        return held[1]
+        held = self._held.get(key)
+        if held is not None and _same(held[0], place.window):
+            return held[1]
+        coming = self._coming.pop(key, None)
+        if coming is not None and _same(coming[0], place.window):
+            loaded = coming[1].result()
+        else:
+            loaded = self._load(place.part, place.window, place.place)
+        self._held[key] = (place.window, loaded)
+        if self._is_remote(place):
+            following = self._plan.parts[place.part].order.following(place.window)
+            self._coming[key] = (following, self._pool().submit(self._load, place.part, following, 0))
+        return loaded
 
-    def _load(self, part: int, window: Window) -> dict[int, bytes | SampleFault]:
-        loaded: dict[int, bytes | SampleFault] = {}
-        for shard_number in np.unique(window.shards):
-            places = np.flatnonzero(window.shards == shard_number)
+    def _is_remote(self, place: Place) -> bool:
+        return not is_local(self._plan.parts[place.part].shards[0].url)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+        return self._threads
+
+    def _load(self, part: int, window: Window, begin: int) -> Loaded:
+        """The bytes of a window's samples from a place on, where they are worth reading at once."""
+        loaded: Loaded = {}
+        for shard_number in np.unique(window.shards[begin:]):
+            places = begin + np.flatnonzero(window.shards[begin:] == shard_number)
             table, ranks = self._table(part, int(shard_number)), window.ranks[places]
             starts, ends = table.start[ranks], table.start[ranks] + table.size[ranks]
             shard = self._plan.parts[part].shards[int(shard_number)]
-            if is_local(shard.url):
-                if ends.max() - starts.min() > LOCAL_SPAN:
-                    continue
+            if not is_local(shard.url):
+                runs = _runs(starts, ends)
+            elif ends.max() - starts.min() <= LOCAL_SPAN:
                 runs = [np.arange(len(places))]
             else:
-                runs = _runs(starts, ends)
+                continue
             for run in runs:
                 first, last = int(starts[run].min()), int(ends[run].max())
                 data = self._try(shard, first, last)
                 for number in run:
-                    if isinstance(data, SampleFault):
-                        loaded[int(places[number])] = data
-                    else:
-                        loaded[int(places[number])] = _slice(data, first, int(starts[number]), int(ends[number]))
+                    loaded[int(places[number])] = _slice(data, first, int(starts[number]), int(ends[number]))
         return loaded
 
-    def _read(self, address: Address) -> bytes | SampleFault:
-        data = self._try(address.shard, address.start, address.end)
-        return data if isinstance(data, SampleFault) else _slice(data, address.start, address.start, address.end)
+    def _read(self, address: Address) -> Data:
+        return _slice(self._try(address.shard, address.start, address.end), address.start, address.start, address.end)
 
-    def _try(self, shard: PlannedShard, start: int, end: int) -> bytes | SampleFault:
-        """Bytes of a shard; one that failed is left alone for a while, so that a dead server costs little time."""
+    def _try(self, shard: PlannedShard, start: int, end: int) -> Data:
+        """Bytes of a shard, or why there are none."""
         dead = self._dead.get(shard.url)
         if dead is not None and time.monotonic() < dead[0]:
             return SampleFault(dead[1])
         try:
-            return self._files.read(shard.url, start, end) if is_local(shard.url) else read_range(shard.url, start, end)
+            return self._bytes(shard, start, end)
         except FileNotFoundError:
             reason = "missing shard"
         except OSError as error:
             reason = f"unreadable shard: {error}"
-        self._dead[shard.url] = (time.monotonic() + _RETRY_AFTER_S, reason)
+        self._dead[shard.url] = (time.monotonic() + RETRY_AFTER_S, reason)
         return SampleFault(reason)
 
+    def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:
+        if is_local(shard.url):
+            return self._files.read(shard.url, start, end)
+        copy = self._cache.path(shard.url, shard.record) if self._cache is not None else None
+        if copy is None:
+            return read_range(shard.url, start, end)
+        return self._files.read(copy, start, end)
+
     def _table(self, part: int, shard: int) -> SampleTable:
-        table = self._tables.get((part, shard))
-        if table is None:
-            table = self._tables[part, shard] = self._plan.parts[part].shards[shard].table()
-            if len(self._tables) > _TABLES:
-                self._tables.popitem(last=False)
-        else:
-            self._tables.move_to_end((part, shard))
-        return table
+        with self._table_lock:
+            table = self._tables.get((part, shard))
+            if table is None:
+                table = self._tables[part, shard] = self._plan.parts[part].shards[shard].table()
+                if len(self._tables) > TABLES:
+                    self._tables.popitem(last=False)
+            else:
+                self._tables.move_to_end((part, shard))
+            return table
 
 
-def _slice(data: bytes, offset: int, start: int, end: int) -> bytes | SampleFault:
+def _same(one: Window, other: Window) -> bool:
+    return one.pass_number == other.pass_number and one.number == other.number
+
+
+def _slice(data: Data, offset: int, start: int, end: int) -> Data:
+    if isinstance(data, SampleFault):
+        return data
     if len(data) < end - offset:
         return SampleFault("truncated shard: it ends before the sample does")
     return data[start - offset : end - offset]

@@ -1,26 +1,29 @@
-"""Bytes of shards and indices wherever they lie: local files, http(s), and all that fsspec reaches."""
+"""Bytes of shards and indices wherever they lie: local files, http(s), pipes, and all that fsspec reaches."""
 
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
+from http.client import HTTPResponse
 from typing import TypeVar
 
 T = TypeVar("T")
-_OPEN_FILES = 64
-_TRIES = 5
-_TIMEOUT_S = 60.0
+OPEN_FILES = 64
+TRIES = 5
+PAUSE_S = 0.5
+TIMEOUT_S = 60.0
 
 
 class LocalFiles:
-    """Reads ranges of local files and keeps the last ones open."""
+    """Reads ranges of local files and keeps the last ones open. Threads may share it."""
 
-    def __init__(self, limit: int = _OPEN_FILES) -> None:
+    def __init__(self, limit: int = OPEN_FILES) -> None:
         self._limit = limit
         self._handles: OrderedDict[str, int] = OrderedDict()
-        self._owner = os.getpid()
+        self._lock = threading.Lock()
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, fewer where it is shorter.
@@ -28,7 +31,8 @@ class LocalFiles:
         Raises:
             OSError: the file cannot be read.
         """
-        return os.pread(self._handle(path), end - start, start)
+        with self._lock:
+            return os.pread(self._handle(path), end - start, start)
 
     def close(self) -> None:
         """Close all files."""
@@ -48,9 +52,6 @@ class LocalFiles:
     def __del__(self) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return LocalFiles, (self._limit,)
-
 
 def is_local(url: str) -> bool:
     """Whether an address is a plain path."""
@@ -58,7 +59,7 @@ def is_local(url: str) -> bool:
 
 
 def read_whole(url: str) -> bytes:
-    """A whole file, local or remote.
+    """A whole file, local or remote; remote ones are tried again with growing pauses.
 
     Raises:
         OSError: it is not there or cannot be read.
@@ -70,7 +71,7 @@ def read_whole(url: str) -> bytes:
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a remote file, retried with growing pauses.
+    """Bytes [start, end) of a remote file, fewer where it is shorter; tried again with growing pauses.
 
     Raises:
         OSError: every try failed.
@@ -78,18 +79,32 @@ def read_range(url: str, start: int, end: int) -> bytes:
     return with_retries(lambda: _remote(url, start, end))
 
 
-def with_retries(action: Callable[[], T], *, tries: int = _TRIES, pause_s: float = 0.5) -> T:
-    """Call until it works; a missing file is not tried again."""
-    for attempt in range(tries):
+def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
+    """Call until it works; a missing file is not tried again.
+
+    Args:
+        action: what to try.
+        tries: how often, `TRIES` where None.
+        pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
+
+    Raises:
+        FileNotFoundError: as soon as `action` raises it.
+        OSError: every try failed.
+    """
+    tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
+    for attempt in range(tries - 1):
         try:
             return action()
         except FileNotFoundError:
             raise
-        except Exception as error:
-            if attempt == tries - 1:
-                raise OSError(f"gave up after {tries} tries: {error}") from error
+        except Exception:  # each kind of store has exceptions of its own
             time.sleep(pause_s * 2**attempt)
-    raise ValueError(f"tries must be at least 1, got {tries}")
+    try:
+        return action()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise OSError(f"gave up after {tries} tries: {error}") from error
 
 
 def _remote(url: str, start: int, end: int | None) -> bytes:
@@ -97,33 +112,48 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
         return _http(url, start, end)
     if url.startswith("pipe:"):
         return _piped(url, start, end)
-    import fsspec  # noqa: PLC0415 (only remote data needs it, and it is slow to load)
+    import fsspec  # noqa: PLC0415 (only such data need it, and it is slow to load)
 
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem.cat_file(path, start=start, end=end)
 
 
 def _http(url: str, start: int, end: int | None) -> bytes:
-    headers = {} if start == 0 and end is None else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    request = urllib.request.Request(url)
+    if start or end is not None:
+        request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as reply:
-            if headers and reply.status != 206:
-                _skip(reply.read, start)
-            wanted = -1 if end is None else end - start
-            data = reply.read(wanted)
-            length = reply.headers.get("Content-Length")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            return _body(reply, start, end)
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise FileNotFoundError(f"{url}: HTTP {error.code}") from error
+        if error.code == 416:  # the file ends before the range begins
+            return b""
         raise
-    expected = None if length is None else int(length) - (start if headers and reply.status != 206 else 0)
-    if expected is not None and len(data) < (expected if end is None else min(expected, end - start)):
-        raise ConnectionError(f"{url}: the reply ended early")
+
+
+def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
+    """The wanted bytes of a reply, which may be the range or, from a plain server, the whole file.
+
+    Raises:
+        ConnectionError: the connection ended before the bytes did.
+    """
+    length = reply.headers.get("Content-Length")
+    if reply.status == 206:
+        data, expected = reply.read(), int(length or 0)
+    else:
+        _skip(reply.read, start)
+        data = reply.read() if end is None else reply.read(end - start)
+        rest = max(0, int(length or 0) - start)
+        expected = rest if end is None else min(rest, end - start)
+    if len(data) < expected:
+        raise ConnectionError(f"{reply.url}: {len(data)} of {expected} bytes came")
     return data
 
 
 def _piped(url: str, start: int, end: int | None) -> bytes:
-    from webdataset.gopen import gopen  # noqa: PLC0415 (webdataset loads torch)
+    from webdataset import gopen  # noqa: PLC0415 (webdataset is slow to load)
 
     with gopen(url, "rb") as stream:
         _skip(stream.read, start)

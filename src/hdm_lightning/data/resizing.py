@@ -1,0 +1,46 @@
+"""Resizing to a crop: bicubic with antialiasing, by whichever of torch and Pillow does less work.
+
+torch's vectorised kernel for 8-bit images gives the same pixels as Pillow's (within one level, where rounding
+differs) four times as fast, but resizes the whole image; Pillow resizes only the part that is shown.
+
+Shapes: H×W pixels of the crop.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from hdm_lightning.data.crops import Crop
+
+PILLOW_COST = 4.0
+"""Time of Pillow's resize per pixel, in units of torch's."""
+
+
+def cut(image: Image.Image, crop: Crop) -> NDArray[np.uint8]:
+    """The pixels of a crop of an upright RGB image of any scale: uint8 (3,H,W), possibly a view."""
+    left = crop.full_width - crop.left - crop.width if crop.flip else crop.left
+    rows, columns = slice(crop.top, crop.top + crop.height), slice(left, left + crop.width)
+    if image.size == (crop.full_width, crop.full_height):
+        pixels = np.asarray(image).transpose(2, 0, 1)[:, rows, columns]
+    elif crop.full_height * crop.full_width > PILLOW_COST * crop.height * crop.width:
+        pixels = np.asarray(_resize_part(image, crop, left)).transpose(2, 0, 1)
+    else:
+        pixels = _resize_whole(image, crop.full_height, crop.full_width)[:, rows, columns]
+    return pixels[:, :, ::-1] if crop.flip else pixels
+
+
+def _resize_whole(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    # Pillow keeps RGB as four bytes a pixel: copied as it is, in the layout that the vectorised kernel wants.
+    raw = bytearray(image.tobytes("raw", "RGBX"))
+    pixels = torch.frombuffer(raw, dtype=torch.uint8).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
+    return interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0, :3].numpy()
+
+
+def _resize_part(image: Image.Image, crop: Crop, left: int) -> Image.Image:
+    # The filter still sees the pixels around the box, so that the result is a part of the whole resize.
+    scale_x, scale_y = image.width / crop.full_width, image.height / crop.full_height
+    right, bottom = (left + crop.width) * scale_x, (crop.top + crop.height) * scale_y
+    box = (left * scale_x, crop.top * scale_y, min(right, image.width), min(bottom, image.height))
+    return image.resize((crop.width, crop.height), Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,86 @@
+"""Local copies of remote shards, with a limit on their size, shared by all processes of a machine."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hdm_lightning.data.records import ShardRecord
+from hdm_lightning.data.storage import read_range, with_retries
+
+PART_BYTES = 32 << 20
+
+
+class ShardCache:
+    """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
+
+    A process that holds a shard open can go on reading it after it has gone.
+
+    Args:
+        folder: made when missing.
+        limit_gb: largest size of all copies, in 10⁹ bytes.
+    """
+
+    def __init__(self, folder: str, limit_gb: float) -> None:
+        self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, url: str, record: ShardRecord) -> str | None:
+        """Where the copy of a shard lies, fetched now if need be; None for a shard that is larger than the limit.
+
+        Raises:
+            FileNotFoundError: there is no such shard.
+            OSError: it cannot be fetched, or what comes is not what the index says.
+        """
+        if record.bytes > self.limit:
+            return None
+        copy = self.folder / f"{record.sha256[:16]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.tar"
+        if not self._touch(copy):
+            with _locked(copy.with_suffix(".lock")):
+                if not self._touch(copy):
+                    self._make_room(record.bytes, copy)
+                    with_retries(lambda: _fetch(url, record, copy), tries=2)
+        return str(copy)
+
+    def _touch(self, copy: Path) -> bool:
+        try:
+            os.utime(copy)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _make_room(self, wanted: int, coming: Path) -> None:
+        with _locked(self.folder / "room.lock"):
+            held = sorted((entry.stat().st_mtime, entry.stat().st_size, entry) for entry in self.folder.glob("*.tar"))
+            total = sum(size for _, size, _ in held)
+            for _, size, entry in held:
+                if total + wanted <= self.limit:
+                    return
+                if entry != coming:
+                    entry.unlink(missing_ok=True)
+                    total -= size
+
+
+def _fetch(url: str, record: ShardRecord, copy: Path) -> None:
+    temporary = copy.with_suffix(f".part{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        with temporary.open("wb") as handle:
+            for start in range(0, record.bytes, PART_BYTES):
+                part = read_range(url, start, min(start + PART_BYTES, record.bytes))
+                digest.update(part)
+                handle.write(part)
+        if digest.hexdigest() != record.sha256:
+            raise OSError(f"{url}: wrong checksum")
+        os.replace(temporary, copy)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
