@@ -1,0 +1,3 @@
+"""Drawings left out of harmless samples on sight, with the reason."""
+
+EXCLUDED: dict[str, str] = {}
