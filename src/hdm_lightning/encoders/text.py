@@ -3,6 +3,8 @@
 Shapes: B batch, L tokens.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,19 +126,30 @@ class TransformersTextEncoder:
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
     from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
-    from transformers.utils import logging  # noqa: PLC0415
 
-    bar_was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        return AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+        with _quiet_transformers():
+            return AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
             where=where,
             mend="give a folder written by save_pretrained, of an architecture that transformers knows",
         ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar, and no report of the output layer that is left out on purpose."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    bar_was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
+        logging.set_verbosity(verbosity)
         if bar_was_on:
             logging.enable_progress_bar()
 

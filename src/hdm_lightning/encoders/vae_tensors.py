@@ -41,10 +41,10 @@ def autoencoder_from_tensors(
     with torch.device("meta"):
         model: Any = AutoencoderKL(**config)
     try:
-        model.load_state_dict(dict(tensors), assign=True)
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"tensors: not those of an AutoencoderKL ({str(error)[:300]})") from error
-    return KLAutoencoder(model.to(dtype), mean, std, max_batch=max_batch)
+    return KLAutoencoder(model, mean, std, max_batch=max_batch)
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

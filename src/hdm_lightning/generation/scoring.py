@@ -1,0 +1,44 @@
+"""Prompt-following on scenes with known answers: draw the prompts, read the pictures, score them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hdm_lightning.evaluation.prompt_following import Score, score_images
+from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class ScoredPictures:
+    """Pictures, uint8 (B,3,H,W), and their scores by criterion."""
+
+    images: Tensor
+    scores: dict[str, Score]
+
+
+def draw_and_score(
+    pipeline: TextToImage,
+    captions: Sequence[str],
+    specs: Sequence[Mapping[str, Any]],
+    settings: SamplingSettings,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoredPictures:
+    """Draw one picture a caption and score it against what was asked for.
+
+    Args:
+        pipeline: the model.
+        captions: B prompts.
+        specs: what each prompt asks for, as in the shapes set's records.
+        settings: of the solver.
+        seed: picture number i has the seed `seed + i`.
+        progress: called with (solver steps done, in all).
+    """
+    seeds = [seed + number for number in range(len(captions))]
+    images = pipeline(captions, seeds, settings, progress=progress)
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    return ScoredPictures(images, score_images(specs, arrays))

@@ -1,0 +1,274 @@
+"""Drawing: pictures that depend on prompt, seed and settings alone; camera, routing, image-to-image, bundles."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from hdm_lightning.diffusion import flow, sampling, times
+from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.bundle import TextEncoderSource, load_bundle, save_bundle
+from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
+from hdm_lightning.generation.pipeline import TextToImage, to_uint8
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.interop import published
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.models.positions import token_positions
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
+)
+PROMPTS = ["a red circle", "a large blue star on the left of a small green square", "", "a dark drawing"]
+SETTINGS = SamplingSettings(height=32, width=48, steps=4, guidance_scale=2.0)
+
+
+def filled_xut(config: XUTConfig) -> XUT:
+    """A network none of whose outputs is zero."""
+    model = XUT(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_text_encoder, tiny_autoencoder):
+    return TextToImage(
+        filled_xut(CONFIG),
+        load_text_encoder(str(tiny_text_encoder)),
+        Tokeniser(str(tiny_text_encoder), 16),
+        load_autoencoder(str(tiny_autoencoder)),
+        max_batch=4,
+    )
+
+
+def assert_same_pictures(ours, theirs):
+    """Equal but for the rounding of a value that lies between two levels."""
+    difference = (ours.int() - theirs.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, {"conditional_rate": 0.25, "routing_scale": 1.5}], ids=["dense", "routed"])
+def test_a_picture_does_not_depend_on_its_batch(pipeline, changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    seeds = [5, 6, 7, 8]
+    together = pipeline(PROMPTS, seeds, settings)
+    assert together.shape == (4, 3, 32, 48)
+    assert together.dtype == torch.uint8
+    for row, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
+        assert_same_pictures(pipeline([prompt], [seed], settings)[0], together[row])
+    pipeline.max_batch = 3
+    assert_same_pictures(pipeline(PROMPTS, seeds, settings), together)
+    pipeline.max_batch = 4
+
+
+def test_prompt_seed_and_settings_all_matter(pipeline):
+    base = pipeline(PROMPTS[:1], [5], SETTINGS)
+    assert torch.equal(base, pipeline(PROMPTS[:1], [5], SETTINGS))
+    variants = [
+        pipeline(PROMPTS[1:2], [5], SETTINGS),
+        pipeline(PROMPTS[:1], [6], SETTINGS),
+        *(
+            pipeline(PROMPTS[:1], [5], dataclasses.replace(SETTINGS, **change))
+            for change in (
+                {"steps": 5},
+                {"solver": "heun"},
+                {"shift": 3.0},
+                {"guidance_scale": 4.0},
+                {"guidance_interval": (0.0, 0.6)},
+                {"negative_prompt": "a green square"},
+                {"routing_scale": 1.5},
+                {"conditional_rate": 0.5},
+                {"unconditional_rate": 0.5},
+                {"x_shift": 0.5},
+                {"y_shift": 0.5},
+                {"zoom": 1.5},
+            )
+        ),
+    ]
+    for variant in variants:
+        assert (variant.int() - base.int()).abs().max() >= 1
+
+
+def test_the_pipeline_is_the_formula(pipeline):
+    """Euler with guidance, written out for one picture of a prompt."""
+    settings = dataclasses.replace(SETTINGS, solver="euler", shift=2.0)
+    x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(9))[None]
+
+    def predicted(text, t):
+        ids, count = pipeline.tokeniser(text)
+        context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
+        return pipeline.model(x, torch.tensor([t]), context)
+
+    grid = times.shifted_grid(4, 2.0).tolist()
+    with torch.no_grad():
+        for now, then in itertools.pairwise(grid):
+            conditional, unconditional = predicted(PROMPTS[0], now), predicted("", now)
+            x = x + (then - now) * (unconditional + 2.0 * (conditional - unconditional))
+    expected = to_uint8(pipeline.autoencoder.decode(x))
+    assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), expected)
+
+
+def test_image_to_image_starts_from_the_mixture(pipeline, monkeypatch):
+    starts = []
+    monkeypatch.setitem(sampling.SOLVERS, "euler", lambda velocity, x, grid, progress: starts.append((x, grid)) or x)
+    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = dataclasses.replace(SETTINGS, solver="euler", strength=0.6)
+    pipeline(PROMPTS[:1], [3], settings, images=image)
+    (x, grid), noise = starts[0], torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(3))[None]
+    latent = pipeline.autoencoder.encode(image / 127.5 - 1.0)
+    torch.testing.assert_close(x, flow.interpolate(latent, noise, torch.tensor([0.6])))
+    assert float(grid[0]) == pytest.approx(0.6)
+    assert len(grid) == 5
+
+
+def test_little_strength_keeps_the_image(pipeline):
+    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image / 127.5 - 1.0)))
+    drawn = [
+        pipeline(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, strength=s), images=image) for s in (1e-4, 0.5, 1.0)
+    ]
+    distances = [float((one.float() - kept.float()).abs().mean()) for one in drawn]
+    assert distances[0] < 0.2
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_the_camera_moves_right_down_and_in(pipeline):
+    still = pipeline._positions((8, 12), SETTINGS)[0].reshape(8, 12, 2)
+    torch.testing.assert_close(still.flatten(0, 1)[None], token_positions(8, 12, convention="area"))
+    right = pipeline._positions((8, 12), dataclasses.replace(SETTINGS, x_shift=0.5))[0].reshape(8, 12, 2)
+    torch.testing.assert_close(right[..., 1], still[..., 1] + 0.5)
+    torch.testing.assert_close(right[..., 0], still[..., 0])
+    step = float(still[0, 1, 1] - still[0, 0, 1])
+    by_one = pipeline._positions((8, 12), dataclasses.replace(SETTINGS, x_shift=step))[0].reshape(8, 12, 2)
+    torch.testing.assert_close(by_one[:, :-1], still[:, 1:])  # the view's left edge shows what was one column right
+    down = pipeline._positions((8, 12), dataclasses.replace(SETTINGS, y_shift=0.25))[0].reshape(8, 12, 2)
+    torch.testing.assert_close(down[..., 0], still[..., 0] + 0.25)
+    closer = pipeline._positions((8, 12), dataclasses.replace(SETTINGS, zoom=2.0))[0].reshape(8, 12, 2)
+    torch.testing.assert_close(closer, still / 2)
+
+
+def test_progress_counts_steps_of_all_batches(pipeline):
+    seen = []
+    pipeline.max_batch = 2
+    pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS, progress=lambda *step: seen.append(step))
+    pipeline.max_batch = 4
+    assert seen == [(step, 8) for step in range(1, 9)]
+
+
+def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencoder):
+    with pytest.raises(ValueError, match="height: got 30, expected a multiple of 4"):
+        pipeline(PROMPTS[:1], [0], dataclasses.replace(SETTINGS, height=30))
+    with pytest.raises(ValueError, match="seeds: got 2 for 1 prompts"):
+        pipeline(PROMPTS[:1], [0, 1], SETTINGS)
+    with pytest.raises(ValueError, match="images"):
+        pipeline(PROMPTS[:1], [0], SETTINGS, images=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UserError, match="16 vectors, while the network was made for 24"):
+        TextToImage(
+            XUT(dataclasses.replace(CONFIG, context_width=24)),
+            pipeline.text_encoder,
+            pipeline.tokeniser,
+            pipeline.autoencoder,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": "magic"}, "solver: got 'magic', expected one of euler, heun"),
+        ({"steps": 0}, "steps"),
+        ({"zoom": 0.0}, "zoom"),
+        ({"strength": 1.5}, "strength"),
+        ({"conditional_rate": 1.0}, "conditional_rate"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
+        ({"routing_scale": 2.0, "weak_rate": 0.0}, "weak_rate"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings(**change)
+
+
+def test_settings_survive_json():
+    settings = dataclasses.replace(SETTINGS, guidance_interval=(0.1, 0.9), zoom=1.5)
+    assert SamplingSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    with pytest.raises(ValueError, match=r"unknown sampling settings \['stepz'\]"):
+        SamplingSettings.from_json({"stepz": 3})
+
+
+def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
+    raw = {name: value + 0.01 for name, value in pipeline.model.state_dict().items()}
+    save_bundle(
+        tmp_path / "final",
+        pipeline.model.state_dict(),
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
+        autoencoder=pipeline.autoencoder,
+        raw_state=raw,
+        training={"samples": 7},
+        sampling={"steps": 3},
+    )
+    bundle = load_bundle(tmp_path / "final")
+    assert (bundle.xut, bundle.training, bundle.sampling) == (CONFIG, {"samples": 7}, {"steps": 3})
+    assert "hdm-sample" in (tmp_path / "final" / "README.md").read_text()
+    expected = pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS)
+    for path in (tmp_path, tmp_path / "final", tmp_path / "final" / "model.safetensors"):
+        loaded = load_text_to_image(path, LoadOptions(max_batch=4))
+        assert torch.equal(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected)
+    last = load_text_to_image(tmp_path, LoadOptions(weights="raw"))
+    for name, value in last.pipeline.model.state_dict().items():
+        assert torch.equal(value, raw[name])
+
+
+def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
+    with pytest.raises(UserError, match="does not exist"):
+        load_text_to_image(tmp_path / "nowhere", LoadOptions())
+    with pytest.raises(UserError, match="holds no trained model"):
+        load_text_to_image(tmp_path, LoadOptions())
+    save_bundle(
+        tmp_path,
+        pipeline.model.state_dict(),
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder)),
+        autoencoder=pipeline.autoencoder,
+    )
+    with pytest.raises(UserError, match="there is no model_raw"):
+        load_text_to_image(tmp_path, LoadOptions(weights="raw"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["text_projection.bias"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"mis-shaped \(1\): text_projection.bias \(3,\) instead of \(32,\)"):
+        load_text_to_image(tmp_path, LoadOptions())
+
+
+def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_text_encoder):
+    torch.manual_seed(1)
+    model = filled_xut(dataclasses.replace(CONFIG, patch_size=2, **PUBLISHED))
+    vae = KLAutoencoder(
+        AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            block_out_channels=[32, 32],
+        ),
+        [0.1, 0.2, 0.3, 0.4],
+        [0.5, 0.6, 0.7, 0.8],
+    )
+    tensors = {f"unet.model.{name}": value for name, value in published.export_state_dict(model).items()}
+    tensors |= {f"vae.{name}": value for name, value in vae.model.state_dict().items()}
+    tensors |= {"vae_mean": vae.mean, "vae_std": vae.std}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "hdm.safetensors")
+    loaded = load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
+    expected = TextToImage(model, pipeline.text_encoder, Tokeniser(str(tiny_text_encoder), 512), vae)
+    assert_same_pictures(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected(PROMPTS, [1, 2, 3, 4], SETTINGS))
+    with pytest.raises(UserError, match="--text-encoder"):
+        load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions())

@@ -1,0 +1,127 @@
+"""hdm-sample end to end on a tiny trained-model folder."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hdm_lightning.cli import sample
+from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.png import read_record
+from hdm_lightning.models import XUT, XUTConfig
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
+    save_bundle(
+        folder / "final",
+        state,
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
+        autoencoder=load_autoencoder(str(tiny_autoencoder)),
+        raw_state={name: 0.9 * value for name, value in state.items()},
+        sampling={"height": 32, "width": 32, "steps": 3},
+    )
+    return folder
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_prompts_sizes_and_counts_make_pictures_records_and_a_sheet(run_folder, tmp_path, capsys):
+    command = [run_folder, "a red circle", "a star", "--count", "2", "--size", "32x32", "--size", "48x16"]
+    assert sample.main([*map(str, command), "--out", str(tmp_path), "--steps", "2"]) == 0
+    written = capsys.readouterr().out.split()
+    assert len(written) == 9
+    names = sorted(path.name for path in tmp_path.glob("0*.png"))
+    assert names[:3] == ["0000-a-red-circle-0.png", "0001-a-red-circle-1.png", "0002-a-star-0.png"]
+    assert pixels(tmp_path / names[0]).shape == (32, 32, 3)
+    assert pixels(tmp_path / names[-1]).shape == (16, 48, 3)
+    record = read_record(tmp_path / names[-1])
+    assert (record.prompt, record.seed) == ("a star", 1)
+    assert (record.settings.width, record.settings.height, record.settings.steps) == (48, 16, 2)
+    assert min(pixels(tmp_path / "sheet-0000.png").shape[:2]) > 400
+    assert len({pixels(tmp_path / name).tobytes() for name in names}) == 8
+
+
+def test_repeat_gives_the_same_pixels(run_folder, tmp_path):
+    first = [run_folder, "a red circle", "--seed", "11", "--x-shift", "0.25", "--guidance", "2.5", "--shift", "2"]
+    assert sample.main([*map(str, first), "--routing-guidance", "1.5", "--out", str(tmp_path / "a")]) == 0
+    (original,) = (tmp_path / "a").glob("*.png")
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
+    (repeated,) = (tmp_path / "b").glob("*.png")
+    assert np.array_equal(pixels(original), pixels(repeated))
+    assert read_record(original) == read_record(repeated)
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c"), "--steps", "5"]) == 0
+    (changed,) = (tmp_path / "c").glob("*.png")
+    assert not np.array_equal(pixels(original), pixels(changed))
+    assert read_record(changed).settings.guidance_scale == 2.5
+
+
+def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder, tmp_path, capsys):
+    start = tmp_path / "start.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(start)
+    command = [run_folder, "a star", "--weights", "raw", "--image", start, "--strength", "0.5", "--out", tmp_path / "a"]
+    assert sample.main([*map(str, command)]) == 0
+    (original,) = (tmp_path / "a").glob("*.png")
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
+    (repeated,) = (tmp_path / "b").glob("*.png")
+    assert np.array_equal(pixels(original), pixels(repeated))
+    assert "warning" not in capsys.readouterr().err
+    Image.fromarray(255 - noise).save(start)
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
+    assert f"warning: picture {start} is not the one" in capsys.readouterr().err
+
+
+def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na blue star\n", encoding="utf-8")
+    arguments = [str(run_folder), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "a")]
+    assert sample.main([*arguments, "--no-sheet"]) == 0
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("a green square\n"))
+    assert sample.main([str(run_folder), "--out", str(tmp_path / "a")]) == 0
+    assert read_record(tmp_path / "a" / "0002-a-green-square-0.png").prompt == "a green square"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a star", "--size", "33x32"], "--size: 33x32 is not made of multiples of 4\n  mend: give 32x32"),
+        (["a star", "--size", "big"], "--size: 'big' is no size"),
+        (["a star", "--solver", "magic"], "solver: got 'magic'"),
+        (["a star", "--count", "0"], "--count: is 0"),
+        (["a star", "--strength", "0.5"], "--strength: is given without a picture"),
+        (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
+        (["a star", "--device", "abacus"], "--device: 'abacus' is no device"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
+        (["a star", "--text-encoder", "./nowhere"], "text_encoder: there is no folder './nowhere'"),
+    ],
+)
+def test_mistakes_are_told_on_one_screen_with_status_2(run_folder, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main([str(run_folder), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) < 10
+    assert "Traceback" not in errors
+
+
+def test_without_model_or_with_a_plain_picture(tmp_path, capsys):
+    assert sample.main([]) == 2
+    assert "MODEL: is missing" in capsys.readouterr().err
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    assert sample.main(["--repeat", str(tmp_path / "plain.png")]) == 2
+    assert "carries no settings" in capsys.readouterr().err

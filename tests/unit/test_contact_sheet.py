@@ -1,0 +1,46 @@
+"""Contact sheets: every picture whole, captions inside their cells."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from hdm_lightning.generation.contact_sheet import ELLIPSIS, contact_sheet, wrap_caption
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+
+
+def area_of(sheet: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((np.asarray(sheet) == colour).all(axis=-1).sum())
+
+
+def test_pictures_of_mixed_sizes_are_whole_and_enlarged_by_whole_factors() -> None:
+    sizes = [(32, 32), (64, 16), (16, 64), (200, 100), (192, 192)]
+    pictures = [Image.new("RGB", size, colour) for size, colour in zip(sizes, COLOURS, strict=True)]
+    sheet = contact_sheet(pictures, ["one", "two", "three", "four", "five"], columns=3, cell_px=192)
+    for (width, height), colour in zip(sizes, COLOURS, strict=True):
+        factor = max(1, 192 // max(width, height))
+        assert area_of(sheet, colour) == width * height * factor * factor
+
+
+def test_captions_do_not_cover_pictures_and_are_drawn() -> None:
+    pictures = [Image.new("RGB", (192, 192), COLOURS[0])] * 4
+    bare, captioned = contact_sheet(pictures, [""] * 4), contact_sheet(pictures, ["a caption " * 30] * 4)
+    assert area_of(bare, COLOURS[0]) == area_of(captioned, COLOURS[0]) == 4 * 192 * 192
+    assert (np.asarray(captioned).sum(axis=-1) < 300).sum() > 500  # ink
+    assert captioned.height > bare.height
+
+
+def test_wrapped_lines_fit_and_the_rest_is_cut() -> None:
+    font = ImageFont.load_default(14)
+    text = "a large red circle on the left of a small blue star and a pneumonoultramicroscopicsilicovolcanoconiosis"
+    lines = wrap_caption(text, font, 120, 3)
+    assert len(lines) == 3
+    assert all(font.getlength(line) <= 120 for line in lines)
+    assert lines[-1].endswith(ELLIPSIS)
+    assert wrap_caption("a star", font, 120, 3) == ["a star"]
+    assert " ".join(wrap_caption(text, font, 1000, 3)) == text
+
+
+def test_a_caption_each_is_required() -> None:
+    with pytest.raises(ValueError, match="captions: got 1 for 2 pictures"):
+        contact_sheet([Image.new("RGB", (4, 4))] * 2, ["one"])
