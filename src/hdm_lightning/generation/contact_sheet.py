@@ -1,6 +1,8 @@
 """Many pictures on one sheet, each above its caption."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -9,6 +11,14 @@ INK = (32, 32, 32)
 ELLIPSIS = "…"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A picture as it will be shown, and the lines below it."""
+
+    picture: Image.Image
+    lines: list[str]
 
 
 def contact_sheet(
@@ -21,17 +31,17 @@ def contact_sheet(
     font_px: int = 14,
     caption_lines: int = 3,
 ) -> Image.Image:
-    """Lay pictures out in rows, each centred in its cell with its caption below.
+    """Lay pictures out in rows, each with its caption below.
 
     Small pictures are enlarged by whole factors up to the cell, so that pixels stay visible as pixels; larger ones
-    keep their size and widen the cells.
+    keep their size and widen their column.
 
     Args:
         pictures: at least one, of any sizes.
         captions: one each; wrapped, and cut with an ellipsis after `caption_lines`.
         columns: pictures in a row; None makes the sheet about square.
         title: a line above the pictures, if not empty.
-        cell_px: smallest side of a cell.
+        cell_px: smallest width of a column.
         font_px: height of the captions' type.
         caption_lines: lines kept for captions.
 
@@ -42,29 +52,36 @@ def contact_sheet(
         raise ValueError(f"captions: got {len(captions)} for {len(pictures)} pictures, expected one each")
     font = ImageFont.load_default(font_px)
     shown = [_enlarged(picture.convert("RGB"), cell_px) for picture in pictures]
-    columns = min(columns or _square_columns(len(shown)), len(shown))
-    cell_width = max(cell_px, *(picture.width for picture in shown))
-    margin, line_px = font_px // 2 + 1, round(font_px * 1.3)
-    rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
-    wrapped = [wrap_caption(caption, font, cell_width, caption_lines) for caption in captions]
-    heights = [
-        max(shown[i].height for i in row) + max(len(wrapped[i]) for i in row) * line_px + 3 * margin for row in rows
+    columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
+    widths = [max(cell_px, *(picture.width for picture in shown[i::columns])) for i in range(columns)]
+    cells = [
+        _Cell(picture, wrap_caption(caption, font, widths[i % columns], caption_lines))
+        for i, (picture, caption) in enumerate(zip(shown, captions, strict=True))
     ]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return _painted(rows, widths, title, font, font_px)
+
+
+def _painted(
+    rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: Font, font_px: int
+) -> Image.Image:
+    """The sheet of rows of cells; pictures of a row stand on one line, their captions begin at one height."""
+    margin, line_px = font_px // 2 + 1, round(font_px * 1.3)
+    picture_heights = [max(cell.picture.height for cell in row) for row in rows]
+    text_heights = [max(len(cell.lines) for cell in row) * line_px for row in rows]
     top = margin + (line_px + margin if title else 0)
-    sheet = Image.new("RGB", (columns * (cell_width + margin) + margin, top + sum(heights)), BACKGROUND)
+    height = top + sum(picture_heights) + sum(text_heights) + 3 * margin * len(rows)
+    sheet = Image.new("RGB", (sum(widths) + margin * (len(widths) + 1), height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((margin, margin), title, fill=INK, font=font)
-    for row, height in zip(rows, heights, strict=True):
-        picture_height = max(shown[i].height for i in row)
-        for column, i in enumerate(row):
-            left = margin + column * (cell_width + margin)
-            offset = (cell_width - shown[i].width) // 2, (picture_height - shown[i].height) // 2
-            sheet.paste(shown[i], (left + offset[0], top + offset[1]))
-            draw.multiline_text(
-                (left, top + picture_height + margin), "\n".join(wrapped[i]), fill=INK, font=font, spacing=2
-            )
-        top += height
+    draw.text((margin, margin), title, fill=INK, font=font)
+    for row, picture_height, text_height in zip(rows, picture_heights, text_heights, strict=True):
+        left, baseline = margin, top + picture_height
+        for cell, width in zip(row, widths, strict=False):
+            sheet.paste(cell.picture, (left, baseline - cell.picture.height))
+            for number, line in enumerate(cell.lines):
+                draw.text((left, baseline + margin + number * line_px), line, fill=INK, font=font)
+            left += width + margin
+        top = baseline + text_height + 3 * margin
     return sheet
 
 
@@ -97,10 +114,3 @@ def _enlarged(picture: Image.Image, cell_px: int) -> Image.Image:
     factor = max(1, cell_px // max(picture.size))
     size = (picture.width * factor, picture.height * factor)
     return picture.resize(size, Image.Resampling.NEAREST) if factor > 1 else picture
-
-
-def _square_columns(count: int) -> int:
-    columns = 1
-    while columns * columns < count:
-        columns += 1
-    return columns
