@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hdm_lightning.autoencoding.transforms import (
+    IDENTITY,
     Flip,
     QuarterTurn,
     Scale,
@@ -81,7 +82,7 @@ class Draw:
     """One step's branch with its transform; identity for the plain branch."""
 
     branch: Branch
-    transform: Transform = Sequential()
+    transform: Transform = IDENTITY
 
 
 def draw_branch(settings: BranchSettings, height: int, width: int, *, seed: int, samples_seen: int) -> Draw:
@@ -117,7 +118,7 @@ def _draw_transform(settings: BranchSettings, height: int, width: int, source: r
 
 def _draw_scale(settings: BranchSettings, height: int, width: int, source: random.Random) -> Transform:
     if not settings.scale_numerators:
-        return Sequential()
+        return IDENTITY
     rows = exact_scales(height, settings.scale_numerators, settings.scale_denominator)
     columns = exact_scales(width, settings.scale_numerators, settings.scale_denominator)
     both = [scale for scale in rows if scale in columns]

@@ -23,6 +23,9 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+PIXEL_LOSSES = tuple(_POINTWISE)
+
+
 def pixel_loss(output: Tensor, target: Tensor, kind: PixelLoss = "l1") -> Tensor:
     """Return the mean pointwise difference per sample (B,).
 

@@ -3,7 +3,6 @@
 Shapes: image (B,3,f·H,f·W) in [-1, 1]; mean, log_variance, noise and latent (B,C,H,W).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,19 +45,14 @@ class Reconstruction:
     posterior: Posterior
 
 
-def reconstruct(
-    autoencoder: TrainableAutoencoder,
-    image: Tensor,
-    draw: Draw,
-    noise: Callable[[tuple[int, ...]], Tensor],
-) -> Reconstruction:
+def reconstruct(autoencoder: TrainableAutoencoder, image: Tensor, draw: Draw, noise: Tensor) -> Reconstruction:
     """Run one branch of EQ-VAE (arXiv 2502.09509, section 4).
 
     Args:
         autoencoder: the network in training.
         image: (B,3,f·H,f·W) in [-1, 1].
         draw: the step's branch and transform τ.
-        noise: gives the posterior noise (B,C,h,w) for the shape (C,h,w) of one latent.
+        noise: standard normal (B,C,H,W); the smaller latent of a down-scaled image takes its upper left part.
 
     Raises:
         ValueError: τ gives no exact size for this image.
@@ -66,7 +60,8 @@ def reconstruct(
     if draw.branch is Branch.DOWNSCALED:
         image = draw.transform(image, autoencoder.factor)
     posterior = autoencoder.posterior(image)
-    latent = posterior.sample(noise(tuple(posterior.mean.shape[1:])).to(posterior.mean))
+    height, width = posterior.mean.shape[-2:]
+    latent = posterior.sample(noise[..., :height, :width].to(posterior.mean))
     target = image
     if draw.branch is Branch.EQUIVARIANT:
         latent, target = draw.transform(latent), draw.transform(image, autoencoder.factor)

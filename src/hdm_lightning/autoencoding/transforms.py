@@ -2,8 +2,8 @@
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); f = the autoencoder's downsampling factor, the pixels of one latent cell.
 
-EQ-VAE (arXiv 2502.09509, section 3) asks that E(τx) = τE(x). Every transform here is one definition that is applied to
-either tensor: all it needs to know of the tensor is how many pixels make one latent cell (f for an image, 1 for a latent).
+EQ-VAE (arXiv 2502.09509, section 3) asks that E(τx) = τE(x). Every transform here is one definition for both tensors:
+all that it needs to know is how many pixels of the tensor make one latent cell (f for an image, 1 for a latent).
 """
 
 from collections.abc import Sequence
@@ -105,6 +105,9 @@ class Sequential:
         for step in self.steps:
             tensor = step(tensor, pixels_per_cell)
         return tensor
+
+
+IDENTITY = Sequential()
 
 
 def compose(*steps: Transform) -> Sequential:

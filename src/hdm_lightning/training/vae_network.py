@@ -5,16 +5,18 @@ Shapes: image (B,3,f·H,f·W) in [-1, 1]; latent (B,C,H,W), raw, as the encoder 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.reconstruction import Posterior
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+AutoencoderKL = Any
+"""A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
 
 # diffusers clamps log-variances to this range before it takes their exponential.
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -28,7 +30,7 @@ class AutoencoderNetwork(nn.Module):
         train_encoder: False freezes the encoder (with its 1×1 convolution) and trains the decoder alone.
     """
 
-    def __init__(self, vae: "AutoencoderKL", *, train_encoder: bool = True) -> None:
+    def __init__(self, vae: AutoencoderKL, *, train_encoder: bool = True) -> None:
         super().__init__()
         self.vae = vae
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -58,39 +60,58 @@ class AutoencoderNetwork(nn.Module):
         return self.vae.decoder.conv_out.weight
 
 
-def build_vae(config: Mapping[str, Any]) -> "AutoencoderKL":
+def build_vae(config: Mapping[str, Any], *, initial_log_variance: float = -5.0) -> AutoencoderKL:
     """Return a new AutoencoderKL with random weights from its diffusers configuration.
+
+    Args:
+        config: fields of a diffusers AutoencoderKL.
+        initial_log_variance: where the posterior's log-variances start. Every residual branch starts at zero, so
+            that the network begins as its chain of resampling convolutions; both make the first steps count.
 
     Raises:
         UserError: diffusers does not know a key or refuses a value.
     """
-    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+    import diffusers  # noqa: PLC0415 (seconds to import)
+    from diffusers.models.resnet import ResnetBlock2D  # noqa: PLC0415 (seconds to import)
 
     try:
-        return AutoencoderKL(**config)
+        vae: AutoencoderKL = diffusers.AutoencoderKL(**config)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="vae.config", mend="use the keys of a diffusers AutoencoderKL") from error
+        raise UserError(
+            str(error), where="autoencoder.config", mend="use the keys of a diffusers AutoencoderKL"
+        ) from error
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            nn.init.zeros_(block.conv2.weight)
+    last = vae.encoder.conv_out if vae.quant_conv is None else vae.quant_conv
+    with torch.no_grad():
+        last.bias[vae.config.latent_channels :] = initial_log_variance
+    return vae
 
 
-def load_vae(source: str | Path, *, subfolder: str | None = None) -> "AutoencoderKL":
+def load_vae(source: str) -> AutoencoderKL:
     """Return the AutoencoderKL of a diffusers folder or a hub name, in float32.
 
     Raises:
         UserError: nothing at `source` reads as an AutoencoderKL.
     """
-    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+    import diffusers  # noqa: PLC0415 (seconds to import)
 
+    where = "autoencoder.source"
+    folder = locate_model(source, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
     try:
-        return AutoencoderKL.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        return diffusers.AutoencoderKL.from_pretrained(
+            str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"no AutoencoderKL could be read from {source}: {error}",
-            where="vae.source",
-            mend="give a diffusers folder (config.json with diffusion_pytorch_model.safetensors) or a hub name",
+            f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})",
+            where=where,
+            mend="give a folder written by AutoencoderKL.save_pretrained",
         ) from error
 
 
-def save_vae(vae: "AutoencoderKL", folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
+def save_vae(vae: AutoencoderKL, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
     """Write a diffusers folder whose config carries the latents' mean and standard deviation per channel.
 
     The scaling factor is set to 1 and the shift to none, because (z − mean) / std is the whole normalisation.

@@ -1,0 +1,106 @@
+"""Validation of an autoencoder on fixed images: all measures of `evaluation.autoencoder_measures`, averaged weights."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
+from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.processes import summed
+from hdm_lightning.training.vae_module import AutoencoderModule, signed
+from hdm_lightning.training.vae_network import AutoencoderNetwork
+from hdm_lightning.training.vae_objective import PerceptualDistance
+
+
+class ValidateAutoencoder(StepWatcher, Callback):
+    """Measures the averaged weights at the start, every so many steps, and at the end.
+
+    Args:
+        data: its `val_dataloader` yields the images.
+        averages: the first average is measured; the raw weights where there is none.
+        every: optimiser steps between validations; 0 means start and end only.
+        perceptual: distance to report, with its name, or None.
+    """
+
+    def __init__(
+        self,
+        data: LightningDataModule,
+        averages: WeightAverages,
+        every: int,
+        perceptual: tuple[str, PerceptualDistance] | None = None,
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.averages = averages
+        self.every = every
+        self.perceptual = perceptual
+        self.measures: dict[str, float] = {}
+        self.latents: LatentReport | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The measures before training, unless it is being resumed."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0:
+            self.run(trainer, pl_module)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Validate where due."""
+        if due(step, self.every, trainer.max_steps):
+            self.run(trainer, module)
+
+    @torch.no_grad()
+    def run(self, trainer: Trainer, module: LightningModule) -> None:
+        """Validate now and log; every process calls this together."""
+        assert isinstance(module, AutoencoderModule)
+        network = averaged(module.network, self.averages)
+        measures = measures_of(network, module.plan.settings.resolution, self.perceptual)
+        for batch in self.data.val_dataloader():
+            batch = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.val_step_context():
+                measures.update(signed(batch["image"]), batch["weight"])
+        self.measures = measures.report(reduce=_summed_on(module.device))
+        self.latents = measures.latent_report(_summed_on(module.device))
+        for logger in trainer.loggers:
+            logger.log_metrics(self.measures, step=trainer.global_step * module.plan.settings.batch_size)
+
+
+def averaged(network: AutoencoderNetwork, averages: WeightAverages) -> AutoencoderNetwork:
+    """Return a frozen copy of the network with its first average, or with its own weights where there is none."""
+    result = copy.deepcopy(network).eval().requires_grad_(False)
+    if averages.halflives:
+        result.load_state_dict(averages.weights(0))
+    return result
+
+
+def measures_of(
+    network: AutoencoderNetwork, resolution: int, perceptual: tuple[str, PerceptualDistance] | None = None
+) -> AutoencoderMeasures:
+    """Return empty measures of a network: rotation by each quarter turn, scaling by 1/4, 1/2 and 3/4 where exact."""
+
+    def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
+        found = network.posterior(image)
+        return found.mean, found.log_variance
+
+    cells = resolution // network.factor
+    scales: list[Transform] = [Scale.uniform(scale) for scale in exact_scales(cells, (1, 2, 3), 4)]
+    turns: list[Transform] = [QuarterTurn(turns) for turns in (1, 2, 3)]
+    return AutoencoderMeasures(
+        posterior,
+        network.decode,
+        channels=network.channels,
+        factor=network.factor,
+        transforms={"rotation": turns, "scale": scales},
+        perceptual=perceptual[1] if perceptual else None,
+        perceptual_name=perceptual[0] if perceptual else "",
+    )
+
+
+def _summed_on(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the sum over processes, by way of a device that the process group can reach."""
+    return lambda values: summed(values.to(device)).cpu()

@@ -1,0 +1,123 @@
+"""The one Lightning fit of an autoencoder's training: module, callbacks and trainer around the network."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+
+from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.callbacks.averages import AverageWeights
+from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.callbacks.ledger import KeepLedger
+from hdm_lightning.training.callbacks.progress import ShowProgress
+from hdm_lightning.training.callbacks.signals import StopOnSignal
+from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
+from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.tensorboard import stage_logger
+from hdm_lightning.training.vae_checks import branch_settings
+from hdm_lightning.training.vae_data import build_images
+from hdm_lightning.training.vae_module import AutoencoderModule
+from hdm_lightning.training.vae_objective import GeneratorObjective
+
+if TYPE_CHECKING:
+    from hdm_lightning.data.datamodule import ShardDataModule
+    from hdm_lightning.training.vae_run import VaeRun
+
+
+def fit_vae(run: "VaeRun") -> None:
+    """Train to the end, from the run's own newest checkpoint if there is one, and mark the stage as done."""
+    plan = run.plan
+    resume_from = processes.from_first(run_folder.newest_checkpoint(run.run_dir, plan))
+    steps_done = read_checkpoint(resume_from)["hdm"]["step"] if resume_from else 0
+    data = build_images(run.settings, plan, consumed=steps_done * plan.settings.batch_size)
+    module = build_module(run)
+    save = SaveCheckpoints(
+        run_folder.checkpoint_folder(run.run_dir, plan),
+        plan.steps_for(plan.settings.save_every),
+        run.settings.checkpoints.keep,
+    )
+    ledger = KeepLedger(run.ledger, plan, save.every, run.settings.trainer.usd_per_device_hour)
+    validation = build_validation(run, data)
+    trainer = vae_trainer(run, vae_callbacks(run, validation, save, ledger), steps_done)
+    begin = time.monotonic()
+    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    save.save(trainer)
+    ledger.note("end", trainer, module)
+    if validation.latents is None:  # killed between the last checkpoint and the end
+        validation.run(trainer, module)
+    assert validation.latents is not None
+    if trainer.is_global_zero:
+        summary = {
+            "stage": plan.name,
+            "steps": trainer.global_step,
+            "samples": module.samples_seen,
+            "seconds_of_last_start": round(time.monotonic() - begin, 1),
+            "measures": validation.measures,
+            "latents": asdict(validation.latents),
+        }
+        run_folder.mark_stage_done(run.run_dir, plan, summary)
+    processes.barrier()
+
+
+def build_module(run: "VaeRun") -> AutoencoderModule:
+    """The module that the settings ask for: with a discriminator where its weight is not 0."""
+    objective = GeneratorObjective(run.settings.loss, run.perceptual)
+    return AutoencoderModule(run.network, run.plan, objective, branch_settings(run.settings), run.settings.seed)
+
+
+def build_validation(run: "VaeRun", data: "ShardDataModule") -> ValidateAutoencoder:
+    """The validation, with the perceptual distance of the loss where there is one."""
+    name, every = run.settings.loss.perceptual_network, run.plan.steps_for(run.plan.settings.validate_every)
+    named = (name, run.perceptual) if name is not None and run.perceptual is not None else None
+    return ValidateAutoencoder(data, run.averages, every, named)
+
+
+def vae_callbacks(
+    run: "VaeRun", validation: ValidateAutoencoder, save: SaveCheckpoints, ledger: KeepLedger
+) -> list[Callback]:
+    """The callbacks in the order in which they act after a step: averages first, the signal last."""
+    settings, plan = run.settings, run.plan
+    scalars = LogVaeScalars(settings.logger.every_steps)
+    callbacks: list[Callback] = [
+        AverageWeights(run.averages, plan.settings.batch_size),
+        scalars,
+        validation,
+        save,
+        ledger,
+    ]
+    if settings.logger.progress_bar and processes.rank() == 0:
+        callbacks.append(ShowProgress(plan, plan.samples, ledger, scalars))  # type: ignore[arg-type]
+    return [*callbacks, StopOnSignal(save.save)]
+
+
+def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Trainer:
+    """Steps instead of epochs; clipping and accumulation are the module's own with a discriminator."""
+    settings, plan = run.settings, run.plan
+    return Trainer(
+        accelerator=hardware.accelerator(settings.trainer),
+        devices=processes.local_world_size(),
+        num_nodes=settings.trainer.nodes,
+        strategy=_strategy(),
+        precision=hardware.precision(settings.trainer),
+        max_steps=plan.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=plan.accumulation,
+        gradient_clip_val=plan.settings.gradient_clip or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+
+
+def _strategy() -> Any:
+    return "auto" if processes.world_size() == 1 else DDPStrategy(gradient_as_bucket_view=True)

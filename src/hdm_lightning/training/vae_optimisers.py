@@ -1,0 +1,35 @@
+"""The optimisers of an autoencoder and its discriminator, with their rates counted in samples."""
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hdm_lightning.training.optimisers import rate_factor
+from hdm_lightning.training.settings import StageSettings
+
+
+def build_adamw(network: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float) -> Optimizer:
+    """Return AdamW over the trainable parameters; only matrices and kernels are decayed, no norm and no bias."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    rest = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=betas, fused=True)
+
+
+def build_schedule(optimiser: Optimizer, stage: StageSettings, *, first_sample: int = 0) -> LambdaLR:
+    """Return warm-up and cosine, one tick per optimiser step.
+
+    Args:
+        optimiser: whose rates are scaled.
+        stage: warm-up, length and final ratio, in samples.
+        first_sample: where this optimiser sets in; its own warm-up begins there.
+    """
+
+    def factor(step: int) -> float:
+        seen = max(0, (step + 1) * stage.batch_size - first_sample)
+        total = max(1, stage.samples - first_sample)
+        return rate_factor(seen, total, stage.warmup_samples, stage.final_learning_rate_ratio)
+
+    return LambdaLR(optimiser, factor)

@@ -1,0 +1,149 @@
+"""One process of an autoencoder's training: build the parts, fit, measure, export."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.callbacks.ledger import Ledger
+from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
+from hdm_lightning.training.callbacks.vae_validation import averaged
+from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.training.handover import hand_over, read_checkpoint
+from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.vae_checks import plan_vae, vae_settings_from
+from hdm_lightning.training.vae_export import export_vae
+from hdm_lightning.training.vae_fit import fit_vae
+from hdm_lightning.training.vae_network import AutoencoderNetwork, build_vae, load_vae
+from hdm_lightning.training.vae_objective import PerceptualDistance
+from hdm_lightning.training.vae_settings import VaeSourceSettings, VaeTrainSettings
+
+
+@dataclass
+class VaeRun:
+    """What the parts of a run have in common.
+
+    Attributes:
+        settings: the run's settings.
+        config_text: the resolved configuration as YAML.
+        run_dir: the run's folder.
+        plan: steps, batch and rates.
+        network: the autoencoder.
+        averages: its weight averages.
+        perceptual: the frozen perceptual distance, or None.
+        ledger: the run's ledger.
+    """
+
+    settings: VaeTrainSettings
+    config_text: str
+    run_dir: Path
+    plan: StagePlan
+    network: AutoencoderNetwork
+    averages: WeightAverages
+    perceptual: PerceptualDistance | None
+    ledger: Ledger
+
+
+def build_network(source: VaeSourceSettings) -> AutoencoderNetwork:
+    """The autoencoder to train: read from its folder, or new with random weights."""
+    if source.config is not None:
+        vae = build_vae(source.config, initial_log_variance=source.initial_log_variance)
+    else:
+        assert source.source is not None
+        vae = load_vae(source.source)
+    return AutoencoderNetwork(vae, train_encoder=source.train_encoder)
+
+
+def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
+    """Build every part, the same in every process."""
+    torch.manual_seed(sub_seed(settings.seed, "vae weights"))
+    network = build_network(settings.autoencoder)
+    kind = hardware.accelerator(settings.trainer)
+    if kind == "cuda":
+        network.to(torch.device("cuda", torch.cuda.current_device()))
+    network.vae.to(memory_format=torch.channels_last)
+    run_dir = Path(settings.run_dir)
+    return VaeRun(
+        settings=settings,
+        config_text=OmegaConf.to_yaml(OmegaConf.structured(settings)),
+        run_dir=run_dir,
+        plan=plan_vae(settings, processes.world_size()),
+        network=network,
+        averages=WeightAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
+        perceptual=None,
+        ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
+    )
+
+
+def work(config: dict[str, Any]) -> int:
+    """One process of a run, from its plain settings; returns the exit status."""
+    settings = vae_settings_from(config)
+    multiple = processes.join_group(hardware.accelerator(settings.trainer))
+    try:
+        hardware.set_threads(settings.trainer, processes.world_size())
+        run = build_vae_run(settings)
+        if processes.rank() == 0:
+            _describe(run)
+        if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
+            fit_vae(run)
+        finish_vae(run)
+        return 0
+    except StoppedBySignal as stop:
+        if processes.rank() == 0:
+            print(stop)
+        return EXIT_STATUS
+    finally:
+        if multiple and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def finish_vae(run: VaeRun) -> None:
+    """Write `final/` from the last checkpoint and the measures taken there; the first process works."""
+    if processes.rank() == 0:
+        path = run_folder.newest_checkpoint(run.run_dir, run.plan)
+        assert path is not None, "the training is done but has no checkpoint"
+        hand_over(read_checkpoint(path), run.network, run.averages)
+        done = json.loads((run.plan.folder(run.run_dir) / run_folder.DONE).read_text())
+        export_vae(
+            run.run_dir / run_folder.FINAL,
+            averaged(run.network, run.averages),
+            LatentReport(**done["latents"]),
+            done["measures"],
+            _record(run, done),
+            name=run.settings.name,
+            averaged=bool(run.averages.halflives),
+        )
+    processes.barrier()
+
+
+def _record(run: VaeRun, done: dict[str, Any]) -> dict[str, Any]:
+    """What the model card says about the training."""
+    environment = json.loads((run.run_dir / run_folder.ENVIRONMENT).read_text())
+    settings = run.settings
+    return {
+        "name": settings.name,
+        "seed": settings.seed,
+        "start": settings.autoencoder.source or "from nothing",
+        "samples": done["samples"],
+        "resolution": settings.stage.resolution,
+        "loss": asdict(settings.loss),
+        "equivariance": asdict(settings.equivariance),
+        "adversarial": asdict(settings.adversarial) if settings.adversarial.weight else None,
+        "seconds": round(run.ledger.seconds_spent(), 1),
+        "commit": environment["commit"],
+        "hdm_lightning": environment["hdm_lightning"],
+    }
+
+
+def _describe(run: VaeRun) -> None:
+    write_atomically(run.run_dir / run_folder.CONFIG, lambda file: file.write(run.config_text.encode()))
+    environment = json.dumps(hardware.environment(), indent=2) + "\n"
+    write_atomically(run.run_dir / run_folder.ENVIRONMENT, lambda file: file.write(environment.encode()))
