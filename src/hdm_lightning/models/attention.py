@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdm_lightning.models.linear import Linear
 from hdm_lightning.models.rope import rotate, rotation_angles
 
 
@@ -18,8 +19,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.output = Linear(width, width)
         self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
 
     def forward(self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -37,9 +38,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width, bias=False)
+        self.key_value = Linear(width, 2 * width, bias=False)
+        self.output = Linear(width, width)
         self.log_frequencies = nn.Parameter(torch.empty(heads, head_dim // 4, 2))
 
     def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hdm_lightning.models.attention import CrossAttention, SelfAttention
 from hdm_lightning.models.conditioning import BlockModulation, Modulation
 from hdm_lightning.models.config import XUTConfig
+from hdm_lightning.models.linear import Linear
 
 NORM_EPS = 1e-6
 
@@ -39,8 +40,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.input = nn.Linear(width, 2 * hidden)
-        self.output = nn.Linear(hidden, width)
+        self.input = Linear(width, 2 * hidden)
+        self.output = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B,S,D) to (B,S,D)."""

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdm_lightning.models.linear import Linear
+
 
 class Modulation(NamedTuple):
     """Shared adaLN of one kind of sublayer, each (B,1,D): n ← norm(x)·gain + shift, output·gate."""
@@ -38,7 +40,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", time_frequencies(width))
-        self.projection = nn.Linear(width, width)
+        self.projection = Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) in [0, 1] to (B,D)."""
@@ -68,8 +70,8 @@ class AspectRatioEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.input = nn.Linear(1, width)
-        self.output = nn.Linear(width, width)
+        self.input = Linear(1, width)
+        self.output = Linear(width, width)
 
     def forward(self, log_aspect_ratio: Tensor) -> Tensor:
         """(B,) to (B,D)."""
@@ -83,8 +85,8 @@ class AdaptiveNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.hidden = nn.Linear(width, 4 * width)
-        self.output = nn.Linear(4 * width, 3 * width)
+        self.hidden = Linear(width, 4 * width)
+        self.output = Linear(4 * width, 3 * width)
 
     def forward(self, condition: Tensor) -> Modulation:
         """(B,D) to gain, shift and gate, gain and gate around one."""

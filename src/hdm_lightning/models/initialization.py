@@ -24,36 +24,33 @@ _HIGHEST_FREQUENCY = {"spread_5pi": 5 * math.pi, "spread_10pi": 10 * math.pi, "a
 
 @torch.no_grad()
 def initialize(network: nn.Module, rope_init: RopeInit, zero_outputs: list[nn.Linear]) -> None:
-    """Fill every parameter of ``network`` in place, drawing from torch's default generator.
+    """Fill every parameter of ``network`` in place, drawing from torch's default generator; none on meta.
 
     Args:
         network: the whole XUT.
         rope_init: where the rotary frequencies start.
         zero_outputs: linear layers to zero besides those of the conditioning.
     """
-    sublayers = sum(3 if block.reads_memory else 2 for block in _blocks(network))
+    if next(network.parameters()).is_meta:
+        return
+    sublayers = sum(3 if block.reads_memory else 2 for block in network.modules() if isinstance(block, XUTBlock))
     for module in network.modules():
-        if isinstance(module, nn.Linear):
-            _normal(module, 1.0)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, ModulatedNorm):
-            nn.init.ones_(module.weight)
+        _fill(module)
+    for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention):
             module.log_frequencies.copy_(log_frequencies(module.heads, module.head_dim, rope_init))
-    for module in network.modules():
         if isinstance(module, SelfAttention | CrossAttention | SwiGLU):
-            _normal(module.output, 1 / math.sqrt(sublayers))
-        elif isinstance(module, AdaptiveNorm | AspectRatioEmbedding):
-            zero_outputs = [*zero_outputs, module.output]
+            module.output.weight.div_(math.sqrt(sublayers))
+        if isinstance(module, AdaptiveNorm | AspectRatioEmbedding):
+            module.output.weight.zero_()
     for linear in zero_outputs:
-        nn.init.zeros_(linear.weight)
+        linear.weight.zero_()
 
 
 def log_frequencies(heads: int, head_dim: int, rope_init: RopeInit) -> torch.Tensor:
     """Log-spaced from π over channels, and within a channel over heads, the same for y and x: (H,d/4,2).
 
-    The layout is that of HDiT (arXiv 2401.11605, appendix on rotary embedding), whose range is π…10π.
+    The spread over heads and channels is that of HDiT (arXiv 2401.11605), whose range is π…10π.
     """
     channels = head_dim // 4
     low, high = math.log(math.pi), math.log(_HIGHEST_FREQUENCY[rope_init])
@@ -62,11 +59,14 @@ def log_frequencies(heads: int, head_dim: int, rope_init: RopeInit) -> torch.Ten
     return per_head.unsqueeze(-1).repeat(1, 1, 2)
 
 
-def _blocks(network: nn.Module) -> list[XUTBlock]:
-    return [module for module in network.modules() if isinstance(module, XUTBlock)]
-
-
-def _normal(linear: nn.Linear, scale: float) -> None:
-    nn.init.normal_(linear.weight, std=scale / math.sqrt(linear.in_features))
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+def _fill(module: nn.Module) -> None:
+    """What every tensor of a kind starts at, wherever in the network it is."""
+    if isinstance(module, nn.Linear):
+        module.weight.normal_(std=1 / math.sqrt(module.in_features))
+        if module.bias is not None:
+            module.bias.zero_()
+    elif isinstance(module, nn.LayerNorm):
+        module.weight.fill_(1)
+        module.bias.zero_()
+    elif isinstance(module, ModulatedNorm):
+        module.weight.fill_(1)

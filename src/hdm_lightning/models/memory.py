@@ -53,9 +53,7 @@ def activation_bytes(
     return inputs + largest + ends
 
 
-def _block_bytes(
-    config: XUTConfig, tokens: int, element_bytes: int, reads_memory: bool, shared_positions: bool
-) -> int:
+def _block_bytes(config: XUTConfig, tokens: int, element_bytes: int, reads_memory: bool, shared_positions: bool) -> int:
     """What one block keeps, its input included."""
     attentions = 2 if reads_memory else 1
     sequences = attentions * (_NORM + _ATTENTION) + _NORM + _FEED_FORWARD_OUT

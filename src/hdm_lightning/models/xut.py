@@ -23,6 +23,7 @@ from hdm_lightning.models.conditioning import (
 )
 from hdm_lightning.models.config import XUTConfig
 from hdm_lightning.models.initialization import initialize
+from hdm_lightning.models.linear import Linear
 from hdm_lightning.models.patches import patchify, unpatchify
 from hdm_lightning.models.positions import token_positions as full_positions
 
@@ -51,8 +52,8 @@ class XUT(nn.Module):
         super().__init__()
         self.config = config
         width, patch_values = config.width, config.channels * config.patch_size**2
-        self.patch_embedding = nn.Linear(patch_values, width)
-        self.text_projection = nn.Linear(config.context_width, width)
+        self.patch_embedding = Linear(patch_values, width)
+        self.text_projection = Linear(config.context_width, width)
         self.time_embedding = TimeEmbedding(width)
         self.aspect_embedding = AspectRatioEmbedding(width) if config.aspect_ratio else None
         self.modulation = SharedModulation(width)
@@ -65,7 +66,7 @@ class XUT(nn.Module):
             for _ in range(config.depth)
         )
         self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
-        self.output_projection = nn.Linear(width, patch_values)
+        self.output_projection = Linear(width, patch_values)
         initialize(self, config.rope_init, zero_outputs=[self.output_projection])
 
     def blocks(self) -> Iterator[XUTBlock]:
