@@ -1,0 +1,92 @@
+"""Small shards of known content, written by the standard library alone."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdm_lightning.data.config import Source, StreamConfig
+from hdm_lightning.data.index import index_shards
+
+
+def letters(text):
+    """A tokeniser: one token a letter."""
+    return [ord(letter) for letter in text], len(text)
+
+
+def coloured(number, width=16, height=16, kind="PNG", **options):
+    """A picture whose colour tells its number (below 2^16) exactly, encoded without loss by default."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[...] = (number % 256, number // 256, 77)
+    return encoded(Image.fromarray(pixels), kind, **options)
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path, entries, **options):
+    """Write (name, bytes) entries with the standard library; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in entries:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def entries_of(first, count, **options):
+    """The members of `count` good samples: key, picture, caption and record tell the same number."""
+    entries = []
+    for number in range(first, first + count):
+        entries.append((f"{number:06d}.png", coloured(number, **options)))
+        entries.append((f"{number:06d}.txt", f"number {number}".encode()))
+        entries.append((f"{number:06d}.json", json.dumps({"number": number}).encode()))
+    return entries
+
+
+def write_shards(folder, counts, **options):
+    """Shards 000.tar, 001.tar, … of good samples numbered throughout, with their index."""
+    first = 0
+    for shard, count in enumerate(counts):
+        write_tar(folder / f"{shard:03d}.tar", entries_of(first, count, **options))
+        first += count
+    index_shards(folder)
+    return folder
+
+
+def stream_config(*folders, **options):
+    """A stream of 16-pixel pictures from folders of shards; bad samples do not stop it by default."""
+    defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
+    defaults["max_bad_share"] = 1.0
+    sources = options.pop("sources", tuple(Source((str(folder),)) for folder in folders))
+    return StreamConfig(sources=sources, **{**defaults, **options})
+
+
+class ShardKit:
+    """What tests of this folder share."""
+
+    letters = staticmethod(letters)
+    coloured = staticmethod(coloured)
+    encoded = staticmethod(encoded)
+    write_tar = staticmethod(write_tar)
+    entries_of = staticmethod(entries_of)
+    write_shards = staticmethod(write_shards)
+    stream_config = staticmethod(stream_config)
+
+
+@pytest.fixture(scope="session")
+def kit():
+    return ShardKit
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """150 good samples in five uneven shards."""
+    return write_shards(tmp_path_factory.mktemp("shards"), [41, 7, 60, 1, 41])

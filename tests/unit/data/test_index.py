@@ -1,0 +1,175 @@
+"""Tar reading and indices, against the standard library and webdataset."""
+
+import hashlib
+import io
+import json
+import tarfile
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index import index_shards, load_index
+from hdm_lightning.data.members import read_sample
+from hdm_lightning.data.records import pack, unpack
+from hdm_lightning.data.tar import is_unsafe, members, split_name
+from hdm_lightning.errors import UserError
+
+
+def reader_of(data):
+    return lambda start, size: data[start : start + size]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_agree_with_the_standard_library(tmp_path, kit, form):
+    long = "folder/" * 20 + "name.txt"
+    names = ["a.txt", "b/c.d.png", "x" * 90 + ".json", "empty.txt"]
+    names += [] if form == tarfile.USTAR_FORMAT else [long, "ünïcode-" + "é" * 120 + ".txt", "z" * 300 + ".txt"]
+    path = kit.write_tar(tmp_path / "a.tar", [(name, b"x" * (7 * n)) for n, name in enumerate(names)], format=form)
+    data = path.read_bytes()
+    with tarfile.open(path) as archive:
+        expected = [(entry.name, entry.offset_data, entry.size) for entry in archive.getmembers()]
+    found = list(members(reader_of(data), 0, len(data), whole=True))
+    assert [(member.name, member.data, member.size) for member in found] == expected
+    assert found[0].start == 0 and all(one.end == other.start for one, other in pairwise(found))
+
+
+def test_folders_links_and_float_times_do_not_disturb(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "global"}) as archive:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name in ("d/1.txt", "d/2.txt"):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = 3, 1234.5678
+            archive.addfile(member, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("d/3.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    data = path.read_bytes()
+    found = list(members(reader_of(data), 0, len(data), whole=True))
+    assert [(member.name, data[member.data : member.data + 3]) for member in found] == [
+        ("d/1.txt", b"abc"),
+        ("d/2.txt", b"abc"),
+    ]
+
+
+def test_large_sizes_are_read_in_base_256():
+    from hdm_lightning.data.tar import _number
+
+    assert _number(b"\x80" + (10**11).to_bytes(11, "big")) == 10**11
+    assert _number(b"00000000017\0") == 15
+    for field in (b"9bad       \0", b"\xff" * 12):
+        with pytest.raises(SampleFault, match="damaged"):
+            _number(field)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a/b.jpg", "a/b.c/d.e.jpg", "noextension", ".hidden", "./k.TXT", "a b.png", "x..y"]
+)
+def test_keys_are_those_of_webdataset(name):
+    from webdataset.tariterators import base_plus_ext
+
+    prefix, suffix = base_plus_ext(name)
+    assert split_name(name) == (None if not prefix else (prefix, suffix.lower()))
+
+
+def test_unsafe_names():
+    bad = ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg", "a/.."]
+    good = ["a.jpg", "a..b.jpg", "a/b.jpg", "..a/b.jpg"]
+    assert all(is_unsafe(name) for name in bad) and not any(is_unsafe(name) for name in good)
+
+
+def test_index_of_webdataset_shards_finds_each_sample_where_it_lies(tmp_path):
+    path = tmp_path / "w.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for number in range(20):
+            image = io.BytesIO()
+            Image.fromarray(np.full((number + 1, 5, 3), number, np.uint8)).save(image, "JPEG")
+            writer.write({"__key__": f"k{number}", "jpg": image.getvalue(), "txt": f"caption {number}"})
+    index = index_shards(tmp_path)
+    assert index.samples == 20
+    record = index.shards[0]
+    assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record.bytes == path.stat().st_size
+    table, data = record.table(), path.read_bytes()
+    assert table.height.tolist() == list(range(1, 21)) and set(table.width.tolist()) == {5}
+    theirs = [(sample["__key__"], sample["txt"]) for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
+    ours = []
+    for start, size in zip(table.start.tolist(), table.size.tolist(), strict=True):
+        sample = read_sample(data[start : start + size])
+        ours.append((sample.key, sample.members["txt"]))
+    assert ours == theirs
+
+
+def test_what_can_never_be_used_is_left_out_with_its_reason(tmp_path, kit):
+    image = kit.coloured(1)
+    entries = [
+        ("README.md", b"no sample, but a key of its own"),
+        ("good.png", image),
+        ("good.txt", b"x"),
+        ("lonely.txt", b"no image"),
+        ("../escape.png", image),
+        ("twice.png", image),
+        ("twice.png", image),
+        ("void.png", b""),
+        ("noise.png", b"\x89PNG and then nothing"),
+        ("strange.png", b"what is this"),
+        ("last.png", image),
+        ("last.txt", b"y"),
+        ("good.png", image),
+    ]
+    kit.write_tar(tmp_path / "a.tar", entries)
+    record = index_shards(tmp_path).shards[0]
+    reasons = {
+        0: "no image",
+        2: "no image",
+        3: "unsafe member name",
+        5: "duplicate key",
+        6: "empty image",
+        7: "undecodable image",
+        8: "undecodable image",
+        10: "duplicate key",
+    }
+    assert {ordinal: reason.split(":")[0] for ordinal, reason in record.skip.items()} == reasons
+    assert record.samples == 3 and record.table().ordinal.tolist() == [1, 4, 9]
+
+
+def test_cut_archives_are_noted_and_lose_their_last_sample(tmp_path, kit):
+    whole = kit.write_tar(tmp_path / "a.tar", kit.entries_of(0, 5)).read_bytes()
+    ends = [member.end for member in members(reader_of(whole), 0, len(whole))]
+    for cut, samples, note in [
+        (ends[8], 2, "no end mark"),  # at a header boundary, after three whole samples
+        (ends[8] + 100, 2, "inside a header"),
+        (ends[8] + 600, 2, "inside a member"),
+        (0, 0, "no end mark"),
+    ]:
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        record = index_shards(tmp_path).shards[0]
+        assert (record.samples, note in record.note) == (samples, True), (cut, record.note)
+
+
+def test_an_index_reads_back_as_it_was_written_and_names_its_mistakes(tmp_path, kit):
+    folder = kit.write_shards(tmp_path / "s", [3, 4])
+    written = index_shards(folder, jobs=2)
+    assert load_index(folder).shards == written.shards == load_index(f"{folder}/index.json").shards
+    assert load_index(folder).samples == 7
+    with pytest.raises(UserError, match="no index"):
+        load_index(tmp_path)
+    with pytest.raises(UserError, match=r"no \.tar"):
+        index_shards(tmp_path / "nowhere")
+    document = json.loads((folder / "index.json").read_text())
+    for broken in ("{", "[]", json.dumps({**document, "format": 99}), json.dumps({"format": 1})):
+        (folder / "index.json").write_text(broken)
+        with pytest.raises(UserError, match="index"):
+            load_index(folder)
+
+
+def test_columns_survive_packing():
+    column = np.array([0, 1, 511, 2**32 - 1])
+    assert unpack(pack(column)).tolist() == column.tolist()
+    assert unpack(pack([])).tolist() == []
