@@ -17,7 +17,7 @@ from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
 MODEL_FILES = ["config.json", "*.safetensors|*.bin"]
-MODEL_DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+MODEL_DOWNLOAD = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 # Where composite models keep the part that reads text.
 TEXT_TOWERS = ("text_model", "language_model")

@@ -16,7 +16,8 @@ from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
-AUTOENCODER_DOWNLOAD = ["config.json", "*.safetensors"]
+# Repositories also hold half-precision variants and single files of other layouts.
+AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
