@@ -11,18 +11,21 @@ velocity of a flow from noise to the latents of an autoencoder.
 
 | | |
 |---|---|
-| network | width {width}, {depth} levels, patch {patch_size}, residual `{residual}`, skips `{skips}` |
+| network | width {width}, depth {depth}, patch {patch_size}, residual `{residual}`, skips `{skips}` |
 | text encoder | `{text_encoder}`, hidden state {layer}, up to {context_length} tokens |
 | latents | {channels} channels, 1/{factor} of the picture's side |
 
 ## Draw
 
 ```
-hdm-sample {folder} "a prompt" --size 512x512
+hdm-sample {folder} "a prompt" --size {size}x{size}
 ```
 
-`model.safetensors` holds the weights averaged over training{raw}, `vae/` the autoencoder (diffusers), `config.json`
-all that is needed to rebuild the network. The text encoder is not included; it is found by the name above.
+- `model.safetensors`: {weights}
+- `vae/`: the autoencoder, for diffusers
+- `config.json`: all that is needed to rebuild the network
+
+The text encoder is not included; it is found by the name above.
 
 ## Training
 
@@ -37,23 +40,24 @@ The licence of the training data may bind what is done with it.
 """
 
 
-def model_card(description: Mapping[str, Any], *, name: str = "A trained XUT", keeps_raw: bool = False) -> str:
+def model_card(description: Mapping[str, Any], *, keeps_raw: bool = False) -> str:
     """The card's Markdown.
 
     Args:
         description: the content of a bundle's config.json.
-        name: heading.
         keeps_raw: whether the last weights are kept beside the averaged ones.
     """
-    text = description["text_encoder"]
+    text, training = description["text_encoder"], description["training"]
+    averaged = "the weights averaged over training; `model_raw.safetensors`: the last ones"
     return _CARD.format(
-        name=name,
+        name=training.get("name", "A trained XUT"),
+        size=training.get("resolution", 512),
         **{key: description["xut"][key] for key in ("width", "depth", "patch_size", "residual", "skips")},
         text_encoder=text["name"],
         layer=text["layer"],
         context_length=text["context_length"],
         **description["latent"],
         folder="final/",
-        raw=", `model_raw.safetensors` the last ones" if keeps_raw else "",
-        training=json.dumps(description["training"], indent=2, ensure_ascii=False),
+        weights=averaged if keeps_raw else "the weights",
+        training=json.dumps(training, indent=2, ensure_ascii=False),
     )
