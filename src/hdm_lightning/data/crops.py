@@ -60,9 +60,8 @@ class CropRules:
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""
         short, long = np.minimum(height, width), np.maximum(height, width)
-        fine = (
-            (short >= self.min_size_px) & (short * self.max_upscale >= resolution) & (long <= short * self.max_aspect)
-        )
+        needed = resolution / self.max_upscale
+        fine = (short >= self.min_size_px) & (short >= needed) & (long <= short * self.max_aspect)
         return fine | (short == 0)
 
     def check(self, height: int, width: int, resolution: int) -> None:
@@ -70,7 +69,7 @@ class CropRules:
         short, long = min(height, width), max(height, width)
         if short < self.min_size_px:
             raise SampleFault(f"too small: {width}x{height} pixels")
-        if short * self.max_upscale < resolution:
+        if short < resolution / self.max_upscale:
             raise SampleFault(f"too small: {width}x{height} pixels would be enlarged too much")
         if long > short * self.max_aspect:
             raise SampleFault(f"too long: {width}x{height} pixels")

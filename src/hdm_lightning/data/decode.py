@@ -50,21 +50,21 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
         SampleFault: the bytes are no image that can be used.
     """
     image = _open(data)
+    turn, scale = _turn(image), 1
     try:
-        turn = _turn(image)
         width, height = image.size
         crop = choose(width, height) if turn in _TURNED else choose(height, width)
         if image.format == "JPEG":
             full = (crop.full_height, crop.full_width)
-            _reduce(image, *(full[::-1] if turn in _TURNED else full))
+            scale = _reduce(image, *(full[::-1] if turn in _TURNED else full), exactly=turn != 1)
         image = to_rgb(image)
     except SampleFault:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
     if turn in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[turn])
-    return cut(image, crop), crop
+        return cut(image.transpose(_UPRIGHT[turn]), crop), crop
+    return cut(image, crop, seen=(height / scale, width / scale)), crop
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -127,12 +127,23 @@ def _format(data: bytes) -> str:
     raise SampleFault("undecodable image: not JPEG, PNG, WebP, GIF, BMP or AVIF")
 
 
-def _reduce(image: Image.Image, height: int, width: int) -> None:
-    """Let a JPEG be decoded at the smallest scale that serves a target of this size, before it is turned."""
+def _reduce(image: Image.Image, height: int, width: int, *, exactly: bool) -> int:
+    """Let a JPEG be decoded at the smallest scale that serves a target of this size, before it is turned.
+
+    Args:
+        image: opened, not loaded.
+        height, width: the target.
+        exactly: only at scales that divide the sides, so that no pixel is seen in part.
+
+    Returns:
+        The divisor of the sides.
+    """
     for scale, margin in REDUCTIONS.items():
-        if image.height >= scale * margin * height and image.width >= scale * margin * width:
+        enough = image.height >= scale * margin * height and image.width >= scale * margin * width
+        if enough and not (exactly and (image.height % scale or image.width % scale)):
             image.draft("RGB", (image.width // scale, image.height // scale))
-            return
+            return scale
+    return 1
 
 
 def _turn(image: Image.Image) -> int:

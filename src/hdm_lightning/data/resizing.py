@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from hdm_lightning.data.crops import Crop
 
@@ -18,29 +17,44 @@ PILLOW_COST = 4.0
 """Time of Pillow's resize per pixel, in units of torch's."""
 
 
-def cut(image: Image.Image, crop: Crop) -> NDArray[np.uint8]:
-    """The pixels of a crop of an upright RGB image of any scale: uint8 (3,H,W), possibly a view."""
+def cut(image: Image.Image, crop: Crop, seen: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+    """The pixels of a crop of an upright RGB image.
+
+    Args:
+        image: the full image at any scale.
+        crop: what to show of it.
+        seen: height and width of the part of `image`, from its upper left corner, that is the full image: a reduced
+            JPEG of odd size has a last row and column that show only in part. None for all.
+
+    Returns:
+        uint8 (3,H,W), RGB; may be a view.
+    """
+    seen = seen or (float(image.height), float(image.width))
     left = crop.full_width - crop.left - crop.width if crop.flip else crop.left
     rows, columns = slice(crop.top, crop.top + crop.height), slice(left, left + crop.width)
-    if image.size == (crop.full_width, crop.full_height):
+    if seen == (crop.full_height, crop.full_width):
         pixels = np.asarray(image).transpose(2, 0, 1)[:, rows, columns]
     elif crop.full_height * crop.full_width > PILLOW_COST * crop.height * crop.width:
-        pixels = np.asarray(_resize_part(image, crop, left)).transpose(2, 0, 1)
+        pixels = np.asarray(_resize_part(image, crop, left, seen)).transpose(2, 0, 1)
     else:
-        pixels = _resize_whole(image, crop.full_height, crop.full_width)[:, rows, columns]
+        pixels = _resize_whole(image, crop, seen)[:, rows, columns]
     return pixels[:, :, ::-1] if crop.flip else pixels
 
 
-def _resize_whole(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+def _resize_whole(image: Image.Image, crop: Crop, seen: tuple[float, float]) -> NDArray[np.uint8]:
     # Pillow keeps RGB as four bytes a pixel: copied as it is, in the layout that the vectorised kernel wants.
     raw = bytearray(image.tobytes("raw", "RGBX"))
     pixels = torch.frombuffer(raw, dtype=torch.uint8).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
-    return interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0, :3].numpy()
+    size = [crop.full_height, crop.full_width]
+    scales = [full / part for full, part in zip(size, seen, strict=True)]
+    # What `interpolate(..., mode="bicubic", antialias=True)` calls; only here size and scale can both be given.
+    resized: torch.Tensor = torch.ops.aten._upsample_bicubic2d_aa(pixels, size, False, *scales)
+    return resized[0, :3].numpy()
 
 
-def _resize_part(image: Image.Image, crop: Crop, left: int) -> Image.Image:
+def _resize_part(image: Image.Image, crop: Crop, left: int, seen: tuple[float, float]) -> Image.Image:
     # The filter still sees the pixels around the box, so that the result is a part of the whole resize.
-    scale_x, scale_y = image.width / crop.full_width, image.height / crop.full_height
+    scale_y, scale_x = seen[0] / crop.full_height, seen[1] / crop.full_width
     right, bottom = (left + crop.width) * scale_x, (crop.top + crop.height) * scale_y
     box = (left * scale_x, crop.top * scale_y, min(right, image.width), min(bottom, image.height))
     return image.resize((crop.width, crop.height), Image.Resampling.BICUBIC, box=box)

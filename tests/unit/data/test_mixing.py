@@ -63,14 +63,13 @@ def test_weights_must_be_positive():
 @settings(max_examples=40, deadline=None)
 def test_buckets_get_their_samples_once_a_pass_in_whole_blocks(samples, block, seed):
     order = BlockOrder(samples, block=block, seed=seed, stage="s")
-    read = defaultdict(list)
-    passes = 4
+    read, before, passes = defaultdict(list), (0, -1), 4
     for position in range(passes * sum(samples)):
         bucket, own = order.locate(position)
         read[bucket].append(own)
         if position % block:
-            assert bucket == before[0] and own == before[1] + 1  # noqa: F821
-        before = (bucket, own)  # noqa: F841
+            assert bucket == before[0] and own == before[1] + 1
+        before = (bucket, own)
     for bucket, positions in read.items():
         assert positions == list(range(len(positions)))
         # The tail of a pass is carried over: never more than a few blocks ahead or behind.

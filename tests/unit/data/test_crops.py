@@ -1,0 +1,125 @@
+"""Crops as arithmetic."""
+
+from collections import Counter
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hdm_lightning.data.buckets import Buckets
+from hdm_lightning.data.crops import CropRules, covering_size
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.randomness import Draws
+from hdm_lightning.errors import UserError
+
+SIDE = st.integers(1, 5000)
+
+
+@given(SIDE, SIDE, st.sampled_from([1, 16, 64, 256]))
+@settings(max_examples=200, deadline=None)
+def test_the_short_side_fits_exactly_and_the_long_side_keeps_the_ratio(height, width, resolution):
+    full_height, full_width = covering_size(height, width, resolution, resolution)
+    assert min(full_height, full_width) == resolution
+    exact = resolution * max(height, width) / min(height, width)
+    assert abs(max(full_height, full_width) - exact) <= 0.5
+
+
+@given(SIDE, SIDE, st.integers(0, 10**6), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_every_crop_lies_in_its_image_and_moves_along_the_long_side_only(height, width, key, centre):
+    rules = CropRules(max_aspect=inf, centre=centre)
+    crop = rules.choose(height, width, (64, 64), Draws(key))
+    assert (crop.height, crop.width) == (64, 64)
+    assert 0 <= crop.top <= crop.full_height - 64 and 0 <= crop.left <= crop.full_width - 64
+    assert crop.top == 0 or crop.left == 0
+    assert crop.numbers == (crop.top, crop.left, crop.full_height, crop.full_width)
+    if centre:
+        assert abs(crop.full_width - 64 - 2 * crop.left) <= 1 and abs(crop.full_height - 64 - 2 * crop.top) <= 1
+
+
+def test_every_offset_of_the_long_side_comes_equally_often_both_ends_included():
+    rules = CropRules()
+    lefts = Counter(rules.choose(64, 70, (64, 64), Draws(number)).left for number in range(7000))
+    assert sorted(lefts) == list(range(7))
+    assert all(abs(count - 1000) < 4.5 * (7000 * 6 / 49) ** 0.5 for count in lefts.values())
+    tops = {rules.choose(33, 32, (32, 32), Draws(number)).top for number in range(50)}
+    assert tops == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("rules", "size", "reason"),
+    [
+        (CropRules(min_size_px=40), (39, 80), "too small"),
+        (CropRules(min_size_px=40), (40, 80), None),
+        (CropRules(max_upscale=2.0), (31, 40), "enlarged"),
+        (CropRules(max_upscale=2.0), (32, 40), None),
+        (CropRules(max_aspect=2.0), (41, 20), "too long"),
+        (CropRules(max_aspect=2.0), (20, 40), None),
+        (CropRules(), (1, 5000), "too long"),
+    ],
+)
+def test_limits_are_the_same_for_one_image_and_for_columns(rules, size, reason):
+    accepted = rules.accepts(np.array([size[0], 0]), np.array([size[1], 0]), 64).tolist()
+    assert accepted == [reason is None, True]
+    if reason is None:
+        rules.choose(*size, (64, 64), Draws(0))
+    else:
+        with pytest.raises(SampleFault, match=reason):
+            rules.choose(*size, (64, 64), Draws(0))
+
+
+def test_flips_are_off_by_default_half_when_on_and_never_where_forbidden():
+    def share(rules, may_flip):
+        return np.mean([rules.choose(64, 64, (64, 64), Draws(n), may_flip=may_flip).flip for n in range(2000)])
+
+    assert share(CropRules(), True) == 0
+    assert share(CropRules(flip=True), False) == 0
+    assert abs(share(CropRules(flip=True), True) - 0.5) < 4 * 0.5 / 2000**0.5
+
+
+def test_flipping_moves_no_offset():
+    """The offset is drawn before the coin, so that crops with and without flips can be compared."""
+    plain = [CropRules().choose(64, 90, (64, 64), Draws(n)).left for n in range(50)]
+    flipped = [CropRules(flip=True).choose(64, 90, (64, 64), Draws(n), may_flip=True).left for n in range(50)]
+    assert plain == flipped
+
+
+def test_bucket_shapes_have_about_the_area_and_the_limits():
+    buckets = Buckets(step_px=64, max_aspect=2.0)
+    shapes = buckets.shapes(512)
+    assert (512, 512) in shapes and (384, 640) in shapes and (640, 384) in shapes
+    for height, width in shapes:
+        assert height % 64 == 0 and width % 64 == 0
+        assert 0.75 * 512**2 < height * width <= 512**2
+        assert max(height, width) <= 2 * min(height, width)
+    with pytest.raises(UserError, match="multiples of 64"):
+        buckets.shapes(32)
+
+
+def test_images_go_to_the_nearest_bucket_and_rare_buckets_are_given_up():
+    buckets = Buckets(step_px=64, max_aspect=4.0, block=10)
+    shapes = buckets.shapes(256)
+    height = np.array([100] * 30 + [100] * 5 + [200] * 25)
+    width = np.array([100] * 30 + [400] * 5 + [100] * 25)
+    names = [shapes[number] for number in buckets.nearest(height, width, shapes)]
+    assert names[0] == (256, 256) and names[30] == (128, 512)
+    brute = [
+        min(shapes, key=lambda s: abs(np.log(s[1] / s[0]) - np.log(w / h))) for h, w in zip(height, width, strict=True)
+    ]
+    assert [a[1] / a[0] for a in names] == [b[1] / b[0] for b in brute]
+    used = buckets.shapes_in_use(height, width, 256)
+    counts = np.bincount(buckets.nearest(height, width, used), minlength=len(used))
+    assert counts.sum() == 60 and counts.min() >= 10 and (256, 256) in used and (128, 512) not in used
+    with pytest.raises(UserError, match="fewer than a block"):
+        buckets.shapes_in_use(height[:4], width[:4], 256)
+
+
+@given(SIDE, SIDE)
+@settings(max_examples=100, deadline=None)
+def test_bucket_crops_cover_their_shape(height, width):
+    crop = CropRules(max_aspect=inf).choose(height, width, (192, 320), Draws(height, width))
+    assert crop.full_height == 192 or crop.full_width == 320
+    assert crop.full_height >= 192 and crop.full_width >= 320
+    assert 0 <= crop.top <= crop.full_height - 192 and 0 <= crop.left <= crop.full_width - 320

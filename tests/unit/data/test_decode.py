@@ -1,0 +1,202 @@
+"""Decoding and resizing, against the plain way: decode all, resize all, cut."""
+
+import io
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from hdm_lightning.data import decode as decoding
+from hdm_lightning.data.crops import Crop, CropRules
+from hdm_lightning.data.decode import decode, upright_size
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.randomness import Draws
+
+RULES = CropRules(max_aspect=1e9)
+
+
+def chooser(resolution, key=0):
+    return lambda height, width: RULES.choose(height, width, (resolution, resolution), Draws(key))
+
+
+@lru_cache
+def photograph(height, width, seed=0):
+    """A picture with the spectrum of photographs (amplitude falling as 1/f^1.4) and some edges."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf
+    layers = [
+        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.4, (height, width))
+        for _ in range(4)
+    ]
+    layers = [layer / layer.std() for layer in layers]
+    pixels = 128 + 40 * layers[0][..., None] + 10 * np.stack(layers[1:], -1)
+    y, x = np.mgrid[:height, :width]
+    for _ in range(20):
+        centre, radius = rng.uniform((0, 0), (height, width)), rng.uniform(4, 80)
+        pixels[np.hypot(y - centre[0], x - centre[1]) < radius] += rng.uniform(-60, 60, 3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def plain(data, crop):
+    """What the pipeline must give: the whole image, resized with Pillow's bicubic filter, then cut."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    image = image.resize((crop.full_width, crop.full_height), Image.Resampling.BICUBIC)
+    image = ImageOps.mirror(image) if crop.flip else image
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    return np.asarray(image.crop(box)).transpose(2, 0, 1).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resolution"),
+    [(128, 128, 64), (100, 151, 64), (64, 64, 64), (64, 90, 64), (40, 30, 64), (1, 50, 8), (50, 1, 8), (31, 700, 16)],
+)
+def test_without_loss_the_result_is_the_plain_one_within_a_level(kit, height, width, resolution):
+    data = kit.encoded(photograph(height, width))
+    for key in range(3):
+        pixels, crop = decode(data, chooser(resolution, key))
+        assert pixels.shape == (3, resolution, resolution) and pixels.dtype == np.uint8
+        difference = np.abs(pixels - plain(data, crop))
+        assert difference.max() <= 1 and difference.mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resolution", "largest_mean"),
+    [
+        (1024, 1024, 256, 1.0),
+        (832, 1216, 256, 1.0),
+        (1001, 1003, 256, 1.0),
+        (768, 1344, 256, 1.0),
+        (1024, 1024, 512, 0.05),
+        (640, 640, 64, 1.2),
+        (300, 300, 256, 0.05),
+    ],
+)
+def test_reduced_decoding_stays_within_a_grey_level(kit, height, width, resolution, largest_mean):
+    data = kit.encoded(photograph(height, width), "JPEG", quality=88)
+    pixels, crop = decode(data, chooser(resolution))
+    assert np.abs(pixels - plain(data, crop)).mean() < largest_mean
+
+
+def test_jpegs_are_decoded_at_a_reduced_scale_never_below_the_target(kit, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(decoding, "to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
+    for height, width, resolution in [(1024, 1024, 256), (1024, 1024, 100), (1024, 900, 512), (1024, 512, 40)]:
+        decode(kit.encoded(Image.new("RGB", (width, height)), "JPEG"), chooser(resolution))
+    assert sizes == [(512, 512), (256, 256), (900, 1024), (128, 256)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_turned_images_are_put_upright(kit, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    data = kit.encoded(photograph(300, 400), kind, exif=exif, **options)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert upright_size(data) == upright.size[::-1]
+    pixels, crop = decode(data, chooser(48, 3))
+    assert np.abs(pixels - plain(data, crop)).mean() < 1.0
+    assert (crop.full_height, crop.full_width) == ((64, 48) if orientation > 4 else (48, 64))
+
+
+def test_flip_mirrors_the_full_image_before_the_cut(kit):
+    data = kit.encoded(photograph(64, 96))
+    for full in ((64, 96), (32, 48), (20, 160)):
+        crop = Crop(3, 5, *full, 16, 16, flip=True)
+        pixels, _ = decode(data, lambda height, width, crop=crop: crop)
+        assert np.abs(pixels - plain(data, crop)).max() <= 1
+
+
+def grey(kit, image, **options):
+    return decode(kit.encoded(image, **options), chooser(8))[0]
+
+
+def test_every_kind_of_pixel_becomes_rgb(kit):
+    red = (200, 30, 60)
+    cases = {
+        "palette": Image.new("RGB", (8, 8), red).quantize(4),
+        "rgb": Image.new("RGB", (8, 8), red),
+        "opaque alpha": Image.new("RGBA", (8, 8), (*red, 255)),
+    }
+    for name, image in cases.items():
+        assert np.abs(grey(kit, image)[:, 4, 4].astype(int) - red).max() <= 1, name
+    for mode, colour, expected in [
+        ("L", 77, 77),
+        ("1", 1, 255),
+        ("LA", (77, 255), 77),
+        ("LA", (0, 0), 255),
+        ("RGBA", (10, 20, 30, 0), 255),
+        ("RGBA", (0, 0, 0, 128), 127),
+        ("I;16", 300 * 257 // 2, 150),
+        ("I;16", 65535, 255),
+    ]:
+        pixels = grey(kit, Image.new(mode, (8, 8), colour))
+        assert pixels.shape == (3, 8, 8)
+        assert np.abs(pixels.astype(int) - expected).max() <= 1, (mode, colour)
+
+
+def test_transparent_palettes_and_colour_keys_lie_on_white(kit):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert grey(kit, image, transparency=0).min() == 255
+    assert grey(kit, Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3)).min() == 255
+
+
+def test_cmyk_jpegs_have_the_right_colours(kit):
+    image = Image.new("RGB", (64, 64), (200, 40, 90))
+    pixels, _ = decode(kit.encoded(image.convert("CMYK"), "JPEG", quality=95), chooser(8))
+    assert np.abs(pixels.mean((1, 2)) - (200, 40, 90)).max() < 4
+
+
+def test_the_first_frame_of_an_animation_counts(kit):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    for kind in ("GIF", "WEBP", "PNG"):
+        data = kit.encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        pixels, _ = decode(data, chooser(8))
+        assert pixels[:, 4, 4].tolist()[0] > 240 and pixels[1].max() < 20, kind
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, 200, -200, -2])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_cut_images_are_faults_and_never_anything_else(kit, kind, keep):
+    data = kit.encoded(photograph(64, 64), kind)[:keep]
+    try:
+        pixels, _ = decode(data, chooser(32))
+        assert pixels.shape == (3, 32, 32)  # a few formats lose only their end mark
+        assert keep == -2
+    except SampleFault as fault:
+        assert "image" in str(fault)
+
+
+def test_bombs_and_strangers_are_faults(kit, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    with pytest.raises(SampleFault, match="too many pixels"):
+        decode(kit.encoded(Image.new("RGB", (100, 11))), chooser(8))
+    monkeypatch.undo()
+    header = bytearray(kit.encoded(Image.new("L", (9, 9)), "BMP"))
+    header[18:26] = (60000).to_bytes(4, "little") * 2
+    with pytest.raises(SampleFault, match="image"):
+        decode(bytes(header), chooser(8))
+    for data in (b"", b"<svg></svg>", b"PK\x03\x04", b"\x00" * 100):
+        with pytest.raises(SampleFault, match="image"):
+            decode(data, chooser(8))
+        with pytest.raises(SampleFault, match="image"):
+            upright_size(data)
+
+
+def test_a_strip_of_one_pixel_is_cut_without_making_its_full_size(kit):
+    data = kit.encoded(photograph(1, 5000))
+    pixels, crop = decode(data, chooser(256))
+    assert crop.full_width == 1_280_000 and pixels.shape == (3, 256, 256)
+    with pytest.raises(SampleFault, match="too long"):
+        CropRules().choose(1, 5000, (256, 256), Draws(0))
+
+
+def test_profiles_and_broken_exif_do_not_disturb(kit):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (8, 8), (9, 8, 7))
+    for options in ({"icc_profile": profile}, {"exif": b"Exif\0\0broken"}):
+        pixels, _ = decode(kit.encoded(image, "PNG", **options), chooser(8))
+        assert pixels[:, 0, 0].tolist() == [9, 8, 7]
