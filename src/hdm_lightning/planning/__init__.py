@@ -1,0 +1,1 @@
+"""Forecasts of time, memory, disk and cost: pure arithmetic over a table of hardware."""
