@@ -1,0 +1,107 @@
+"""hdm-convert: a trained network from one layout of files to another, or what a file holds."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdm_lightning.cli.errors import run_command
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from hdm_lightning.interop.release import Release
+
+TARGETS = {
+    "project": "a folder of this project, for hdm-sample and hdm-train init=",
+    "published": "one file, .safetensors or .ckpt, network and what lies beside it under the published names",
+    "comfyui": "the published single file as the ComfyUI loader expects it: autoencoder inside, float16",
+    "diffusers": "a folder with unet/ and vae/",
+    "bare": "one file with the network alone under the published names",
+}
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    layouts = "\n".join(f"  {name:10} {text}" for name, text in TARGETS.items())
+    result = argparse.ArgumentParser(
+        prog="hdm-convert",
+        description="Convert a trained network between layouts, bit for bit unless --dtype says otherwise. Without a\n"
+        "destination, tell what the source holds.",
+        epilog=f"layouts:\n{layouts}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("source", type=Path, help="a run's folder, a model folder, a diffusers folder or a file")
+    result.add_argument("destination", type=Path, nargs="?", help="file or folder to write")
+    result.add_argument(
+        "--to", choices=TARGETS, help="layout to write (default: published for a file name, else project)"
+    )
+    result.add_argument("--dtype", choices=DTYPES, help="cast all tensors (default: as stored; comfyui: float16)")
+    result.add_argument("--vae", type=Path, help="diffusers folder of the autoencoder to put in instead")
+    result.add_argument("--text-encoder", help="name or folder that a project folder is to record")
+    result.add_argument("--force", action="store_true", help="replace what is at the destination")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert or describe; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    return run_command(lambda: _convert(arguments))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from hdm_lightning.cli.convert_parts import describe  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (as above)
+
+    source, destination = arguments.source, arguments.destination
+    layout, release = detect_layout(source), _read(arguments)
+    if destination is None:
+        print(f"{source}: {layout}\n{describe(release)}")
+        return
+    if destination.exists() and not arguments.force:
+        raise UserError("is there already", where=str(destination), mend="choose another name, or add --force")
+    target = arguments.to or ("published" if destination.suffix else "project")
+    _write(release, destination, target, arguments)
+    print(f"{destination}: {target}, from {layout} {source}")
+
+
+def _read(arguments: argparse.Namespace) -> "Release":
+    from hdm_lightning.cli.convert_parts import with_vae  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.layouts import read_release  # noqa: PLC0415  (as above)
+
+    release = read_release(arguments.source)
+    if release.left_out:
+        shown = ", ".join(release.left_out[:5])
+        print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
+    return with_vae(release, arguments.vae) if arguments.vae else release
+
+
+def _write(release: "Release", destination: Path, target: str, arguments: argparse.Namespace) -> None:
+    try:
+        _writers(arguments)[target](_cast(release, arguments.dtype, target), destination)
+    except UserError:
+        raise
+    except ValueError as error:
+        mend = "keep it as a project folder, train with the published wiring, or give what is missing"
+        raise UserError(str(error), where=f"--to {target}", mend=mend) from error
+
+
+def _writers(arguments: argparse.Namespace) -> "dict[str, Callable[[Release, Path], None]]":
+    from hdm_lightning.cli import convert_parts as parts  # noqa: PLC0415  (torch, for --help's sake)
+
+    return {
+        "project": lambda release, path: parts.write_project(release, path, arguments.text_encoder),
+        "published": parts.write_published,
+        "comfyui": parts.write_comfyui,
+        "diffusers": parts.write_diffusers,
+        "bare": parts.write_bare,
+    }
+
+
+def _cast(release: "Release", dtype: str | None, target: str) -> "Release":
+    import torch  # noqa: PLC0415  (for --help's sake)
+
+    if dtype is None and target == "comfyui":
+        dtype = "float16"
+    return release if dtype is None else release.cast(getattr(torch, dtype))

@@ -1,0 +1,109 @@
+"""A trained network with what lies beside it, free of any file layout.
+
+Shapes: C latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.interop import published
+from hdm_lightning.models import XUT
+
+NETWORK_PREFIX, VAE_PREFIX, TEXT_PREFIX = "unet.model.", "vae.", "te."
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a published file or a folder of this project holds.
+
+    Args:
+        network: the network, in the dtype it is stored in.
+        vae: the autoencoder's tensors under diffusers names; empty if there is none.
+        vae_config: its config.json; None where the source has none.
+        vae_mean: (1,C,1,1) normalisation of latents, (z − mean)/std; None where the source has none.
+        vae_std: (1,C,1,1).
+        text_encoder: tensors of a text encoder, as named behind ``te.``; empty if there is none.
+        settings: the other keys of this project's config.json.
+        left_out: names of tensors that belong to none of these.
+    """
+
+    network: XUT
+    vae: Mapping[str, Tensor] = field(default_factory=dict)
+    vae_config: Mapping[str, Any] | None = None
+    vae_mean: Tensor | None = None
+    vae_std: Tensor | None = None
+    text_encoder: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def cast(self, dtype: torch.dtype) -> Release:
+        """All floating tensors in another dtype; the network is not shared with the original.
+
+        Raises:
+            ValueError: a value does not fit the dtype.
+        """
+        network = published.load_xut(self.network.config, _cast(published.export_state_dict(self.network), dtype))
+        return replace(
+            self,
+            network=network,
+            vae=_cast(self.vae, dtype),
+            vae_mean=None if self.vae_mean is None else self.vae_mean.to(dtype),
+            vae_std=None if self.vae_std is None else self.vae_std.to(dtype),
+            text_encoder=_cast(self.text_encoder, dtype),
+        )
+
+
+def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> Release:
+    """Sort the tensors of a published file, whose network may have any of the known prefixes.
+
+    Raises:
+        ValueError: there is no network, or its tensors are missing, unexpected or mis-shaped.
+    """
+    bare = published.strip_prefix(tensors)
+    network = published.load_xut(published.infer_config(bare), bare)
+    prefix = next(p for p in published.PREFIXES if p + published.SENTINEL in tensors)
+    known = {prefix + name for name in bare}
+    left_out = [n for n in tensors if n not in known and not n.startswith(published.BESIDE)]
+    return Release(
+        network,
+        vae=_under(VAE_PREFIX, tensors),
+        vae_mean=tensors.get("vae_mean"),
+        vae_std=tensors.get("vae_std"),
+        text_encoder=_under(TEXT_PREFIX, tensors),
+        settings=settings or {},
+        left_out=tuple(left_out),
+    )
+
+
+def release_to_tensors(release: Release) -> dict[str, Tensor]:
+    """All tensors in the published single-file layout; undoes `release_from_tensors` bit for bit.
+
+    Raises:
+        ValueError: the network's wiring is not the published one.
+    """
+    published.require_published_wiring(release.network.config)
+    tensors = {NETWORK_PREFIX + n: t for n, t in published.export_state_dict(release.network).items()}
+    tensors |= {VAE_PREFIX + n: t for n, t in release.vae.items()}
+    tensors |= {TEXT_PREFIX + n: t for n, t in release.text_encoder.items()}
+    for name, value in (("vae_mean", release.vae_mean), ("vae_std", release.vae_std)):
+        if value is not None:
+            tensors[name] = value
+    return tensors
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    overflown = [name for name, tensor in cast.items() if tensor.isinf().any() and not tensors[name].isinf().any()]
+    if overflown:
+        raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or take bfloat16")
+    return cast

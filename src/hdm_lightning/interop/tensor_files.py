@@ -1,0 +1,105 @@
+"""Files of named tensors, read without running anything in them and replaced only when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hdm_lightning.errors import UserError
+
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of files that torch.save writes."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a torch file: flat, or under a checkpoint's ``state_dict``.
+
+    Raises:
+        UserError: no such file, another format, or a torch file with more than plain data in it.
+    """
+    if not path.is_file():
+        raise UserError("there is no such file", where=str(path))
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"it is no readable safetensors file ({error})", where=str(path)) from error
+    if path.suffix not in PICKLED:
+        raise UserError(
+            f"the suffix {path.suffix!r} is unknown; expected .safetensors or one of {', '.join(PICKLED)}",
+            where=str(path),
+        )
+    return _read_pickled(path)
+
+
+def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
+    """The tensors of ``stem`` in a diffusers or transformers folder, in one file or several; None if there are none."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return {name: tensor for part in parts for name, tensor in read_tensors(folder / part).items()}
+    variants = sorted(folder.glob(f"{stem}.safetensors")) + sorted(folder.glob(f"{stem}.*.safetensors"))
+    pickled = folder / f"{stem}.bin"
+    for path in (*variants, pickled):
+        if path.is_file():
+            return read_tensors(path)
+    return None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a .safetensors file, a Lightning-like .ckpt (under ``state_dict``) or a flat torch file.
+
+    The file appears under its name only when it is whole.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        if path.suffix == ".safetensors":
+            save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
+        else:
+            torch.save({"state_dict": contiguous} if path.suffix == ".ckpt" else contiguous, temporary)
+
+    _replace(path, write)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, replaced only when whole."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"torch cannot read it as plain data ({str(error).splitlines()[0]})",
+            where=str(path),
+            mend="where you trust the file: load it, and save its tensors alone as .safetensors",
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError("it holds no named tensors, nor a state_dict with any", where=str(path))
+    return tensors
