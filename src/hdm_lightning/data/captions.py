@@ -156,12 +156,12 @@ def _weighted(value: object) -> list[tuple[str, float]]:
 
 def clean(text: str) -> str:
     """NFC, no control characters, single spaces."""
+    text = _SPACE.sub(" ", text)
+    if not text.isprintable():
+        text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cs"))
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    spaced = _SPACE.sub(" ", text).strip()
-    if spaced.isprintable():
-        return spaced
-    return "".join(letter for letter in spaced if unicodedata.category(letter) not in ("Cc", "Cs", "Co", "Cn"))
+    return _SPACE.sub(" ", text).strip()
 
 
 def names_a_side(text: str) -> bool:

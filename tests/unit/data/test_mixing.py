@@ -36,13 +36,13 @@ def test_shares_are_kept_over_the_whole_and_over_short_stretches():
         assert np.abs(near - np.array(weights) / 10).max() < 0.03
 
 
-@given(st.lists(st.floats(1e-4, 1.0), min_size=2, max_size=6))
-@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=6))
+@settings(max_examples=25, deadline=None)
 def test_pattern_gives_each_source_its_share(weights):
     pattern = even_pattern(weights)
     share = np.array(weights) / sum(weights)
     found = np.bincount(pattern, minlength=len(weights)) / len(pattern)
-    assert np.abs(found / share - 1).max() < 0.01
+    assert np.abs(found / share - 1).max() < 0.01 and len(pattern) <= 2**20
     # In every prefix no source is more than a few places away from its share.
     for source in range(len(weights)):
         lag = np.cumsum(pattern == source) - share[source] * np.arange(1, len(pattern) + 1)
