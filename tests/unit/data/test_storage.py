@@ -1,0 +1,250 @@
+"""Remote shards: ranges, servers that misbehave, copies with a limit."""
+
+import http.server
+import itertools
+import re
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from hdm_lightning.data import reader, shard_cache, storage
+from hdm_lightning.data.config import Source
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.loader import StreamLoader
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.shard_cache import ShardCache
+from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
+from hdm_lightning.data.streaming import stream
+from hdm_lightning.errors import UserError
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.folder`; `server.trouble(path, attempt)` names what goes wrong with a request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            server.requests.append((self.path, self.headers.get("Range")))
+            attempt = sum(path == self.path for path, _ in server.requests)
+        trouble = server.trouble(self.path, attempt)
+        file = server.folder / self.path.lstrip("/")
+        if trouble == "error":
+            return self.send_error(503)
+        if not file.is_file() or trouble == "gone":
+            return self.send_error(404)
+        body, status = file.read_bytes(), 200
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if found and trouble != "no ranges":
+            start, end = int(found[1]), int(found[2] or len(body)) + 1
+            if start >= len(body):
+                return self.send_error(416)
+            body, status = body[start:end], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+        if trouble == "cut":
+            self.close_connection = True
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(shards, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
+    instance.trouble = lambda path, attempt: None
+    instance.daemon_threads = True
+    instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
+    threading.Thread(target=instance.serve_forever, daemon=True).start()
+    yield instance
+    instance.shutdown()
+    instance.server_close()
+
+
+def keys_of(samples):
+    return [(sample.key, sample.weight) for sample in samples]
+
+
+def test_ranges_are_the_bytes_of_the_file(server):
+    data = (server.folder / "000.tar").read_bytes()
+    url = f"{server.url}/000.tar"
+    assert read_whole(url) == data
+    for trouble in (None, "no ranges"):
+        server.trouble = lambda path, attempt, trouble=trouble: trouble
+        assert read_range(url, 512, 2000) == data[512:2000]
+        assert read_range(url, len(data) - 10, len(data) + 10) == data[-10:]
+        assert read_range(url, len(data) + 5, len(data) + 10) == b""
+
+
+def test_a_read_that_dies_half_way_is_tried_again(server):
+    data = (server.folder / "000.tar").read_bytes()
+    for trouble in ("cut", "error"):
+        server.requests.clear()
+        server.trouble = lambda path, attempt, trouble=trouble: trouble if attempt < 4 else None
+        assert read_range(f"{server.url}/000.tar", 0, 9000) == data[:9000]
+        assert len(server.requests) == 4
+    server.trouble = lambda path, attempt: "cut"
+    with pytest.raises(OSError, match="gave up after 5 tries"):
+        read_range(f"{server.url}/000.tar", 0, 9000)
+    server.requests.clear()
+    with pytest.raises(FileNotFoundError):
+        read_range(f"{server.url}/nothing.tar", 0, 9)
+    assert len(server.requests) == 1
+
+
+def test_pauses_grow():
+    times = []
+
+    def fail():
+        times.append(time.monotonic())
+        raise ConnectionError("no")
+
+    with pytest.raises(OSError, match="gave up after 4 tries: no"):
+        with_retries(fail, tries=4, pause_s=0.02)
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert pauses[0] >= 0.02 and pauses[1] >= 0.04 and pauses[2] >= 0.08
+
+
+def test_a_remote_stream_is_the_local_one_whatever_the_server_does_in_between(kit, server):
+    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, start=20, stop=330))
+    config = kit.stream_config(server.url)
+    for trouble in (
+        lambda path, attempt: None,
+        lambda path, attempt: "cut" if attempt % 3 == 0 else None,
+        lambda path, attempt: "error" if attempt % 2 else None,
+        lambda path, attempt: "no ranges",
+    ):
+        server.trouble = trouble
+        assert keys_of(stream(config, kit.letters, start=20, stop=330)) == local
+    pattern = kit.stream_config(f"{server.url}/{{000..004}}.tar")
+    assert keys_of(stream(pattern, kit.letters, start=20, stop=330)) == local
+
+
+def test_a_dead_remote_shard_is_skipped_without_waiting_for_each_sample(kit, server):
+    server.trouble = lambda path, attempt: "error" if "002" in path else "gone" if "003" in path else None
+    samples = list(stream(kit.stream_config(server.url), kit.letters, stop=150))
+    faults = Counter(sample.fault.split(":")[0] for sample in samples)
+    assert faults == {"": 89, "unreadable shard": 60, "missing shard": 1}
+    assert sum("002" in path for path, _ in server.requests) <= 5 * (1 + reader.THREADS)
+
+
+def test_resuming_reads_at_most_a_window_of_each_lane_again(kit, server):
+    lanes, window = 12, 4
+    config = kit.stream_config(server.url)
+    start = 77
+    next(iter(stream(config, kit.letters, start=start)))
+    server.requests.clear()
+    plan = Plan(config)
+    samples = stream(config, kit.letters, start=start, plan=plan)
+    server.requests.clear()
+    list(zip(range(lanes), samples, strict=False))  # one sample of each lane: every lane has read its window
+    wanted = 0
+    for _, asked in server.requests:
+        first, last = map(int, re.findall(r"\d+", asked))
+        wanted += last + 1 - first
+    largest = max(int(shard.table().size.max()) for part in plan.parts for shard in part.shards)
+    # The rest of the present window and the one that is read ahead.
+    assert 0 < wanted <= 2 * lanes * window * largest
+    assert all(asked is not None for path, asked in server.requests if path.endswith(".tar"))
+
+
+def test_workers_read_remote_shards(kit, server):
+    server.trouble = lambda path, attempt: "cut" if attempt % 5 == 0 else None
+    config = kit.stream_config(server.url, workers=2)
+    local = [sample.key for sample in stream(kit.stream_config(server.folder), kit.letters, stop=90)]
+    loader = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=30))
+    assert [key for _ in range(3) for key in next(loader)["keys"]] == local
+
+
+def test_an_index_may_lie_elsewhere_and_a_missing_one_is_named(kit, server, tmp_path):
+    (tmp_path / "mine.json").write_bytes((server.folder / "index.json").read_bytes())
+    source = Source((f"{server.url}/{{000..004}}.tar",), index=str(tmp_path / "mine.json"))
+    assert Plan(kit.stream_config(sources=(source,))).samples == 150
+    with pytest.raises(UserError, match="no index"):
+        load_index(f"{server.url}/nowhere")
+
+
+def test_fsspec_addresses(kit, shards):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in shards.iterdir():
+        memory.pipe_file(f"/bucket/{file.name}", file.read_bytes())
+    config = kit.stream_config("memory://bucket")
+    local = keys_of(stream(kit.stream_config(shards), kit.letters, stop=150))
+    assert keys_of(stream(config, kit.letters, stop=150)) == local
+    memory.rm("/bucket/002.tar")
+    faults = Counter(sample.fault for sample in stream(config, kit.letters, stop=150))
+    assert faults == {"": 90, "missing shard": 60}
+
+
+def test_pipes_of_webdataset(kit, shards):
+    data = (shards / "002.tar").read_bytes()
+    assert read_range(f"pipe:cat {shards}/002.tar", 1000, 5000) == data[1000:5000]
+    config = kit.stream_config(sources=(Source((f"pipe:cat {shards}/002.tar",), index=str(shards)),))
+    samples = list(stream(config, kit.letters, stop=60))
+    assert sum(sample.weight for sample in samples) == 60
+
+
+def test_what_is_local():
+    assert is_local("/a/b.tar") and is_local("b.tar") and is_local("C:/x")
+    assert not is_local("s3://a/b.tar") and not is_local("pipe:cat x")
+
+
+def test_local_files_keep_few_open(shards):
+    files = LocalFiles(limit=2)
+    for _ in range(3):
+        for name in ("000.tar", "001.tar", "002.tar", "004.tar"):
+            assert files.read(str(shards / name), 0, 600) == (shards / name).read_bytes()[:600]
+            assert len(files._handles) <= 2
+    files.close()
+    with pytest.raises(FileNotFoundError):
+        files.read(str(shards / "none.tar"), 0, 1)
+
+
+def test_the_cache_reads_each_shard_once_and_keeps_to_its_limit(kit, server, tmp_path):
+    config = kit.stream_config(server.url, cache_dir=str(tmp_path / "cache"))
+    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=300))
+    assert keys_of(stream(config, kit.letters, stop=300)) == local
+    fetched = Counter(path for path, _ in server.requests if path.endswith(".tar"))
+    assert fetched == {f"/{n:03d}.tar": 1 for n in range(5)}
+    server.trouble = lambda path, attempt: "gone" if path.endswith(".tar") else None
+    assert keys_of(stream(config, kit.letters, stop=150)) == local[:150]
+    copies = sorted((tmp_path / "cache").glob("*.tar"))
+    assert sorted(path.read_bytes() for path in copies) == sorted(p.read_bytes() for p in server.folder.glob("*.tar"))
+    assert not list((tmp_path / "cache").glob("*.part*"))
+
+
+def test_old_copies_make_room_for_new_ones(server, tmp_path):
+    records = load_index(server.folder).shards
+    sizes = [record.bytes for record in records]
+    cache = ShardCache(str(tmp_path), (sizes[0] + sizes[2]) / 1e9)
+    for number in (0, 1, 3):
+        assert cache.path(f"{server.url}/{records[number].name}", records[number])
+        time.sleep(0.01)
+    cache.path(f"{server.url}/000.tar", records[0])  # used again: now the youngest
+    cache.path(f"{server.url}/002.tar", records[2])
+    held = sorted(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert held == sorted([sizes[0], sizes[2]])
+    assert ShardCache(str(tmp_path), 1e-6).path(f"{server.url}/000.tar", records[0]) is None
+
+
+def test_copies_that_differ_from_the_index_are_not_kept(kit, server, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    record = load_index(server.folder).shards[0]
+    monkeypatch.setattr(shard_cache, "PART_BYTES", 10_000)
+    cache = ShardCache(str(tmp_path), 1.0)
+    with pytest.raises(OSError, match="wrong checksum"):
+        cache.path(f"{server.url}/000.tar", replace(record, sha256="0" * 64))
+    assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob("*.part*"))
+    copy = cache.path(f"{server.url}/000.tar", record)
+    with open(copy, "rb") as handle:
+        assert handle.read() == (server.folder / "000.tar").read_bytes()
