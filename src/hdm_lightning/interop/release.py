@@ -5,6 +5,7 @@ Shapes: C latent channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,10 +49,11 @@ class Release:
         Raises:
             ValueError: a value does not fit the dtype.
         """
-        network = published.load_xut(self.network.config, _cast(published.export_state_dict(self.network), dtype))
+        for tensors in (dict(self.network.named_parameters()), self.vae, self.text_encoder):
+            _require_range(tensors, dtype)
         return replace(
             self,
-            network=network,
+            network=copy.deepcopy(self.network).to(dtype),
             vae=_cast(self.vae, dtype),
             vae_mean=None if self.vae_mean is None else self.vae_mean.to(dtype),
             vae_std=None if self.vae_std is None else self.vae_std.to(dtype),
@@ -102,8 +104,11 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    overflown = [name for name, tensor in cast.items() if tensor.isinf().any() and not tensors[name].isinf().any()]
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _require_range(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    overflown = [n for n, t in tensors.items() if t.is_floating_point() and t.detach().abs().max() > largest]
     if overflown:
         raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or take bfloat16")
-    return cast

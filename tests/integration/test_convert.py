@@ -1,0 +1,151 @@
+"""hdm-convert through every layout and back, with a real autoencoder's tensors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hdm_lightning.cli.convert import main
+from hdm_lightning.generation.bundle import load_bundle
+from hdm_lightning.interop import published
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+
+CONFIG = XUTConfig(
+    width=16, mlp_width=12, heads=1, head_dim=16, context_width=16, depth=2, decoder_blocks=2,
+    blocks_after=1, **PUBLISHED,
+)  # fmt: skip
+
+
+@pytest.fixture(params=[torch.float32, torch.float16], ids=["float32", "float16"])
+def released(request: pytest.FixtureRequest, tmp_path: Path, tiny_autoencoder: Path) -> Path:
+    """A published single file whose every tensor is random."""
+    torch.manual_seed(0)
+    model = XUT(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tensors = {"unet.model." + name: tensor for name, tensor in published.export_state_dict(model).items()}
+    vae = load_file(tiny_autoencoder / "diffusion_pytorch_model.safetensors")
+    tensors |= {"vae." + name: tensor for name, tensor in vae.items()}
+    tensors |= {"vae_mean": torch.randn(1, 4, 1, 1), "vae_std": torch.rand(1, 4, 1, 1) + 0.5}
+    tensors |= {"te.text_models.0.embed_tokens.weight": torch.randn(7, 16)}
+    path = tmp_path / "released.safetensors"
+    save_file({name: tensor.to(request.param) for name, tensor in tensors.items()}, path)
+    return path
+
+
+def same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(found[name], tensor), name
+
+
+def convert(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_to_a_project_folder_and_back_bit_for_bit(released: Path, tmp_path: Path) -> None:
+    ours, back = tmp_path / "ours", tmp_path / "back.safetensors"
+    assert convert(released, ours, "--text-encoder", "some/encoder") == 0
+    assert convert(ours, back) == 0
+    same_bits(load_file(back), load_file(released))
+
+
+def test_the_project_folder_is_a_bundle_that_computes_the_same(released: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    assert convert(released, ours, "--text-encoder", "some/encoder", "--dtype", "float32") == 0
+    bundle = load_bundle(ours)
+    assert (bundle.xut, bundle.text_encoder.name, bundle.latent_factor) == (CONFIG, "some/encoder", 4)
+    written = json.loads((ours / "vae" / "config.json").read_text())
+    assert written["latents_mean"] == load_file(released)["vae_mean"].double().flatten().tolist()
+    assert "some/encoder" in (ours / "README.md").read_text()
+    latent, t, context = torch.randn(1, 4, 4, 4), torch.rand(1), torch.randn(1, 3, 16)
+    reference = published.load_xut(CONFIG, load_file(released)).float()
+    with torch.no_grad():
+        found, expected = bundle.load_model()(latent, t, context), reference(latent, t, context)
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_through_a_diffusers_folder_and_back(released: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    folder, back = tmp_path / "diffusers", tmp_path / "back.safetensors"
+    assert convert(released, folder, "--to", "diffusers") == 0
+    keys = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").keys()
+    assert all(name.startswith("model.") for name in keys)
+    assert published.config_from_json(json.loads((folder / "unet" / "config.json").read_text())) == CONFIG
+    assert convert(folder, back) == 0
+    expected = {n: t for n, t in load_file(released).items() if not n.startswith("te.")}
+    same_bits(load_file(back), expected)
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"norm_num_groups": 4}))
+    vae = AutoencoderKL.from_pretrained(str(folder / "vae"), low_cpu_mem_usage=False)
+    stored = {n.removeprefix("vae."): t.float() for n, t in expected.items() if n.startswith("vae.")}
+    same_bits({name: tensor.float() for name, tensor in vae.state_dict().items()}, stored)
+
+
+def test_to_a_checkpoint_and_back(released: Path, tmp_path: Path) -> None:
+    checkpoint, back = tmp_path / "model.ckpt", tmp_path / "back.safetensors"
+    assert convert(released, checkpoint) == 0
+    assert "state_dict" in torch.load(checkpoint, weights_only=True)
+    assert convert(checkpoint, back) == 0
+    same_bits(load_file(back), load_file(released))
+
+
+def test_to_the_file_for_comfyui(released: Path, tmp_path: Path) -> None:
+    ours, path = tmp_path / "ours", tmp_path / "comfy.safetensors"
+    assert convert(released, ours, "--text-encoder", "some/encoder") == 0
+    assert convert(ours, path, "--to", "comfyui") == 0
+    expected = {n: t.half() for n, t in load_file(released).items() if not n.startswith("te.")}
+    same_bits(load_file(path), expected)
+
+
+def test_the_network_alone(released: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bare.safetensors"
+    assert convert(released, path, "--to", "bare") == 0
+    same_bits(load_file(path), published.strip_prefix(load_file(released)))
+
+
+def test_other_wirings_go_to_a_folder_but_not_to_comfyui(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours"
+    convert(released, ours, "--text-encoder", "some/encoder")
+    config = json.loads((ours / "config.json").read_text())
+    config["xut"]["skips"] = "mirrored"
+    (ours / "config.json").write_text(json.dumps(config))
+    assert convert(ours, tmp_path / "again") == 0
+    for target in ("comfyui", "published", "bare", "diffusers"):
+        assert convert(ours, tmp_path / "file.safetensors", "--to", target) == 2
+        assert "skips='mirrored' (published: 'last')" in capsys.readouterr().err
+    assert not (tmp_path / "file.safetensors").exists()
+
+
+def test_without_a_destination_it_tells_what_there_is(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(released) == 0
+    told = capsys.readouterr().out
+    for words in ("published file", f"{sum(p.numel() for p in XUT(CONFIG).parameters()):,} parameters", "heads"):
+        assert words in told
+
+
+def test_mistakes_end_with_one_message(
+    released: Path, tmp_path: Path, tiny_autoencoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(tmp_path / "nothing", tmp_path / "out") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    assert convert(released, released) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert convert(released, tmp_path / "out") == 2
+    assert "--text-encoder" in capsys.readouterr().err
+    assert convert(released, tmp_path / "out", "--vae", tmp_path) == 2
+    assert "holds no diffusers autoencoder" in capsys.readouterr().err
+    assert convert(tiny_autoencoder, tmp_path / "out") == 2
+    assert "XUT" in capsys.readouterr().err
+    bare = tmp_path / "bare.safetensors"
+    assert convert(released, bare, "--to", "bare") == 0
+    assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui") == 2
+    assert "vae, vae_mean, vae_std is missing" in capsys.readouterr().err
+    assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui", "--vae", tiny_autoencoder) == 0
