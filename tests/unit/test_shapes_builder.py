@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,9 +114,10 @@ def test_held_out_combinations():
     assert len({c[:2] for c in held}) == 16  # so the other size of each pair is in training
 
 
-def test_scenes_keep_their_promises():
-    for index in range(400):
-        scene = make_scene(MIXED, index)
+@pytest.mark.parametrize("variation", [0.0, 0.3, 1.0])
+def test_scenes_keep_their_promises(variation):
+    for index in range(300):
+        scene = make_scene(replace(MIXED, variation=variation), index)
         short, facts = min(scene.width, scene.height), truth(scene)
         assert short == 64 and max(scene.width, scene.height) % 8 == 0
         kinds = [o.combination for o in scene.objects]
@@ -141,6 +143,17 @@ def test_scenes_keep_their_promises():
         for caption in facts["captions"]:
             assert scene.background in caption
             assert all(word in caption for kind in kinds for word in kind)
+
+
+def test_without_variation_objects_stand_in_fixed_places():
+    options = ShapesOptions(objects=((1, 1.0), (2, 1.0)), aspects=(1.0, 1.5), variation=0.0)
+    for index in range(100):
+        scene = make_scene(options, index)
+        extent = np.array([scene.width, scene.height]) / min(scene.width, scene.height)
+        middle = np.mean([thing.centre for thing in scene.objects], axis=0)
+        assert np.allclose(middle, extent / 2)
+        if len(scene.objects) == 1:
+            assert scene.objects[0].diameter == {"small": 0.33, "large": 0.70}[scene.objects[0].combination.size]
 
 
 def test_sizes_do_not_meet():

@@ -38,6 +38,7 @@ def build_shapes(
     objects: Mapping[int, float] | Sequence[int] = (1,),
     split: Split = "train",
     encoding: str = "webp",
+    variation: float = 1.0,
     samples_per_shard: int = 1000,
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -61,6 +62,7 @@ def build_shapes(
         tuple(sorted(weights.items())),
         split,
         encoding,
+        variation,
     )
     tasks = [range(start, min(start + SAMPLES_PER_TASK, count)) for start in range(0, count, SAMPLES_PER_TASK)]
     # Starting a process costs more than drawing a few hundred scenes.
@@ -96,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="combinations shown (default %(default)s)")
     parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="webp", help="both lossless")
+    parser.add_argument("--variation", type=float, default=1.0, help="0: easy, in fixed places; 1 (default): anywhere")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--processes", type=int, help="default: one a core")
 
@@ -118,6 +121,7 @@ _BUILD_OPTIONS = (
     "objects",
     "split",
     "encoding",
+    "variation",
     "samples_per_shard",
     "processes",
 )

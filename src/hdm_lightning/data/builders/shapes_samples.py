@@ -38,6 +38,8 @@ class ShapesOptions:
         split: "train" leaves out the held-out combinations, in scenes of several objects too; "heldout" has
             only these; "all" has both.
         encoding: "webp" (lossless) or "png".
+        variation: from 0 (one object large within its range and at the centre, two in the middles of the halves:
+            easy to learn) to 1 (anywhere).
     """
 
     seed: int = 0
@@ -48,6 +50,7 @@ class ShapesOptions:
     objects: tuple[tuple[int, float], ...] = ((1, 1.0),)
     split: Split = "train"
     encoding: str = "webp"
+    variation: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.resolution >= MIN_RESOLUTION_PX, "resolution", self.resolution, "16 pixels or more")
@@ -67,6 +70,7 @@ class ShapesOptions:
             "numbers from 1 to 3 with frequencies that are not negative and not all zero",
         )
         require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
+        require(0 <= self.variation <= 1, "variation", self.variation, "from 0 to 1")
         require(self.encoding in ENCODINGS, "encoding", self.encoding, f"one of {', '.join(ENCODINGS)}")
 
 
@@ -84,7 +88,7 @@ def make_scene(options: ShapesOptions, index: int) -> Scene:
     width, height = _size(rng, options)
     number = pick_number(rng, dict(options.objects))
     choices = combinations(options.split)
-    return sample_scene(rng, width=width, height=height, objects=number, choices=choices)
+    return sample_scene(rng, width=width, height=height, objects=number, choices=choices, variation=options.variation)
 
 
 def make_picture(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:

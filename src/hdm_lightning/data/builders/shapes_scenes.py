@@ -55,6 +55,7 @@ def sample_scene(
     objects: int,
     choices: list[Combination],
     first: Combination | None = None,
+    variation: float = 1.0,
 ) -> Scene:
     """Draw a scene of one to three objects whose (colour, shape) pairs differ, from the combinations given.
 
@@ -64,13 +65,21 @@ def sample_scene(
         objects: how many, 1 to 3.
         choices: combinations to draw from, equally likely.
         first: the first object's combination, where it is to be fixed.
+        variation: how far places and sizes stray, from 0 (sizes at the top of their range, one object at the
+            centre, two at the middles of the halves) to 1 (as far as they can). Three objects keep their places.
     """
     chosen = _choose(rng, objects, choices, first)
     background = str(rng.choice(backgrounds_for({c.colour for c in chosen})))
     short = min(width, height)
     ranges = DIAMETERS_ALONE if objects == 1 else DIAMETERS_AMONG
-    diameters = [float(rng.uniform(*ranges[c.size])) for c in chosen]
-    centres, relations = _place(rng, diameters, (width / short, height / short))
+    drawn = [float(rng.uniform(*ranges[c.size])) for c in chosen]
+    diameters = [_between(ranges[c.size][1], one, variation) for c, one in zip(chosen, drawn, strict=True)]
+    extent = (width / short, height / short)
+    centres, relations = _place(rng, diameters, extent)
+    plain = _plain_places(extent, relations) if objects < 3 else centres
+    centres = [
+        (_between(p[0], c[0], variation), _between(p[1], c[1], variation)) for p, c in zip(plain, centres, strict=True)
+    ]
     placed = tuple(SceneObject(*parts) for parts in zip(chosen, diameters, centres, strict=True))
     return Scene(width, height, background, placed, relations)
 
@@ -103,6 +112,23 @@ def _place(rng: np.random.Generator, diameters: list[float], extent: Point) -> t
     sideways, upright = RELATIONS[int(rng.integers(2))], RELATIONS[2 + int(rng.integers(2))]
     centres = _place_corner(rng, diameters, extent, sideways, upright)
     return centres, ((0, sideways, 1), (0, upright, 2))
+
+
+def _plain_places(extent: Point, relations: tuple[Relation, ...]) -> list[Point]:
+    """The centre for one object, the middles of the halves for two.
+
+    A place between these and any other that keeps a relation and the gap keeps them too: both are linear.
+    """
+    x, y = extent[0] / 2, extent[1] / 2
+    if not relations:
+        return [(x, y)]
+    relation = relations[0][1]
+    near, far = _quarters(extent[0 if relation in ("left of", "right of") else 1], relation in ("right of", "below"))
+    return [(near, y), (far, y)] if relation in ("left of", "right of") else [(x, near), (x, far)]
+
+
+def _between(start: float, end: float, way: float) -> float:
+    return start + way * (end - start)
 
 
 def _place_pair(rng: np.random.Generator, diameters: list[float], extent: Point, relation: str) -> list[Point]:
