@@ -92,8 +92,8 @@ class LatentStatistics:
 def radial_spectrum(latent: Tensor, bins: int = 8) -> Tensor:
     """Return the latents' power per ring of spatial frequency, as shares that sum to 1 (bins,).
 
-    Ring k of `bins` covers k/(2·bins) … (k+1)/(2·bins) cycles per cell; frequencies beyond 1/2 along the diagonals
-    fall into the last ring, and the mean of each channel is left out.
+    Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
+    along the diagonals fall into the last ring, and the mean of each channel is left out.
 
     Args:
         latent: (B,C,H,W).
@@ -104,7 +104,8 @@ def radial_spectrum(latent: Tensor, bins: int = 8) -> Tensor:
     power = torch.fft.fft2(centred, norm="ortho").abs().square().sum((0, 1))
     rows = torch.fft.fftfreq(height, dtype=torch.float64, device=latent.device)[:, None]
     columns = torch.fft.fftfreq(width, dtype=torch.float64, device=latent.device)[None, :]
-    ring = ((rows.square() + columns.square()).sqrt() * 2 * bins).long().clamp(max=bins - 1)
+    frequency = (rows.square() + columns.square()).sqrt()
+    ring = (torch.ceil(frequency * 2 * bins - 1e-9).long() - 1).clamp(0, bins - 1)
     shares = torch.zeros(bins, dtype=torch.float64, device=latent.device)
     shares.index_add_(0, ring.flatten(), power.flatten())
     return shares / shares.sum().clamp(min=1e-30)

@@ -8,11 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
+from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.losses import PIXEL_LOSSES
+from hdm_lightning.autoencoding.transforms import exact_scales
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
+from hdm_lightning.models.discriminator import NORMS, smallest_side
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -87,6 +89,8 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
             where="validation.samples",
             mend="give at least 1, better 256",
         )
+    _check_patches(settings, factor)
+    _check_discriminator(settings)
     if settings.adversarial.weight and settings.trainer.precision == "16-mixed":
         raise UserError(
             "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
@@ -103,18 +107,61 @@ def _check_sizes(settings: VaeTrainSettings, factor: int) -> None:
             where="stage.resolution",
             mend=f"set it to {max(1, round(resolution / factor)) * factor}",
         )
-    cells, branches = resolution // factor, branch_settings(settings)
-    scaled = branches.equivariant > 0 or branches.downscaled > 0
-    if scaled and branches.scale_numerators:
-        always = BranchSettings(**{**asdict(branches), "equivariant": 1.0, "downscaled": 0.0})
-        try:
-            draw_branch(always, cells, cells, seed=0, samples_seen=0)
-        except ValueError as error:
-            raise UserError(
-                str(error),
-                where="equivariance.scale_numerators",
-                mend=f"choose scale_denominator={cells} and numerators below it, or another stage.resolution",
-            ) from error
+    smallest_trained(settings, resolution // factor)
+
+
+def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
+    """Side in latent cells of the smallest picture that the branches make out of `cells`.
+
+    Raises:
+        UserError: no scale gives a whole number of cells.
+    """
+    branches = branch_settings(settings)
+    if not branches.scale_numerators or not (branches.equivariant or branches.downscaled):
+        return cells
+    scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
+    if not scales:
+        raise UserError(
+            f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
+            where="equivariance.scale_numerators",
+            mend=f"choose scale_denominator={cells} and numerators below it, or another size of the pictures",
+        )
+    return int(cells * min(scales))
+
+
+def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
+    patches, resolution = settings.patches, settings.stage.resolution
+    if not patches.samples:
+        return
+    if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
+        raise UserError(
+            f"{patches.size_px} px is not a multiple of the autoencoder's factor {factor} between it and {resolution}",
+            where="patches.size_px",
+            mend=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
+        )
+    smallest_trained(settings, patches.size_px // factor)
+
+
+def _check_discriminator(settings: VaeTrainSettings) -> None:
+    adversarial = settings.adversarial
+    if adversarial.weight < 0 or adversarial.start_samples < 0:
+        raise UserError("is negative", where="adversarial", mend="give weight and start_samples of 0 or more")
+    if not adversarial.weight:
+        return
+    if adversarial.norm not in NORMS:
+        raise UserError(
+            f"'{adversarial.norm}' is none of {', '.join(NORMS)}", where="adversarial.norm", mend="use group"
+        )
+    factor = autoencoder_factor(settings)
+    sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
+    smallest = min(smallest_trained(settings, side // factor) for side in sides) * factor
+    if smallest < smallest_side(adversarial.layers):
+        raise UserError(
+            f"pictures get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
+            f"{smallest_side(adversarial.layers)} px",
+            where="adversarial.layers",
+            mend="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
+        )
 
 
 def autoencoder_factor(settings: VaeTrainSettings) -> int:

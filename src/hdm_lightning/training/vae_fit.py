@@ -18,6 +18,7 @@ from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.tensorboard import stage_logger
+from hdm_lightning.training.vae_adversarial import AdversarialAutoencoderModule
 from hdm_lightning.training.vae_checks import branch_settings
 from hdm_lightning.training.vae_data import build_images
 from hdm_lightning.training.vae_module import AutoencoderModule
@@ -65,8 +66,21 @@ def fit_vae(run: "VaeRun") -> None:
 
 def build_module(run: "VaeRun") -> AutoencoderModule:
     """The module that the settings ask for: with a discriminator where its weight is not 0."""
-    objective = GeneratorObjective(run.settings.loss, run.perceptual)
-    return AutoencoderModule(run.network, run.plan, objective, branch_settings(run.settings), run.settings.seed)
+    settings = run.settings
+    objective = GeneratorObjective(settings.loss, run.perceptual)
+    branches = branch_settings(settings)
+    if run.discriminator is None:
+        return AutoencoderModule(run.network, run.plan, objective, branches, settings.seed, settings.patches)
+    return AdversarialAutoencoderModule(
+        run.network,
+        run.plan,
+        objective,
+        branches,
+        settings.seed,
+        settings.patches,
+        run.discriminator,
+        settings.adversarial,
+    )
 
 
 def build_validation(run: "VaeRun", data: "ShardDataModule") -> ValidateAutoencoder:
@@ -97,6 +111,8 @@ def vae_callbacks(
 def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Trainer:
     """Steps instead of epochs; clipping and accumulation are the module's own with a discriminator."""
     settings, plan = run.settings, run.plan
+    automatic = run.discriminator is None
+    on_cuda = hardware.accelerator(settings.trainer) == "cuda"
     return Trainer(
         accelerator=hardware.accelerator(settings.trainer),
         devices=processes.local_world_size(),
@@ -105,8 +121,9 @@ def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Tr
         precision=hardware.precision(settings.trainer),
         max_steps=plan.steps,
         max_epochs=-1,
-        accumulate_grad_batches=plan.accumulation,
-        gradient_clip_val=plan.settings.gradient_clip or None,
+        accumulate_grad_batches=plan.accumulation if automatic else 1,
+        gradient_clip_val=(plan.settings.gradient_clip or None) if automatic else None,
+        sync_batchnorm=on_cuda and processes.world_size() > 1,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size),

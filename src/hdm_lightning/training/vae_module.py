@@ -9,15 +9,18 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from hdm_lightning.autoencoding.branches import BranchSettings, Draw, draw_branch
+from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
 from hdm_lightning.autoencoding.losses import batch_mean
+from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
+from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, randomness
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae_network import AutoencoderNetwork
 from hdm_lightning.training.vae_objective import GeneratorObjective
 from hdm_lightning.training.vae_optimisers import build_adamw, build_schedule
+from hdm_lightning.training.vae_settings import PatchSettings
 
 NOISE_PURPOSE = "vae posterior"
 
@@ -34,6 +37,7 @@ class AutoencoderModule(pl.LightningModule):
         objective: terms and weights of the loss.
         branches: probabilities and transforms.
         seed: the run's seed.
+        patches: how long to train on patches of what size before whole images.
     """
 
     def __init__(
@@ -43,16 +47,17 @@ class AutoencoderModule(pl.LightningModule):
         objective: GeneratorObjective,
         branches: BranchSettings,
         seed: int,
+        patches: PatchSettings,
     ) -> None:
         super().__init__()
+        self.patches = patches
         self.network = network
         self.plan = plan
         self.objective = objective
         self.branches = branches
         self.seed = seed
         self.samples_seen = 0
-        self.term_sums: dict[str, Tensor] = {}
-        self.term_count = 0
+        self._noted: dict[str, tuple[Tensor, int]] = {}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Add each sample's posterior noise on the CPU, so that it is the same on every kind of device."""
@@ -64,33 +69,36 @@ class AutoencoderModule(pl.LightningModule):
         """Mean loss over the micro-batch; holes count as zero, so that the mean's divisor never changes."""
         terms = self.objective.terms(self.reconstruct(batch))
         per_sample = self.objective.total(terms)
-        self.note(terms)
+        self.note({**terms, "loss": per_sample})
         self.stop_on_non_finite(batch, per_sample)
         self.samples_seen += len(batch["weight"]) * processes.world_size()
         return batch_mean(per_sample, batch["weight"])
 
     def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
         """Run the branch that this micro-batch draws."""
-        image = signed(batch["image"])
-        return reconstruct(self.network, image, self.draw(image.shape[-2], image.shape[-1]), batch["noise"])
+        image, noise = self.patch(signed(batch["image"]), batch["noise"])
+        height, width = noise.shape[-2:]
+        draw = draw_branch(self.branches, height, width, seed=self.seed, samples_seen=self.samples_seen)
+        return reconstruct(self.network, image, draw, noise)
 
-    def draw(self, height: int, width: int) -> Draw:
-        """Return branch and τ of the present micro-batch for images of height × width pixels."""
-        rows, columns = height // self.network.factor, width // self.network.factor
-        return draw_branch(self.branches, rows, columns, seed=self.seed, samples_seen=self.samples_seen)
+    def patch(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patch of images and noise that this micro-batch trains on: early on a part, then the whole."""
+        if self.samples_seen >= self.patches.samples:
+            return image, noise
+        size = self.patches.size_px // self.network.factor
+        box = draw_patch(noise.shape[-2], noise.shape[-1], size, seed=self.seed, samples_seen=self.samples_seen)
+        return apply_to_pair(box, image, noise)
 
     def note(self, terms: dict[str, Tensor]) -> None:
-        """Add the micro-batch's terms to the running sums that are logged and reset every so often."""
+        """Add the micro-batch's terms to the running means that are logged and reset every so often."""
         for name, term in terms.items():
-            value = term.detach().mean()
-            self.term_sums[name] = self.term_sums[name] + value if name in self.term_sums else value
-        self.term_count += 1
+            total, count = self._noted.get(name, (torch.zeros((), device=term.device), 0))
+            self._noted[name] = (total + term.detach().float().mean(), count + 1)
 
     def drain_terms(self) -> dict[str, float]:
-        """Return the means of the terms since the last call."""
-        sums, count = self.term_sums, max(self.term_count, 1)
-        self.term_sums, self.term_count = {}, 0
-        return {name: float(value) / count for name, value in sums.items()}
+        """Return the means of the terms since the last call, as this process saw them."""
+        noted, self._noted = self._noted, {}
+        return {name: float(total) / count for name, (total, count) in noted.items()}
 
     def stop_on_non_finite(self, batch: dict[str, Any], per_sample: Tensor) -> None:
         """Raise `UserError` naming the samples whose loss is not a number; one device wait a step."""
@@ -109,7 +117,7 @@ class AutoencoderModule(pl.LightningModule):
         """AdamW with warm-up and cosine, one tick per step."""
         stage = self.plan.settings
         optimiser = build_adamw(self.network, stage.learning_rate, stage.betas, stage.weight_decay)
-        schedule = build_schedule(optimiser, stage)
+        schedule = build_schedule(optimiser, stage, samples=stage.samples)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Shapes: images (B,3,H,W) in [-1, 1]; every term (B,).
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from hdm_lightning.autoencoding.losses import kl_divergence, pixel_loss
@@ -45,7 +46,8 @@ class GeneratorObjective:
 
     def reconstruction(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted reconstruction (B,), without KL: what the adaptive weight is measured against."""
-        return sum((self.weights[name] * terms[name] for name in terms if name != "kl"), start=0.0 * terms["kl"])
+        names = [name for name in ("pixel", "perceptual") if name in terms]
+        return torch.stack([self.weights[name] * terms[name] for name in names]).sum(0)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return reconstruction plus weighted KL (B,)."""

@@ -18,18 +18,11 @@ def build_adamw(network: nn.Module, rate: float, betas: tuple[float, float], wei
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=betas, fused=True)
 
 
-def build_schedule(optimiser: Optimizer, stage: StageSettings, *, first_sample: int = 0) -> LambdaLR:
-    """Return warm-up and cosine, one tick per optimiser step.
-
-    Args:
-        optimiser: whose rates are scaled.
-        stage: warm-up, length and final ratio, in samples.
-        first_sample: where this optimiser sets in; its own warm-up begins there.
-    """
+def build_schedule(optimiser: Optimizer, stage: StageSettings, *, samples: int) -> LambdaLR:
+    """Return warm-up and cosine over `samples`, one tick per step of this optimiser."""
 
     def factor(step: int) -> float:
-        seen = max(0, (step + 1) * stage.batch_size - first_sample)
-        total = max(1, stage.samples - first_sample)
-        return rate_factor(seen, total, stage.warmup_samples, stage.final_learning_rate_ratio)
+        seen = (step + 1) * stage.batch_size
+        return rate_factor(seen, samples, stage.warmup_samples, stage.final_learning_rate_ratio)
 
     return LambdaLR(optimiser, factor)

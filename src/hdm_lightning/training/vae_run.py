@@ -8,8 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
+from torch import nn
 
+from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
@@ -24,7 +27,12 @@ from hdm_lightning.training.vae_export import export_vae
 from hdm_lightning.training.vae_fit import fit_vae
 from hdm_lightning.training.vae_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.vae_objective import PerceptualDistance
-from hdm_lightning.training.vae_settings import VaeSourceSettings, VaeTrainSettings
+from hdm_lightning.training.vae_settings import (
+    AdversarialSettings,
+    VaeLossSettings,
+    VaeSourceSettings,
+    VaeTrainSettings,
+)
 
 
 @dataclass
@@ -38,6 +46,7 @@ class VaeRun:
         plan: steps, batch and rates.
         network: the autoencoder.
         averages: its weight averages.
+        discriminator: the discriminator, or None.
         perceptual: the frozen perceptual distance, or None.
         ledger: the run's ledger.
     """
@@ -48,6 +57,7 @@ class VaeRun:
     plan: StagePlan
     network: AutoencoderNetwork
     averages: WeightAverages
+    discriminator: nn.Module | None
     perceptual: PerceptualDistance | None
     ledger: Ledger
 
@@ -60,6 +70,20 @@ def build_network(source: VaeSourceSettings) -> AutoencoderNetwork:
         assert source.source is not None
         vae = load_vae(source.source)
     return AutoencoderNetwork(vae, train_encoder=source.train_encoder)
+
+
+def build_discriminator(settings: AdversarialSettings) -> PatchDiscriminator | None:
+    """The discriminator, or None where the adversarial weight is 0."""
+    if not settings.weight:
+        return None
+    return PatchDiscriminator(settings.channels, settings.layers, settings.norm)  # type: ignore[arg-type]
+
+
+def build_perceptual(settings: VaeLossSettings, device: torch.device) -> PerceptualDistance | None:
+    """The frozen perceptual distance on the device, or None."""
+    if settings.perceptual_network is None:
+        return None
+    return perceptual_distance(settings.perceptual_network).to(device)
 
 
 def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
@@ -78,7 +102,8 @@ def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
         plan=plan_vae(settings, processes.world_size()),
         network=network,
         averages=WeightAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
-        perceptual=None,
+        discriminator=build_discriminator(settings.adversarial),
+        perceptual=build_perceptual(settings.loss, next(network.parameters()).device),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )
 

