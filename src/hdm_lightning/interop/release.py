@@ -109,6 +109,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 def _require_range(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
-    overflown = [n for n, t in tensors.items() if t.is_floating_point() and t.detach().abs().max() > largest]
+    floating = {n: t.detach() for n, t in tensors.items() if t.is_floating_point() and t.numel()}
+    overflown = [name for name, tensor in floating.items() if tensor.abs().max() > largest]
     if overflown:
         raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or take bfloat16")
