@@ -44,6 +44,7 @@ def collection(tmp_path):
         "toys/bar.svg": svg('<ellipse cx="40" cy="50" rx="30" ry="10" fill="#2222cc"/>', title="Bar"),
         "toys/long.svg": svg('<rect x="1" y="40" width="95" height="10" fill="#2222cc"/>', title="Rod"),
         "toys/blank.svg": svg("", title="Nothing"),
+        "toys/flag.svg": svg('<rect x="10" y="10" width="60" height="40" fill="#22cc22"/>', title="Flag"),
         "toys/dot.svg": svg('<circle cx="50" cy="50" r="1"/>', title="Dot"),
         "toys/word.svg": svg('<text x="10" y="50">hello</text>', title="Word"),
         "toys/free.svg": svg(ball("#22cc22", 30), title="Free", licence="http://example.org/other"),
@@ -90,6 +91,7 @@ def test_every_refusal_has_its_reason(tmp_path, collection):
     expected = {
         "toys/long.svg": "longer than 4:1",
         "toys/blank.svg": "blank",
+        "toys/flag.svg": "a single colour",
         "toys/dot.svg": "tiny on its page",
         "toys/word.svg": "holds text",
         "toys/free.svg": "not tagged public domain",
@@ -105,7 +107,7 @@ def test_every_refusal_has_its_reason(tmp_path, collection):
         assert said[path].startswith(f"refused: {reason}"), (path, said[path])
     balls = sorted((said["toys/ball.svg"], said["toys/again.svg"]))
     assert balls == ["refused: duplicate", "shard openclipart-00000.tar"]
-    assert tally["kept"] == 3 and sum(tally.values()) == len(said) == 16
+    assert tally["kept"] == 3 and sum(tally.values()) == len(said) == 17
 
 
 def test_pictures_are_cropped_to_size_on_white(tmp_path, collection):

@@ -25,6 +25,8 @@ _NOT_A_KEYWORD = {
     *("hash", "unsorted", "clipart", "clip art", "misc", "special", "various", "other", "image", "svg", "none"),
     *("menu", "mapsym", "networksym", "arrowshape", "signs and symbols", "united nations member", "0-en"),
 }
+# Numbers, addresses, and keywords run together.
+_NOT_A_WORD = re.compile(r"\d{3}|0x|://|\S{20}")
 _FOLDER_NOT_A_KEYWORD = {"unsorted", "duplicates", "special", "shapes", "miscellany", "mixed", "signs and symbols"}
 _PARTED = {
     "roadsign": "road sign",
@@ -35,7 +37,7 @@ _PARTED = {
 }
 # Tokens of file names that come from the collections they were taken from.
 _NOT_IN_A_NAME = {"aiga", "nps", "bw", "bwh", "bn", "the"}
-_CARD = re.compile(r"^(?:simple|white|bordered|ornamental)_([cdhs])_(10|[2-9ajqk])$")
+_CARD = re.compile(r"^(?:simple|white|bordered|ornamental)_(?:([cdhs])_(10|[2-9ajqk])|jk_[br])$")
 _SUITS = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}
 _RANKS = dict(
     zip(
@@ -81,10 +83,10 @@ def clean_title(title: str, author: str = "") -> str:
     """Return a title as words, or "" when it names a collection, the author or nothing at all."""
     text = re.sub(r"^svg\s+", "", _words(title), flags=re.IGNORECASE)
     text = _COLLECTION_SUFFIX.sub("", text)
-    text = re.sub(r"\(?\bb ?(and|&) ?w\b\)?", "black and white", text, flags=re.IGNORECASE)
+    text = re.sub(r"\(?\b(?:b ?(?:and|&) ?w|bw)\b\)?", "black and white", text, flags=re.IGNORECASE)
     text = re.sub(r"\.(svg|png|eps)$|[\s(#]+\d+\)?$|(?<=[a-z]{3})#?\d+$", "", text).strip(" -,.:")
-    by_author = {*_tokens(text)} <= {*_tokens(author), "c", "by"}
-    return "" if by_author or _COLLECTION_TITLE.search(text) or not _has_word(text) else text
+    text = _without_author(text, author)
+    return "" if _COLLECTION_TITLE.search(text) or not _has_word(text) else text
 
 
 def title_from_path(record: Record) -> str:
@@ -111,7 +113,7 @@ def clean_keywords(record: Record, title: str) -> tuple[str, ...]:
         # "eiffeltower" adds nothing to "Eiffel Tower".
         in_title = re.search(rf"\b{re.escape(word)}\b", title.lower()) or word == title.lower().replace(" ", "")
         known = word in _NOT_A_KEYWORD or word in keywords or in_title
-        if not known and word not in author and _has_word(word) and not re.search(r"\d{3}|0x", word):
+        if not known and word not in author and _has_word(word) and not _NOT_A_WORD.search(word):
             keywords.append(word)
     return tuple(keywords)
 
@@ -127,7 +129,17 @@ def clean_description(description: str, title: str) -> str:
 def _card_title(record: Record) -> str:
     """Return "six of diamonds" for the playing cards, whose suit and rank only the file's name tells."""
     found = _CARD.match(PurePosixPath(record.path).stem)
-    return f"{_RANKS[found.group(2)]} of {_SUITS[found.group(1)]}" if found else ""
+    if not found:
+        return ""
+    return f"{_RANKS[found.group(2)]} of {_SUITS[found.group(1)]}" if found.group(1) else "joker"
+
+
+def _without_author(text: str, author: str) -> str:
+    """Leave out the author's name where a title ends in it."""
+    names, words = {*_tokens(author), "by", "c"}, text.split()
+    while words and {*_tokens(words[-1])} <= names:
+        words.pop()
+    return " ".join(words)
 
 
 def _tokens(text: str) -> list[str]:

@@ -90,6 +90,8 @@ def _with_margin(page: Picture, box: tuple[int, int, int, int]) -> Picture:
     """Crop to the box; where the edge is mostly white (no frame, no backdrop), leave a white margin."""
     left, top, right, bottom = box
     crop = page[top:bottom, left:right]
+    if crop.std(axis=(0, 1)).max() < MIN_DEVIATION:
+        raise Unusable("a single colour")
     edge = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
     if (edge >= WHITE_FROM).all(axis=1).mean() < 0.5:
         return crop

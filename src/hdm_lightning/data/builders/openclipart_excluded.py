@@ -1,3 +1,28 @@
-"""Drawings left out of harmless samples on sight, with the reason."""
+"""Drawings left out of harmless choices on sight, with the reason."""
 
-EXCLUDED: dict[str, str] = {}
+EXCLUDED: dict[str, str] = {
+    "animals/fantasy/mermaid_kurt_cagle_.svg": "bare body",
+    "people/silhouette_female_1.svg": "bare body",
+    "people/silhouette_female_2.svg": "bare body",
+    "people/silhouette_male_1.svg": "bare body",
+    "people/smilies/portrait_of_a_woman_guid_.svg": "bare body",
+    "people/stylized_yoga_person_ger_04.svg": "bare body",
+    "plants/human_humain_umano_sed_r.svg": "bare body",
+    "recreation/religion/eris_nurbldoff_ksc_.svg": "bare body",
+    "buildings/demolizione_costruzione_01.svg": "destruction",
+    "people/smilies/crossbones_linda_kim_01.svg": "skull",
+    "signs_and_symbols/crossbones_linda_kim_01.svg": "skull",
+    "tools/insecticide_nicu_buculei_01.svg": "skull",
+    "tools/insecticide_nicu_buculei_02.svg": "skull",
+    "signs_and_symbols/flags/africa/swaziland.svg": "spears",
+    "signs_and_symbols/flags/asia/saudi_arabia.svg": "sword",
+    "signs_and_symbols/vancouver_city_badge_wes_01.svg": "axe",
+    "unsorted/media_as_wmd_saint_.svg": "bomb",
+    "unsorted/psycho_icecube_phentex_01.svg": "threat",
+    "people/clothing/hats/pimp_hat_james_birkett_01.svg": "demeaning name",
+    "unsorted/lauburu_aitor_avila_.svg": "could be taken for a sign of hate",
+    "people/xbill_01.svg": "mocks a person",
+    "people/my_lovely_baby_enrique_m_01.svg": "another owner's character",
+    "recreation/toys/domo_kun_nicu_buculei_01.svg": "another owner's character",
+    "recreation/toys/domo_kun_nicu_buculei_02.svg": "another owner's character",
+}

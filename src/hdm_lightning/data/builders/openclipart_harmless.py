@@ -14,13 +14,13 @@ _SEXUAL = (
 _VIOLENT = (
     "gun gunshot pistol rifle revolver weapon sword dagger knife katana bomb bullet grenade missile cannon tank. ammo",
     "munition blood sangue kill murder dead death corpse skull bone skelet hanging gallow guillotine execut torture",
-    "army soldier military militar war. warrior warship fighter battle ak47 uzi shotgun spear axe explos terror",
+    "army soldier militar hummer war. warrior warship fighter battle ak47 uzi shotgun spear axe explos terror",
     "violen suicide attack shoot assassin devil demon satan hell. zombie grave tomb coffin cemetery crucif vampire",
     "poison toxic veleno pirate whip noose handcuff jail prison crossbow archer",
 )
 _HATEFUL = (
     "nazi swastik svastik hitler mussolini stalin fascis faschi reich kkk klan confedera racis supremac apartheid",
-    "slave hate communis soviet sickle lenin mao. bush. saddam guevara anarch politic propagand",
+    "slave hate sunwheel communis soviet sickle lenin mao. bush. saddam guevara anarch politic propagand",
 )
 _UNHEALTHY = ("cigar smok tobacco drug cannabis marijuana hemp weed heroin cocaine syringe drunk",)
 _WORDS = " ".join((*_SEXUAL, *_VIOLENT, *_HATEFUL, *_UNHEALTHY)).replace(".", r"(?![a-z])").split()
