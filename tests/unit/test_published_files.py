@@ -171,6 +171,12 @@ def test_torch_files_without_named_tensors_are_refused(tmp_path: Path) -> None:
         read_release(tmp_path / "list.pt")
 
 
+def test_our_own_weights_without_their_configuration_are_told_so(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "model.safetensors", XUT(CONFIG).state_dict())
+    with pytest.raises(UserError, match="weights of this project without their configuration"):
+        read_release(tmp_path / "model.safetensors")
+
+
 def test_a_wrong_file_gets_a_list_of_what_differs() -> None:
     tensors = bare()
     del tensors["ctx_proj.bias"], tensors["backbone.dec_blocks.0.0.xattn.kv.weight"]

@@ -16,6 +16,8 @@ from hdm_lightning.interop.project_folder import is_project_folder, read_project
 from hdm_lightning.interop.release import Release, release_from_tensors
 from hdm_lightning.interop.tensor_files import read_tensors
 
+OUR_SENTINEL = "patch_embedding.weight"
+"""A name that tells this project's state dict from a published one."""
 SETTINGS_KEY = "hdm_lightning"
 """Key in a safetensors file's metadata under which this project leaves what the layout has no place for."""
 VAE_CONFIG_KEY = "vae_config"
@@ -29,6 +31,12 @@ def read_file(path: Path) -> Release:
         UserError: it cannot be read, or its tensors are not those of an XUT.
     """
     tensors, settings = read_tensors(path), _settings(path)
+    if OUR_SENTINEL in tensors:
+        raise UserError(
+            "has the weights of this project without their configuration",
+            where=str(path),
+            mend="put the config.json of its folder beside it, or give the folder",
+        )
     vae_config = settings.pop(VAE_CONFIG_KEY, None)
     try:
         return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
@@ -81,7 +89,7 @@ def _is_ours(path: Path) -> bool:
     if path.suffix != ".safetensors" or not is_project_folder(path.parent):
         return False
     with safe_open(path, "pt") as file:
-        return "patch_embedding.weight" in file.keys()  # noqa: SIM118 (a file handle, not a dict)
+        return OUR_SENTINEL in file.keys()  # noqa: SIM118 (a file handle, not a dict)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -70,7 +70,11 @@ def _crop_numbers(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if crop is None:
-        return torch.tensor([[0, 0, height, width]], device=device, dtype=dtype or torch.float32)
+        # Filled on the device: a tensor made from a list would wait for an accelerator.
+        numbers = [
+            torch.full((1, 1), value, device=device, dtype=dtype or torch.float32) for value in (0, height, width)
+        ]
+        return torch.cat((numbers[0], numbers[0], numbers[1], numbers[2]), dim=1)
     if crop.dim() != 2 or crop.shape[1] != 4:
         raise ValueError(f"crop has shape {tuple(crop.shape)}; expected (B, 4): top, left, height, width")
     return crop.to(device=device, dtype=dtype or torch.promote_types(crop.dtype, torch.float32))

@@ -28,7 +28,7 @@ from hdm_lightning.models.patches import patchify, unpatchify
 from hdm_lightning.models.positions import token_positions as full_positions
 
 
-class Sequence(NamedTuple):
+class TokenSequence(NamedTuple):
     """Tokens on their way through the network, with what every block needs to know of them."""
 
     tokens: Tensor
@@ -36,7 +36,7 @@ class Sequence(NamedTuple):
     key_mask: Tensor | None
     modulation: BlockModulation
 
-    def through(self, block: nn.Module, memory: Tensor | None = None) -> Sequence:
+    def through(self, block: nn.Module, memory: Tensor | None = None) -> TokenSequence:
         """The sequence after a block."""
         tokens = block(self.tokens, self.positions, self.modulation, self.key_mask, memory)
         return self._replace(tokens=tokens)
@@ -126,7 +126,7 @@ class XUT(nn.Module):
         context_lengths: Tensor | None,
         positions: Tensor | None,
         log_aspect_ratio: Tensor | None,
-    ) -> Sequence:
+    ) -> TokenSequence:
         dtype = self.patch_embedding.weight.dtype
         patches = patchify(latent.to(dtype), self.config.patch_size)
         (batch, tokens), text = patches.shape[:2], context.shape[1]
@@ -140,7 +140,7 @@ class XUT(nn.Module):
             positions = self._full_positions(latent)
         inputs.check_positions(positions, batch, tokens)
         embedded = (self.patch_embedding(patches), self.text_projection(context.to(dtype)))
-        return Sequence(
+        return TokenSequence(
             torch.cat(embedded, dim=1),
             nn.functional.pad(positions, (0, 0, 0, text)),
             key_mask,
@@ -166,14 +166,14 @@ class XUT(nn.Module):
             dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
         )
 
-    def _routed(self, sequence: Sequence, kept: Tensor | None, tokens: int) -> Sequence:
+    def _routed(self, sequence: TokenSequence, kept: Tensor | None, tokens: int) -> TokenSequence:
         """The U on the kept image tokens and all text, scattered back over the full sequence."""
         if kept is None:
             return self._u(sequence)
         indices = routing.with_text(kept, tokens, sequence.tokens.shape[1] - tokens)
         mask = sequence.key_mask
         routed = self._u(
-            Sequence(
+            TokenSequence(
                 routing.gather_tokens(sequence.tokens, indices),
                 routing.gather_tokens(sequence.positions, indices),
                 None if mask is None else mask[..., tokens - kept.shape[1] :],
@@ -182,7 +182,7 @@ class XUT(nn.Module):
         )
         return sequence._replace(tokens=routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
 
-    def _u(self, sequence: Sequence) -> Sequence:
+    def _u(self, sequence: TokenSequence) -> TokenSequence:
         """Encoder levels, then decoder levels whose first block reads an encoder level's output."""
         memories = []
         for level in self.encoder:
