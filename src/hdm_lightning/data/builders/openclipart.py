@@ -26,6 +26,7 @@ from hdm_lightning.data.builders.openclipart_order import by_lot, folders_in_tur
 from hdm_lightning.data.builders.openclipart_records import Record, read_record
 from hdm_lightning.data.builders.openclipart_source import list_drawings, open_source
 from hdm_lightning.data.builders.ordered_map import ordered_map
+from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.writer import Field, write_shard
 from hdm_lightning.data.index import index_shards
 from hdm_lightning.errors import UserError
@@ -224,7 +225,15 @@ def run(args: argparse.Namespace) -> int:
     _require_renderer()
     names = OpenClipArtOptions.__dataclass_fields__
     options = OpenClipArtOptions(**{name: value for name, value in vars(args).items() if name in names})
-    tally = build_openclipart(args.out, options, source=args.source, deb=args.deb, processes=args.processes)
+    with progress_bar("drawings", args.count) as progress:
+        tally = build_openclipart(
+            args.out,
+            options,
+            source=args.source,
+            deb=args.deb,
+            processes=args.processes,
+            progress=progress,
+        )
     for reason, number in tally.most_common():
         print(f"{number:6d}  {reason}")
     return 0

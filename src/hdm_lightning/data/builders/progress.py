@@ -1,34 +1,16 @@
-"""One line on the terminal that tells how far a long command is."""
+"""A progress bar for builds, on standard error; silent where that is no terminal."""
 
-import sys
-import time
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-EVERY_S = 0.5
-EVERY_S_IN_A_FILE = 60.0
+from rich.console import Console
+from rich.progress import Progress
 
 
-class ProgressLine:
-    """Rewrites one line on a terminal; in a log file it adds a line a minute.
-
-    Args:
-        what: what is counted, in the plural.
-        total: how many there are.
-        stream: where to write.
-    """
-
-    def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
-        self.what, self.total, self.stream = what, total, stream or sys.stderr
-        self._begin = self._told = time.monotonic()
-
-    def show(self, done: int, remark: str = "") -> None:
-        """Tell how many are done, if it is time to."""
-        now, live = time.monotonic(), self.stream.isatty()
-        if done < self.total and now - self._told < (EVERY_S if live else EVERY_S_IN_A_FILE):
-            return
-        self._told = now
-        left_s = (now - self._begin) / max(done, 1) * (self.total - done)
-        text = f"{done} of {self.total} {self.what}, {left_s:.0f} s left{', ' + remark if remark else ''}"
-        last = done >= self.total
-        self.stream.write(f"\r\x1b[K{text}{chr(10) if last else ''}" if live else f"{text}\n")
-        self.stream.flush()
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function to be called with the number of samples done; `total` None means unknown."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)

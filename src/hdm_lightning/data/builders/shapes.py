@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from hdm_lightning.data.builders.ordered_map import ordered_map
+from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.shapes_samples import (
     ENCODINGS,
     Prompt,
@@ -106,7 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build as the arguments say and print one line of what was written."""
     options = {name: value for name, value in vars(args).items() if name in _BUILD_OPTIONS}
-    folder = build_shapes(args.out, **options)
+    with progress_bar("scenes", args.count) as progress:
+        folder = build_shapes(args.out, progress=progress, **options)
     print(f"{args.count} scenes, split {args.split}, short side {args.resolution} px: {folder}")
     return 0
 
