@@ -74,6 +74,12 @@ def test_repeated_prompts_weigh_in_chance():
     assert chance_levels(specs)["colour"] == pytest.approx(expected)
 
 
+def test_chance_may_pick_among_other_prompts():
+    blind = [asked(f"{c} {s} large") for c in COLOURS for s in SHAPES]
+    chance = chance_levels([asked("red circle large"), asked("blue star large")], blind)
+    assert chance["colour_and_shape"] == pytest.approx(1 / 12) and chance["size"] == 1.0
+
+
 def test_interval_is_the_binomial_one():
     specs = [asked("red circle large")] * 400
     sights = [seen("red circle large")] * 300 + [seen("blue circle large")] * 100

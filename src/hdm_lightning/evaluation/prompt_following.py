@@ -12,8 +12,9 @@ How one picture counts:
 - `relation`: one trial a relation asked for, right when both partners exist and stand so to each other.
 - `count`, `background`: one trial a picture. `everything`: a picture in which all the others are right.
 
-Chance is what a model would score that draws a right picture for a prompt taken blindly, all prompts of the set
-equally likely: the mean over all ordered pairs of prompts, computed, not sampled.
+Chance is what a model would score that draws a right picture for a prompt taken blindly from a set, all its prompts
+equally likely: the mean over all pairs of a prompt asked and a prompt taken, computed, not sampled. The set is that of
+the prompts asked, unless another is given as `blind`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,12 @@ class Seen:
 
 
 def score_images(
-    specs: Sequence[Spec], images: Sequence[NDArray[np.uint8]], *, seed: int = 0, resamples: int = RESAMPLES
+    specs: Sequence[Spec],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    blind: Sequence[Spec] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Score]:
     """Read pictures and score them against what was asked for, by criterion.
 
@@ -99,6 +105,7 @@ def score_images(
     Args:
         specs: what was asked for, one a picture.
         images: uint8 (H, W, 3) each, any sizes from 32 pixels.
+        blind: the prompts among which chance picks; None means `specs`.
         seed, resamples: of the percentile bootstrap over pictures.
 
     Raises:
@@ -106,16 +113,22 @@ def score_images(
     """
     if len(specs) != len(images) or not specs:
         raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
-    return score_seen(specs, [Seen.from_reading(read_shapes(i)) for i in images], seed=seed, resamples=resamples)
+    seen = [Seen.from_reading(read_shapes(image)) for image in images]
+    return score_seen(specs, seen, blind=blind, seed=seed, resamples=resamples)
 
 
 def score_seen(
-    specs: Sequence[Spec], seen: Sequence[Seen], *, seed: int = 0, resamples: int = RESAMPLES
+    specs: Sequence[Spec],
+    seen: Sequence[Seen],
+    *,
+    blind: Sequence[Spec] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Score]:
     """Score what was seen against what was asked for; see `score_images`."""
     counts = np.stack([judge(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
     low, high = _intervals(counts, np.random.default_rng(seed), resamples)
-    chance = chance_levels(specs)
+    chance = chance_levels(specs, blind)
     scores = {}
     for i, name in enumerate(CRITERIA):
         right, trials = (int(total) for total in counts[:, i].sum(axis=0))
@@ -124,19 +137,24 @@ def score_seen(
     return scores
 
 
-def chance_levels(specs: Sequence[Spec]) -> dict[str, float]:
-    """Return each criterion's share for right pictures of prompts taken blindly from the same set."""
-    kinds: dict[str, tuple[Spec, int]] = {}
-    for spec in specs:
-        name = repr(Seen.from_spec(spec))
-        kinds[name] = (spec, kinds.get(name, (spec, 0))[1] + 1)
-    answers = [(Seen.from_spec(spec), number) for spec, number in kinds.values()]
-    counts = sum(judge(spec, a) * n * m for spec, n in kinds.values() for a, m in answers)
+def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
+    """Return each criterion's share for right pictures of prompts taken blindly from `blind` (None: from `specs`)."""
+    asked, taken = _kinds(specs), _kinds(specs if blind is None else blind)
+    counts = sum(judge(spec, Seen.from_spec(other)) * n * m for spec, n in asked for other, m in taken)
     return {
         name: float(right / trials)
         for name, (right, trials) in zip(CRITERIA, np.asarray(counts), strict=True)
         if trials
     }
+
+
+def _kinds(specs: Sequence[Spec]) -> list[tuple[Spec, int]]:
+    """Return the different specs, each with how often it occurs."""
+    kinds: dict[str, tuple[Spec, int]] = {}
+    for spec in specs:
+        name = repr(Seen.from_spec(spec))
+        kinds[name] = (spec, kinds.get(name, (spec, 0))[1] + 1)
+    return list(kinds.values())
 
 
 def judge(spec: Spec, seen: Seen) -> Counts:
