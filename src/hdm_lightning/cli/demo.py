@@ -1,0 +1,35 @@
+"""`hdm-demo`: the whole path from nothing to scored pictures, with small settings."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.cli.hydra_app import run_hydra
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run_hydra(demo, "demo"))
+
+
+def demo(config: DictConfig) -> None:
+    """Compose the two trainings and run the parts that are not done yet."""
+    from hdm_lightning.training.demo import run_demo  # noqa: PLC0415 (torch and transformers take seconds)
+
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    folder = Path(plain["run_dir"]).absolute()
+    common = [f"seed={config.seed}", f"data.train={folder / 'shards'}"]
+    autoencoder = _composed("train_vae", [*plain["autoencoder"], *common, f"run_dir={folder / 'autoencoder'}"])
+    vae = [f"vae.name={folder / 'autoencoder' / 'final'}"]
+    model = _composed("train", [*plain["model"], *common, *vae, f"run_dir={folder / 'model'}"])
+    status = run_demo(folder, plain, autoencoder, model)
+    if status:
+        sys.exit(status)
+
+
+def _composed(name: str, overrides: list[str]) -> dict[str, Any]:
+    config = compose(name, overrides=overrides)
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
