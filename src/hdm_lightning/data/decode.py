@@ -78,6 +78,21 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return (width, height) if _turn(image) in _TURNED else (height, width)
 
 
+def load_upright(data: bytes) -> Image.Image:
+    """The whole image at its own size, upright, 8-bit RGB.
+
+    Raises:
+        SampleFault: the bytes are no image that can be used.
+    """
+    image = _open(data)
+    turn = _turn(image)
+    try:
+        image = to_rgb(image)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
+    return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB: transparency on white, 16-bit grey scaled down, CMYK and palettes converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -103,15 +118,20 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise SampleFault("empty image")
     try:
-        image = Image.open(io.BytesIO(data), formats=(_format(data),))
+        image = Image.open(io.BytesIO(data), formats=(format_of(data),))
     except Exception as error:  # a damaged file can make a decoder raise anything
-        raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
+        raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__})") from error
     if image.width * image.height > MAX_PIXELS:
         raise SampleFault(f"too many pixels: {image.width}x{image.height}")
     return image
 
 
-def _format(data: bytes) -> str:
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format that the first bytes tell.
+
+    Raises:
+        SampleFault: it is none that is read here.
+    """
     if data.startswith(b"\xff\xd8"):
         return "JPEG"
     if data.startswith(b"\x89PNG"):

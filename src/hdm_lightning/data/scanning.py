@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from hdm_lightning.data.builders.ordered_map import ordered_map
 from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.members import IMAGE_EXTENSIONS
@@ -28,15 +29,7 @@ def scan_shards(
     root: Path, names: Sequence[str], *, jobs: int, progress: Callable[[ShardRecord], None] | None
 ) -> Iterator[ShardRecord]:
     """The records of shards, in the order of their names."""
-    if jobs > 1 and len(names) > 1:
-        with ProcessPoolExecutor(max_workers=jobs) as pool:
-            yield from _told(pool.map(scan_shard, [root] * len(names), names), progress)
-    else:
-        yield from _told((scan_shard(root, name) for name in names), progress)
-
-
-def _told(records: Iterator[ShardRecord], progress: Callable[[ShardRecord], None] | None) -> Iterator[ShardRecord]:
-    for record in records:
+    for record in ordered_map(partial(scan_shard, root), names, processes=min(jobs, len(names))):
         if progress is not None:
             progress(record)
         yield record

@@ -3,13 +3,13 @@
 import argparse
 import json
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from hdm_lightning.data.builders.ordered_map import available_cores
-from hdm_lightning.data.builders.progress import ProgressLine
+from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.shard_build import REJECTED
 from hdm_lightning.data.index import Index, index_shards
-from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.errors import UserError
 
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
@@ -29,13 +29,10 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
             where=str(root),
             mend="run img2dataset with output_format=webdataset, or use `hdm-shards build folder` on its files",
         )
-    progress, told = ProgressLine("shards", len(shards)), Counter[str]()
-
-    def show(record: ShardRecord) -> None:
-        told.update(shards=1, skipped=len(record.skip))
-        progress.show(told["shards"], f"{told['skipped']} samples left out")
-
-    index = index_shards(root, jobs=processes or available_cores(), progress=show)
+    done = count(1)
+    with progress_bar("shards", len(shards)) as show:
+        jobs = processes or available_cores()
+        index = index_shards(root, jobs=jobs, progress=lambda record: show(next(done)))
     lines = [f"{shard.name}#{ordinal}\t{reason}\n" for shard in index.shards for ordinal, reason in shard.skip.items()]
     (root / REJECTED).write_text("".join(lines), encoding="utf-8")
     return index

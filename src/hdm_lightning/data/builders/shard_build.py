@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hdm_lightning.data.builders.ordered_map import available_cores, ordered_map
-from hdm_lightning.data.builders.progress import ProgressLine
+from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.writer import Field, require_no_shards, write_shard
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import index_shards
@@ -80,11 +80,12 @@ def build_shards(
     rows = _open_journal(out, header)
     shards = list(_shards(items, samples_per_shard))
     missing = [shard for shard in shards if shard.name not in rows]
-    progress = ProgressLine("shards", len(shards))
-    for shard, row in zip(missing, ordered_map(partial(_write, out, make), missing, processes=processes), strict=True):
-        rows[shard.name] = row
-        _append(out / JOURNAL, {"shard": shard.name, **row})
-        progress.show(len(rows), f"{sum(len(each['rejected']) for each in rows.values())} files rejected")
+    with progress_bar("shards", len(shards)) as show:
+        made = ordered_map(partial(_write, out, make), missing, processes=processes)
+        for shard, row in zip(missing, made, strict=True):
+            rows[shard.name] = row
+            _append(out / JOURNAL, {"shard": shard.name, **row})
+            show(len(rows))
     return _finish(out, rows, processes or available_cores())
 
 

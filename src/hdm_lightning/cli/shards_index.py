@@ -1,0 +1,42 @@
+"""hdm-shards index."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from hdm_lightning.data.records import Index
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="local folders, or remote shards")
+    parser.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Index and print one line a folder."""
+    from hdm_lightning.data.index import index_shards  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.remote_index import index_remote  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.storage import is_local  # noqa: PLC0415 (as above)
+
+    remote = [place for place in arguments.places if not is_local(place)]
+    if remote and (not arguments.out or len(remote) < len(arguments.places)):
+        raise UserError("remote shards are indexed by themselves, into a local file", where="--out", mend="give --out")
+    if remote:
+        _tell(index_remote(remote, arguments.out), arguments.out)
+        return 0
+    for folder in arguments.places:
+        _tell(index_shards(folder, jobs=arguments.jobs), folder)
+    return 0
+
+
+def _tell(index: "Index", place: str) -> None:
+    """One line of what was found, and one for each shard that is damaged."""
+    left_out = sum(len(shard.skip) for shard in index.shards)
+    print(f"{place}: {index.samples} samples in {len(index.shards)} shards, {left_out} left out")
+    for shard in index.shards:
+        if shard.note:
+            print(f"  {shard.name}: {shard.note}")

@@ -1,0 +1,32 @@
+"""hdm-shards stats."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="indexed shards, local or remote")
+    parser.add_argument("--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words")
+    parser.add_argument("--captions", type=int, default=2000, help="captions to read, by lot (default %(default)s)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table, draw the picture."""
+    from hdm_lightning.data.charts import draw  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.statistics import as_table, collect  # noqa: PLC0415 (as above)
+
+    length_of, unit = None, "words"
+    if arguments.tokenizer:
+        from hdm_lightning.encoders.tokeniser import Tokeniser  # noqa: PLC0415 (only where asked for)
+
+        tokeniser, unit = Tokeniser(arguments.tokenizer, 4096, where="--tokenizer").load(), "tokens"
+
+        def length_of(caption: str) -> int:
+            return tokeniser(caption)[1]
+
+    found = collect(arguments.places, caption_samples=arguments.captions, length_of=length_of, caption_unit=unit)
+    print(as_table(found))
+    if arguments.picture:
+        draw(found, arguments.picture)
+    return 0

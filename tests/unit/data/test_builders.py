@@ -1,0 +1,268 @@
+"""Builders from picture files: what they take, refuse, write, and how they go on after an interruption."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdm_lightning.data.builders import shard_build
+from hdm_lightning.data.builders.folder import build_folder
+from hdm_lightning.data.builders.img2dataset import downloads, index_img2dataset
+from hdm_lightning.data.builders.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
+from hdm_lightning.data.builders.pictures import PictureOptions, list_pictures, picture_field
+from hdm_lightning.data.captions import CaptionRules, TagGrammar
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.streaming import stream
+from hdm_lightning.errors import UserError
+
+
+@pytest.fixture
+def pictures(kit, tmp_path):
+    """23 good pictures in folders, and seven that must be refused."""
+    root = tmp_path / "pictures"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    for number in range(23):
+        path = root / ("deep/er" if number % 3 else "") / f"img.v2 {number:02d}.png"
+        path.write_bytes(kit.coloured(number, width=30, height=20))
+        if number % 2:
+            path.with_suffix(".txt").write_text(f"number {number}")
+        else:
+            path.with_suffix(".json").write_text(json.dumps({"caption": f"number {number}", "artist": "x"}))
+    (root / ".hidden" / "x.png").write_bytes(kit.coloured(1))
+    bad = {
+        "nocaption.png": (kit.coloured(0), None),
+        "empty.png": (b"", b"caption"),
+        "broken.jpg": (b"\xff\xd8 nothing", b"caption"),
+        "cut.png": (kit.coloured(0)[:50], b"caption"),
+        "latin.png": (kit.coloured(0), b"caf\xe9"),
+        "blank.png": (kit.coloured(0), b"  "),
+        "text.webp": (b"not a picture", b"caption"),
+    }
+    for name, (data, caption) in bad.items():
+        (root / name).write_bytes(data)
+        if caption is not None:
+            (root / name).with_suffix(".txt").write_bytes(caption)
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def rejections(out):
+    return dict(line.split("\t") for line in (out / "rejected.tsv").read_text().splitlines())
+
+
+def test_a_folder_becomes_shards_and_each_rejected_file_has_its_line(kit, pictures, tmp_path):
+    out = tmp_path / "out"
+    report = build_folder(pictures, out, samples_per_shard=8, processes=1)
+    assert report.samples == 23 and load_index(out).samples == 23
+    reasons = rejections(out)
+    assert {name: reason.split(":")[0] for name, reason in reasons.items()} == {
+        "nocaption.png": "no caption",
+        "empty.png": "empty image",
+        "broken.jpg": "undecodable image",
+        "cut.png": "undecodable image",
+        "latin.png": "caption is not UTF-8",
+        "blank.png": "no caption",
+        "text.webp": "undecodable image",
+    }
+    config = kit.stream_config(out, captions=CaptionRules(drop=0.0))
+    samples = list(stream(config, kit.letters, stop=23))
+    assert sorted(int(sample.image[0, 0, 0]) for sample in samples) == list(range(23))
+    for sample in samples:
+        assert sample.caption == f"number {sample.image[0, 0, 0]}" and sample.crop[2:] == (16, 24)
+    with tarfile.open(out / "shard-00000.tar") as archive:
+        names = archive.getnames()
+        record = json.loads(archive.extractfile(next(name for name in names if name.endswith(".json"))).read())
+    assert record["source"].endswith(".png")
+
+
+def test_builds_are_the_same_in_parallel_and_byte_for_byte(pictures, tmp_path):
+    for out, processes in (("one", 1), ("two", 2)):
+        build_folder(pictures, tmp_path / out, samples_per_shard=8, processes=processes)
+    for path in sorted((tmp_path / "one").iterdir()):
+        other = (tmp_path / "two" / path.name).read_bytes()
+        if path.name == "build.jsonl":  # rows come in the order of their shards
+            assert sorted(path.read_bytes().splitlines()) == sorted(other.splitlines())
+        else:
+            assert path.read_bytes() == other, path.name
+
+
+def test_an_interrupted_build_goes_on(pictures, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    build_folder(pictures, whole, samples_per_shard=8, processes=1)
+    made, true_write = [], shard_build.write_shard
+
+    def failing(path, samples):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        true_write(path, samples)
+
+    monkeypatch.setattr(shard_build, "write_shard", failing)
+    with pytest.raises(KeyboardInterrupt):
+        build_folder(pictures, out, samples_per_shard=8, processes=1)
+    assert not (out / "index.json").exists()
+    with (out / "build.jsonl").open("a") as journal:
+        journal.write('{"shard": "shard-0000')  # killed while writing a line
+    made.clear()
+    monkeypatch.setattr(
+        shard_build, "write_shard", lambda path, samples: made.append(path.name) or true_write(path, samples)
+    )
+    build_folder(pictures, out, samples_per_shard=8, processes=1)
+    assert made == ["shard-00002.tar", "shard-00003.tar"]
+    for name in ("shard-00000.tar", "shard-00003.tar", "index.json", "rejected.tsv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    made.clear()
+    (out / "shard-00001.tar").unlink()
+    build_folder(pictures, out, samples_per_shard=8, processes=1)
+    assert made == ["shard-00001.tar"]
+
+
+def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
+    build_folder(pictures, tmp_path / "out", processes=1)
+    for change in ({"samples_per_shard": 5}, {"allow_missing": True}, {"pictures": PictureOptions(quality=50)}):
+        with pytest.raises(UserError, match="other options"):
+            build_folder(pictures, tmp_path / "out", processes=1, **change)
+    (pictures / "new.png").write_bytes(kit.coloured(3))
+    with pytest.raises(UserError, match="other files"):
+        build_folder(pictures, tmp_path / "out", processes=1)
+    kit.write_shards(tmp_path / "foreign", [2])
+    with pytest.raises(UserError, match="already holds"):
+        build_folder(pictures, tmp_path / "foreign", processes=1)
+
+
+def test_nothing_to_build_is_told(kit, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no picture"):
+        build_folder(tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "empty" / "a.png").write_bytes(b"no")
+    with pytest.raises(UserError, match="all 1 files were rejected"):
+        build_folder(tmp_path / "empty", tmp_path / "out", processes=1)
+    with pytest.raises(UserError, match="samples-per-shard"):
+        build_folder(tmp_path / "empty", tmp_path / "other", samples_per_shard=0)
+
+
+def test_pictures_are_kept_shrunk_or_encoded_as_asked(kit):
+    jpeg = kit.encoded(Image.new("RGB", (80, 40), (9, 99, 199)), "JPEG")
+    gif = kit.encoded(Image.new("RGB", (80, 40), (9, 99, 199)), "GIF")
+    assert picture_field(jpeg, PictureOptions()) == {"jpg": jpeg}
+    assert picture_field(jpeg, PictureOptions(short_side_px=40)) == {"jpg": jpeg}
+    for data, options, extension, size in [
+        (jpeg, PictureOptions(short_side_px=20), "jpg", (40, 20)),
+        (gif, PictureOptions(), "webp", (80, 40)),
+        (jpeg, PictureOptions(encoding="webp"), "webp", (80, 40)),
+        (gif, PictureOptions(encoding="jpeg", short_side_px=10), "jpg", (20, 10)),
+    ]:
+        ((found, encoded),) = picture_field(data, options).items()
+        image = Image.open(io.BytesIO(encoded))
+        assert (found, image.size) == (extension, size)
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - (9, 99, 199)).max() < 12
+    with pytest.raises(SampleFault, match="too small"):
+        picture_field(jpeg, PictureOptions(min_size_px=41))
+
+
+def test_turned_pictures_that_are_encoded_anew_are_upright(kit):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = kit.encoded(Image.new("RGB", (80, 40)), "JPEG", exif=exif)
+    ((_, encoded),) = picture_field(data, PictureOptions(encoding="webp")).items()
+    assert Image.open(io.BytesIO(encoded)).size == (40, 80)
+
+
+def test_pictures_are_listed_in_order_without_hidden_ones(pictures):
+    names = list_pictures(pictures)
+    assert names == sorted(names) and len(names) == 30
+    assert not any(name.startswith(".") for name in names)
+
+
+OWN = KohyaOptions(kept="||", group=";;", tag=",", keep_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("1girl, solo ||| red $$ blue %% night", KohyaOptions(), "1girl, solo ||| red $$ blue %% night"),
+        ("a || b, c ;; d", OWN, "a ||| b $$ c %% d"),
+        ("a, b, c, d", OWN, "a, b ||| c $$ d"),
+        ("a, b, c", KohyaOptions(tag=","), "a $$ b $$ c"),
+        ("a sentence. And more", OWN, "a sentence. And more"),
+        ("a, b", OWN, "a, b |||"),
+        ("a, b, c ;; d", OWN, "a, b ||| c %% d"),
+    ],
+)
+def test_kohya_captions_become_the_grammar(text, options, expected):
+    found = canonical_caption(text, options)
+    assert found == expected
+    kept, groups = TagGrammar().parse(found)
+    assert (
+        TagGrammar().render(found, None)
+        == ", ".join(([kept] if kept else []) + [tag for group in groups for tag in group])
+        or "$$" not in found
+    )
+
+
+def test_repeats_come_from_the_innermost_folder():
+    assert repeats_and_class("10_cat toy/a.png") == (10, "cat toy")
+    assert repeats_and_class("2_x/5_red_fox/a.png") == (5, "red fox")
+    assert repeats_and_class("plain/a.png") == (1, "")
+    assert repeats_and_class("3_/7_a.png") == (3, "")
+
+
+def test_a_kohya_folder_becomes_shards(kit, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    for folder in ("3_red fox", "1_tagged", "loose"):
+        (root / folder).mkdir(parents=True)
+    (root / "3_red fox" / "a.png").write_bytes(kit.coloured(1))
+    (root / "1_tagged" / "b.png").write_bytes(kit.coloured(2))
+    (root / "1_tagged" / "b.caption").write_text("x, y, z")
+    (root / "1_tagged" / "b.txt").write_text("not this one")
+    (root / "loose" / "c.png").write_bytes(kit.coloured(3))
+    options = KohyaOptions(tag=",", keep_tokens=1)
+    report = build_kohya(root, out, options, processes=1)
+    assert report.samples == 4 and rejections(out) == {"loose/c.png": "no caption"}
+    samples = list(stream(kit.stream_config(out, captions=CaptionRules(drop=0.0)), kit.letters, stop=4))
+    assert sorted((int(s.image[0, 0, 0]), s.caption) for s in samples) == [(1, "red fox")] * 3 + [(2, "x ||| y $$ z")]
+    once = build_kohya(root, tmp_path / "once", KohyaOptions(apply_repeats=False), allow_missing=True, processes=1)
+    assert once.samples == 3
+
+
+def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
+    """Laid out as img2dataset writes it: failed downloads have no member, records say what was downloaded."""
+    entries = []
+    for number in range(12):
+        key = f"{number:09d}"
+        record = {
+            "caption": f"number {number}",
+            "url": "u",
+            "key": key,
+            "status": "success",
+            "width": 20,
+            "sha256": "0",
+        }
+        image = Image.new("RGB", (20, 30), (number, 0, 77))
+        entries += [
+            (f"{key}.jpg", kit.encoded(image, "JPEG", quality=95)),
+            (f"{key}.json", json.dumps(record).encode()),
+            (f"{key}.txt", f"number {number}".encode()),
+        ]
+    kit.write_tar(tmp_path / "00000.tar", entries[:18])
+    kit.write_tar(tmp_path / "00001.tar", [*entries[18:], ("000000012.jpg", b""), ("000000012.txt", b"x")])
+    for shard, count in (("00000", 7), ("00001", 9)):
+        stats = {"count": count, "successes": 6, "failed_to_download": count - 6, "duration": 1.5, "status_dict": {}}
+        (tmp_path / f"{shard}_stats.json").write_text(json.dumps(stats))
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")}
+    index = index_img2dataset(tmp_path, processes=1)
+    assert index.samples == 12
+    assert rejections(tmp_path) == {"00001.tar#6": "empty image"}
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
+    told = downloads(tmp_path)
+    assert (told["count"], told["successes"], told["failed_to_download"]) == (16, 12, 4)
+    for rules in (CaptionRules(drop=0.0), CaptionRules(drop=0.0, prefer="json")):
+        samples = list(stream(kit.stream_config(tmp_path, captions=rules), kit.letters, stop=12))
+        assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
+    with pytest.raises(UserError, match="output_format=webdataset"):
+        index_img2dataset(tmp_path / "nothing")

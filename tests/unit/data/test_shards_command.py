@@ -1,0 +1,157 @@
+"""hdm-shards: each command through its main function."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdm_lightning.cli.shards import BUILDERS, COMMANDS, main
+from hdm_lightning.data.contact import contact_sheet, crop_positions
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.statistics import collect
+from hdm_lightning.data.streaming import stream
+
+
+@pytest.fixture
+def folder(kit, tmp_path):
+    """Three shards, one sample of which has a caption that is not UTF-8."""
+    root = kit.write_shards(tmp_path / "shards", [6, 9], width=24, height=16)
+    entries = [("a.png", kit.coloured(1, width=40, height=160)), ("a.txt", b"\xff"), *kit.entries_of(50, 2)]
+    kit.write_tar(root / "002.tar", entries)
+    assert main(["index", str(root)]) == 0
+    return root
+
+
+def test_help_of_everything(capsys):
+    for words in (["--help"], *([command, "--help"] for command in COMMANDS)):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+    for builder in BUILDERS:
+        with pytest.raises(SystemExit) as end:
+            main(["build", builder, "--help"])
+        assert end.value.code == 0
+        assert builder in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["build", "nothing"])
+    assert end.value.code == 2
+
+
+def test_help_is_quick():
+    code = "import sys, hdm_lightning.cli.shards as s\ntry: s.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
+
+
+def test_build_and_index(kit, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(5):
+        (pictures / f"{number}.png").write_bytes(kit.coloured(number))
+        (pictures / f"{number}.txt").write_text("x")
+    (pictures / "bad.png").write_bytes(b"x")
+    out = tmp_path / "out"
+    assert main(["build", "folder", str(pictures), "--out", str(out), "--processes", "1"]) == 0
+    assert "5 samples, 1 files rejected" in capsys.readouterr().out
+    assert main(["build", "kohya", str(pictures), "--out", str(out), "--processes", "1"]) == 2
+    assert "other options" in capsys.readouterr().err
+    assert main(["build", "shapes", "--out", str(tmp_path / "scenes"), "--count", "3", "--processes", "1"]) == 0
+    assert load_index(tmp_path / "scenes").samples == 3
+    (out / "index.json").unlink()
+    assert main(["build", "img2dataset", str(out), "--processes", "1"]) == 0
+    assert "5 samples in 1 shards, 0 left out" in capsys.readouterr().out
+    assert main(["index", str(tmp_path / "nowhere")]) == 2
+
+
+def test_index_of_remote_shards(folder, tmp_path, capsys):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in folder.glob("*.tar"):
+        memory.pipe_file(f"/far/{file.name}", file.read_bytes())
+    out = tmp_path / "far.json"
+    assert main(["index", "memory://far/{000..002}.tar", "--out", str(out)]) == 0
+    assert load_index(out).shards == load_index(folder).shards
+    assert main(["index", "memory://far/{000..002}.tar"]) == 2
+    assert main(["index", "memory://far/{000..009}.tar", "--out", str(out)]) == 2
+    assert main(["index", "memory://far", "--out", str(out)]) == 2
+    capsys.readouterr()
+
+
+def test_verify_finds_and_marks(folder, capsys):
+    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(folder), "--decode"]) == 1
+    told = capsys.readouterr().out
+    assert "002.tar sample 0 (a): caption is not UTF-8" in told and "1 problems" in told
+    assert main(["verify", str(folder), "--mark"]) == 1
+    assert "1 samples left out, 17 remain" in capsys.readouterr().out
+    record = load_index(folder).shards[2]
+    assert record.samples == 2 and record.skip == {0: "caption is not UTF-8"}
+    assert main(["verify", str(folder), "--decode", "--jobs", "2"]) == 0
+    data = bytearray((folder / "000.tar").read_bytes())
+    data[600] ^= 1
+    (folder / "000.tar").write_bytes(data)
+    (folder / "001.tar").unlink()
+    (folder / "extra.tar").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["verify", str(folder)]) == 1
+    told = capsys.readouterr().out
+    assert "000.tar: wrong checksum" in told and "001.tar: missing" in told and "extra.tar: is not in the index" in told
+    (folder / "000.tar").write_bytes(data[:2000])
+    main(["verify", str(folder), "--decode"])
+    told = capsys.readouterr().out
+    assert "has 2000 bytes" in told and told.count("000.tar sample") == 6
+    assert main(["verify", str(folder / "none")]) == 2
+
+
+def test_stats_are_the_numbers_of_the_set(folder, tmp_path, capsys):
+    found = collect([str(folder)])
+    assert (found.shards, found.samples) == (3, 18)
+    assert sorted(found.short_side.tolist()) == [16] * 17 + [40]
+    assert np.allclose(sorted(found.aspect)[:3], [0.25, 1, 1]) and np.isclose(found.aspect.max(), 1.5)
+    assert found.caption_lengths.tolist() == [2] * 17 and found.bad_captions == 1
+    picture = tmp_path / "stats.png"
+    assert main(["stats", str(folder), "--picture", str(picture)]) == 0
+    told = capsys.readouterr().out
+    assert "samples    18" in told and "17 read, 1 missing" in told and "from 1.50" in told
+    assert Image.open(picture).width > 800
+
+
+def test_stats_in_tokens(folder, tiny_text_encoder, capsys):
+    assert main(["stats", str(folder), "--tokenizer", str(tiny_text_encoder)]) == 0
+    assert "tokens: 5% 2" in capsys.readouterr().out
+
+
+def test_show_draws_the_samples_of_the_stream(kit, folder, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert main(["show", str(folder), "--out", str(out), "--resolution", "16", "--count", "7", "--columns", "3"]) == 0
+    sheet = np.asarray(Image.open(out).convert("RGB"))
+    samples = list(stream(kit.stream_config(folder, seed=0, stage="", lanes=96, window=32), kit.letters, stop=7))
+    for number, sample in enumerate(samples):
+        row, column = divmod(number, 3)
+        y, x = 8 + row * (sheet.shape[0] - 8) // 3 + 50, 8 + column * 200 + 50
+        assert sheet[y, x].tolist() == sample.image[:, 0, 0].tolist()
+    assert "7 samples" in capsys.readouterr().out
+
+
+def test_positions_on_the_sheet(kit, folder):
+    config = kit.stream_config(folder)
+    for sample in stream(config, kit.letters, stop=18):
+        if sample.weight:
+            top, left, bottom, right = crop_positions(sample)
+            _, crop_left, height, width = sample.crop
+            assert (top, bottom) == (-height / max(height, width), height / max(height, width))
+            assert np.isclose(left, 2 * crop_left / width - 1) and np.isclose(right - left, 32 / width)
+    with pytest.raises(ValueError, match="at least one sample"):
+        contact_sheet([])
+
+
+def test_index_json_is_plain(folder):
+    document = json.loads((folder / "index.json").read_text())
+    assert document["format"] == 1 and document["samples"] == 18
+    assert {"name", "samples", "bytes", "sha256"} <= set(document["shards"][0])
+    assert io.StringIO((folder / "index.json").read_text()).readline() == "{\n"
