@@ -204,14 +204,13 @@ def test_tensors_that_belong_to_no_part_are_reported() -> None:
     assert release.left_out == ("loss.scale",)
 
 
-@pytest.mark.parametrize("field", ["residual", "skips", "positions"])
-def test_other_wirings_cannot_be_written_in_the_published_layout(field: str) -> None:
-    default = getattr(XUTConfig(), field)
-    config = XUTConfig.from_json(CONFIG.to_json() | {field: default})
+@pytest.mark.parametrize(("field", "other"), [("residual", "input"), ("skips", "mirrored"), ("positions", "area")])
+def test_other_wirings_cannot_be_written_in_the_published_layout(field: str, other: str) -> None:
+    config = XUTConfig.from_json(CONFIG.to_json() | {field: other})
     release = release_from_tensors(single_file())
     changed = type(release)(XUT(config), vae=release.vae, vae_mean=release.vae_mean, vae_std=release.vae_std)
     for write in (release_to_tensors, comfyui_tensors):
-        with pytest.raises(ValueError, match=f"{field}='{default}' \\(published: '{PUBLISHED[field]}'\\)"):
+        with pytest.raises(ValueError, match=f"{field}='{other}' \\(published: '{PUBLISHED[field]}'\\)"):
             write(changed)
 
 

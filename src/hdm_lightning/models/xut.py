@@ -171,6 +171,7 @@ class XUT(nn.Module):
         if kept is None:
             return self._u(sequence)
         indices = routing.with_text(kept, tokens, sequence.tokens.shape[1] - tokens)
+        # Image keys always count, so the mask of the kept ones is any K of them before those of the text.
         mask = sequence.key_mask
         routed = self._u(
             TokenSequence(
