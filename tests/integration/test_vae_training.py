@@ -1,0 +1,316 @@
+"""The autoencoder's training path at toy size: gradients, ranks, resume, hand-over, mistakes."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from hdm_lightning.autoencoding.branches import Branch, draw_branch
+from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.errors import UserError
+from hdm_lightning.training import randomness
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
+from hdm_lightning.training.handover import network_weights, read_checkpoint
+from hdm_lightning.training.vae_checks import branch_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae_data import build_images
+from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
+from hdm_lightning.training.vae_module import NOISE_PURPOSE
+from hdm_lightning.training.vae_run import build_vae_run
+
+AUTOENCODER = {
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 0,
+    "latent_channels": 3,
+    "norm_num_groups": 4,
+    "mid_block_add_attention": False,
+    "sample_size": 16,
+}
+STAGE = {
+    "resolution": 16,
+    "samples": 48,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "learning_rate": 2e-3,
+    "betas": [0.5, 0.9],
+    "gradient_clip": 0.0,
+    "save_every": 16,
+}
+ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_shards):
+    return {
+        "name": "toy-vae",
+        "run_dir": str(tmp_path / "run"),
+        "autoencoder": {"config": AUTOENCODER},
+        "stage": STAGE,
+        "loss": {"pixel": "l1", "kl_weight": 1e-2},
+        "equivariance": {"scale_numerators": [4, 5, 6, 7], "scale_denominator": 8},
+        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "validation": {"samples": 8, "batch_size": 4},
+        "ema": {"halflife_samples": [16]},
+        "trainer": {"accelerator": "cpu", "threads": 1},
+        "logger": {"every_steps": 2, "progress_bar": False},
+    }
+
+
+def changed(config, **groups):
+    """The configuration with keys of its groups replaced."""
+    result = copy.deepcopy(config)
+    for group, values in groups.items():
+        result[group] = {**result.get(group, {}), **values} if isinstance(values, dict) else values
+    return result
+
+
+def last_checkpoint(config):
+    return read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1])
+
+
+def first_moments(config, optimiser=0):
+    states = last_checkpoint(config)["optimizer_states"][optimiser]["state"]
+    return [states[number]["exp_avg"] for number in sorted(states)]
+
+
+def optimiser_order(network):
+    """Parameters as the optimiser numbers them: those that are decayed, then the rest."""
+    parameters = list(network.parameters())
+    return [p for p in parameters if p.ndim > 1] + [p for p in parameters if p.ndim <= 1]
+
+
+def hand_written_step(config):
+    """Gradients of one step of both networks, from diffusers' public methods and plain torch alone."""
+    settings = vae_settings_from(config)
+    run = build_vae_run(settings)
+    data = build_images(settings, plan_vae(settings, 1), 0)
+    batch = next(iter(data.train_dataloader()))
+    draw = draw_branch(branch_settings(settings), 8, 8, seed=0, samples_seen=0)
+    assert draw.branch is Branch.EQUIVARIANT
+    scale, turn = draw.transform.steps
+    noise = randomness.draw(0, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
+    vae, judge = run.network.vae, run.discriminator
+
+    def moved(tensor):
+        side = int(tensor.shape[-1] * scale.vertical)
+        return torch.rot90(F.interpolate(tensor, size=(side, side), mode="bilinear"), turn.turns, (2, 3))
+
+    def forward():
+        posterior = vae.encode(batch["image"] / 127.5 - 1).latent_dist
+        return posterior, vae.decode(moved(posterior.mean + posterior.std * noise)).sample
+
+    target = moved(batch["image"] / 127.5 - 1)
+    posterior, output = forward()
+    reconstruction, adversarial = (output - target).abs().mean(), -judge(output).mean()
+    last = vae.decoder.conv_out.weight
+    norms = [torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (reconstruction, adversarial)]
+    balance = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    loss = reconstruction + 1e-2 * kl + 0.5 * balance * adversarial
+    generator = torch.autograd.grad(loss, optimiser_order(vae))
+
+    _, again = forward()
+    hinge = 0.5 * (F.relu(1 - judge(target)).mean() + F.relu(1 + judge(again.detach())).mean())
+    return generator, torch.autograd.grad(hinge, optimiser_order(judge))
+
+
+def assert_close(found, expected, relative):
+    size = max(value.abs().max() for value in expected)
+    assert size > 0 and len(found) == len(expected)
+    assert max((one - other).abs().max() for one, other in zip(found, expected, strict=True)) < relative * size
+
+
+def one_adversarial_step(config, **groups):
+    groups = {"stage": {}, "adversarial": {}, "equivariance": {}} | groups
+    groups["stage"] = {"samples": 8} | groups["stage"]
+    groups["adversarial"] = ADVERSARIAL | {"start_samples": 0} | groups["adversarial"]
+    groups["equivariance"] = {"equivariant": 1.0, "downscaled": 0.0} | groups["equivariance"]
+    return changed(config, **groups)
+
+
+def test_both_gradients_equal_two_separate_hand_written_steps(config):
+    config = one_adversarial_step(config)
+    assert run_vae_job(check_vae_job(config)) == 0
+    generator, discriminator = hand_written_step(config)
+    # The first moment after one step is (1 − β₁) times the gradient.
+    assert_close([2 * moment for moment in first_moments(config, 0)], generator, 1e-5)
+    assert_close([2 * moment for moment in first_moments(config, 1)], discriminator, 1e-5)
+
+
+@pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
+def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, adversarial):
+    stage = {"samples": 24, "learning_rate": 1e-5, "gradient_clip": 0.5}
+    one = one_adversarial_step(config, stage=stage) if adversarial else changed(config, stage=stage)
+    one = changed(one, run_dir=str(tmp_path / "one"))
+    two = changed(one, run_dir=str(tmp_path / "two"), stage={"micro_batch_size": 4}, trainer={"devices": 2})
+    assert run_vae_job(check_vae_job(one)) == 0
+    assert run_vae_job(check_vae_job(two)) == 0
+    for optimiser in range(1 + adversarial):
+        assert_close(first_moments(two, optimiser), first_moments(one, optimiser), 1e-4)
+    done = [json.loads((Path(c["run_dir"]) / "01-vae" / "done.json").read_text()) for c in (one, two)]
+    spectrum_free = [{k: v for k, v in each["measures"].items() if "spectrum" not in k} for each in done]
+    assert spectrum_free[1] == pytest.approx(spectrum_free[0], rel=1e-3)
+    assert done[1]["latents"]["std"] == pytest.approx(done[0]["latents"]["std"], rel=1e-4)
+
+
+def test_accumulation_equals_one_large_batch_on_one_branch(config, tmp_path):
+    one = changed(
+        config, run_dir=str(tmp_path / "one"), stage={"samples": 8}, equivariance={"equivariant": 0, "downscaled": 0}
+    )
+    for groups in ({}, {"adversarial": ADVERSARIAL | {"adaptive": False, "start_samples": 0}}):
+        whole = changed(one, run_dir=str(tmp_path / f"whole{len(groups)}"), **groups)
+        parts = changed(whole, run_dir=str(tmp_path / f"parts{len(groups)}"), stage={"micro_batch_size": 2})
+        for each in (whole, parts):
+            assert run_vae_job(check_vae_job(each)) == 0
+        for optimiser in range(1 + len(groups)):
+            assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), 1e-5)
+
+
+def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config):
+    config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 16})
+    assert run_vae_job(check_vae_job(config)) == 0
+    checkpoint = last_checkpoint(config)
+    assert (checkpoint["global_step"], checkpoint["hdm"]["samples"]) == (6, 48)
+    steps = [
+        {int(state["step"]) for state in checkpoint["optimizer_states"][number]["state"].values()} for number in (0, 1)
+    ]
+    assert steps == [{6}, {4}]
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
+def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, adversarial):
+    if adversarial:
+        config = changed(config, adversarial=ADVERSARIAL, stage={"micro_batch_size": 4})
+    config = changed(config, patches={"size_px": 8, "samples": 24}, equivariance={"scale_denominator": 4,
+                     "scale_numerators": [2, 3]})  # fmt: skip
+    if adversarial:
+        config = changed(config, patches={"size_px": 16})
+    whole = changed(config, run_dir=str(tmp_path / "whole"))
+    assert run_vae_job(check_vae_job(whole)) == 0
+    original = ValidateAutoencoder.on_step_end
+    for step in (1, 3, 6):
+        with monkeypatch.context() as patch:
+
+            def fail(self, trainer, module, at, step=step):
+                original(self, trainer, module, at)
+                if at == step:
+                    raise Crash
+
+            patch.setattr(ValidateAutoencoder, "on_step_end", fail)
+            with pytest.raises(Crash):
+                run_vae_job(check_vae_job(config))
+    assert run_vae_job(check_vae_job(config)) == 0
+    for name in ("network", "discriminator") if adversarial else ("network",):
+        expected = {k: v for k, v in last_checkpoint(whole)["state_dict"].items() if k.startswith(name)}
+        got = last_checkpoint(config)["state_dict"]
+        assert expected and all(torch.equal(got[key], value) for key, value in expected.items())
+    exported = [load_file(Path(c["run_dir"]) / "final/diffusion_pytorch_model.safetensors") for c in (whole, config)]
+    assert all(torch.equal(exported[1][key], value) for key, value in exported[0].items())
+
+
+def test_what_is_handed_over_is_read_by_diffusers_and_by_training(config):
+    assert run_vae_job(check_vae_job(config)) == 0
+    folder = Path(config["run_dir"]) / "final"
+    vae = AutoencoderKL.from_pretrained(str(folder), low_cpu_mem_usage=False)
+    checkpoint = last_checkpoint(config)
+    averages = checkpoint["callbacks"]["AverageWeights"]["shadows"][0]
+    for name, value in vae.state_dict().items():
+        assert torch.equal(value, averages[f"vae.{name}"])
+    assert any(not torch.equal(averages[name], value) for name, value in network_weights(checkpoint).items())
+
+    settings = vae_settings_from(config)
+    data = build_images(settings, plan_vae(settings, 1), 0)
+    images = torch.cat([batch["image"] for batch in data.val_dataloader()]).float() / 127.5 - 1
+    frozen = load_autoencoder(str(folder))
+    latent = frozen.encode(images)
+    assert latent.mean((0, 2, 3)).abs().max() < 1e-4
+    torch.testing.assert_close(latent.std((0, 2, 3), correction=0), torch.ones(3), rtol=1e-3, atol=0)
+    measured = json.loads((folder / "measures.json").read_text())
+    error = (frozen.decode(latent) - images).abs().mean().item()
+    assert measured["measures"]["reconstruction/l1"] == pytest.approx(error, rel=1e-4)
+    assert "EQ-VAE" in (folder / "README.md").read_text()
+
+
+def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoencoder):
+    config = changed(
+        config,
+        autoencoder={"config": None, "source": str(tiny_autoencoder), "train_encoder": False},
+        equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]},
+        stage={"gradient_clip": 1.0},
+    )
+    assert run_vae_job(check_vae_job(config)) == 0
+    before = load_file(tiny_autoencoder / "diffusion_pytorch_model.safetensors")
+    after = load_file(Path(config["run_dir"]) / "final" / "diffusion_pytorch_model.safetensors")
+    same = {name: torch.equal(after[name], value) for name, value in before.items()}
+    assert all(same[name] for name in before if name.startswith(("encoder", "quant_conv")))
+    assert not any(same[name] for name in before if name.startswith(("decoder.conv", "post_quant_conv")))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
+    # The rate makes the weights overflow in the first step; the second sees it.
+    config = changed(config, stage={"learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"not finite at optimiser step \d; samples: .*\.tar/\d{5}") as caught:
+        run_vae_job(check_vae_job(config))
+    assert "learning_rate" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        ({"autoencoder": {"config": None}}, "autoencoder"),
+        ({"autoencoder": {"source": "some/where"}}, "autoencoder"),
+        ({"autoencoder": {"config": None, "source": "/nowhere"}}, "autoencoder.source"),
+        ({"autoencoder": {"config": {"latent_channels": 4}}}, "autoencoder.config.block_out_channels"),
+        ({"autoencoder": {"config": {**AUTOENCODER, "norm_groups": 4}}}, "autoencoder.config"),
+        ({"autoencoder": {"config": {**AUTOENCODER, "norm_num_groups": 3}}}, "autoencoder.config"),
+        ({"stage": {"resolution": 17}}, "stage.resolution"),
+        ({"stage": {"batch_size": 12}}, "stage.batch_size"),
+        ({"stage": {"betas": [0.5, 1.0]}}, "stage.betas"),
+        ({"stage": {"resolution": 14}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"equivariant": 0.9, "downscaled": 0.2}}, "equivariance"),
+        ({"equivariance": {"scale_numerators": [12]}}, "equivariance.scale_numerators"),
+        ({"loss": {"pixel": "l3"}}, "loss.pixel"),
+        ({"loss": {"kl_weight": -1}}, "loss.kl_weight"),
+        ({"loss": {"perceptual_network": "vgg"}}, "loss.perceptual_network"),
+        ({"adversarial": {"weight": -1}}, "adversarial.weight"),
+        ({"adversarial": {"weight": 1, "norm": "layer"}}, "adversarial.norm"),
+        ({"adversarial": {"weight": 1, "layers": 3}}, "adversarial.layers"),
+        ({"adversarial": ADVERSARIAL, "trainer": {"precision": "16-mixed"}}, "trainer.precision"),
+        ({"patches": {"size_px": 7, "samples": 8}}, "patches.size_px"),
+        ({"patches": {"size_px": 32, "samples": 8}}, "patches.size_px"),
+        ({"validation": {"samples": 0}}, "validation.samples"),
+        ({"data": {"crop": {"buckets": {"step_px": 16}}}}, "data.crop.buckets"),
+        ({"data": {"train": "/nowhere"}}, None),
+        ({"stages": {}}, "stages"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_built(config, groups, where):
+    with pytest.raises(UserError) as caught:
+        check_vae_job(changed(config, **groups))
+    if where is not None:
+        assert caught.value.where == where
+    assert caught.value.mend
+
+
+def test_progress_is_counted_in_samples_and_measures_are_written(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run_vae_job(check_vae_job(changed(config, stage={"validate_every": 24}))) == 0
+    events = EventAccumulator(str(Path(config["run_dir"]) / "01-vae" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/pixel")] == [16, 32, 48]
+    measured = events.Scalars("equivariance/encoder_rotation")
+    assert [event.step for event in measured] == [0, 24, 48]
+    assert all(math.isfinite(event.value) for event in measured)

@@ -1,0 +1,101 @@
+"""The perceptual distances: the network against another implementation, and what a frozen distance must keep."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from hdm_lightning.autoencoding.efficientnet_lite0 import STAGE_CHANNELS, STAGE_REDUCTIONS, normalised
+from hdm_lightning.autoencoding.perceptual import (
+    LITE0,
+    FrozenDistance,
+    feature_distance,
+    lite0_network,
+    perceptual_distance,
+)
+from hdm_lightning.errors import UserError
+
+
+def pattern(size):
+    rows, columns = torch.arange(float(size))[:, None], torch.arange(float(size))[None, :]
+    waves = [torch.sin(rows / 3 + columns / 7), torch.cos(rows / 5 - columns / 4), torch.sin(rows * columns / 400)]
+    return torch.stack(waves)[None]
+
+
+@pytest.mark.parametrize(
+    ("size", "logits", "deviation", "best"),
+    [
+        (64, [-2.4057953, 3.9205937, 2.3866008, -6.8438163, -3.7926259, -0.3701089], 4.3074861, 616),
+        (71, [-1.1836981, 1.9127676, 1.5899693, -0.6971352, 0.4596656, 1.5482178], 2.3859487, 906),
+    ],
+)
+def test_logits_are_those_of_timm_with_the_same_weights(size, logits, deviation, best):
+    """Recorded from timm 1.0.31, tf_efficientnet_lite0, at an even and an odd size (padding differs)."""
+    with torch.no_grad():
+        found = lite0_network()(pattern(size))[0]
+    torch.testing.assert_close(found[:6], torch.tensor(logits), rtol=0, atol=2e-4)
+    assert found.std().item() == pytest.approx(deviation, rel=1e-4)
+    assert found.argmax().item() == best
+
+
+def test_normalisation_takes_grey_levels():
+    levels = torch.tensor([0.0, 127.0, 255.0]) / 127.5 - 1
+    torch.testing.assert_close(normalised(levels), torch.tensor([-127 / 128, 0.0, 1.0]))
+
+
+def test_feature_maps_have_the_stated_sizes():
+    maps = lite0_network().feature_maps(pattern(70), range(7))
+    sizes = [(STAGE_CHANNELS[k], -(-70 // STAGE_REDUCTIONS[k])) for k in range(7)]
+    assert [(each.shape[1], each.shape[2]) for each in maps] == sizes
+
+
+def test_distance_grows_with_the_damage_and_is_zero_for_equals():
+    distance = perceptual_distance(LITE0)
+    image = pattern(64)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    found = [distance(image + strength * noise, image).item() for strength in (0.0, 0.02, 0.1, 0.5)]
+    assert found[0] == 0
+    assert found == sorted(found) and found[1] > 0
+
+
+def test_feature_distance_of_known_vectors():
+    first = torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)
+    second = torch.tensor([0.0, 2.0]).reshape(1, 2, 1, 1)
+    assert feature_distance(first, second).item() == pytest.approx(0.6**2 + 0.2**2, rel=1e-6)
+    assert feature_distance(first, 5 * first).item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_gradient_flows_to_the_image_and_not_to_the_network():
+    distance = perceptual_distance(LITE0)
+    image = pattern(40).requires_grad_()
+    before = {name: value.clone() for name, value in distance.network.state_dict().items()}
+    distance(image, 0.5 * pattern(40)).sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in distance.network.parameters())
+    assert not distance.network.training
+    after = distance.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_module_that_holds_a_distance_neither_trains_nor_saves_it():
+    class Holder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.distance = FrozenDistance(torch.nn.BatchNorm1d(2), lambda network, output, target: output)
+
+    holder = Holder()
+    holder.train()
+    assert not holder.distance.network.training
+    assert not holder.state_dict()
+
+
+def test_what_is_missing_or_unknown_is_named(monkeypatch):
+    with pytest.raises(UserError, match="none of efficientnet_lite0, lpips_vgg"):
+        perceptual_distance("vgg")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="torchvision") as caught:
+        perceptual_distance("lpips_vgg")
+    assert "hdm-lightning[lpips]" in str(caught.value)
+    lite0_network.cache_clear()
+    with pytest.raises(UserError, match="not installed"):
+        perceptual_distance(LITE0)
