@@ -22,9 +22,9 @@ def demo(config: DictConfig) -> None:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     folder = Path(plain["run_dir"]).absolute()
     common = [f"seed={config.seed}", f"data.train={folder / 'shards'}"]
-    autoencoder = _composed("train_vae", [*plain["autoencoder"], *common, f"run_dir={folder / 'autoencoder'}"])
+    autoencoder = _composed("train_vae", [*plain["train_vae"], *common, f"run_dir={folder / 'autoencoder'}"])
     vae = [f"vae.name={folder / 'autoencoder' / 'final'}"]
-    model = _composed("train", [*plain["model"], *common, *vae, f"run_dir={folder / 'model'}"])
+    model = _composed("train", [*plain["train"], *common, *vae, f"run_dir={folder / 'model'}"])
     status = run_demo(folder, plain, autoencoder, model)
     if status:
         sys.exit(status)

@@ -1,0 +1,40 @@
+"""The demo at toy size: every part runs, is scored, and is not run again."""
+
+import json
+
+from hdm_lightning.cli import demo as command
+
+def override(key, overrides):
+    return f"{key}=[" + ",".join(f"'{each}'" for each in overrides) + "]"
+
+
+STAGES = ["schedule.stages.px32.samples=64", "schedule.stages.px64.samples=32", "callbacks.pictures.steps=2"]
+MODEL = ["experiment=demo", "trainer=cpu", "model.width=32", "model.heads=1", "model.mlp_width=32"]
+AUTOENCODER = ["vae_training=demo", "trainer=cpu", "stage.samples=32", "validation.samples=4"]
+TINY = [
+    "shapes.count=96",
+    "score.single=4",
+    "score.pairs=2",
+    "pictures.prompts=[a red circle]",
+    override("train_vae", AUTOENCODER),
+    override("train", [*MODEL, *STAGES, "validation.samples=4"]),
+]
+
+
+def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["hdm-demo", f"run_dir={tmp_path / 'demo'}", *TINY])
+    for _ in range(2):
+        try:
+            command.main()
+        except SystemExit as stop:
+            assert stop.code == 0
+    folder = tmp_path / "demo"
+    result = json.loads((folder / "demo.json").read_text())
+    assert list(result["seconds"]) == ["shards", "autoencoder", "model", "pictures and score"]
+    for kind in ("scores", "untrained"):
+        assert result[kind]["colour_and_shape"]["trials"] == 4
+        assert result[kind]["relation"]["trials"] == 2
+    assert (folder / "samples.png").stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert said.count("tensorboard --logdir") == 2
+    assert said.count("1/4 shards") == 1  # the second call ran nothing again
