@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from hdm_lightning.data import decode as decoding
+from hdm_lightning.data import images
+from hdm_lightning.data.benchmark import measure_decoding, measure_loading, synthetic_photograph
 from hdm_lightning.data.crops import Crop, CropRules
-from hdm_lightning.data.decode import decode, upright_size
+from hdm_lightning.data.decode import decode
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.images import upright_size
 from hdm_lightning.data.randomness import Draws
 
 RULES = CropRules(max_aspect=1e9)
@@ -21,22 +23,13 @@ def chooser(resolution, key=0):
 
 
 @lru_cache
-def photograph(height, width, seed=0):
-    """A picture with the spectrum of photographs (amplitude falling as 1/f^1.4) and some edges."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = np.inf
-    layers = [
-        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.4, (height, width))
-        for _ in range(4)
-    ]
-    layers = [layer / layer.std() for layer in layers]
-    pixels = 128 + 40 * layers[0][..., None] + 10 * np.stack(layers[1:], -1)
-    y, x = np.mgrid[:height, :width]
-    for _ in range(20):
-        centre, radius = rng.uniform((0, 0), (height, width)), rng.uniform(4, 80)
-        pixels[np.hypot(y - centre[0], x - centre[1]) < radius] += rng.uniform(-60, 60, 3)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+def scenery():
+    return synthetic_photograph(1344, 1500, 0)
+
+
+def photograph(height, width):
+    """A part of a picture with the statistics of photographs; thin strips come from its edge."""
+    return scenery().resize((width, height)) if max(height, width) > 1344 else scenery().crop((0, 0, width, height))
 
 
 def plain(data, crop):
@@ -81,7 +74,7 @@ def test_reduced_decoding_stays_within_a_grey_level(kit, height, width, resoluti
 
 def test_jpegs_are_decoded_at_a_reduced_scale_never_below_the_target(kit, monkeypatch):
     sizes = []
-    monkeypatch.setattr(decoding, "to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
+    monkeypatch.setattr(images, "_to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
     for height, width, resolution in [(1024, 1024, 256), (1024, 1024, 100), (1024, 900, 512), (1024, 512, 40)]:
         decode(kit.encoded(Image.new("RGB", (width, height)), "JPEG"), chooser(resolution))
     assert sizes == [(512, 512), (256, 256), (900, 1024), (128, 256)]
@@ -171,7 +164,7 @@ def test_cut_images_are_faults_and_never_anything_else(kit, kind, keep):
 
 
 def test_bombs_and_strangers_are_faults(kit, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(SampleFault, match="too many pixels"):
         decode(kit.encoded(Image.new("RGB", (100, 11))), chooser(8))
     monkeypatch.undo()
@@ -200,3 +193,13 @@ def test_profiles_and_broken_exif_do_not_disturb(kit):
     for options in ({"icc_profile": profile}, {"exif": b"Exif\0\0broken"}):
         pixels, _ = decode(kit.encoded(image, "PNG", **options), chooser(8))
         assert pixels[:, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_the_benchmark_measures_what_it_says(kit, shards):
+    """Figures of a busy machine prove little; that ours is faster than the plain way must hold on any."""
+    files = [kit.encoded(photograph(1024, 1216), "JPEG", quality=88)]
+    speed = measure_decoding(256, images=files, repeats=3)
+    assert speed.over_plain > 1.5 and 0.2 < speed.of_bound < 1.2
+    assert speed.mean_difference < 1.0 and speed.bytes_per_image == len(files[0])
+    loading = measure_loading(kit.stream_config(shards), kit.letters, batch_size=10, batches=5)
+    assert loading.samples_per_s > 50 and loading.workers == 0

@@ -11,8 +11,8 @@ from PIL import Image
 
 from hdm_lightning.data.builders.writer import Field
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.decode import format_of, load_upright
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.images import format_of, load_upright
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
