@@ -34,6 +34,7 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
                 "width": last.resolution,
                 "steps": run.settings.callbacks.pictures.steps,
                 "guidance_scale": run.settings.callbacks.pictures.guidance_scale,
+                "shift": run.settings.callbacks.pictures.shift,
             },
         )
     processes.barrier()

@@ -91,20 +91,21 @@ class FlowMatchingModule(pl.LightningModule):
             tokens = tokens[:, : int(lengths.max())]
         return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
 
-    def losses(self, batch: dict[str, Any], network: Network) -> tuple[Tensor, Tensor]:
-        """Loss (B,) and time (B,) of a batch that has its draws."""
+    def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
+        """Loss (B,) at times t (B,) of a batch that has its draws."""
         with self.clock.section("vae"):
             latent = self.encoders.latents(batch["image"])
         with self.clock.section("text"):
             conditioning = self.conditioning(batch)
-        t = flow.logit_normal_times(batch["uniform"])
         keep = routed(batch.get("scores"), self.plan.settings.routing_rate)
         with self.clock.section("xut"):
-            return flow_loss(network, latent, batch["noise"], t, conditioning, keep), t
+            return flow_loss(network, latent, batch["noise"], t, conditioning, keep)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss over the micro-batch; holes count as zero, so that the mean's divisor never changes."""
-        loss, t = self.losses(batch, self.network)
+        stage = self.plan.settings
+        t = flow.logit_normal_times(batch["uniform"], stage.time_mean, stage.time_std)
+        loss = self.losses(batch, self.network, t)
         weight = batch["weight"]
         assert self.time_bins is not None
         self.time_bins.add(loss.detach(), t, weight)

@@ -43,6 +43,9 @@ class StageSettings:
         warmup_samples: samples of linear warm-up.
         final_learning_rate_ratio: where the cosine ends, as a share of the rate.
         routing_rate: TREAD's share of image tokens that skip the U (arXiv 2501.04765); 0 means none.
+        time_mean: mean of the logit-normal time; above 0 trains more near noise (a time shift of e^mean),
+            which pays where latents are redundant: large flat areas, high resolutions.
+        time_std: its standard deviation.
         context_length: caption tokens kept.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         validate_every: samples between validations; 0 means at the stage's end only.
@@ -63,6 +66,8 @@ class StageSettings:
     warmup_samples: int = 0
     final_learning_rate_ratio: float = 0.01
     routing_rate: float = 0.5
+    time_mean: float = 0.0
+    time_std: float = 1.0
     context_length: int = 256
     activation_checkpointing: bool = False
     validate_every: int = 0
@@ -167,6 +172,7 @@ class SamplePictureSettings:
         aspect_ratios: width / height of the pictures, area as the stage's.
         steps: solver steps.
         guidance_scale: classifier-free guidance.
+        shift: of the solver's time grid; above 1 takes more steps near noise.
         seed: noise of the first picture.
     """
 
@@ -174,6 +180,7 @@ class SamplePictureSettings:
     aspect_ratios: list[float] = field(default_factory=lambda: [1.0, 1.5, 0.6667])
     steps: int = 24
     guidance_scale: float = 4.0
+    shift: float = 1.0
     seed: int = 0
 
 

@@ -88,7 +88,15 @@ def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
 
 
 def _check_ranges(stage: StageSettings, where: str) -> None:
-    for key in ("resolution", "samples", "batch_size", "micro_batch_size", "learning_rate", "context_length"):
+    for key in (
+        "time_std",
+        "resolution",
+        "samples",
+        "batch_size",
+        "micro_batch_size",
+        "learning_rate",
+        "context_length",
+    ):
         if not getattr(stage, key) > 0:
             raise UserError(
                 f"{getattr(stage, key)} is not positive", where=f"{where}.{key}", mend="give a positive value"

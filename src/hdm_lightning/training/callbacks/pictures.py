@@ -76,7 +76,11 @@ class DrawPictures(StepWatcher, Callback):
 
     def _pictures(self, pipeline: TextToImage, height: int, width: int) -> torch.Tensor:
         settings = SamplingSettings(
-            height=height, width=width, steps=self.settings.steps, guidance_scale=self.settings.guidance_scale
+            height=height,
+            width=width,
+            steps=self.settings.steps,
+            guidance_scale=self.settings.guidance_scale,
+            shift=self.settings.shift,
         )
         seeds = [self.settings.seed + number for number in range(len(self.settings.prompts))]
         return pipeline(self.settings.prompts, seeds, settings)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
+from hdm_lightning.diffusion.flow import logit_normal_times
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import log
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
@@ -55,9 +56,10 @@ class ValidateFlow(StepWatcher, Callback):
         totals = torch.zeros(len(networks), 2, device=module.device)
         for batch in self.data.val_dataloader():
             batch = self._on_device(trainer, module.with_draws(batch, VALIDATION, self.samples))
+            t = logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
             with trainer.precision_plugin.val_step_context():
                 for row, network in enumerate(networks.values()):
-                    loss, _ = module.losses(batch, network)
+                    loss = module.losses(batch, network, t)
                     totals[row, 0] += (loss * batch["weight"]).sum()
                     totals[row, 1] += batch["weight"].sum()
         module.clock.drain()  # validation is no part of the steps' time split
