@@ -1,0 +1,153 @@
+"""A small dual head on frozen image and text features: how well a picture goes with a caption, without a CLIP.
+
+Shapes: N pairs; image features (N,I); text features (N,T); embeddings (N,E); scores (N,N).
+
+Trained with the contrastive loss of CLIP (arXiv 2103.00020, figure 3) on pairs of the training set. What the frozen
+image features do not tell (where things stand, say), such a head cannot check; its share on held-out real pairs says
+how much it can.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDING_WIDTH = 128
+HIDDEN_WIDTH = 256
+FEWEST_PAIRS = 256
+_CHECKS = 20
+_KEPT_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How a head is trained: AdamW steps on batches of pairs, from a seed; the best of 20 states on kept-out pairs."""
+
+    steps: int = 600
+    batch: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class DualHead(nn.Module):
+    """Two small perceptrons that map standardised features to unit vectors of one space.
+
+    Args:
+        image_features: (N,I) to standardise by.
+        text_features: (N,T) likewise.
+    """
+
+    def __init__(self, image_features: Tensor, text_features: Tensor) -> None:
+        super().__init__()
+        self.image = _branch(image_features)
+        self.text = _branch(text_features)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Cosine of every picture with every caption, (N,M)."""
+        return F.normalize(self.image(image_features), dim=1) @ F.normalize(self.text(text_features), dim=1).T
+
+
+def fit_dual_head(
+    image_features: Tensor, text_features: Tensor, captions: Sequence[str], training: HeadTraining | None = None
+) -> DualHead:
+    """Train a head on pairs; the global random state is left as it was.
+
+    Args:
+        image_features: (N,I).
+        text_features: (N,T).
+        captions: N; equal captions count as equally right for each other's pictures.
+        training: how.
+
+    Raises:
+        ValueError: there are too few pairs, or not one caption each.
+    """
+    training = training or HeadTraining()
+    pairs = len(captions)
+    if not pairs == len(image_features) == len(text_features) or pairs < FEWEST_PAIRS:
+        raise ValueError(f"captions: got {pairs} pairs, expected at least {FEWEST_PAIRS}, one row of features each")
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    groups = torch.tensor([numbers[caption] for caption in captions], device=image_features.device)
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(training.seed)
+        order = torch.randperm(pairs)
+        kept_out, used = order[: int(_KEPT_OUT * pairs)], order[int(_KEPT_OUT * pairs) :]
+        head = DualHead(image_features[used].float(), text_features[used].float()).to(image_features.device)
+        return _trained(head, (image_features.float(), text_features.float(), groups), used, kept_out, training)
+
+
+def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
+    """For each picture the share of other captions that its own outscores, (N,): 1 best, 0.5 chance.
+
+    Args:
+        scores: (N,N) of pictures with captions; the picture's own on the diagonal.
+        captions: N; those equal to the own do not count.
+
+    Raises:
+        ValueError: all captions are equal, so that there is nothing to tell apart.
+    """
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    groups = torch.tensor([numbers[caption] for caption in captions], device=scores.device)
+    other = groups[:, None] != groups[None, :]
+    if not other.any(1).all():
+        raise ValueError("captions: all are equal, expected different ones to tell apart")
+    own = scores.diagonal()[:, None]
+    won = (own > scores).double() + 0.5 * (own == scores).double()
+    return (won * other).sum(1) / other.sum(1)
+
+
+def _trained(
+    head: DualHead, data: tuple[Tensor, Tensor, Tensor], used: Tensor, kept_out: Tensor, training: HeadTraining
+) -> DualHead:
+    """The head's state that is best on the kept-out pairs."""
+    optimiser = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    every = max(1, training.steps // _CHECKS)
+    best, state = float("inf"), {}
+    for step in range(1, training.steps + 1):
+        rows = used[torch.randint(len(used), (min(training.batch, len(used)),))]
+        loss = _contrast(head, *(part[rows] for part in data))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step % every == 0:
+            with torch.no_grad():
+                checked = float(_contrast(head, *(part[kept_out] for part in data)))
+            if checked < best:
+                best, state = checked, {name: value.clone() for name, value in head.state_dict().items()}
+    head.load_state_dict(state)
+    return head.eval().requires_grad_(False)
+
+
+def _contrast(head: DualHead, image_features: Tensor, text_features: Tensor, groups: Tensor) -> Tensor:
+    """Cross-entropy both ways, with equal captions sharing the target."""
+    logits = head(image_features, text_features) * head.log_scale.clamp(max=4.6).exp()
+    same = (groups[:, None] == groups[None, :]).float()
+    target = same / same.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+class _Standardise(nn.Module):
+    """(x − mean) / std of the features it was made from."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("std", features.std(0).clamp(min=1e-4))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
+def _branch(features: Tensor) -> nn.Sequential:
+    return nn.Sequential(
+        _Standardise(features),
+        nn.Linear(features.shape[1], HIDDEN_WIDTH),
+        nn.GELU(),
+        nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
+    )

@@ -1,0 +1,65 @@
+"""How different pictures of one prompt are, as a share of how different real pictures are.
+
+Shapes: P prompts, S seeds, D features, N real samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torchmetrics.functional.pairwise import pairwise_euclidean_distance
+
+from hdm_lightning.evaluation.bootstrap import Bootstrap, Estimate
+from hdm_lightning.evaluation.kernel_distance import mean_pairs
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Mean distances of pairs of pictures, each with its interval.
+
+    Attributes:
+        within: of one prompt with different seeds, over the real pictures' mean distance.
+        across: of different prompts, over the same.
+        real: the real pictures' mean distance, in units of the features.
+    """
+
+    within: Estimate
+    across: Estimate
+    real: Estimate
+
+
+def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> Diversity:
+    """Diversity of pictures drawn P × S.
+
+    Args:
+        by_prompt: features (P,S,D), at least two prompts of two seeds.
+        real: features (N,D) of at least two real pictures.
+        bootstrap: resamples prompts, and real pictures.
+
+    Raises:
+        ValueError: there is no pair to compare.
+    """
+    if by_prompt.dim() != 3 or min(by_prompt.shape[:2]) < 2 or len(real) < 2:
+        shapes = f"{tuple(by_prompt.shape)}, {tuple(real.shape)}"
+        raise ValueError(f"by_prompt, real: got shapes {shapes}, expected (P ≥ 2, S ≥ 2, D), (N ≥ 2, D)")
+    prompts, seeds = by_prompt.shape[:2]
+    scale, scales = mean_pairs(_distances(real), bootstrap, stream=2)
+    per_prompt = np.array([mean_pairs(_distances(of_one), _NO_INTERVAL)[0] for of_one in by_prompt])
+    within = bootstrap.counts(prompts) @ per_prompt / prompts
+    # Pictures of one seed number, one a prompt, differ by prompt: the mean over seeds uses every picture once a pair.
+    across = [mean_pairs(_distances(by_prompt[:, seed]), bootstrap) for seed in range(seeds)]
+    value = float(np.mean([one for one, _ in across]))
+    replicates = np.mean([many for _, many in across], axis=0)
+    return Diversity(
+        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / scales, prompts, bounds=_POSITIVE),
+        across=bootstrap.centred(value / scale, replicates / scales, prompts, bounds=_POSITIVE),
+        real=bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
+    )
+
+
+_POSITIVE = (0.0, float("inf"))
+_NO_INTERVAL = Bootstrap(resamples=2)
+
+
+def _distances(features: Tensor) -> Tensor:
+    return pairwise_euclidean_distance(features.double(), zero_diagonal=True)
