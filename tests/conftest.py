@@ -9,7 +9,25 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-WORDS = "a red green blue small large circle square star on the left of right dark light drawing".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "circle",
+    "square",
+    "star",
+    "on",
+    "the",
+    "left",
+    "of",
+    "right",
+    "dark",
+    "light",
+    "drawing",
+]
 
 
 @pytest.fixture(scope="session")

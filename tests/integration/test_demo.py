@@ -4,6 +4,7 @@ import json
 
 from hdm_lightning.cli import demo as command
 
+
 def override(key, overrides):
     return f"{key}=[" + ",".join(f"'{each}'" for each in overrides) + "]"
 
