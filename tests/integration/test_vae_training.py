@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
         ({"stage": {"betas": [0.5, 1.0]}}, "stage.betas"),
         ({"stage": {"resolution": 14}}, "equivariance.scale_numerators"),
         ({"equivariance": {"equivariant": 0.9, "downscaled": 0.2}}, "equivariance"),
-        ({"equivariance": {"scale_numerators": [12]}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"scale_numerators": [3], "scale_denominator": 16}}, "equivariance.scale_numerators"),
         ({"loss": {"pixel": "l3"}}, "loss.pixel"),
         ({"loss": {"kl_weight": -1}}, "loss.kl_weight"),
         ({"loss": {"perceptual_network": "vgg"}}, "loss.perceptual_network"),

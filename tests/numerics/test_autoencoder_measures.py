@@ -8,9 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale
-from hdm_lightning.evaluation.autoencoder_equivariance import decoder_error, encoder_error, moved_psnr, psnr
+from hdm_lightning.evaluation.autoencoder_equivariance import (
+    CentredError,
+    decoder_error,
+    encoder_error,
+    moved_psnr,
+    psnr,
+)
 from hdm_lightning.evaluation.autoencoder_latents import LatentStatistics, radial_spectrum
 from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.evaluation.autoencoder_pictures import principal_colours, sheet
 
 FACTOR = 4
 
@@ -136,5 +143,47 @@ def test_ms_ssim_comes_where_the_picture_is_large_enough():
     found.update(large)
     assert found.report()["reconstruction/ms_ssim"] < 1
     small = measures()
-    small.update(large[..., :172, :172])
+    small.update(large[..., :168, :168])
     assert "reconstruction/ms_ssim" not in small.report()
+
+
+def test_the_centred_error_knows_no_offset_and_no_scale():
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(8, 3, 16, 16, generator=generator)
+    noise = 0.1 * torch.randn(8, 3, 16, 16, generator=generator)
+    unrelated = torch.randn(8, 3, 16, 16, generator=generator)
+    scale, offset = torch.tensor([1.0, 50.0, 0.01])[:, None, None], torch.tensor([0.0, 900.0, -3.0])[:, None, None]
+    for change in (lambda values: values, lambda values: values * scale + offset):
+        near, far = CentredError(3), CentredError(3)
+        for part in (slice(0, 3), slice(3, 8)):
+            near.update(change(latent + noise)[part], change(latent)[part])
+            far.update(change(unrelated)[part], change(latent)[part])
+        assert near.report() == pytest.approx(0.1, rel=0.03)
+        assert far.report() == pytest.approx(math.sqrt(2), rel=0.03)
+
+
+def test_a_picture_that_the_factor_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"34×32 px.*factor 4"):
+        measures().update(torch.zeros(1, 3, 34, 32))
+
+
+def test_principal_colours_follow_the_largest_spread():
+    rows = torch.linspace(-1, 1, 8)[:, None].expand(8, 8)
+    columns = torch.linspace(-1, 1, 8)[None, :].expand(8, 8)
+    latent = torch.stack([0.1 * columns, 3 * rows, 0 * rows, 1 * columns.T.flip(0) * columns])[None]
+    colours = principal_colours(latent)
+    assert colours.shape == (1, 3, 8, 8)
+    assert torch.allclose(colours[0, 0], (rows + 1) / 2, atol=0.02)
+    assert principal_colours(latent[:, :2])[0, 2].eq(0.5).all()
+
+
+def test_a_sheet_shows_what_an_equivariant_autoencoder_makes_alike(image):
+    turn, half = QuarterTurn(1), Scale.uniform(Fraction(1, 2))
+    drawn = sheet(pooled, repeated, image, [turn, half], FACTOR)
+    assert drawn.shape == (3, 11 * 32, 4 * 32)
+    rows = drawn.reshape(3, 11, 32, 4 * 32).movedim(1, 0)
+    torch.testing.assert_close(rows[0, :, :, :32], (image[0] + 1) / 2)
+    torch.testing.assert_close(rows[3, :, :, :32], (torch.rot90(image[0], 1, (1, 2)) + 1) / 2)
+    for moved, of_moved in ((5, 6), (9, 10)):
+        torch.testing.assert_close(rows[moved], rows[of_moved])
+    assert not torch.allclose(rows[2], rows[5])

@@ -23,8 +23,7 @@ def encoder_error(encode: Encode, image: Tensor, transform: Transform, factor: i
         transform: τ.
         factor: f.
     """
-    moved_latent, latent_of_moved = transform(encode(image), 1), encode(transform(image, factor))
-    return _norm(moved_latent - latent_of_moved) / _norm(latent_of_moved).clamp(min=1e-12)
+    return relative_error(transform(encode(image), 1), encode(transform(image, factor)))
 
 
 def decoder_error(decode: Decode, latent: Tensor, transform: Transform, factor: int) -> Tensor:
@@ -36,8 +35,7 @@ def decoder_error(decode: Decode, latent: Tensor, transform: Transform, factor: 
         transform: τ.
         factor: f.
     """
-    image_of_moved, moved_image = decode(transform(latent, 1)), transform(decode(latent), factor)
-    return _norm(image_of_moved - moved_image) / _norm(moved_image).clamp(min=1e-12)
+    return relative_error(decode(transform(latent, 1)), transform(decode(latent), factor))
 
 
 def moved_psnr(encode: Encode, decode: Decode, image: Tensor, transform: Transform, factor: int) -> Tensor:
@@ -45,10 +43,45 @@ def moved_psnr(encode: Encode, decode: Decode, image: Tensor, transform: Transfo
     return psnr(decode(transform(encode(image), 1)), transform(image, factor))
 
 
+def relative_error(value: Tensor, reference: Tensor) -> Tensor:
+    """Return ‖value − reference‖ / ‖reference‖ per sample (B,)."""
+    return _norm(value - reference) / _norm(reference).clamp(min=1e-12)
+
+
 def psnr(output: Tensor, target: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB per sample (B,) of images in [-1, 1]; 100 where they are equal."""
     error = (output.clamp(-1, 1) - target).div(2).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-10))
+
+
+class CentredError:
+    """The encoder's equivariance error against the spread of the latents, summed up batch by batch in float64.
+
+    Per channel, the mean squared difference of τE(x) and E(τx) over the variance of E(τx); then the root of the mean
+    over channels. Unlike the ratio of norms it does not fall when a channel's mean is far from zero, nor when one
+    channel outweighs the others, so that it compares autoencoders. 0 is equivariant; √2 is what unrelated latents have.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        # Rows: squared differences, latents, their squares; the last row holds the count.
+        self._sums = torch.zeros(4, channels, dtype=torch.float64)
+
+    def update(self, moved_latent: Tensor, latent_of_moved: Tensor) -> None:
+        """Add a batch of τE(x) and E(τx), both (B,C,H,W)."""
+        moved, other = moved_latent.detach().double().cpu(), latent_of_moved.detach().double().cpu()
+        self._sums[0] += (moved - other).square().sum((0, 2, 3))
+        self._sums[1] += other.sum((0, 2, 3))
+        self._sums[2] += other.square().sum((0, 2, 3))
+        self._sums[3] += other[:, 0].numel()
+
+    def report(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
+        """Return the error; `reduce` adds the packed sums up over processes."""
+        difference, first, second, count = self._sums if reduce is None else reduce(self._sums)
+        variance = (second / count - (first / count).square()).clamp(min=1e-24)
+        return float((difference / count / variance).mean().sqrt())
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from torchmetrics.functional.image import (
 )
 
 from hdm_lightning.evaluation.autoencoder_equivariance import (
+    CentredError,
     Transform,
-    decoder_error,
-    encoder_error,
-    moved_psnr,
     psnr,
+    relative_error,
 )
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport, LatentStatistics, radial_spectrum
 
@@ -53,40 +52,50 @@ class AutoencoderMeasures:
         perceptual_name: str = "perceptual",
     ) -> None:
         self.posterior, self.decode, self.factor = posterior, decode, factor
-        self.transforms = transforms
+        self.transforms = {name: tuple(each) for name, each in transforms.items() if each}
         self.perceptual, self.perceptual_name = perceptual, perceptual_name
         self.latents = LatentStatistics(channels)
+        self.centred = {name: CentredError(channels) for name in self.transforms}
         self._sums: dict[str, float] = {}
         self._weight = 0.0
 
     @torch.no_grad()
-    def update(self, image: Tensor, weight: Tensor | None = None) -> None:
-        """Measure a batch; every process of a run must see the same image size."""
+    def update(self, image: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Measure a batch; return the measures that each image has for itself, name to (B without holes,).
+
+        Raises:
+            ValueError: the factor does not divide the image's sides.
+        """
+        if any(side % self.factor for side in image.shape[-2:]):
+            size = "×".join(map(str, image.shape[-2:]))
+            raise ValueError(f"image: got {size} px, expected sides that the factor {self.factor} divides; pad or crop")
         if weight is not None:
             image = image[weight > 0]
         if not len(image):
-            return
+            return {}
         mean, log_variance = self.posterior(image)
         self.latents.update(mean, log_variance)
-        output = self.decode(mean)
-        values = self._reconstruction(output, image) | self._equivariance(image, mean)
-        for ring, share in enumerate(radial_spectrum(mean, SPECTRUM_BINS).tolist()):
-            values[f"latent/spectrum_{ring}"] = torch.full((len(image),), share)
+        values = self._reconstruction(self.decode(mean), image) | self._equivariance(image, mean)
+        shared = {f"latent/spectrum_{ring}": share for ring, share in enumerate(radial_spectrum(mean, SPECTRUM_BINS))}
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.double().sum())
+            self._add(name, float(value.double().sum()))
+        for name, value in shared.items():
+            self._add(name, float(value) * len(image))
         self._weight += len(image)
+        return values
 
-    def report(self, names: Sequence[str] | None = None, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return every measure's mean over the images.
+    def report(self, reduce: Reduce | None = None) -> dict[str, float]:
+        """Return every measure's mean over the images, and those of the set as a whole.
 
         Args:
-            names: measures to report, the same in the same order on every process; None for all.
-            reduce: adds a tensor up over processes.
+            reduce: adds a tensor up over processes, every one of which must have measured at least one image.
         """
-        keys = sorted(self._sums) if names is None else list(names)
-        packed = torch.tensor([self._weight, *(self._sums.get(key, 0.0) for key in keys)], dtype=torch.float64)
+        keys = sorted(self._sums)
+        packed = torch.tensor([self._weight, *(self._sums[key] for key in keys)], dtype=torch.float64)
         total = packed if reduce is None else reduce(packed)
         report = {key: float(value / total[0]) for key, value in zip(keys, total[1:], strict=True)}
+        for name, error in self.centred.items():
+            report[f"equivariance/encoder_{name}_centred"] = error.report(reduce)
         latents = self.latent_report(reduce)
         report["latent/kl"] = latents.kl
         report["latent/dead_channels"] = float(latents.dead_channels)
@@ -95,6 +104,9 @@ class AutoencoderMeasures:
     def latent_report(self, reduce: Reduce | None = None) -> LatentReport:
         """Return mean and standard deviation per channel and what follows from them."""
         return self.latents.report() if reduce is None else self.latents.report(reduce)
+
+    def _add(self, name: str, value: float) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _reconstruction(self, output: Tensor, image: Tensor) -> dict[str, Tensor]:
         output = output.clamp(-1, 1)
@@ -116,19 +128,20 @@ class AutoencoderMeasures:
     def _equivariance(self, image: Tensor, mean: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         for name, transforms in self.transforms.items():
-            measured = [self._one_transform(image, mean, transform) for transform in transforms]
-            for key in measured[0] if measured else ():
+            measured = [self._one_transform(name, image, mean, transform) for transform in transforms]
+            for key in measured[0]:
                 values[f"equivariance/{key}_{name}"] = torch.stack([each[key] for each in measured]).mean(0)
         return values
 
-    def _one_transform(self, image: Tensor, mean: Tensor, transform: Transform) -> dict[str, Tensor]:
-        def encode(pixels: Tensor) -> Tensor:
-            return mean if pixels is image else self.posterior(pixels)[0]
-
+    def _one_transform(self, name: str, image: Tensor, mean: Tensor, transform: Transform) -> dict[str, Tensor]:
+        moved_image, moved_latent = transform(image, self.factor), transform(mean, 1)
+        latent_of_moved = self.posterior(moved_image)[0]
+        self.centred[name].update(moved_latent, latent_of_moved)
+        decoded = self.decode(moved_latent)
         return {
-            "encoder": encoder_error(encode, image, transform, self.factor),
-            "decoder": decoder_error(self.decode, mean, transform, self.factor),
-            "psnr_db": moved_psnr(encode, self.decode, image, transform, self.factor),
+            "encoder": relative_error(moved_latent, latent_of_moved),
+            "decoder": relative_error(decoded, transform(self.decode(mean), self.factor)),
+            "psnr_db": psnr(decoded, moved_image),
         }
 
 

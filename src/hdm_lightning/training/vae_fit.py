@@ -13,6 +13,7 @@ from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.ledger import KeepLedger
 from hdm_lightning.training.callbacks.progress import ShowProgress
 from hdm_lightning.training.callbacks.signals import StopOnSignal
+from hdm_lightning.training.callbacks.vae_pictures import DrawReconstructions
 from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
@@ -43,7 +44,10 @@ def fit_vae(run: "VaeRun") -> None:
     )
     ledger = KeepLedger(run.ledger, plan, save.every, run.settings.trainer.usd_per_device_hour)
     validation = build_validation(run, data)
-    trainer = vae_trainer(run, vae_callbacks(run, validation, save, ledger), steps_done)
+    pictures = DrawReconstructions(
+        data, run.averages, plan.folder(run.run_dir) / "samples", validation.every, run.settings.validation.pictures
+    )
+    trainer = vae_trainer(run, vae_callbacks(run, validation, pictures, save, ledger), steps_done)
     begin = time.monotonic()
     trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     save.save(trainer)
@@ -91,7 +95,11 @@ def build_validation(run: "VaeRun", data: "ShardDataModule") -> ValidateAutoenco
 
 
 def vae_callbacks(
-    run: "VaeRun", validation: ValidateAutoencoder, save: SaveCheckpoints, ledger: KeepLedger
+    run: "VaeRun",
+    validation: ValidateAutoencoder,
+    pictures: DrawReconstructions,
+    save: SaveCheckpoints,
+    ledger: KeepLedger,
 ) -> list[Callback]:
     """The callbacks in the order in which they act after a step: averages first, the signal last."""
     settings, plan = run.settings, run.plan
@@ -100,6 +108,7 @@ def vae_callbacks(
         AverageWeights(run.averages, plan.settings.batch_size),
         scalars,
         validation,
+        pictures,
         save,
         ledger,
     ]
