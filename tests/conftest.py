@@ -9,25 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-WORDS = [
-    "a",
-    "red",
-    "green",
-    "blue",
-    "small",
-    "large",
-    "circle",
-    "square",
-    "star",
-    "on",
-    "the",
-    "left",
-    "of",
-    "right",
-    "dark",
-    "light",
-    "drawing",
-]
+TEXT = "a red green blue small large circle square star on the left of right dark light drawing"
+WORDS = list(TEXT.split())
 
 
 @pytest.fixture(scope="session")
