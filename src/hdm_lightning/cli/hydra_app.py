@@ -1,5 +1,6 @@
 """Hydra commands: composition errors and user errors on one screen with exit status 2."""
 
+import functools
 import hashlib
 import os
 import sys
@@ -22,15 +23,29 @@ LONGEST_FOLDER_NAME = 120
 def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     """Compose `config_name` with the command line, call `task(config)`, and return the exit status.
 
-    A task returns None or a number (for sweepers), or raises `UserError`; an integer attribute `status`
-    is not needed: `SystemExit` passes through.
+    A task returns None or a number (for sweepers), raises `UserError`, or exits.
     """
+    mistakes: list[UserError] = []
+
+    @functools.wraps(task)
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except UserError as error:
+            if in_sweep() or os.environ.get(TRACEBACK) == "1":
+                raise  # Hydra notes the failed job and goes on with the next
+            mistakes.append(error)  # Hydra would print the overrides above the message
+            return None
+
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    application = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")(task)
+    decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
+    application = decorate(guarded)
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let the errors through to here
     try:
         application()
+        if mistakes:
+            raise mistakes[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
