@@ -9,7 +9,7 @@ def override(key, overrides):
     return f"{key}=[" + ",".join(f"'{each}'" for each in overrides) + "]"
 
 
-STAGES = ["schedule.stages.px32.samples=64", "schedule.stages.px64.samples=32", "callbacks.pictures.steps=2"]
+STAGES = ["schedule.stages.px64.samples=64", "schedule.stages.px96.samples=32", "callbacks.pictures.steps=2"]
 MODEL = ["experiment=demo", "trainer=cpu", "model.width=32", "model.heads=1", "model.mlp_width=32"]
 AUTOENCODER = ["vae_training=demo", "trainer=cpu", "stage.samples=32", "validation.samples=4"]
 TINY = [
