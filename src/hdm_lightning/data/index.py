@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hdm_lightning.data.records import Index, ShardRecord
 from hdm_lightning.data.scanning import scan_shards
-from hdm_lightning.data.storage import read_whole
+from hdm_lightning.data.storage import is_local, read_whole
 from hdm_lightning.errors import UserError
 
 __all__ = ["INDEX_NAME", "Index", "ShardRecord", "index_shards", "load_index", "write_index"]
@@ -69,6 +69,9 @@ def load_index(location: str | os.PathLike[str]) -> Index:
     try:
         raw = read_whole(file)
     except OSError as error:
+        if is_local(text) and not Path(text).exists():
+            mend = "give the folder of your shards; `hdm-shards build --help` tells how to make some"
+            raise UserError("there is no such folder", where=text, mend=mend) from error
         mend = f"run `hdm-shards index {text}`"
         raise UserError(f"there is no index of the shards ({error})", where=file, mend=mend) from error
     return _parse(raw, file)
