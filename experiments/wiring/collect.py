@@ -1,0 +1,97 @@
+"""Collect the wiring sweep: validation loss and prompt-following of each job, as results.json and figure.png."""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import yaml
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from hdm_lightning.data.builders.shapes import heldout_prompts
+from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
+from hdm_lightning.generation.scoring import draw_and_score
+from hdm_lightning.generation.settings import SamplingSettings
+
+HERE = Path(__file__).parent
+
+
+def measure(job: Path, prompts: int) -> dict[str, object]:
+    """One job's wiring, seed, final losses and scores on held-out single objects."""
+    config = yaml.safe_load((job / "config.yaml").read_text())
+    done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
+    loaded = load_text_to_image(job, LoadOptions(max_batch=64))
+    asked = heldout_prompts(prompts)
+    settings = SamplingSettings.from_json(loaded.sampling)
+    scored = draw_and_score(loaded.pipeline, [p.caption for p in asked], [p.spec for p in asked], settings)
+    return {
+        "residual": config["model"]["residual"],
+        "skips": config["model"]["skips"],
+        "seed": config["seed"],
+        "validation": done["validation"],
+        "samples": done["samples"],
+        "scores": {name: scored.scores[name].share for name in ("colour", "shape", "colour_and_shape")},
+    }
+
+
+def summarise(rows: list[dict]) -> list[dict]:
+    """Mean and standard deviation over seeds of each wiring."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["residual"], row["skips"]].append(row)
+    summary = []
+    for (residual, skips), group in sorted(groups.items()):
+        ema = next(name for name in group[0]["validation"] if name.startswith("ema"))
+        entry = {"residual": residual, "skips": skips, "seeds": len(group)}
+        for name, values in (
+            ("loss", [row["validation"][ema] for row in group]),
+            ("colour_and_shape", [row["scores"]["colour_and_shape"] for row in group]),
+        ):
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            entry[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
+        summary.append(entry)
+    return summary
+
+
+def draw(summary: list[dict], path: Path) -> None:
+    """Loss and prompt-following of the wirings, one point a seed."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, (key, label) in zip(
+        axes, (("loss", "validation loss"), ("colour_and_shape", "colour and shape right")), strict=True
+    ):
+        for place, entry in enumerate(summary):
+            axis.errorbar(place, entry[key]["mean"], entry[key]["std"], fmt="o", capsize=4, color="tab:blue")
+            axis.plot([place] * entry["seeds"], entry[key]["values"], ".", color="tab:gray")
+        axis.set_xticks(range(len(summary)), [f"{e['residual']}\n{e['skips']}" for e in summary])
+        axis.set_title(label)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure every finished job of the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", type=Path, default=Path("multirun/wiring"))
+    parser.add_argument("--prompts", type=int, default=128)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    jobs = sorted(path.parent.parent for path in arguments.sweep.glob("*/final/config.json"))
+    rows = [measure(job, arguments.prompts) for job in jobs]
+    summary = summarise(rows)
+    (HERE / "results.json").write_text(json.dumps({"summary": summary, "jobs": rows}, indent=2) + "\n")
+    draw(summary, HERE / "figure.png")
+    for entry in summary:
+        loss, right = entry["loss"], entry["colour_and_shape"]
+        print(
+            f"{entry['residual']:7} {entry['skips']:9} loss {loss['mean']:.4f} ± {loss['std']:.4f}   "
+            f"colour and shape {right['mean']:.1%} ± {right['std']:.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
