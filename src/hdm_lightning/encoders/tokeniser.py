@@ -6,6 +6,8 @@ from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
 TOKENISER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
+# Captions of small sets come back; of large sets a few are kept, in memory that does not grow.
+REMEMBERED = 20_000
 TOKENISER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -28,9 +30,10 @@ class Tokeniser:
         self.context_length = context_length
         self.where = where
         self._loaded: Any = None
+        self._remembered: dict[str, tuple[list[int], int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
+        return {**self.__dict__, "_loaded": None, "_remembered": {}}
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
         """Tokenise one caption.
@@ -42,6 +45,14 @@ class Tokeniser:
         Raises:
             UserError: if the tokeniser's files cannot be had.
         """
+        known = self._remembered.get(caption)
+        if known is None:
+            known = self._tokenise(caption)
+            if len(self._remembered) < REMEMBERED:
+                self._remembered[caption] = known
+        return known
+
+    def _tokenise(self, caption: str) -> tuple[list[int], int]:
         tokeniser = self._tokeniser()
         ids = tokeniser(caption, truncation=True, max_length=self.context_length)["input_ids"]
         length = max(1, len(ids))

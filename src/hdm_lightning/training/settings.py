@@ -117,6 +117,7 @@ class VaeSettings:
         name: hub name or folder.
         dtype: as for the text encoder.
         max_batch: images encoded at once.
+        cache_size: latents kept in memory, for small sets on a CPU; 0 means none.
         mean: per-channel latent means, where the model's own config has none.
         std: per-channel latent standard deviations, likewise.
     """
@@ -124,6 +125,7 @@ class VaeSettings:
     name: str = MISSING
     dtype: str = "auto"
     max_batch: int = 32
+    cache_size: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
 
