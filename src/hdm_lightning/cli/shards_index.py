@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="local folders, or remote shards")
     parser.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
+    parser.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged shards")
     parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
 
 
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         _tell(index_remote(remote, arguments.out), arguments.out)
         return 0
     for folder in arguments.places:
-        _tell(index_shards(folder, jobs=arguments.jobs), folder)
+        _tell(index_shards(folder, jobs=arguments.jobs, new_only=arguments.new_only), folder)
     return 0
 
 

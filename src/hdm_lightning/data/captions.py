@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
+from hdm_lightning.errors import UserError
 
 _SPACE = re.compile(r"\s+")
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise|anticlockwise)\b", re.IGNORECASE)
@@ -35,6 +36,13 @@ class TagGrammar:
     shuffle: bool = True
     group_drop: float = 0.3
     tag_drop: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not (self.kept and self.group and self.tag):
+            mend = "give each of kept, group and tag at least one character"
+            raise UserError("a separator is empty", where="data.captions.tags", mend=mend)
+        require_share("data.captions.tags.group_drop", self.group_drop)
+        require_share("data.captions.tags.tag_drop", self.tag_drop)
 
     def is_used_in(self, text: str) -> bool:
         """Whether a text has any of the separators."""
@@ -79,6 +87,11 @@ class CaptionRules:
     tags: TagGrammar | None = None
     clean: bool = True
     allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prefer not in ("txt", "json"):
+            raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", mend="give txt or json")
+        require_share("data.captions.drop", self.drop)
 
     def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
         """One caption of the sample, before the chance of dropping it.
@@ -152,6 +165,12 @@ def _weighted(value: object) -> list[tuple[str, float]]:
             raise SampleFault("undecodable JSON record: a caption is no text")
         captions.append((text, float(weight)))
     return captions
+
+
+def require_share(where: str, value: float) -> None:
+    """Raise `UserError` for a chance that is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise UserError(f"is {value}", where=where, mend="give a share from 0 to 1")
 
 
 def clean(text: str) -> str:

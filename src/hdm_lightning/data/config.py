@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
+from hdm_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Source:
     urls: tuple[str, ...]
     weight: float | None = None
     index: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.urls, str):  # a lone address would pass for a sequence of letters
+            object.__setattr__(self, "urls", (self.urls,))
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,10 @@ class StreamConfig:
     cache_dir: str | None = None
     cache_gb: float = 100.0
     memory_cache_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", mend=f"give {least} or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", mend="give a share from 0 to 1")

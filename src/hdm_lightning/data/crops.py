@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
+from hdm_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class CropRules:
     max_aspect: float = 8.0
     flip: bool = False
     buckets: Buckets | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_aspect", 1.0), ("max_upscale", 0.0)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"is {getattr(self, name)}", where=f"data.crop.{name}", mend=f"give {least:g} or more")
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""

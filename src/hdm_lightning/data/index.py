@@ -20,19 +20,23 @@ __all__ = ["INDEX_NAME", "Index", "ShardRecord", "index_shards", "load_index", "
 
 FORMAT = 1
 INDEX_NAME = "index.json"
+PART_NAME = ".index-part.json"
+PART_EVERY = 20
 
 
 def index_shards(
     folder: str | os.PathLike[str],
     *,
     jobs: int = 1,
+    new_only: bool = False,
     progress: Callable[[ShardRecord], None] | None = None,
 ) -> Index:
-    """Read every `*.tar` below a folder and write its `index.json`.
+    """Read every `*.tar` below a folder and write its `index.json`; goes on where an earlier call was interrupted.
 
     Args:
         folder: a local folder.
         jobs: processes that read side by side.
+        new_only: keep what the present index says of shards that have the same size and are not younger than it.
         progress: called after each shard.
 
     Raises:
@@ -42,9 +46,33 @@ def index_shards(
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar")) if root.is_dir() else []
     if not names:
         raise UserError("there is no .tar file here", where=str(root), mend="give the folder that holds the shards")
-    index = Index(str(root), tuple(scan_shards(root, names, jobs=jobs, progress=progress)))
+    part = root / PART_NAME
+    known = {**(_known(root, root / INDEX_NAME) if new_only else {}), **_known(root, part)}
+    missing = [name for name in names if name not in known]
+    for done, record in enumerate(scan_shards(root, missing, jobs=jobs, progress=progress), start=1):
+        known[record.name] = record
+        if done % PART_EVERY == 0:
+            write_index(Index(str(root), tuple(known.values())), part)
+    index = Index(str(root), tuple(known[name] for name in names))
     write_index(index, root / INDEX_NAME)
+    part.unlink(missing_ok=True)
     return index
+
+
+def _known(root: Path, file: Path) -> dict[str, ShardRecord]:
+    """The records of a file whose shards have not changed since it was written."""
+    if not file.is_file():
+        return {}
+    written = file.stat().st_mtime
+    found = {}
+    for record in load_index(file).shards:
+        try:
+            state = (root / record.name).stat()
+        except FileNotFoundError:
+            continue
+        if state.st_size == record.bytes and state.st_mtime < written:
+            found[record.name] = record
+    return found
 
 
 def write_index(index: Index, path: Path) -> None:

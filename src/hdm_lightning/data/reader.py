@@ -7,7 +7,8 @@ by threads while the present one is used.
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.members import RawSample, read_sample
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.plan import Place, Plan
+from hdm_lightning.data.read_ahead import ReadAhead
 from hdm_lightning.data.records import SampleTable
 from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.sources import PlannedShard
@@ -58,7 +60,7 @@ class Reader:
         self._table_lock = threading.Lock()
         self._held: dict[tuple[int, int], tuple[Window, Loaded]] = {}
         self._coming: dict[tuple[int, int], tuple[Window, Future[Loaded]]] = {}
-        self._threads: ThreadPoolExecutor | None = None
+        self._ahead = ReadAhead(THREADS)
         self._dead: dict[str, tuple[float, str]] = {}
 
     def address(self, place: Place) -> Address:
@@ -96,16 +98,11 @@ class Reader:
         self._held[key] = (place.window, loaded)
         if self._is_remote(place):
             following = self._plan.parts[place.part].order.following(place.window)
-            self._coming[key] = (following, self._pool().submit(self._load, place.part, following, 0))
+            self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
         return loaded
 
     def _is_remote(self, place: Place) -> bool:
         return not is_local(self._plan.parts[place.part].shards[0].url)
-
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
-        return self._threads
 
     def _load(self, part: int, window: Window, begin: int) -> Loaded:
         """The bytes of a window's samples from a place on, where they are worth reading at once."""

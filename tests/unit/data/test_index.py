@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from itertools import pairwise
 
@@ -173,3 +174,44 @@ def test_columns_survive_packing():
     column = np.array([0, 1, 511, 2**32 - 1])
     assert unpack(pack(column)).tolist() == column.tolist()
     assert unpack(pack([])).tolist() == []
+
+
+def test_an_interrupted_index_goes_on_and_new_shards_can_be_added(tmp_path, kit, monkeypatch):
+    from hdm_lightning.data import index as indexing
+
+    folder = kit.write_shards(tmp_path / "s", [2, 3, 4, 5])
+    for path in folder.glob("*.tar"):
+        os.utime(path, (1e9, 1e9))
+    whole = index_shards(folder)
+    (folder / "index.json").unlink()
+    read = []
+
+    def interrupt(record):
+        read.append(record.name)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexing, "PART_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        index_shards(folder, progress=interrupt)
+    assert not (folder / "index.json").exists()
+    read.clear()
+    assert index_shards(folder, progress=lambda record: read.append(record.name)) == whole
+    assert read == ["002.tar", "003.tar"] and sorted(path.name for path in folder.iterdir())[-1] == "index.json"
+    kit.write_tar(folder / "004.tar", kit.entries_of(50, 1))
+    kit.write_tar(folder / "001.tar", kit.entries_of(60, 3))  # younger than the index
+    read.clear()
+    grown = index_shards(folder, new_only=True, progress=lambda record: read.append(record.name))
+    assert sorted(read) == ["001.tar", "004.tar"] and grown == index_shards(folder)
+
+
+def test_damage_to_the_end_of_an_index_write_leaves_the_old_one(tmp_path, kit, monkeypatch):
+    from hdm_lightning.data import index as indexing
+
+    folder = kit.write_shards(tmp_path / "s", [2])
+    before = (folder / "index.json").read_bytes()
+    monkeypatch.setattr(indexing.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk")))
+    kit.write_tar(folder / "001.tar", kit.entries_of(50, 1))
+    with pytest.raises(OSError, match="disk"):
+        index_shards(folder)
+    assert (folder / "index.json").read_bytes() == before
