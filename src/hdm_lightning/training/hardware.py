@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.host_memory import keep_freed_memory
 from hdm_lightning.training.settings import TrainerSettings
 from hdm_lightning.version import __version__
 
@@ -65,8 +66,10 @@ def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
     return dtype
 
 
-def set_threads(settings: TrainerSettings, processes: int) -> None:
-    """CPU threads of this process: as asked for, else an even share of the cores on a CPU run."""
+def prepare_host(settings: TrainerSettings, processes: int) -> None:
+    """CPU threads of this process (as asked for, else an even share of the cores) and its use of memory."""
+    if accelerator(settings) == "cpu":
+        keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     elif processes > 1 and accelerator(settings) == "cpu":

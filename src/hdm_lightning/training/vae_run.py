@@ -113,7 +113,7 @@ def work(config: dict[str, Any]) -> int:
     settings = vae_settings_from(config)
     multiple = processes.join_group(hardware.accelerator(settings.trainer))
     try:
-        hardware.set_threads(settings.trainer, processes.world_size())
+        hardware.prepare_host(settings.trainer, processes.world_size())
         run = build_vae_run(settings)
         if processes.rank() == 0:
             _describe(run)
