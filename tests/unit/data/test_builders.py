@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from hdm_lightning.data.builders import shard_build
@@ -74,6 +75,8 @@ def test_a_folder_becomes_shards_and_each_rejected_file_has_its_line(kit, pictur
     assert sorted(int(sample.image[0, 0, 0]) for sample in samples) == list(range(23))
     for sample in samples:
         assert sample.caption == f"number {sample.image[0, 0, 0]}" and sample.crop[2:] == (16, 24)
+    theirs = list(webdataset.WebDataset(f"{out}/shard-{{00000..00003}}.tar", shardshuffle=False))
+    assert sorted(sample["__key__"] for sample in theirs) == sorted(sample.key.split("/")[1] for sample in samples)
     with tarfile.open(out / "shard-00000.tar") as archive:
         names = archive.getnames()
         record = json.loads(archive.extractfile(next(name for name in names if name.endswith(".json"))).read())

@@ -91,6 +91,20 @@ def test_resuming_needs_one_window_of_each_lane_and_no_more():
     assert fresh.locate(205).rank == held.ranks[place]
 
 
+@given(COUNTS, st.integers(1, 13), st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_following_windows_are_those_that_the_lane_reads_next(counts, lanes, window):
+    order = order_of(counts, lanes=lanes, window=window)
+    for lane in range(lanes):
+        expected = order.window_of(lane)[0]
+        for position in range(lane, 60 * lanes, lanes):
+            found = order.window_of(position)[0]
+            assert (found.pass_number, found.number) == (expected.pass_number, expected.number)
+            assert found.ranks.tolist() == expected.ranks.tolist()
+            if order.window_of(position)[1] == len(found.ranks) - 1:
+                expected = order.following(found)
+
+
 def test_seed_stage_and_pass_change_the_order_and_nothing_else_does():
     base = [order_of([97, 11]).locate(position)[:2] for position in range(108)]
     assert [order_of([97, 11]).locate(position)[:2] for position in range(108)] == base
