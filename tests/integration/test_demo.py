@@ -10,8 +10,8 @@ def override(key, overrides):
 
 
 STAGES = ["schedule.stages.px64.samples=64", "schedule.stages.px96.samples=32", "callbacks.pictures.steps=2"]
-MODEL = ["experiment=demo", "trainer=cpu", "model.width=32", "model.heads=1", "model.mlp_width=32"]
-AUTOENCODER = ["vae_training=demo", "trainer=cpu", "stage.samples=32", "validation.samples=4"]
+MODEL = ["experiment=demo", "trainer=cpu", "trainer.devices=1", "model.width=32", "model.heads=1", "model.mlp_width=32"]
+AUTOENCODER = ["vae_training=demo", "trainer=cpu", "trainer.devices=1", "stage.samples=32", "validation.samples=4"]
 TINY = [
     "shapes.count=96",
     "score.single=4",

@@ -17,14 +17,14 @@ def main() -> None:
 
 def demo(config: DictConfig) -> None:
     """Compose the two trainings and run the parts that are not done yet."""
-    from hdm_lightning.training.demo import run_demo  # noqa: PLC0415 (torch and transformers take seconds)
+    from hdm_lightning.training.demo import demo_processes, run_demo  # noqa: PLC0415 (torch takes seconds)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     folder = Path(plain["run_dir"]).absolute()
-    common = [f"seed={config.seed}", f"data.train={folder / 'shards'}"]
-    autoencoder = _composed("train_vae", [*plain["train_vae"], *common, f"run_dir={folder / 'autoencoder'}"])
+    common = [f"seed={config.seed}", f"data.train={folder / 'shards'}", f"trainer.devices={demo_processes()}"]
+    autoencoder = _composed("train_vae", [*common, *plain["train_vae"], f"run_dir={folder / 'autoencoder'}"])
     vae = [f"vae.name={folder / 'autoencoder' / 'final'}"]
-    model = _composed("train", [*plain["train"], *common, *vae, f"run_dir={folder / 'model'}"])
+    model = _composed("train", [*common, *vae, *plain["train"], f"run_dir={folder / 'model'}"])
     status = run_demo(folder, plain, autoencoder, model)
     if status:
         sys.exit(status)

@@ -1,6 +1,7 @@
 """The demo's parts: shapes shards, a small EQ-VAE, a small XUT, pictures, and how well they follow their prompts."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,11 @@ from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
+
+
+def demo_processes() -> int:
+    """Two processes on a CPU with two cores or more: small layers gain little from a second thread. One GPU else."""
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], model: dict[str, Any]) -> int:
