@@ -157,6 +157,8 @@ def test_two_processes_have_the_gradients_of_one(config, tmp_path):
     losses = [json.loads((Path(c["run_dir"]) / "01-px16" / "done.json").read_text())["validation"] for c in (one, two)]
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=1e-5)
+    for run in (one, two):  # one process writes, whatever their number
+        assert len(list(Path(run["run_dir"]).glob("*/tensorboard/events.*"))) == 1
 
 
 @pytest.mark.parametrize(

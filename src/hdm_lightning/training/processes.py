@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 
@@ -15,6 +16,8 @@ def join_group(accelerator: str) -> bool:
     if accelerator == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
+    # Lightning read the rank from the environment when it was imported, which in a spawned process is too early.
+    rank_zero_only.rank = dist.get_rank()
     return True
 
 
