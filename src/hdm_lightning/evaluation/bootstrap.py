@@ -133,10 +133,17 @@ class Bootstrap:
     def centred(
         self, value: float, replicates: Floats, samples: int, *, bounds: tuple[float, float] = (-inf, inf)
     ) -> Estimate:
-        """The estimate whose interval is the quantiles of its replicates (R,), moved to lie about the value."""
-        low, high = self._quantiles(replicates - replicates.mean() + value)
+        """The estimate whose interval is the quantiles of its replicates (R,), moved to lie about the value.
+
+        Replicates that are not finite do not count: among very few samples, a resample can be one sample throughout,
+        which has no pairs.
+        """
+        finite = replicates[np.isfinite(replicates)]
+        if len(finite) < 2:
+            raise ValueError(f"replicates: got {len(finite)} finite ones, expected at least 2")
+        low, high = self._quantiles(finite - finite.mean() + value)
         low, high = max(low, bounds[0]), min(high, bounds[1])
-        return Estimate(value, min(low, value), max(high, value), samples, CENTRED, len(replicates))
+        return Estimate(value, min(low, value), max(high, value), samples, CENTRED, len(finite))
 
     def _quantiles(self, replicates: Floats) -> tuple[float, float]:
         tail = (1 - self.confidence) / 2

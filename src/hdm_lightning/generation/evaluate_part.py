@@ -1,0 +1,28 @@
+"""What a part of an evaluation is: a key, a heading, a check that costs nothing, and the measuring."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hdm_lightning.evaluation.results import PartResult
+from hdm_lightning.generation.evaluate_context import Context
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        key: as on the command line.
+        title: its heading.
+        check: raises `UserError` where the part cannot be done, before anything is read or drawn.
+        run: measures one set of weights.
+    """
+
+    key: str
+    title: str
+    check: Callable[[Context], None]
+    run: Callable[[Context], PartResult]
+
+
+def nothing_to_check(context: Context) -> None:
+    """For parts that can always be done."""

@@ -1,0 +1,209 @@
+"""What is evaluated: a run, a bundle, a published file or a training checkpoint, and a pipeline for all its weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, load_bundle
+from hdm_lightning.generation.fingerprints import sha256_of
+from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, load_text_to_image
+from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.models import XUT
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
+from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.stages import StagePlan, plan_stages
+
+EMA, RAW, FILE = "ema", "raw", "file"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The run that a model came from: its settings, and the stage that it was in."""
+
+    folder: Path
+    settings: TrainSettings
+    plan: StagePlan
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        facts: what the report says about it.
+        sampling: settings to draw with, as the training run found them good.
+        samples_seen: training samples behind the weights, 0 where it is not known.
+        run: where it came from, or None.
+        encoders: a pipeline whose encoders all weights share.
+        networks: for each set of weights, what loads it (on the CPU).
+    """
+
+    facts: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    samples_seen: int
+    run: RunRecord | None
+    encoders: TextToImage
+    networks: Mapping[str, Callable[[], XUT]]
+
+    def pipeline(self, weights: str) -> TextToImage:
+        """The pipeline of one set of weights."""
+        shared = self.encoders
+        return TextToImage(
+            self.networks[weights]().to(shared.device).eval(),
+            shared.text_encoder,
+            shared.tokeniser,
+            shared.autoencoder,
+            max_batch=shared.max_batch,
+            autocast=shared.autocast,
+        )
+
+
+def load_subject(path: Path, options: LoadOptions) -> Subject:
+    """Load a run's folder, its `final/`, a weights file in it, a published file, or a training checkpoint (.ckpt).
+
+    A run that has no `final/` yet is represented by its newest checkpoint.
+
+    Raises:
+        UserError: there is no model, or a part of it is missing or does not fit.
+    """
+    if path.suffix == ".ckpt":
+        return _from_checkpoint(path, options)
+    has_final = any((folder / CONFIG_FILE).is_file() for folder in (path / FINAL_FOLDER, path))
+    if path.is_dir() and not has_final and (path / run_folder.CONFIG).is_file():
+        return _from_checkpoint(_newest(path), options)
+    return _from_model(path, options)
+
+
+def find_run(path: Path) -> RunRecord | None:
+    """The run whose folder holds `path`, with its last stage; None where no folder above is a run's.
+
+    Raises:
+        UserError: the run's config.yaml cannot be read.
+    """
+    for folder in [path, *path.resolve().parents[:3]]:
+        config = folder / run_folder.CONFIG
+        if config.is_file():
+            settings = _settings(config)
+            return RunRecord(folder, settings, plan_stages(settings.schedule, 1)[-1])
+    return None
+
+
+def _settings(config: Path) -> TrainSettings:
+    try:
+        return train_settings_from(OmegaConf.load(config))  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
+
+
+def _from_model(path: Path, options: LoadOptions) -> Subject:
+    folder = next((at for at in (path / FINAL_FOLDER, path, path.parent) if (at / CONFIG_FILE).is_file()), None)
+    bundle = load_bundle(folder) if folder is not None and not _is_published(path, folder) else None
+    weights: dict[str, Path] = {FILE: path} if bundle is None else _weight_files(path, bundle)
+    first = next(iter(weights))
+    loaded = load_text_to_image(path, _with_weights(options, first))
+    networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.model}
+    if bundle is not None:
+        networks |= {name: _loader(bundle, name) for name in weights if name != first}
+    training = dict(bundle.training) if bundle is not None else {}
+    run = find_run(path)
+    facts = {
+        "name": training.get("name") or (run.settings.name if run else path.stem),
+        "model": str(path),
+        "sha256": {name: sha256_of(file) for name, file in weights.items()},
+        "samples_seen": training.get("samples"),
+    }
+    return Subject(facts, loaded.sampling, int(training.get("samples") or 0), run, loaded.pipeline, networks)
+
+
+def _is_published(path: Path, folder: Path) -> bool:
+    """Whether a file only happens to lie beside a bundle."""
+    return path.is_file() and folder == path.parent and path.name not in WEIGHT_FILES.values()
+
+
+def _weight_files(path: Path, bundle: Bundle) -> dict[str, Path]:
+    """The weights there are: the file that was named, or all of the bundle."""
+    if path.is_file():
+        return {name: path for name, file in WEIGHT_FILES.items() if file == path.name}
+    found = {name: bundle.folder / file for name, file in WEIGHT_FILES.items()}
+    present = {name: file for name, file in found.items() if file.is_file()}
+    if not present:
+        raise UserError("holds no weights", where=str(bundle.folder), mend="give a run's final/ folder")
+    return present
+
+
+def _with_weights(options: LoadOptions, weights: str) -> LoadOptions:
+    return LoadOptions(**{**vars(options), "weights": weights if weights in WEIGHT_FILES else EMA})
+
+
+def _loader(bundle: Bundle, weights: str) -> Callable[[], XUT]:
+    return lambda: bundle.load_model(weights)  # type: ignore[arg-type]
+
+
+def _newest(folder: Path) -> Path:
+    found = sorted(folder.glob("*/checkpoints/step-*.ckpt"))
+    if not found:
+        raise UserError(
+            "holds neither final/ nor a checkpoint", where=str(folder), mend="wait for the run's first checkpoint"
+        )
+    return found[-1]
+
+
+def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
+    if not path.is_file():
+        raise UserError("does not exist", where=str(path), mend="give NN-STAGE/checkpoints/step-….ckpt of a run")
+    run = find_run(path)
+    if run is None:
+        raise UserError(
+            "lies in no run's folder, so that nothing tells its network and encoders",
+            where=str(path),
+            mend="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
+        )
+    checkpoint = read_checkpoint(path)
+    place = checkpoint["hdm"]
+    plans = plan_stages(run.settings.schedule, 1)
+    plan = next((one for one in plans if one.name == place["stage"]), run.plan)
+    config = model_config_from(run.settings.model)
+    states = {RAW: network_weights(checkpoint)}
+    averages = checkpoint["callbacks"].get(AVERAGES_KEY, {}).get("shadows", [])
+    if averages:
+        states = {EMA: {**states[RAW], **averages[0]}, **states}
+    seen = plan.samples_before + int(place["samples"])
+    facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
+    pictures = run.settings.callbacks.pictures
+    side = plan.settings.resolution
+    sampling = {"height": side, "width": side, "steps": pictures.steps, "guidance_scale": pictures.guidance_scale}
+    networks = {name: _network_of(config, state) for name, state in states.items()}
+    shared = _encoders(run, plan, options, next(iter(networks.values()))())
+    return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
+
+
+def _network_of(config: Any, state: Mapping[str, torch.Tensor]) -> Callable[[], XUT]:
+    def build() -> XUT:
+        network = XUT(config)
+        network.load_state_dict(dict(state))
+        return network
+
+    return build
+
+
+def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> TextToImage:
+    kind = "cuda" if options.device.type == "cuda" else "cpu"
+    frozen = load_encoders(run.settings, kind)
+    frozen.to(options.device)
+    return TextToImage(
+        network.to(options.device),
+        frozen.text,
+        Tokeniser(run.settings.text_encoder.name, plan.settings.context_length),
+        frozen.autoencoder,
+        max_batch=options.max_batch,
+        autocast=options.autocast,
+    )

@@ -1,0 +1,201 @@
+"""hdm-evaluate end to end on a tiny trained-model folder, a tiny run, and a tiny autoencoder."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hdm_lightning.cli import evaluate
+from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
+from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training.evaluate_job import PARTS
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
+)
+SMALL = ["--samples", "12", "--loss-samples", "10", "--time-bins", "4", "--resamples", "50", "--set-resamples", "10"]
+FEW = ["--aspect-prompts", "3", "--camera-prompts", "3", "--diversity-prompts", "3", "--diversity-seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
+    save_bundle(
+        folder / "final",
+        state,
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
+        autoencoder=load_autoencoder(str(tiny_autoencoder)),
+        raw_state={name: 0.9 * value for name, value in state.items()},
+        training={"samples": 4096, "name": "tiny"},
+        sampling={"height": 32, "width": 32, "steps": 2, "guidance_scale": 1.0},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run_folder, tiny_shards, tmp_path_factory):
+    """Folder of an evaluation of all parts that the tiny data allow."""
+    out = tmp_path_factory.mktemp("evaluation")
+    arguments = [str(run_folder), "--data", str(tiny_shards), "--train-data", str(tiny_shards), "--out", str(out)]
+    assert evaluate.main([*arguments, *SMALL, *FEW]) == 0
+    return out
+
+
+def result_of(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_every_number_has_an_interval_a_count_and_a_method(evaluated):
+    result = result_of(evaluated)
+    assert set(result["results"]) == {"ema", "raw"}
+    for parts in result["results"].values():
+        assert set(parts) == {"loss", "kernel", "neighbours", "diversity", "aspect", "camera", "copies"}
+        for part in parts.values():
+            assert part["measures"]
+            for name, measure in part["measures"].items():
+                assert measure["low"] <= measure["value"] <= measure["high"], name
+                assert measure["samples"] >= 2
+                assert "bootstrap" in measure["method"]
+                assert 2 <= measure["resamples"] <= 50
+                assert measure["about"]
+
+
+def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):
+    left_out = {one["part"]: one for one in result_of(evaluated)["left_out"]}
+    assert set(left_out) == {"frechet", "agreement", "shapes"}
+    assert "needs at least 1281 pictures of each kind, there are 12 samples" in left_out["frechet"]["why"]
+    assert "rely on kernel_efficientnet_lite0" in left_out["frechet"]["mend"]
+    assert "there are 40" in left_out["agreement"]["why"]
+    assert "hdm-shards build shapes" in left_out["shapes"]["mend"]
+
+
+def test_everything_that_the_numbers_depend_on_is_pinned(evaluated, tiny_shards):
+    result = result_of(evaluated)
+    settings = result["settings"]
+    assert (settings["seed"], settings["samples"], settings["sampling"]["steps"]) == (0, 12, 2)
+    assert settings["networks"][0]["preprocessing"]["side_px"] == 224
+    assert settings["networks"][0]["name"] == "efficientnet_lite0"
+    assert settings["bootstrap"] == {"resamples": 50, "seed": 0, "confidence": 0.95}
+    assert settings["data"]["reference"]["sources"] == [[str(tiny_shards)]]
+    assert settings["environment"]["torch"] == torch.__version__
+    assert set(result["subject"]["sha256"]) == {"ema", "raw"}
+    assert result["subject"]["samples_seen"] == 4096
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(run_folder, tiny_shards, evaluated, tmp_path):
+    arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "ema", "--parts", "kernel,loss", *SMALL]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "again")]) == 0
+    first, again = result_of(evaluated)["results"]["ema"], result_of(tmp_path / "again")["results"]["ema"]
+    for part in ("kernel", "loss"):
+        for name, measure in again[part]["measures"].items():
+            expected = first[part]["measures"][name]
+            for key in ("value", "low", "high"):
+                assert measure[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), name
+    assert evaluate.main([*arguments, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    other = result_of(tmp_path / "other")["results"]["ema"]
+    assert other["loss"]["measures"]["flow_loss"]["value"] != again["loss"]["measures"]["flow_loss"]["value"]
+
+
+def test_the_loss_of_raw_weights_is_compared_sample_by_sample(evaluated):
+    results = result_of(evaluated)["results"]
+    ema, raw = (results[weights]["loss"]["measures"] for weights in ("ema", "raw"))
+    assert "flow_loss_minus_ema" not in ema
+    difference = raw["flow_loss"]["value"] - ema["flow_loss"]["value"]
+    assert raw["flow_loss_minus_ema"]["value"] == pytest.approx(difference)
+    paired = raw["flow_loss_minus_ema"]["high"] - raw["flow_loss_minus_ema"]["low"]
+    assert paired < 0.5 * (ema["flow_loss"]["high"] - ema["flow_loss"]["low"])
+
+
+class Page(HTMLParser):
+    """Everything that a page would load, and its pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+
+def test_the_report_holds_all_pictures_and_loads_nothing(evaluated):
+    text = (evaluated / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert "prefers-color-scheme: dark" in text
+    assert page.tags.count("svg") == 1
+    assert "Left out" in text
+
+
+def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated):
+    events = EventAccumulator(str(evaluated / "tensorboard" / "ema"), size_guidance={"images": 0})
+    events.Reload()
+    measures = result_of(evaluated)["results"]["ema"]["loss"]["measures"]
+    (value,) = events.Scalars("loss/flow_loss")
+    (low,) = events.Scalars("loss/flow_loss/low")
+    assert (value.step, value.value) == (4096, pytest.approx(measures["flow_loss"]["value"]))
+    assert low.value == pytest.approx(measures["flow_loss"]["low"])
+    assert "camera/pictures_0" in events.Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "frechet"], "needs at least 1281 pictures of each kind, there are 12 samples"),
+        (["--parts", "frechet", "--samples", "1400"], "there are 40 reference pictures"),
+        (["--parts", "fid"], "--parts: 'fid' is no part\n  mend: choose among loss, frechet"),
+        (["--parts", "copies"], "the search for copies needs the training set"),
+        (["--features", "inception"], "pip install 'hdm-lightning[fid]', or use efficientnet_lite0"),
+        (["--features", "./nowhere"], "--features: there is no folder './nowhere'"),
+        (["--clip", "./nowhere"], "or leave --clip out"),
+        (["--weights", "file"], "there are no file weights\n  mend: choose among ema, raw"),
+        (["--samples", "1"], "--samples: is 1, expected at least 2"),
+        (["--size", "30"], "--size: 30 is no multiple of 4\n  mend: give 32"),
+        (["--solver", "magic"], "solver: got 'magic'"),
+        (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
+        (["--device", "abacus"], "--device: 'abacus' is no device"),
+    ],
+)
+def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
+    run_folder, tiny_shards, tmp_path, capsys, arguments, message
+):
+    given = [*SMALL, *arguments] if "--samples" not in arguments else [*SMALL[2:], *arguments]
+    assert evaluate.main([str(run_folder), "--data", str(tiny_shards), "--out", str(tmp_path / "o"), *given]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "drawing" not in errors
+    assert not (tmp_path / "o").exists()
+
+
+def test_without_real_pictures_the_mend_is_told(run_folder, capsys):
+    assert evaluate.main([str(run_folder)]) == 2
+    assert "--data: nothing tells which real pictures" in capsys.readouterr().err
+
+
+def test_the_command_line_names_the_parts_that_there_are():
+    assert tuple(PARTS) == NAMED_PARTS
+
+
+def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, capsys):
+    arguments = ["vae", str(tiny_autoencoder), "--data", str(tiny_shards), "--size", "32", "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--samples", "12", "--resamples", "50"]) == 0
+    assert "reconstruction_psnr_db" in capsys.readouterr().out
+    result = result_of(tmp_path)
+    measures = result["results"]["vae"]["autoencoder"]["measures"]
+    assert {"reconstruction_psnr_db", "reconstruction_ssim", "equivariance_encoder_rotation"} <= set(measures)
+    assert all(measure["low"] <= measure["value"] <= measure["high"] for measure in measures.values())
+    assert result["results"]["vae"]["distances"]["measures"]["kernel_efficientnet_lite0"]["samples"] == 6
+    assert result["left_out"][0]["part"] == "rfrechet_efficientnet_lite0"
+    assert "data:image/" in (tmp_path / "report.html").read_text()

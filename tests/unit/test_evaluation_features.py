@@ -1,0 +1,153 @@
+"""Feature networks by name: preprocessing, transformers models, a CLIP, timm, and what is told when one is missing."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.features import Preprocessing, middle_square, thumbnails
+from hdm_lightning.generation.evaluate_clip import clip_scores, load_clip
+from hdm_lightning.generation.evaluate_features import load_feature_network, short_name
+
+CPU = torch.device("cpu")
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def smooth(count, height, width):
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 5, 5, generator=random)
+    large = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+    return (large * 255).round().to(torch.uint8)
+
+
+def save_vision(folder, model, **preprocessing):
+    model.save_pretrained(folder)
+    written = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "size": {"height": 24, "width": 24}}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**written, **preprocessing}))
+    return folder
+
+
+def test_preprocessing_resizes_like_pillow_and_normalises():
+    images = smooth(2, 50, 80)
+    got = Preprocessing(24, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))(images)
+    for row, image in enumerate(images):
+        square = image.permute(1, 2, 0).numpy()[:, 15:65]
+        pixels = np.asarray(Image.fromarray(square).resize((24, 24), Image.Resampling.BICUBIC)) / 255
+        expected = (pixels - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3]
+        assert np.abs(got[row].permute(1, 2, 0).numpy() - expected).max() < 0.03
+
+
+def test_squares_and_thumbnails():
+    images = torch.arange(2 * 3 * 4 * 7, dtype=torch.uint8).reshape(2, 3, 4, 7)
+    assert torch.equal(middle_square(images), images[:, :, :, 1:5])
+    assert torch.equal(middle_square(images.mT), images.mT[:, :, 1:5])
+    assert torch.equal(thumbnails(images, 4), images[:, :, :, 1:5])
+    flat = torch.full((1, 3, 64, 64), 77, dtype=torch.uint8)
+    assert torch.equal(thumbnails(flat, 16), flat[:, :, :16, :16])
+
+
+def test_transformers_networks_give_their_own_pooled_or_first_token(tmp_path):
+    images = smooth(3, 24, 24)
+    vit = ViTModel(ViTConfig(image_size=24, patch_size=8, **SMALL)).eval()
+    dino = Dinov2Model(Dinov2Config(image_size=24, patch_size=8, **SMALL)).eval()
+    for name, model in (("my-ViT", vit), ("dino", dino)):
+        (tmp_path / name).mkdir()
+        network = load_feature_network(str(save_vision(tmp_path / name, model)), CPU)
+        prepared = (images.float() / 255 - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / torch.tensor(
+            [0.2, 0.25, 0.3]
+        )[:, None, None]
+        with torch.no_grad():
+            expected = model(pixel_values=prepared).last_hidden_state[:, 0]
+        torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+        assert (network.name, network.width) == (short_name(name), 16)
+        assert network.to_json()["preprocessing"]["side_px"] == 24
+
+
+def test_crop_size_counts_where_the_model_crops(tmp_path):
+    model = ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL))
+    folder = save_vision(
+        tmp_path, model, size={"shortest_edge": 20}, do_center_crop=True, crop_size={"height": 16, "width": 16}
+    )
+    assert load_feature_network(str(folder), CPU).preprocessing.side_px == 16
+
+
+@pytest.fixture
+def clip_folder(tmp_path, tiny_text_encoder):
+    from transformers import AutoTokenizer
+
+    text = {**SMALL, "vocab_size": 32, "max_position_embeddings": 12, "eos_token_id": 2}
+    vision = {**SMALL, "image_size": 24, "patch_size": 8}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    AutoTokenizer.from_pretrained(tiny_text_encoder).save_pretrained(tmp_path)
+    return save_vision(tmp_path, model)
+
+
+def test_clip_scores_are_those_of_the_models_own_forward(clip_folder):
+    judge = load_clip(str(clip_folder), CPU)
+    images, captions = smooth(3, 24, 24), ["a red circle", "a small blue star on the left of a square", "dark"]
+    got = clip_scores(judge.network(images), judge.text_features(captions))
+    tokens = judge.tokeniser(captions, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = judge.model(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=judge.network.preprocessing(images),
+        )
+    cosines = (output.logits_per_image / judge.model.logit_scale.exp()).diagonal()
+    torch.testing.assert_close(got, 100 * cosines.clamp(min=0), atol=1e-3, rtol=1e-4)
+    assert judge.context_length == 12
+
+
+def test_a_clip_can_serve_as_feature_network(clip_folder):
+    network = load_feature_network(str(clip_folder), CPU)
+    assert network.width == 8
+    assert torch.allclose(torch.nn.functional.normalize(network(smooth(2, 24, 24)), dim=1).norm(dim=1), torch.ones(2))
+
+
+def test_a_model_of_pictures_alone_is_no_clip(tmp_path):
+    folder = save_vision(tmp_path, ViTModel(ViTConfig(image_size=24, patch_size=8, **SMALL)))
+    with pytest.raises(UserError, match="is no model of pictures and texts"):
+        load_clip(str(folder), CPU)
+
+
+class Timm(types.ModuleType):
+    """As much of timm as is used, for machines without torchvision."""
+
+    def __init__(self):
+        super().__init__("timm")
+        facts = {"input_size": (3, 20, 20), "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "interpolation": "bilinear"}
+        self.data = types.SimpleNamespace(resolve_model_data_config=lambda network: facts)
+
+    def create_model(self, name, pretrained, num_classes):
+        assert (pretrained, num_classes) == (True, 0)
+        if name != "resnet_tiny":
+            raise RuntimeError(f"Unknown model ({name})")
+        return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+def test_timm_networks_come_with_their_own_preprocessing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", Timm())
+    network = load_feature_network("timm:resnet_tiny", CPU)
+    assert (network.name, network.width, network.preprocessing.side_px) == ("resnet_tiny", 3, 20)
+    flat = torch.full((1, 3, 40, 40), 51, dtype=torch.uint8)
+    torch.testing.assert_close(network(flat), torch.tensor([[0.1, 0.0, -0.1]]))
+    with pytest.raises(UserError, match=r"timm has no pretrained 'other' here \(Unknown model"):
+        load_feature_network("timm:other", CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [("timm:x", "timm", "pip install timm"), ("inception", "torch_fidelity", r"hdm-lightning\[fid\]")],
+)
+def test_missing_packages_are_told_with_what_works_without(monkeypatch, name, module, message):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=message) as error:
+        load_feature_network(name, CPU)
+    assert "efficientnet_lite0" in str(error.value)

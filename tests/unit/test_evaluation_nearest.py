@@ -1,0 +1,57 @@
+"""Nearest training pictures: found right, and copies are told from new pictures."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from hdm_lightning.evaluation.bootstrap import Bootstrap
+from hdm_lightning.evaluation.nearest import closeness_estimates, nearest, pixel_rmse
+
+
+def points(count, seed, width=4):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_nearest_is_that_of_scipy_in_any_blocks(monkeypatch):
+    queries, among = points(33, 0), points(50, 1)
+    table = cdist(queries.double().numpy(), among.double().numpy())
+    for rows in (512, 7):
+        monkeypatch.setattr("hdm_lightning.evaluation.nearest._BLOCK_ROWS", rows)
+        found = nearest(queries, among)
+        assert found.row.tolist() == table.argmin(1).tolist()
+        np.testing.assert_allclose(found.distance, table.min(1), rtol=1e-6)
+
+
+def test_a_pictures_own_name_does_not_count():
+    among = points(20, 0)
+    keys = [f"k{number}" for number in range(20)]
+    alone = nearest(among, among)
+    assert alone.distance.max() < 1e-6
+    others = nearest(among, among, query_keys=keys, keys=keys)
+    table = cdist(among.numpy(), among.numpy()) + np.diag(np.full(20, np.inf))
+    assert others.row.tolist() == table.argmin(1).tolist()
+    with pytest.raises(ValueError, match="nothing but itself"):
+        nearest(among[:1], among[:1], query_keys=["a"], keys=["a"])
+
+
+def test_copies_lie_nearer_than_held_out_pictures_and_new_ones_do_not():
+    train, heldout = points(400, 0), points(300, 1)
+    base = nearest(heldout, train).distance
+    bootstrap = Bootstrap(resamples=300)
+    copied = closeness_estimates(nearest(train[:200] + 0.01, train).distance, base, bootstrap)
+    assert copied["closer"].value > 0.95
+    assert copied["ratio"].high < 0.2
+    new = closeness_estimates(nearest(points(300, 2), train).distance, base, bootstrap)
+    assert new["closer"].low <= 0.05 <= new["closer"].high
+    assert new["ratio"].low <= 1.0 <= new["ratio"].high
+    assert new["ratio"].high - new["ratio"].low < 0.4
+
+
+def test_pixel_rmse_is_in_grey_levels():
+    first = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    second = first.clone()
+    second[0] += 10
+    second[1, 0] = 30
+    expected = [10.0, (900 / 3) ** 0.5]
+    assert pixel_rmse(first, second).tolist() == pytest.approx(expected)
