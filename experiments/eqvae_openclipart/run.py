@@ -1,0 +1,195 @@
+"""The same small autoencoder with and without EQ-VAE's regularisation, and a small XUT trained on each.
+
+Runs the project's own commands, one after another, and skips what is done; then writes results.json, table.md and
+figure.png beside this file. Run it from the repository's top folder.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DATA = Path("data/openclipart-mini")
+TRAINING = [str(DATA / f"openclipart-0000{number}.tar") for number in range(3)]
+HELD_OUT = str(DATA / "openclipart-00003.tar")
+VARIANTS = {
+    "plain": ["equivariance.equivariant=0", "equivariance.downscaled=0"],
+    "eq": ["equivariance.equivariant=0.5", "equivariance.downscaled=0.125"],
+}
+# Title: where it stands in an evaluation.json (file, weights, part, name), and which way is better.
+MEASURES = {
+    "PSNR (dB)": ("vae", "vae", "autoencoder", "reconstruction_psnr_db", "higher"),
+    "SSIM": ("vae", "vae", "autoencoder", "reconstruction_ssim", "higher"),
+    "perceptual (Lite0, not LPIPS)": ("vae", "vae", "autoencoder", "reconstruction_efficientnet_lite0", "lower"),
+    "reconstruction kernel distance": ("vae", "vae", "distances", "kernel_efficientnet_lite0", "lower"),
+    "encoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_encoder_rotation", "lower"),
+    "encoder error, scale": ("vae", "vae", "autoencoder", "equivariance_encoder_scale", "lower"),
+    "decoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_decoder_rotation", "lower"),
+    "decoder error, scale": ("vae", "vae", "autoencoder", "equivariance_decoder_scale", "lower"),
+    "PSNR of turned latents (dB)": ("vae", "vae", "autoencoder", "equivariance_psnr_db_rotation", "higher"),
+    "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0", "lower"),
+}
+LOSS = "flow loss, held out"
+
+
+def main() -> None:
+    """Train and measure every variant with every seed, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--vae-samples", type=int, default=40_000)
+    parser.add_argument("--model-samples", type=int, default=64_000)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--runs", type=Path, default=Path("runs/eqvae_openclipart"))
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in arguments.seeds:
+        for variant in VARIANTS:
+            folder = arguments.runs / f"{variant}-{seed}"
+            train_autoencoder(folder / "vae", variant, seed, arguments.vae_samples)
+            train_model(folder / "model", folder / "vae", seed, arguments.model_samples)
+            measure(folder, seed, arguments.pictures)
+            for name, value in read(folder).items():
+                found.setdefault(name, {}).setdefault(variant, []).append(value)
+    settings = {key: value for key, value in vars(arguments).items() if key != "runs"}
+    (HERE / "results.json").write_text(json.dumps({"settings": settings, "values": found}, indent=1) + "\n")
+    (HERE / "table.md").write_text(table(found))
+    draw(found, HERE / "figure.png")
+    print(table(found))
+
+
+def train_autoencoder(folder: Path, variant: str, seed: int, samples: int) -> None:
+    """Train one autoencoder; patches for the first seven eighths."""
+    command(
+        folder / "final" / "README.md",
+        "hdm-train-vae",
+        "vae_training=from_nothing_tiny",
+        *on_drawings(folder, seed),
+        f"stage.samples={samples}",
+        f"patches.samples={samples * 7 // 8}",
+        "validation.samples=128",
+        "ema.halflife_samples=[1000]",
+        *VARIANTS[variant],
+    )
+
+
+def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> None:
+    """Train one XUT on the autoencoder's latents; all else is the same."""
+    command(
+        folder / "final" / "model.safetensors",
+        "hdm-train",
+        "experiment=demo",
+        *on_drawings(folder, seed),
+        f"vae.name={autoencoder / 'final'}",
+        "~schedule.stages.px96",
+        f"schedule.stages.px64.samples={samples}",
+        "schedule.stages.px64.sample_every=0",
+        "callbacks.pictures.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",
+        "validation.samples=240",
+    )
+
+
+def on_drawings(folder: Path, seed: int) -> list[str]:
+    """What both trainings have in common: three shards train, the fourth is held out."""
+    return [
+        "trainer=cpu",
+        "data=openclipart_mini",
+        f"data.train=[{','.join(TRAINING)}]",
+        f"data.validation={HELD_OUT}",
+        "data.workers=0",
+        f"run_dir={folder}",
+        f"seed={seed}",
+    ]
+
+
+def measure(folder: Path, seed: int, pictures: int) -> None:
+    """Evaluate autoencoder and model on the held-out drawings."""
+    counts = ["--seed", str(seed), "--resamples", "200", "--set-resamples", "20"]
+    command(
+        folder / "vae-evaluation" / "evaluation.json",
+        "hdm-evaluate",
+        "vae",
+        str(folder / "vae"),
+        *("--data", HELD_OUT, "--size", "64", "--samples", "250", *counts, "--out", str(folder / "vae-evaluation")),
+    )
+    command(
+        folder / "model-evaluation" / "evaluation.json",
+        "hdm-evaluate",
+        str(folder / "model"),
+        *("--parts", "kernel", "--weights", "ema", "--samples", str(pictures), "--batch", "64", *counts),
+        *("--out", str(folder / "model-evaluation")),
+    )
+
+
+def command(result: Path, name: str, *arguments: str) -> None:
+    """Run a command of the project unless its result is there already."""
+    if not result.exists():
+        print("$", name, *arguments, flush=True)
+        subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=True)
+
+
+def read(folder: Path) -> dict[str, float]:
+    """Every measure of one variant and seed."""
+    found: dict[str, Any] = {
+        kind: json.loads((folder / f"{kind}-evaluation" / "evaluation.json").read_text()) for kind in ("vae", "model")
+    }
+    values = {
+        title: float(found[kind]["results"][weights][part]["measures"][name]["value"])
+        for title, (kind, weights, part, name, _) in MEASURES.items()
+    }
+    for space in ("rotation", "scale"):
+        record = found["vae"]["results"]["vae"]["autoencoder"]["record"]
+        values[f"encoder error, {space}, centred"] = record[f"equivariance/encoder_{space}_centred"]
+    done = json.loads(next((folder / "model").glob("01-*/done.json")).read_text())
+    values[LOSS] = min(value for name, value in done["validation"].items() if name.startswith("ema"))
+    return values
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """Mean ± standard deviation over seeds, and the paired difference with its standard error."""
+    lines = ["| measure | plain | EQ | difference (± standard error, paired) |", "|---|---|---|---|"]
+    for name, by_variant in found.items():
+        plain, equivariant = by_variant["plain"], by_variant["eq"]
+        differences = [other - one for one, other in zip(plain, equivariant, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+        shown = f"{statistics.mean(differences):+.4g} ± {error:.2g}"
+        lines.append(f"| {name} | {spread(plain)} | {spread(equivariant)} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
+
+
+def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """One panel a measure, a dot a seed."""
+    import matplotlib  # noqa: PLC0415 (only for the figure)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415 (only for the figure)
+
+    columns = 4
+    rows = -(-len(found) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), squeeze=False)
+    for axis, (name, by_variant) in zip(axes.flat, found.items(), strict=False):
+        for place, values in enumerate(by_variant.values()):
+            axis.plot([place] * len(values), values, "o", alpha=0.7)
+            axis.hlines(statistics.mean(values), place - 0.2, place + 0.2)
+        axis.set_xticks(range(len(by_variant)), list(by_variant))
+        axis.set_xlim(-0.5, len(by_variant) - 0.5)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in list(axes.flat)[len(found) :]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
