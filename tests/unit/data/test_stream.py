@@ -1,7 +1,10 @@
 """The stream and its loaders: one global sequence, whatever the ranks, workers and restarts."""
 
+import gc
 import json
+import multiprocessing
 import pickle
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -361,6 +364,62 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     index_shards(folder)
     with pytest.raises(UserError, match="have changed"):
         module().load_state_dict(state)
+
+
+def test_workers_end_with_their_iterator(kit, shards):
+    config = kit.stream_config(shards, workers=2)
+    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
+    config = kit.stream_config(shards, workers=2)
+    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
+    next(batches)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(RuntimeError, match="worker"):
+        for _ in range(100):
+            next(batches)
+
+
+def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):
+    from lightning import LightningModule, Trainer
+
+    class Recorder(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+        def training_step(self, batch, number):
+            self.seen += batch["index"].tolist()
+            return (self.weight * batch["image"].float().mean()).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    config = kit.stream_config(shards, workers=1)
+    data = ShardDataModule(config, None, tokenise=kit.letters, batch_size=5, consumed=35)
+    module = Recorder()
+    trainer = Trainer(
+        max_steps=4,
+        max_epochs=-1,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert module.seen == list(range(35, 35 + 4 * 2 * 5))
 
 
 def test_bad_arguments_are_named(kit, shards):
