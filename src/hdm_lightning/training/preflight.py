@@ -20,8 +20,7 @@ def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
     width = text_width(settings.text_encoder.name)
     if width != model.context_width:
         raise UserError(
-            f"the text encoder {settings.text_encoder.name} is {width} wide, the model's context "
-            f"{model.context_width}",
+            f"the text encoder {settings.text_encoder.name} is {width} wide, the model's context {model.context_width}",
             where="model.context_width",
             mend=f"set model.context_width={width}, or choose another text_encoder",
         )
