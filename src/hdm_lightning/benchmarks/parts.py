@@ -1,0 +1,108 @@
+"""The parts of a training step at their true sizes, with random weights: nothing is downloaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hdm_lightning.encoders.text import TransformersTextEncoder
+from hdm_lightning.encoders.vae import KLAutoencoder
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.planning.architectures import GEMMA3_1B, GEMMA3_270M, QWEN3_0_6B, SDXL_AUTOENCODER
+
+TINY_TEXT: Mapping[str, Any] = {
+    **QWEN3_0_6B,
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+TINY_AUTOENCODER: Mapping[str, Any] = {
+    **SDXL_AUTOENCODER,
+    "block_out_channels": (8, 16, 16, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+TINY_NETWORK = XUTConfig(
+    width=64, mlp_width=192, heads=2, head_dim=32, context_width=32, depth=2, decoder_blocks=1, blocks_after=1
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network with the encoders it is trained with.
+
+    Attributes:
+        network: the XUT.
+        text: a transformers configuration.
+        autoencoder: a diffusers AutoencoderKL configuration.
+        resolution: of the images, where none is asked for.
+    """
+
+    network: XUTConfig
+    text: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
+    resolution: int = 256
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(TINY_NETWORK, TINY_TEXT, TINY_AUTOENCODER, resolution=64),
+    "xut_small": Size(XUTConfig.preset("xut_small"), GEMMA3_270M, SDXL_AUTOENCODER),
+    "xut_base": Size(XUTConfig.preset("xut_base"), QWEN3_0_6B, SDXL_AUTOENCODER),
+    "xut_large": Size(XUTConfig.preset("xut_large"), GEMMA3_1B, SDXL_AUTOENCODER),
+}
+"""The sizes of arXiv 2509.06068, table 1, with their text encoders, and one for quick runs."""
+
+
+def size_of(name: str, *, where: str = "--size") -> Size:
+    """The size of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in SIZES:
+        raise UserError(f"no size is called {name!r}", where=where, mend="choose one of " + ", ".join(SIZES))
+    return SIZES[name]
+
+
+def random_network(config: XUTConfig, *, seed: int = 0) -> XUT:
+    """A network in which every part does its work: the zero-initialised outputs are filled as well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = XUT(config)
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def random_text_encoder(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_batch: int = 256
+) -> TransformersTextEncoder:
+    """A frozen language model of this configuration."""
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (seconds to import)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=dtype)
+    return TransformersTextEncoder(model, max_batch=max_batch)
+
+
+def random_autoencoder(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_batch: int = 32
+) -> KLAutoencoder:
+    """A frozen autoencoder of this configuration, its latents not normalised."""
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoencoderKL(**config)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    channels = int(config["latent_channels"])
+    return KLAutoencoder(model, [0.0] * channels, [1.0] * channels, max_batch=max_batch)

@@ -1,0 +1,111 @@
+"""The other way round: from money to a schedule."""
+
+from dataclasses import dataclass, replace
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.planning.assumptions import USUAL, Assumptions
+from hdm_lightning.planning.forecast import Forecast, forecast
+from hdm_lightning.planning.gpus import GPUS
+from hdm_lightning.planning.machine import Machine
+from hdm_lightning.planning.recipe import Recipe, StageRecipe
+
+# A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
+_WARMUPS = 4
+_FEWEST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A schedule for a budget.
+
+    Attributes:
+        budget_usd: what may be spent.
+        forecast: of the proposed schedule.
+        share: proposed samples over those of the schedule it was made from.
+        dropped: stages left out, the highest resolutions first to go.
+        overrides: what makes hdm-train run it.
+    """
+
+    budget_usd: float
+    forecast: Forecast
+    share: float
+    dropped: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def propose(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: Assumptions = USUAL) -> Proposal:
+    """Scale a schedule to a budget.
+
+    All stages shrink or grow by the same factor, so that each keeps its share of the money. Where the last one
+    would become shorter than `least_samples`, it is dropped and the rest gets its share.
+
+    Args:
+        recipe: the schedule to scale.
+        machine: where; its price counts.
+        budget_usd: what may be spent on rent.
+        assumptions: figures behind the forecast.
+
+    Raises:
+        UserError: the machine has no price, or the budget is below the smallest schedule.
+    """
+    if machine.usd_per_hour <= 0:
+        raise UserError(
+            f"{machine.name} has no price, so a budget says nothing", where="gpu.usd_per_hour", mend="give one"
+        )
+    for count in range(len(recipe.stages), 0, -1):
+        part = replace(recipe, stages=recipe.stages[:count])
+        cost = forecast(part, machine, assumptions).total("rent_usd")
+        share = budget_usd / cost
+        samples = [_whole_steps(stage, share) for stage in part.stages]
+        if all(have >= least_samples(stage) for have, stage in zip(samples, part.stages, strict=True)):
+            chosen = part.with_samples(iter(samples))
+            dropped = tuple(stage.name for stage in recipe.stages[count:])
+            return Proposal(
+                budget_usd, forecast(chosen, machine, assumptions), share, dropped, _overrides(chosen, dropped)
+            )
+    raise _below_the_smallest(recipe, machine, budget_usd, assumptions)
+
+
+def least_samples(stage: StageRecipe) -> int:
+    """Samples below which a stage is not worth its warm-up."""
+    return max(_WARMUPS * stage.warmup_samples, _FEWEST_STEPS * stage.batch_size)
+
+
+def smallest_cost_usd(recipe: Recipe, machine: Machine, assumptions: Assumptions = USUAL) -> float:
+    """Cost of the smallest schedule that `propose` makes: the first stage alone, as short as it may be."""
+    first = recipe.stages[0]
+    alone = replace(recipe, stages=(replace(first, samples=least_samples(first)),))
+    return forecast(alone, machine, assumptions).total("rent_usd")
+
+
+def _whole_steps(stage: StageRecipe, share: float) -> int:
+    """Samples scaled down to whole optimiser steps, so that the cost stays within the budget."""
+    return int(stage.samples * share / stage.batch_size) * stage.batch_size
+
+
+def _overrides(recipe: Recipe, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    kept = [f"schedule.stages.{stage.name}.samples={stage.samples}" for stage in recipe.stages]
+    return (*kept, *(f"~schedule.stages.{name}" for name in dropped))
+
+
+def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: Assumptions) -> UserError:
+    first, least = recipe.stages[0], smallest_cost_usd(recipe, machine, assumptions)
+    costs = {
+        name: smallest_cost_usd(recipe, replace(machine, gpu=gpu, count=1), assumptions)
+        for name, gpu in GPUS.items()
+        if forecast(replace(recipe, stages=(first,)), replace(machine, gpu=gpu, count=1), assumptions)
+        .stages[0]
+        .micro_batch
+    }
+    cheapest = min(costs, key=lambda name: costs[name])
+    return UserError(
+        f"${budget_usd:g} is below the smallest schedule, {least_samples(first):,} samples of {first.name}, "
+        f"which costs ${least:.2f} on {machine.name}",
+        where="budget_usd",
+        mend=f"give budget_usd={_rounded_up(least)}, or gpus=1x{cheapest} "
+        f"(${costs[cheapest]:.2f}), or start from a smaller schedule or model",
+    )
+
+
+def _rounded_up(usd: float) -> int:
+    return int(usd) + 1

@@ -1,0 +1,120 @@
+"""How long an optimiser step takes: what the data sheet would allow, divided by one utilisation figure."""
+
+from dataclasses import dataclass
+
+from hdm_lightning.models.memory import activation_bytes
+from hdm_lightning.planning.gpus import Gpu
+from hdm_lightning.planning.machine import Machine
+from hdm_lightning.planning.memory import COMPILED_SHARE
+from hdm_lightning.planning.operations import operations
+from hdm_lightning.planning.recipe import Recipe, StageRecipe
+
+# Times that each kept activation passes through memory: written, read by the next operation, read again in the
+# backward pass, its gradient written and read. Eager mode runs about twice as many kernels between the products.
+_PASSES = {True: 5, False: 10}
+_RECOMPUTE_PASSES = 2
+# Bytes a parameter per micro-batch: its half copy made (4 + 2), read twice (2 + 2), its gradient added (2 + 4 + 4).
+_WEIGHT_BYTES = 20
+# Bytes a parameter per optimiser step: AdamW reads weight, gradient and moments and writes three (28), clipping
+# reads the gradient and scales it (12); an average reads two and writes one (12).
+_OPTIMISER_BYTES = 28 + 12
+_AVERAGE_BYTES = 12
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimiser step on each device.
+
+    The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
+    the last backward pass, `data` how long the host needs to prepare the step's samples.
+    """
+
+    network: float
+    autoencoder: float
+    text: float
+    between: float
+    optimiser: float
+    exchange: float
+    data: float
+    utilisation: float
+
+    @property
+    def ideal(self) -> float:
+        """Device time at the data sheet's rates."""
+        return self.network + self.autoencoder + self.text + self.between + self.optimiser
+
+    @property
+    def device(self) -> float:
+        """Device time at the utilisation, with the exchange that shows."""
+        return self.ideal / self.utilisation + self.exchange
+
+    @property
+    def total(self) -> float:
+        """The slower of device and host."""
+        return max(self.device, self.data)
+
+    def binds(self) -> str:
+        """What the largest share of the step goes to."""
+        if self.data > self.device:
+            return "data"
+        parts = {
+            "compute (network)": self.network / self.utilisation,
+            "compute (autoencoder)": self.autoencoder / self.utilisation,
+            "compute (text encoder)": self.text / self.utilisation,
+            "memory bandwidth": (self.between + self.optimiser) / self.utilisation,
+            "gradient exchange": self.exchange,
+        }
+        return max(parts, key=lambda part: parts[part])
+
+
+def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
+    """Forecast one optimiser step.
+
+    Args:
+        recipe: network and encoders.
+        stage: what a sample is and the batch.
+        machine: the devices.
+        micro_batch: samples a device takes at once.
+        utilisation: see `assumptions.Assumptions`.
+    """
+    gpu, samples = machine.gpu, stage.batch_size / machine.count
+    count, peak = operations(recipe, stage), machine.gpu.peak_tflops * 1e12
+    between = samples * sample_traffic_bytes(recipe, stage)
+    between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
+    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * recipe.parameters
+    bandwidth = gpu.bandwidth_gb_s * 1e9
+    hidden = (count.backward + count.recompute) * micro_batch / peak / utilisation
+    return StepTime(
+        network=samples * count.network / peak,
+        autoencoder=samples * count.autoencoder / peak,
+        text=samples * count.text / peak,
+        between=between / bandwidth,
+        optimiser=optimiser / bandwidth,
+        exchange=max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
+        data=stage.batch_size / images_per_s_of_host(recipe, machine),
+        utilisation=utilisation,
+    )
+
+
+def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """Bytes that operations between matrix products move for one sample, network and encoders."""
+    kept = activation_bytes(recipe.network, recipe.work(stage), element_bytes=recipe.element_bytes)
+    share = COMPILED_SHARE if recipe.compiled else 1.0
+    passes = _PASSES[recipe.compiled] + (_RECOMPUTE_PASSES if stage.checkpointing else 0)
+    side = stage.resolution
+    encoders = recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
+    encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
+    return int(passes * share * kept) + encoders
+
+
+def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
+    """Seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth."""
+    size = (2 if recipe.half_gradients else 4) * recipe.parameters
+    return 2 * (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
+
+
+def images_per_s_of_host(recipe: Recipe, machine: Machine) -> float:
+    """Images a second that the host's cores decode and its disk reads."""
+    host, dataset = machine.host, recipe.dataset
+    decoded = host.cores * host.decode_mpx_per_core_s / dataset.image_mpx
+    return min(decoded, host.disk_mb_s * 1e3 / dataset.image_kb)

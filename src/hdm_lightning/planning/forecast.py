@@ -1,0 +1,281 @@
+"""The forecast of a whole schedule on a machine: time, memory, disk, energy and money, stage by stage."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hdm_lightning.planning.assumptions import USUAL, Assumptions
+from hdm_lightning.planning.duration import StepTime, exchange_seconds, step_time
+from hdm_lightning.planning.machine import Machine
+from hdm_lightning.planning.memory import (
+    GIB,
+    DeviceMemory,
+    device_memory,
+    fitting_encoder_batches,
+    largest_micro_batch,
+    usable_micro_batch,
+)
+from hdm_lightning.planning.operations import Operations, operations
+from hdm_lightning.planning.recipe import Recipe, StageRecipe
+
+DOES_NOT_FIT = "memory (does not fit)"
+# Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
+_ENOUGH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage.
+
+    Attributes:
+        stage: as asked for.
+        image_tokens, text_tokens, kept_tokens: of one sample; kept are the image tokens inside the U.
+        tokens: image and text tokens of all samples.
+        operations: of one sample.
+        total_flops: of all samples, all devices together.
+        micro_batch: samples a device takes at once in this forecast: the stage's, or the largest divisor that fits.
+        largest_micro_batch: the largest that fits as the stage is.
+        largest_checkpointed, largest_plain: the same with and without activation checkpointing.
+        memory: of one device, with the stage's own micro-batch.
+        fits: whether that fits.
+        text_batch, autoencoder_batch: captions and images to encode at once so that `micro_batch` fits.
+        step: seconds of one optimiser step.
+        utilisation: in force.
+        mfu: model operations over the peak.
+        images_per_s: all devices together.
+        hours: wall clock.
+        device_hours: times devices.
+        read_mb_s: what the loaders read.
+        exchange_gb: bytes of gradients each device sends, whole stage, 10^9.
+        kwh: electricity.
+        rent_usd: device hours at the GPU's price.
+        electricity_usd: the energy at its price, for a machine of one's own.
+        binds: what the largest share of a step goes to.
+        notes: what to change.
+    """
+
+    stage: StageRecipe
+    image_tokens: int
+    text_tokens: int
+    kept_tokens: int
+    tokens: int
+    operations: Operations
+    total_flops: float
+    micro_batch: int
+    largest_micro_batch: int
+    largest_checkpointed: int
+    largest_plain: int
+    memory: DeviceMemory
+    fits: bool
+    text_batch: int
+    autoencoder_batch: int
+    step: StepTime
+    utilisation: float
+    mfu: float
+    images_per_s: float
+    hours: float
+    device_hours: float
+    read_mb_s: float
+    exchange_gb: float
+    kwh: float
+    rent_usd: float
+    electricity_usd: float
+    binds: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Disk and network, 10^9 bytes.
+
+    Attributes:
+        dataset_gb: the shards.
+        checkpoint_gb: one training checkpoint.
+        checkpoints_gb: all that stay, with the exported weights.
+        cache_gb: what latents (half precision, every resolution) and captions would take instead of encoding anew.
+        download_hours: the shards over the network.
+    """
+
+    dataset_gb: float
+    checkpoint_gb: float
+    checkpoints_gb: float
+    cache_gb: float
+    download_hours: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A whole schedule.
+
+    Attributes:
+        machine: the hardware.
+        recipe: what is trained.
+        assumptions: figures behind it.
+        stages: in order.
+        storage: disk and network.
+    """
+
+    machine: Machine
+    recipe: Recipe
+    assumptions: Assumptions
+    stages: tuple[StageForecast, ...]
+    storage: Storage
+
+    def total(self, field: str) -> float:
+        """A field summed over the stages."""
+        return float(sum(getattr(stage, field) for stage in self.stages))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sums and derived numbers included."""
+        sums = ("hours", "device_hours", "kwh", "rent_usd", "electricity_usd", "total_flops", "tokens", "exchange_gb")
+        return {
+            "machine": {"name": self.machine.name, **asdict(self.machine)},
+            "recipe": {**asdict(replace(self.recipe, stages=())), "parameters": self.recipe.parameters},
+            "assumptions": asdict(self.assumptions),
+            "stages": [_stage_json(stage) for stage in self.stages],
+            "storage": asdict(self.storage),
+            "total": {name: self.total(name) for name in sums},
+        }
+
+
+def forecast(
+    recipe: Recipe,
+    machine: Machine,
+    assumptions: Assumptions = USUAL,
+    *,
+    utilisation: Mapping[str, float] | None = None,
+) -> Forecast:
+    """Forecast a schedule.
+
+    Args:
+        recipe: what is trained.
+        machine: where.
+        assumptions: figures behind it.
+        utilisation: measured figures by stage name, in place of the assumed one.
+
+    Raises:
+        ValueError: a stage's resolution does not fit the autoencoder and patch.
+    """
+    measured = dict(utilisation or {})
+    stages = tuple(
+        _stage(recipe, stage, machine, assumptions, measured.get(stage.name, assumptions.utilisation))
+        for stage in recipe.stages
+    )
+    return Forecast(machine, recipe, assumptions, stages, _storage(recipe, machine))
+
+
+def _stage(
+    recipe: Recipe, stage: StageRecipe, machine: Machine, assumptions: Assumptions, utilisation: float
+) -> StageForecast:
+    fit = {"devices": machine.count, "reserve_gib": assumptions.reserve_gib}
+    room = machine.gpu.memory_gib
+    largest = {
+        again: largest_micro_batch(recipe, replace(stage, checkpointing=again), room, **fit)  # type: ignore[arg-type]
+        for again in (False, True)
+    }
+    own = largest[stage.checkpointing]
+    micro = usable_micro_batch(stage, machine.count, min(own, stage.micro_batch_size))
+    running = replace(stage, micro_batch_size=max(1, micro))
+    text_batch, images = fitting_encoder_batches(recipe, running, room, **fit)  # type: ignore[arg-type]
+    step = step_time(recipe, stage, machine, max(1, micro), utilisation)
+    work, count = recipe.work(stage), operations(recipe, stage)
+    hours = stage.steps * step.total / 3600
+    rate = stage.batch_size / step.total
+    power = machine.count * machine.gpu.power_w * assumptions.power_share + machine.host.power_w
+    kwh = hours * power / 1000
+    memory = device_memory(recipe, stage, devices=machine.count, reserve_gib=assumptions.reserve_gib)
+    return StageForecast(
+        stage=stage,
+        image_tokens=work.image,
+        text_tokens=work.text,
+        kept_tokens=work.kept,
+        tokens=work.full * stage.samples,
+        operations=count,
+        total_flops=float(count.total) * stage.samples,
+        micro_batch=micro,
+        largest_micro_batch=own,
+        largest_checkpointed=largest[True],
+        largest_plain=largest[False],
+        memory=memory,
+        fits=memory.total <= room * GIB,
+        text_batch=text_batch,
+        autoencoder_batch=images,
+        step=step,
+        utilisation=utilisation,
+        mfu=count.model * rate / (machine.count * machine.gpu.peak_tflops * 1e12),
+        images_per_s=rate,
+        hours=hours,
+        device_hours=hours * machine.count,
+        read_mb_s=rate * recipe.dataset.image_kb / 1e3,
+        exchange_gb=stage.steps * exchange_seconds(recipe, machine.gpu, machine.count) * machine.gpu.link_gb_s,
+        kwh=kwh,
+        rent_usd=hours * machine.usd_per_hour,
+        electricity_usd=kwh * assumptions.usd_per_kwh,
+        binds=step.binds() if micro else DOES_NOT_FIT,
+        notes=_notes(recipe, stage, machine, micro, largest, (text_batch, images)),
+    )
+
+
+def _notes(
+    recipe: Recipe,
+    stage: StageRecipe,
+    machine: Machine,
+    micro: int,
+    largest: Mapping[bool, int],
+    encoder_batches: tuple[int, int],
+) -> tuple[str, ...]:
+    """What to set so that the stage runs on the machine."""
+    key, memory = f"schedule.stages.{stage.name}", f"{machine.gpu.memory_gib:g} GiB"
+    notes = []
+    if not micro and not largest[True]:
+        notes.append(f"not even one sample fits into {memory}: a smaller model, or a GPU with more memory")
+    elif not micro:
+        notes.append(f"does not fit into {memory}: set {key}.activation_checkpointing=true")
+    elif micro < stage.micro_batch_size:
+        change = f"{stage.micro_batch_size} samples at once do not fit into {memory}"
+        other = usable_micro_batch(stage, machine.count, min(largest[True], stage.micro_batch_size))
+        also = "" if stage.checkpointing or other <= micro else f" ({other} with activation_checkpointing=true)"
+        notes.append(f"{change}: set {key}.micro_batch_size={micro}{also}")
+    plain = usable_micro_batch(stage, machine.count, largest[False])
+    if micro and stage.checkpointing and plain * recipe.work(stage).full >= _ENOUGH_TOKENS:
+        count = operations(recipe, stage)
+        saved = 100 * count.recompute / count.total
+        change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
+        notes.append(f"{change} fits as well and saves {saved:.0f}% of the operations")
+    for name, batch, asked in (
+        ("text_encoder", encoder_batches[0], recipe.text_batch),
+        ("vae", encoder_batches[1], recipe.autoencoder_batch),
+    ):
+        if micro and batch < asked:
+            notes.append(f"set {name}.max_batch={batch} so that the encoder's own activations fit")
+    return tuple(notes)
+
+
+def _storage(recipe: Recipe, machine: Machine) -> Storage:
+    dataset = recipe.dataset.images * recipe.dataset.image_kb * 1e3
+    checkpoint = 4 * recipe.parameters * (1 + 2 + recipe.averages)
+    exported = 4 * recipe.parameters * (1 + recipe.averages)
+    kept = len(recipe.stages) * recipe.checkpoints_kept * checkpoint + exported
+    latents = sum(recipe.autoencoder.latent_values(stage.resolution, stage.resolution) for stage in recipe.stages)
+    context = max(stage.context_length for stage in recipe.stages) * recipe.text.width
+    return Storage(
+        dataset_gb=dataset / 1e9,
+        checkpoint_gb=checkpoint / 1e9,
+        checkpoints_gb=kept / 1e9,
+        cache_gb=2 * (latents + context) * recipe.dataset.images / 1e9,
+        download_hours=dataset / (machine.host.network_mb_s * 1e6) / 3600,
+    )
+
+
+def _stage_json(stage: StageForecast) -> dict[str, Any]:
+    derived = {
+        "memory": {**asdict(stage.memory), "fixed": stage.memory.fixed, "total": stage.memory.total},
+        "operations": {
+            **asdict(stage.operations),
+            "network": stage.operations.network,
+            "total": stage.operations.total,
+            "model": stage.operations.model,
+        },
+        "step": {**asdict(stage.step), "device": stage.step.device, "total": stage.step.total},
+    }
+    return {**asdict(stage), **derived}

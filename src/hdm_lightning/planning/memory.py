@@ -1,0 +1,159 @@
+"""Device memory of training, part by part, and the largest micro-batch that fits.
+
+Shapes: S tokens of a block, D width, M hidden width of the SwiGLU.
+"""
+
+from dataclasses import dataclass, replace
+
+from hdm_lightning.models.memory import activation_bytes
+from hdm_lightning.planning.recipe import Recipe, StageRecipe
+
+GIB = 2**30
+
+COMPILED_SHARE = 0.75
+"""Share of the eager activations that a compiled training graph keeps: what the min-cut partitioner of AOTAutograd
+saves of an XUT under autocast, against what eager mode saves (measured by the test suite)."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device at the fullest moment of a step.
+
+    What stays from one micro-batch to the next: `weights`, `optimiser` (two moments), `averages`, `half_copies`
+    (half-precision weights of autocast), `encoders`, `reserve`, and `gradients` where `gradients_stay`. Beside it
+    `inputs` of a micro-batch and the largest of three that do not meet: its `activations`, what the encoders need
+    while they run (`encoding`), and gradients that do not stay.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    averages: int
+    half_copies: int
+    encoders: int
+    reserve: int
+    inputs: int
+    activations: int
+    encoding: int
+    gradients_stay: bool
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the micro-batch."""
+        kept = self.weights + self.optimiser + self.averages + self.half_copies + self.encoders + self.reserve
+        return kept + (self.gradients if self.gradients_stay else 0)
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        passing = self.inputs + max(self.activations, self.encoding)
+        return self.fixed + (passing if self.gradients_stay else max(passing, self.gradients))
+
+
+def device_memory(
+    recipe: Recipe,
+    stage: StageRecipe,
+    *,
+    devices: int = 1,
+    reserve_gib: float = 0.0,
+) -> DeviceMemory:
+    """Memory of one device in a stage.
+
+    Args:
+        recipe: network, encoders, averages and precision.
+        stage: tokens, micro-batch and checkpointing.
+        devices: how many share the batch; several keep their gradients in exchange buffers, as accumulation does.
+        reserve_gib: memory that is not tensors.
+    """
+    samples, parameters = stage.micro_batch_size, recipe.parameters
+    return DeviceMemory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimiser=8 * parameters,
+        averages=4 * parameters * recipe.averages,
+        half_copies=2 * parameters if recipe.mixed else 0,
+        encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),
+        reserve=int(reserve_gib * GIB),
+        inputs=samples * _input_bytes(recipe, stage),
+        activations=samples * sample_activation_bytes(recipe, stage),
+        encoding=_encoding_bytes(recipe, stage),
+        gradients_stay=devices > 1 or stage.batch_size > devices * samples,
+    )
+
+
+def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """What one more sample adds to the fullest moment, the start of the backward pass."""
+    kept = activation_bytes(
+        recipe.network, recipe.work(stage), element_bytes=recipe.element_bytes, checkpointing=stage.checkpointing
+    )
+    if stage.checkpointing:  # by the time a block runs again, inputs of later ones have made room for its gradients
+        return kept
+    if recipe.compiled:
+        kept = int(COMPILED_SHARE * kept)
+    # The gradients of a SwiGLU's two halves, beyond what its backward pass has freed by then.
+    return kept + recipe.work(stage).full * 2 * recipe.network.mlp_width * recipe.element_bytes
+
+
+def largest_micro_batch(
+    recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
+) -> int:
+    """The largest micro-batch whose step fits into so much memory; 0 if not even one sample does.
+
+    The encoders may take their batch in smaller parts for it, see `fitting_encoder_batches`.
+    """
+
+    def fits(samples: int) -> bool:
+        smaller = replace(stage, micro_batch_size=samples)
+        frugal = replace(recipe, text_batch=1, autoencoder_batch=1)
+        needed = device_memory(frugal, smaller, devices=devices, reserve_gib=reserve_gib)
+        return needed.total <= memory_gib * GIB
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while high < stage.batch_size and fits(high):
+        low, high = high, 2 * high
+    high = min(high, stage.batch_size + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def fitting_encoder_batches(
+    recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
+) -> tuple[int, int]:
+    """Captions and images to encode at once: the recipe's numbers, halved until the stage fits."""
+    text, images = recipe.text_batch, recipe.autoencoder_batch
+
+    def fits(captions: int, pictures: int) -> bool:
+        trial = replace(recipe, text_batch=captions, autoencoder_batch=pictures)
+        return device_memory(trial, stage, devices=devices, reserve_gib=reserve_gib).total <= memory_gib * GIB
+
+    while images > 1 and not fits(1, images):
+        images = min(images, stage.micro_batch_size) // 2 or 1
+    while text > 1 and not fits(text, images):
+        text = min(text, stage.micro_batch_size) // 2 or 1
+    return text, images
+
+
+def usable_micro_batch(stage: StageRecipe, devices: int, largest: int) -> int:
+    """The largest micro-batch of at most ``largest`` that divides the stage's batch on so many devices; 0 if none."""
+    per_device = stage.batch_size // devices
+    return next((size for size in range(min(largest, per_device), 0, -1) if per_device % size == 0), 0)
+
+
+def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """The image as bytes, its latent, noise and target, the context and the positions of one sample."""
+    latent = 4 * recipe.autoencoder.latent_values(stage.resolution, stage.resolution)
+    context = 4 * stage.context_length * recipe.text.width
+    return 3 * stage.resolution**2 + 4 * latent + context + 8 * recipe.work(stage).full
+
+
+def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """The fullest moment of either encoder, with the whole micro-batch of images as numbers."""
+    side, element, samples = stage.resolution, recipe.element_bytes, stage.micro_batch_size
+    images = samples * 3 * side**2 * 4
+    images += min(samples, recipe.autoencoder_batch) * recipe.autoencoder.encode_peak_bytes(side, side, element)
+    captions = min(samples, recipe.text_batch) * recipe.text.peak_bytes(stage.context_length, element)
+    return max(images, captions)

@@ -1,0 +1,115 @@
+"""What is to be trained, as plain values: network, encoders, data and stages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.models.counts import Workload, parameter_counts
+from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
+from hdm_lightning.planning.text_cost import TextArchitecture
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One stage; sizes in pixels, progress in samples.
+
+    Attributes:
+        name: the stage's name.
+        resolution: side of the square crop.
+        samples: samples seen, all devices together.
+        batch_size: samples of an optimiser step, all devices together.
+        micro_batch_size: samples that one device takes at once.
+        routing_rate: share of image tokens that skip the U.
+        context_length: caption tokens.
+        checkpointing: whether the blocks' activations are recomputed.
+        warmup_samples: samples of the warm-up.
+    """
+
+    name: str
+    resolution: int
+    samples: int
+    batch_size: int
+    micro_batch_size: int
+    routing_rate: float = 0.0
+    context_length: int = 256
+    checkpointing: bool = False
+    warmup_samples: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return -(-self.samples // self.batch_size)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The training set, as far as disks and decoders care.
+
+    Attributes:
+        images: different images.
+        image_kb: mean size of an encoded image with its caption, 10^3 bytes.
+        image_mpx: mean size of an encoded image in megapixels.
+    """
+
+    images: int = 8_469_000
+    image_kb: float = 250.0
+    image_mpx: float = 2.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole schedule.
+
+    Attributes:
+        network: the XUT.
+        stages: in order.
+        text: the text encoder.
+        autoencoder: the autoencoder.
+        dataset: the training set.
+        text_batch: captions encoded at once.
+        autoencoder_batch: images encoded at once.
+        averages: weight averages kept.
+        compiled: whether the network is compiled.
+        half_gradients: whether gradients are exchanged in bfloat16.
+        mixed: bfloat16 autocast over float32 weights; otherwise everything is float32.
+        checkpoints_kept: of each stage.
+    """
+
+    network: XUTConfig
+    stages: tuple[StageRecipe, ...]
+    text: TextArchitecture
+    autoencoder: AutoencoderArchitecture
+    dataset: Dataset = Dataset()
+    text_batch: int = 256
+    autoencoder_batch: int = 32
+    averages: int = 1
+    compiled: bool = True
+    half_gradients: bool = False
+    mixed: bool = True
+    checkpoints_kept: int = 2
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network."""
+        return parameter_counts(self.network).total
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.mixed else 4
+
+    def work(self, stage: StageRecipe) -> Workload:
+        """Tokens of one sample of a stage.
+
+        Raises:
+            ValueError: the resolution is not a multiple of autoencoder factor × patch.
+        """
+        side, rest = divmod(stage.resolution, self.autoencoder.factor)
+        if rest:
+            raise ValueError(f"resolution is {stage.resolution}; expected a multiple of {self.autoencoder.factor}")
+        return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
+
+    def with_samples(self, samples: Iterator[int]) -> "Recipe":
+        """The same stages with other sample counts."""
+        stages = tuple(replace(stage, samples=count) for stage, count in zip(self.stages, samples, strict=True))
+        return replace(self, stages=stages)
