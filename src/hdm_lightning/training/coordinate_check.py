@@ -49,7 +49,7 @@ class CoordinateCheck:
         network = XUT(self._config(width))
         latent, t, context, target = self._batch(seed)
         groups = parameter_groups(network, self.base_learning_rate, 0.0, rule=self.rule)
-        optimiser = AdamW(groups, betas=(0.9, 0.98))  # type: ignore[arg-type]
+        optimiser = AdamW(groups, betas=(0.9, 0.98), fused=True)  # type: ignore[arg-type]
         scales: dict[str, list[float]] = {}
         _record(network, scales)
         for _ in range(self.steps):
