@@ -77,4 +77,4 @@ def test_the_chart_places_points_by_their_values():
     assert places[0][0] < places[1][0] < places[2][0]
     assert places[0][1] > places[1][1] > places[2][1]
     assert places[0][1] > places[3][1]  # 1 lies below 2
-    assert abs((places[1][1] - places[3][1])) < 0.11  # both are 2
+    assert abs(places[1][1] - places[3][1]) < 0.11  # both are 2

@@ -1,0 +1,150 @@
+"""hdm-evaluate on a run: its own data, checkpoints, flow loss against scipy and against a direct computation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logit
+from scipy.stats import norm
+
+from hdm_lightning.cli import evaluate
+from hdm_lightning.data.loader import ValidationLoader
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.evaluate_pictures import middle_crops, real_pictures
+from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.training import randomness
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.data_settings import validation_stream
+from hdm_lightning.training.evaluate_loss import bin_shares, loss_table, times_in_bin
+from hdm_lightning.training.evaluate_subject import find_run, load_subject
+from hdm_lightning.training.job import check_job, run_job
+
+STAGE = {
+    "resolution": 16,
+    "samples": 32,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": 0.2,
+    "context_length": 8,
+    "save_every": 16,
+}
+MODEL = {
+    "channels": 4,
+    "patch_size": 1,
+    "width": 32,
+    "mlp_width": 48,
+    "heads": 2,
+    "head_dim": 16,
+    "context_width": 16,
+    "depth": 1,
+    "decoder_blocks": 1,
+}
+LOSS = ["--parts", "loss", "--loss-samples", "12", "--time-bins", "3", "--resamples", "40", "--samples", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
+    """Folder of a finished run of 64 samples in two stages."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    config = {
+        "name": "toy",
+        "run_dir": str(folder),
+        "model": MODEL,
+        "text_encoder": {"name": str(tiny_text_encoder)},
+        "vae": {"name": str(tiny_autoencoder)},
+        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "validation": {"samples": 4, "batch_size": 4},
+        "trainer": {"accelerator": "cpu", "threads": 1},
+        "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 4}},
+        "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
+    }
+    assert run_job(check_job(config)) == 0
+    return folder
+
+
+def losses_of(path, out, *arguments):
+    assert evaluate.main([str(path), *LOSS, *arguments, "--out", str(out)]) == 0
+    result = json.loads((out / "evaluation.json").read_text())
+    measures = {name: parts["loss"]["measures"] for name, parts in result["results"].items()}
+    return {name: found["flow_loss"]["value"] for name, found in measures.items()}, result
+
+
+def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
+    whole, result = losses_of(run, tmp_path / "run")
+    assert set(whole) == {"ema", "raw"}
+    assert whole["ema"] != whole["raw"]
+    assert (result["subject"]["name"], result["subject"]["samples_seen"]) == ("toy", 64)
+    last = checkpoints_in(run / "02-second" / "checkpoints")[-1]
+    checkpoint, result = losses_of(last, tmp_path / "checkpoint")
+    assert checkpoint == pytest.approx(whole, rel=1e-5)
+    assert result["subject"]["samples_seen"] == 64
+    raw, _ = losses_of(run / "final" / "model_raw.safetensors", tmp_path / "raw")
+    assert raw == {"raw": pytest.approx(whole["raw"], rel=1e-5)}
+
+
+def test_checkpoints_on_the_way_count_their_samples_and_stand_for_a_run_without_final(run, tmp_path):
+    first = checkpoints_in(run / "01-first" / "checkpoints")[0]
+    losses, result = losses_of(first, tmp_path / "first", "--weights", "ema")
+    assert result["subject"]["samples_seen"] == 16
+    assert set(losses) == {"ema"}
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "01-first" / "checkpoints").mkdir(parents=True)
+    (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(UserError, match="neither final/ nor a checkpoint"):
+        load_subject(unfinished, LoadOptions())
+    (unfinished / "01-first" / "checkpoints" / first.name).write_bytes(first.read_bytes())
+    assert losses_of(unfinished, tmp_path / "u", "--weights", "ema")[0] == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_checkpoint_away_from_its_run_is_told(run, tmp_path):
+    lost = tmp_path / "step-00000004.ckpt"
+    lost.write_bytes(checkpoints_in(run / "02-second" / "checkpoints")[-1].read_bytes())
+    with pytest.raises(UserError, match="lies in no run's folder"):
+        load_subject(lost, LoadOptions())
+
+
+def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
+    record = find_run(run / "final")
+    assert record is not None
+    stream = middle_crops(validation_stream(record.settings, record.plan))
+    plan = Plan(stream)
+    pictures = list(real_pictures(stream, plan, 12))
+    keys = [key for batch in pictures for key in batch.keys]
+    loader = ValidationLoader(stream, plan, lambda _: ([0], 1), samples=12, batch_size=4)
+    expected = [(key, image) for batch in loader for key, image in zip(batch["keys"], batch["image"], strict=True)]
+    assert [key.split("/")[-2:] for key in keys] == [key.split("/") for key, _ in expected]
+    assert torch.equal(torch.cat([batch.images for batch in pictures]), torch.stack([image for _, image in expected]))
+
+
+def test_bins_hold_the_training_times_they_should():
+    edges = np.linspace(0, 1, 7)
+    cumulative = norm.cdf(logit(edges))
+    np.testing.assert_allclose(bin_shares(6).numpy(), np.diff(cumulative), atol=1e-12)
+    uniform = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for number in range(6):
+        times = times_in_bin(uniform, number, 6).numpy()
+        assert times.min() >= edges[number]
+        assert times.max() <= edges[number + 1]
+        spread = cumulative[number] + uniform.numpy() * (cumulative[number + 1] - cumulative[number])
+        np.testing.assert_allclose(norm.cdf(logit(times)), spread, atol=1e-9)
+
+
+def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
+    subject = load_subject(run, LoadOptions(max_batch=5))
+    pipeline = subject.pipeline("ema")
+    with torch.no_grad():
+        for parameter in pipeline.model.output_projection.parameters():
+            parameter.zero_()
+    assert subject.run is not None
+    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan))
+    plan = Plan(stream)
+    loader = ValidationLoader(stream, plan, pipeline.tokeniser, samples=7, batch_size=5)
+    table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
+    images = torch.cat([batch.images for batch in real_pictures(stream, plan, 7)]).float() / 127.5 - 1
+    latents = pipeline.autoencoder.encode(images)
+    for number in range(2):
+        draws = randomness.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
+        expected = (draws.noise - latents).square().flatten(1).mean(1)
+        torch.testing.assert_close(table[:, number], expected.double(), rtol=1e-4, atol=1e-5)
