@@ -83,7 +83,7 @@ def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") ->
     """
     require_perceptual(name, where=where)
     if name == LITE0:
-        return FrozenDistance(lite0_network(where), _lite0_distance)
+        return FrozenDistance(lite0_network(where), lite0_distance)
     return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name]), _lpips_distance)
 
 
@@ -114,7 +114,8 @@ def feature_distance(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tenso
     return (first / norms[0] - second / norms[1]).square().sum(1).mean((1, 2))
 
 
-def _lite0_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+def lite0_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of `feature_distance` over four depths of an `EfficientNetLite0` (B,)."""
     assert isinstance(network, EfficientNetLite0)
     pairs = zip(network.feature_maps(output, _LITE0_STAGES), network.feature_maps(target, _LITE0_STAGES), strict=True)
     return torch.stack([feature_distance(first, second) for first, second in pairs]).mean(0)
