@@ -17,7 +17,7 @@ def join_group(accelerator: str) -> bool:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
     # Lightning read the rank from the environment when it was imported, which in a spawned process is too early.
-    rank_zero_only.rank = dist.get_rank()
+    rank_zero_only.rank = dist.get_rank()  # type: ignore[attr-defined]
     return True
 
 

@@ -1,27 +1,23 @@
 """A schedule of stages inside one process: build the parts once, then one fit after another."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
-from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.export import export_final
 from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import load_initial_weights
 from hdm_lightning.training.parts import load_encoders
-from hdm_lightning.training.quiet import quiet_libraries
+from hdm_lightning.training.process_body import describe_run, run_process
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stage_fit import fit_stage
@@ -103,26 +99,10 @@ def _checkpoint_of(run: Run, plan: StagePlan) -> Path:
 def work(config: dict[str, Any]) -> int:
     """One process of a run, from its plain settings; returns the exit status."""
     settings = train_settings_from(config)
-    quiet_libraries()
-    multiple = processes.join_group(hardware.accelerator(settings.trainer))
-    try:
-        hardware.prepare_host(settings.trainer, processes.world_size())
+
+    def body() -> None:
         run = build_run(settings)
-        if processes.rank() == 0:
-            _describe(run)
+        describe_run(run.run_dir, run.config_text)
         run_schedule(run)
-        return 0
-    except StoppedBySignal as stop:
-        if processes.rank() == 0:
-            print(stop)
-        return EXIT_STATUS
-    finally:
-        if multiple and dist.is_initialized():
-            dist.destroy_process_group()
 
-
-def _describe(run: Run) -> None:
-    run.run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.run_dir / run_folder.CONFIG, lambda file: file.write(run.config_text.encode()))
-    environment = json.dumps(hardware.environment(), indent=2) + "\n"
-    write_atomically(run.run_dir / run_folder.ENVIRONMENT, lambda file: file.write(environment.encode()))
+    return run_process(settings.trainer, body)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -16,10 +15,9 @@ from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
-from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
 from hdm_lightning.training.callbacks.vae_validation import averaged
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.handover import hand_over, read_checkpoint
+from hdm_lightning.training.process_body import describe_run, run_process
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae_checks import plan_vae, vae_settings_from
@@ -72,6 +70,17 @@ def build_network(source: VaeSourceSettings) -> AutoencoderNetwork:
     return AutoencoderNetwork(vae, train_encoder=source.train_encoder)
 
 
+def prepare_network(network: AutoencoderNetwork, settings: VaeTrainSettings) -> AutoencoderNetwork:
+    """Lay the kernels out for the device, recompute activations and compile, in this order, as configured."""
+    network.vae.to(memory_format=torch.channels_last)
+    if settings.stage.activation_checkpointing:
+        network.vae.enable_gradient_checkpointing()
+    if settings.trainer.compile:
+        for half in (network.vae.encoder, network.vae.decoder):
+            half.compile(dynamic=True)  # sizes change with the drawn scale
+    return network
+
+
 def build_discriminator(settings: AdversarialSettings) -> PatchDiscriminator | None:
     """The discriminator, or None where the adversarial weight is 0."""
     if not settings.weight:
@@ -89,11 +98,10 @@ def build_perceptual(settings: VaeLossSettings, device: torch.device) -> Percept
 def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
     """Build every part, the same in every process."""
     torch.manual_seed(sub_seed(settings.seed, "vae weights"))
-    network = build_network(settings.autoencoder)
+    network = prepare_network(build_network(settings.autoencoder), settings)
     kind = hardware.accelerator(settings.trainer)
     if kind == "cuda":
         network.to(torch.device("cuda", torch.cuda.current_device()))
-    network.vae.to(memory_format=torch.channels_last)
     run_dir = Path(settings.run_dir)
     return VaeRun(
         settings=settings,
@@ -111,23 +119,15 @@ def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
 def work(config: dict[str, Any]) -> int:
     """One process of a run, from its plain settings; returns the exit status."""
     settings = vae_settings_from(config)
-    multiple = processes.join_group(hardware.accelerator(settings.trainer))
-    try:
-        hardware.prepare_host(settings.trainer, processes.world_size())
+
+    def body() -> None:
         run = build_vae_run(settings)
-        if processes.rank() == 0:
-            _describe(run)
+        describe_run(run.run_dir, run.config_text)
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
             fit_vae(run)
         finish_vae(run)
-        return 0
-    except StoppedBySignal as stop:
-        if processes.rank() == 0:
-            print(stop)
-        return EXIT_STATUS
-    finally:
-        if multiple and dist.is_initialized():
-            dist.destroy_process_group()
+
+    return run_process(settings.trainer, body)
 
 
 def finish_vae(run: VaeRun) -> None:
@@ -166,9 +166,3 @@ def _record(run: VaeRun, done: dict[str, Any]) -> dict[str, Any]:
         "commit": environment["commit"],
         "hdm_lightning": environment["hdm_lightning"],
     }
-
-
-def _describe(run: VaeRun) -> None:
-    write_atomically(run.run_dir / run_folder.CONFIG, lambda file: file.write(run.config_text.encode()))
-    environment = json.dumps(hardware.environment(), indent=2) + "\n"
-    write_atomically(run.run_dir / run_folder.ENVIRONMENT, lambda file: file.write(environment.encode()))
