@@ -174,6 +174,26 @@ def test_accumulation_equals_one_large_batch_on_one_branch(config, tmp_path):
             assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), 1e-5)
 
 
+def test_recomputed_activations_change_no_gradient(config, tmp_path):
+    kept = one_adversarial_step(changed(config, run_dir=str(tmp_path / "kept")))
+    recomputed = changed(kept, run_dir=str(tmp_path / "recomputed"), stage={"activation_checkpointing": True})
+    for each in (kept, recomputed):
+        assert run_vae_job(check_vae_job(each)) == 0
+    for optimiser in (0, 1):
+        assert_close(first_moments(recomputed, optimiser), first_moments(kept, optimiser), 1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_gradients_and_keys(config, tmp_path):
+    eager = one_adversarial_step(changed(config, run_dir=str(tmp_path / "eager")))
+    compiled = changed(eager, run_dir=str(tmp_path / "compiled"), trainer={"compile": True})
+    for each in (eager, compiled):
+        assert run_vae_job(check_vae_job(each)) == 0
+    assert last_checkpoint(compiled)["state_dict"].keys() == last_checkpoint(eager)["state_dict"].keys()
+    for optimiser in (0, 1):
+        assert_close(first_moments(compiled, optimiser), first_moments(eager, optimiser), 1e-4)
+
+
 def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config):
     config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 16})
     assert run_vae_job(check_vae_job(config)) == 0

@@ -76,8 +76,10 @@ def prepare_network(network: AutoencoderNetwork, settings: VaeTrainSettings) -> 
     if settings.stage.activation_checkpointing:
         network.vae.enable_gradient_checkpointing()
     if settings.trainer.compile:
-        for half in (network.vae.encoder, network.vae.decoder):
-            half.compile(dynamic=True)  # sizes change with the drawn scale
+        encoder, decoder = network.vae.encoder, network.vae.decoder
+        # Blocks and not halves: the adaptive weight asks for the last layer's gradient twice, which must stay eager.
+        for block in (*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks):
+            block.compile(dynamic=True)  # sizes change with the drawn scale
     return network
 
 

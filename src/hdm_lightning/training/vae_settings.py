@@ -41,6 +41,7 @@ class VaeStageSettings:
         gradient_clip: largest gradient norm; 0 means no clipping.
         warmup_samples: samples of linear warm-up.
         final_learning_rate_ratio: where the cosine ends, as a share of the rate; 1 keeps it constant.
+        activation_checkpointing: recompute each block in the backward pass to save memory.
         validate_every: samples between validations; 0 means start and end only.
         save_every: samples between checkpoints; 0 means at the end only.
     """
@@ -55,6 +56,7 @@ class VaeStageSettings:
     gradient_clip: float = 1.0
     warmup_samples: int = 0
     final_learning_rate_ratio: float = 1.0
+    activation_checkpointing: bool = False
     validate_every: int = 0
     save_every: int = 0
 
