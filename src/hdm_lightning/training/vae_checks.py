@@ -17,6 +17,7 @@ from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.models.discriminator import NORMS, smallest_side
+from hdm_lightning.training import hardware
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -96,7 +97,7 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
         )
     _check_patches(settings, factor)
     _check_discriminator(settings, factor)
-    if settings.adversarial.weight and settings.trainer.precision == "16-mixed":
+    if settings.adversarial.weight and hardware.precision(settings.trainer) == "16-mixed":
         raise UserError(
             "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
             where="trainer.precision",
