@@ -13,9 +13,9 @@ Convolution = tuple[int, int, int, int]
 # Bytes a residual block moves beside its convolutions, in copies of its sequence: each norm reads twice and writes
 # once, each activation reads and writes, the sum reads two and writes one.
 _RESIDUAL_PASSES = 2 * (3 + 2) + 3
-# Copies of the widest level alive at once, found by following the storages of a real encoder: the first residual
-# block's input twice (with and without its activation), its last product, their sum, and the scaled sum.
-_PEAK_COPIES = 5
+# Copies of the widest level alive at once in a residual block: its input, its last product, their sum and the scaled
+# sum; from the second block on the encoder also holds what it gave the first.
+_PEAK_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class AutoencoderArchitecture:
         latent_channels: of the latent.
         attention: whether the middle has a self-attention.
         quant: whether a 1×1 convolution follows the encoder.
+        post_quant: whether one precedes the decoder.
         image_channels: of the image.
     """
 
@@ -36,6 +37,7 @@ class AutoencoderArchitecture:
     latent_channels: int
     attention: bool = True
     quant: bool = True
+    post_quant: bool = True
     image_channels: int = 3
 
     @classmethod
@@ -54,6 +56,7 @@ class AutoencoderArchitecture:
             latent_channels=int(config["latent_channels"]),
             attention=bool(config.get("mid_block_add_attention", True)),
             quant=bool(config.get("use_quant_conv", True)),
+            post_quant=bool(config.get("use_post_quant_conv", True)),
             image_channels=int(config.get("in_channels", 3)),
         )
 
@@ -89,7 +92,8 @@ class AutoencoderArchitecture:
     def encode_peak_bytes(self, height: int, width: int, element_bytes: int = 2) -> int:
         """Most bytes of one image alive at once without gradients."""
         levels = [channels * (height >> level) * (width >> level) for level, channels in enumerate(self.widths)]
-        return _PEAK_COPIES * max(levels) * element_bytes
+        copies = _PEAK_COPIES + (1 if self.residual_blocks > 1 else 0)
+        return copies * max(levels) * element_bytes
 
     def latent_values(self, height: int, width: int) -> int:
         """Numbers in one latent."""
@@ -124,7 +128,7 @@ class AutoencoderArchitecture:
     def _decoder(self) -> Iterator[Convolution]:
         """The mirrored way, with one residual block more a level."""
         widths, inputs = tuple(reversed(self.widths)), self.widths[-1]
-        if self.quant:
+        if self.post_quant:
             yield 1, self.latent_channels, self.latent_channels, self.factor
         yield 3, self.latent_channels, inputs, self.factor
         yield from (*_residual(inputs, inputs, self.factor), *_residual(inputs, inputs, self.factor))

@@ -117,8 +117,10 @@ def nearest_gpu(name: str) -> str:
     wanted = re.search(r"\d{2,}", name)
     numbers = {key: int(found[0]) for key in GPUS if (found := re.search(r"\d{2,}", key))}
     if wanted:
-        near = min(numbers, key=lambda key: abs(numbers[key] - int(wanted[0])))
-        if abs(numbers[near] / int(wanted[0]) - 1) < _SIMILAR_NUMBER:
+        target, plain = int(wanted[0]), _plain(name)
+        alike = {key: difflib.SequenceMatcher(None, plain, key).ratio() for key in numbers}
+        near = min(numbers, key=lambda key: (abs(numbers[key] - target), -alike[key]))
+        if abs(numbers[near] / max(1, target) - 1) < _SIMILAR_NUMBER:
             return near
     close = difflib.get_close_matches(_plain(name), list(GPUS), n=1, cutoff=0.5)
     return close[0] if close else "5090"

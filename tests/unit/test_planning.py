@@ -1,0 +1,267 @@
+"""Plans of schedules: the paper's hours, units, what fits, budgets and messages."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.planning.architectures import QWEN3_0_6B, SDXL_AUTOENCODER
+from hdm_lightning.planning.assumptions import CALIBRATED_UTILISATION, Assumptions
+from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
+from hdm_lightning.planning.budget import least_samples, propose, smallest_cost_usd
+from hdm_lightning.planning.duration import exchange_seconds, step_time
+from hdm_lightning.planning.forecast import forecast
+from hdm_lightning.planning.gpus import GPUS, find_gpu, nearest_gpu, override, parse_gpus
+from hdm_lightning.planning.machine import Host, Machine
+from hdm_lightning.planning.memory import (
+    GIB,
+    device_memory,
+    fitting_encoder_batches,
+    largest_micro_batch,
+    usable_micro_batch,
+)
+from hdm_lightning.planning.operations import attention_score_flops, operations
+from hdm_lightning.planning.paper import PAPER_HOURS, PAPER_MACHINE, calibrated_utilisation
+from hdm_lightning.planning.recipe import Recipe, StageRecipe
+from hdm_lightning.planning.text_cost import TextArchitecture
+
+PAPER = Recipe(
+    XUTConfig(),
+    (
+        StageRecipe("px256", 256, 152_480_000, 2048, 128, 0.5, 256, False, 2_048_000),
+        StageRecipe("px512", 512, 42_345_000, 512, 64, 0.5, 256, True, 512_000),
+        StageRecipe("px768", 768, 8_469_000, 512, 64, 0.5, 256, True, 512_000),
+        StageRecipe("px1024", 1024, 3_649_000, 256, 16, 0.0, 512, True, 256_000),
+    ),
+    TextArchitecture.from_config(QWEN3_0_6B),
+    AutoencoderArchitecture.from_config(SDXL_AUTOENCODER),
+)
+
+
+def test_one_utilisation_gives_the_paper_s_four_stage_times_within_a_quarter():
+    plan = forecast(PAPER, PAPER_MACHINE)
+    assert {stage.utilisation for stage in plan.stages} == {CALIBRATED_UTILISATION}
+    for stage in plan.stages:
+        assert stage.hours == pytest.approx(PAPER_HOURS[stage.stage.resolution], rel=0.25)
+    assert plan.total("hours") == pytest.approx(sum(PAPER_HOURS.values()), rel=0.10)
+    assert 500 < plan.total("rent_usd") < 620  # the paper says 535 to 620
+
+
+def test_the_default_utilisation_is_the_calibrated_one():
+    assert calibrated_utilisation(PAPER) == pytest.approx(CALIBRATED_UTILISATION, abs=0.005)
+
+
+def test_caching_the_paper_s_set_takes_more_than_ten_terabytes():
+    assert 10_000 < forecast(PAPER, PAPER_MACHINE).storage.cache_gb < 13_000  # the paper: more than 12 TB
+
+
+def test_units_of_time_energy_and_money():
+    stage = forecast(PAPER, PAPER_MACHINE).stages[1]
+    assert stage.hours == pytest.approx(stage.stage.steps * stage.step.total / 3600)
+    assert stage.images_per_s == pytest.approx(512 / stage.step.total)
+    assert stage.device_hours == pytest.approx(4 * stage.hours)
+    assert stage.rent_usd == pytest.approx(stage.hours * 4 * 0.375)
+    assert stage.kwh == pytest.approx(stage.hours * (4 * 575 * 0.9 + 250) / 1000)
+    assert stage.electricity_usd == pytest.approx(0.30 * stage.kwh)
+    assert stage.read_mb_s == pytest.approx(stage.images_per_s * 0.25)
+    assert stage.tokens == 42_345_000 * (1024 + 256)
+    assert (stage.image_tokens, stage.kept_tokens) == (1024, 512)
+    assert stage.mfu == pytest.approx(3 * stage.operations.forward * stage.images_per_s / (4 * 209.5e12))
+
+
+def test_seconds_of_a_step_by_hand():
+    stage, machine = PAPER.stages[1], Machine(replace(GPUS["5090"], peak_tflops=100.0, bandwidth_gb_s=1000.0), 2)
+    step, count = step_time(PAPER, stage, machine, 64, utilisation=0.5), operations(PAPER, stage)
+    assert step.network == pytest.approx(256 * count.network / 1e14)
+    assert step.autoencoder == pytest.approx(256 * count.autoencoder / 1e14)
+    assert step.text == pytest.approx(256 * count.text / 1e14)
+    assert step.optimiser == pytest.approx(343_176_208 * (40 + 12) / 1e12)
+    assert step.device == pytest.approx(2 * step.ideal)  # the exchange hides behind a backward pass of seconds
+    ideal = step.network + step.autoencoder + step.text + step.between + step.optimiser
+    assert step.ideal == pytest.approx(ideal)
+
+
+def test_gradient_exchange_by_hand():
+    assert exchange_seconds(PAPER, GPUS["5090"], 1) == 0
+    assert exchange_seconds(PAPER, GPUS["5090"], 4) == pytest.approx(2 * 3 / 4 * 4 * 343_176_208 / 25e9)
+    half = replace(PAPER, half_gradients=True)
+    assert exchange_seconds(half, GPUS["5090"], 4) == pytest.approx(exchange_seconds(PAPER, GPUS["5090"], 4) / 2)
+    slow = Machine(replace(GPUS["5090"], link_gb_s=0.05), 4)
+    assert forecast(PAPER, slow).stages[0].binds == "gradient exchange"
+
+
+def test_a_slow_host_binds():
+    machine = Machine(GPUS["h100"], 4, Host(cores=2, decode_mpx_per_core_s=40))
+    stage = forecast(PAPER, machine).stages[0]
+    assert stage.binds == "data"
+    assert stage.images_per_s == pytest.approx(2 * 40 / 2.0)
+    disk = Machine(GPUS["h100"], 4, Host(cores=1000, disk_mb_s=5))
+    assert forecast(PAPER, disk).stages[0].images_per_s == pytest.approx(5e3 / 250)
+
+
+def test_a_device_of_little_bandwidth_is_bound_by_it():
+    machine = Machine(replace(GPUS["5090"], bandwidth_gb_s=100.0), 4)
+    assert forecast(PAPER, machine).stages[0].binds == "memory bandwidth"
+
+
+def test_operations_of_attention_by_hand():
+    work = PAPER.work(PAPER.stages[3])
+    assert attention_score_flops(PAPER.network, work) == 2 * 1024 * 24 * (4096 + 512) ** 2  # 20 blocks, 4 of them twice
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_largest_micro_batch_is_the_last_that_fits(checkpointing):
+    stage = replace(PAPER.stages[1], checkpointing=checkpointing)
+    largest = largest_micro_batch(PAPER, stage, 24, devices=4, reserve_gib=1.5)
+    frugal = replace(PAPER, text_batch=1, autoencoder_batch=1)
+
+    def peak(samples):
+        return device_memory(frugal, replace(stage, micro_batch_size=samples), devices=4, reserve_gib=1.5).total
+
+    assert peak(largest) <= 24 * GIB < peak(largest + 1)
+
+
+def test_checkpointing_fits_more_and_less_memory_fits_less():
+    for plan in (forecast(PAPER, Machine(GPUS[name], 4)) for name in ("3090", "5090")):
+        for stage in plan.stages:
+            assert stage.largest_checkpointed > 4 * stage.largest_plain > 0
+            assert stage.stage.batch_size % (4 * stage.micro_batch) == 0
+    small, large = (forecast(PAPER, Machine(GPUS[name], 4)).stages[0] for name in ("3090", "5090"))
+    assert small.largest_plain < large.largest_plain
+
+
+def test_usable_micro_batches_divide_the_share_of_a_device():
+    stage = PAPER.stages[0]
+    assert usable_micro_batch(stage, 4, 100) == 64
+    assert usable_micro_batch(stage, 4, 10_000) == 512
+    assert usable_micro_batch(stage, 4, 0) == 0
+    assert usable_micro_batch(replace(stage, batch_size=30), 2, 4) == 3
+
+
+def test_encoder_batches_shrink_until_the_stage_fits():
+    stage = PAPER.stages[2]
+    assert fitting_encoder_batches(PAPER, stage, 80, devices=4) == (256, 32)
+    text, images = fitting_encoder_batches(PAPER, stage, 24, devices=4, reserve_gib=1.5)
+    fitted = replace(PAPER, text_batch=text, autoencoder_batch=images)
+    assert images < 32
+    assert device_memory(fitted, stage, devices=4, reserve_gib=1.5).total <= 24 * GIB
+
+
+def test_notes_say_what_to_set():
+    stages = forecast(PAPER, PAPER_MACHINE).stages
+    assert not stages[0].fits
+    assert any("schedule.stages.px256.micro_batch_size=" in note for note in stages[0].notes)
+    assert any("activation_checkpointing=false" in note for note in stages[1].notes)
+    nothing = forecast(PAPER, Machine(replace(GPUS["5090"], memory_gib=4), 4)).stages[0]
+    assert nothing.micro_batch == 0
+    assert nothing.binds == "memory (does not fit)"
+    assert "not even one sample" in nothing.notes[0]
+
+
+def test_gradients_stay_with_accumulation_or_several_devices():
+    stage = replace(PAPER.stages[0], batch_size=8, micro_batch_size=8)
+    alone = device_memory(PAPER, stage)
+    assert device_memory(PAPER, stage, devices=2).fixed - alone.fixed == alone.gradients
+    assert device_memory(PAPER, replace(stage, batch_size=16)).fixed - alone.fixed == alone.gradients
+
+
+def test_measured_utilisation_replaces_the_assumed_one():
+    plan = forecast(PAPER, PAPER_MACHINE, utilisation={"px512": 0.31})
+    usual = forecast(PAPER, PAPER_MACHINE)
+    assert plan.stages[1].hours == pytest.approx(2 * usual.stages[1].hours, rel=1e-3)
+    assert plan.stages[0].hours == usual.stages[0].hours
+
+
+def test_a_forecast_is_plain_json():
+    plan = forecast(PAPER, PAPER_MACHINE)
+    content = json.loads(json.dumps(plan.to_json()))
+    assert content["machine"]["name"] == "4x5090"
+    assert content["total"]["hours"] == pytest.approx(plan.total("hours"))
+    assert [stage["stage"]["name"] for stage in content["stages"]] == ["px256", "px512", "px768", "px1024"]
+    assert content["stages"][0]["memory"]["total"] == plan.stages[0].memory.total
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "count"),
+    [
+        ("4x5090", "5090", 4),
+        ("h100", "h100", 1),
+        ("2xRTX 4090", "4090", 2),
+        ("8 x NVIDIA A100-SXM4-80GB", "a100-80", 8),
+        ("NVIDIA GeForce RTX 3090", "3090", 1),
+        ("NVIDIA H100 80GB HBM3", "h100", 1),
+    ],
+)
+def test_spellings_of_gpus(text, name, count):
+    gpu, found = parse_gpus(text)
+    assert (gpu.name, found) == (name, count)
+
+
+@pytest.mark.parametrize(("text", "near"), [("4x5099", "4x5090"), ("h101", "1xh100"), ("2x4070", "2x4080")])
+def test_an_unknown_gpu_names_the_nearest(text, near):
+    with pytest.raises(UserError) as caught:
+        parse_gpus(text)
+    assert caught.value.where == "gpus"
+    assert near in caught.value.mend
+
+
+def test_names_that_are_none():
+    assert find_gpu("abacus") is None
+    assert nearest_gpu("abacus") in GPUS
+    for text in ("", "0x5090"):
+        with pytest.raises(UserError):
+            parse_gpus(text)
+
+
+def test_figures_of_a_gpu_can_be_replaced():
+    gpu = override(GPUS["4090"], {"memory_gib": 48, "usd_per_hour": 0, "power_w": None})
+    assert (gpu.memory_gib, gpu.usd_per_hour, gpu.power_w, gpu.peak_tflops) == (48, 0, 450, 165.2)
+    for changes, word in (({"memry_gib": 1}, "memory_gib"), ({"peak_tflops": -1}, "give one")):
+        with pytest.raises(UserError) as caught:
+            override(GPUS["4090"], changes)
+        assert word in caught.value.mend
+
+
+def test_geforce_rates_are_the_vendor_s_for_float32_accumulation():
+    # Tensor cores x 128 multiply-adds a clock x 2 x boost clock in GHz; float32 accumulation runs at half that rate.
+    for name, cores, clock in (("3090", 328, 1.695), ("4090", 512, 2.520), ("5090", 680, 2.407)):
+        assert GPUS[name].peak_tflops == pytest.approx(cores * 128 * 2 * clock / 1000 / 2, rel=0.002)
+
+
+@pytest.mark.parametrize("budget", [1200, 600, 200])
+def test_a_proposal_spends_the_budget_and_no_more(budget):
+    proposal = propose(PAPER, PAPER_MACHINE, budget)
+    assert 0.99 * budget < proposal.forecast.total("rent_usd") <= budget
+    assert not proposal.dropped
+    before = forecast(PAPER, PAPER_MACHINE).total("rent_usd")
+    assert proposal.share == pytest.approx(budget / before)
+    assert f"schedule.stages.px256.samples={proposal.forecast.stages[0].stage.samples}" in proposal.overrides
+
+
+def test_a_small_budget_drops_the_highest_resolutions():
+    proposal = propose(PAPER, PAPER_MACHINE, 50)
+    names = [stage.stage.name for stage in proposal.forecast.stages]
+    assert names == ["px256", "px512"][: len(names)]
+    assert proposal.dropped[-1] == "px1024"
+    assert "~schedule.stages.px1024" in proposal.overrides
+    for stage in proposal.forecast.stages:
+        assert stage.stage.samples >= least_samples(stage.stage)
+
+
+def test_a_budget_below_the_smallest_schedule():
+    least = smallest_cost_usd(PAPER, PAPER_MACHINE)
+    assert propose(PAPER, PAPER_MACHINE, int(least) + 1).forecast.total("rent_usd") <= int(least) + 1
+    with pytest.raises(UserError) as caught:
+        propose(PAPER, PAPER_MACHINE, 0.5 * least)
+    assert caught.value.where == "budget_usd"
+    assert f"${least:.2f}" in caught.value.what
+    assert f"budget_usd={int(least) + 1}" in caught.value.mend
+    assert "gpus=1x" in caught.value.mend
+
+
+def test_a_budget_needs_a_price():
+    free = Machine(replace(GPUS["4090"], usd_per_hour=0.0), 1)
+    with pytest.raises(UserError, match="no price"):
+        propose(PAPER, free, 100, Assumptions())
