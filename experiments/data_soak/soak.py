@@ -37,6 +37,15 @@ SAMPLES = (211, 97, 160, 3, 344, 129)
 LONGEST_SILENCE_S = 600
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """A server that keeps to itself that clients were killed."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing."""
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Each request for the same bytes fails at most three times: an error, a cut reply, or a slow one."""
 
@@ -248,8 +257,8 @@ def main() -> None:
         write_shards(shards)
         index_shards(shards)
         (folder / "touched.json").write_text(json.dumps(sorted(break_shards(shards))))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.folder, server.lock, server.daemon_threads = shards, threading.Lock(), True
+        server = Server(("127.0.0.1", 0), Handler)
+        server.folder, server.lock = shards, threading.Lock()
         server.asked, server.troubles = Counter(), Counter()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         begin = time.monotonic()

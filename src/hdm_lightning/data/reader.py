@@ -145,10 +145,9 @@ class Reader:
     def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:
         if is_local(shard.url):
             return self._files.read(shard.url, start, end)
-        copy = self._cache.path(shard.url, shard.record) if self._cache is not None else None
-        if copy is None:
+        if self._cache is None:
             return read_range(shard.url, start, end)
-        return self._files.read(copy, start, end)
+        return self._cache.read(shard.url, shard.record, start, end)
 
     def _table(self, part: int, shard: int) -> SampleTable:
         with self._table_lock:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,11 @@ from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.data.storage import read_range, with_retries
 
 PART_BYTES = 32 << 20
+STALE_S = 3600
 
 
 class ShardCache:
     """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
-
-    A process that holds a shard open can go on reading it after it has gone.
 
     Args:
         folder: made when missing.
@@ -26,6 +26,23 @@ class ShardCache:
     def __init__(self, folder: str, limit_gb: float) -> None:
         self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, url: str, record: ShardRecord, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a shard, from its copy where there is room for one.
+
+        Raises:
+            FileNotFoundError: there is no such shard.
+            OSError: it cannot be fetched, or what comes is not what the index says.
+        """
+        copy = self.path(url, record)
+        if copy is not None:
+            try:
+                with open(copy, "rb") as handle:
+                    handle.seek(start)
+                    return handle.read(end - start)
+            except FileNotFoundError:
+                pass  # another process made room in between
+        return read_range(url, start, end)
 
     def path(self, url: str, record: ShardRecord) -> str | None:
         """Where the copy of a shard lies, fetched now if need be; None for a shard that is larger than the limit.
@@ -53,6 +70,9 @@ class ShardCache:
 
     def _make_room(self, wanted: int, coming: Path) -> None:
         with _locked(self.folder / "room.lock"):
+            for left in self.folder.glob("*.part*"):
+                if time.time() - left.stat().st_mtime > STALE_S:  # its process was killed
+                    left.unlink(missing_ok=True)
             held = sorted((entry.stat().st_mtime, entry.stat().st_size, entry) for entry in self.folder.glob("*.tar"))
             total = sum(size for _, size, _ in held)
             for _, size, entry in held:

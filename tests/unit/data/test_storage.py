@@ -237,7 +237,33 @@ def test_old_copies_make_room_for_new_ones(server, tmp_path):
     cache.path(f"{server.url}/002.tar", records[2])
     held = sorted(path.stat().st_size for path in tmp_path.glob("*.tar"))
     assert held == sorted([sizes[0], sizes[2]])
-    assert ShardCache(str(tmp_path), 1e-6).path(f"{server.url}/000.tar", records[0]) is None
+    tiny = ShardCache(str(tmp_path), 1e-6)
+    assert tiny.path(f"{server.url}/000.tar", records[0]) is None
+    data = (server.folder / "000.tar").read_bytes()
+    assert tiny.read(f"{server.url}/000.tar", records[0], 100, 900) == data[100:900]
+
+
+def test_a_copy_that_goes_while_it_is_wanted_is_read_from_afar(server, tmp_path, monkeypatch):
+    record, url = load_index(server.folder).shards[0], f"{server.url}/000.tar"
+    cache, data = ShardCache(str(tmp_path), 1.0), (server.folder / "000.tar").read_bytes()
+    path = cache.path
+
+    def gone(*arguments):
+        copy = path(*arguments)
+        os.unlink(copy)
+        return copy
+
+    monkeypatch.setattr(cache, "path", gone)
+    assert cache.read(url, record, 512, 4000) == data[512:4000]
+
+
+def test_what_killed_processes_left_is_taken_away(server, tmp_path):
+    record, url = load_index(server.folder).shards[0], f"{server.url}/000.tar"
+    for name, age in (("old.part1", 7200), ("young.part2", 10)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    ShardCache(str(tmp_path), 1.0).path(url, record)
+    assert [path.name for path in tmp_path.glob("*.part*")] == ["young.part2"]
 
 
 def test_copies_that_differ_from_the_index_are_not_kept(kit, server, tmp_path, monkeypatch):
