@@ -1,6 +1,7 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
 import http.server
+import os
 import itertools
 import re
 import subprocess
