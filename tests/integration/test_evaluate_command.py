@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hdm_lightning.cli import evaluate
 from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
 from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.evaluate_job import PARTS
@@ -182,6 +183,22 @@ def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
 def test_without_real_pictures_the_mend_is_told(run_folder, capsys):
     assert evaluate.main([str(run_folder)]) == 2
     assert "--data: nothing tells which real pictures" in capsys.readouterr().err
+
+
+def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shards, tmp_path, monkeypatch):
+    from hdm_lightning.training import evaluate_job
+
+    def cannot(name, device):
+        raise UserError("its package is not installed", where="--features", mend="pip install it")
+
+    monkeypatch.setattr(evaluate_job, "load_feature_network", cannot)
+    arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "raw", *SMALL, *FEW]
+    assert evaluate.main([*arguments, "--out", str(tmp_path)]) == 0
+    result = result_of(tmp_path)
+    assert set(result["results"]["raw"]) == {"loss", "camera"}
+    reasons = {one["part"]: one["why"] for one in result["left_out"]}
+    assert reasons["kernel"] == reasons["aspect"] == "its package is not installed"
+    assert evaluate.main([*arguments, "--parts", "kernel", "--out", str(tmp_path / "o")]) == 2
 
 
 def test_the_command_line_names_the_parts_that_there_are():

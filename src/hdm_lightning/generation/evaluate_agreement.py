@@ -22,6 +22,7 @@ def check_head(context: Context) -> None:
     Raises:
         UserError: the training set is unknown or too small.
     """
+    context.data.require_networks()
     context.data.require_train("the agreement head")
     assert context.data.train_plan is not None
     have = min(context.settings.train_samples, context.data.train_plan.samples)

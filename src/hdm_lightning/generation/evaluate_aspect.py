@@ -11,7 +11,7 @@ from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.evaluation.stretch import stretch_estimate
 from hdm_lightning.generation.evaluate_agreement import check_head, head_ranks
 from hdm_lightning.generation.evaluate_context import Context
-from hdm_lightning.generation.evaluate_part import Part, nothing_to_check
+from hdm_lightning.generation.evaluate_part import Part, check_networks
 from hdm_lightning.generation.evaluate_pictures import as_picture
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.settings import SamplingSettings
@@ -98,4 +98,4 @@ def _gallery(drawn: list[_Drawn], prompts: list[str]) -> Gallery:
     )
 
 
-ASPECT = Part("aspect", "Aspect ratios", nothing_to_check, _run)
+ASPECT = Part("aspect", "Aspect ratios", check_networks, _run)

@@ -48,9 +48,11 @@ class RealData:
         settings: counts.
         reference: held-out pictures with captions: prompts, and the other side of distances.
         train: the training set, to look for copies and to train the agreement head; None if it is not known.
-        networks: feature networks, the first of which serves diversity, copies and agreement.
+        networks: feature networks, the first of which serves diversity, copies and agreement; none where they cannot
+            be had.
         clip: a CLIP, or None.
         progress: told about pictures read.
+        missing: why there are no feature networks, where there are none.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class RealData:
         networks: Sequence[FeatureNetwork],
         clip: ClipJudge | None,
         progress: Progress,
+        missing: UserError | None = None,
     ) -> None:
         self.settings, self.networks, self.clip, self.progress = settings, networks, clip, progress
+        self._missing = missing
         self.reference_stream = middle_crops(reference)
         self.train_stream = None if train is None else middle_crops(train)
         self.kept: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -116,6 +120,11 @@ class RealData:
         except ValueError:
             return {}
         return record if isinstance(record, dict) else {}
+
+    def require_networks(self) -> None:
+        """Raise what stood in the way of the feature networks, if anything did."""
+        if self._missing is not None:
+            raise self._missing
 
     def require_train(self, part: str) -> None:
         """Raise UserError if the training set is not known."""

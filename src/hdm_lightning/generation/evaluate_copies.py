@@ -18,6 +18,7 @@ FEWEST_TRAIN = 10
 
 
 def _check(context: Context) -> None:
+    context.data.require_networks()
     context.data.require_train("the search for copies")
     assert context.data.train_plan is not None
     if context.data.train_plan.samples < FEWEST_TRAIN:

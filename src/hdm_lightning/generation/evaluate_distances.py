@@ -10,7 +10,7 @@ from hdm_lightning.evaluation.kernel_distance import CMMD_SCALE, gaussian_kernel
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.generation.evaluate_context import Context
 from hdm_lightning.generation.evaluate_features import INCEPTION
-from hdm_lightning.generation.evaluate_part import Part, nothing_to_check
+from hdm_lightning.generation.evaluate_part import Part, check_networks
 from hdm_lightning.generation.evaluate_pictures import as_picture
 
 
@@ -30,6 +30,7 @@ def check_frechet(context: Context) -> None:
     Raises:
         UserError: saying how many are missing, and what works with those there are.
     """
+    context.data.require_networks()
     have, reference = context.settings.samples, context.data.reference_count
     for network in context.data.networks:
         needed = frechet_needs(network.width)
@@ -104,4 +105,4 @@ def _on(network: FeatureNetwork, features: Tensor) -> Tensor:
 
 
 FRECHET = Part("frechet", "Fréchet distance", check_frechet, _frechet)
-KERNEL = Part("kernel", "Kernel distance", nothing_to_check, _kernel)
+KERNEL = Part("kernel", "Kernel distance", check_networks, _kernel)

@@ -12,6 +12,7 @@ _SHOWN_PROMPTS = 4
 
 
 def _check(context: Context) -> None:
+    context.data.require_networks()
     if context.data.reference_count < 2:
         raise UserError("diversity needs two reference pictures", where="--data", mend="give a larger folder")
 

@@ -15,6 +15,7 @@ _ABOUT = {
 
 
 def _check(context: Context) -> None:
+    context.data.require_networks()
     fewest = min(context.settings.samples, context.data.reference_count)
     if fewest <= NEIGHBOURS:
         raise UserError(

@@ -26,3 +26,12 @@ class Part:
 
 def nothing_to_check(context: Context) -> None:
     """For parts that can always be done."""
+
+
+def check_networks(context: Context) -> None:
+    """For parts that need a feature network and nothing else.
+
+    Raises:
+        UserError: there is none.
+    """
+    context.data.require_networks()

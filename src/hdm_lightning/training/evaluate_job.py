@@ -11,6 +11,7 @@ import torch
 
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.evaluation.results import Evaluation, LeftOut, PartResult
 from hdm_lightning.generation.evaluate_agreement import AGREEMENT
 from hdm_lightning.generation.evaluate_aspect import ASPECT
@@ -157,11 +158,17 @@ def _sampling(subject: Subject, given: Mapping[str, Any]) -> SamplingSettings:
 def _real_data(
     request: EvaluationRequest, subject: Subject, sampling: SamplingSettings, progress: Progress
 ) -> RealData:
-    device = request.options.device
-    networks = [load_feature_network(name, device) for name in dict.fromkeys(request.settings.features)]
+    device, missing = request.options.device, None
+    networks: list[FeatureNetwork] = []
+    try:
+        networks = [load_feature_network(name, device) for name in dict.fromkeys(request.settings.features)]
+    except UserError as error:
+        if request.settings.features != EvaluationSettings().features:  # asked for by name
+            raise
+        missing = error
     clip = load_clip(request.settings.clip, device) if request.settings.clip else None
     reference, train = _streams(request, subject, sampling.height)
-    return RealData(request.settings, reference, train, networks, clip, progress)
+    return RealData(request.settings, reference, train, networks, clip, progress, missing)
 
 
 def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[StreamConfig, StreamConfig | None]:
