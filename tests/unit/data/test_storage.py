@@ -1,8 +1,8 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
 import http.server
-import os
 import itertools
+import os
 import re
 import subprocess
 import sys
