@@ -21,7 +21,7 @@ CASES: dict[str, CoordinateCheck] = {
     "mup, residual normed": CoordinateCheck("mup", 0.5, wiring={"residual": "normed"}),
     "constant, residual input": CoordinateCheck("constant", 0.5 / 64, wiring={"residual": "input"}),
 }
-DIVERGES_ABOVE = {"constant, residual input": 256}
+LARGEST_WIDTH = {"constant, residual input": 256}
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {"seeds": arguments.seeds, "steps": next(iter(CASES.values())).steps, "scales": {}, "exponents": {}}
     for case, check in CASES.items():
-        widths = [width for width in arguments.widths if width <= DIVERGES_ABOVE.get(case, width)]
+        widths = [width for width in arguments.widths if width <= LARGEST_WIDTH.get(case, width)]
         scales = results["scales"][case] = measure(case, check, widths, arguments.seeds)
         results["exponents"][case] = exponents(scales)
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
