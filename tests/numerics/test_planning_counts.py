@@ -126,8 +126,8 @@ def measured_peak(step):
     [
         {"resolution": 256, "micro_batch_size": 6},
         {"resolution": 256, "micro_batch_size": 6, "routing_rate": 0.0},
-        {"resolution": 256, "micro_batch_size": 16, "checkpointing": True},
-        {"resolution": 256, "micro_batch_size": 16, "checkpointing": True, "routing_rate": 0.0},
+        {"resolution": 256, "micro_batch_size": 10, "checkpointing": True},
+        {"resolution": 256, "micro_batch_size": 10, "checkpointing": True, "routing_rate": 0.0},
         {"resolution": 64, "micro_batch_size": 1},  # gradients, not activations, make the peak
     ],
 )

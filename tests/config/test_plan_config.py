@@ -1,0 +1,113 @@
+"""hdm-plan's configuration: every training key understood, its own keys checked, messages that name the mend."""
+
+import json
+
+import hdm_lightning.conf
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.plan_job import run_plan
+from hdm_lightning.errors import UserError
+from hdm_lightning.planning.assumptions import Assumptions
+from hdm_lightning.planning.machine import Host
+from hdm_lightning.planning.paper import PAPER_HOURS
+from hdm_lightning.planning.recipe import Dataset
+from hdm_lightning.planning.settings import AssumptionSettings, DatasetSettings, HostSettings
+
+
+def planned(*overrides):
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
+        config = compose("plan", overrides=list(overrides))
+    return run_plan(OmegaConf.to_container(config, resolve=True))
+
+
+def test_the_paper_s_schedule_from_the_configuration():
+    content = planned("schedule=paper", "model=xut_base", "gpus=4x5090").content
+    hours = {stage["stage"]["resolution"]: stage["hours"] for stage in content["stages"]}
+    assert hours == {side: pytest.approx(paper, rel=0.25) for side, paper in PAPER_HOURS.items()}
+    assert content["recipe"]["parameters"] == 343_176_208
+    assert content["recipe"]["compiled"] and content["recipe"]["mixed"]
+    json.dumps(content)
+
+
+def test_defaults_of_the_file_are_those_of_the_package():
+    content = planned().content
+    assert content["machine"]["host"] == vars(Host()) == vars(HostSettings())
+    assert content["recipe"]["dataset"] == vars(Dataset()) == vars(DatasetSettings())
+    assert content["assumptions"] == vars(Assumptions()) == vars(AssumptionSettings())
+
+
+@pytest.mark.parametrize(
+    ("model", "text"), [("xut_small", "gemma3_270m"), ("xut_base", "qwen3_0.6b"), ("xut_large", "gemma3_1b")]
+)
+def test_every_size_with_its_text_encoder(model, text):
+    content = planned(f"model={model}", f"text_encoder={text}").content
+    assert content["total"]["rent_usd"] > 100
+
+
+def test_overrides_reach_the_forecast():
+    usual, changed = (
+        planned().content,
+        planned("schedule.stages.px512.samples=4234500", "gpu.usd_per_hour=0.75").content,
+    )
+    assert changed["stages"][1]["hours"] == pytest.approx(0.1 * usual["stages"][1]["hours"], rel=1e-3)
+    assert changed["stages"][0]["rent_usd"] == pytest.approx(2 * usual["stages"][0]["rent_usd"])
+    slow = planned("trainer.compile=false").content
+    assert slow["stages"][0]["hours"] > 1.1 * usual["stages"][0]["hours"]
+
+
+def test_several_machines_are_compared():
+    result = planned("gpus=[4x5090,4x4090,4x3090,1x4090]")
+    hours = [plan["total"]["hours"] for plan in result.content["plans"]]
+    assert hours[0] < hours[1] < hours[2] < hours[3]
+    assert hours[3] == pytest.approx(4 * hours[1], rel=0.02)
+    console = Console(width=120, record=True)
+    console.print(result.report)
+    assert "4x3090" in console.export_text()
+
+
+def test_a_budget_turns_the_plan_around():
+    result = planned("budget_usd=300")
+    assert 297 < result.content["total"]["rent_usd"] <= 300
+    assert result.content["share"] == pytest.approx(300 / planned().content["total"]["rent_usd"])
+    console = Console(width=120, record=True)
+    console.print(result.report)
+    assert result.content["overrides"][0] in console.export_text()
+
+
+def test_the_report_names_the_stages_and_what_does_not_fit():
+    console = Console(width=120, record=True)
+    console.print(planned().report)
+    text = console.export_text()
+    for word in ("px256", "px1024", "images/s", "peak", "binds", "micro_batch_size=", "latents and captions"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "mend"),
+    [
+        (["gpus=4x5091"], "gpus", "4x5090"),
+        (["gpus=3x5090"], "schedule.stages.px256.batch_size", "batch_size="),
+        (["budget_usd=3"], "budget_usd", "budget_usd="),
+        (["gpus=[4x5090,1x4090]", "budget_usd=600"], "gpus", "gpus=4x5090"),
+        (["assumptions.utilisation=1.5"], "assumptions.utilisation", "share"),
+        (["gpu.memory_gib=-1"], "gpu.memory_gib", "give one"),
+        (["schedule.stages.px256.resolution=250"], "schedule.stages.px256.resolution", "256"),
+        (["text_encoder=gemma3_1b"], "model.context_width", "1152"),
+        (["vae.name=/nowhere/at/all"], "vae.name", "KBlueLeaf/EQ-SDXL-VAE"),
+        (["+host.coers=3"], "host.coers", "cores"),
+        (["probe=true", "gpus=4x5090"], "probe", "gpus=here"),
+    ],
+)
+def test_mistakes_are_named(overrides, where, mend, monkeypatch):
+    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 64)
+    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError) as caught:
+        planned(*overrides)
+    assert caught.value.where == where
+    assert mend in caught.value.mend

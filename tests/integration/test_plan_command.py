@@ -1,0 +1,78 @@
+"""hdm-plan as a command, and its probe on the machine at hand."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.plan_job import run_plan
+
+TINY_RUN = [
+    "model=xut_base",
+    "model.width=32",
+    "model.mlp_width=64",
+    "model.heads=2",
+    "model.head_dim=16",
+    "model.context_width=16",
+    "model.depth=1",
+    "trainer=cpu",
+    "gpus=here",
+    "schedule.stages.px256.resolution=64",
+    "schedule.stages.px256.context_length=16",
+    "~schedule.stages.px512",
+    "~schedule.stages.px768",
+    "schedule.stages.px1024.resolution=32",
+    "schedule.stages.px1024.context_length=16",
+]
+
+
+def command(*arguments, cwd):
+    program = "from hdm_lightning.cli.plan import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
+    )
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path):
+    result = command("gpus=1x4090", "out=plans/one.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "1x4090: time and cost" in result.stdout
+    content = json.loads((tmp_path / "plans/one.json").read_text())
+    assert content["machine"]["count"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["plans"]  # no folder of a run is left behind
+
+
+def test_an_unknown_gpu_ends_with_one_screen_and_status_2(tmp_path):
+    result = command("gpus=4x5091", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "gpus: no GPU is called '5091'" in result.stderr
+    assert "did you mean gpus=4x5090" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoencoder, monkeypatch):
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 256)
+    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 16)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
+    probe = ["probe=true", "probe_settings.steps=3", "probe_settings.stages=[px256]", "probe_settings.micro_batch=2"]
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        config = compose("plan", overrides=[*TINY_RUN, *encoders, *probe])
+    told = []
+    content = run_plan(OmegaConf.to_container(config, resolve=True), tell=told.append).content
+    assert len(told) == 1
+    rate = float(told[0].split()[1])  # images/s as measured, one device
+    assert content["machine"]["gpu"]["name"] == "cpu"
+    assert not content["recipe"]["mixed"]
+    first, last = content["stages"]
+    assert first["utilisation"] == pytest.approx(last["utilisation"])  # the stage not measured takes the mean
+    assert content["assumptions"]["utilisation"] == pytest.approx(first["utilisation"])
+    assert 0 < first["utilisation"] < 1
+    # A larger micro-batch and fewer optimiser steps make it somewhat faster than the probe's own steps.
+    assert 0.9 * rate < first["images_per_s"] < 3 * rate

@@ -1,0 +1,159 @@
+"""Timing, comparison, settings and records of benchmarks."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from hdm_lightning.benchmarks import system
+from hdm_lightning.benchmarks.machine import cpu_name, describe_machine
+from hdm_lightning.benchmarks.parts import SIZES, random_network, size_of
+from hdm_lightning.benchmarks.record import Measurement, Record
+from hdm_lightning.benchmarks.settings import CaseSettings
+from hdm_lightning.benchmarks.timing import Timing, compare, time_call, time_in_turn
+from hdm_lightning.errors import UserError
+from hdm_lightning.planning.text_cost import TextArchitecture
+
+CPU = torch.device("cpu")
+
+
+def test_medians_and_quartiles():
+    timing = Timing((3.0, 1.0, 2.0, 5.0, 4.0))
+    assert (timing.median, timing.quartiles, timing.best) == (3.0, (2.0, 4.0), 1.0)
+    assert timing.spread == pytest.approx(2 / 3)
+    assert Timing((2.0,)).quartiles == (2.0, 2.0)
+
+
+def test_time_is_measured_after_the_warm_up():
+    calls = []
+
+    def call():
+        calls.append(len(calls))
+        time.sleep(0.2 if len(calls) <= 2 else 0.02)
+
+    timing = time_call(call, CPU, warmup=2, repeats=3)
+    assert len(calls) == 5
+    assert len(timing.seconds) == 3
+    assert 0.02 <= timing.median < 0.2
+
+
+def test_two_calls_take_turns():
+    order = []
+    timings = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, warmup=1, repeats=3)
+    assert order == ["a", "b", *"ababab"]
+    assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 3, "b": 3}
+    with pytest.raises(ValueError, match="repeats"):
+        time_in_turn({"a": list}, CPU, repeats=0)
+
+
+def test_a_comparison_is_of_rounds_so_that_drift_cancels():
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0]
+    first, second = Timing(tuple(drift)), Timing(tuple(0.9 * value for value in drift))
+    compared = compare(first, second)
+    assert compared.ratio == pytest.approx(0.9)
+    assert compared.interval == (pytest.approx(0.9), pytest.approx(0.9))
+    assert (compared.second_faster, compared.rounds) == (5, 5)
+
+
+def test_the_interval_of_a_comparison_covers_the_true_ratio():
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for trial in range(60):
+        noise = torch.randn(2, 15, generator=generator).mul(0.1).exp()
+        low, high = compare(
+            Timing(tuple(noise[0].tolist())), Timing(tuple((0.8 * noise[1]).tolist())), seed=trial
+        ).interval
+        hits += low <= 0.8 <= high
+    assert hits >= 51  # 95% of 60 is 57; below 51 has a probability under one in a hundred
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("compile=true", {"compile": True}),
+        ("batch=8", {"batch": 8}),
+        ("routing-rate=0", {"routing_rate": 0.0}),
+        ("dtype=bfloat16", {"dtype": "bfloat16"}),
+    ],
+)
+def test_one_setting_changed(change, expected):
+    settings = CaseSettings(size="tiny")
+    changed = settings.changed(change)
+    assert {**vars(settings), **expected} == vars(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "mend"),
+    [
+        ("compiel=true", "compile=true"),
+        ("batch", "KEY=VALUE"),
+        ("batch=many", "batch="),
+        ("compile=perhaps", "compile="),
+    ],
+)
+def test_changes_that_are_none(change, mend):
+    with pytest.raises(UserError) as caught:
+        CaseSettings(size="tiny").changed(change)
+    assert caught.value.where == "--against"
+    assert mend in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"resolution": 70}, "--resolution"),
+        ({"dtype": "int8"}, "--dtype"),
+        ({"batch": 0}, "--batch"),
+        ({"context_length": 0}, "--context"),
+        ({"routing_rate": 1.0}, "--routing-rate"),
+        ({"size": "xut_huge"}, "--size"),
+    ],
+)
+def test_settings_that_cannot_be_run(settings, where):
+    with pytest.raises(UserError) as caught:
+        CaseSettings(**{"size": "tiny", **settings}).checked()
+    assert caught.value.where == where
+
+
+def test_sizes_pair_networks_with_encoders_of_their_width():
+    for name, size in SIZES.items():
+        assert TextArchitecture.from_config(size.text).width == size.network.context_width, name
+        assert size.autoencoder["latent_channels"] == size.network.channels
+    with pytest.raises(UserError):
+        size_of("base")
+
+
+def test_no_parameter_of_a_random_network_is_all_zero():
+    network = random_network(SIZES["tiny"].network)
+    assert all(parameter.any() for parameter in network.parameters())
+
+
+def test_a_record_as_json(tmp_path):
+    measured = Measurement("xut", Timing((2.0, 4.0)), samples=6, flops=6e12, model_flops=3e12, peak_flops=2e12)
+    record = Record("xut", {"cpu": "some"}, {"batch": 6}, (measured,))
+    record.write(tmp_path / "new" / "record.json")
+    (result,) = json.loads((tmp_path / "new" / "record.json").read_text())["results"]
+    assert result["median_s"] == 3.0
+    assert result["samples_per_s"] == 2.0
+    assert result["tflop_per_s"] == 2.0
+    assert result["mfu"] == 0.5
+    assert "peak_memory_gib" not in result
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["record.json"]
+
+
+def test_the_machine_s_description_names_no_host_and_no_path():
+    text = json.dumps(describe_machine(CPU))
+    assert cpu_name() in text
+    assert "/" not in text.replace(json.dumps(cpu_name()), "")
+
+
+def test_rates_of_the_machine(tmp_path):
+    timing, rate = system.matmul(CPU, torch.float32, 128, repeats=3)
+    assert rate == pytest.approx(2 * 128**3 / timing.median)
+    timing, rate = system.memory_bandwidth(CPU, mib=4, repeats=3)
+    assert rate == pytest.approx(2 * 4 * 2**20 / timing.median)
+    both = system.disk(tmp_path, mib=16, repeats=2)
+    assert both["read"][1] == pytest.approx(16 * 2**20 / both["read"][0].median)
+    assert set(both) == {"read", "write"}
+    assert not list(tmp_path.iterdir())
+    assert system.device_to_device() is None or torch.cuda.device_count() > 1
