@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hdm_lightning.data.crops import Crop
+from hdm_lightning.data.pixel_memory import rgb_pixels
 
 PILLOW_COST = 4.0
 """Time of Pillow's resize per pixel, in units of torch's."""
@@ -42,13 +43,12 @@ def cut(image: Image.Image, crop: Crop, seen: tuple[float, float] | None = None)
 
 
 def _resize_whole(image: Image.Image, crop: Crop, seen: tuple[float, float]) -> NDArray[np.uint8]:
-    # Pillow keeps RGB as four bytes a pixel: copied as it is, in the layout that the vectorised kernel wants.
-    raw = bytearray(image.tobytes("raw", "RGBX"))
-    pixels = torch.frombuffer(raw, dtype=torch.uint8).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
+    pixels, owner = rgb_pixels(image)
     size = [crop.full_height, crop.full_width]
     scales = [full / part for full, part in zip(size, seen, strict=True)]
     # What `interpolate(..., mode="bicubic", antialias=True)` calls; only here size and scale can both be given.
     resized: torch.Tensor = torch.ops.aten._upsample_bicubic2d_aa(pixels, size, False, *scales)
+    del owner  # the image's memory was needed until here
     return resized[0, :3].numpy()
 
 

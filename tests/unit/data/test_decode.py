@@ -13,6 +13,7 @@ from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.images import upright_size
+from hdm_lightning.data.pixel_memory import rgb_pixels
 from hdm_lightning.data.randomness import Draws
 
 RULES = CropRules(max_aspect=1e9)
@@ -203,3 +204,27 @@ def test_the_benchmark_measures_what_it_says(kit, shards):
     assert speed.mean_difference < 1.0 and speed.bytes_per_image == len(files[0])
     loading = measure_loading(kit.stream_config(shards), kit.letters, batch_size=10, batches=5)
     assert loading.samples_per_s > 50 and loading.workers == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (640, 480), (3000, 3000)])
+def test_pixels_are_seen_without_copying_or_copied_where_they_cannot_be(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    seen, owner = rgb_pixels(image)
+    assert seen.shape == (1, 4, size[1], size[0])
+    assert np.array_equal(seen[0, :3].permute(1, 2, 0).numpy(), pixels)
+    assert (owner is None) == (size == (3000, 3000))
+    with pytest.raises(ValueError, match="must be RGB"):
+        rgb_pixels(image.convert("L"))
+
+
+def test_shared_pixels_outlive_their_image_as_long_as_their_owner():
+    marks = []
+    for number in range(50):
+        image = Image.new("RGB", (500, 500), (number, 2, 3))
+        seen, owner = rgb_pixels(image)
+        del image
+        others = [Image.new("RGB", (500, 500), (9, 9, 9)) for _ in range(5)]
+        marks.append(int(seen[0, 0].float().mean()))
+        del seen, owner, others
+    assert marks == list(range(50))
