@@ -8,7 +8,7 @@ from typing import Any
 
 from hdm_lightning.encoders.vae_tensors import infer_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation import published_file
+from hdm_lightning.generation import published_model
 from hdm_lightning.generation.bundle import BUNDLE_FORMAT, CARD_FILE
 from hdm_lightning.generation.model_card import model_card
 from hdm_lightning.interop import diffusers_folder, project_folder, published
@@ -97,12 +97,12 @@ def _project_settings(release: Release, text_encoder: str | None, folder: Path) 
         "format": BUNDLE_FORMAT,
         "latent": {"channels": config.channels, "factor": 2 ** (levels - 1)},
         "training": {},
-        "sampling": dict(published_file.SAMPLING),
+        "sampling": dict(published_model.SAMPLING),
         **release.settings,
     }
     if text_encoder or "text_encoder" not in settings:
-        name = text_encoder or published_file.text_encoder_name(config, folder)
-        length = published_file.CONTEXT_LENGTH
+        name = text_encoder or published_model.text_encoder_name(config, folder)
+        length = published_model.CONTEXT_LENGTH
         settings["text_encoder"] = {"name": name, "layer": -1, "context_length": length}
     return settings
 

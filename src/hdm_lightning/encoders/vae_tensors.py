@@ -21,6 +21,7 @@ def autoencoder_from_tensors(
     mean: Sequence[float],
     std: Sequence[float],
     *,
+    config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     max_batch: int = 16,
 ) -> KLAutoencoder:
@@ -29,6 +30,7 @@ def autoencoder_from_tensors(
     Args:
         tensors: names as in a diffusers AutoencoderKL, without prefix.
         mean, std: normalisation per latent channel.
+        config: its config.json, where the file has one; None reads the shape off the tensors.
         dtype: dtype of the weights and of the computation.
         max_batch: images encoded or decoded at once.
 
@@ -37,9 +39,9 @@ def autoencoder_from_tensors(
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415  (seconds to import)
 
-    config = infer_config(tensors)
+    written = infer_config(tensors) if config is None else dict(config)
     with torch.device("meta"):
-        model: Any = AutoencoderKL(**config)
+        model: Any = AutoencoderKL.from_config(written)
     try:
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.model_card import model_card
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop.mismatch import check_tensors
 from hdm_lightning.models import XUT, XUTConfig
 
@@ -30,21 +31,6 @@ CARD_FILE = "README.md"
 VAE_FOLDER = "vae"
 Weights = Literal["ema", "raw"]
 WEIGHT_FILES: Mapping[str, str] = {"ema": "model.safetensors", "raw": "model_raw.safetensors"}
-
-
-@dataclass(frozen=True)
-class TextEncoderSource:
-    """Which text encoder a network was trained with.
-
-    Args:
-        name: hub name, folder or package, as for `load_text_encoder`.
-        layer: which hidden state.
-        context_length: tokens a caption is cut to.
-    """
-
-    name: str
-    layer: int = -1
-    context_length: int = 256
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ class Bundle:
         return path
 
     def load_model(self, weights: Weights = "ema") -> XUT:
-        """The network on the CPU, in evaluation mode.
+        """The network on the CPU, in evaluation mode, in float32 whatever the file has: autocast lowers it.
 
         Raises:
             UserError: if the weights are missing or do not fit the configuration.
@@ -99,7 +85,7 @@ class Bundle:
         except ValueError as error:
             raise UserError(str(error), where=str(path)) from error
         model.load_state_dict(tensors, assign=True)
-        return model.eval()
+        return model.float().eval()
 
 
 def save_bundle(
@@ -126,7 +112,8 @@ def save_bundle(
         sampling: settings to start from, as in `SamplingSettings`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bundle = Bundle(folder, xut, text_encoder, autoencoder.channels, autoencoder.factor, training or {}, sampling or {})
+    source = text_encoder.kept()
+    bundle = Bundle(folder, xut, source, autoencoder.channels, autoencoder.factor, training or {}, sampling or {})
     for kind, state in (("ema", model_state), ("raw", raw_state)):
         if state is not None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -157,7 +144,7 @@ def load_bundle(folder: Path) -> Bundle:
         return Bundle(
             folder=folder,
             xut=XUTConfig.from_json(written["xut"]),
-            text_encoder=TextEncoderSource(**written["text_encoder"]),
+            text_encoder=TextEncoderSource(**written["text_encoder"]).found_from(folder),
             latent_channels=written["latent"]["channels"],
             latent_factor=written["latent"]["factor"],
             training=written.get("training", {}),

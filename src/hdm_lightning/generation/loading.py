@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation import published_file
-from hdm_lightning.generation.bundle import CONFIG_FILE, Bundle, Weights, load_bundle
-from hdm_lightning.generation.fingerprints import sha256_of
+from hdm_lightning.generation import published_model
+from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, Weights, load_bundle
+from hdm_lightning.generation.fingerprints import sha256_of_all
 from hdm_lightning.generation.pipeline import TextToImage, require_fit
+from hdm_lightning.generation.published_model import PublishedModel
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.interop.project_folder import is_project_folder
+from hdm_lightning.models import XUT
 
 FINAL_FOLDER = "final"
 
@@ -53,75 +58,91 @@ class LoadedModel:
     Args:
         pipeline: draws.
         sampling: settings to start from, as the training run found them good.
-        path: the weights' file.
+        path: what to load to have it again.
+        weight_files: the files that make it this model and no other.
     """
 
     pipeline: TextToImage
     sampling: Mapping[str, Any]
     path: Path
+    weight_files: tuple[Path, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights' file."""
-        return sha256_of(self.path)
+        """SHA-256 of the weights' file, or of all files' where there are several."""
+        return sha256_of_all(self.weight_files)
 
 
 def load_text_to_image(path: Path, options: LoadOptions) -> LoadedModel:
-    """Load a run's folder, its `final/` folder, a weights file inside one, or a published single file.
+    """Load a run's folder, its `final/` folder, a weights file inside one, or a published file or folder.
 
     Raises:
         UserError: if there is no model, or one of its parts is missing or does not fit.
     """
+    found = find_bundle(path, options.weights)
+    if found is not None:
+        return _from_bundle(*found, options)
+    if not path.exists():
+        raise UserError("does not exist", where=str(path), mend="give a run's folder, a diffusers folder or a file")
+    return _from_published(published_model.read(path), options)
+
+
+def find_bundle(path: Path, weights: Weights = "ema") -> tuple[Bundle, Weights] | None:
+    """The bundle that a path means, and which of its weights; None where it means something published.
+
+    Args:
+        path: a run's folder, a `final/` folder or a weights file inside one.
+        weights: those to take of a folder; a file says for itself.
+
+    Raises:
+        UserError: if the bundle cannot be read.
+    """
     for folder in (path / FINAL_FOLDER, path):
-        if (folder / CONFIG_FILE).is_file():
-            return _from_bundle(load_bundle(folder), options, options.weights)
+        if _is_bundle(folder):
+            return load_bundle(folder), weights
     kinds: dict[str, Weights] = {"model.safetensors": "ema", "model_raw.safetensors": "raw"}
-    if path.name in kinds and (path.parent / CONFIG_FILE).is_file():
-        return _from_bundle(load_bundle(path.parent), options, kinds[path.name])
-    if path.is_file():
-        return _from_published_file(path, options)
-    if path.is_dir():
-        raise UserError(
-            f"holds no trained model ({FINAL_FOLDER}/{CONFIG_FILE})",
-            where=str(path),
-            mend="give the folder of a finished run, its final/ folder, or a .safetensors file",
-        )
-    raise UserError("does not exist", where=str(path), mend="give a run's folder or a .safetensors file")
+    if path.name in kinds and path.is_file() and (path.parent / CONFIG_FILE).is_file():
+        return load_bundle(path.parent), kinds[path.name]
+    return None
 
 
-def _from_bundle(bundle: Bundle, options: LoadOptions, weights: Weights) -> LoadedModel:
-    source = bundle.text_encoder
-    name = options.text_encoder or source.name
-    text_encoder = load_text_encoder(
-        name, dtype=options.encoder_dtype, layer=source.layer, max_batch=64, where="text_encoder"
-    )
-    require_fit("text_encoder", "numbers a token", text_encoder.width, bundle.xut.context_width)
+def _is_bundle(folder: Path) -> bool:
+    """Whether a config.json is ours: a diffusers folder has one too, beside weights of another name."""
+    has_weights = any((folder / name).is_file() for name in WEIGHT_FILES.values())
+    return is_project_folder(folder) or ((folder / CONFIG_FILE).is_file() and has_weights)
+
+
+def _from_bundle(bundle: Bundle, weights: Weights, options: LoadOptions) -> LoadedModel:
     autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), where="vae")
     require_fit("vae", "latent channels", autoencoder.channels, bundle.latent_channels)
     require_fit("vae", "pixels a latent cell", autoencoder.factor, bundle.latent_factor)
-    pipeline = TextToImage(
-        bundle.load_model(weights).to(options.device),
+    pipeline = _pipeline(bundle.load_model(weights), bundle.text_encoder, autoencoder, options)
+    file = bundle.weights_file(weights)
+    return LoadedModel(pipeline, bundle.sampling, file, (file,))
+
+
+def _from_published(model: PublishedModel, options: LoadOptions) -> LoadedModel:
+    if options.text_encoder:
+        source = TextEncoderSource(options.text_encoder, context_length=published_model.CONTEXT_LENGTH)
+    else:
+        source = model.text_encoder()
+    autoencoder = load_autoencoder(options.vae, where="vae") if options.vae else model.load_autoencoder()
+    pipeline = _pipeline(model.load_model(), source, autoencoder, options)
+    return LoadedModel(pipeline, model.sampling, model.path, model.weight_files)
+
+
+def _pipeline(
+    network: XUT, source: TextEncoderSource, autoencoder: ImageAutoencoder, options: LoadOptions
+) -> TextToImage:
+    """Network and encoders on the device, checked against each other."""
+    name = options.text_encoder or source.name
+    text_encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
+    require_fit("text_encoder", "numbers a token", text_encoder.width, network.config.context_width)
+    return TextToImage(
+        network.to(options.device),
         text_encoder.to(options.device),
         Tokeniser(name, source.context_length, where="text_encoder"),
         autoencoder.to(options.device),
         max_batch=options.max_batch,
         autocast=options.autocast,
     )
-    return LoadedModel(pipeline, bundle.sampling, bundle.weights_file(weights))
-
-
-def _from_published_file(path: Path, options: LoadOptions) -> LoadedModel:
-    published = published_file.read(path)
-    name = options.text_encoder or published_file.text_encoder_name(published.config, path)
-    text_encoder = load_text_encoder(name, dtype=options.encoder_dtype, where="text_encoder")
-    require_fit("text_encoder", "numbers a token", text_encoder.width, published.config.context_width)
-    autoencoder = load_autoencoder(options.vae, where="vae") if options.vae else published.load_autoencoder()
-    pipeline = TextToImage(
-        published.load_model().to(options.device),
-        text_encoder.to(options.device),
-        Tokeniser(name, published_file.CONTEXT_LENGTH, where="text_encoder"),
-        autoencoder.to(options.device),
-        max_batch=options.max_batch,
-        autocast=options.autocast,
-    )
-    return LoadedModel(pipeline, published_file.SAMPLING, path)

@@ -18,6 +18,8 @@ from hdm_lightning.interop.tensor_files import read_tensors
 
 OUR_SENTINEL = "patch_embedding.weight"
 """A name that tells this project's state dict from a published one."""
+TRAINING_SENTINEL = "network." + OUR_SENTINEL
+"""The same in a training checkpoint."""
 SETTINGS_KEY = "hdm_lightning"
 """Key in a safetensors file's metadata under which this project leaves what the layout has no place for."""
 VAE_CONFIG_KEY = "vae_config"
@@ -36,6 +38,12 @@ def read_file(path: Path) -> Release:
             "has the weights of this project without their configuration",
             where=str(path),
             mend="put the config.json of its folder beside it, or give the folder",
+        )
+    if TRAINING_SENTINEL in tensors:
+        raise UserError(
+            "is a checkpoint of a training of this project, whose configuration lies in its run's folder",
+            where=str(path),
+            mend="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
         )
     vae_config = settings.pop(VAE_CONFIG_KEY, None)
     try:

@@ -1,4 +1,4 @@
-"""What is evaluated: a run, a bundle, a published file or a training checkpoint, and a pipeline for all its weights."""
+"""What is evaluated: a run, a bundle, a published model or a checkpoint, and a pipeline for all its weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, load_bundle
+from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle
 from hdm_lightning.generation.fingerprints import sha256_of
-from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, load_text_to_image
+from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bundle, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.models import XUT
 from hdm_lightning.training import run_folder
@@ -68,14 +68,14 @@ class Subject:
 
 
 def load_subject(path: Path, options: LoadOptions) -> Subject:
-    """Load a run's folder, its `final/`, a weights file in it, a published file, or a training checkpoint (.ckpt).
+    """Load a run's folder, its `final/`, a weights file in it, a published file or folder, or a training's checkpoint.
 
     A run that has no `final/` yet is represented by its newest checkpoint.
 
     Raises:
         UserError: there is no model, or a part of it is missing or does not fit.
     """
-    if path.suffix == ".ckpt":
+    if path.match("step-*.ckpt"):
         return _from_checkpoint(path, options)
     has_final = any((folder / CONFIG_FILE).is_file() for folder in (path / FINAL_FOLDER, path))
     if path.is_dir() and not has_final and (path / run_folder.CONFIG).is_file():
@@ -105,28 +105,26 @@ def _settings(config: Path) -> TrainSettings:
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
-    folder = next((at for at in (path / FINAL_FOLDER, path, path.parent) if (at / CONFIG_FILE).is_file()), None)
-    bundle = load_bundle(folder) if folder is not None and not _is_published(path, folder) else None
+    found = find_bundle(path)
+    bundle = found[0] if found else None
     weights: dict[str, Path] = {FILE: path} if bundle is None else _weight_files(path, bundle)
     first = next(iter(weights))
     loaded = load_text_to_image(path, _with_weights(options, first))
     networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.model}
     if bundle is not None:
         networks |= {name: _loader(bundle, name) for name in weights if name != first}
+        hashes = {name: sha256_of(file) for name, file in weights.items()}
+    else:
+        hashes = {first: loaded.fingerprint}
     training = dict(bundle.training) if bundle is not None else {}
     run = find_run(path)
     facts = {
         "name": training.get("name") or (run.settings.name if run else path.stem),
         "model": str(path),
-        "sha256": {name: sha256_of(file) for name, file in weights.items()},
+        "sha256": hashes,
         "samples_seen": training.get("samples"),
     }
     return Subject(facts, loaded.sampling, int(training.get("samples") or 0), run, loaded.pipeline, networks)
-
-
-def _is_published(path: Path, folder: Path) -> bool:
-    """Whether a file only happens to lie beside a bundle."""
-    return path.is_file() and folder == path.parent and path.name not in WEIGHT_FILES.values()
 
 
 def _weight_files(path: Path, bundle: Bundle) -> dict[str, Path]:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.bundle import save_bundle
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.handover import hand_over, network_weights, read_checkpoint
 

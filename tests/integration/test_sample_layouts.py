@@ -1,0 +1,245 @@
+"""hdm-sample draws the same pictures from every layout that a trained network is released in."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
+
+from hdm_lightning.cli import convert, sample
+from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
+from hdm_lightning.generation.bundle import save_bundle
+from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
+from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.png import read_record
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.interop import published
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1,
+    decoder_blocks=1, **PUBLISHED,
+)  # fmt: skip
+MEAN, STD = [0.1, 0.2, -0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+PROMPT, SEED = "a large red circle", 7
+SETTINGS = SamplingSettings(height=32, width=48, steps=3, guidance_scale=2.0)
+DRAW = [PROMPT, "--seed", str(SEED), "--size", "48x32", "--steps", "3", "--guidance", "2"]
+
+
+def network() -> XUT:
+    torch.manual_seed(0)
+    model = XUT(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def autoencoder() -> KLAutoencoder:
+    torch.manual_seed(1)
+    model = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[32, 32],
+    )
+    return KLAutoencoder(model, MEAN, STD)
+
+
+def in_dtype(tensors, dtype):
+    return {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def released_tensors(dtype, prefix="unet.model.", *, vae=True, text=True):
+    tensors = {prefix + name: value for name, value in published.export_state_dict(network()).items()}
+    if vae:
+        tensors |= {f"vae.{name}": value for name, value in autoencoder().model.state_dict().items()}
+        tensors |= {
+            f"vae_{name}": torch.tensor(value).view(1, 4, 1, 1) for name, value in (("mean", MEAN), ("std", STD))
+        }
+    if text:
+        tensors["te.text_models.0.embed_tokens.weight"] = torch.randn(5, 16)
+    return in_dtype(tensors, dtype)
+
+
+def write_single(path, dtype):
+    save_file(released_tensors(dtype), path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def write_flat_checkpoint(path, dtype):
+    torch.save(released_tensors(dtype, "model."), path.with_suffix(".ckpt"))
+    return path.with_suffix(".ckpt")
+
+
+def write_lightning_checkpoint(path, dtype):
+    content = {"state_dict": released_tensors(dtype, text=False), "epoch": 1, "hyper_parameters": {"lr": 0.5}}
+    torch.save(content, path.with_suffix(".ckpt"))
+    return path.with_suffix(".ckpt")
+
+
+def write_diffusers(path, dtype):
+    (path / "unet").mkdir(parents=True)
+    suffix = ".fp16" if dtype == torch.float16 else ""
+    weights = f"diffusion_pytorch_model{suffix}.safetensors"
+    save_file(released_tensors(dtype, "model.", vae=False, text=False), path / "unet" / weights)
+    (path / "unet" / "config.json").write_text(json.dumps(published.config_to_json(CONFIG)))
+    (path / "model_index.json").write_text("{}")
+    autoencoder().save(path / "vae")
+    stored = in_dtype(autoencoder().model.state_dict(), dtype)
+    save_file(stored, path / "vae" / "diffusion_pytorch_model.safetensors")
+    return path
+
+
+LAYOUTS = [write_single, write_flat_checkpoint, write_lightning_checkpoint, write_diffusers]
+
+
+def pixels(folder):
+    (file,) = folder.glob("*.png")
+    with Image.open(file) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_text_encoder):
+    """What network and autoencoder draw in float32 with their values as stored in a precision."""
+
+    def draw(dtype):
+        model, vae = network(), autoencoder()
+        model.load_state_dict(in_dtype(model.state_dict(), dtype))
+        vae.model.load_state_dict(in_dtype(vae.model.state_dict(), dtype))
+        # The time frequencies are a formula: half precision in a file does not round them.
+        model.time_embedding.frequencies.copy_(network().time_embedding.frequencies)
+        encoder = load_text_encoder(str(tiny_text_encoder))
+        pipeline = TextToImage(model, encoder, Tokeniser(str(tiny_text_encoder), 512), vae)
+        return pipeline([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
+
+    return {dtype: draw(dtype) for dtype in (torch.float32, torch.float16)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_every_layout_draws_the_same(tmp_path, tiny_text_encoder, expected, write, dtype, capsys):
+    model = write(tmp_path / "hdm", dtype)
+    encoder = ["--text-encoder", str(tiny_text_encoder)]
+    assert sample.main([str(model), *DRAW, *encoder, "--out", str(tmp_path / "a")]) == 0, capsys.readouterr().err
+    # float16 rounds the normalisation in a single file too, by less than a thousandth.
+    tolerance = 1 if dtype == torch.float32 else 3
+    assert np.abs(pixels(tmp_path / "a") - expected[dtype]).max() <= tolerance
+    (file,) = (tmp_path / "a").glob("*.png")
+    assert read_record(file).model == str(model)
+    assert sample.main(["--repeat", str(file), *encoder, "--out", str(tmp_path / "b")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_half_precision_files_run_in_float32(tmp_path, tiny_text_encoder, write):
+    loaded = load_text_to_image(
+        write(tmp_path / "hdm", torch.float16), LoadOptions(text_encoder=str(tiny_text_encoder))
+    )
+    assert {value.dtype for value in loaded.pipeline.model.state_dict().values()} == {torch.float32}
+    assert loaded.pipeline.autoencoder.dtype == torch.float32
+
+
+def test_half_precision_folders_of_ours_run_in_float32(tmp_path, tiny_text_encoder, expected):
+    source = write_single(tmp_path / "hdm", torch.float16)
+    assert convert.main([str(source), str(tmp_path / "ours"), "--text-encoder", str(tiny_text_encoder)]) == 0
+    for number, path in enumerate([tmp_path / "ours", tmp_path / "ours" / "model.safetensors"]):
+        assert sample.main([str(path), *DRAW, "--out", str(tmp_path / str(number))]) == 0
+        assert np.abs(pixels(tmp_path / str(number)) - expected[torch.float16]).max() <= 3
+    model = load_text_to_image(tmp_path / "ours", LoadOptions()).pipeline.model
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+
+def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, tiny_text_encoder, tiny_autoencoder):
+    """Also the autoencoder's configuration, which its tensors do not tell in full."""
+    save_bundle(
+        tmp_path / "final",
+        network().state_dict(),
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
+        autoencoder=load_autoencoder(str(tiny_autoencoder)),
+        sampling={"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0},
+    )
+    assert convert.main([str(tmp_path / "final"), str(tmp_path / "hdm.safetensors")]) == 0
+    for place, model in (("a", tmp_path / "final"), ("b", tmp_path / "hdm.safetensors")):
+        assert sample.main([str(model), PROMPT, "--out", str(tmp_path / place)]) == 0
+    assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
+
+
+def without(names):
+    tensors = released_tensors(torch.float32)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(names)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "messages"),
+    [
+        (without(("vae",)), ["holds no autoencoder with its normalisation", "--vae"]),
+        (without(("vae_std",)), ["holds no autoencoder with its normalisation"]),
+        (without(("vae.decoder.mid_block",)), ["not those of an AutoencoderKL"]),
+        (without(("unet.model.ctx_proj.bias",)), ["missing (1): ctx_proj.bias"]),
+        (without(("unet.",)), ["no tensor is named in_patch.proj.weight"]),
+        (network().state_dict(), ["the weights of this project without their configuration"]),
+        ({f"network.{n}": t for n, t in network().state_dict().items()}, ["is a checkpoint of a training", "final/"]),
+    ],
+    ids=["no vae", "no statistics", "half a vae", "half a network", "no network", "our weights", "our checkpoint"],
+)
+def test_what_a_file_lacks_is_told(tmp_path, tiny_text_encoder, capsys, tensors, messages):
+    path = tmp_path / "hdm.ckpt"
+    torch.save({"state_dict": tensors}, path)
+    assert sample.main([str(path), PROMPT, "--text-encoder", str(tiny_text_encoder), "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    for message in (str(path), *messages):
+        assert message in told
+    assert "Traceback" not in told
+
+
+def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder, capsys):
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "bad.safetensors").write_text("hello")
+    for path, message in [
+        (tmp_path / "text.txt", "the suffix '.txt' is unknown"),
+        (tmp_path / "bad.safetensors", "no readable safetensors file"),
+        (tmp_path, "holds no trained model"),
+        (tiny_autoencoder, "an XUT in it"),
+        (tmp_path / "nowhere", "does not exist"),
+    ]:
+        assert sample.main([str(path), PROMPT, "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    released = write_single(tmp_path / "hdm", torch.float32)
+    assert sample.main([str(released), PROMPT]) == 2
+    assert "mend: name one with --text-encoder" in capsys.readouterr().err
+
+
+def test_a_run_finds_its_text_encoder_from_elsewhere(tmp_path, tiny_text_encoder, monkeypatch, capsys):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "words").symlink_to(tiny_text_encoder)
+    relative = TextEncoderSource("data/words", context_length=16)
+    monkeypatch.chdir(project)
+    final = project / "runs" / "toy" / "final"
+    save_bundle(final, network().state_dict(), xut=CONFIG, text_encoder=relative, autoencoder=autoencoder())
+    monkeypatch.chdir(elsewhere)
+    command = [str(final.parent), *DRAW, "--out"]
+    assert sample.main([*command, "a"]) == 0
+    written = json.loads((final / "config.json").read_text())
+    assert written["text_encoder"]["name"] == str(project / "data" / "words")
+    # A folder of before, or one that was copied with what lies around it.
+    written["text_encoder"]["name"] = "data/words"
+    (final / "config.json").write_text(json.dumps(written))
+    assert sample.main([*command, "b"]) == 0
+    assert np.array_equal(pixels(elsewhere / "a"), pixels(elsewhere / "b"))
+    (project / "data" / "words").unlink()
+    assert sample.main([*command, "c"]) == 2
+    assert "text_encoder: the model 'data/words' is not on this machine" in capsys.readouterr().err
+    assert replace(relative, name="OWNER/NAME").kept().name == "OWNER/NAME"
+    assert replace(relative, name="package:json").found_from(final).name == "package:json"
