@@ -37,12 +37,8 @@ def write_atomically(path: Path, write: Any) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if _disk_full(error):
-            raise UserError(
-                "the disk is full; what was there before is intact",
-                where=str(path),
-                mend="free space or set run_dir to another disk, then run the same command again",
-            ) from error
+        if is_disk_full(error):
+            raise disk_full_error(path) from error
         raise
     _sync_folder(path.parent)
 
@@ -53,8 +49,18 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_full_error(path: Path | str) -> UserError:
+    """What to tell when `path` could not be written because the disk, a quota or a size limit is reached."""
+    return UserError(
+        "the disk is full; what was there before is intact",
+        where=str(path),
+        mend="free space or set run_dir to another disk, then run the same command again",
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk, a quota or a limit of file sizes is reached."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     # torch's zip writer reports a short write as a RuntimeError about the stream's position.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))

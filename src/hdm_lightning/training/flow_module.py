@@ -3,12 +3,10 @@
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
-from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT
 from hdm_lightning.training import randomness
 from hdm_lightning.training.clock import SectionClock
@@ -38,6 +36,11 @@ class FlowMatchingModule(pl.LightningModule):
         optimizer: kind and learning-rate rule.
         logger: how often scalars are written.
         seed: the run's seed.
+        skipped: samples of the stage that rewinds have skipped, for the checkpoint.
+        rewinds: rewinds of the stage so far, for the checkpoint.
+
+    Attributes:
+        sample_losses: losses (B,) of the last micro-batch.
     """
 
     def __init__(
@@ -48,6 +51,9 @@ class FlowMatchingModule(pl.LightningModule):
         optimizer: OptimizerSettings,
         logger: LoggerSettings,
         seed: int,
+        *,
+        skipped: int = 0,
+        rewinds: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -57,6 +63,8 @@ class FlowMatchingModule(pl.LightningModule):
         self.logger_settings = logger
         self.seed = seed
         self.token_px = encoders.autoencoder.factor * network.config.patch_size
+        self.skipped, self.rewinds = skipped, rewinds
+        self.sample_losses: Tensor | None = None
         self.time_bins: LossByTime | None = None
         self.clock = SectionClock()
 
@@ -108,20 +116,9 @@ class FlowMatchingModule(pl.LightningModule):
         loss = self.losses(batch, self.network, t)
         weight = batch["weight"]
         assert self.time_bins is not None
-        self.time_bins.add(loss.detach(), t, weight)
-        mean = (loss * weight).mean()
-        if mean.device.type == "cpu" and not torch.isfinite(mean):
-            self._stop_on_non_finite(batch, loss)
-        return mean
-
-    def _stop_on_non_finite(self, batch: dict[str, Any], loss: Tensor) -> None:
-        bad = [key for key, value in zip(batch["keys"], loss.tolist(), strict=True) if value - value != 0]
-        raise UserError(
-            f"the loss is not finite at optimiser step {self.trainer.global_step + 1}; samples: {', '.join(bad[:8])}",
-            where=f"schedule.stages.{self.plan.name}",
-            mend="lower learning_rate or gradient_clip, or look at the named samples; "
-            "the last checkpoint is intact and resume=auto continues from it",
-        )
+        self.sample_losses = loss.detach()
+        self.time_bins.add(self.sample_losses, t, weight)
+        return (loss * weight).mean()
 
     def on_before_backward(self, loss: Tensor) -> None:
         """The backward pass counts as the network's time."""
@@ -156,6 +153,8 @@ class FlowMatchingModule(pl.LightningModule):
             "batch_size": self.plan.settings.batch_size,
             "samples": step * self.plan.settings.batch_size,
             "seed": self.seed,
+            "skipped": self.skipped,
+            "rewinds": self.rewinds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

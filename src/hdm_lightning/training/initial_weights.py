@@ -11,6 +11,9 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop.names import published_names
 from hdm_lightning.interop.published import strip_prefix
 from hdm_lightning.models import XUT
+from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.settings import TrainSettings
 
 MODEL_FILE = "model.safetensors"
 
@@ -42,6 +45,13 @@ class InitReport:
             if names:
                 lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
         return "\n".join(lines)
+
+
+def initial_network(settings: TrainSettings) -> tuple[XUT, InitReport | None]:
+    """The network that a run begins with, on the CPU and the same in every process, and what `init` gave it."""
+    torch.manual_seed(sub_seed(settings.seed, "weights"))
+    network = XUT(model_config_from(settings.model))
+    return network, None if settings.init is None else load_initial_weights(network, settings.init)
 
 
 def load_initial_weights(network: XUT, source: str) -> InitReport:

@@ -7,7 +7,7 @@ from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.settings import GuardSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
 
@@ -60,3 +60,22 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
                 mend=f"set it to {nearest}",
             )
     return factor
+
+
+def check_guard(guard: GuardSettings) -> None:
+    """The rules by which a training counts as gone wrong make sense.
+
+    Raises:
+        UserError: naming the key under `guard`.
+    """
+    if guard.spike_factor is not None and not guard.spike_factor > 1:
+        raise UserError(
+            f"{guard.spike_factor:g} times the running mean is no spike",
+            where="guard.spike_factor",
+            mend="give a factor above 1, e.g. 3, or null to look for losses that are not finite only",
+        )
+    for key, least in (("spike_steps", 1), ("warmup_steps", 0), ("rewinds", 0)):
+        if getattr(guard, key) < least:
+            raise UserError(
+                f"{getattr(guard, key)} is below {least}", where=f"guard.{key}", mend=f"give {least} or more"
+            )

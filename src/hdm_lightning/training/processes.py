@@ -67,6 +67,15 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def gathered(value: Any) -> list[Any]:
+    """The plain value of every process, in the order of their numbers, on every process."""
+    if not distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait for every process."""
     if distributed():

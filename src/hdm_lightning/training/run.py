@@ -11,16 +11,14 @@ from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
-from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
 from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.handover import hand_over, read_checkpoint
-from hdm_lightning.training.initial_weights import load_initial_weights
+from hdm_lightning.training.initial_weights import initial_network
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.process_body import describe_run, run_process
-from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
-from hdm_lightning.training.stage_fit import fit_stage
+from hdm_lightning.training.stage_rewind import train_stage
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 
@@ -54,12 +52,9 @@ class Run:
 def build_run(settings: TrainSettings) -> Run:
     """Build the network, the encoders and the averages of a run, the same in every process."""
     kind = hardware.accelerator(settings.trainer)
-    torch.manual_seed(sub_seed(settings.seed, "weights"))
-    network = XUT(model_config_from(settings.model))
-    if settings.init is not None:
-        report = load_initial_weights(network, settings.init)
-        if processes.rank() == 0:
-            print(report)
+    network, report = initial_network(settings)
+    if report is not None and processes.rank() == 0:
+        print(report)
     if kind == "cuda":
         network.to(torch.device("cuda", torch.cuda.current_device()))
     run_dir = Path(settings.run_dir)
@@ -80,11 +75,7 @@ def run_schedule(run: Run) -> None:
     previous: StagePlan | None = None
     for plan in run.plans:
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, plan)):
-            checkpoint = None
-            if previous is not None:
-                checkpoint = read_checkpoint(_checkpoint_of(run, previous))
-                hand_over(checkpoint, run.network, run.averages)
-            fit_stage(run, plan, checkpoint)
+            train_stage(run, plan, None if previous is None else _checkpoint_of(run, previous))
         previous = plan
     if previous is not None:
         export_final(run, _checkpoint_of(run, previous))

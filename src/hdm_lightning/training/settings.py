@@ -233,6 +233,23 @@ class LoggerSettings:
 
 
 @dataclass
+class GuardSettings:
+    """When a training counts as gone wrong, and how often it goes back and skips the samples that led there.
+
+    Attributes:
+        spike_factor: a step's loss is high above so many running means; None: only a loss that is not finite counts.
+        spike_steps: high steps in a row that count as a spike.
+        warmup_steps: steps of a stage before high losses count.
+        rewinds: how often a stage goes back before the run stops.
+    """
+
+    spike_factor: float | None = 3.0
+    spike_steps: int = 3
+    warmup_steps: int = 100
+    rewinds: int = 3
+
+
+@dataclass
 class ValidationSettings:
     """The fixed validation set: how many samples, and the batch they are taken in (per device)."""
 
@@ -269,3 +286,4 @@ class TrainSettings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)

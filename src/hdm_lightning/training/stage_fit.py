@@ -13,18 +13,20 @@ from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.callbacks.guard import GuardLoss, LossRewind
 from hdm_lightning.training.callbacks.handover import CarryMoments
 from hdm_lightning.training.callbacks.ledger import KeepLedger
 from hdm_lightning.training.callbacks.pictures import DrawPictures
 from hdm_lightning.training.callbacks.progress import ShowProgress
 from hdm_lightning.training.callbacks.scalars import LogScalars
-from hdm_lightning.training.callbacks.signals import StopOnSignal
+from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySignal
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.data_settings import build_datamodule
 from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
+from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.tensorboard import stage_logger
 
@@ -41,18 +43,40 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
         plan: the stage.
         previous: the checkpoint of the stage before, for its optimiser's moments.
     """
-    resume_from = processes.from_first(run_folder.newest_checkpoint(run.run_dir, plan))
-    steps_done = read_checkpoint(resume_from)["hdm"]["step"] if resume_from else 0
-    data = build_datamodule(run.settings, plan, consumed=steps_done * plan.settings.batch_size)
+    start = _start(run, plan)
+    data = build_datamodule(run.settings, plan, consumed=start.consumed(plan.settings.batch_size))
     prepare_network(run.network, plan.settings, run.settings.trainer)
     module = FlowMatchingModule(
-        run.network, run.encoders, plan, run.settings.optimizer, run.settings.logger, run.settings.seed
+        run.network,
+        run.encoders,
+        plan,
+        run.settings.optimizer,
+        run.settings.logger,
+        run.settings.seed,
+        skipped=start.skipped,
+        rewinds=start.rewinds,
     )
     callbacks = stage_callbacks(run, plan, data, previous)
-    trainer = stage_trainer(run, plan, callbacks, first_step=steps_done)
+    trainer = stage_trainer(run, plan, callbacks, first_step=start.step)
+    ledger = next(callback for callback in callbacks if isinstance(callback, KeepLedger))
     begin = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
-    _finish(run, plan, trainer, module, callbacks, time.monotonic() - begin)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+        _finish(run, plan, trainer, module, callbacks, time.monotonic() - begin)
+    except (LossRewind, StoppedBySignal) as end:
+        ledger.note("rewind" if isinstance(end, LossRewind) else "stop", trainer, module, reason=str(end))
+        raise
+
+
+def _start(run: "Run", plan: StagePlan) -> StartPoint:
+    """Where the fit begins, decided by the first process, which clears away what a rewind has superseded."""
+    start = None
+    if processes.rank() == 0:
+        checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
+        start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
+        remove_superseded(checkpoints, start)
+    decided: StartPoint = processes.from_first(start)
+    return decided
 
 
 def stage_callbacks(
@@ -60,7 +84,8 @@ def stage_callbacks(
 ) -> list[Callback]:
     """The stage's callbacks in the order in which they act after a step.
 
-    Averages come first, so that all that follows sees them; the checkpoint comes after validation and
+    The guard comes first, so that nothing uses weights that have gone wrong, then the averages, so that all that
+    follows sees them; the checkpoint comes after validation and
     pictures, so that a resumed run does not repeat them; the signal comes last.
     """
     settings, stage = run.settings, plan.settings
@@ -69,8 +94,10 @@ def stage_callbacks(
     scalars = LogScalars(settings.logger.every_steps)
     validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
-    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep)
+    guard = _guard(run, plan)
+    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep, before=guard.look)
     callbacks: list[Callback] = [
+        guard,
         AverageWeights(run.averages, stage.batch_size),
         scalars,
         validation,

@@ -1,6 +1,7 @@
 """Training checkpoints of a stage: when they are written and which are kept."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,10 +29,14 @@ class SaveCheckpoints(StepWatcher, Callback):
         folder: where they go.
         every: optimiser steps between two; 0 means the end only.
         keep: how many stay on disk.
+        before: called on every process before anything is written; what it raises keeps the checkpoint off the disk.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
+    def __init__(
+        self, folder: Path, every: int, keep: int, before: Callable[[Trainer], None] | None = None
+    ) -> None:
         super().__init__()
+        self.before = before
         self.folder = folder
         self.every = every
         self.keep = max(1, keep)
@@ -52,6 +57,8 @@ class SaveCheckpoints(StepWatcher, Callback):
         path = checkpoint_path(self.folder, trainer.global_step)
         if trainer.strategy.broadcast(path.exists()):
             return
+        if self.before is not None:
+            self.before(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             for old in checkpoints_in(self.folder)[: -self.keep]:

@@ -1,7 +1,5 @@
 """The run's ledger: one JSON line per event, across restarts."""
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.json_lines import append_line, read_lines
 from hdm_lightning.training.stages import StagePlan
 
 
@@ -24,24 +23,11 @@ class Ledger:
         """Write one line and sync it, so that a crash loses at most the line being written."""
         if not self.writes:
             return
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
 
     def events(self) -> list[dict[str, Any]]:
         """All whole lines."""
-        if not self.path.exists():
-            return []
-        events = []
-        for line in self.path.read_text().splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:  # the line a crash cut short
-                continue
-        return events
+        return read_lines(self.path)
 
     def seconds_spent(self, stage: str | None = None) -> float:
         """Wall-clock seconds of training so far, of one stage or of all."""
@@ -88,8 +74,8 @@ class KeepLedger(StepWatcher, Callback):
         if due(step, self.every, trainer.max_steps):
             self.note("progress", trainer, module)
 
-    def note(self, event: str, trainer: Trainer, module: LightningModule) -> None:
-        """Append a line with what was spent since the last one."""
+    def note(self, event: str, trainer: Trainer, module: LightningModule, **values: Any) -> None:
+        """Append a line with what was spent since the last one, and further values."""
         now = time.monotonic()
         seconds, self._mark = now - self._mark, now
         hours = seconds * self.plan.world_size / 3600
@@ -102,6 +88,7 @@ class KeepLedger(StepWatcher, Callback):
             device_hours=round(hours, 6),
             cost_usd=round(hours * self.usd_per_device_hour, 6),
             peak_memory_gb=peak,
+            **values,
         )
 
     def stage_seconds(self) -> float:

@@ -1,0 +1,120 @@
+"""Rewinding a stage: the record of what was skipped, and from which checkpoint a start goes on.
+
+`rewinds.jsonl` in a stage's folder has a line for each rewind. A checkpoint notes how many lines there were
+when the fit that wrote it began; a line that came later and goes back behind the checkpoint supersedes it.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.json_lines import append_line, read_lines
+
+RECORD = "rewinds.jsonl"
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """One line of the record.
+
+    Attributes:
+        reason: what had gone wrong.
+        step: the optimiser step at which it showed.
+        checkpoint_step: the step that the stage goes on from; 0 is its beginning.
+        first: position of the first sample that is skipped.
+        end: position after the last one.
+        skipped: samples skipped before the next step by this and all earlier rewinds.
+        suspects: keys of the samples whose loss was not finite, or highest.
+        keys: keys of the samples skipped, in the order of their positions.
+        keys_forgotten: further samples skipped, whose keys were too many to be kept.
+    """
+
+    reason: str
+    step: int
+    checkpoint_step: int
+    first: int
+    end: int
+    skipped: int
+    suspects: list[str]
+    keys: list[str]
+    keys_forgotten: int = 0
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a fit of a stage begins.
+
+    Attributes:
+        checkpoint: the file, or None for the stage's beginning.
+        step: optimiser steps done.
+        skipped: samples that rewinds have skipped before the next step.
+        rewinds: lines of the record.
+    """
+
+    checkpoint: Path | None
+    step: int
+    skipped: int
+    rewinds: int
+
+    def consumed(self, batch_size: int) -> int:
+        """Position of the first sample of the next step."""
+        return self.step * batch_size + self.skipped
+
+
+def write_rewind(folder: Path, rewind: Rewind) -> None:
+    """Add a line to the record of the stage in `folder`, synced."""
+    append_line(folder / RECORD, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})
+
+
+def read_rewinds(folder: Path) -> list[Rewind]:
+    """The record of the stage in `folder`, oldest first."""
+    lines = read_lines(folder / RECORD)
+    return [Rewind(**{key: value for key, value in line.items() if key != "time"}) for line in lines]
+
+
+def start_point(checkpoints: Path, rewinds: list[Rewind], calm_by: str | None = None) -> StartPoint:
+    """The newest checkpoint that no later rewind supersedes, and what is skipped after it.
+
+    Args:
+        checkpoints: the stage's folder of checkpoints.
+        rewinds: the stage's record.
+        calm_by: key of a guard among a checkpoint's callbacks; checkpoints written while that guard saw a loss
+            that was high already are then taken only where there is no other.
+    """
+    found = [(path, _read_lazily(path)) for path in checkpoints_in(checkpoints)]
+    usable = [(path, saved) for path, saved in found if not _superseded(saved["hdm"], rewinds)]
+    calm = [(path, saved) for path, saved in usable if calm_by is None or _streak(saved, calm_by) == 0]
+    if not usable:
+        return _after(None, {"step": 0}, rewinds)
+    path, saved = (calm or usable)[-1]
+    return _after(path, saved["hdm"], rewinds)
+
+
+def remove_superseded(checkpoints: Path, start: StartPoint) -> None:
+    """Delete the checkpoints beyond the start, which would otherwise pass for those of steps to come."""
+    for path in checkpoints_in(checkpoints):
+        if start.checkpoint is None or path.name > start.checkpoint.name:
+            path.unlink(missing_ok=True)
+
+
+def _superseded(position: dict[str, Any], rewinds: list[Rewind]) -> bool:
+    return any(rewind.checkpoint_step < position["step"] for rewind in rewinds[position.get("rewinds", 0) :])
+
+
+def _after(path: Path | None, position: dict[str, Any], rewinds: list[Rewind]) -> StartPoint:
+    here = [rewind.skipped for rewind in rewinds if rewind.checkpoint_step == position["step"]]
+    return StartPoint(path, position["step"], max([position.get("skipped", 0), *here]), len(rewinds))
+
+
+def _streak(checkpoint: dict[str, Any], guard_key: str) -> int:
+    return int(checkpoint["callbacks"].get(guard_key, {}).get("streak", 0))
+
+
+def _read_lazily(path: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors stay on disk until they are used."""
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return loaded
