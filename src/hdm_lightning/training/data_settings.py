@@ -13,6 +13,7 @@ from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
@@ -180,7 +181,7 @@ def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str) 
         workers=data.workers,
         max_bad_share=data.max_bad_share,
         bad_patience=data.bad_patience,
-        quarantine=f"{settings.run_dir}/quarantine.jsonl",
+        quarantine=f"{settings.run_dir}/{run_folder.QUARANTINE}",
         cache_dir=data.cache_dir,
         cache_gb=data.cache_gb,
         memory_cache_gb=data.memory_cache_gb,

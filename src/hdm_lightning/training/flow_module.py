@@ -15,6 +15,7 @@ from hdm_lightning.training.flow_step import (
     LossByTime,
     Network,
     crop_geometry,
+    fed_tokens,
     flow_loss,
     routed,
 )
@@ -94,9 +95,7 @@ class FlowMatchingModule(pl.LightningModule):
         """Encode the captions and place the crops."""
         grid = (batch["image"].shape[-2] // self.token_px, batch["image"].shape[-1] // self.token_px)
         positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config)
-        tokens, lengths = batch["tokens"], batch["lengths"]
-        if tokens.device.type == "cpu":  # elsewhere this would wait for the device and change compiled shapes
-            tokens = tokens[:, : int(lengths.max())]
+        tokens, lengths = fed_tokens(batch["tokens"], batch["lengths"]), batch["lengths"]
         return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
@@ -132,9 +131,14 @@ class FlowMatchingModule(pl.LightningModule):
         """Clipping and the step itself count as the optimiser's time."""
         self.clock.start("optimiser")
 
+    def on_train_start(self) -> None:
+        """The wait for the first batch begins: callbacks have had their turn before the module."""
+        self.clock.begin_wait()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End of the optimiser's time, where there was a step."""
+        """End of the optimiser's time, where there was a step; callbacks have had their turn."""
         self.clock.stop("optimiser")
+        self.clock.begin_wait()
 
     def configure_optimizers(self) -> Any:
         """The stage's optimiser with warm-up and cosine, one tick per step."""

@@ -34,6 +34,13 @@ class Conditioning:
     log_aspect_ratio: Tensor
 
 
+def fed_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Caption tokens (B,L) as they are fed: on a CPU cut to the longest of the lengths (B,), else as padded."""
+    if tokens.device.type != "cpu":  # the longest would have to be waited for, and would change compiled shapes
+        return tokens
+    return tokens[:, : int(lengths.max())]
+
+
 def crop_geometry(crop: Tensor, grid: tuple[int, int], token_px: int, config: XUTConfig) -> tuple[Tensor, Tensor]:
     """Token positions (B,N,2) and log aspect ratio (B,) of crops given in pixels as (top, left, full H, full W).
 

@@ -14,6 +14,7 @@ from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
 from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.hparams import write_hparams
 from hdm_lightning.training.initial_weights import initial_network
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.process_body import describe_run, run_process
@@ -79,6 +80,7 @@ def run_schedule(run: Run) -> None:
         previous = plan
     if previous is not None:
         export_final(run, _checkpoint_of(run, previous))
+        write_hparams(run)
 
 
 def _checkpoint_of(run: Run, plan: StagePlan) -> Path:

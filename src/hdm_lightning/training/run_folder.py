@@ -11,6 +11,7 @@ from hdm_lightning.training.stages import StagePlan
 
 CONFIG = "config.yaml"
 LEDGER = "ledger.jsonl"
+QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"
 FINAL = "final"
 DONE = "done.json"

@@ -209,6 +209,7 @@ class TrainerSettings:
         compile: compile the network in place.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
+        peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
         compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
         static_graph: let DDP assume that every step uses the same parameters.
     """
@@ -220,6 +221,7 @@ class TrainerSettings:
     compile: bool = False
     threads: int = 0
     usd_per_device_hour: float = 0.0
+    peak_tflops: float | None = None
     compress_gradients: bool = False
     static_graph: bool = False
 

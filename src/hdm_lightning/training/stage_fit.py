@@ -23,12 +23,14 @@ from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySign
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
+from hdm_lightning.training.data_counts import DataCounts
 from hdm_lightning.training.data_settings import build_datamodule
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
 from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.tensorboard import stage_logger
+from hdm_lightning.training.throughput import stage_flops
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule
@@ -91,7 +93,8 @@ def stage_callbacks(
     settings, stage = run.settings, plan.settings
     save_every = plan.steps_for(stage.save_every)
     ledger = KeepLedger(run.ledger, plan, save_every, settings.trainer.usd_per_device_hour)
-    scalars = LogScalars(settings.logger.every_steps)
+    counts = DataCounts(data.train_plan.samples, run.run_dir / run_folder.QUARANTINE)
+    scalars = LogScalars(settings.logger.every_steps, counts, settings.trainer.peak_tflops)
     validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
     guard = _guard(run, plan)
@@ -116,10 +119,25 @@ def stage_callbacks(
     if settings.schedule.carry_moments and previous is not None:
         callbacks.insert(0, CarryMoments(previous))
     if settings.callbacks.progress_bar and processes.rank() == 0:
-        samples = sum(each.samples for each in run.plans)
-        callbacks.insert(-1, ShowProgress(plan, samples, ledger, scalars))
+        callbacks.insert(-1, ShowProgress(plan, _samples_after(run, plan), ledger, scalars))
     extra = [hydra.utils.instantiate(each) for each in settings.callbacks.extra.values()]
     return [*callbacks[:-1], *extra, callbacks[-1]]
+
+
+def _samples_after(run: "Run", plan: StagePlan) -> float:
+    """What the stages after this one cost, in samples of this stage, by the network's operations."""
+    factor = run.encoders.autoencoder.factor
+    costs = {each.number: stage_flops(run.network.config, each.settings, factor) for each in run.plans}
+    later = [each for each in run.plans if each.number > plan.number]
+    return sum(each.samples * costs[each.number] for each in later) / costs[plan.number]
+
+
+def _guard(run: "Run", plan: StagePlan) -> GuardLoss:
+    """Watches the loss, always before validation, pictures and checkpoints."""
+    rules, stage = run.settings.guard, plan.settings
+    detector = SpikeDetector(rules.spike_factor, rules.spike_steps, rules.warmup_steps)
+    uses = (stage.validate_every, stage.sample_every, stage.save_every)
+    return GuardLoss(detector, [plan.steps_for(samples) for samples in uses])
 
 
 def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_step: int) -> Trainer:

@@ -5,15 +5,26 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 LAYOUT = {
-    "Training": {
-        "loss": ["Multiline", ["train/loss", "validation/loss_.*"]],
-        "loss by time": ["Multiline", ["train_loss_by_time/.*"]],
-        "speed": ["Multiline", ["speed/images_per_s"]],
-        "a step's time (ms)": ["Multiline", ["step_time_ms/.*"]],
-        "gradient norm": ["Multiline", ["optimiser/gradient_norm"]],
-        "learning rate, share of base": ["Multiline", ["optimiser/learning_rate_factor"]],
-    }
+    "Is it learning?": {
+        "loss: training, validation": ["Multiline", ["train/loss", "validation/loss_.*"]],
+        "loss by time t (1 is noise)": ["Multiline", ["train_loss_by_time/.*"]],
+        "gradient norm before clipping": ["Multiline", ["optimiser/gradient_norm"]],
+        "learning rate, share of the stage's": ["Multiline", ["optimiser/learning_rate_factor"]],
+        "weight norm": ["Multiline", ["optimiser/weight_norm"]],
+    },
+    "Is it fast?": {
+        "images a second": ["Multiline", ["speed/images_per_s"]],
+        "where a step's time goes (ms)": ["Multiline", ["step_time_ms/.*"]],
+        "TFLOP/s of the network": ["Multiline", ["speed/tflops"]],
+        "shares: of peak (MFU), of the time spent training": ["Multiline", ["speed/mfu", "speed/training_share"]],
+        "memory (GB)": ["Multiline", ["memory_gb/.*"]],
+    },
+    "What has it seen?": {
+        "passes over the data": ["Multiline", ["data/passes"]],
+        "samples that could not be used": ["Multiline", ["data/holes", "data/quarantined"]],
+    },
 }
+"""Categories and charts of the Custom Scalars page, most asked first; tags are regular expressions."""
 
 
 def stage_logger(folder: Path, config_text: str, first_sample: int) -> TensorBoardLogger:

@@ -113,7 +113,7 @@ def vae_callbacks(
         ledger,
     ]
     if settings.logger.progress_bar and processes.rank() == 0:
-        callbacks.append(ShowProgress(plan, plan.samples, ledger, scalars))  # type: ignore[arg-type]
+        callbacks.append(ShowProgress(plan, 0, ledger, scalars, loss="train/pixel"))
     return [*callbacks, StopOnSignal(save.save)]
 
 

@@ -95,7 +95,10 @@ class KeepLedger(StepWatcher, Callback):
         """Wall-clock seconds of the stage so far, restarts included."""
         return self.stage_before_s + time.monotonic() - self._begin
 
+    def device_hours(self) -> float:
+        """Hours of the whole run so far, times the devices."""
+        return (self.before_s + time.monotonic() - self._begin) / 3600 * self.plan.world_size
+
     def cost_usd(self) -> float:
         """Dollars of the whole run so far."""
-        hours = (self.before_s + time.monotonic() - self._begin) / 3600
-        return hours * self.plan.world_size * self.usd_per_device_hour
+        return self.device_hours() * self.usd_per_device_hour

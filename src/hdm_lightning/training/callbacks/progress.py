@@ -1,18 +1,23 @@
 """One line that says where the run is: stage, samples, speed, loss, time left, cost so far."""
 
 import time
-from typing import Any
+from typing import Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hdm_lightning.training.callbacks.ledger import KeepLedger
-from hdm_lightning.training.callbacks.scalars import LogScalars
 from hdm_lightning.training.callbacks.steps import StepWatcher
 from hdm_lightning.training.stages import StagePlan
 
 PLAIN_INTERVAL_S = 30.0
+
+
+class Latest(Protocol):
+    """Whoever knows the latest scalars."""
+
+    latest: dict[str, float]
 
 
 class ShowProgress(StepWatcher, Callback):
@@ -20,26 +25,29 @@ class ShowProgress(StepWatcher, Callback):
 
     Args:
         plan: the stage.
-        samples_in_schedule: of all stages together, for the time left of the schedule.
+        samples_after: what the stages after this one come to, in samples of this stage: each of their samples
+            counts as often as it costs.
         ledger: knows the cost so far.
-        scalars: knows the latest loss.
+        scalars: knows the latest loss, under `loss`.
         console: where to write; a new one by default.
     """
 
     def __init__(
         self,
         plan: StagePlan,
-        samples_in_schedule: int,
+        samples_after: float,
         ledger: KeepLedger,
-        scalars: LogScalars,
+        scalars: Latest,
         console: Console | None = None,
+        loss: str = "train/loss",
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.samples_in_schedule = samples_in_schedule
+        self.samples_after = samples_after
         self.ledger = ledger
         self.scalars = scalars
         self.console = console or Console()
+        self.loss = loss
         self._bar: Progress | None = None
         self._begin = (0.0, 0)
         self._last_line = 0.0
@@ -80,17 +88,25 @@ class ShowProgress(StepWatcher, Callback):
         began, first = self._begin
         rate = (step - first) * self.plan.settings.batch_size / max(time.monotonic() - began, 1e-9)
         samples = step * self.plan.settings.batch_size
-        left_in_stage = self.plan.samples - samples
-        left_in_all = self.samples_in_schedule - self.plan.samples_before - samples
-        loss: Any = self.scalars.latest.get("train/loss")
+        left = self.plan.samples - samples
+        loss = self.scalars.latest.get(self.loss)
         parts = [
             f"{samples:,}/{self.plan.samples:,} samples",
             f"{rate:,.1f} images/s",
             *([f"loss {loss:.4f}"] if loss is not None else []),
-            f"left {duration(left_in_stage / max(rate, 1e-9))} (all {duration(left_in_all / max(rate, 1e-9))})",
-            *([f"${self.ledger.cost_usd():.2f}"] if self.ledger.usd_per_device_hour else []),
+            *([f"left {self._left(left, rate)} (all {self._left(left + self.samples_after, rate)})"] if rate else []),
+            self._spent(),
         ]
         return " · ".join(parts)
+
+    def _left(self, samples: float, rate: float) -> str:
+        return duration(samples / rate)
+
+    def _spent(self) -> str:
+        """Dollars where a device has a price, else hours of devices."""
+        if self.ledger.usd_per_device_hour:
+            return f"${self.ledger.cost_usd():.2f}"
+        return f"{self.ledger.device_hours():.2f} device-hours"
 
 
 def duration(seconds: float) -> str:

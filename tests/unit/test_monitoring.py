@@ -1,0 +1,122 @@
+"""Throughput, memory, data counts, the progress line and the settings' row, against numbers computed apart."""
+
+import io
+import json
+import resource
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.routing import random_keep
+from hdm_lightning.training import throughput
+from hdm_lightning.training.callbacks import progress
+from hdm_lightning.training.callbacks.ledger import KeepLedger, Ledger
+from hdm_lightning.training.clock import SectionClock
+from hdm_lightning.training.data_counts import DataCounts
+from hdm_lightning.training.flow_step import fed_tokens
+from hdm_lightning.training.hparams import flat_settings
+from hdm_lightning.training.memory_use import memory_gb
+from hdm_lightning.training.settings import ScheduleSettings, StageSettings
+from hdm_lightning.training.stages import plan_stages
+from hdm_lightning.training.throughput import peak_tflops, stage_flops, training_flops
+
+CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_training_flops_are_what_torch_counts_in_a_forward_and_backward_pass(rate):
+    network = XUT(CONFIG)
+    latent = torch.randn(1, 4, 8, 8, requires_grad=True)  # else the first layers' backward is spared
+    context = torch.randn(1, 6, 16, requires_grad=True)
+    keep = random_keep(1, 16, rate, torch.Generator().manual_seed(0)) if rate else None
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused kernels are not counted
+        network(latent, torch.rand(1), context, keep=keep).sum().backward()
+    counted = training_flops(CONFIG, (8, 8), 6, rate)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_a_stage_is_counted_with_its_context_and_routing():
+    stage = StageSettings(resolution=64, routing_rate=0.5, context_length=6)
+    assert stage_flops(CONFIG, stage, factor=8) == training_flops(CONFIG, (8, 8), 6, 0.5)
+    assert stage_flops(CONFIG, stage, factor=8) < training_flops(CONFIG, (8, 8), 6, 0.0)
+
+
+def test_peak_rate_is_as_configured_or_of_a_known_gpu(monkeypatch):
+    assert peak_tflops(torch.device("cpu"), None) is None
+    assert peak_tflops(torch.device("cpu"), 2.5) == 2.5
+    for name, peak in (("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA GeForce RTX 5090", 209.5), ("Odd Card 7", None)):
+        monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_tflops(torch.device("cuda"), None) == peak
+
+
+def test_resident_memory_follows_an_allocation_of_known_size():
+    before = memory_gb(torch.device("cpu"))["host"]
+    block = torch.ones(25_000_000)  # 100 MB, written to
+    now = memory_gb(torch.device("cpu"))
+    assert now["host"] - before == pytest.approx(0.1, abs=0.02)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    assert now["host_peak"] == pytest.approx(peak, rel=0.01)
+    assert block[0] == 1
+
+
+def test_data_counts_know_passes_and_different_bad_samples(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    counts = DataCounts(pass_samples=40, quarantine=path)
+    assert counts.metrics(10)["data/quarantined"] == 0
+    rows = [{"shard": "a", "key": str(k), "ordinal": k, "reason": "r", "index": i} for i, k in enumerate((1, 2, 2))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts.holes = 3.0
+    expected = {"data/samples": 100, "data/passes": 2.5, "data/holes": 3, "data/quarantined": 2}
+    assert counts.metrics(100) == expected
+
+
+def test_tokens_are_cut_to_the_longest_caption_on_a_cpu():
+    tokens = torch.arange(24).view(2, 12)
+    assert torch.equal(fed_tokens(tokens, torch.tensor([3, 5])), tokens[:, :5])
+    assert fed_tokens(tokens.to("meta"), torch.tensor([3, 5])).shape == (2, 12)
+
+
+def test_waiting_counts_as_data_time(monkeypatch):
+    clock, now = SectionClock(), [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock.end_wait()
+    assert clock.drain() == {}
+    clock.begin_wait()
+    now[0] = 10.25
+    clock.end_wait()
+    assert clock.drain() == {"data": 0.25}
+
+
+def stage(**changes):
+    values = {"resolution": 64, "samples": 1000, "batch_size": 10, "micro_batch_size": 5, "learning_rate": 1.0}
+    return StageSettings(**{**values, **changes})
+
+
+@pytest.mark.parametrize(("price", "spent"), [(3.0, "$1.50"), (0.0, "0.50 device-hours")])
+def test_the_progress_line_says_what_is_left_and_spent(tmp_path, monkeypatch, price, spent):
+    plan = plan_stages(ScheduleSettings(stages={"px64": stage(), "px128": stage(samples=500)}), 2)[0]
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    text = io.StringIO()
+    ledger = KeepLedger(Ledger(tmp_path / "ledger.jsonl", writes=True), plan, 0, price)
+    console = Console(file=text, width=200)
+    bar = progress.ShowProgress(plan, 2000.0, ledger, SimpleNamespace(latest={"train/loss": 0.5}), console)
+    bar.on_train_start(SimpleNamespace(global_step=0), None)
+    now[0] += 900.0
+    bar.on_step_end(None, None, 25)
+    rate = 250 / 900  # 750 samples are left here, 2000 more after this stage
+    left, everything = progress.duration(750 / rate), progress.duration(2750 / rate)
+    assert (left, everything) == ("45:00", "2:45:00")
+    line = f"px64: 250/1,000 samples · 0.3 images/s · loss 0.5000 · left {left} (all {everything}) · {spent}\n"
+    assert text.getvalue() == line
+
+
+def test_settings_are_flattened_without_what_says_nothing_about_the_run():
+    config = {"seed": 1, "run_dir": "x", "model": {"width": 8, "skips": "last"}, "logger": {"every_steps": 1}}
+    flat = flat_settings({**config, "betas": [0.9, 0.98], "init": None})
+    assert flat == {"seed": 1, "model.width": 8, "model.skips": "last", "betas": "[0.9, 0.98]", "init": "null"}
