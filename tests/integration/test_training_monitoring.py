@@ -1,0 +1,81 @@
+"""What a run leaves for TensorBoard, read back and held against numbers computed apart."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from hdm_lightning.models.counts import Workload, forward_flops
+from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.job import check_job, run_job
+
+PEAK = 0.001
+PASS = 40
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, events
+
+
+@pytest.fixture(scope="module")
+def finished(toy_job, tmp_path_factory):
+    config = toy_job(tmp_path_factory.mktemp("monitored"), px16={}, px32={"resolution": 32, "samples": 16})
+    config["trainer"] |= {"peak_tflops": PEAK, "usd_per_device_hour": 0.5}
+    assert run_job(check_job(config)) == 0
+    return config
+
+
+def test_scalars_of_a_run(finished):
+    run_dir = Path(finished["run_dir"])
+    tags, events = scalars(run_dir / "01-px16" / "tensorboard")
+    for (step, speed), (_, utilisation) in zip(tags["speed/tflops"], tags["speed/mfu"], strict=True):
+        assert utilisation == pytest.approx(speed / PEAK, rel=1e-5)
+        assert speed > 0 and step % 16 == 0
+    # every caption of the shards has six words, so six tokens are fed; an 8x8 grid would be 32 px at factor 4
+    model = model_config_from(finished["model"])
+    flops = 3 * forward_flops(model, Workload.of(model, 4, 4, 6, rate=0.5)).total
+    for (_, speed), (_, rate) in zip(tags["speed/tflops"], tags["speed/images_per_s"], strict=True):
+        assert speed == pytest.approx(rate * flops / 1e12, rel=1e-5)
+    assert tags["data/samples"][-1] == (48, 48)
+    assert tags["data/passes"][-1][1] == pytest.approx(48 / PASS)
+    assert {value for _, value in tags["data/holes"]} == {0}
+    assert 0 < tags["memory_gb/host"][-1][1] <= tags["memory_gb/host_peak"][-1][1] * 1.01
+    assert all(0 < value <= 1 for _, value in tags["speed/training_share"])
+    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in ("data", "vae", "text", "xut", "optimiser"))
+    assert 0.5 < parts / tags["step_time_ms/whole"][-1][1] < 1.05
+    second, _ = scalars(run_dir / "02-px32" / "tensorboard")
+    assert second["train/loss"][-1][0] == 64  # one axis over stages
+    assert second["data/samples"][-1] == (64, 16)
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_every_chart_of_the_first_page_shows_something(finished):
+    tags, events = scalars(Path(finished["run_dir"]) / "01-px16" / "tensorboard")
+    proto = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(proto)
+    assert layout.category[0].title == "Is it learning?"
+    for category in layout.category:
+        for chart in category.chart:
+            shown = [tag for tag in tags for pattern in chart.multiline.tag if re.fullmatch(pattern, tag)]
+            assert shown, chart.title
+
+
+def test_the_settings_and_the_outcome_of_a_run_stand_in_one_row(finished):
+    run_dir = Path(finished["run_dir"])
+    tags, events = scalars(run_dir / "hparams")
+    done = json.loads((run_dir / "02-px32" / "done.json").read_text())
+    for name, value in done["validation"].items():
+        assert tags[f"final/validation_loss_{name}"] == [(64, pytest.approx(value, rel=1e-6))]
+    spent = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    assert tags["final/cost_usd"][0][1] == pytest.approx(sum(e.get("cost_usd", 0) for e in spent), rel=1e-5)
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    row = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert row["schedule.stages.px16.learning_rate"].number_value == 0.2
+    assert row["optimizer.rule"].string_value == "mup"
+    assert "run_dir" not in row
