@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from hdm_lightning.diffusion import flow, sampling, times
+from hdm_lightning.diffusion.guidance import one_by_one
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import TextEncoderSource, load_bundle, save_bundle
+from hdm_lightning.generation import pipeline as pipeline_module
+from hdm_lightning.generation.branches import velocities
+from hdm_lightning.generation.bundle import load_bundle, save_bundle
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage, to_uint8
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.positions import token_positions
@@ -117,6 +122,53 @@ def test_the_pipeline_is_the_formula(pipeline):
             x = x + (then - now) * (unconditional + 2.0 * (conditional - unconditional))
     expected = to_uint8(pipeline.autoencoder.decode(x))
     assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, {2: 4}),
+        ({"guidance_interval": (0.0, 0.5)}, {1: 2, 2: 2}),
+        ({"conditional_rate": 0.25, "unconditional_rate": 0.25}, {2: 4}),
+        ({"unconditional_rate": 0.5}, {1: 8}),
+        ({"routing_scale": 1.5, "weak_rate": 0.5, "unconditional_rate": 0.5}, {1: 4, 2: 4}),
+        ({"negative_prompt": "a green square"}, {2: 4}),
+    ],
+    ids=["dense", "interval", "routed", "different rates", "routing guidance", "negative prompt"],
+)
+def test_branches_of_one_rate_go_through_the_network_together(pipeline, monkeypatch, changes, passes):
+    """In float64, where nothing but an error could make a millionth of a difference."""
+    settings = dataclasses.replace(SETTINGS, solver="euler", **changes)
+    model, widths = pipeline.model.double(), []
+    monkeypatch.setattr(pipeline.text_encoder, "model", pipeline.text_encoder.model.double())
+    monkeypatch.setattr(pipeline.autoencoder, "decode", lambda latent: latent)
+    monkeypatch.setattr(pipeline_module, "to_uint8", lambda latent: latent)
+    handle = model.register_forward_pre_hook(lambda _module, arguments: widths.append(len(arguments[0]) // 2))
+    drawn = []
+    try:
+        for evaluate in (velocities, one_by_one):
+            monkeypatch.setattr(pipeline_module, "velocities", evaluate)
+            drawn.append(pipeline(PROMPTS[:2], [5, 6], settings))
+    finally:
+        handle.remove()
+        model.float()
+    together, apart = drawn
+    assert (together - apart).norm() < 1e-6 * apart.norm()
+    counts = Counter(widths)
+    separate = sum(size * number for size, number in passes.items())
+    assert counts == Counter(passes) + Counter({1: separate})
+
+
+def test_sizes_that_do_not_fit_are_drawn_larger_and_cut(pipeline):
+    settings = dataclasses.replace(SETTINGS, height=30, width=45, on_indivisible="pad")
+    whole = pipeline(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, height=32, width=48))
+    assert torch.equal(pipeline(PROMPTS[:1], [3], settings), whole[..., :30, :45])
+    image = torch.randint(0, 256, (1, 3, 30, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = pipeline(PROMPTS[:1], [3], dataclasses.replace(settings, strength=1e-4), images=image)
+    mirrored = torch.cat((image, image[:, :, [28, 27]]), dim=2)
+    mirrored = torch.cat((mirrored, mirrored[..., [43, 42, 41]]), dim=3)
+    seen = pipeline.autoencoder.decode(pipeline.autoencoder.encode(mirrored / 127.5 - 1.0))
+    assert (kept.int() - to_uint8(seen)[..., :30, :45].int()).abs().max() <= 2
 
 
 def test_image_to_image_starts_from_the_mixture(pipeline, monkeypatch):

@@ -9,8 +9,9 @@ from PIL import Image
 
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.png import read_record
+from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.models import XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -80,10 +81,28 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
     (repeated,) = (tmp_path / "b").glob("*.png")
     assert np.array_equal(pixels(original), pixels(repeated))
-    assert "warning" not in capsys.readouterr().err
+    assert "is not the one" not in capsys.readouterr().err
     Image.fromarray(255 - noise).save(start)
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
     assert f"warning: picture {start} is not the one" in capsys.readouterr().err
+
+
+def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_folder, tmp_path, capsys):
+    start = tmp_path / "start.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 59, 3), dtype=np.uint8)).save(start)
+    command = [str(run_folder), "a star", "--image", str(start), "--strength", "0.3"]
+    assert sample.main([*command, "--size", "image", "--out", str(tmp_path / "a")]) == 2
+    assert "--size: 59x41 is not made of multiples of 4\n  mend: give 60x40, or add" in capsys.readouterr().err
+    padded = ["--size", "image", "--on-indivisible", "pad"]
+    assert sample.main([*command, *padded, "--out", str(tmp_path / "a")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    (original,) = (tmp_path / "a").glob("*.png")
+    assert pixels(original).shape == (41, 59, 3)
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
+    (repeated,) = (tmp_path / "b").glob("*.png")
+    assert np.array_equal(pixels(original), pixels(repeated))
+    assert sample.main([*command, "--out", str(tmp_path / "c")]) == 0
+    assert f"warning: {start} is scaled and cut about its centre to 32x32" in capsys.readouterr().err
 
 
 def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monkeypatch):
@@ -99,8 +118,12 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a star", "--size", "33x32"], "--size: 33x32 is not made of multiples of 4\n  mend: give 32x32"),
+        (
+            ["a star", "--size", "33x32"],
+            "--size: 33x32 is not made of multiples of 4\n  mend: give 32x32, or add --on-indivisible pad",
+        ),
         (["a star", "--size", "big"], "--size: 'big' is no size"),
+        (["a star", "--size", "image"], "--size image: image means the picture to start from"),
         (["a star", "--solver", "magic"], "solver: got 'magic'"),
         (["a star", "--count", "0"], "--count: is 0"),
         (["a star", "--strength", "0.5"], "--strength: is given without a picture"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hdm_lightning.generation.jobs import DrawJob
     from hdm_lightning.generation.loading import LoadedModel
     from hdm_lightning.generation.record import ImageRecord
+    from hdm_lightning.generation.settings import SamplingSettings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     given = settings_given(arguments)
     image = _start_image(arguments, record)
     loaded = _load(arguments, arguments.model or Path(record.model if record else ""))
-    jobs = _jobs(arguments, given, prompts, loaded, record)
+    jobs = _jobs(arguments, given, prompts, loaded, record, image)
     album = Album(arguments.out, model=str(loaded.path), fingerprint=loaded.fingerprint, image=image)
     if record:
         for what in album.differences_from(record):
@@ -89,26 +90,39 @@ def _jobs(
     prompts: list[str],
     loaded: "LoadedModel",
     record: "ImageRecord | None",
+    image: Path | None,
 ) -> "list[DrawJob]":
     """What to draw: the picture's settings or the model's own, overridden by what the command says."""
     from hdm_lightning.generation.jobs import plan_jobs  # noqa: PLC0415  (torch)
     from hdm_lightning.generation.settings import SamplingSettings  # noqa: PLC0415
 
     base = {**(record.settings.to_json() if record else loaded.sampling), **given}
-    multiple = loaded.pipeline.size_multiple
+    sizes = sizes_of(arguments, image) or [{}]
     try:
-        settings = [SamplingSettings.from_json({**base, **size}) for size in sizes_of(arguments) or [{}]]
+        settings = [SamplingSettings.from_json({**base, **size}) for size in sizes]
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where="settings", mend="see hdm-sample --help") from error
     for one in settings:
-        if one.height % multiple or one.width % multiple:
-            raise UserError(
-                f"{one.width}x{one.height} is not made of multiples of {multiple}",
-                where="--size",
-                mend=f"give {_rounded(one.width, multiple)}x{_rounded(one.height, multiple)}",
-            )
+        _check_size(one, loaded.pipeline.size_multiple, image)
     seed = arguments.seed if arguments.seed is not None else (record.seed if record else 0)
     return plan_jobs(prompts, seed, arguments.count, settings)
+
+
+def _check_size(settings: "SamplingSettings", multiple: int, image: Path | None) -> None:
+    """Refuse a size that does not fit, and say so if the picture to start from is cut to it."""
+    from hdm_lightning.generation.start_image import is_cropped  # noqa: PLC0415  (torch, for --help's sake)
+
+    size = f"{settings.width}x{settings.height}"
+    if settings.on_indivisible == "refuse" and (settings.height % multiple or settings.width % multiple):
+        nearest = f"{_rounded(settings.width, multiple)}x{_rounded(settings.height, multiple)}"
+        raise UserError(
+            f"{size} is not made of multiples of {multiple}",
+            where="--size",
+            mend=f"give {nearest}, or add --on-indivisible pad",
+        )
+    if image is not None and is_cropped(image, settings):
+        what = f"{image} is scaled and cut about its centre to {size}"
+        print(f"warning: {what}; --size image keeps all of it", file=sys.stderr)
 
 
 def _draw(arguments: argparse.Namespace, loaded: "LoadedModel", jobs: "list[DrawJob]", album: "Album") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hdm_lightning.errors import UserError
 
+SIZE_OF_IMAGE = "image"
 # Options that go straight into the sampling settings of the same name.
 SETTINGS = (
     "steps",
@@ -24,18 +25,21 @@ SETTINGS = (
     "y_shift",
     "zoom",
     "strength",
+    "on_indivisible",
 )
 
 _DESCRIPTION = """Draw pictures from prompts.
 
 MODEL is a run's folder (its final/ is used), a final/ folder, a model.safetensors inside one, or a published
-single file. Prompts come from the command line, from --prompts FILE, or, if there are neither, one a line from
-standard input. Every PNG carries its settings; --repeat draws it again."""
+network: a single file (.safetensors, .ckpt) or a diffusers folder. Prompts come from the command line, from
+--prompts FILE, or, if there are neither, one a line from standard input. Every PNG carries its settings; --repeat
+draws it again."""
 
 _EXAMPLES = """examples:
   hdm-sample runs/shapes "a large red circle" --count 4
   hdm-sample runs/shapes --prompts prompts.txt --size 512x512 --size 768x384
   hdm-sample --repeat samples/0000.png --steps 50
+  hdm-sample runs/shapes "a star" --image sketch.png --strength 0.6 --size image --on-indivisible pad
 """
 
 
@@ -61,7 +65,14 @@ def _add_what(command: argparse.ArgumentParser) -> None:
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to guide away from (default: empty)")
     group.add_argument("--count", type=int, default=1, metavar="N", help="pictures of each prompt (default: 1)")
     group.add_argument("--seed", type=int, metavar="S", help="first seed, counted up (default: 0)")
-    group.add_argument("--size", action="append", metavar="WIDTHxHEIGHT", help="any size in pixels; repeat for several")
+    group.add_argument(
+        "--size", action="append", metavar="WIDTHxHEIGHT", help="in pixels, or: image, that of --image; may be repeated"
+    )
+    group.add_argument(
+        "--on-indivisible",
+        choices=("refuse", "pad"),
+        help="a size that the network's grid does not fit: refuse it (default), or draw larger and cut back",
+    )
     group.add_argument("--repeat", type=Path, metavar="PNG", help="draw this picture again from its own settings")
     group.add_argument("--image", type=Path, metavar="FILE", help="start from this picture (image-to-image)")
     group.add_argument("--strength", type=float, metavar="T", help="noise mixed into --image, above 0 to 1")
@@ -121,19 +132,31 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def sizes_of(arguments: argparse.Namespace) -> list[dict[str, int]]:
-    """Widths and heights asked for; empty if none were.
+def sizes_of(arguments: argparse.Namespace, image: Path | None) -> list[dict[str, int]]:
+    """Widths and heights asked for, `image` standing for those of the picture to start from; empty if none were.
 
     Raises:
         UserError: if a size is not WIDTHxHEIGHT.
     """
     sizes = []
     for size in arguments.size or []:
+        if size.strip().lower() == SIZE_OF_IMAGE:
+            sizes.append(_size_of_image(image))
+            continue
         match = re.fullmatch(r"(\d+)[x×](\d+)", size.strip().lower())
         if match is None:
             raise UserError(f"{size!r} is no size", where="--size", mend="give WIDTHxHEIGHT, as in 768x512")
         sizes.append({"width": int(match[1]), "height": int(match[2])})
     return sizes
+
+
+def _size_of_image(image: Path | None) -> dict[str, int]:
+    from hdm_lightning.generation.start_image import image_size  # noqa: PLC0415  (torch, for --help's sake)
+
+    if image is None:
+        raise UserError("image means the picture to start from", where="--size image", mend="add --image FILE")
+    width, height = image_size(image)
+    return {"width": width, "height": height}
 
 
 def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from hdm_lightning.errors import UserError
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.start_image import read_image
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,6 @@ def draw_jobs(
         )
         before += settings.steps
         yield from zip(batch, pictures, strict=True)
-
-
-def read_image(path: Path, settings: SamplingSettings) -> Tensor:
-    """A picture as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings.
-
-    Raises:
-        UserError: if the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error
-    size = (settings.width, settings.height)
-    fitted = ImageOps.fit(picture, size, method=Image.Resampling.BICUBIC)
-    pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(1, settings.height, settings.width, 3).permute(0, 3, 1, 2)
 
 
 def _batches(jobs: Sequence[DrawJob], size: int) -> Iterator[list[DrawJob]]:

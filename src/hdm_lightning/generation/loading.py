@@ -16,7 +16,8 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation import published_model
 from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, Weights, load_bundle
 from hdm_lightning.generation.fingerprints import sha256_of_all
-from hdm_lightning.generation.pipeline import TextToImage, require_fit
+from hdm_lightning.generation.fitting import require_fit
+from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.published_model import PublishedModel
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop.project_folder import is_project_folder

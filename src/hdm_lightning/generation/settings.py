@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hdm_lightning.diffusion.sampling import SOLVERS
+from hdm_lightning.encoders.padding import ON_INDIVISIBLE, OnIndivisible
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class SamplingSettings:
     """Settings that a batch of pictures shares.
 
     Args:
-        height, width: size in pixels, multiples of autoencoder factor × patch.
+        height, width: size in pixels, multiples of autoencoder factor × patch unless they are padded.
         negative_prompt: what the unconditional branch of classifier-free guidance reads.
         steps: solver steps.
         solver: a name in `diffusion.sampling.SOLVERS`.
@@ -26,6 +27,8 @@ class SamplingSettings:
         x_shift, y_shift: camera to the right and down, in position units (half the side of a square image).
         zoom: camera zoom; above 1 is closer.
         strength: image-to-image, the time in (0, 1] at which the given image is mixed with noise.
+        on_indivisible: what to do with another size: "refuse" it, or "pad" it to the next multiples, a given image
+            by mirroring its edges, and cut the picture back.
 
     Raises:
         ValueError: naming the setting that is out of its range.
@@ -47,10 +50,12 @@ class SamplingSettings:
     y_shift: float = 0.0
     zoom: float = 1.0
     strength: float = 1.0
+    on_indivisible: OnIndivisible = "refuse"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         self._require(self.solver in SOLVERS, "solver", f"one of {', '.join(SOLVERS)}")
+        self._require(self.on_indivisible in ON_INDIVISIBLE, "on_indivisible", f"one of {', '.join(ON_INDIVISIBLE)}")
         for name in ("height", "width", "steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("shift", "zoom"):
