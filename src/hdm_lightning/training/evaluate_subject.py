@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle
 from hdm_lightning.generation.fingerprints import sha256_of
@@ -21,6 +22,7 @@ from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.text_whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
 
@@ -175,11 +177,13 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     if averages:
         states = {EMA: {**states[RAW], **averages[0]}, **states}
     seen = plan.samples_before + int(place["samples"])
+    whitening_file = run.folder / run_folder.WHITENING
+    whitening = TextWhitening.load(whitening_file) if run.settings.text_encoder.whiten_captions else None
     facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
     pictures = run.settings.callbacks.pictures
     side = plan.settings.resolution
     sampling = {"height": side, "width": side, "steps": pictures.steps, "guidance_scale": pictures.guidance_scale}
-    networks = {name: _network_of(config, state) for name, state in states.items()}
+    networks = {name: _network_of(config, folded(state, whitening)) for name, state in states.items()}
     shared = _encoders(run, plan, options, next(iter(networks.values()))())
     return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
 

@@ -8,6 +8,7 @@ from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.handover import hand_over, network_weights, read_checkpoint
+from hdm_lightning.training.text_whitening import folded
 
 if TYPE_CHECKING:
     from hdm_lightning.training.run import Run
@@ -19,10 +20,11 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
         checkpoint = read_checkpoint(checkpoint_path)
         hand_over(checkpoint, run.network, run.averages)
         last = run.plans[-1].settings
-        raw = network_weights(checkpoint)
+        raw = folded(network_weights(checkpoint), run.whitening)
+        averaged = folded(run.averages.weights(0), run.whitening) if run.averages.halflives else raw
         save_bundle(
             run.run_dir / run_folder.FINAL,
-            run.averages.weights(0) if run.averages.halflives else raw,
+            averaged,
             xut=run.network.config,
             text_encoder=TextEncoderSource(
                 run.settings.text_encoder.name, run.settings.text_encoder.layer, last.context_length

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.names import published_names
 from hdm_lightning.interop.published import strip_prefix
@@ -14,6 +15,7 @@ from hdm_lightning.models import XUT
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.text_whitening import PROJECTION, unfolded
 
 MODEL_FILE = "model.safetensors"
 
@@ -47,11 +49,19 @@ class InitReport:
         return "\n".join(lines)
 
 
-def initial_network(settings: TrainSettings) -> tuple[XUT, InitReport | None]:
-    """The network that a run begins with, on the CPU and the same in every process, and what `init` gave it."""
+def initial_network(settings: TrainSettings, whitening: TextWhitening | None = None) -> tuple[XUT, InitReport | None]:
+    """The network that a run begins with, on the CPU and the same in every process, and what `init` gave it.
+
+    With `whitening`, what `init` learned on plain text states is turned into the same on white ones.
+    """
     torch.manual_seed(sub_seed(settings.seed, "weights"))
     network = XUT(model_config_from(settings.model))
-    return network, None if settings.init is None else load_initial_weights(network, settings.init)
+    if settings.init is None:
+        return network, None
+    report = load_initial_weights(network, settings.init)
+    if set(PROJECTION) <= set(report.loaded):
+        network.load_state_dict(unfolded(network.state_dict(), whitening))
+    return network, report
 
 
 def load_initial_weights(network: XUT, source: str) -> InitReport:

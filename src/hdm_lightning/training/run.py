@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averages import WeightAverages
@@ -21,6 +22,7 @@ from hdm_lightning.training.process_body import describe_run, run_process
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stage_rewind import train_stage
 from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.text_whitening import run_whitening
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Run:
         run_dir: the run's folder.
         plans: the stages.
         network: the network, on the CPU between stages.
+        whitening: of the text encoder's states, or None.
         encoders: the frozen encoders.
         averages: the weight averages.
         ledger: the run's ledger.
@@ -44,6 +47,7 @@ class Run:
     run_dir: Path
     plans: list[StagePlan]
     network: XUT
+    whitening: TextWhitening | None
     encoders: FrozenEncoders
     averages: WeightAverages
     ledger: Ledger
@@ -53,19 +57,22 @@ class Run:
 def build_run(settings: TrainSettings) -> Run:
     """Build the network, the encoders and the averages of a run, the same in every process."""
     kind = hardware.accelerator(settings.trainer)
-    network, report = initial_network(settings)
+    device = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
+    plans = plan_stages(settings.schedule, processes.world_size())
+    whitening = run_whitening(settings, plans[0], device)
+    network, report = initial_network(settings, whitening)
     if report is not None and processes.rank() == 0:
         print(report)
-    if kind == "cuda":
-        network.to(torch.device("cuda", torch.cuda.current_device()))
+    network.to(device)
     run_dir = Path(settings.run_dir)
     return Run(
         settings=settings,
         config_text=OmegaConf.to_yaml(OmegaConf.structured(settings)),
         run_dir=run_dir,
-        plans=plan_stages(settings.schedule, processes.world_size()),
+        plans=plans,
         network=network,
-        encoders=load_encoders(settings, kind),
+        whitening=whitening,
+        encoders=load_encoders(settings, kind, whitening),
         averages=WeightAverages(network, settings.callbacks.ema.halflife_samples, settings.callbacks.ema.ramp),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )

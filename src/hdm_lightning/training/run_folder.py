@@ -13,6 +13,7 @@ CONFIG = "config.yaml"
 LEDGER = "ledger.jsonl"
 QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"
+WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
 

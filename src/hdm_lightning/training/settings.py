@@ -100,6 +100,8 @@ class TextEncoderSettings:
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
         max_batch: captions encoded at once.
         cache_size: caption embeddings kept in memory; 0 means none.
+        whiten_captions: training captions on which the states' mean and covariance are measured, to be made
+            white before the network sees them (see `encoders.whitening`); 0 leaves the states as they are.
     """
 
     name: str = MISSING
@@ -107,6 +109,7 @@ class TextEncoderSettings:
     dtype: str = "auto"
     max_batch: int = 256
     cache_size: int = 0
+    whiten_captions: int = 0
 
 
 @dataclass
@@ -135,14 +138,18 @@ class OptimizerSettings:
     """The optimiser's kind and its rule of learning rates.
 
     Attributes:
-        name: `adamw`.
+        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest, see `training.muon`.
         rule: how a tensor's rate follows from the base rate, see `training.parameter_groups`.
         eps: AdamW's epsilon.
+        muon_momentum: Muon's momentum.
+        muon_rounds: Newton–Schulz rounds of a Muon step.
     """
 
     name: str = "adamw"
     rule: str = "mup"
     eps: float = 1e-8
+    muon_momentum: float = 0.95
+    muon_rounds: int = 5
 
 
 @dataclass

@@ -96,7 +96,7 @@ def _restore(run: "Run", checkpoint: dict[str, Any] | None) -> None:
     if checkpoint is not None:
         hand_over(checkpoint, run.network, run.averages)
     else:
-        run.network.load_state_dict(initial_network(run.settings)[0].state_dict())
+        run.network.load_state_dict(initial_network(run.settings, run.whitening)[0].state_dict())
         run.averages.restart()
 
 

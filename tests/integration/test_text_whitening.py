@@ -1,0 +1,78 @@
+"""A run on white text states: the folder keeps the map, and the exported model reads plain states."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.generation.bundle import load_bundle
+from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.models import XUT
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.checks import train_settings_from
+from hdm_lightning.training.evaluate_subject import load_subject
+from hdm_lightning.training.handover import network_weights, read_checkpoint
+from hdm_lightning.training.initial_weights import initial_network
+from hdm_lightning.training.job import check_job, run_job
+
+CAPTIONS = ["a red square", "two blue circles on white", ""]
+
+
+def velocity(network, encoder, tokenise):
+    """The network's answer to the captions, in float64 comparison range."""
+    generator = torch.Generator().manual_seed(1)
+    latent, t = torch.randn(3, 4, 4, 4, generator=generator), torch.tensor([0.2, 0.5, 0.9])
+    pairs = [tokenise(caption) for caption in CAPTIONS]
+    tokens, lengths = torch.tensor([tokens for tokens, _ in pairs]), torch.tensor([length for _, length in pairs])
+    with torch.no_grad():
+        return network(latent, t, encoder.encode(tokens, lengths), context_lengths=lengths)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, toy_job):
+    config = toy_job(tmp_path_factory.mktemp("whitened") / "run", px16={"samples": 16, "save_every": 8})
+    config["text_encoder"] = {**config["text_encoder"], "whiten_captions": 8}
+    assert run_job(check_job(config)) == 0
+    return config
+
+
+def test_the_exported_model_reads_plain_states(run):
+    folder = Path(run["run_dir"])
+    whitening = TextWhitening.load(folder / "text_whitening.safetensors")
+    plain, tokenise = load_text_encoder(run["text_encoder"]["name"]), Tokeniser(run["text_encoder"]["name"], 8)
+    exported = load_bundle(folder / "final").load_model("raw")
+    trained = XUT(exported.config)
+    newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
+    trained.load_state_dict(network_weights(read_checkpoint(newest)))
+    torch.nn.init.normal_(trained.output_projection.weight, generator=torch.Generator().manual_seed(2))
+    exported.output_projection.load_state_dict(trained.output_projection.state_dict())
+    expected = velocity(trained, WhitenedTextEncoder(plain, whitening), tokenise)
+    assert torch.allclose(velocity(exported, plain, tokenise), expected, atol=1e-4)
+    assert not torch.allclose(velocity(exported, WhitenedTextEncoder(plain, whitening), tokenise), expected, atol=1e-2)
+    evaluated = load_subject(newest, LoadOptions()).networks["raw"]()
+    assert torch.allclose(evaluated.text_projection.weight, exported.text_projection.weight)
+
+
+def test_starting_from_it_turns_it_back(run):
+    folder = Path(run["run_dir"])
+    whitening = TextWhitening.load(folder / "text_whitening.safetensors")
+    settings = replace(train_settings_from(run), init=str(folder))
+    trained = load_bundle(folder / "final").load_model("ema")
+    network, report = initial_network(settings, whitening)
+    assert report is not None and "text_projection.weight" in report.loaded
+    weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)
+    assert torch.allclose(weight, trained.text_projection.weight, atol=1e-5)
+    assert torch.allclose(bias, trained.text_projection.bias, atol=1e-5)
+
+
+def test_the_map_is_measured_once(run):
+    path = Path(run["run_dir"]) / "text_whitening.safetensors"
+    before = path.stat().st_mtime_ns
+    run["schedule"]["stages"]["px16"]["samples"] = 24
+    (Path(run["run_dir"]) / "01-px16" / "done.json").unlink()
+    assert run_job(check_job(run)) == 0
+    assert path.stat().st_mtime_ns == before
