@@ -1,0 +1,93 @@
+"""Writes the tables of README.md from the forecasts beside it: python experiments/plans/table.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MACHINES = ("4x5090", "4x4090", "4x3090", "1x4090")
+# Wall-clock hours that the paper reports for four RTX 5090 (arXiv 2509.06068, appendix), by resolution.
+PAPER_HOURS = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+GIB = 2**30
+
+
+def read(name: str) -> dict[str, Any]:
+    """A forecast that hdm-plan wrote."""
+    content: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns but the first are numbers."""
+    marks = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, marks, *rows))
+
+
+def against_the_paper(plan: dict[str, Any]) -> str:
+    """Forecast and reported hours of each stage."""
+    rows = []
+    for stage in plan["stages"]:
+        reported = PAPER_HOURS[stage["stage"]["resolution"]]
+        off = 100 * (stage["hours"] / reported - 1)
+        rows.append([stage["stage"]["name"], f"{reported:.0f}", f"{stage['hours']:.0f}", f"{off:+.0f}%"])
+    total, reported = plan["total"]["hours"], sum(PAPER_HOURS.values())
+    rows.append(["all", f"{reported:.0f}", f"{total:.0f}", f"{100 * (total / reported - 1):+.0f}%"])
+    return table(["stage", "paper, h", "forecast, h", "off by"], rows)
+
+
+def stages(name: str, plan: dict[str, Any]) -> list[list[str]]:
+    """A row for each stage of a forecast, and their sum."""
+    rows = []
+    for stage in plan["stages"]:
+        wanted = stage["stage"]
+        taken = f"{stage['micro_batch']} of {wanted['micro_batch_size']}"
+        rows.append(
+            [
+                f"{name} {wanted['name']}",
+                f"{stage['hours']:.0f}",
+                f"{stage['images_per_s']:.1f}",
+                f"{stage['memory']['total'] / GIB:.0f}" + ("" if stage["fits"] else " !"),
+                taken,
+                f"{stage['largest_plain']} / {stage['largest_checkpointed']}",
+                f"{stage['kwh']:.0f}",
+                f"{stage['rent_usd']:.0f}",
+                f"{stage['electricity_usd']:.0f}",
+                stage["binds"],
+            ]
+        )
+    sums = plan["total"]
+    dollars = [f"**{sums[key]:.0f}**" for key in ("kwh", "rent_usd", "electricity_usd")]
+    return [*rows, [f"**{name}, all**", f"**{sums['hours']:.0f}**", "", "", "", "", *dollars, ""]]
+
+
+def tables() -> str:
+    """All tables of the README."""
+    plans = {name: read(f"paper_{name}") for name in MACHINES}
+    header = ["", "hours", "images/s", "memory, GiB", "micro-batch", "largest", "kWh", "rent $", "power $", "binds"]
+    rows = [row for name, plan in plans.items() for row in stages(name, plan)]
+    budget = read("budget_600_4x5090")
+    bought = f"`budget_usd=600` on 4x5090 buys {100 * budget['share']:.0f}% of the paper's samples:"
+    return "\n\n".join(
+        [
+            "### Against the paper's own times, four RTX 5090",
+            against_the_paper(plans["4x5090"]),
+            "### The paper's schedule on four machines",
+            table(header, rows),
+            "### What $600 buy",
+            bought,
+            table(header, stages("$600", budget)),
+        ]
+    )
+
+
+def main() -> None:
+    """Put the tables where they belong."""
+    file = HERE / "README.md"
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
