@@ -13,7 +13,8 @@ STAGES = ["schedule.stages.px64.samples=64", "schedule.stages.px96.samples=32", 
 MODEL = ["experiment=demo", "trainer=cpu", "trainer.devices=1", "model.width=32", "model.heads=1", "model.mlp_width=32"]
 AUTOENCODER = ["vae_training=demo", "trainer=cpu", "trainer.devices=1", "stage.samples=32", "validation.samples=4"]
 TINY = [
-    "shapes.count=96",
+    "sets.square.count=96",
+    "sets.any_shape.count=48",
     "score.single=4",
     "score.pairs=2",
     "pictures.prompts=[a red circle]",

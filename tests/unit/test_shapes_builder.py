@@ -153,15 +153,16 @@ def test_without_variation_objects_stand_in_fixed_places():
         middle = np.mean([thing.centre for thing in scene.objects], axis=0)
         assert np.allclose(middle, extent / 2)
         if len(scene.objects) == 1:
-            assert scene.objects[0].diameter == {"small": 0.33, "large": 0.70}[scene.objects[0].combination.size]
+            assert scene.objects[0].diameter == {"small": 0.42, "large": 0.72}[scene.objects[0].combination.size]
 
 
-def test_sizes_do_not_meet():
-    options = ShapesOptions(objects=((1, 1.0), (2, 1.0), (3, 1.0)), split="all")
+@pytest.mark.parametrize(("objects", "small_to", "large_from"), [((1,), 0.42, 0.58), ((2, 3), 0.31, 0.39)])
+def test_sizes_do_not_meet(objects, small_to, large_from):
+    options = ShapesOptions(objects=tuple((number, 1.0) for number in objects), split="all")
     things = [thing for i in range(300) for thing in make_scene(options, i).objects]
     small = max(t.diameter for t in things if t.combination.size == "small")
     large = min(t.diameter for t in things if t.combination.size == "large")
-    assert small <= 0.33 and large >= 0.39
+    assert small <= small_to and large >= large_from
 
 
 def test_a_build_reads_back(tmp_path):

@@ -21,7 +21,7 @@ def demo(config: DictConfig) -> None:
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     folder = Path(plain["run_dir"]).absolute()
-    common = [f"seed={config.seed}", f"data.train={folder / 'shards'}", f"trainer.devices={demo_processes()}"]
+    common = [f"seed={config.seed}", f"trainer.devices={demo_processes()}"]
     autoencoder = _composed("train_vae", [*common, *plain["train_vae"], f"run_dir={folder / 'autoencoder'}"])
     vae = [f"vae.name={folder / 'autoencoder' / 'final'}"]
     model = _composed("train", [*common, *vae, *plain["train"], f"run_dir={folder / 'model'}"])

@@ -25,8 +25,8 @@ Mask = NDArray[np.bool_]
 MIN_SIDE_PX = 32
 # Larger pictures are averaged down by a whole factor to at least this short side.
 WORKING_SIDE_PX = 64
-# Longer side of an object's box in short sides of the picture: from here on it is large.
-LARGE_FROM = 0.36
+# Longer side of an object's box in short sides of the picture: from here on it is large, alone and among others.
+LARGE_FROM_ALONE, LARGE_FROM_AMONG = 0.50, 0.36
 MAX_OBJECTS = 6
 BLURS_PX = (0.0, 0.7, 1.1, 1.6)
 # Part of a region's energy that the best shape leaves unexplained; beyond this the shape has no name.
@@ -91,7 +91,9 @@ def read_shapes(image: NDArray[np.uint8]) -> Reading:
     taken = np.zeros(picture.shape[:2], dtype=bool)
     for region in regions:
         taken |= region.mask
-    objects = [_read_object(picture - background, background, r, taken, factor, (width, height)) for r in regions]
+    large_px = min(height, width) * (LARGE_FROM_ALONE if len(regions) == 1 else LARGE_FROM_AMONG)
+    contrast, size = picture - background, (width, height)
+    objects = [_read_object(contrast, background, one, taken, factor, size, large_px) for one in regions]
     return Reading(tuple(objects), name_colour(background), width, height)
 
 
@@ -115,7 +117,13 @@ def _reduce(image: NDArray[np.uint8]) -> tuple[Floats, int]:
 
 
 def _read_object(
-    contrast: Floats, background: Floats, region: Region, taken: Mask, factor: int, size: tuple[int, int]
+    contrast: Floats,
+    background: Floats,
+    region: Region,
+    taken: Mask,
+    factor: int,
+    size: tuple[int, int],
+    large_px: float,
 ) -> ReadObject:
     near = dilate(region.mask, SURROUND_PX) & ~dilate(taken & ~region.mask, 1)
     rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
@@ -132,7 +140,7 @@ def _read_object(
     return ReadObject(
         name_colour(background + match.amplitude * direction),
         match.shape.name if match.misfit <= MAX_MISFIT else None,
-        "large" if match.scale * factor >= LARGE_FROM * min(size) else "small",
+        "large" if match.scale * factor >= large_px else "small",
         ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
         (box[0], box[1], box[2], box[3]),
         match.misfit,

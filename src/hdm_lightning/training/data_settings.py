@@ -1,5 +1,6 @@
 """The `data` group of a configuration: what a stage's streams are made from, checked key by key."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.storage import is_local
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
@@ -145,18 +147,24 @@ def sources_from(value: Any, where: str) -> tuple[Source, ...]:
     if not entries:
         raise UserError("no source is given", where=where, mend="give a folder of shards")
     if all(isinstance(entry, str) for entry in entries):
-        return (Source(urls=tuple(entries)),)
+        return (Source(urls=tuple(map(_tidy, entries))),)
     return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
 
 
 def _source(entry: Any, where: str) -> Source:
     if isinstance(entry, str):
-        return Source(urls=(entry,))
+        return Source(urls=(_tidy(entry),))
     known = {"urls", "weight", "index"}
     if not isinstance(entry, dict) or "urls" not in entry or set(entry) - known:
         raise UserError(f"{entry!r} is no source", where=where, mend="give a folder, or {urls: …, weight: …}")
     urls = entry["urls"]
-    return Source(tuple(urls) if isinstance(urls, list) else (urls,), entry.get("weight"), entry.get("index"))
+    several = urls if isinstance(urls, list) else [urls]
+    return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))
+
+
+def _tidy(url: str) -> str:
+    """A local path without `~` and `..`: a configuration may name what lies beside a folder not made yet."""
+    return os.path.normpath(os.path.expanduser(url)) if is_local(url) else url
 
 
 def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str) -> StreamConfig:

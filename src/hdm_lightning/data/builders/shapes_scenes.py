@@ -16,8 +16,8 @@ from hdm_lightning.data.builders.shapes_vocabulary import (
 )
 
 MARGIN, GAP = 0.04, 0.08
-# Box side of an object alone and of one among others; "small" and "large" do not meet in either case.
-DIAMETERS_ALONE = {"small": (0.28, 0.33), "large": (0.48, 0.70)}
+# Box side of an object alone and of one among others; "small" and "large" are far apart in either case.
+DIAMETERS_ALONE = {"small": (0.36, 0.42), "large": (0.58, 0.72)}
 DIAMETERS_AMONG = {"small": (0.24, 0.31), "large": (0.39, 0.42)}
 # How far the second object may stray across the axis of the relation, as a part of the way along it.
 MAX_SLANT = 0.6
