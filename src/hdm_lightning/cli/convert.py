@@ -40,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", choices=DTYPES, help="cast all tensors (default: as stored; comfyui: float16)")
     result.add_argument("--vae", type=Path, help="diffusers folder of the autoencoder to put in instead")
     result.add_argument("--text-encoder", help="name or folder that a project folder is to record")
+    result.add_argument(
+        "--average",
+        type=float,
+        metavar="WIDTH",
+        help="of a run trained with callbacks.ema.sigma_rel: its average of this relative width, e.g. 0.08",
+    )
+    result.add_argument("--samples", type=int, help="with --average: at so many samples seen (default: the end)")
     result.add_argument("--force", action="store_true", help="replace what is at the destination")
     return result
 
@@ -74,7 +81,19 @@ def _read(arguments: argparse.Namespace) -> "Release":
     if release.left_out:
         shown = ", ".join(release.left_out[:5])
         print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
+    if arguments.average is not None:
+        release = _averaged(release, arguments)
+    elif arguments.samples is not None:
+        raise UserError("is for --average only", where="--samples", mend="add --average WIDTH, e.g. --average 0.08")
     return with_vae(release, arguments.vae) if arguments.vae else release
+
+
+def _averaged(release: "Release", arguments: argparse.Namespace) -> "Release":
+    from hdm_lightning.cli.convert_average import with_average  # noqa: PLC0415  (torch, for --help's sake)
+
+    averaged, told = with_average(release, arguments.source, arguments.average, arguments.samples)
+    print(told)
+    return averaged
 
 
 def _write(release: "Release", destination: Path, target: str, arguments: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
         hand_over(checkpoint, run.network, run.averages)
         last = run.plans[-1].settings
         raw = folded(network_weights(checkpoint), run.whitening)
-        averaged = folded(run.averages.weights(0), run.whitening) if run.averages.halflives else raw
+        averaged = folded(run.averages.weights(0), run.whitening) if run.averages.shadows else raw
         save_bundle(
             run.run_dir / run_folder.FINAL,
             averaged,
@@ -30,7 +30,7 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
                 run.settings.text_encoder.name, run.settings.text_encoder.layer, last.context_length
             ),
             autoencoder=run.encoders.autoencoder,
-            raw_state=raw if run.averages.halflives else None,
+            raw_state=raw if run.averages.shadows else None,
             training=_record(run),
             sampling={
                 "height": last.resolution,

@@ -143,7 +143,8 @@ class FlowMatchingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The stage's optimiser with warm-up and cosine, one tick per step."""
         stage = self.plan.settings
-        optimiser = build_optimiser(self.network, stage, self.optimizer_settings)
+        fused = self.trainer.precision != "16-mixed"
+        optimiser = build_optimiser(self.network, stage, self.optimizer_settings, fused=fused)
         schedule = build_rate_schedule(optimiser, stage)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -38,8 +38,17 @@ def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAv
 
 
 def carry_moments(checkpoint: dict[str, Any], optimiser: Optimizer) -> None:
-    """Take over the optimiser's moments, but keep the new stage's rates, decay and betas."""
-    own = [dict(group) for group in optimiser.param_groups]
-    optimiser.load_state_dict(checkpoint["optimizer_states"][0])
-    for group, wanted in zip(optimiser.param_groups, own, strict=True):
-        group.update({key: value for key, value in wanted.items() if key != "params"})
+    """Take over the optimiser's moments, by the parameters' names where the groups tell them.
+
+    The new stage's rates, decay and betas stay, and its groups may be cut otherwise than those of the stage before.
+    """
+    saved, own = checkpoint["optimizer_states"][0], optimiser.state_dict()
+    moments = {name: saved["state"].get(number) for name, number in _numbered(saved)}
+    state = {number: moments[name] for name, number in _numbered(own) if moments.get(name)}
+    optimiser.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:
+    """Name (or number where there are no names) and number of every parameter in an optimiser's state dict."""
+    groups = state["param_groups"]
+    return [pair for group in groups for pair in zip(group.get("names", group["params"]), group["params"], strict=True)]

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.averages import check_averages
 from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.data_settings import check_data
 from hdm_lightning.training.launch import launch
+from hdm_lightning.training.optimisers import check_optimiser
 from hdm_lightning.training.preflight import check_autoencoder, check_guard, check_text_encoder
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import plan_stages
@@ -46,6 +48,8 @@ def check_job(config: dict[str, Any]) -> Job:
     settings = train_settings_from(config)
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
     check_guard(settings.guard)
+    check_optimiser(settings.optimizer)
+    check_averages(settings.callbacks.ema)
     processes = hardware.local_devices(settings.trainer)
     model = model_config_from(settings.model)
     plans = plan_stages(settings.schedule, processes * settings.trainer.nodes)

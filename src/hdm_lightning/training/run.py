@@ -64,7 +64,7 @@ def build_run(settings: TrainSettings) -> Run:
     if report is not None and processes.rank() == 0:
         print(report)
     network.to(device)
-    run_dir = Path(settings.run_dir)
+    run_dir, ema = Path(settings.run_dir), settings.callbacks.ema
     return Run(
         settings=settings,
         config_text=OmegaConf.to_yaml(OmegaConf.structured(settings)),
@@ -73,7 +73,7 @@ def build_run(settings: TrainSettings) -> Run:
         network=network,
         whitening=whitening,
         encoders=load_encoders(settings, kind, whitening),
-        averages=WeightAverages(network, settings.callbacks.ema.halflife_samples, settings.callbacks.ema.ramp),
+        averages=WeightAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )
 

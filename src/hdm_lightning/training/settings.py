@@ -157,12 +157,20 @@ class EmaSettings:
     """Weight averages kept beside the model, in float32.
 
     Attributes:
-        halflife_samples: one average per entry; each forgets half of its past in so many samples.
+        halflife_samples: one exponential average per entry; each forgets half of its past in so many samples.
         ramp: early on, no average reaches further back than this share of the samples seen (EDM2's warm-up).
+        sigma_rel: one power-function average per entry, of this relative width (arXiv 2312.02696, section 3).
+            Two of them, 0.05 and 0.10, are enough to put together any other when training is over.
+        snapshot_every: samples between two times that the power-function averages are put on disk; 0 means at
+            each stage's end only.
+        snapshot_dtype: of the files, `float16` or `float32`.
     """
 
     halflife_samples: list[int] = field(default_factory=lambda: [500_000])
     ramp: float = 0.05
+    sigma_rel: list[float] = field(default_factory=list)
+    snapshot_every: int = 0
+    snapshot_dtype: str = "float16"
 
 
 @dataclass

@@ -4,15 +4,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import hydra.utils
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from hdm_lightning.encoders.tokeniser import Tokeniser
-from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training import ema_snapshots, hardware, processes, run_folder
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.callbacks.ema_snapshots import StoreAverages
 from hdm_lightning.training.callbacks.guard import GuardLoss, LossRewind
 from hdm_lightning.training.callbacks.handover import CarryMoments
 from hdm_lightning.training.callbacks.ledger import KeepLedger
@@ -102,6 +104,7 @@ def stage_callbacks(
     callbacks: list[Callback] = [
         guard,
         AverageWeights(run.averages, stage.batch_size),
+        _store_averages(run, plan),
         scalars,
         validation,
         DrawPictures(
@@ -138,6 +141,13 @@ def _guard(run: "Run", plan: StagePlan) -> GuardLoss:
     detector = SpikeDetector(rules.spike_factor, rules.spike_steps, rules.warmup_steps)
     uses = (stage.validate_every, stage.sample_every, stage.save_every)
     return GuardLoss(detector, [plan.steps_for(samples) for samples in uses])
+
+
+def _store_averages(run: "Run", plan: StagePlan) -> StoreAverages:
+    ema = run.settings.callbacks.ema
+    dtype = torch.float16 if ema.snapshot_dtype == "float16" else torch.float32
+    folder, every = run.run_dir / ema_snapshots.FOLDER, plan.steps_for(ema.snapshot_every)
+    return StoreAverages(run.averages, folder, every, dtype, run.whitening)
 
 
 def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_step: int) -> Trainer:

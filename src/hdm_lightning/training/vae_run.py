@@ -146,7 +146,7 @@ def finish_vae(run: VaeRun) -> None:
             done["measures"],
             _record(run, done),
             name=run.settings.name,
-            averaged=bool(run.averages.halflives),
+            averaged=bool(run.averages.shadows),
         )
     processes.barrier()
 

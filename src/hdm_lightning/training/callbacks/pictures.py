@@ -59,7 +59,7 @@ class DrawPictures(StepWatcher, Callback):
     def _draw(self, trainer: Trainer, module: FlowMatchingModule) -> None:
         seen = samples_seen(trainer)
         pipeline = TextToImage(
-            self.averages.bound(0) if self.averages.halflives else module.network,  # type: ignore[arg-type]
+            self.averages.bound(0) if self.averages.shadows else module.network,  # type: ignore[arg-type]
             module.encoders.text,
             self.tokeniser,
             module.encoders.autoencoder,

@@ -73,7 +73,7 @@ class ValidateAutoencoder(StepWatcher, Callback):
 def averaged(network: AutoencoderNetwork, averages: WeightAverages) -> AutoencoderNetwork:
     """Return a frozen copy of the network with its first average, or with its own weights where there is none."""
     result = copy.deepcopy(network).eval().requires_grad_(False)
-    if averages.halflives:
+    if averages.shadows:
         result.load_state_dict(averages.weights(0))
     return result
 

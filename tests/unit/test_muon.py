@@ -1,0 +1,155 @@
+"""Muon against the polynomial on singular values, against torch's own Muon, and AdamW's part against torch's."""
+
+import copy
+
+import pytest
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training.handover import carry_moments
+from hdm_lightning.training.muon import COEFFICIENTS, MuonAdamW, muon_groups, orthogonalised, packed_matrices
+from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule, check_optimiser
+from hdm_lightning.training.parameter_groups import parameter_groups
+from hdm_lightning.training.settings import OptimizerSettings, StageSettings
+
+CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
+STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    network = XUT(CONFIG)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network
+
+
+def gradients(network, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 16, 8), (2, 8, 20)])
+def test_newton_schulz_is_the_quintic_on_the_singular_values(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, v = torch.linalg.svd(matrices.double(), full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    assert torch.allclose(orthogonalised(matrices).double(), u @ torch.diag_embed(s) @ v, atol=2e-5)
+    assert s.max() < 1.2
+
+
+def test_a_step_equals_torch_s_muon_on_each_packed_matrix():
+    torch.manual_seed(0)
+    packed = torch.nn.Parameter(torch.randn(48, 16))
+    single = [torch.nn.Parameter(part.clone()) for part in packed.detach().chunk(3)]
+    group = {"params": [packed], "names": ["qkv"], "parts": 3, "lr": 0.01, "weight_decay": 0.1}
+    own = MuonAdamW([group])
+    reference = torch.optim.Muon(single, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    start = packed.detach().clone()
+    for step in range(3):
+        packed.grad = torch.randn(48, 16, generator=torch.Generator().manual_seed(step))
+        for part, gradient in zip(single, packed.grad.chunk(3), strict=True):
+            part.grad = gradient.clone()
+        own.step()
+        reference.step()
+    moved, expected = packed.detach() - start, torch.cat([part.detach() for part in single]) - start
+    assert (moved - expected).norm() < 0.02 * expected.norm()  # torch rounds to bfloat16
+
+
+def test_a_step_s_root_mean_square_is_a_fifth_of_the_rate():
+    parameter = torch.nn.Parameter(torch.zeros(64, 32))
+    optimiser = MuonAdamW([{"params": [parameter], "names": ["m"], "parts": 1, "lr": 0.1}])
+    parameter.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    optimiser.step()
+    assert parameter.detach().square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.15)
+
+
+def test_the_rest_is_trained_as_by_adamw(network):
+    other = copy.deepcopy(network)
+    muon = build_optimiser(network, STAGE, OptimizerSettings(name="muon"))
+    adamw = build_optimiser(other, STAGE, OptimizerSettings())
+    for step in range(4):
+        gradients(network, step)
+        gradients(other, step)
+        muon.step()
+        adamw.step()
+    moved = dict(network.named_parameters())
+    for name, expected in other.named_parameters():
+        assert torch.equal(moved[name], expected) == (packed_matrices(name) == 0), name
+
+
+def test_muon_trains_every_matrix_of_the_blocks_and_nothing_else(network):
+    groups = muon_groups(parameter_groups(network, 0.5, 0.02))
+    names = {name: group["parts"] for group in groups for name in group["names"]}
+    assert names.keys() == dict(network.named_parameters()).keys()
+    for name, parameter in network.named_parameters():
+        inside = any(part in name for part in ("blocks_before", "encoder.", "decoder.", "blocks_after"))
+        matrix = inside and parameter.ndim == 2
+        assert (names[name] > 0) == matrix, name
+        if matrix:
+            rows, width = parameter.shape
+            kinds = {"qkv": rows // width, "key_value": rows // width, "feed_forward.input": 2}
+            assert names[name] == next((parts for kind, parts in kinds.items() if kind in name), 1), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_saved_and_loaded_it_goes_on_bit_for_bit(network, name):
+    settings = OptimizerSettings(name=name)
+    whole = build_optimiser(network, STAGE, settings)
+    schedule = build_rate_schedule(whole, STAGE)
+    for step in range(3):
+        gradients(network, step)
+        whole.step()
+        schedule.step()
+    copied = copy.deepcopy(network)
+    resumed = build_optimiser(copied, STAGE, settings)
+    again = build_rate_schedule(resumed, STAGE)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    again.load_state_dict(schedule.state_dict())
+    for step in range(3, 6):
+        for each, optimiser, rates in ((network, whole, schedule), (copied, resumed, again)):
+            gradients(each, step)
+            optimiser.step()
+            rates.step()
+    for one, two in zip(network.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_carried_into_groups_that_are_cut_otherwise(network, name):
+    settings = OptimizerSettings(name=name)
+    old = build_optimiser(network, STAGE, settings)
+    gradients(network, 0)
+    old.step()
+    stage = StageSettings(resolution=16, samples=80, batch_size=8, micro_batch_size=8, learning_rate=0.1)
+    stage.weight_decay = 0.0  # decayed and undecayed parameters of one rate now share a group
+    new = build_optimiser(network, stage, settings)
+    assert len(new.param_groups) < len(old.param_groups)
+    rates = [group["lr"] for group in new.param_groups]
+    carry_moments({"optimizer_states": [old.state_dict()]}, new)
+    assert [group["lr"] for group in new.param_groups] == rates
+    for parameter in network.parameters():
+        for key, value in old.state[parameter].items():
+            assert torch.equal(torch.as_tensor(new.state[parameter][key]), torch.as_tensor(value))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"name": "sgd"}, "optimizer.name"),
+        ({"rule": "none"}, "optimizer.rule"),
+        ({"muon_momentum": 1.0}, "optimizer.muon_momentum"),
+        ({"muon_rounds": 0}, "optimizer.muon_rounds"),
+    ],
+)
+def test_mistakes_are_named(change, where):
+    with pytest.raises(UserError) as caught:
+        check_optimiser(OptimizerSettings(**change))
+    assert caught.value.where == where
