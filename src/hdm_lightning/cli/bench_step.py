@@ -12,6 +12,7 @@ from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.optimisers import build_optimiser
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -58,7 +59,7 @@ class TrainingStep:
         self.module = FlowMatchingModule(self.network, self.encoders, plan, OptimizerSettings(), LoggerSettings(), SEED)
         self.module.to(device)
         self.module.setup("fit")
-        self.optimiser = self.module.configure_optimizers()["optimizer"]
+        self.optimiser = build_optimiser(self.network, stage, OptimizerSettings())
         self.averages = WeightAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 

@@ -1,0 +1,119 @@
+"""Every part of hdm-bench at the tiny size, from the command line to the JSON file."""
+
+import json
+
+import pytest
+
+from hdm_lightning.benchmarks import system
+from hdm_lightning.benchmarks.settings import CaseSettings
+from hdm_lightning.cli.bench import bench
+from hdm_lightning.cli.bench_cases import sampling_flops
+from hdm_lightning.errors import UserError
+from hdm_lightning.planning.architectures import SDXL_AUTOENCODER
+from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("hdm_lightning.cli.bench_part._CPU_MATMUL", 64)
+
+
+def measured(tmp_path, *arguments):
+    file = tmp_path / "record.json"
+    bench([*arguments, "--device", "cpu", "--warmup", "1", "--repeats", "2", "--out", str(file)])
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vae"],
+        ["vae", "--mode", "decode"],
+        ["text", "--context", "16"],
+        ["xut", "--context", "16"],
+        ["xut", "--mode", "forward", "--context", "16"],
+        ["step", "--context", "16", "--checkpointing"],
+        ["sample", "--context", "16", "--steps", "2"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_a_part(tmp_path, arguments):
+    record = measured(tmp_path, *arguments, "--size", "tiny", "--batch", "2")
+    (result,) = record["results"]
+    assert record["benchmark"] == arguments[0]
+    assert result["samples_per_s"] == pytest.approx(2 / result["median_s"])
+    assert result["tflop_per_s"] == pytest.approx(result["flop"] / result["median_s"] / 1e12)
+    assert result["peak_memory_gib"] > 0
+    assert "mode" not in record["settings"] or arguments[0] in ("vae", "xut")
+
+
+def test_a_step_tells_where_its_time_goes(tmp_path):
+    (result,) = measured(tmp_path, "step", "--size", "tiny", "--context", "16")["results"]
+    assert set(result["sections_share"]) >= {"vae", "text", "xut", "optimiser"}
+    assert sum(result["sections_share"].values()) == pytest.approx(1)
+
+
+def test_two_settings_in_turn(tmp_path):
+    small = ("--size", "tiny", "--context", "16", "--batch", "16")
+    record = measured(tmp_path, "xut", *small, "--against", "checkpointing=true")
+    first, second = record["results"]
+    assert second["name"] == "xut train, checkpointing=true"
+    assert second["flop"] > first["flop"]
+    # On a CPU tensors are counted, not pages of the process: the same bytes however busy the machine is.
+    assert second["peak_memory_gib"] < 0.5 * first["peak_memory_gib"]
+    assert record["comparison"]["time_ratio"] > 0
+    assert record["settings"]["against"] == "checkpointing=true"
+
+
+def test_checkpointing_is_told_by_operations_at_true_size():
+    plain, guided = CaseSettings(size="xut_base", guidance_scale=1.0, steps=10), CaseSettings(size="xut_base", steps=10)
+    decode = AutoencoderArchitecture.from_config(SDXL_AUTOENCODER).decode_flops(256, 256)
+    assert sampling_flops(guided) - decode == 2 * (sampling_flops(plain) - decode)
+
+
+def test_the_system_and_what_binds_on_it(tmp_path, capsys):
+    record = measured(
+        tmp_path, "system", "--matmul", "64", "--mib", "16", "--disk", str(tmp_path), "--schedule", "paper"
+    )
+    names = [result["name"] for result in record["results"]]
+    assert names[:5] == ["matmul float32", "matmul bfloat16", "memory copy", "disk write", "disk read"]
+    assert set(record["schedule paper"]) == {"px256", "px512", "px768", "px1024"}
+    assert record["schedule paper"]["px256"]["binds"]
+    assert "binds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_all_reduce_over_two_processes():
+    timing, rate = system.all_reduce(2, mib=4, repeats=3)
+    assert len(timing.seconds) == 3
+    assert rate == pytest.approx(4 * 2**20 / timing.median)  # 2·(n − 1)/n is 1 for two
+    with pytest.raises(ValueError, match="at least 2"):
+        system.all_reduce(1)
+
+
+def test_loading_and_decoding(tmp_path, tiny_shards):
+    from hdm_lightning.data.index import index_shards
+
+    index_shards(tiny_shards)
+    file = tmp_path / "data.json"
+    arguments = ["--resolution", "32", "--repeats", "2", "--batch", "4", "--batches", "2", "--out", str(file)]
+    bench(["data", str(tiny_shards), *arguments])
+    content = json.loads(file.read_text())
+    assert content["decoding"][0]["ours"] > 0
+    assert content["loading"][0]["resolution"] == 32
+    assert content["loading"][0]["samples_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["xut", "--size", "huge"], "--size"),
+        (["xut", "--size", "tiny", "--repeats", "0"], "--repeats"),
+        (["vae", "--size", "tiny", "--mode", "sideways"], "--mode"),
+        (["system", "--disk", "no/such/folder"], "--disk"),
+    ],
+)
+def test_mistakes_are_named(arguments, where):
+    with pytest.raises(UserError) as caught:
+        bench(arguments)
+    assert caught.value.where == where
