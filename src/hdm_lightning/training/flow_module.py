@@ -20,6 +20,7 @@ from hdm_lightning.training.flow_step import (
     routed,
 )
 from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
 from hdm_lightning.training.stages import StagePlan
@@ -143,7 +144,7 @@ class FlowMatchingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The stage's optimiser with warm-up and cosine, one tick per step."""
         stage = self.plan.settings
-        fused = self.trainer.precision != "16-mixed"
+        fused = self.trainer.precision != FLOAT16
         optimiser = build_optimiser(self.network, stage, self.optimizer_settings, fused=fused)
         schedule = build_rate_schedule(optimiser, stage)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -13,6 +13,9 @@ from hdm_lightning.training.host_memory import keep_freed_memory
 from hdm_lightning.training.settings import TrainerSettings
 from hdm_lightning.version import __version__
 
+FLOAT16 = "16-mixed"
+PRECISIONS = ("32-true", "bf16-mixed", FLOAT16)
+
 
 def accelerator(settings: TrainerSettings) -> str:
     """`cpu` or `cuda`.
@@ -48,12 +51,27 @@ def local_devices(settings: TrainerSettings) -> int:
 
 
 def precision(settings: TrainerSettings) -> Any:
-    """Lightning's name of the precision."""
-    if settings.precision != "auto":
-        return settings.precision
-    if accelerator(settings) == "cpu":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    """Lightning's name of the precision.
+
+    Raises:
+        UserError: for a precision that does not train well, or that the device has not.
+    """
+    kind, name = accelerator(settings), settings.precision
+    if name == "auto":
+        if kind == "cpu":
+            return "32-true"
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else FLOAT16
+    if name not in PRECISIONS:
+        raise UserError(
+            f"'{name}' is none of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",
+            where="trainer.precision",
+            mend="trainer.precision=auto",
+        )
+    if name == FLOAT16 and kind == "cpu":
+        raise UserError(
+            "a CPU does not train in float16", where="trainer.precision", mend="use 32-true, bf16-mixed or auto"
+        )
+    return name
 
 
 def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:

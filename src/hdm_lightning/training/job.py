@@ -50,6 +50,7 @@ def check_job(config: dict[str, Any]) -> Job:
     check_guard(settings.guard)
     check_optimiser(settings.optimizer)
     check_averages(settings.callbacks.ema)
+    hardware.precision(settings.trainer)
     processes = hardware.local_devices(settings.trainer)
     model = model_config_from(settings.model)
     plans = plan_stages(settings.schedule, processes * settings.trainer.nodes)

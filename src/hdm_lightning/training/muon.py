@@ -89,7 +89,7 @@ class MuonAdamW(Optimizer):
         eps: AdamW's epsilon.
         momentum: Muon's.
         rounds: of Newton–Schulz.
-        fused: one kernel for AdamW's part; takes gradients as they are, so not under a gradient scaler.
+        fused: one kernel for AdamW's part.
     """
 
     def __init__(

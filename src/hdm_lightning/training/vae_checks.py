@@ -97,7 +97,7 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
         )
     _check_patches(settings, factor)
     _check_discriminator(settings, factor)
-    if settings.adversarial.weight and hardware.precision(settings.trainer) == "16-mixed":
+    if hardware.precision(settings.trainer) == hardware.FLOAT16 and settings.adversarial.weight:
         raise UserError(
             "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
             where="trainer.precision",

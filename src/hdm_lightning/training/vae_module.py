@@ -16,6 +16,7 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruc
 from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, randomness
+from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae_network import AutoencoderNetwork
 from hdm_lightning.training.vae_objective import GeneratorObjective
@@ -116,7 +117,13 @@ class AutoencoderModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, one tick per step."""
         stage = self.plan.settings
-        optimiser = build_adamw(self.network, stage.learning_rate, stage.betas, stage.weight_decay)
+        optimiser = build_adamw(
+            self.network,
+            stage.learning_rate,
+            stage.betas,
+            stage.weight_decay,
+            fused=self.trainer.precision != FLOAT16,
+        )
         schedule = build_schedule(optimiser, stage, samples=stage.samples)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

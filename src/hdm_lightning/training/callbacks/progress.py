@@ -69,7 +69,7 @@ class ShowProgress(StepWatcher, Callback):
             self._bar.update(self._bar.task_ids[0], completed=step, state=self._state(step))
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_S or step == self.plan.steps:
             self._last_line = time.monotonic()
-            self.console.print(f"{self.plan.name}: {self._state(step)}", highlight=False)
+            self.console.print(f"{self.plan.name}: {self._state(step)}", highlight=False, soft_wrap=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal in order."""

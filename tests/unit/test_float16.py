@@ -1,0 +1,82 @@
+"""Training in float16: what is refused, and that steps under a gradient scaler are those without one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training import hardware
+from hdm_lightning.training.optimisers import build_optimiser
+from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
+
+CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
+STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
+CLIP = 0.1
+
+
+@pytest.mark.parametrize(
+    ("precision", "mend"), [("16-mixed", "bf16-mixed"), ("bf16-true", "auto"), ("16-true", "auto"), ("odd", "auto")]
+)
+def test_precisions_that_do_not_train_are_refused_on_a_cpu(precision, mend):
+    with pytest.raises(UserError) as caught:
+        hardware.precision(TrainerSettings(accelerator="cpu", precision=precision))
+    assert caught.value.where == "trainer.precision"
+    assert mend in caught.value.mend
+
+
+@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_auto_is_float16_where_a_gpu_lacks_bfloat16(monkeypatch, has_bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+    assert hardware.precision(TrainerSettings(accelerator="cuda")) == expected
+    assert hardware.precision(TrainerSettings(accelerator="cuda", precision="16-mixed")) == "16-mixed"
+
+
+def loss_of(network):
+    draw = torch.Generator().manual_seed(1)
+    latent, context = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 5, 16, generator=draw)
+    return (network(latent, torch.rand(2, generator=draw), context) - latent).square().mean()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_scaled_clipped_steps_equal_unscaled_ones(name):
+    torch.manual_seed(0)
+    network = XUT(CONFIG)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    other = copy.deepcopy(network)
+    scaled = build_optimiser(network, STAGE, OptimizerSettings(name=name), fused=False)
+    plain = build_optimiser(other, STAGE, OptimizerSettings(name=name))
+    assert not getattr(scaled, "_step_supports_amp_scaling", False)  # else Lightning refuses to clip
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for _ in range(3):
+        scaler.scale(loss_of(network)).backward()
+        scaler.unscale_(scaled)
+        clipped = nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        scaler.step(scaled)
+        scaler.update()
+        loss_of(other).backward()
+        assert clipped == pytest.approx(float(nn.utils.clip_grad_norm_(other.parameters(), CLIP)), rel=1e-4)
+        plain.step()
+        for optimiser in (scaled, plain):
+            optimiser.zero_grad()
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+def test_a_step_with_an_infinite_gradient_is_left_out():
+    network = XUT(CONFIG)
+    before = copy.deepcopy(network.state_dict())
+    optimiser = build_optimiser(network, STAGE, OptimizerSettings(), fused=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaler.scale(loss_of(network)).backward()
+    next(network.parameters()).grad[0, 0] = torch.inf
+    scaler.unscale_(optimiser)
+    scaler.step(optimiser)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**11
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
