@@ -1,5 +1,6 @@
 """Batches of one rank: workers that prepare samples, and their samples put back in order."""
 
+import signal
 from collections.abc import Iterator
 from itertools import count
 from math import ceil
@@ -16,6 +17,20 @@ from hdm_lightning.data.preparation import Preparation, Sample, Tokenise
 
 WORKER_TIMEOUT_S = 900
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
+
+
+STOP_GRACE_S = 120
+"""How long a worker that got SIGTERM goes on, so that its process can finish the step and save."""
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a worker not die at once of the signals that ask its process to save and stop.
+
+    A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
+    by themselves when their process is done or dead.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
 
 
 class StreamLoader:
@@ -68,6 +83,7 @@ class StreamLoader:
             num_workers=self.workers,
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
+            worker_init_fn=outlive_signals,
         )
         return iter(loader)
 

@@ -10,7 +10,7 @@ from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.data_settings import check_data
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.optimisers import check_optimiser
-from hdm_lightning.training.preflight import check_autoencoder, check_guard, check_text_encoder
+from hdm_lightning.training.preflight import check_autoencoder, check_guard, check_text_encoder, check_world_size
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import plan_stages
 
@@ -51,9 +51,9 @@ def check_job(config: dict[str, Any]) -> Job:
     check_optimiser(settings.optimizer)
     check_averages(settings.callbacks.ema)
     hardware.precision(settings.trainer)
-    processes = hardware.local_devices(settings.trainer)
+    processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
     model = model_config_from(settings.model)
-    plans = plan_stages(settings.schedule, processes * settings.trainer.nodes)
+    plans = plan_stages(settings.schedule, world_size)
     for plan in plans:
         check_data(settings, plan)
     check_text_encoder(settings, model)

@@ -7,7 +7,9 @@ from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.settings import GuardSettings, TrainSettings
+from hdm_lightning.training.hardware import local_devices
+from hdm_lightning.training.launched import outside_world_size
+from hdm_lightning.training.settings import GuardSettings, TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
 
@@ -60,6 +62,24 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
                 mend=f"set it to {nearest}",
             )
     return factor
+
+
+def check_world_size(trainer: TrainerSettings) -> int:
+    """How many processes the run will have, on all machines.
+
+    Raises:
+        UserError: naming `trainer.nodes`, for several machines that nothing has started processes on.
+    """
+    outside = outside_world_size()
+    if outside is not None:
+        return outside
+    if trainer.nodes != 1:
+        raise UserError(
+            f"{trainer.nodes} machines, but neither torchrun nor srun has started this process",
+            where="trainer.nodes",
+            mend="start the command by torchrun or srun on every machine; see docs/survival.md",
+        )
+    return local_devices(trainer)
 
 
 def check_guard(guard: GuardSettings) -> None:

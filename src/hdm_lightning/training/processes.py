@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from hdm_lightning.training.launched import adopt_outside_launch
+
 
 def join_group(accelerator: str) -> bool:
-    """Join the process group when torchrun's environment says that there are several processes."""
+    """Join the process group when torchrun's or SLURM's environment says that there are several processes."""
+    adopt_outside_launch()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
     if accelerator == "cuda":
@@ -39,6 +43,16 @@ def world_size() -> int:
 def local_world_size() -> int:
     """How many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed() else 1
+
+
+def nodes() -> int:
+    """How many machines the processes run on."""
+    return world_size() // local_world_size()
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """What tells Lightning the ranks: torchrun's variables, whatever else it would find in the environment."""
+    return TorchElasticEnvironment() if distributed() else LightningEnvironment()
 
 
 def summed(values: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
 from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.training.tensorboard import stage_logger
+from hdm_lightning.training.stop_request import without_own_signals
+from hdm_lightning.training.tensorboard import flow_layout, stage_logger
 from hdm_lightning.training.throughput import stage_flops
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def _guard(run: "Run", plan: StagePlan) -> GuardLoss:
     """Watches the loss, always before validation, pictures and checkpoints."""
     rules, stage = run.settings.guard, plan.settings
     detector = SpikeDetector(rules.spike_factor, rules.spike_steps, rules.warmup_steps)
-    uses = (stage.validate_every, stage.sample_every, stage.save_every)
+    snapshots = run.settings.callbacks.ema.snapshot_every
+    uses = (stage.validate_every, stage.sample_every, stage.save_every, snapshots)
     return GuardLoss(detector, [plan.steps_for(samples) for samples in uses])
 
 
@@ -153,11 +155,12 @@ def _store_averages(run: "Run", plan: StagePlan) -> StoreAverages:
 def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_step: int) -> Trainer:
     """The stage's trainer: steps instead of epochs, no work of Lightning's own beyond the loop."""
     settings, stage = run.settings, plan.settings
+    layout = flow_layout(settings.logger.time_bins)
     first_sample = plan.samples_before + first_step * stage.batch_size
-    return Trainer(
+    trainer = Trainer(
         accelerator=hardware.accelerator(settings.trainer),
         devices=processes.local_world_size(),
-        num_nodes=settings.trainer.nodes,
+        num_nodes=processes.nodes(),
         strategy=_strategy(run),
         precision=hardware.precision(settings.trainer),
         max_steps=plan.steps,
@@ -165,8 +168,8 @@ def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_
         accumulate_grad_batches=plan.accumulation,
         gradient_clip_val=stage.gradient_clip or None,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_sample),
+        plugins=[AtomicCheckpointIO(), processes.cluster_environment()],
+        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_sample, layout),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -174,6 +177,7 @@ def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
+    return without_own_signals(trainer)
 
 
 def _strategy(run: "Run") -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.callbacks.guard import GUARD_KEY, LossRewind
+from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network
 from hdm_lightning.training.rewinds import RECORD, Rewind, StartPoint, read_rewinds, start_point, write_rewind
@@ -27,15 +28,18 @@ def train_stage(run: "Run", plan: StagePlan, previous: Path | None) -> None:
             `run.network` holds.
 
     Raises:
+        StoppedBySignal: on every process, when one was asked to stop.
         UserError: on every process, when the loss goes wrong once more than allowed.
     """
     checkpoint = None if previous is None else read_checkpoint(previous)
     if checkpoint is not None:
         hand_over(checkpoint, run.network, run.averages)
+    stop_between_fits()
     while (hit := _fit(run, plan, checkpoint)) is not None:
         gc.collect()  # the trainer that failed, its optimiser and its data workers, before the next is built
         _rewind(run, plan, hit)
         _restore(run, checkpoint)
+        stop_between_fits()
 
 
 def _fit(run: "Run", plan: StagePlan, checkpoint: dict[str, Any] | None) -> LossRewind | None:

@@ -18,7 +18,8 @@ from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.tensorboard import stage_logger
+from hdm_lightning.training.stop_request import without_own_signals
+from hdm_lightning.training.tensorboard import VAE_LAYOUT, stage_logger
 from hdm_lightning.training.vae_adversarial import AdversarialAutoencoderModule
 from hdm_lightning.training.vae_checks import branch_settings
 from hdm_lightning.training.vae_data import build_images
@@ -122,10 +123,10 @@ def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Tr
     settings, plan = run.settings, run.plan
     automatic = run.discriminator is None
     on_cuda = hardware.accelerator(settings.trainer) == "cuda"
-    return Trainer(
+    trainer = Trainer(
         accelerator=hardware.accelerator(settings.trainer),
         devices=processes.local_world_size(),
-        num_nodes=settings.trainer.nodes,
+        num_nodes=processes.nodes(),
         strategy=_strategy(),
         precision=hardware.precision(settings.trainer),
         max_steps=plan.steps,
@@ -134,8 +135,10 @@ def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Tr
         gradient_clip_val=(plan.settings.gradient_clip or None) if automatic else None,
         sync_batchnorm=on_cuda and processes.world_size() > 1,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size),
+        plugins=[AtomicCheckpointIO(), processes.cluster_environment()],
+        logger=stage_logger(
+            plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size, VAE_LAYOUT
+        ),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -143,6 +146,7 @@ def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Tr
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
+    return without_own_signals(trainer)
 
 
 def _strategy() -> Any:

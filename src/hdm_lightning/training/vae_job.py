@@ -6,6 +6,7 @@ from typing import Any
 
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.launch import launch
+from hdm_lightning.training.preflight import check_world_size
 from hdm_lightning.training.vae_checks import autoencoder_factor, check_vae_settings, plan_vae, vae_settings_from
 from hdm_lightning.training.vae_data import check_images
 from hdm_lightning.training.vae_settings import VaeTrainSettings
@@ -43,9 +44,9 @@ def check_vae_job(config: dict[str, Any]) -> VaeJob:
     """
     settings = vae_settings_from(config)
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
-    processes = hardware.local_devices(settings.trainer)
+    processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
     check_vae_settings(settings, autoencoder_factor(settings))
-    check_images(settings, plan_vae(settings, processes * settings.trainer.nodes))
+    check_images(settings, plan_vae(settings, world_size))
     return VaeJob(config, settings, processes)
 
 

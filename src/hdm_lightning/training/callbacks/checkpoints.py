@@ -32,9 +32,7 @@ class SaveCheckpoints(StepWatcher, Callback):
         before: called on every process before anything is written; what it raises keeps the checkpoint off the disk.
     """
 
-    def __init__(
-        self, folder: Path, every: int, keep: int, before: Callable[[Trainer], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, every: int, keep: int, before: Callable[[Trainer], None] | None = None) -> None:
         super().__init__()
         self.before = before
         self.folder = folder

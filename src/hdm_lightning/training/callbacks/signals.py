@@ -1,17 +1,14 @@
 """SIGTERM and SIGUSR1: finish the step, save, and leave with status 143, all processes together."""
 
-import signal
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher
-from hdm_lightning.training.processes import any_process
+from hdm_lightning.training.processes import any_process, gathered
+from hdm_lightning.training.stop_request import STOP
 
 EXIT_STATUS = 143
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedBySignal(Exception):
@@ -21,9 +18,6 @@ class StoppedBySignal(Exception):
 class StopOnSignal(StepWatcher, Callback):
     """Turns a signal to any one process into a common stop at the end of an optimiser step.
 
-    The handlers only set a flag: Lightning's own handler acts on the process that got the signal and
-    leaves the others waiting in a collective.
-
     Args:
         save: called on every process before stopping.
     """
@@ -31,25 +25,19 @@ class StopOnSignal(StepWatcher, Callback):
     def __init__(self, save: Callable[[Trainer], None]) -> None:
         super().__init__()
         self.save = save
-        self.received = False
-        self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers, over those that Lightning has just installed."""
-        super().on_train_start(trainer, pl_module)
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Stop everywhere if any process was told to."""
-        if any_process(self.received, module.device):
+        if any_process(STOP.received, module.device):
             self.save(trainer)
             raise StoppedBySignal(f"stopped by a signal after step {step}; resume=auto continues")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the former handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+def stop_between_fits() -> None:
+    """Stop everywhere if any process was told to while no fit was running.
+
+    Raises:
+        StoppedBySignal: on every process alike.
+    """
+    if any(gathered(STOP.received)):
+        raise StoppedBySignal("stopped by a signal before a stage began; resume=auto continues")

@@ -1,0 +1,156 @@
+"""Toy runs in forked processes, and what they leave behind."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
+
+STAGE = {
+    "resolution": 16,
+    "samples": 48,
+    "batch_size": 8,
+    "micro_batch_size": 2,
+    "learning_rate": 0.1,
+    "routing_rate": 0.5,
+    "context_length": 8,
+    "validate_every": 24,
+    "save_every": 16,
+    "warmup_samples": 16,
+}
+MODEL = {
+    "channels": 4,
+    "patch_size": 1,
+    "width": 32,
+    "mlp_width": 48,
+    "heads": 2,
+    "head_dim": 16,
+    "context_width": 16,
+    "depth": 1,
+    "decoder_blocks": 1,
+    "blocks_after": 1,
+}
+
+
+@dataclass
+class Toy:
+    """A configuration, its folder, and what a run of it has left there."""
+
+    config: dict
+    folder: Path
+
+    def stage_folder(self, number):
+        """Folder of a stage by its number."""
+        return next(self.folder.glob(f"{number:02d}-*"))
+
+    def checkpoints(self, number=1):
+        """Names of a stage's checkpoints."""
+        return [path.name for path in checkpoints_in(self.stage_folder(number) / "checkpoints")]
+
+    def end(self, number=1):
+        """Weights and averages of a stage's last checkpoint, as one mapping of tensors."""
+        checkpoint = read_checkpoint(checkpoints_in(self.stage_folder(number) / "checkpoints")[-1])
+        averages = checkpoint["callbacks"][AVERAGES_KEY]["shadows"]
+        named = {f"{which}.{name}": value for which, shadow in enumerate(averages) for name, value in shadow.items()}
+        return network_weights(checkpoint) | named
+
+    def rewinds(self, number=1):
+        """The lines of a stage's rewinds.jsonl."""
+        path = self.stage_folder(number) / "rewinds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def toy(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
+    """Makes toy configurations with stages of one's own."""
+
+    def make(name="run", stages=None, **changes):
+        folder = tmp_path / name
+        config = {
+            "name": "toy",
+            "run_dir": str(folder),
+            "model": MODEL,
+            "text_encoder": {"name": str(tiny_text_encoder)},
+            "vae": {"name": str(tiny_autoencoder)},
+            "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+            "validation": {"samples": 8, "batch_size": 2},
+            "trainer": {"accelerator": "cpu", "threads": 1},
+            "logger": {"every_steps": 2},
+            "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}},
+            "schedule": {"stages": {key: {**STAGE, **stage} for key, stage in (stages or {"px16": {}}).items()}},
+            **changes,
+        }
+        return Toy(config, folder)
+
+    return make
+
+
+class Server:
+    """Client of `fork_server.py`."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        script = Path(__file__).with_name("fork_server.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, toy: Toy, ranks: int = 1, **faults) -> list[int]:
+        """Run a toy on so many ranks with faults (see `faults.py`); returns the ranks' exit statuses."""
+        self.log.write_text("")
+        order = {"config": toy.config, "ranks": ranks, "faults": faults, "log": str(self.log)}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A process that forks runs; `server.log` holds what the last run printed."""
+    client = Server(tmp_path_factory.mktemp("server") / "log.txt")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def trained_positions():
+    """Reads what `faults.note_positions` wrote into folders, one an attempt, in the order of the attempts."""
+
+    def read(folders):
+        latest = {}
+        for attempt, folder in enumerate(folders):
+            for path in Path(folder).glob("rank*.jsonl"):
+                for line in map(json.loads, path.read_text().splitlines()):
+                    place, time = (line["stage"], line["step"]), (attempt, line["fit"])
+                    if time > latest.get(place, ((-1, -1), []))[0]:
+                        latest[place] = (time, [])
+                    if time == latest[place][0]:
+                        latest[place][1].extend(line["positions"])
+        steps = defaultdict(dict)
+        for (stage, step), (_, positions) in latest.items():
+            steps[stage][step] = sorted(positions)
+        return dict(steps)
+
+    return read
+
+
+@pytest.fixture
+def same():
+    """Whether two mappings of tensors are equal bit for bit."""
+
+    def compare(first, second):
+        return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    return compare

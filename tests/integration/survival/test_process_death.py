@@ -1,0 +1,87 @@
+"""Signals to the command and to single processes, and processes that die: who stops, saves, and says what."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hdm_lightning.training.launch import launch
+
+LIGHT = Path(__file__).with_name("light_job.py")
+PATIENCE_S = 300  # for starts on a busy machine; what is measured is far shorter
+
+
+def start(mode, folder):
+    folder.mkdir()
+    job = subprocess.Popen([sys.executable, str(LIGHT), mode, str(folder)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not all((folder / rank).exists() and (folder / rank).read_text() for rank in "01"):
+        assert time.monotonic() < deadline and job.poll() is None, job.stderr.read()
+        time.sleep(0.05)
+    return job, [int((folder / rank).read_text()) for rank in "01"]
+
+
+def test_signals_to_the_command_reach_its_processes_and_a_death_is_told(tmp_path):
+    """Both signals and a death at once: starting processes is what takes the time."""
+    asked, killed = start("serve", tmp_path / "asked"), start("die", tmp_path / "killed")
+    asked[0].send_signal(signal.SIGTERM)
+    assert asked[0].wait(PATIENCE_S) == 143
+    begin = time.monotonic()
+    assert killed[0].wait(60) == 2
+    assert time.monotonic() - begin < 60
+    told = killed[0].stderr.read()
+    assert "process 1 of the run was killed by SIGKILL" in told and "the others were stopped" in told
+    assert "Traceback" not in told
+    assert not any(Path(f"/proc/{pid}").exists() for pid in [*asked[1], *killed[1]])
+
+
+def test_one_process_and_processes_started_from_outside_run_right_here(monkeypatch):
+    def worker(config):
+        return config["status"]
+
+    assert launch(worker, {"status": 7}, 1) == 7
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert launch(worker, {"status": 8}, 2) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "statuses"), [("term", [143, 143]), ("term all", [143, 143]), ("kill", None), ("kill all", [-9, -9])]
+)
+def test_a_run_stopped_in_any_way_goes_on_to_the_same_end(toy, server, same, how, statuses, request):
+    whole = request.getfixturevalue("whole_on_two")
+    stopped = toy(how.replace(" ", "-"))
+    die = {"at": "forward", "nth": 6, "how": how, "on": 1}  # the second micro-batch of step 3; step 2 is saved
+    got = server.run(stopped, 2, die=die)
+    assert got == statuses if statuses else got[1] == -9 and got[0] != 0
+    assert stopped.checkpoints()[-1] == ("step-00000003.ckpt" if "term" in how else "step-00000002.ckpt")
+    assert server.run(stopped, 2) == [0, 0]
+    assert same(whole.end(), stopped.end())
+
+
+@pytest.fixture
+def whole_on_two(toy, server):
+    """An uninterrupted run on two processes."""
+    whole = toy("whole")
+    assert server.run(whole, 2) == [0, 0]
+    return whole
+
+
+@pytest.mark.slow
+def test_torchrun_from_outside(toy, tmp_path):
+    """Two processes started by torchrun train as the command's own two do, and save when torchrun gets SIGTERM."""
+    import yaml
+
+    ours = toy("outside", {"px16": {"samples": 16}})
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "toy.yaml").write_text("# @package _global_\n" + yaml.safe_dump(ours.config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["hdm_lightning.cli.train", "--config-dir", str(tmp_path / "conf"), "+toy@_global_=toy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert ours.checkpoints() == ["step-00000002.ckpt"]
+    assert (ours.folder / "final" / "model.safetensors").exists()

@@ -1,0 +1,171 @@
+"""Ranks from SLURM's variables, processes that end with their parent, and who tells an error first."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.launched import (
+    adopt_outside_launch,
+    first_host,
+    from_slurm,
+    launched_from_outside,
+    outside_world_size,
+    tasks_per_node,
+)
+from hdm_lightning.training.launched_process import delay_s, start_worker
+from hdm_lightning.training.preflight import check_world_size
+from hdm_lightning.training.settings import TrainerSettings
+
+TASK = {  # srun --nodes 2 --ntasks 6, third task of the second machine
+    "SLURM_JOB_ID": "1234567",
+    "SLURM_NTASKS": "6",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "2",
+    "SLURM_NODEID": "1",
+}
+OUTSIDE = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in (*OUTSIDE, *TASK, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_task_of_srun_gets_torchruns_variables():
+    assert from_slurm(TASK) == {
+        "RANK": "5",
+        "WORLD_SIZE": "6",
+        "LOCAL_RANK": "2",
+        "LOCAL_WORLD_SIZE": "3",
+        "GROUP_RANK": "1",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": str(15_000 + 1234567 % 20_000),
+    }
+    assert from_slurm({**TASK, "MASTER_ADDR": "head", "MASTER_PORT": "99"})["MASTER_ADDR"] == "head"
+
+
+def test_the_environment_is_filled_in_once(environment):
+    for name, value in TASK.items():
+        environment.setenv(name, value)
+    for name in OUTSIDE:
+        environment.setenv(name, "")  # put back at the end
+        environment.delenv(name)
+    assert launched_from_outside() and outside_world_size() == 6
+    adopt_outside_launch()
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("5", "6")
+    os.environ["RANK"] = "3"
+    adopt_outside_launch()
+    assert os.environ["RANK"] == "3"
+
+
+def test_a_batch_script_is_one_process_whatever_it_reserves(environment):
+    environment.setenv("SLURM_NTASKS", "8")
+    assert from_slurm(os.environ) == {}
+    assert not launched_from_outside() and outside_world_size() is None
+
+
+def test_torchrun_counts_as_outside(environment):
+    environment.setenv("TORCHELASTIC_RUN_ID", "x")
+    environment.setenv("WORLD_SIZE", "4")
+    assert check_world_size(TrainerSettings(accelerator="cpu", nodes=2)) == 4
+
+
+def test_several_machines_need_a_launcher(environment):
+    with pytest.raises(UserError, match="2 machines") as caught:
+        check_world_size(TrainerSettings(accelerator="cpu", nodes=2))
+    assert caught.value.where == "trainer.nodes"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a1", "a1"), ("a1,b2", "a1"), ("gpu[03-05,9],b", "gpu03"), ("n[7,9]", "n7"), ("r[1-2].x.org,b", "r1.x.org")],
+)
+def test_first_host_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_tasks_per_node():
+    assert tasks_per_node("4(x2),3") == [4, 4, 3]
+    with pytest.raises(ValueError, match="4\\(x2\\),3"):
+        tasks_per_node("four")
+
+
+def forked(function):
+    """Run a function in a forked process; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        finally:
+            os._exit(99)
+    return pid
+
+
+def exit_status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("too dear", where="key"), 2), (ValueError("a bug"), 1)])
+def test_a_worker_tells_its_error_and_ends(error, status, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def fail(config):
+        raise error
+
+    def worker():
+        os.dup2(os.open(tmp_path / "told", os.O_WRONLY | os.O_CREAT), 2)
+        import sys
+
+        sys.stderr = os.fdopen(2, "w")
+        start_worker(fail, {})
+
+    assert exit_status(forked(worker)) == status
+    told = (tmp_path / "told").read_text()
+    assert str(error) in told and ("Traceback" in told) == (status == 1)
+
+
+def test_mistakes_are_told_before_other_errors_and_broken_connections_last():
+    mistake, defect = UserError("x"), ZeroDivisionError()
+    broken = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    delays = [delay_s(mistake, True), delay_s(mistake, False), delay_s(defect, True), delay_s(broken, True)]
+    assert delays == sorted(delays) and len(set(delays)) == 4
+
+
+def test_a_worker_dies_with_its_parent(tmp_path):
+    def parent():
+        def worker(config):
+            (tmp_path / "worker").write_text(str(os.getpid()))
+            time.sleep(60)
+            return 0
+
+        forked(lambda: start_worker(worker, {}))
+        time.sleep(60)
+
+    pid = forked(parent)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker = int((tmp_path / "worker").read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert exit_status(pid) == -9
+    while running(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
