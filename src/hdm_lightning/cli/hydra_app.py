@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,10 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError
 
 TRACEBACK = "HDM_TRACEBACK"
 LONGEST_FOLDER_NAME = 120
+STOPPED = 143
+"""Exit status of a job that saved and ended because of a signal."""
 
 
 def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
@@ -29,11 +33,13 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
 
     @functools.wraps(task)
     def guarded(config: DictConfig) -> Any:
+        if in_sweep():
+            return run_swept_job(task, config, Path(output_dir()))
         try:
             return task(config)
         except UserError as error:
-            if in_sweep() or os.environ.get(TRACEBACK) == "1":
-                raise  # Hydra notes the failed job and goes on with the next
+            if os.environ.get(TRACEBACK) == "1":
+                raise
             mistakes.append(error)  # Hydra would print the overrides above the message
             return None
 
@@ -46,6 +52,9 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         application()
         if mistakes:
             raise mistakes[0]
+        return finish_sweep()
+    except JobFailed:
+        return finish_sweep()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
@@ -53,7 +62,17 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         return 2
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
-    return 0
+
+
+def end_job(status: int) -> None:
+    """Leave with the exit status of a job's processes, if it is not 0.
+
+    In a sweep a failed job raises, so that the next one has its turn; a signal ends the sweep.
+    """
+    if status and in_sweep() and status != STOPPED:
+        raise RuntimeError(f"the job's processes ended with exit status {status}; see the messages above")
+    if status:
+        sys.exit(status)
 
 
 def in_sweep() -> bool:

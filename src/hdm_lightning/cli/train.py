@@ -1,13 +1,12 @@
 """`hdm-train`: compose a schedule, check it, start one process per device, train, export."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hdm_lightning.cli.hydra_app import in_sweep, output_dir, run_hydra
+from hdm_lightning.cli.hydra_app import end_job, in_sweep, output_dir, run_hydra
 
 
 def main() -> None:
@@ -16,24 +15,18 @@ def main() -> None:
 
 
 def train(config: DictConfig) -> float | None:
-    """Check and run one job; returns the last validation loss, for sweepers."""
+    """Check and run one job; returns the final validation loss of the averaged weights, for sweepers."""
     from hdm_lightning.training.job import check_job, run_job  # noqa: PLC0415 (torch and transformers take seconds)
+    from hdm_lightning.training.sweep_results import is_finished, objective  # noqa: PLC0415 (as above)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    plain["run_dir"] = str(Path(output_dir() if in_sweep() else plain["run_dir"]).absolute())
-    job = check_job(plain)
-    if in_sweep() and job.is_finished():
-        print(f"{job.run_dir} is finished already: skipped")
+    run_dir = Path(output_dir() if in_sweep() else plain["run_dir"]).absolute()
+    if in_sweep() and is_finished(run_dir):
+        print(f"{run_dir} is finished already: skipped")
     else:
-        status = run_job(job)
-        if status:
-            sys.exit(status)
-    return _last_loss(job.run_dir)
+        end_job(run_job(check_job({**plain, "run_dir": str(run_dir)})))
+    return objective(run_dir)
 
 
-def _last_loss(run_dir: Path) -> float | None:
-    done = sorted(run_dir.glob("*/done.json"))
-    if not done:
-        return None
-    losses = json.loads(done[-1].read_text())["validation"]
-    return min(losses.values(), default=None)
+if __name__ == "__main__":  # torchrun starts modules
+    main()

@@ -1,0 +1,81 @@
+"""Sweeps: a job that fails is noted and does not hold up the others, and a summary stands at the end."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.errors import UserError
+
+FAILED = "failed.json"
+"""In a job's folder while its last attempt has failed; `training.sweep_results` reads it."""
+
+
+class JobFailed(Exception):
+    """A job of a sweep failed; its folder says how. Without the trace, which would keep the job's memory alive."""
+
+
+@dataclass
+class _Sweep:
+    """The sweep that this process leads."""
+
+    folder: Path
+    config: DictConfig
+
+    def base_value(self, key: str) -> Any:
+        """What a key or group is without the sweep."""
+        choices = self.config.hydra.runtime.choices
+        return choices[key] if key in choices else OmegaConf.select(self.config, key)
+
+
+_present: list[_Sweep] = []
+
+
+class NoteSweep(Callback):
+    """Hydra callback that remembers which sweep this process leads, for `finish_sweep`."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember folder and configuration, as composed without what is swept."""
+        _present[:] = [_Sweep(Path(str(config.hydra.sweep.dir)).absolute(), config)]
+
+
+def run_swept_job(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> Any:
+    """Run one job of a sweep; its failure is written into its folder.
+
+    Raises:
+        JobFailed: the job failed.
+    """
+    (folder / FAILED).unlink(missing_ok=True)
+    try:
+        return task(config)
+    except Exception as error:
+        trace = traceback.format_exc()
+        mendable = isinstance(error, UserError)
+        told = str(error) if mendable else f"{type(error).__name__}: {error}"
+    first = told.splitlines()[0]
+    print(told if mendable else trace, file=sys.stderr)
+    (folder / FAILED).write_text(json.dumps({"error": first, "trace": trace}, indent=2) + "\n")
+    raise JobFailed(f"{folder.name}: {first}")
+
+
+def finish_sweep() -> int:
+    """Write and tell the summary of the sweep that has just ended; returns the exit status, 1 if a job failed."""
+    if not _present:
+        return 0
+    from hdm_lightning.training.sweep_results import overridden_keys  # noqa: PLC0415  (torch takes seconds)
+    from hdm_lightning.training.sweep_summary import summarise  # noqa: PLC0415  (as above)
+
+    sweep = _present.pop()
+    results = summarise(sweep.folder, {key: sweep.base_value(key) for key in overridden_keys(sweep.folder)})
+    failed = [job for job in results if job.status == "failed"]
+    done = sum(job.status == "done" for job in results)
+    print(f"{done} of {len(results)} jobs done, {len(failed)} failed; {sweep.folder / 'summary.md'}")
+    for job in failed:
+        print(f"  failed: {job.folder.name}: {job.error}")
+    return 1 if failed else 0
