@@ -12,6 +12,7 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.flow_step import fed_tokens
 from hdm_lightning.training.memory_use import memory_gb
 from hdm_lightning.training.processes import summed
+from hdm_lightning.training.tensorboard import time_bin_tag
 from hdm_lightning.training.throughput import peak_tflops, training_flops
 
 
@@ -137,7 +138,7 @@ class LogScalars(StepWatcher, Callback):
         losses = {"train/loss": sum(sums) / max(sum(counts), 1e-9)}
         for number, (total, count) in enumerate(zip(sums, counts, strict=True)):
             if count:
-                losses[f"train_loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"] = total / count
+                losses[time_bin_tag(number, bins)] = total / count
         return losses
 
     def _rate_factor(self, trainer: Trainer) -> float:
