@@ -156,7 +156,6 @@ def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_
     """The stage's trainer: steps instead of epochs, no work of Lightning's own beyond the loop."""
     settings, stage = run.settings, plan.settings
     layout = flow_layout(settings.logger.time_bins)
-    layout = flow_layout(settings.logger.time_bins)
     first_sample = plan.samples_before + first_step * stage.batch_size
     trainer = Trainer(
         accelerator=hardware.accelerator(settings.trainer),
