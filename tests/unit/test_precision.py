@@ -1,4 +1,4 @@
-"""Training in float16: what is refused, and that steps under a gradient scaler are those without one."""
+"""Precisions and strategies: what is refused, and that float16 steps under a gradient scaler are those without one."""
 
 import copy
 
@@ -80,3 +80,11 @@ def test_a_step_with_an_infinite_gradient_is_left_out():
     scaler.update()
     assert scaler.get_scale() == 2.0**11
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "FSDP2"), ("deepspeed", "neither auto nor ddp")])
+def test_strategies_that_shard_the_network_are_refused(strategy, said):
+    hardware.check_strategy(TrainerSettings(strategy="ddp"))
+    with pytest.raises(UserError, match=said) as caught:
+        hardware.check_strategy(TrainerSettings(strategy=strategy))
+    assert caught.value.where == "trainer.strategy"
