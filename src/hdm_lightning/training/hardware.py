@@ -74,6 +74,25 @@ def precision(settings: TrainerSettings) -> Any:
     return name
 
 
+def check_strategy(settings: TrainerSettings) -> None:
+    """Devices hold the whole network; sharding it over them is refused.
+
+    Raises:
+        UserError: for `fsdp2` and for unknown names.
+    """
+    if settings.strategy in ("auto", "ddp"):
+        return
+    if settings.strategy == "fsdp2":
+        raise UserError(
+            "averages, checkpoints that other numbers of devices resume from, and bit-identical resume are made for "
+            "networks that are whole on every device; FSDP2 shards them",
+            where="trainer.strategy",
+            mend="use trainer.strategy=auto: weights, gradients, moments and one average of xut_large are 11 GB a "
+            "device; for activations set activation_checkpointing=true or a smaller micro_batch_size",
+        )
+    raise UserError(f"'{settings.strategy}' is neither auto nor ddp", where="trainer.strategy", mend="use auto")
+
+
 def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
     """Dtype of a frozen encoder; `auto` is bfloat16 on CUDA and float32 elsewhere."""
     if name == "auto":

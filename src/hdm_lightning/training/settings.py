@@ -220,6 +220,7 @@ class TrainerSettings:
         accelerator: `auto`, `cpu` or `cuda`.
         devices: devices on this machine; 0 means all of them (one process on CPU).
         nodes: machines; more than one needs torchrun or SLURM around the command.
+        strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` is refused, see docs/decisions.md.
         precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
         compile: compile the network in place.
         threads: CPU threads of each process; 0 leaves torch's choice.
@@ -232,6 +233,7 @@ class TrainerSettings:
     accelerator: str = "auto"
     devices: int = 0
     nodes: int = 1
+    strategy: str = "auto"
     precision: str = "auto"
     compile: bool = False
     threads: int = 0
