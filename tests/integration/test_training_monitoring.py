@@ -42,16 +42,16 @@ def test_scalars_of_a_run(finished):
     flops = 3 * forward_flops(model, Workload.of(model, 4, 4, 6, rate=0.5)).total
     for (_, speed), (_, rate) in zip(tags["speed/tflops"], tags["speed/images_per_s"], strict=True):
         assert speed == pytest.approx(rate * flops / 1e12, rel=1e-5)
-    assert tags["data/samples"][-1] == (48, 48)
-    assert tags["data/passes"][-1][1] == pytest.approx(48 / PASS)
-    assert {value for _, value in tags["data/holes"]} == {0}
+    assert tags["seen/samples"][-1] == (48, 48)
+    assert tags["seen/passes"][-1][1] == pytest.approx(48 / PASS)
+    assert {value for _, value in tags["seen/holes"]} == {0}
     assert 0 < tags["memory_gb/host"][-1][1] <= tags["memory_gb/host_peak"][-1][1] * 1.01
     assert all(0 < value <= 1 for _, value in tags["speed/training_share"])
     parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in ("data", "vae", "text", "xut", "optimiser"))
     assert 0.5 < parts / tags["step_time_ms/whole"][-1][1] < 1.05
     second, _ = scalars(run_dir / "02-px32" / "tensorboard")
-    assert second["train/loss"][-1][0] == 64  # one axis over stages
-    assert second["data/samples"][-1] == (64, 16)
+    assert second["loss/train"][-1][0] == 64  # one axis over stages
+    assert second["seen/samples"][-1] == (64, 16)
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
@@ -71,9 +71,9 @@ def test_the_settings_and_the_outcome_of_a_run_stand_in_one_row(finished):
     tags, events = scalars(run_dir / "hparams")
     done = json.loads((run_dir / "02-px32" / "done.json").read_text())
     for name, value in done["validation"].items():
-        assert tags[f"final/validation_loss_{name}"] == [(64, pytest.approx(value, rel=1e-6))]
+        assert tags[f"outcome/validation_loss_{name}"] == [(64, pytest.approx(value, rel=1e-6))]
     spent = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
-    assert tags["final/cost_usd"][0][1] == pytest.approx(sum(e.get("cost_usd", 0) for e in spent), rel=1e-5)
+    assert tags["outcome/cost_usd"][0][1] == pytest.approx(sum(e.get("cost_usd", 0) for e in spent), rel=1e-5)
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     row = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert row["schedule.stages.px16.learning_rate"].number_value == 0.2

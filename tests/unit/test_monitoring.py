@@ -67,11 +67,11 @@ def test_resident_memory_follows_an_allocation_of_known_size():
 def test_data_counts_know_passes_and_different_bad_samples(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     counts = DataCounts(pass_samples=40, quarantine=path)
-    assert counts.metrics(10)["data/quarantined"] == 0
+    assert counts.metrics(10)["seen/quarantined"] == 0
     rows = [{"shard": "a", "key": str(k), "ordinal": k, "reason": "r", "index": i} for i, k in enumerate((1, 2, 2))]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts.holes = 3.0
-    expected = {"data/samples": 100, "data/passes": 2.5, "data/holes": 3, "data/quarantined": 2}
+    expected = {"seen/samples": 100, "seen/passes": 2.5, "seen/holes": 3, "seen/quarantined": 2}
     assert counts.metrics(100) == expected
 
 
@@ -105,7 +105,7 @@ def test_the_progress_line_says_what_is_left_and_spent(tmp_path, monkeypatch, pr
     text = io.StringIO()
     ledger = KeepLedger(Ledger(tmp_path / "ledger.jsonl", writes=True), plan, 0, price)
     console = Console(file=text, width=200)
-    bar = progress.ShowProgress(plan, 2000.0, ledger, SimpleNamespace(latest={"train/loss": 0.5}), console)
+    bar = progress.ShowProgress(plan, 2000.0, ledger, SimpleNamespace(latest={"loss/train": 0.5}), console)
     bar.on_train_start(SimpleNamespace(global_step=0), None)
     now[0] += 900.0
     bar.on_step_end(None, None, 25)
@@ -118,5 +118,8 @@ def test_the_progress_line_says_what_is_left_and_spent(tmp_path, monkeypatch, pr
 
 def test_settings_are_flattened_without_what_says_nothing_about_the_run():
     config = {"seed": 1, "run_dir": "x", "model": {"width": 8, "skips": "last"}, "logger": {"every_steps": 1}}
-    flat = flat_settings({**config, "betas": [0.9, 0.98], "init": None})
-    assert flat == {"seed": 1, "model.width": 8, "model.skips": "last", "betas": "[0.9, 0.98]", "init": "null"}
+    stages = {"px64": {"samples": 100, "save_every": 10}}
+    flat = flat_settings({**config, "betas": [0.9, 0.98], "init": None, "schedule": {"stages": stages}})
+    assert flat == {"seed": 1, "model.width": 8, "model.skips": "last", "betas": "[0.9, 0.98]", "init": "null"} | {
+        "schedule.stages.px64.samples": 100
+    }

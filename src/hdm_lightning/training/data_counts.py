@@ -21,10 +21,10 @@ class DataCounts:
     def metrics(self, samples: int) -> dict[str, float]:
         """Scalars after `samples` samples of the stage."""
         return {
-            "data/samples": float(samples),
-            "data/passes": samples / self.pass_samples,
-            "data/holes": self.holes,
-            "data/quarantined": float(self._quarantined()),
+            "seen/samples": float(samples),
+            "seen/passes": samples / self.pass_samples,
+            "seen/holes": self.holes,
+            "seen/quarantined": float(self._quarantined()),
         }
 
     def _quarantined(self) -> int:

@@ -1,6 +1,7 @@
 """What a finished run was set to and what came of it, for TensorBoard's HParams page: one row a run."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,15 @@ if TYPE_CHECKING:
     from hdm_lightning.training.run import Run
 
 FOLDER = "hparams"
-OUTCOME_PREFIX = "final/"
-LEFT_OUT = ("run_dir", "name", "resume", "logger", "callbacks.pictures", "callbacks.progress_bar", "callbacks.extra")
-"""Settings that say where a run lies and what it shows, not what it is."""
+OUTCOME_PREFIX = "outcome/"
+LEFT_OUT = (
+    r"run_dir|name|resume|(logger|guard|trainer)\..*",
+    r"callbacks\.(checkpoints|pictures|extra)\..*|callbacks\.progress_bar|callbacks\.ema\.snapshot_.*",
+    r"data\.(workers|lanes|window|max_bad_share|bad_patience|cache_dir|cache_gb|memory_cache_gb)",
+    r"(text_encoder|vae)\.(max_batch|cache_size)",
+    r"schedule\.stages\.\w+\.(micro_batch_size|activation_checkpointing|validate_every|save_every|sample_every)",
+)
+"""Settings that say where a run lies, what it shows and how fast it is, not what it learns: patterns of whole keys."""
 
 
 def write_hparams(run: "Run") -> None:
@@ -36,11 +43,9 @@ def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, floa
     flat: dict[str, float | str | bool] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in LEFT_OUT:
-            continue
         if isinstance(value, Mapping):
             flat |= flat_settings(value, f"{name}.")
-        else:
+        elif not any(re.fullmatch(pattern, name) for pattern in LEFT_OUT):
             flat[name] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
     return flat
 

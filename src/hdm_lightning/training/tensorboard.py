@@ -18,7 +18,7 @@ def flow_layout(time_bins: int) -> Layout:
     shown = [time_bin_tag(number, time_bins) for number in sorted({0, time_bins // 2, time_bins - 1})]
     return {
         "Is it learning?": {
-            "loss: training, validation": lines("train/loss", "validation/loss_.*"),
+            "loss: training, validation": lines("loss/.*"),
             "loss at times t: near data, middle, near noise": lines(*(tag.replace(".", r"\.") for tag in shown)),
             "gradient norm before clipping": lines("optimiser/gradient_norm"),
             "learning rate, share of the stage's": lines("optimiser/learning_rate_factor"),
@@ -32,15 +32,15 @@ def flow_layout(time_bins: int) -> Layout:
             "memory (GB)": lines("memory_gb/.*"),
         },
         "What has it seen?": {
-            "passes over the data": lines("data/passes"),
-            "samples that could not be used": lines("data/holes", "data/quarantined"),
+            "passes over the data": lines("seen/passes"),
+            "samples that could not be used": lines("seen/holes", "seen/quarantined"),
         },
     }
 
 
 def time_bin_tag(number: int, bins: int) -> str:
-    """Tag of the loss in one bin of the time."""
-    return f"train_loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"
+    """Tag of the training loss in one bin of the time."""
+    return f"loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"
 
 
 VAE_LAYOUT: Layout = {

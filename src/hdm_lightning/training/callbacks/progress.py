@@ -39,7 +39,7 @@ class ShowProgress(StepWatcher, Callback):
         ledger: KeepLedger,
         scalars: Latest,
         console: Console | None = None,
-        loss: str = "train/loss",
+        loss: str = "loss/train",
     ) -> None:
         super().__init__()
         self.plan = plan

@@ -135,7 +135,7 @@ class LogScalars(StepWatcher, Callback):
         if self.data is not None:
             self.data.holes += samples - sum(counts)
         bins = len(sums)
-        losses = {"train/loss": sum(sums) / max(sum(counts), 1e-9)}
+        losses = {"loss/train": sum(sums) / max(sum(counts), 1e-9)}
         for number, (total, count) in enumerate(zip(sums, counts, strict=True)):
             if count:
                 losses[time_bin_tag(number, bins)] = total / count

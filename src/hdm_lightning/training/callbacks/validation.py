@@ -67,7 +67,7 @@ class ValidateFlow(StepWatcher, Callback):
         self.latest = {
             name: total / count if count else math.nan for name, (total, count) in zip(networks, sums, strict=True)
         }
-        log(trainer, {f"validation/loss_{name}": value for name, value in self.latest.items()})
+        log(trainer, {f"loss/validation_{name}": value for name, value in self.latest.items()})
 
     def _on_device(self, trainer: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         moved: dict[str, Any] = trainer.strategy.batch_to_device(batch)
