@@ -90,7 +90,7 @@ def test_lines_on_a_full_disk(tmp_path, monkeypatch):
     original = Path.open
 
     def full(self, *arguments, **keywords):
-        if self == path and "a" in arguments[0]:
+        if self == path and arguments[:1] == ("a+b",):
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(self, *arguments, **keywords)
 

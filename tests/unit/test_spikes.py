@@ -16,7 +16,8 @@ def found(detector, losses):
 def test_high_steps_in_a_row_make_a_spike_and_fewer_do_not():
     calm = [1.0] * 10
     assert found(SpikeDetector(3.0, patience=3, warmup=5), [*calm, 3.1, 3.1, *calm, 3.1, 3.1, 3.1, 1.0]) == [25]
-    assert found(SpikeDetector(3.0, patience=1, warmup=5), [*calm, 3.0, 3.1]) == [12]  # above, not at, the factor
+    assert found(SpikeDetector(3.0, patience=1, warmup=5), [*calm, 3.0]) == []  # above, not at, the factor
+    assert found(SpikeDetector(3.0, patience=1, warmup=5), [*calm, 3.01]) == [11]
 
 
 def test_high_steps_do_not_raise_the_mean_they_are_measured_by():
