@@ -5,13 +5,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import Tensor
 
@@ -71,16 +69,11 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
 def _build_shards(folder: Path, config: dict[str, Any]) -> int:
     if folder.exists():  # what an interrupted build left is drawn again: it takes seconds
         shutil.rmtree(folder)
+    options = {**config["shapes"], "objects": {int(k): v for k, v in config["shapes"]["objects"].items()}}
     with part_progress() as bar:
-        for seed, (name, options) in enumerate(config["sets"].items(), start=config["seed"]):
-            task = bar.add_task(f"drawing scenes: {name}", total=options["count"])
-            options["objects"] = {int(number): share for number, share in options["objects"].items()}
-            build_shapes(folder / name, seed=seed, progress=partial(_advance, bar, task), **options)
+        task = bar.add_task("drawing scenes", total=options["count"])
+        build_shapes(folder, seed=config["seed"], progress=lambda done: bar.update(task, completed=done), **options)
     return 0
-
-
-def _advance(bar: Progress, task: TaskID, done: int) -> None:
-    bar.update(task, completed=done)
 
 
 def _draw(folder: Path, config: dict[str, Any]) -> int:
