@@ -70,6 +70,7 @@ def _evaluate_vae(arguments: argparse.Namespace) -> None:
         perceptual=None if perceptual == "none" else perceptual,
         device=_device(arguments),
         batch=arguments.batch,
+        on_indivisible=arguments.on_indivisible,
     )
     with _bar() as progress:
         evaluation = evaluate_vae(request, progress)

@@ -98,6 +98,12 @@ def vae_parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="diffusers AutoencoderKL, or a hdm-train-vae run")
     command.add_argument("--data", action="append", required=True, metavar="FOLDER", help="shards; repeat for several")
     command.add_argument("--size", type=int, default=256, metavar="PX", help="side of the pictures (default: 256)")
+    command.add_argument(
+        "--on-indivisible",
+        choices=("refuse", "pad"),
+        default="refuse",
+        help="a --size that the autoencoder's factor does not divide: refuse it (default), or mirror the edges",
+    )
     command.add_argument("--samples", type=int, default=1500, metavar="N", help="pictures (default: 1500)")
     command.add_argument("--perceptual", metavar="NAME", help="efficientnet_lite0 (default), lpips_vgg … or none")
     _add_features(command)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
@@ -136,6 +137,20 @@ class KLAutoencoder:
         with torch.autocast(latent.device.type, enabled=False):
             images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
         return torch.cat(images).clamp(-1.0, 1.0)
+
+    def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
+
+        Args:
+            image: of any size if it may be padded.
+            on_indivisible: sides that the factor does not divide: "refuse" them, or "pad" by mirroring the edges and
+                cut the result back.
+
+        Raises:
+            ValueError: if a side does not fit and is not to be padded.
+        """
+        padded = pad_to_multiple(image, self.factor, on_indivisible)
+        return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder`."""

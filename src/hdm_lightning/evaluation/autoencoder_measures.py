@@ -60,8 +60,15 @@ class AutoencoderMeasures:
         self._weight = 0.0
 
     @torch.no_grad()
-    def update(self, image: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+    def update(
+        self, image: Tensor, weight: Tensor | None = None, *, cut: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
         """Measure a batch; return the measures that each image has for itself, name to (B without holes,).
+
+        Args:
+            image: sides that the factor divides, padded to them if need be.
+            weight: 0 for a hole; None counts all.
+            cut: height and width of the images before padding, which reconstructions are compared on.
 
         Raises:
             ValueError: the factor does not divide the image's sides.
@@ -75,7 +82,7 @@ class AutoencoderMeasures:
             return {}
         mean, log_variance = self.posterior(image)
         self.latents.update(mean, log_variance)
-        values = self._reconstruction(self.decode(mean), image) | self._equivariance(image, mean)
+        values = self._reconstruction(_cut(self.decode(mean), cut), _cut(image, cut)) | self._equivariance(image, mean)
         shared = {f"latent/spectrum_{ring}": share for ring, share in enumerate(radial_spectrum(mean, SPECTRUM_BINS))}
         for name, value in values.items():
             self._add(name, float(value.double().sum()))
@@ -143,6 +150,10 @@ class AutoencoderMeasures:
             "decoder": relative_error(decoded, transform(self.decode(mean), self.factor)),
             "psnr_db": psnr(decoded, moved_image),
         }
+
+
+def _cut(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    return image if size is None else image[..., : size[0], : size[1]]
 
 
 def _per_sample(value: Tensor | tuple[Tensor, Tensor], image: Tensor) -> Tensor:

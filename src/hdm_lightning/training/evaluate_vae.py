@@ -17,6 +17,7 @@ from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_p
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
 from hdm_lightning.evaluation.autoencoder_pictures import sheet
@@ -55,6 +56,8 @@ class VaeRequest:
         perceptual: name of a perceptual distance, or None.
         device: where to compute.
         batch: pictures at once.
+        on_indivisible: a resolution that the autoencoder's factor does not divide: refuse it, or pad the pictures by
+            mirroring their edges, and compare on what they were.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class VaeRequest:
     perceptual: str | None = DEFAULT_NETWORK
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     batch: int = 16
+    on_indivisible: OnIndivisible = "refuse"
 
 
 @dataclasses.dataclass
@@ -112,9 +116,10 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
 
 
 def _check_side(request: VaeRequest, factor: int) -> None:
-    if request.resolution % factor:
+    if request.resolution % factor and request.on_indivisible == "refuse":
         nearest = max(1, round(request.resolution / factor)) * factor
-        raise UserError(f"{request.resolution} is no multiple of {factor}", where="--size", mend=f"give {nearest}")
+        mend = f"give {nearest}, or add --on-indivisible pad"
+        raise UserError(f"{request.resolution} is no multiple of {factor}", where="--size", mend=mend)
 
 
 def _measure(
@@ -126,17 +131,19 @@ def _measure(
 ) -> _Measured:
     name = request.perceptual
     perceptual = (name, perceptual_distance(name, where="--perceptual").to(request.device)) if name else None
-    measures = measures_of(network, request.resolution, perceptual)
+    measures = measures_of(network, padded_size(request.resolution, 1, network.factor)[0], perceptual)
     values: dict[str, list[Tensor]] = {}
     real: dict[str, list[Tensor]] = {one.name: [] for one in networks}
     decoded: dict[str, list[Tensor]] = {one.name: [] for one in networks}
     first: Tensor | None = None
     done = 0
     for part in (part for batch in batches for part in batch.images.split(request.batch)):
-        image = part.to(request.device).float() / 127.5 - 1.0
-        for key, value in measures.update(image).items():
+        height, width = part.shape[-2:]
+        padded = pad_to_multiple(part, network.factor, request.on_indivisible)
+        image = padded.to(request.device).float() / 127.5 - 1.0
+        for key, value in measures.update(image, cut=(height, width)).items():
             values.setdefault(key, []).append(value.cpu())
-        back = _given_back(network, image)
+        back = cut_to(_given_back(network, image), height, width)
         for one in networks:
             real[one.name].append(one(part).cpu())
             decoded[one.name].append(one(back).cpu())
@@ -215,6 +222,11 @@ def _pinned(request: VaeRequest, networks: Sequence[FeatureNetwork], order: str)
         "bootstrap": dataclasses.asdict(settings.bootstrap),
         "set_resamples": settings.set_resamples,
         "networks": [network.to_json() for network in networks],
-        "data": {"sources": list(request.data), "resolution": request.resolution, "order": order},
+        "data": {
+            "sources": list(request.data),
+            "resolution": request.resolution,
+            "on_indivisible": request.on_indivisible,
+            "order": order,
+        },
         "environment": hardware.environment(),
     }
