@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.stop_request import STOP
 
 Worker = Callable[[dict[str, Any]], int]
 
@@ -29,10 +30,9 @@ def start_worker(worker: Worker, config: dict[str, Any]) -> int:
         return worker(config)
     except Exception as error:
         let_the_cause_go_first(error)
-        mistake = isinstance(error, UserError)
-        print(f"error: {error}" if mistake else traceback.format_exc(), file=sys.stderr, flush=True)
+        print(told(error), end="", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(USER_ERROR_STATUS if mistake else 1)
+        os._exit(USER_ERROR_STATUS if isinstance(error, UserError) else 1)
 
 
 def end_with_parent() -> None:
@@ -53,9 +53,22 @@ def let_the_cause_go_first(error: Exception) -> None:
     time.sleep(delay_s(error, first=os.environ.get("RANK", "0") == "0"))
 
 
+def told(error: Exception) -> str:
+    """What is said of an error: nothing of a lost connection when this process was being ended anyway."""
+    if isinstance(error, UserError):
+        return f"error: {error}\n"
+    if not lost_connection(error):
+        return "".join(traceback.format_exception(error))
+    return "" if STOP.received else f"process {os.environ.get('RANK', '0')} lost its connection to another: {error}\n"
+
+
+def lost_connection(error: Exception) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection", "peer"))
+
+
 def delay_s(error: Exception, first: bool) -> float:
     """Seconds to wait: mistakes of the user before other errors, broken connections last."""
     if isinstance(error, UserError):
         return 0.0 if first else 1.0  # often all processes make the same one
-    broken = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection", "peer"))
-    return 4.0 if broken else 2.0
+    return 4.0 if lost_connection(error) else 2.0

@@ -24,14 +24,14 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen inside the with statement; afterwards the former handlers are back and the flag is down."""
+        """Listen inside the with statement, the flag down at first; afterwards the former handlers are back."""
+        self.received = False
         previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.received = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hdm_lightning.training.launch import launch
 
@@ -71,17 +72,50 @@ def whole_on_two(toy, server):
     return whole
 
 
-@pytest.mark.slow
-def test_torchrun_from_outside(toy, tmp_path):
-    """Two processes started by torchrun train as the command's own two do, and save when torchrun gets SIGTERM."""
-    import yaml
+GROUPS = ("model", "text_encoder", "vae", "data", "schedule")
 
-    ours = toy("outside", {"px16": {"samples": 16}})
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "toy.yaml").write_text("# @package _global_\n" + yaml.safe_dump(ours.config))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["hdm_lightning.cli.train", "--config-dir", str(tmp_path / "conf"), "+toy@_global_=toy"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ)
+
+def command(toy, folder, *, torchrun=False):
+    """The command line that trains a toy, its configuration as an experiment in `folder`."""
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    config = {"defaults": [{f"override /{group}": None} for group in GROUPS], **toy.config}
+    (folder / "experiment" / "toy.yaml").write_text("# @package _global_\n" + yaml.safe_dump(config, sort_keys=False))
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+    return [sys.executable, *start, "-m", "hdm_lightning.cli.train", "--config-dir", str(folder), "experiment=toy"]
+
+
+@pytest.mark.slow
+def test_torchrun_from_outside(toy, tmp_path, whole_on_two, same):
+    """Two processes started by torchrun end as the launcher's own two do."""
+    ours = toy("outside")
+    line = command(ours, tmp_path / "conf", torchrun=True)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
-    assert ours.checkpoints() == ["step-00000002.ckpt"]
     assert (ours.folder / "final" / "model.safetensors").exists()
+    assert same(whole_on_two.end(), ours.end())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGKILL, -9)])
+def test_the_command_itself_is_killed_and_run_again(toy, server, tmp_path, number, status, same):
+    """The real command with two processes: the signal goes to the parent alone (SIGKILL to its group)."""
+    stages = {"px16": {"samples": 320}}  # long enough to be hit
+    whole, ours = (
+        toy("whole", stages),
+        toy("command", stages, trainer={"accelerator": "cpu", "threads": 1, "devices": 2}),
+    )
+    assert server.run(whole, 2) == [0, 0]
+    line = command(ours, tmp_path / "conf")
+    job = subprocess.Popen(line, cwd=tmp_path, start_new_session=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not list(ours.folder.glob("*/checkpoints/step-*.ckpt")):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        os.killpg(job.pid, number)
+    else:
+        job.send_signal(number)
+    assert job.wait(60) == status
+    assert not list(ours.folder.glob("*/done.json"))
+    assert subprocess.run(line, cwd=tmp_path, timeout=PATIENCE_S).returncode == 0
+    assert same(whole.end(), ours.end())
