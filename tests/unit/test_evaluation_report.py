@@ -34,7 +34,7 @@ def evaluation():
 def test_numbers_are_rounded_to_a_digit_below_their_interval():
     assert rounded(Estimate(0.123456, 0.1, 0.15, 3)) == ("0.123", "0.100 … 0.150")
     assert rounded(Estimate(1234.5, 1000, 1400, 3)) == ("1234", "1000 … 1400")
-    assert rounded(Estimate(0.5, 0.5, 0.5, 3)) == ("0.5000", "0.5000 … 0.5000")
+    assert rounded(Estimate(0.5, 0.5, 0.5, 3)) == ("0.5", "0.5 … 0.5")
 
 
 def test_json_holds_every_number():
@@ -78,3 +78,17 @@ def test_the_chart_places_points_by_their_values():
     assert places[0][1] > places[1][1] > places[2][1]
     assert places[0][1] > places[3][1]  # 1 lies below 2
     assert abs(places[1][1] - places[3][1]) < 0.11  # both are 2
+
+
+def test_the_chart_s_scale_has_round_numbers():
+    parts = {weights: one[0].curves[0] for weights, one in evaluation().results.items()}
+    marks = [float(mark) for mark in re.findall(r'text-anchor="end">([^<]+)<', chart(parts))]
+    assert marks == [1, 2, 3, 4]  # of 0.9 to 4.2 with some room
+    places = [float(y) for y in re.findall(r'class="grid"[^>]* y1="([\d.]+)"', chart(parts))]
+    assert places == sorted(places, reverse=True) and len(places) == len(marks)
+
+
+def test_numbers_of_the_record_are_short():
+    found = evaluation()
+    found.results["ema"][0].record["shares"] = [0.025832766804592122, 0.5]
+    assert "samples: 7; shares: 0.02583, 0.5</p>" in report_page(found)

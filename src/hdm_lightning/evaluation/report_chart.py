@@ -1,5 +1,6 @@
 """Curves with intervals as inline SVG that takes its colours from the page."""
 
+import math
 from collections.abc import Callable, Mapping
 from html import escape
 from itertools import pairwise
@@ -28,11 +29,10 @@ def chart(curves: Mapping[str, Curve]) -> str:
         return across, HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(first.title)}">']
-    for step in range(TICKS + 1):
-        y = bottom + (top - bottom) * step / TICKS
+    for y in _ticks(bottom, top):
         height = place(left, y)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:.6g}</text>')
     for x in first.x:
         parts.append(
             f'<text x="{place(x, bottom)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.3g}</text>'
@@ -59,6 +59,14 @@ def _series(number: int, name: str, curve: Curve, place: Callable[[float, float]
         parts.append(f'<line x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
         parts.append(f'<circle cx="{across:.1f}" cy="{height:.1f}" r="3"/>')
     return [*parts, "</g>"]
+
+
+def _ticks(bottom: float, top: float) -> list[float]:
+    """Round numbers within the range, 1, 2 or 5 times a power of ten apart, about `TICKS` of them."""
+    rough = (top - bottom) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [number * step for number in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
 
 
 def _room(low: float, high: float) -> tuple[float, float]:

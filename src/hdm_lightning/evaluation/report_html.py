@@ -39,7 +39,8 @@ _INTERVALS = """<h2>How to read the numbers</h2>
 resampling the samples with replacement. For averages it is the percentile bootstrap. For distances between sets and for
 neighbour statistics it is centred on the value, because resampling shifts these: it says how far the number would move
 with other samples of the same counts, and does not remove the bias that a Fréchet distance has at small counts. Compare
-Fréchet distances only at equal counts and networks; kernel distances have no such bias.</p>"""
+Fréchet distances only at equal counts and networks; kernel distances have no such bias. A share of 0 or 1 leaves
+nothing to resample, so that its interval has no width: among n samples the true share may still be about 3/n away.</p>"""
 
 
 def report_page(evaluation: Evaluation) -> str:
@@ -156,4 +157,9 @@ def _image(picture: Picture, caption: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    """A value for people: numbers to four digits, lists without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,8 @@ thead th { color: var(--dim); font-weight: 600; font-size: .85rem; }
 .measures span { color: var(--dim); font-weight: 400; }
 small { display: block; color: var(--dim); } .about { color: var(--dim); font-weight: 400; font-size: .85rem; }
 .scroll { overflow-x: auto; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; align-items: end; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem;
+  align-items: start; }
 .gallery figure { margin: 0; } .gallery img { max-width: 100%; height: auto; display: block; background: var(--soft); }
 .gallery figcaption { font-size: .75rem; line-height: 1.3; color: var(--dim); margin-top: .25rem; max-width: 20rem; }
 .pixels { image-rendering: pixelated; }
@@ -35,4 +36,9 @@ g line { stroke-width: 1.6; }
 .pinned { color: var(--dim); font-size: .8rem; overflow-wrap: anywhere; }
 details { margin-top: 1.5rem; } pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: .8rem; }
 footer p { max-width: 48rem; }
+@media (max-width: 40rem) { body { padding: 1rem .75rem 3rem; font-size: 14px; } h1 { font-size: 1.3rem; }
+  .measures tbody th { max-width: 11rem; } .about { font-size: .8rem; } th, td { padding-right: .6rem; }
+  .gallery { grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
+  .chart svg { font-size: 15px; } }
+@media print { body { max-width: none; } section { break-inside: avoid-page; } details { display: none; } }
 """

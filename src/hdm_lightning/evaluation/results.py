@@ -151,5 +151,7 @@ def _part(result: PartResult) -> dict[str, Any]:
 def rounded(estimate: Estimate) -> tuple[str, str]:
     """Value and interval for people, to a digit below the interval's width."""
     width = abs(estimate.high - estimate.low)
-    digits = 4 if not width else int(np.clip(1 - np.floor(np.log10(width)), 0, 6))
+    if not width:
+        return f"{estimate.value:.4g}", f"{estimate.low:.4g} … {estimate.high:.4g}"
+    digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 6))
     return f"{estimate.value:.{digits}f}", f"{estimate.low:.{digits}f} … {estimate.high:.{digits}f}"
