@@ -1,16 +1,14 @@
-"""The memory that a step is said to take, against what a real step's tensors take."""
+"""The memory that a step is said to take, against what the same step takes on real tensors."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 
-from hdm_lightning.autoencoding.losses import generator_adversarial
-from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.models.discriminator import PatchDiscriminator
-from hdm_lightning.training.vae_adversarial import frozen_call
 from hdm_lightning.training.vae_checks import vae_settings_from
-from hdm_lightning.training.vae_memory import saved_bytes, step_memory
-from hdm_lightning.training.vae_network import AutoencoderNetwork, build_vae
+from hdm_lightning.training.vae_memory import RehearsedStep, step_memory
 
 CONFIG = {
     "block_out_channels": [16, 32, 32],
@@ -21,8 +19,9 @@ CONFIG = {
 }
 
 
-def settings(**groups):
-    stage = {"resolution": 64, "samples": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1.0}
+def settings(side=64, batch=2, **groups):
+    stage = {"resolution": side, "samples": 1, "batch_size": batch, "micro_batch_size": batch, "learning_rate": 1.0}
+    stage |= groups.pop("stage", {})
     return vae_settings_from(
         {
             "name": "x",
@@ -30,45 +29,81 @@ def settings(**groups):
             "data": {"train": "x"},
             "stage": stage,
             "ema": {"halflife_samples": [1]},
+            "loss": {"perceptual_network": "efficientnet_lite0"},
             **groups,
         }
     )
 
 
-def test_saved_bytes_of_a_product():
-    first, second = (torch.nn.Parameter(torch.ones(5, 7)), torch.ones(5, 7, requires_grad=True))
-    factor = (second * 2).detach()
-    assert saved_bytes(lambda: (first * factor).sum(), [first]) == 4 * 35
-    assert saved_bytes(lambda: (first * factor + first * factor).sum(), [first]) == 4 * 35
+ADVERSARIAL = {"adversarial": {"weight": 0.5, "channels": 32}}
 
 
-@pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
-def test_a_step_takes_what_is_said_and_little_more(adversarial):
-    groups = {"loss": {"perceptual_network": "efficientnet_lite0"}}
-    if adversarial:
-        groups["adversarial"] = {"weight": 0.5, "channels": 32}
-    said = step_memory(settings(**groups), CONFIG)
-    network = AutoencoderNetwork(build_vae(CONFIG))
-    judge = PatchDiscriminator(32, 3, "group") if adversarial else None
-    trained = sum(p.numel() for net in (network, judge) if net is not None for p in net.parameters())
-    assert said.parameters == sum(p.numel() for p in network.parameters())
-    assert said.fixed_bytes == 4 * (4 * trained + said.parameters)
-
-    distance, image = perceptual_distance("efficientnet_lite0"), torch.rand(2, 3, 64, 64)
+@pytest.mark.parametrize(
+    ("groups", "mixed", "accumulates"),
+    [
+        ({}, False, False),
+        (ADVERSARIAL, False, False),
+        (ADVERSARIAL, True, True),
+        ({**ADVERSARIAL, "stage": {"activation_checkpointing": True}}, False, True),
+    ],
+    ids=["plain", "adversarial", "mixed and accumulated", "checkpointed"],
+)
+def test_the_rehearsal_is_what_real_tensors_take(groups, mixed, accumulates):
+    said = step_memory(settings(**groups), CONFIG, mixed=mixed, accumulates=accumulates)
     with LiveMemory() as memory:
-        output = network.decode(network.posterior(image).mean)
-        loss = (output - image).abs().mean() + distance(output, image).mean()
-        if judge is not None:
-            loss = loss + generator_adversarial(frozen_call(judge, output)).mean()
-        held = memory.bytes
-        loss.backward()
-    # The count leaves out the output itself and small results; a backward pass needs a few maps of its own.
-    assert said.activation_bytes == pytest.approx(held, rel=0.1)
-    assert memory.peak_bytes < 1.5 * said.activation_bytes + 4 * trained
+        step = RehearsedStep(settings(**groups), CONFIG, mixed=mixed)
+        for _ in range(2):
+            step(2 if accumulates else 1)
+    assert said.peak == pytest.approx(memory.peak_bytes, rel=0.02)
+    trained = sum(parameter.numel() for parameter in step.trained)
+    own = sum(parameter.numel() for parameter in step.network.parameters())
+    assert (said.parameters, said.gradients, said.moments) == (own, 4 * trained, 8 * trained)
+    assert said.averages == 4 * own
+    assert said.peak > said.kept + said.gradients
 
 
-def test_a_frozen_encoder_needs_less():
-    whole = step_memory(settings(), CONFIG)
-    frozen = step_memory(settings(autoencoder={"train_encoder": False}), CONFIG)
+def test_what_saves_memory_is_seen_to():
+    whole = step_memory(settings(), CONFIG, mixed=False, accumulates=False)
+    frozen = step_memory(settings(autoencoder={"train_encoder": False}), CONFIG, mixed=False, accumulates=False)
+    again = settings(stage={"activation_checkpointing": True})
+    recomputed = step_memory(again, CONFIG, mixed=False, accumulates=False)
+    larger = step_memory(settings(batch=4), CONFIG, mixed=False, accumulates=False)
     assert frozen.parameters == whole.parameters
-    assert frozen.fixed_bytes < whole.fixed_bytes and frozen.activation_bytes < whole.activation_bytes
+    assert frozen.moments < whole.moments and frozen.passing < whole.passing
+    assert recomputed.passing < 0.7 * whole.passing
+    assert larger.kept == whole.kept
+    assert 1.6 < larger.passing / whole.passing < 2.1
+
+
+# In a process of its own, whose memory is nothing but this: what it has when all is imported, and at its fullest.
+SDXL_STEP = """
+import gc, resource, sys
+import torch
+sys.path.insert(0, {tests!r})
+from test_vae_memory import SDXL, settings
+from hdm_lightning.training.vae_memory import RehearsedStep
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * resource.getpagesize()
+step = RehearsedStep(settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
+for _ in range(2):
+    step(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+SDXL = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+
+
+@pytest.mark.slow
+def test_an_adversarial_step_at_the_size_of_sdxl_fills_the_process_as_forecast():
+    said = step_memory(settings(side=128, batch=1, adversarial={"weight": 0.5}), SDXL, mixed=False, accumulates=False)
+    assert said.parameters == 83_653_863
+    code = SDXL_STEP.format(tests=str(Path(__file__).parent))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1800)
+    assert int(result.stdout) == pytest.approx(said.peak, rel=0.1)

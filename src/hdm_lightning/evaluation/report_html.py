@@ -40,7 +40,8 @@ resampling the samples with replacement. For averages it is the percentile boots
 neighbour statistics it is centred on the value, because resampling shifts these: it says how far the number would move
 with other samples of the same counts, and does not remove the bias that a Fréchet distance has at small counts. Compare
 Fréchet distances only at equal counts and networks; kernel distances have no such bias. A share of 0 or 1 leaves
-nothing to resample, so that its interval has no width: among n samples the true share may still be about 3/n away.</p>"""
+nothing to resample, so that its interval has no width: among n samples the true share may still be about 3/n
+away.</p>"""
 
 
 def report_page(evaluation: Evaluation) -> str:

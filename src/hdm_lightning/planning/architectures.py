@@ -87,5 +87,6 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, Any]] = {
 AUTOENCODERS: Mapping[str, Mapping[str, Any]] = {
     "KBlueLeaf/EQ-SDXL-VAE": SDXL_AUTOENCODER,
     "stabilityai/sdxl-vae": SDXL_AUTOENCODER,
+    "stabilityai/sd-vae-ft-ema": SDXL_AUTOENCODER,  # the same shape
 }
 """Autoencoders by the name that the configuration uses."""

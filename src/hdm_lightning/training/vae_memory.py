@@ -1,114 +1,156 @@
-"""What a training step of an autoencoder keeps in memory, counted on the meta device before a weight is allocated.
+"""What a training step of an autoencoder keeps in memory, rehearsed on tensors that have shapes but no contents.
 
-Shapes: image (B,3,H,W); everything in float32.
+Shapes: image (B,3,H,W).
 """
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 
 from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0
+from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hinge, generator_adversarial
 from hdm_lightning.autoencoding.perceptual import lite0_distance
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
-from hdm_lightning.models.discriminator import PatchDiscriminator
+from hdm_lightning.benchmarks.live_memory import LiveMemory
 from hdm_lightning.training.vae_adversarial import frozen_call
 from hdm_lightning.training.vae_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.vae_objective import GeneratorObjective
+from hdm_lightning.training.vae_optimisers import build_adamw
+from hdm_lightning.training.vae_run import build_discriminator
 from hdm_lightning.training.vae_settings import VaeTrainSettings
 
-_FLOAT_BYTES = 4
-# Weight, gradient and two moments of AdamW.
-_COPIES_TRAINED = 4
+# The first step allocates the optimiser's moments at its end, so the second one is the fullest.
+_STEPS = 2
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one device, in float32; the step's own temporaries and the allocator's slack come on top.
+    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top.
 
     Attributes:
         parameters: of the autoencoder.
-        fixed_bytes: weights, gradients, moments and averages of both networks.
-        activation_bytes: what the backward pass of one micro-batch needs, whichever network's is larger. Under
-            bf16-mixed it is between this and half of it, since norms and activations keep float32.
+        weights: of both networks and the perceptual one.
+        gradients: of what is trained.
+        moments: two for each trained weight.
+        averages: of the autoencoder's weights.
+        peak: the most that is alive at once, all of the above included where they are alive then.
     """
 
     parameters: int
-    fixed_bytes: int
-    activation_bytes: int
+    weights: int
+    gradients: int
+    moments: int
+    averages: int
+    peak: int
 
     @property
-    def total_gb(self) -> float:
-        """Both, in GB (10⁹ bytes)."""
-        return (self.fixed_bytes + self.activation_bytes) / 1e9
+    def kept(self) -> int:
+        """What stays from step to step."""
+        return self.weights + self.moments + self.averages
+
+    @property
+    def passing(self) -> int:
+        """What comes and goes within a step: activations, gradients, temporaries."""
+        return self.peak - self.kept
 
 
-def step_memory(settings: VaeTrainSettings, config: dict[str, Any]) -> StepMemory:
-    """Count a plain step on whole images, with discriminator and perceptual network as configured.
+def step_memory(settings: VaeTrainSettings, config: dict[str, Any], *, mixed: bool, accumulates: bool) -> StepMemory:
+    """Rehearse plain steps on whole images, with discriminator and perceptual network as configured.
 
-    LPIPS networks are counted as if they were EfficientNet-Lite0, since their packages may be missing.
+    Kernels are those of a CPU, whose attention keeps no square matrix, as a GPU's does not. Nothing is compiled.
+    LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
 
     Args:
         settings: of the run.
         config: fields of the AutoencoderKL.
+        mixed: bfloat16 autocast, as on a GPU; else float32.
+        accumulates: several micro-batches make a step, so that gradients wait beside activations.
     """
-    with torch.device("meta"):
-        network = AutoencoderNetwork(
-            build_vae({key: value for key, value in config.items() if not key.startswith("_")}),
-            train_encoder=settings.autoencoder.train_encoder,
+    import diffusers  # noqa: F401, PLC0415 (seconds to import; inside the rehearsal it would make empty constants)
+
+    with FakeTensorMode(), LiveMemory() as memory:
+        step = RehearsedStep(settings, config, mixed=mixed)
+        for _ in range(_STEPS):
+            step(2 if accumulates else 1)
+        trained = sum(_bytes(parameter) for parameter in step.trained)
+        return StepMemory(
+            parameters=sum(parameter.numel() for parameter in step.network.parameters()),
+            weights=sum(_bytes(tensor) for network in step.networks for tensor in network.state_dict().values()),
+            gradients=trained,
+            moments=2 * trained,
+            averages=sum(map(_bytes, step.averages)),
+            peak=memory.peak_bytes,
         )
-        adversarial = settings.adversarial
-        judge = (
-            PatchDiscriminator(adversarial.channels, adversarial.layers, adversarial.norm)  # type: ignore[arg-type]
-            if adversarial.weight
-            else None
-        )
+
+
+class RehearsedStep:
+    """All that a step works on, and the step; on real tensors outside of a rehearsal."""
+
+    def __init__(self, settings: VaeTrainSettings, config: dict[str, Any], *, mixed: bool) -> None:
+        self.settings, self.mixed = settings, mixed
+        fields = {key: value for key, value in config.items() if not key.startswith("_")}
+        network = AutoencoderNetwork(build_vae(fields), train_encoder=settings.autoencoder.train_encoder)
+        if settings.stage.activation_checkpointing:
+            network.vae.enable_gradient_checkpointing()
+        for parameter in network.parameters():
+            if parameter.dim() == 4:  # as in training; an empty tensor's module cannot be converted as a whole
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.network = network.train()
+        self.judge = build_discriminator(settings.adversarial)
         named = settings.loss.perceptual_network
-        lite0 = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
-        side = settings.stage.resolution
-        image = torch.zeros(settings.stage.micro_batch_size, 3, side, side)
-    distance = None if lite0 is None else partial(lite0_distance, lite0)
-    objective = GeneratorObjective(settings.loss, distance)
-    trained = [each for net in (network, judge) if net is not None for each in net.parameters() if each.requires_grad]
-    every = [each for net in (network, judge) if net is not None for each in net.parameters()]
-    averages = len(settings.ema.halflife_samples) * sum(p.numel() for p in network.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in every) + (_COPIES_TRAINED - 1) * sum(p.numel() for p in trained) + averages
-    kept = [saved_bytes(lambda: _generator_loss(network, objective, judge, image), every)]
-    if judge is not None:
-        kept.append(saved_bytes(lambda: judge(image).sum() + judge(image.clone()).sum(), every))
-    parameters = sum(p.numel() for p in network.parameters())
-    return StepMemory(parameters, _FLOAT_BYTES * fixed, max(kept))
+        perceptual = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
+        self.objective = GeneratorObjective(
+            settings.loss, None if perceptual is None else partial(lite0_distance, perceptual)
+        )
+        trained = [network for network in (self.network, self.judge) if network is not None]
+        self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
+        self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]
+        self.optimisers: list[Optimizer] = [build_adamw(network, 1e-4, (0.5, 0.9), 0.0) for network in trained]
+        averaged = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.averages = [each.detach().clone() for _ in settings.ema.halflife_samples for each in averaged]
+
+    def __call__(self, micro_batches: int) -> None:
+        """One optimiser step."""
+        for _ in range(micro_batches):
+            self._micro_batch()
+        for optimiser in self.optimisers:
+            torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    def _micro_batch(self) -> None:
+        side = self.settings.stage.resolution
+        image = torch.zeros(self.settings.stage.micro_batch_size, 3, side, side)
+        with self._precision():
+            posterior = self.network.posterior(image)
+            output = self.network.decode(posterior.sample(torch.zeros_like(posterior.mean)))
+            loss = self._generator_loss(Reconstruction(output, image, posterior))
+        loss.backward()
+        if self.judge is not None:
+            with self._precision():
+                judged = discriminator_hinge(self.judge(image), self.judge(output.detach())).mean()
+            judged.backward()
+
+    def _generator_loss(self, result: Reconstruction) -> Tensor:
+        terms = self.objective.terms(result)
+        loss = self.objective.total(terms).mean()
+        if self.judge is None:
+            return loss
+        adversarial = generator_adversarial(frozen_call(self.judge, result.output)).mean()
+        reconstruction, last = self.objective.reconstruction(terms).mean(), self.network.last_layer()
+        gradients = [torch.autograd.grad(one, last, retain_graph=True)[0] for one in (reconstruction, adversarial)]
+        balance = adaptive_weight(gradients[0], gradients[1], self.settings.adversarial.adaptive_largest)
+        return loss + balance * self.settings.adversarial.weight * adversarial
+
+    def _precision(self) -> Any:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if self.mixed else nullcontext()
 
 
-def saved_bytes(forward: Callable[[], Tensor], parameters: list[nn.Parameter]) -> int:
-    """Return the bytes of distinct storages that `forward` keeps for its backward pass, parameters left out."""
-    known = {_key(parameter) for parameter in parameters}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in known:
-            kept[_key(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = forward()  # held until all is counted, so that no storage's place is used again
-        total = sum(kept.values())
-    del loss
-    return total
-
-
-def _generator_loss(
-    network: AutoencoderNetwork, objective: GeneratorObjective, judge: nn.Module | None, image: Tensor
-) -> Tensor:
-    posterior = network.posterior(image)
-    output = network.decode(posterior.sample(torch.zeros_like(posterior.mean)))
-    terms = objective.terms(Reconstruction(output, image, posterior))
-    loss = objective.total(terms).sum()
-    return loss if judge is None else loss - frozen_call(judge, output).mean()
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

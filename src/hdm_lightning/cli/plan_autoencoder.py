@@ -1,0 +1,156 @@
+"""`hdm-plan autoencoder`: the memory of an autoencoder's training on a device, and what fits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.planning.architectures import AUTOENCODERS
+from hdm_lightning.planning.gpus import override, parse_gpus
+from hdm_lightning.planning.memory import GIB
+from hdm_lightning.training.checks import settings_from
+from hdm_lightning.training.vae_checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae_memory import StepMemory, step_memory
+from hdm_lightning.training.vae_settings import VaeTrainSettings
+
+# Where presets look for LPIPS, whose packages a planning machine need not have.
+_STAND_IN = "efficientnet_lite0"
+
+
+@dataclass
+class AutoencoderPlanSettings:
+    """The keys beside those of `hdm-train-vae`.
+
+    Attributes:
+        gpus: a count and a name, ``4x5090``.
+        gpu_memory_gib: memory of one device in place of the table's.
+        reserve_gib: memory that is not tensors.
+        out: file for the forecast as JSON; None writes none.
+    """
+
+    gpus: str = "4x5090"
+    gpu_memory_gib: float | None = None
+    reserve_gib: float = 1.5
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class AutoencoderPlan:
+    """A forecast.
+
+    Attributes:
+        machine: as asked for.
+        memory_gib, reserve_gib: of one device, and what of it is not tensors.
+        resolution, micro_batch: pixels, and samples a device takes at once.
+        memory: of a step with that micro-batch.
+        largest: the largest micro-batch that fits, 0 if not even one sample does.
+        out: file to write, or None.
+    """
+
+    machine: str
+    memory_gib: float
+    reserve_gib: float
+    resolution: int
+    micro_batch: int
+    memory: StepMemory
+    largest: int
+    out: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step as configured fits."""
+        return self.micro_batch <= self.largest
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sums included."""
+        memory = {**asdict(self.memory), "kept": self.memory.kept, "passing": self.memory.passing}
+        return {**{key: value for key, value in asdict(self).items() if key != "out"}, "memory": memory} | {
+            "fits": self.fits
+        }
+
+
+def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> AutoencoderPlan:
+    """Forecast a composed configuration.
+
+    Raises:
+        UserError: naming the key and the mend.
+    """
+    own = set(AutoencoderPlanSettings.__dataclass_fields__)
+    wanted = settings_from({key: config[key] for key in own if key in config}, AutoencoderPlanSettings)
+    settings = vae_settings_from({key: value for key, value in config.items() if key not in own})
+    gpu, count = parse_gpus(wanted.gpus)
+    room = override(gpu, {"memory_gib": wanted.gpu_memory_gib}).memory_gib
+    fields = _config_of(settings)
+    if settings.loss.perceptual_network is not None:
+        settings = replace(settings, loss=replace(settings.loss, perceptual_network=_STAND_IN))
+    check_vae_settings(settings, 2 ** (len(fields["block_out_channels"]) - 1))
+    accumulates = plan_vae(settings, count).accumulation > 1
+    mixed = not settings.trainer.precision.startswith("32")
+
+    def measured(micro_batch: int) -> StepMemory:
+        tell(f"rehearsing a step of {micro_batch} × {settings.stage.resolution} px")
+        stage = replace(settings.stage, micro_batch_size=micro_batch)
+        return step_memory(replace(settings, stage=stage), fields, mixed=mixed, accumulates=accumulates)
+
+    asked = settings.stage.micro_batch_size
+    memory = measured(asked)
+    largest = _largest(asked, memory, measured(asked + 1), (room - wanted.reserve_gib) * GIB)
+    return AutoencoderPlan(
+        f"{count}x{gpu.name}", room, wanted.reserve_gib, settings.stage.resolution, asked, memory, largest, wanted.out
+    )
+
+
+def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
+    """A table for the terminal, and what to set where the step does not fit."""
+    title = f"memory of an autoencoder's step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
+    table = Table(title=title, title_justify="left", show_header=False)
+    memory = plan.memory
+    rows = [
+        ("parameters", f"{memory.parameters:,}"),
+        ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
+        ("weights, GiB", _gib(memory.weights)),
+        ("moments of the optimisers", _gib(memory.moments)),
+        ("averages", _gib(memory.averages)),
+        ("activations, gradients, temporaries", _gib(memory.passing)),
+        ("  gradients alone", _gib(memory.gradients)),
+        ("beside tensors", f"{plan.reserve_gib:.2f}"),
+        ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
+        ("largest micro-batch", str(plan.largest)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, *(Text(f"! {note}") for note in _notes(plan)))
+
+
+def _notes(plan: AutoencoderPlan) -> list[str]:
+    if plan.fits:
+        return []
+    if plan.largest:
+        return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
+    return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
+
+
+def _largest(asked: int, memory: StepMemory, one_more: StepMemory, room: float) -> int:
+    """The largest micro-batch that fits, by the line through two rehearsals; the parts of a peak grow with samples."""
+    each = max(1, one_more.peak - memory.peak)
+    return max(0, asked + int((room - memory.peak) // each))
+
+
+def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:
+    """Fields of the autoencoder, as this package knows them or its folder says."""
+    source = settings.autoencoder.source
+    if source in AUTOENCODERS and settings.autoencoder.config is None:
+        return dict(AUTOENCODERS[source])
+    try:
+        return autoencoder_config(settings)
+    except UserError as error:
+        known = ", ".join(AUTOENCODERS)
+        raise UserError(error.what, where=error.where, mend=f"{error.mend}; known without it: {known}") from error
+
+
+def _gib(value: int) -> str:
+    return f"{value / GIB:.2f}"
