@@ -59,8 +59,12 @@ def test_prompts_sizes_and_counts_make_pictures_records_and_a_sheet(run_folder, 
 
 def test_repeat_gives_the_same_pixels(run_folder, tmp_path):
     first = [run_folder, "a red circle", "--seed", "11", "--x-shift", "0.25", "--guidance", "2.5", "--shift", "2"]
-    assert sample.main([*map(str, first), "--routing-guidance", "1.5", "--out", str(tmp_path / "a")]) == 0
+    camera = ["--zoom", "1.2", "--y-shift", "-0.1", "--guidance-interval", "0.1", "0.8", "--weak-rate", "0.6"]
+    assert sample.main([*map(str, first), *camera, "--routing-guidance", "1.5", "--out", str(tmp_path / "a")]) == 0
     (original,) = (tmp_path / "a").glob("*.png")
+    settings = read_record(original).settings
+    assert (settings.x_shift, settings.y_shift, settings.zoom) == (0.25, -0.1, 1.2)
+    assert (settings.guidance_interval, settings.routing_scale, settings.weak_rate) == ((0.1, 0.8), 1.5, 0.6)
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
     (repeated,) = (tmp_path / "b").glob("*.png")
     assert np.array_equal(pixels(original), pixels(repeated))

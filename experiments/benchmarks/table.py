@@ -1,0 +1,54 @@
+"""Writes the table of README.md from the measurements in cpu/: python experiments/benchmarks/table.py."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+_RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("mb_per_s", "MB/s"))
+
+
+def rows_of(file: Path) -> Iterator[list[str]]:
+    """A row for each measurement of a file."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["benchmark"] == "data":
+        for each in content["decoding"]:
+            pixels, rate = each["resolution"], each["ours"]
+            yield [f"decoding to {pixels} px, one core", "", "", f"{rate:.0f} images/s", "", ""]
+        return
+    for result in content["results"]:
+        yield _row(result)
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    low, high = (f"{1000 * second:.1f}" for second in result["quartiles_s"])
+    rate = next((f"{result[key]:.3g} {unit}" for key, unit in _RATES if key in result), "")
+    flops = f"{result['tflop_per_s']:.3f}" if "tflop_per_s" in result else ""
+    memory = f"{result['peak_memory_gib']:.2f}" if "peak_memory_gib" in result else ""
+    return [result["name"], f"{1000 * result['median_s']:.1f}", f"{low} … {high}", rate, flops, memory]
+
+
+def table() -> str:
+    """The machine and its measurements, or what to run where there are none."""
+    files = sorted((HERE / "cpu").glob("*.json"))
+    if not files:
+        return "Not measured yet: `python experiments/benchmarks/run_cpu.py` on a quiet machine."
+    machine = json.loads(files[0].read_text(encoding="utf-8"))["machine"]
+    header = ["", "median, ms", "quartiles, ms", "rate", "TFLOP/s", "peak, GiB"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row for file in files for row in rows_of(file))]
+    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    return f"{facts}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Put the table where it belongs."""
+    file = HERE / "README.md"
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    file.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
