@@ -41,7 +41,7 @@ def table_csv(results: list[JobResult]) -> str:
     for job in results:
         row = [job.folder.name, job.status, "yes" if job.baseline else "", _plain(job.objective)]
         row += [job.settings.get(key, "") for key in keys] + [_plain(job.losses.get(name)) for name in figures]
-        writer.writerow([*row, f"{job.device_hours:.4f}", f"{job.cost_usd:.4f}", job.error])
+        writer.writerow([*row, _plain(job.device_hours), _plain(job.cost_usd), job.error])
     return text.getvalue()
 
 
