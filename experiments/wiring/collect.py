@@ -1,4 +1,4 @@
-"""Collect the wiring sweep: validation loss and prompt-following of each job, as results.json and figure.png."""
+"""Collect the wiring sweeps: validation loss and prompt-following of each job, as results.json and figure.png."""
 
 import argparse
 import json
@@ -32,6 +32,7 @@ def measure(job: Path, prompts: int) -> dict[str, object]:
     return {
         "residual": config["model"]["residual"],
         "skips": config["model"]["skips"],
+        "text": "white" if config["text_encoder"]["whiten_captions"] else "plain",
         "seed": config["seed"],
         "validation": done["validation"],
         "samples": done["samples"],
@@ -43,13 +44,14 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation over seeds of each wiring."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["residual"], row["skips"]].append(row)
+        groups[row["residual"], row["skips"], row["text"]].append(row)
     summary = []
-    for (residual, skips), group in sorted(groups.items()):
+    for (residual, skips, text), group in sorted(groups.items()):
         ema = next(name for name in group[0]["validation"] if name.startswith("ema"))
-        entry = {"residual": residual, "skips": skips, "seeds": len(group)}
+        entry = {"residual": residual, "skips": skips, "text": text, "seeds": len(group)}
         for name, values in (
             ("loss", [row["validation"][ema] for row in group]),
+            ("colour", [row["scores"]["colour"] for row in group]),
             ("colour_and_shape", [row["scores"]["colour_and_shape"] for row in group]),
         ):
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -67,7 +69,7 @@ def draw(summary: list[dict], path: Path) -> None:
         for place, entry in enumerate(summary):
             axis.errorbar(place, entry[key]["mean"], entry[key]["std"], fmt="o", capsize=4, color="tab:blue")
             axis.plot([place] * entry["seeds"], entry[key]["values"], ".", color="tab:gray")
-        axis.set_xticks(range(len(summary)), [f"{e['residual']}\n{e['skips']}" for e in summary])
+        axis.set_xticks(range(len(summary)), [f"{e['residual']}\n{e['skips']}\n{e['text']}" for e in summary])
         axis.set_title(label)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -76,11 +78,12 @@ def draw(summary: list[dict], path: Path) -> None:
 def main() -> None:
     """Measure every finished job of the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", type=Path, default=Path("multirun/wiring"))
+    sweeps = [Path("multirun/wiring"), Path("multirun/wiring_plain_text")]
+    parser.add_argument("--sweeps", type=Path, nargs="+", default=sweeps)
     parser.add_argument("--prompts", type=int, default=128)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    jobs = sorted(path.parent.parent for path in arguments.sweep.glob("*/final/config.json"))
+    jobs = sorted(path.parent.parent for sweep in arguments.sweeps for path in sweep.glob("*/final/config.json"))
     rows = [measure(job, arguments.prompts) for job in jobs]
     summary = summarise(rows)
     (HERE / "results.json").write_text(json.dumps({"summary": summary, "jobs": rows}, indent=2) + "\n")
@@ -88,7 +91,7 @@ def main() -> None:
     for entry in summary:
         loss, right = entry["loss"], entry["colour_and_shape"]
         print(
-            f"{entry['residual']:7} {entry['skips']:9} loss {loss['mean']:.4f} ± {loss['std']:.4f}   "
+            f"{entry['residual']:7} {entry['skips']:9} {entry['text']:6} loss {loss['mean']:.4f} ± {loss['std']:.4f}   "
             f"colour and shape {right['mean']:.1%} ± {right['std']:.1%}"
         )
 

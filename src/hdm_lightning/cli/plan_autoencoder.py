@@ -143,7 +143,7 @@ def _largest(asked: int, memory: StepMemory, one_more: StepMemory, room: float) 
 def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:
     """Fields of the autoencoder, as this package knows them or its folder says."""
     source = settings.autoencoder.source
-    if source in AUTOENCODERS and settings.autoencoder.config is None:
+    if source is not None and source in AUTOENCODERS and settings.autoencoder.config is None:
         return dict(AUTOENCODERS[source])
     try:
         return autoencoder_config(settings)
