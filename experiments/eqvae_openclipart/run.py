@@ -85,7 +85,7 @@ def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> Non
         "experiment=demo",
         *on_drawings(folder, seed),
         f"vae.name={autoencoder / 'final'}",
-        "~schedule.stages.px96",
+        "~schedule.stages.px48",
         f"schedule.stages.px64.samples={samples}",
         "schedule.stages.px64.sample_every=0",
         "callbacks.pictures.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",

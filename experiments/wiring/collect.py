@@ -19,6 +19,8 @@ from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
 
 HERE = Path(__file__).parent
+FIELDS = ("residual", "skips", "text", "rate")
+"""What differs between jobs, the seed aside."""
 
 
 def measure(job: Path, prompts: int) -> dict[str, object]:
@@ -33,6 +35,7 @@ def measure(job: Path, prompts: int) -> dict[str, object]:
         "residual": config["model"]["residual"],
         "skips": config["model"]["skips"],
         "text": "white" if config["text_encoder"]["whiten_captions"] else "plain",
+        "rate": next(iter(config["schedule"]["stages"].values()))["learning_rate"],
         "seed": config["seed"],
         "validation": done["validation"],
         "samples": done["samples"],
@@ -44,11 +47,11 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation over seeds of each wiring."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["residual"], row["skips"], row["text"]].append(row)
+        groups[tuple(row[field] for field in FIELDS)].append(row)
     summary = []
-    for (residual, skips, text), group in sorted(groups.items()):
+    for key, group in sorted(groups.items()):
         ema = next(name for name in group[0]["validation"] if name.startswith("ema"))
-        entry = {"residual": residual, "skips": skips, "text": text, "seeds": len(group)}
+        entry = {**dict(zip(FIELDS, key, strict=True)), "seeds": len(group)}
         for name, values in (
             ("loss", [row["validation"][ema] for row in group]),
             ("colour", [row["scores"]["colour"] for row in group]),
@@ -62,14 +65,15 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 def draw(summary: list[dict], path: Path) -> None:
     """Loss and prompt-following of the wirings, one point a seed."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(13, 3.6))
     for axis, (key, label) in zip(
         axes, (("loss", "validation loss"), ("colour_and_shape", "colour and shape right")), strict=True
     ):
         for place, entry in enumerate(summary):
             axis.errorbar(place, entry[key]["mean"], entry[key]["std"], fmt="o", capsize=4, color="tab:blue")
             axis.plot([place] * entry["seeds"], entry[key]["values"], ".", color="tab:gray")
-        axis.set_xticks(range(len(summary)), [f"{e['residual']}\n{e['skips']}\n{e['text']}" for e in summary])
+        names = ["\n".join(str(entry[field]) for field in FIELDS) for entry in summary]
+        axis.set_xticks(range(len(summary)), names, fontsize=7)
         axis.set_title(label)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -78,7 +82,7 @@ def draw(summary: list[dict], path: Path) -> None:
 def main() -> None:
     """Measure every finished job of the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    sweeps = [Path("multirun/wiring"), Path("multirun/wiring_plain_text")]
+    sweeps = [Path("multirun") / name for name in ("wiring", "wiring_rates", "wiring_plain_text")]
     parser.add_argument("--sweeps", type=Path, nargs="+", default=sweeps)
     parser.add_argument("--prompts", type=int, default=128)
     arguments = parser.parse_args()
@@ -91,8 +95,9 @@ def main() -> None:
     for entry in summary:
         loss, right = entry["loss"], entry["colour_and_shape"]
         print(
-            f"{entry['residual']:7} {entry['skips']:9} {entry['text']:6} loss {loss['mean']:.4f} ± {loss['std']:.4f}   "
-            f"colour and shape {right['mean']:.1%} ± {right['std']:.1%}"
+            *(f"{entry[field]:<9}" for field in FIELDS),
+            f"loss {loss['mean']:.4f} ± {loss['std']:.4f}",
+            f"colour and shape {right['mean']:.1%} ± {right['std']:.1%}",
         )
 
 
