@@ -97,6 +97,7 @@ def on_drawings(folder: Path, seed: int) -> list[str]:
     """What both trainings have in common: three shards train, the fourth is held out."""
     return [
         "trainer=cpu",
+        "trainer.threads=1",
         "data=openclipart_mini",
         f"data.train=[{','.join(TRAINING)}]",
         f"data.validation={HELD_OUT}",

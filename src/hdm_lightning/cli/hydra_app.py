@@ -55,6 +55,9 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         return finish_sweep()
     except JobFailed:
         return finish_sweep()
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds no closed pipe
+        return 0
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
