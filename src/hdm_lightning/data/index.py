@@ -97,12 +97,18 @@ def load_index(location: str | os.PathLike[str]) -> Index:
     try:
         raw = read_whole(file)
     except OSError as error:
-        if is_local(text) and not Path(text).exists():
-            mend = "give the folder of your shards; `hdm-shards build --help` tells how to make some"
-            raise UserError("there is no such folder", where=text, mend=mend) from error
-        mend = f"run `hdm-shards index {text}`"
-        raise UserError(f"there is no index of the shards ({error})", where=file, mend=mend) from error
+        raise _no_index(text, file, error) from error
     return _parse(raw, file)
+
+
+def _no_index(location: str, file: str, error: OSError) -> UserError:
+    make = "`hdm-shards build --help` tells how to make some"
+    if is_local(location) and not Path(location).exists():
+        return UserError("there is no such folder", where=location, mend=f"give the folder of your shards; {make}")
+    if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
+        return UserError("there are no shards (.tar) in this folder", where=location, mend=make)
+    why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+    return UserError(f"there is no index of the shards{why}", where=file, mend=f"run `hdm-shards index {location}`")
 
 
 def _parse(raw: bytes, file: str) -> Index:
