@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from hdm_lightning.evaluation.prompt_following import CRITERIA, Seen, chance_levels, judge, score_images, score_seen
 
@@ -89,6 +90,16 @@ def test_interval_is_the_binomial_one():
     assert score.low == pytest.approx(0.75 - 1.96 * deviation, abs=0.006)
     assert score.high == pytest.approx(0.75 + 1.96 * deviation, abs=0.006)
     assert score == score_seen(specs, sights, seed=1)["colour"]
+
+
+def test_where_all_pictures_agree_the_interval_is_the_exact_one_of_a_proportion():
+    specs = [asked("red circle large", "blue star small")] * 40  # 80 trials, but only 40 pictures are independent
+    scores = score_seen(specs, [seen("red circle large", "blue star small")] * 40)
+    assert scores["colour"].high == 1.0
+    assert scores["colour"].low == pytest.approx(scipy.stats.beta.ppf(0.025, 40, 1))
+    scores = score_seen(specs, [seen()] * 40)
+    assert scores["shape"].low == 0.0
+    assert scores["shape"].high == pytest.approx(scipy.stats.beta.ppf(0.975, 1, 40))
 
 
 def test_images_are_read_and_scored():

@@ -98,7 +98,7 @@ class Bootstrap:
         """
         found = _checked(hits)
         estimate = self.mean(found)
-        reach = 1 - ((1 - self.confidence) / 2) ** (1 / len(found))
+        reach = exact_reach(len(found), self.confidence)
         if estimate.value == 0:
             return Estimate(0.0, 0.0, reach, len(found), estimate.method, self.resamples)
         if estimate.value == 1:
@@ -149,6 +149,11 @@ class Bootstrap:
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(replicates, [tail, 1 - tail])
         return float(low), float(high)
+
+
+def exact_reach(samples: int, confidence: float) -> float:
+    """How far from 0 or 1 a share can truly be when all so many samples agree (Clopper and Pearson 1934)."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / samples))
 
 
 def _checked(values: ArrayLike) -> Floats:

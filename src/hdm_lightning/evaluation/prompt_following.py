@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.evaluation.bootstrap import exact_reach
 from hdm_lightning.evaluation.shapes_reader import Reading, read_shapes
 
 CRITERIA = (
@@ -106,7 +107,7 @@ def score_images(
         specs: what was asked for, one a picture.
         images: uint8 (H, W, 3) each, any sizes from 32 pixels.
         blind: the prompts among which chance picks; None means `specs`.
-        seed, resamples: of the percentile bootstrap over pictures.
+        seed, resamples: of the percentile bootstrap over pictures (the exact bound where all agree).
 
     Raises:
         ValueError: when the two differ in length or are empty.
@@ -208,11 +209,19 @@ def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
 def _intervals(
     counts: Counts, rng: np.random.Generator, resamples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the percentile interval of right/trials of each criterion, resampling pictures."""
+    """Return the percentile interval of right/trials of each criterion, resampling pictures.
+
+    Where all pictures agree, the open end is the exact bound of a proportion among them.
+    """
     pictures = len(counts)
     weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
     totals = np.tensordot(weights, counts, axes=1)
     shares = totals[..., 0] / np.maximum(totals[..., 1], 1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(shares, [tail, 1 - tail], axis=0)
+    for i, (right, trials) in enumerate(counts.sum(axis=0)):
+        asked = int((counts[:, i, 1] > 0).sum())
+        if trials and right in (0, trials):
+            reach = exact_reach(asked, CONFIDENCE)
+            low[i], high[i] = (1 - reach, 1.0) if right else (0.0, reach)
     return low, high

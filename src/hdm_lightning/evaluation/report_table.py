@@ -11,12 +11,12 @@ def result_table(evaluation: Evaluation) -> Table:
     """One row a measure; value and interval for each set of weights."""
     weights = list(evaluation.results)
     table = Table(title=None, header_style="bold")
-    table.add_column("measure", no_wrap=True)
-    table.add_column("better")
+    table.add_column("measure", overflow="fold")  # names give way where the terminal is narrow, numbers never
+    table.add_column("", no_wrap=True)
     for name in weights:
-        table.add_column(name, justify="right")
-        table.add_column("interval", justify="right", style="dim")
-    table.add_column("samples", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("interval", justify="right", style="dim", no_wrap=True)
+    table.add_column("of", justify="right", no_wrap=True)
     for part, title in evaluation.parts():
         table.add_section()
         table.add_row(f"[bold]{title}[/bold]")
