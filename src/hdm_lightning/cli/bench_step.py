@@ -82,12 +82,13 @@ class TrainingStep:
         return loss.detach()
 
     def tensors(self) -> list[Tensor]:
-        """Everything that stays from step to step: weights, averages, encoders, and the optimiser's moments."""
+        """What stays from step to step: weights, averages, encoders, the optimiser's moments, the last losses."""
         modules = (self.network, self.encoders.text.model, self.encoders.autoencoder.model)  # type: ignore[attr-defined]
         state = [value for entry in self.optimiser.state.values() for value in entry.values()]
         held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         shadows = [tensor for shadow in self.averages.shadows for tensor in shadow]
-        return [*held, *shadows, *(value for value in state if isinstance(value, Tensor))]
+        kept = [self.module.sample_losses, *state]
+        return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
 
     def _random_batch(self, vocabulary: int) -> dict[str, Any]:
         """A batch as the loader yields it, on the CPU, every caption as long as the context."""

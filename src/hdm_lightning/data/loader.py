@@ -1,7 +1,7 @@
 """Batches of one rank: workers that prepare samples, and their samples put back in order."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from math import ceil
 
@@ -85,7 +85,21 @@ class StreamLoader:
             timeout=WORKER_TIMEOUT_S,
             worker_init_fn=outlive_signals,
         )
-        return iter(loader)
+        return told_of_deaths(loader)
+
+
+def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of worker processes; that one has died is said, whatever breaks first.
+
+    torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
+
+    Raises:
+        RuntimeError: a worker has died.
+    """
+    try:
+        yield from chunks
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError("a data worker was killed; was there enough memory?") from error
 
 
 class ValidationLoader(StreamLoader):

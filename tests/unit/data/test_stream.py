@@ -18,7 +18,7 @@ from hdm_lightning.data.config import Source
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.index import index_shards
-from hdm_lightning.data.loader import StreamLoader, ValidationLoader
+from hdm_lightning.data.loader import StreamLoader, ValidationLoader, told_of_deaths
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
@@ -388,6 +388,18 @@ def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
     with pytest.raises(RuntimeError, match="worker"):
         for _ in range(100):
             next(batches)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
+    def chunks():
+        yield "a chunk"
+        raise error
+
+    handed = told_of_deaths(chunks())
+    assert next(handed) == "a chunk"
+    with pytest.raises(RuntimeError, match="worker was killed"):
+        next(handed)
 
 
 def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):
