@@ -38,7 +38,11 @@ def test_shares_without_spread_take_the_exact_bound():
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low**20 == pytest.approx(0.025)  # this low a share still gives 20 hits in 2.5% of the cases
     none = Bootstrap().share([False] * 20)
-    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(1 - found.low + 0.0))
+    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(1 - found.low))
+    nowhere = Bootstrap(resamples=5).sets(lambda one, other: 0.0, 20, 30, bounds=(0.0, 1.0))
+    assert (nowhere.low, nowhere.high, nowhere.method) == (0.0, none.high, CENTRED)
+    distance = Bootstrap(resamples=5).sets(lambda one, other: 0.0, 20, 30)  # no share: nothing is known of its spread
+    assert (distance.low, distance.high) == (0.0, 0.0)
 
 
 def pair(random, samples, width, shift=0.2):

@@ -13,7 +13,7 @@ Two kinds, and each estimate says which is its own:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -96,14 +96,7 @@ class Bootstrap:
         Where all agree, resampling sees no spread; the open end is then the exact one-sided bound of a proportion
         (Clopper and Pearson 1934).
         """
-        found = _checked(hits)
-        estimate = self.mean(found)
-        reach = exact_reach(len(found), self.confidence)
-        if estimate.value == 0:
-            return Estimate(0.0, 0.0, reach, len(found), estimate.method, self.resamples)
-        if estimate.value == 1:
-            return Estimate(1.0, 1 - reach, 1.0, len(found), estimate.method, self.resamples)
-        return estimate
+        return self._opened(self.mean(_checked(hits)))
 
     def sets(
         self,
@@ -118,7 +111,7 @@ class Bootstrap:
         Args:
             statistic: called with all rows once, and with R pairs of resampled rows.
             first, second: N and M.
-            bounds: what the statistic cannot leave; the interval is cut there.
+            bounds: what the statistic cannot leave; the interval is cut there. One of 0 to 1 is taken for a share.
         """
         value = statistic(np.arange(first), np.arange(second))
         pairs = zip(self.rows(first, stream=1), self.rows(second, stream=2), strict=True)
@@ -143,7 +136,15 @@ class Bootstrap:
             raise ValueError(f"replicates: got {len(finite)} finite ones, expected at least 2")
         low, high = self._quantiles(finite - finite.mean() + value)
         low, high = max(low, bounds[0]), min(high, bounds[1])
-        return Estimate(value, min(low, value), max(high, value), samples, CENTRED, len(finite))
+        estimate = Estimate(value, min(low, value), max(high, value), samples, CENTRED, len(finite))
+        return self._opened(estimate) if bounds == (0.0, 1.0) else estimate
+
+    def _opened(self, share: Estimate) -> Estimate:
+        """A share of nothing or all, whose resamples all agree, with the exact bound at its open end."""
+        reach = exact_reach(share.samples, self.confidence)
+        if share.low == share.high == 0:
+            return replace(share, high=reach)
+        return replace(share, low=1 - reach) if share.low == share.high == 1 else share
 
     def _quantiles(self, replicates: Floats) -> tuple[float, float]:
         tail = (1 - self.confidence) / 2
