@@ -79,6 +79,7 @@ def test_what_saves_memory_is_seen_to():
 # In a process of its own: what it has when all libraries are in, after a small step, and at its fullest.
 SDXL_STEP = """
 import resource, sys
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
 from hdm_lightning.training.vae_memory import RehearsedStep
@@ -88,7 +89,7 @@ with open("/proc/self/statm") as file:
 step = RehearsedStep(settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
 for _ in range(2):
     step(1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 - before)
 """
 # Tensors get pages of their own, which go back when they die: else the heap's gaps would count as well.
 PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
