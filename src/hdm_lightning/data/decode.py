@@ -39,10 +39,10 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
     if image.format == "JPEG":
         full = (crop.full_height, crop.full_width)
         scale = _reduce(image, *(full[::-1] if is_sideways(turn) else full), exactly=turn != 1)
-    image = decode_rgb(image)
+    pixels = decode_rgb(image)
     if turn != 1:
-        return cut(turned(image, turn), crop), crop
-    return cut(image, crop, seen=(height / scale, width / scale)), crop
+        return cut(turned(pixels, turn), crop), crop
+    return cut(pixels, crop, seen=(height / scale, width / scale)), crop
 
 
 def _reduce(image: Image.Image, height: int, width: int, *, exactly: bool) -> int:

@@ -7,7 +7,7 @@ raise becomes a `SampleFault`.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hdm_lightning.data.faults import SampleFault
 
@@ -27,7 +27,7 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> ImageFile.ImageFile:
     """The image behind its header, not yet decoded.
 
     Raises:
@@ -43,6 +43,7 @@ def open_image(data: bytes) -> Image.Image:
         raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__})") from error
     if image.width * image.height > MAX_PIXELS:
         raise SampleFault(f"too many pixels: {image.width}x{image.height}")
+    image.decodermaxblock = len(data)  # in one piece: a JPEG decoder that waits for more repeats its row of blocks
     return image
 
 

@@ -6,6 +6,8 @@ differs) four times as fast, but resizes the whole image; Pillow resizes only th
 Shapes: H×W pixels of the crop.
 """
 
+from math import ceil
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from hdm_lightning.data.pixel_memory import rgb_pixels
 
 PILLOW_COST = 4.0
 """Time of Pillow's resize per pixel, in units of torch's."""
+
+REACH = 2
+"""Pixels of the result that a shrinking bicubic filter reaches to each side."""
 
 
 def cut(image: Image.Image, crop: Crop, seen: tuple[float, float] | None = None) -> NDArray[np.uint8]:
@@ -38,18 +43,31 @@ def cut(image: Image.Image, crop: Crop, seen: tuple[float, float] | None = None)
     elif crop.full_height * crop.full_width > PILLOW_COST * crop.height * crop.width:
         pixels = np.asarray(_resize_part(image, crop, left, seen)).transpose(2, 0, 1)
     else:
-        pixels = _resize_whole(image, crop, seen)[:, rows, columns]
+        pixels = _resize_up_to(image, rows.stop, columns.stop, crop, seen)[:, rows, columns]
     return pixels[:, :, ::-1] if crop.flip else pixels
 
 
-def _resize_whole(image: Image.Image, crop: Crop, seen: tuple[float, float]) -> NDArray[np.uint8]:
+def _resize_up_to(
+    image: Image.Image, bottom: int, right: int, crop: Crop, seen: tuple[float, float]
+) -> NDArray[np.uint8]:
     pixels, owner = rgb_pixels(image)
-    size = [crop.full_height, crop.full_width]
-    scales = [full / part for full, part in zip(size, seen, strict=True)]
+    scales = [full / part for full, part in zip((crop.full_height, crop.full_width), seen, strict=True)]
+    height, rows = _needed(bottom, crop.full_height, scales[0])
+    width, columns = _needed(right, crop.full_width, scales[1])
     # What `interpolate(..., mode="bicubic", antialias=True)` calls; only here size and scale can both be given.
-    resized: torch.Tensor = torch.ops.aten._upsample_bicubic2d_aa(pixels, size, False, *scales)
+    resized: torch.Tensor = torch.ops.aten._upsample_bicubic2d_aa(
+        pixels[:, :, :rows, :columns], [height, width], False, *scales
+    )
     del owner  # the image's memory was needed until here
     return resized[0, :3].numpy()
+
+
+def _needed(end: int, full: int, scale: float) -> tuple[int, int | None]:
+    """How far to resize one side so that its first `end` pixels are right, and how much of the image that takes.
+
+    A side that is enlarged is resized whole: torch copies a side whose two sizes agree, whatever the scale.
+    """
+    return (end, ceil((end + REACH) / scale) + 1) if scale < 1 else (full, None)
 
 
 def _resize_part(image: Image.Image, crop: Crop, left: int, seen: tuple[float, float]) -> Image.Image:
