@@ -99,15 +99,17 @@ class WeightAverages:
     @contextmanager
     def exchanged(self, which: int) -> Iterator[None]:
         """Inside the with statement the network runs with average number `which`, which holds the trained weights."""
-        self._exchange(which)
+        # Taken now: after an exception in the midst of a forward pass the network has gathered tensors in their place.
+        weights = local_parts(self._weights())
+        self._exchange(weights, which)
         try:
             yield
         finally:
-            self._exchange(which)
+            self._exchange(weights, which)
 
     @torch.no_grad()
-    def _exchange(self, which: int) -> None:
-        for weight, shadow in zip(local_parts(self._weights()), local_parts(self.shadows[which]), strict=True):
+    def _exchange(self, weights: list[Tensor], which: int) -> None:
+        for weight, shadow in zip(weights, local_parts(self.shadows[which]), strict=True):
             kept = weight.clone()
             weight.copy_(shadow)
             shadow.copy_(kept)
