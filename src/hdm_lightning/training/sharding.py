@@ -35,7 +35,7 @@ def whole(value: Any) -> Any:
         gathered = value.full_tensor()
         return gathered.cpu() if processes.rank() == 0 else None
     if isinstance(value, Mapping):
-        return type(value)((key, whole(each)) for key, each in value.items())
+        return {key: whole(each) for key, each in value.items()}
     if isinstance(value, list):
         return [whole(each) for each in value]
     return value
