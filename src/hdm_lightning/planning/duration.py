@@ -26,7 +26,8 @@ class StepTime:
     """Seconds of one optimiser step on each device.
 
     The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
-    the last backward pass (sharded: of every micro-batch's, behind its two passes), `data` how long the host needs to prepare the step's samples.
+    the last backward pass (sharded: of every micro-batch's, behind its passes), `data` how long the host needs to
+    prepare the step's samples.
     """
 
     network: float
@@ -81,8 +82,8 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
     count, peak = operations(recipe, stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)
     between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
-    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * recipe.parameters
-    optimiser /= machine.count if recipe.sharded else 1
+    own = recipe.parameters / (machine.count if recipe.sharded else 1)
+    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
     bandwidth = gpu.bandwidth_gb_s * 1e9
     exchanges = samples / micro_batch if recipe.sharded else 1
     hiding = count.network if recipe.sharded else count.backward + count.recompute

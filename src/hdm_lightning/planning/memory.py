@@ -22,9 +22,9 @@ class DeviceMemory:
     """Bytes on one device at the fullest moment of a step.
 
     What stays from one micro-batch to the next: `weights`, `optimiser` (two moments), `averages`, `half_copies`
-    (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`, and `gradients` where `gradients_stay`. Beside it
-    `inputs` of a micro-batch and the largest of three that do not meet: its `activations`, what the encoders need
-    while they run (`encoding`), and gradients that do not stay.
+    (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
+    and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
+    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
     """
 
     weights: int
