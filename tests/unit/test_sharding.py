@@ -1,14 +1,17 @@
 """A sharded network in one process: gathered precisions, averages in its place, tensors split and whole."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.apply import checkpoint_blocks, shard_network
+from hdm_lightning.training.apply import checkpoint_blocks, prepare_network, shard_network
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.optimisers import build_optimiser
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
@@ -27,10 +30,10 @@ def group():
     dist.destroy_process_group()
 
 
-def filled_network(seed=0):
+def filled_network(seed=0, config=CONFIG):
     """Weights and frequencies that bfloat16 cannot hold."""
     torch.manual_seed(seed)
-    network = XUT(CONFIG)
+    network = XUT(config)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -62,6 +65,22 @@ def test_mixed_precision_is_that_of_autocast_to_the_last_bit(group):
     assert all(isinstance(gradient, DTensor) for gradient in gradients)
     reference = total_norm([parameter.grad for parameter in network.parameters()])
     assert float(total_norm(gradients)) == pytest.approx(float(reference), rel=1e-2)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_blocks_of_a_kind_share_a_compiled_graph(group, monkeypatch, recompute):
+    """Two kinds of blocks, those that read an encoder level and those that do not; gathering is not traced."""
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    network = filled_network(config=replace(CONFIG, depth=3, decoder_blocks=2))
+    shard_network(network, MIXED)
+    prepare_network(network, replace(STAGE, activation_checkpointing=recompute), replace(MIXED, compile=True))
+    for _ in range(2):
+        with in_bfloat16():
+            predicted = velocity(network)
+        predicted.float().square().mean().backward()
+    assert len(list(network.blocks())) == 11
+    assert graphs.frame_count == 2
 
 
 def test_averages_run_in_the_network_s_place_within_one_autocast(group):

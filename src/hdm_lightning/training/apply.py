@@ -51,6 +51,7 @@ def prepare_network(network: XUT, stage: StageSettings, trainer: TrainerSettings
     """
     checkpoint_blocks(network, stage.activation_checkpointing)
     if trainer.compile and is_sharded(network):
+        torch.compiler.reset()  # else the graphs of the stage before would count towards dynamo's limit for a function
         for block in network.blocks():
             _replace_forward(block, torch.compile(block.forward))
     elif trainer.compile:

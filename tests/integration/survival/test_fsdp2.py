@@ -97,6 +97,18 @@ def test_a_run_goes_on_under_the_other_strategy(toy, server, before, after):
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_stops_both(toy, server, same):
+    whole, stopped = (toy(name, {"px16": STAGE}, trainer=trainer()) for name in ("whole", "stopped"))
+    assert server.run(whole, ranks=2) == [0, 0]
+    in_third_step = 1 + 2 * 2
+    statuses = server.run(stopped, ranks=2, die={"at": "forward", "nth": in_third_step, "how": "term", "on": 1})
+    assert statuses == [143, 143]
+    assert stopped.checkpoints()[-1] == "step-00000003.ckpt"
+    assert server.run(stopped, ranks=2) == [0, 0]
+    assert same(whole.end(), stopped.end())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_rewind_goes_back_to_the_stage_s_beginning(toy, server, same, number):
     """To the initial weights in the first stage, to those handed over in the second."""
@@ -140,6 +152,11 @@ def test_compiled_blocks(toy, server, recompute):
 def test_in_bfloat16(toy, server):
     """The sums of bfloat16 gradients take another order, which AdamW's first steps magnify; losses are the same."""
     stage = {**STAGE, "learning_rate": 0.05}
-    runs = [toy(name, {"px16": stage}, trainer=trainer(name, precision="bf16-mixed")) for name in ("ddp", "fsdp2")]
+    callbacks = {"progress_bar": False, "ema": EMA, "pictures": PICTURES}
+    runs = [
+        toy(name, {"px16": stage}, trainer=trainer(name, precision="bf16-mixed"), callbacks=callbacks)
+        for name in ("ddp", "fsdp2")
+    ]
     assert [server.run(run, ranks=2) for run in runs] == [[0, 0]] * 2
     assert validation(runs[1]) == pytest.approx(validation(runs[0]), rel=1e-3)
+    assert len(files(runs[1], "*.png")) == len(files(runs[0], "*.png")) == 1
