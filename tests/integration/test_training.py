@@ -161,6 +161,15 @@ def test_two_processes_have_the_gradients_of_one(config, tmp_path):
         assert len(list(Path(run["run_dir"]).glob("*/tensorboard/events.*"))) == 1
 
 
+def test_gradients_are_clipped_in_bfloat16_too(config):
+    """After one step the first moments are (1 - beta) times the clipped gradient."""
+    stage = {**config["schedule"]["stages"]["px16"], "samples": 8, "gradient_clip": 0.01, "betas": [0.9, 0.98]}
+    mixed = {**config["trainer"], "precision": "bf16-mixed"}
+    assert run_job(check_job({**config, "trainer": mixed, "schedule": {"stages": {"px16": stage}}})) == 0
+    norm = torch.nn.utils.get_total_norm(first_moments(config).values())
+    assert float(norm) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [

@@ -81,6 +81,15 @@ def first_moments(config, optimiser=0):
     return [states[number]["exp_avg"] for number in sorted(states)]
 
 
+def test_gradients_are_clipped_in_bfloat16_too(config):
+    """After one step the first moments are (1 - beta) times the clipped gradient."""
+    stage = {"samples": 8, "gradient_clip": 0.001}
+    job = check_vae_job(changed(config, stage=stage, trainer={"precision": "bf16-mixed"}))
+    assert run_vae_job(job) == 0
+    norm = torch.nn.utils.get_total_norm(first_moments(config))
+    assert float(norm) == pytest.approx(0.5 * 0.001, rel=1e-3)
+
+
 def optimiser_order(network):
     """Parameters as the optimiser numbers them: those that are decayed, then the rest."""
     parameters = list(network.parameters())
@@ -308,6 +317,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
         ({"adversarial": {"weight": 1, "norm": "layer"}}, "adversarial.norm"),
         ({"adversarial": {"weight": 1, "layers": 3}}, "adversarial.layers"),
         ({"adversarial": ADVERSARIAL, "trainer": {"precision": "16-mixed"}}, "trainer.precision"),
+        ({"trainer": {"strategy": "fsdp2"}}, "trainer.strategy"),
         ({"patches": {"size_px": 7, "samples": 8}}, "patches.size_px"),
         ({"patches": {"size_px": 32, "samples": 8}}, "patches.size_px"),
         ({"validation": {"samples": 0}}, "validation.samples"),

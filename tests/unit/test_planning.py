@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.models import XUTConfig
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.planning.architectures import QWEN3_0_6B, SDXL_AUTOENCODER
 from hdm_lightning.planning.assumptions import CALIBRATED_UTILISATION, Assumptions
 from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
@@ -165,6 +166,32 @@ def test_gradients_stay_with_accumulation_or_several_devices():
     alone = device_memory(PAPER, stage)
     assert device_memory(PAPER, stage, devices=2).fixed - alone.fixed == alone.gradients
     assert device_memory(PAPER, replace(stage, batch_size=16)).fixed - alone.fixed == alone.gradients
+
+
+def test_a_sharded_device_holds_its_part_and_what_is_gathered():
+    stage, sharded = PAPER.stages[0], replace(PAPER, sharded=True)
+    whole, part = (device_memory(recipe, stage, devices=4) for recipe in (PAPER, sharded))
+    for kept in ("weights", "gradients", "optimiser", "averages"):
+        assert getattr(part, kept) == pytest.approx(getattr(whole, kept) / 4, rel=1e-6)
+    with torch.device("meta"):
+        network = XUT(PAPER.network)
+    blocks = sorted(sum(each.numel() for each in block.parameters()) for block in network.blocks())
+    conditioning = sum(each.numel() for each in network.modulation.parameters())
+    rest = 343_176_208 - sum(blocks) - conditioning
+    assert part.half_copies == pytest.approx(2 * (2 * blocks[-1] + conditioning) + 4 * rest, rel=0.05)
+    assert (part.activations, part.encoders) == (whole.activations, whole.encoders)
+
+
+def test_a_sharded_network_is_exchanged_with_every_micro_batch():
+    sharded, slow = replace(PAPER, sharded=True), Machine(replace(GPUS["5090"], link_gb_s=0.05), 4)
+    seconds = exchange_seconds(sharded, slow.gpu, 4)
+    assert seconds == pytest.approx(3 / 4 * (2 + 2 + 4) * 343_176_208 / 0.05e9)
+    stage = PAPER.stages[1]
+    steps = [step_time(sharded, stage, slow, micro_batch, utilisation=0.5) for micro_batch in (64, 32)]
+    hidden = 64 * operations(sharded, stage).network / (slow.gpu.peak_tflops * 1e12) / 0.5
+    assert steps[0].exchange == pytest.approx(2 * (seconds - hidden))
+    assert steps[1].exchange == pytest.approx(4 * (seconds - hidden / 2))
+    assert steps[0].optimiser == pytest.approx(step_time(PAPER, stage, slow, 64, utilisation=0.5).optimiser / 4)
 
 
 def test_measured_utilisation_replaces_the_assumed_one():

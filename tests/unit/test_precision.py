@@ -82,9 +82,27 @@ def test_a_step_with_an_infinite_gradient_is_left_out():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "FSDP2"), ("deepspeed", "neither auto nor ddp")])
-def test_strategies_that_shard_the_network_are_refused(strategy, said):
-    hardware.check_strategy(TrainerSettings(strategy="ddp"))
-    with pytest.raises(UserError, match=said) as caught:
-        hardware.check_strategy(TrainerSettings(strategy=strategy))
+def test_strategies_that_are_not_there_are_refused():
+    for strategy in ("auto", "ddp", "fsdp2"):
+        hardware.check_strategy(TrainerSettings(strategy=strategy), "adamw")
+    with pytest.raises(UserError, match="none of auto, ddp, fsdp2") as caught:
+        hardware.check_strategy(TrainerSettings(strategy="deepspeed"), "adamw")
     assert caught.value.where == "trainer.strategy"
+
+
+@pytest.mark.parametrize(
+    ("where", "optimiser", "changes"),
+    [
+        ("optimizer.name", "muon", {}),
+        ("trainer.precision", "adamw", {"accelerator": "cuda", "precision": "16-mixed"}),
+        ("trainer.compress_gradients", "adamw", {"compress_gradients": True}),
+        ("trainer.static_graph", "adamw", {"static_graph": True}),
+    ],
+)
+def test_what_a_sharded_network_does_not_go_with_is_refused(monkeypatch, where, optimiser, changes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    hardware.check_strategy(TrainerSettings(strategy="ddp", **changes), optimiser)
+    with pytest.raises(UserError, match=r"trainer\.strategy=fsdp2") as caught:
+        hardware.check_strategy(TrainerSettings(strategy="fsdp2", **{"precision": "32-true", **changes}), optimiser)
+    assert caught.value.where == where
+    assert where in caught.value.mend and "trainer.strategy=ddp" in caught.value.mend

@@ -14,6 +14,7 @@ from hdm_lightning.planning.recipe import Dataset, Recipe, StageRecipe
 from hdm_lightning.planning.settings import PlanSettings
 from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.hardware import SHARDED
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
@@ -70,6 +71,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
         averages=len(settings.callbacks.ema.halflife_samples),
         compiled=settings.trainer.compile,
         half_gradients=settings.trainer.compress_gradients,
+        sharded=settings.trainer.strategy == SHARDED and machine.count > 1,
         mixed=_is_mixed(settings.trainer.precision, machine),
         checkpoints_kept=settings.callbacks.checkpoints.keep,
     )

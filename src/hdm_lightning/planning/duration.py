@@ -26,7 +26,8 @@ class StepTime:
     """Seconds of one optimiser step on each device.
 
     The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
-    the last backward pass, `data` how long the host needs to prepare the step's samples.
+    the last backward pass (sharded: of every micro-batch's, behind its passes), `data` how long the host needs to
+    prepare the step's samples.
     """
 
     network: float
@@ -81,16 +82,19 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
     count, peak = operations(recipe, stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)
     between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
-    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * recipe.parameters
+    own = recipe.parameters / (machine.count if recipe.sharded else 1)
+    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
     bandwidth = gpu.bandwidth_gb_s * 1e9
-    hidden = (count.backward + count.recompute) * micro_batch / peak / utilisation
+    exchanges = samples / micro_batch if recipe.sharded else 1
+    hiding = count.network if recipe.sharded else count.backward + count.recompute
+    hidden = hiding * micro_batch / peak / utilisation
     return StepTime(
         network=samples * count.network / peak,
         autoencoder=samples * count.autoencoder / peak,
         text=samples * count.text / peak,
         between=between / bandwidth,
         optimiser=optimiser / bandwidth,
-        exchange=max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
+        exchange=exchanges * max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
         data=stage.batch_size / images_per_s_of_host(recipe, machine),
         utilisation=utilisation,
     )
@@ -108,9 +112,15 @@ def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
 
 
 def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
-    """Seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth."""
-    size = (2 if recipe.half_gradients else 4) * recipe.parameters
-    return 2 * (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
+    """Seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth.
+
+    Sharded, of one micro-batch: (n − 1)/n of the weights gathered twice and the float32 gradients scattered.
+    """
+    if recipe.sharded:
+        size = (2 * recipe.element_bytes + 4) * recipe.parameters
+    else:
+        size = 2 * (2 if recipe.half_gradients else 4) * recipe.parameters
+    return (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
 
 
 def images_per_s_of_host(recipe: Recipe, machine: Machine) -> float:

@@ -4,7 +4,9 @@ Shapes: S tokens of a block, D width, M hidden width of the SwiGLU.
 """
 
 from dataclasses import dataclass, replace
+from math import ceil
 
+from hdm_lightning.models.counts import parameter_counts
 from hdm_lightning.models.memory import activation_bytes
 from hdm_lightning.planning.recipe import Recipe, StageRecipe
 
@@ -20,9 +22,9 @@ class DeviceMemory:
     """Bytes on one device at the fullest moment of a step.
 
     What stays from one micro-batch to the next: `weights`, `optimiser` (two moments), `averages`, `half_copies`
-    (half-precision weights of autocast), `encoders`, `reserve`, and `gradients` where `gradients_stay`. Beside it
-    `inputs` of a micro-batch and the largest of three that do not meet: its `activations`, what the encoders need
-    while they run (`encoding`), and gradients that do not stay.
+    (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
+    and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
+    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
     """
 
     weights: int
@@ -62,16 +64,20 @@ def device_memory(
     Args:
         recipe: network, encoders, averages and precision.
         stage: tokens, micro-batch and checkpointing.
-        devices: how many share the batch; several keep their gradients in exchange buffers, as accumulation does.
+        devices: how many share the batch; several keep their gradients in exchange buffers, as accumulation does,
+            and have a part each of weights, gradients, moments and averages where the recipe is sharded.
         reserve_gib: memory that is not tensors.
     """
     samples, parameters = stage.micro_batch_size, recipe.parameters
+    copies = 2 * parameters if recipe.mixed else 0
+    if recipe.sharded:
+        parameters, copies = ceil(parameters / devices), gathered_bytes(recipe)
     return DeviceMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
         optimiser=8 * parameters,
         averages=4 * parameters * recipe.averages,
-        half_copies=2 * parameters if recipe.mixed else 0,
+        half_copies=copies,
         encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),
         reserve=int(reserve_gib * GIB),
         inputs=samples * _input_bytes(recipe, stage),
@@ -79,6 +85,18 @@ def device_memory(
         encoding=_encoding_bytes(recipe, stage),
         gradients_stay=devices > 1 or stage.batch_size > devices * samples,
     )
+
+
+def gathered_bytes(recipe: Recipe) -> int:
+    """The most that a device holds of a sharded network beyond its part.
+
+    Two blocks (the next is gathered while one runs) and the conditioning in the precision of the activations,
+    embeddings and output in float32: see `training.apply.shard_network`.
+    """
+    counts, network = parameter_counts(recipe.network), recipe.network
+    plain = counts.encoder // (network.depth * network.encoder_blocks)
+    largest = counts.decoder // network.depth - (network.decoder_blocks - 1) * plain
+    return recipe.element_bytes * (2 * largest + counts.conditioning) + 4 * (counts.embedding + counts.output)
 
 
 def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:

@@ -71,6 +71,7 @@ class Recipe:
         averages: weight averages kept.
         compiled: whether the network is compiled.
         half_gradients: whether gradients are exchanged in bfloat16.
+        sharded: whether weights, gradients, moments and averages are split over the devices (FSDP2).
         mixed: bfloat16 autocast over float32 weights; otherwise everything is float32.
         checkpoints_kept: of each stage.
     """
@@ -85,6 +86,7 @@ class Recipe:
     averages: int = 1
     compiled: bool = True
     half_gradients: bool = False
+    sharded: bool = False
     mixed: bool = True
     checkpoints_kept: int = 2
 

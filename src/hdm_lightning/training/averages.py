@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import functional_call
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.power_function import WIDEST, step_decay
 from hdm_lightning.training.settings import EmaSettings
+from hdm_lightning.training.sharding import copy_whole, is_sharded, local_parts, whole
 
 
 class WeightAverages:
@@ -22,6 +24,8 @@ class WeightAverages:
     the run only (the warm-up of EDM2, arXiv 2312.02696, in its traditional-EMA form). Power-function ones have a
     relative width and reach back over that share of the run, see `training.power_function`; any other width can be
     put together from them when training is over. They stand after the exponential ones.
+
+    Where the processes share the network's parameters out among themselves, the averages are split in the same way.
 
     Args:
         network: the network that is trained; its buffers are shared, its parameters are copied.
@@ -42,7 +46,7 @@ class WeightAverages:
         self.widths = tuple(sigma_rel)
         self.ramp = ramp
         self.samples_seen = 0
-        self._skeleton = copy.deepcopy(network).to("meta").requires_grad_(False)
+        self._skeleton = None if is_sharded(network) else copy.deepcopy(network).to("meta").requires_grad_(False)
         self._names = [name for name, value in network.named_parameters() if value.requires_grad]
         self.shadows = [self._copy() for _ in (*self.halflives, *self.widths)]
 
@@ -62,9 +66,9 @@ class WeightAverages:
     def update(self, samples: int) -> None:
         """Move every average after an optimiser step of `samples` samples (all devices together)."""
         self.samples_seen += samples
-        weights = [weight.float() for weight in self._weights()]  # no copy where they are float32 already
+        weights = [weight.float() for weight in local_parts(self._weights())]  # no copy where they are float32 already
         for shadow, decay in zip(self.shadows, self._decays(samples), strict=True):
-            torch._foreach_lerp_(shadow, weights, 1 - decay)
+            torch._foreach_lerp_(local_parts(shadow), weights, 1 - decay)
 
     def _decays(self, samples: int) -> list[float]:
         """What each average keeps of itself in the step of `samples` samples that has just been counted."""
@@ -77,7 +81,7 @@ class WeightAverages:
         """Forget the past: every average becomes the network's present weights."""
         self.samples_seen = 0
         for shadow in self.shadows:
-            torch._foreach_copy_(shadow, self._weights())
+            torch._foreach_copy_(local_parts(shadow), local_parts(self._weights()))
 
     def weights(self, which: int) -> dict[str, Tensor]:
         """State dict of average number `which`, buffers included: what a checkpoint of the model holds."""
@@ -92,9 +96,28 @@ class WeightAverages:
         """The network run with average number `which`; the trained weights are not touched."""
         return AveragedNetwork(self, which)
 
+    @contextmanager
+    def exchanged(self, which: int) -> Iterator[None]:
+        """Inside the with statement the network runs with average number `which`, which holds the trained weights."""
+        # Taken now: after an exception in the midst of a forward pass the network has gathered tensors in their place.
+        weights = local_parts(self._weights())
+        self._exchange(weights, which)
+        try:
+            yield
+        finally:
+            self._exchange(weights, which)
+
+    @torch.no_grad()
+    def _exchange(self, weights: list[Tensor], which: int) -> None:
+        for weight, shadow in zip(weights, local_parts(self.shadows[which]), strict=True):
+            kept = weight.clone()
+            weight.copy_(shadow)
+            shadow.copy_(kept)
+        torch.clear_autocast_cache()  # half-precision copies of parameters outlive a change of their values
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-        shadows = [self.averaged(which) for which in range(len(self.shadows))]
+        """Plain containers and whole tensors; every process calls this together."""
+        shadows = whole([self.averaged(which) for which in range(len(self.shadows))])
         count = {"samples_seen": self.samples_seen, "halflives": list(self.halflives), "widths": list(self.widths)}
         return {**count, "shadows": shadows}
 
@@ -110,7 +133,7 @@ class WeightAverages:
         sources = [_nearest(halflives, halflife) for halflife in self.halflives]
         sources += [len(halflives) + _place(widths, width) for width in self.widths]
         for shadow, source in zip(self.shadows, sources, strict=True):
-            torch._foreach_copy_(shadow, [state["shadows"][source][name] for name in self._names])
+            copy_whole(shadow, [state["shadows"][source][name] for name in self._names])
 
 
 def _nearest(saved: list[float], halflife: float) -> int:
@@ -153,7 +176,11 @@ def check_averages(settings: EmaSettings) -> None:
 
 
 class AveragedNetwork:
-    """Callable like the network, with averaged weights in place of the trained ones."""
+    """Callable like the network, with averaged weights in place of the trained ones.
+
+    A network that is split over the processes gathers its own parameters only, so there the averages change places with
+    them for the time of a call, which every process makes together.
+    """
 
     def __init__(self, averages: WeightAverages, which: int) -> None:
         self._averages = averages
@@ -166,6 +193,9 @@ class AveragedNetwork:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the network's forward with the averaged weights."""
+        if self._averages._skeleton is None:
+            with self._averages.exchanged(self._which):
+                return self._averages.network(*args, **kwargs)
         weights = self._averages.weights(self._which)
         buffers = dict(self._averages.network.named_buffers())
         return functional_call(self._averages._skeleton, {**buffers, **weights}, args, kwargs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.training import processes, run_folder
-from hdm_lightning.training.handover import hand_over, network_weights, read_checkpoint
+from hdm_lightning.training.handover import averaged_weights, network_weights, read_checkpoint
 from hdm_lightning.training.text_whitening import folded
 
 if TYPE_CHECKING:
@@ -18,10 +18,9 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
     """Write the averaged and the raw weights of the last stage's checkpoint with all that drawing needs."""
     if processes.rank() == 0:
         checkpoint = read_checkpoint(checkpoint_path)
-        hand_over(checkpoint, run.network, run.averages)
         last = run.plans[-1].settings
         raw = folded(network_weights(checkpoint), run.whitening)
-        averaged = folded(run.averages.weights(0), run.whitening) if run.averages.shadows else raw
+        averaged = folded(averaged_weights(checkpoint, 0), run.whitening) if run.averages.shadows else raw
         save_bundle(
             run.run_dir / run_folder.FINAL,
             averaged,

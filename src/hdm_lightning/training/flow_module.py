@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
 from hdm_lightning.training import randomness
+from hdm_lightning.training.clipping import ClippingModule
 from hdm_lightning.training.clock import SectionClock
 from hdm_lightning.training.flow_step import (
     Conditioning,
@@ -28,7 +28,7 @@ from hdm_lightning.training.stages import StagePlan
 VALIDATION = "validation"
 
 
-class FlowMatchingModule(pl.LightningModule):
+class FlowMatchingModule(ClippingModule):
     """Trains an XUT by flow matching for one stage.
 
     Args:

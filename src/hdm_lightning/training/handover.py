@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.sharding import load_optimiser, load_weights
 
 NETWORK_PREFIX = "network."
 AVERAGES_KEY = "AverageWeights"
@@ -27,13 +28,18 @@ def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def averaged_weights(checkpoint: dict[str, Any], which: int) -> dict[str, Tensor]:
+    """The network's state dict with saved average number `which` in place of the trained parameters."""
+    return network_weights(checkpoint) | checkpoint["callbacks"][AVERAGES_KEY]["shadows"][which]
+
+
 def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAverages) -> None:
     """Give the next stage the weights and averages that a finished stage left on disk.
 
     A stage always starts from the file, also when the last stage ran in the same process, so that an
     interrupted schedule and an uninterrupted one take the same way.
     """
-    network.load_state_dict(network_weights(checkpoint))
+    load_weights(network, network_weights(checkpoint))
     averages.load_state_dict(checkpoint["callbacks"][AVERAGES_KEY])
 
 
@@ -45,7 +51,7 @@ def carry_moments(checkpoint: dict[str, Any], optimiser: Optimizer) -> None:
     saved, own = checkpoint["optimizer_states"][0], optimiser.state_dict()
     moments = {name: saved["state"].get(number) for name, number in _numbered(saved)}
     state = {number: moments[name] for name, number in _numbered(own) if moments.get(name)}
-    optimiser.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    load_optimiser(optimiser, {"state": state, "param_groups": own["param_groups"]})
 
 
 def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:

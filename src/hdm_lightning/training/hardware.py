@@ -15,6 +15,8 @@ from hdm_lightning.version import __version__
 
 FLOAT16 = "16-mixed"
 PRECISIONS = ("32-true", "bf16-mixed", FLOAT16)
+SHARDED = "fsdp2"
+STRATEGIES = ("auto", "ddp", SHARDED)
 
 
 def accelerator(settings: TrainerSettings) -> str:
@@ -74,23 +76,26 @@ def precision(settings: TrainerSettings) -> Any:
     return name
 
 
-def check_strategy(settings: TrainerSettings) -> None:
-    """Devices hold the whole network; sharding it over them is refused.
+def check_strategy(settings: TrainerSettings, optimiser: str) -> None:
+    """The strategy is known, and fits the precision, the optimiser and the other settings of the trainer.
 
     Raises:
-        UserError: for `fsdp2` and for unknown names.
+        UserError: naming the key, and the other one that it does not go with.
     """
-    if settings.strategy in ("auto", "ddp"):
+    if settings.strategy not in STRATEGIES:
+        what = f"'{settings.strategy}' is none of {', '.join(STRATEGIES)}"
+        raise UserError(what, where="trainer.strategy", mend="use auto")
+    if settings.strategy != SHARDED:
         return
-    if settings.strategy == "fsdp2":
-        raise UserError(
-            "averages, checkpoints that other numbers of devices resume from, and bit-identical resume are made for "
-            "networks that are whole on every device; FSDP2 shards them",
-            where="trainer.strategy",
-            mend="use trainer.strategy=auto: weights, gradients, moments and one average of xut_large are 11 GB a "
-            "device; for activations set activation_checkpointing=true or a smaller micro_batch_size",
-        )
-    raise UserError(f"'{settings.strategy}' is neither auto nor ddp", where="trainer.strategy", mend="use auto")
+    for key, set_so, why in (
+        ("optimizer.name", optimiser == "muon", "Muon needs whole matrices, which no device holds"),
+        ("trainer.precision", precision(settings) == FLOAT16, "float16 scales gradients, each device by its own part"),
+        ("trainer.compress_gradients", settings.compress_gradients, "it averages gradients in float32"),
+        ("trainer.static_graph", settings.static_graph, "it has no graph of parameters that could be static"),
+    ):
+        if set_so:
+            mend = f"change {key}, or use trainer.strategy=ddp"
+            raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, mend=mend)
 
 
 def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:

@@ -51,7 +51,7 @@ def check_job(config: dict[str, Any]) -> Job:
     check_optimiser(settings.optimizer)
     check_averages(settings.callbacks.ema)
     hardware.precision(settings.trainer)
-    hardware.check_strategy(settings.trainer)
+    hardware.check_strategy(settings.trainer, settings.optimizer.name)
     processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
     model = model_config_from(settings.model)
     plans = plan_stages(settings.schedule, world_size)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.apply import shard_network
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.checks import train_settings_from
@@ -34,7 +35,7 @@ class Run:
         config_text: the resolved configuration as YAML.
         run_dir: the run's folder.
         plans: the stages.
-        network: the network, on the CPU between stages.
+        network: the network, on the CPU between stages; a sharded one stays on its devices.
         whitening: of the text encoder's states, or None.
         encoders: the frozen encoders.
         averages: the weight averages.
@@ -63,6 +64,8 @@ def build_run(settings: TrainSettings) -> Run:
     network, report = initial_network(settings, whitening)
     if report is not None and processes.rank() == 0:
         print(report)
+    if settings.trainer.strategy == hardware.SHARDED and processes.distributed():
+        shard_network(network, settings.trainer)
     network.to(device)
     run_dir, ema = Path(settings.run_dir), settings.callbacks.ema
     return Run(

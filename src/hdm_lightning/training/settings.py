@@ -220,7 +220,8 @@ class TrainerSettings:
         accelerator: `auto`, `cpu` or `cuda`.
         devices: devices on this machine; 0 means all of them (one process on CPU).
         nodes: machines; more than one needs torchrun or SLURM around the command.
-        strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` is refused, see docs/decisions.md.
+        strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` (`hdm-train` only): network, moments
+            and averages split over them, see docs/decisions.md.
         precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
         compile: compile the network in place.
         threads: CPU threads of each process; 0 leaves torch's choice.

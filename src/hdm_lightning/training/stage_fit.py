@@ -29,6 +29,8 @@ from hdm_lightning.training.data_counts import DataCounts
 from hdm_lightning.training.data_settings import build_datamodule
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
+from hdm_lightning.training.sharded_strategy import ShardedStrategy
+from hdm_lightning.training.sharding import is_sharded
 from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.stop_request import without_own_signals
@@ -183,6 +185,8 @@ def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_
 def _strategy(run: "Run") -> Any:
     if processes.world_size() == 1:
         return "auto"
+    if is_sharded(run.network):
+        return ShardedStrategy()
     hook = None
     if run.settings.trainer.compress_gradients and hardware.accelerator(run.settings.trainer) == "cuda":
         hook = bf16_compress_hook

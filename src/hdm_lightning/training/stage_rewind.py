@@ -11,6 +11,7 @@ from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network
 from hdm_lightning.training.rewinds import RECORD, Rewind, StartPoint, read_rewinds, start_point, write_rewind
+from hdm_lightning.training.sharding import load_weights
 from hdm_lightning.training.stage_fit import fit_stage
 from hdm_lightning.training.stages import StagePlan
 
@@ -100,7 +101,7 @@ def _restore(run: "Run", checkpoint: dict[str, Any] | None) -> None:
     if checkpoint is not None:
         hand_over(checkpoint, run.network, run.averages)
     else:
-        run.network.load_state_dict(initial_network(run.settings, run.whitening)[0].state_dict())
+        load_weights(run.network, initial_network(run.settings, run.whitening)[0].state_dict())
         run.averages.restart()
 
 

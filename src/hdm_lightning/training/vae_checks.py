@@ -97,6 +97,17 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
         )
     _check_patches(settings, factor)
     _check_discriminator(settings, factor)
+    _check_trainer(settings)
+
+
+def _check_trainer(settings: VaeTrainSettings) -> None:
+    hardware.check_strategy(settings.trainer, optimiser="adamw")
+    if settings.trainer.strategy == hardware.SHARDED:
+        raise UserError(
+            "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train",
+            where="trainer.strategy",
+            mend="use auto or ddp",
+        )
     if hardware.precision(settings.trainer) == hardware.FLOAT16 and settings.adversarial.weight:
         raise UserError(
             "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",

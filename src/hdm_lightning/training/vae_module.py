@@ -5,7 +5,6 @@ Shapes: image uint8 (B,3,H,W); noise (B,C,H/f,W/f).
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruc
 from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, randomness
+from hdm_lightning.training.clipping import ClippingModule
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae_network import AutoencoderNetwork
@@ -26,7 +26,7 @@ from hdm_lightning.training.vae_settings import PatchSettings
 NOISE_PURPOSE = "vae posterior"
 
 
-class AutoencoderModule(pl.LightningModule):
+class AutoencoderModule(ClippingModule):
     """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509).
 
     The branch and τ of a micro-batch depend on (seed, samples seen), the posterior noise of a sample on (seed, its

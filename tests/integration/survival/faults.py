@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import torch
 
 from hdm_lightning.data.loader import _Chunks
 from hdm_lightning.training import checkpoint_io, run, stage_fit, stage_rewind
+from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
+from hdm_lightning.training.sharding import local_parts
 
 
 def install(faults: dict[str, Any], rank: int) -> None:
@@ -46,6 +48,27 @@ def note_positions(rank: int, folder: str) -> None:
         return original(self, batch, batch_idx)
 
     FlowMatchingModule.training_step = training_step
+
+
+def note_parts(rank: int, folder: str) -> None:
+    """Write how many elements this process holds, before every optimiser step, into a file of its own."""
+    original = FlowMatchingModule.on_before_optimizer_step
+
+    def elements(tensors: Iterable[Any]) -> int:
+        return sum(local.numel() for local in local_parts(tensors) if local.dim() > 0)
+
+    def on_before_optimizer_step(self: FlowMatchingModule, optimizer: Any) -> None:
+        averages = next(each.averages for each in self.trainer.callbacks if isinstance(each, AverageWeights))
+        held = {
+            "weights": elements(self.parameters()),
+            "gradients": elements(weight.grad for weight in self.parameters()),
+            "moments": elements(each for state in optimizer.state.values() for each in state.values()),
+            "averages": elements(each for shadow in averages.shadows for each in shadow),
+        }
+        Path(folder, f"rank{rank}.json").write_text(json.dumps(held))
+        original(self, optimizer)
+
+    FlowMatchingModule.on_before_optimizer_step = on_before_optimizer_step
 
 
 def poison(rank: int, stage: str, positions: list[int], factor: float | None) -> None:
@@ -192,6 +215,7 @@ def limit_files(rank: int, size: int) -> None:
 
 INSTALLERS = {
     "note_positions": note_positions,
+    "note_parts": note_parts,
     "poison": poison,
     "jump": jump,
     "die": die,

@@ -6,10 +6,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.training import processes
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.checkpoint_io import remove_leftovers
 from hdm_lightning.training.ema_snapshots import read_snapshots, write_snapshot
+from hdm_lightning.training.sharding import whole
 from hdm_lightning.training.text_whitening import folded
 
 
@@ -50,12 +52,14 @@ class StoreAverages(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Store where due."""
-        if trainer.is_global_zero and due(step, self.every, trainer.max_steps):
+        if due(step, self.every, trainer.max_steps):
             self.store()
 
     def store(self) -> None:
-        """Write all power-function averages as they are now."""
+        """Write all power-function averages as they are now; every process calls this, the first writes."""
         averages = self.averages
         for place, width in enumerate(averages.widths, start=len(averages.halflives)):
-            weights = folded(averages.averaged(place), self.whitening)
-            write_snapshot(self.folder, weights, averages.samples_seen, width, self.dtype)
+            weights = whole(averages.averaged(place))
+            if processes.rank() == 0:
+                tensors = folded(weights, self.whitening)
+                write_snapshot(self.folder, tensors, averages.samples_seen, width, self.dtype)

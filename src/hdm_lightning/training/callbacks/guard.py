@@ -15,6 +15,7 @@ from torch import Tensor
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import gathered, summed
+from hdm_lightning.training.sharding import local_parts
 from hdm_lightning.training.spikes import Finding, SpikeDetector
 
 GUARD_KEY = "GuardLoss"
@@ -163,6 +164,5 @@ class GuardLoss(StepWatcher, Callback):
 @torch.no_grad()
 def weights_are_finite(module: LightningModule) -> Tensor:
     """Whether all trained weights of this process are finite, as a boolean () on their device, not waited for."""
-    weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
-    local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
-    return torch.stack(torch._foreach_norm(local)).isfinite().all()
+    weights = local_parts(weight.detach() for weight in module.parameters() if weight.requires_grad)
+    return torch.stack(torch._foreach_norm(weights)).isfinite().all()

@@ -19,6 +19,7 @@ from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
+from hdm_lightning.training.sharding import is_sharded
 
 
 class DrawPictures(StepWatcher, Callback):
@@ -48,11 +49,11 @@ class DrawPictures(StepWatcher, Callback):
         self.every = every
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Draw where due; the first process draws, the others wait."""
+        """Draw where due; the first process draws, the others wait, or draw along where the network is split."""
         if not self.settings.prompts or not due(step, self.every, trainer.max_steps):
             return
         assert isinstance(module, FlowMatchingModule)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(module.network):
             self._draw(trainer, module)
         barrier()
 
@@ -69,6 +70,8 @@ class DrawPictures(StepWatcher, Callback):
             height, width = size_of(ratio, module.plan.settings.resolution, pipeline.size_multiple)
             with trainer.precision_plugin.val_step_context():
                 images = self._pictures(pipeline, height, width)
+            if not trainer.is_global_zero:
+                continue
             sheet = contact_sheet([to_pil(image) for image in images], self.settings.prompts)
             sheet.save(self.folder / f"{seen:012d}-{width}x{height}.png")
             self._log(trainer, np.asarray(sheet), f"samples/{width}x{height}", seen)

@@ -12,6 +12,7 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.flow_step import fed_tokens
 from hdm_lightning.training.memory_use import memory_gb
 from hdm_lightning.training.processes import summed
+from hdm_lightning.training.sharding import total_norm
 from hdm_lightning.training.tensorboard import time_bin_tag
 from hdm_lightning.training.throughput import peak_tflops, training_flops
 
@@ -70,7 +71,7 @@ class LogScalars(StepWatcher, Callback):
         """Gradient norm before clipping, only where it will be written."""
         if due(trainer.global_step + 1, self.every, trainer.max_steps):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._gradient_norm = torch.nn.utils.get_total_norm(gradients)
+            self._gradient_norm = total_norm(gradients)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -104,7 +105,7 @@ class LogScalars(StepWatcher, Callback):
         if self._gradient_norm is not None:
             metrics["optimiser/gradient_norm"] = float(self._gradient_norm)
         weights = [p.detach() for p in module.network.parameters()]
-        metrics["optimiser/weight_norm"] = float(torch.nn.utils.get_total_norm(weights))
+        metrics["optimiser/weight_norm"] = float(total_norm(weights))
         metrics |= self._speeds(module, samples, steps)
         metrics |= {f"memory_gb/{name}": value for name, value in memory_gb(module.device).items()}
         if self.data is not None:
