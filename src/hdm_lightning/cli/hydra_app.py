@@ -4,7 +4,8 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let the errors through to here
     try:
-        application()
+        with _telling_of_slurm():
+            application()
         if mistakes:
             raise mistakes[0]
         return finish_sweep()
@@ -95,6 +97,18 @@ def short_name(text: str) -> str:
         return safe or "job"
     digest = hashlib.blake2b(safe.encode(), digest_size=6).hexdigest()
     return f"{safe[: LONGEST_FOLDER_NAME - 13]}-{digest}"
+
+
+@contextmanager
+def _telling_of_slurm() -> Iterator[None]:
+    """Make submitit's complaint that there is no SLURM a user's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "slurm cluster" not in str(error):
+            raise
+        mend = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
+        raise UserError("there is no SLURM on this machine", where="hydra/launcher", mend=mend) from error
 
 
 def _first_lines(error: Exception) -> str:
