@@ -13,6 +13,7 @@ from PIL import Image
 
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.images import decode_rgb, is_sideways, open_image, orientation, turned
+from hdm_lightning.data.jpeg import decode_jpeg
 from hdm_lightning.data.resizing import cut
 
 REDUCTIONS = {8: 2.2, 4: 1.75, 2: 1.5}
@@ -38,27 +39,34 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
     crop = choose(width, height) if is_sideways(turn) else choose(height, width)
     if image.format == "JPEG":
         full = (crop.full_height, crop.full_width)
-        scale = _reduce(image, *(full[::-1] if is_sideways(turn) else full), exactly=turn != 1)
-    pixels = decode_rgb(image)
+        scale = reduction(height, width, *(full[::-1] if is_sideways(turn) else full), exactly=turn != 1)
     if turn != 1:
-        return cut(turned(pixels, turn), crop), crop
+        return cut(np.array(turned(_with_pillow(image, scale), turn)), crop), crop
+    pixels = decode_jpeg(data, image, scale) if image.format == "JPEG" else None
+    if pixels is None:
+        pixels = np.array(_with_pillow(image, scale))
     return cut(pixels, crop, seen=(height / scale, width / scale)), crop
 
 
-def _reduce(image: Image.Image, height: int, width: int, *, exactly: bool) -> int:
-    """Let a JPEG be decoded at the smallest scale that serves a target of this size, before it is turned.
+def _with_pillow(image: Image.Image, scale: int) -> Image.Image:
+    if scale > 1:
+        image.draft("RGB", (image.width // scale, image.height // scale))
+    return decode_rgb(image)
+
+
+def reduction(height: int, width: int, full_height: int, full_width: int, *, exactly: bool = False) -> int:
+    """The divisor of the sides at which a JPEG is decoded.
 
     Args:
-        image: opened, not loaded.
-        height, width: the target.
-        exactly: only at scales that divide the sides, so that no pixel is seen in part.
+        height, width: sides of the JPEG in pixels.
+        full_height, full_width: sides that it will be resized to, the same way up.
+        exactly: only divisors of both sides, so that no pixel is seen in part.
 
     Returns:
-        The divisor of the sides.
+        The largest of 1, 2, 4 and 8 that leaves the resize enough to average.
     """
     for scale, margin in REDUCTIONS.items():
-        enough = image.height >= scale * margin * height and image.width >= scale * margin * width
-        if enough and not (exactly and (image.height % scale or image.width % scale)):
-            image.draft("RGB", (image.width // scale, image.height // scale))
+        enough = height >= scale * margin * full_height and width >= scale * margin * full_width
+        if enough and not (exactly and (height % scale or width % scale)):
             return scale
     return 1

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
+from hdm_lightning.data import decode as decoding
 from hdm_lightning.data import images
 from hdm_lightning.data.benchmark import measure_decoding, measure_loading, synthetic_photograph
 from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.images import upright_size
-from hdm_lightning.data.pixel_memory import rgb_pixels
+from hdm_lightning.data.images import open_image, upright_size
+from hdm_lightning.data.jpeg import decode_jpeg
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.resizing import cut
 
@@ -62,14 +63,14 @@ def test_a_crop_is_that_part_of_the_whole_resize():
     random = np.random.default_rng(0)
     for _ in range(150):
         height, width = random.integers(20, 200, 2)
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         full_height, full_width = (max(8, int(side * random.uniform(0.3, 2.5))) for side in (height, width))
         shown = [int(random.integers(full // 2 + 1, full + 1)) for full in (full_height, full_width)]
         top, left = (
             int(random.integers(full - own + 1)) for full, own in zip((full_height, full_width), shown, strict=True)
         )
         crop = Crop(top, left, full_height, full_width, *shown, flip=bool(random.integers(2)))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         size = [full_height, full_width]
         whole = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)[0].numpy().astype(int)
         whole = whole[:, :, ::-1] if crop.flip else whole
@@ -97,7 +98,9 @@ def test_reduced_decoding_stays_within_a_grey_level(kit, height, width, resoluti
 
 def test_jpegs_are_decoded_at_a_reduced_scale_never_below_the_target(kit, monkeypatch):
     sizes = []
-    monkeypatch.setattr(images, "_to_rgb", lambda image: sizes.append(image.size) or image.convert("RGB"))
+    monkeypatch.setattr(
+        decoding, "cut", lambda pixels, crop, seen: sizes.append(pixels.shape[1::-1]) or cut(pixels, crop, seen)
+    )
     for height, width, resolution in [(1024, 1024, 256), (1024, 1024, 100), (1024, 900, 512), (1024, 512, 40)]:
         decode(kit.encoded(Image.new("RGB", (width, height)), "JPEG"), chooser(resolution))
     assert sizes == [(512, 512), (256, 256), (900, 1024), (128, 256)]
@@ -228,25 +231,26 @@ def test_the_benchmark_measures_what_it_says(kit, shards):
     assert loading.samples_per_s > 50 and loading.workers == 0
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (640, 480), (3000, 3000)])
-def test_pixels_are_seen_without_copying_or_copied_where_they_cannot_be(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    seen, owner = rgb_pixels(image)
-    assert seen.shape == (1, 4, size[1], size[0])
-    assert np.array_equal(seen[0, :3].permute(1, 2, 0).numpy(), pixels)
-    assert (owner is None) == (size == (3000, 3000))
-    with pytest.raises(ValueError, match="must be RGB"):
-        rgb_pixels(image.convert("L"))
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}])
+@pytest.mark.parametrize("size", [(64, 64), (63, 50), (17, 130), (1, 9), (333, 250)])
+def test_both_decoders_give_the_same_pixels_at_every_scale(kit, size, options):
+    data = kit.encoded(photograph(*size), "JPEG", quality=80, **options)
+    for scale in (1, 2, 4, 8):
+        if min(size) < scale:
+            continue
+        drafted = Image.open(io.BytesIO(data))
+        drafted.draft("RGB", (drafted.width // scale, drafted.height // scale))
+        assert np.array_equal(decode_jpeg(data, open_image(data), scale), np.asarray(drafted))
 
 
-def test_shared_pixels_outlive_their_image_as_long_as_their_owner():
-    marks = []
-    for number in range(50):
-        image = Image.new("RGB", (500, 500), (number, 2, 3))
-        seen, owner = rgb_pixels(image)
-        del image
-        others = [Image.new("RGB", (500, 500), (9, 9, 9)) for _ in range(5)]
-        marks.append(int(seen[0, 0].float().mean()))
-        del seen, owner, others
-    assert marks == list(range(50))
+def test_jpegs_that_are_not_plain_colour_or_not_intact_are_left_to_pillow(kit):
+    intact = kit.encoded(photograph(64, 64), "JPEG")
+    grey, inks = (kit.encoded(photograph(64, 64).convert(mode), "JPEG") for mode in ("L", "CMYK"))
+    for data in (grey, inks, intact[:-200]):
+        assert decode_jpeg(data, open_image(data), 1) is None
+    assert decode_jpeg(intact, open_image(intact), 1) is not None
+    stray = intact[:-2] + b"\0\0\0\0" + intact[-2:]  # bytes before the end mark: a warning of the decoder, no harm
+    pixels, _ = decode(stray, chooser(64))
+    assert np.array_equal(pixels, decode(intact, chooser(64))[0])
+    with pytest.raises(SampleFault, match="truncated"):
+        decode(intact[:-200], chooser(64))
