@@ -16,7 +16,7 @@ _CAPTION = ("--context", "64")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "system": ("system", "--device", "cpu", "--matmul", "1536", "--mib", "256", "--disk", str(HERE)),
-    "data": ("data", "--resolution", "256", "512", "--repeats", "5"),
+    "data": ("data", "--resolution", "256", "512", "--repeats", "50"),
     "vae_encode": ("vae", *_SMALL, *_PICTURE, "--mode", "encode"),
     "vae_decode": ("vae", *_SMALL, *_PICTURE, "--mode", "decode"),
     "text": ("text", *_SMALL, *_CAPTION, "--batch", "4"),

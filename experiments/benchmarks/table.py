@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from run_cpu import COMMANDS
+
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 _RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("mb_per_s", "MB/s"))
@@ -24,21 +26,25 @@ def rows_of(file: Path) -> Iterator[list[str]]:
 
 def _row(result: dict[str, Any]) -> list[str]:
     low, high = (f"{1000 * second:.1f}" for second in result["quartiles_s"])
-    rate = next((f"{result[key]:.3g} {unit}" for key, unit in _RATES if key in result), "")
+    rate = next((f"{_three_digits(result[key])} {unit}" for key, unit in _RATES if key in result), "")
     flops = f"{result['tflop_per_s']:.3f}" if "tflop_per_s" in result else ""
     memory = f"{result['peak_memory_gib']:.2f}" if "peak_memory_gib" in result else ""
     return [result["name"], f"{1000 * result['median_s']:.1f}", f"{low} … {high}", rate, flops, memory]
 
 
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def table() -> str:
     """The machine and its measurements, or what to run where there are none."""
-    files = sorted((HERE / "cpu").glob("*.json"))
+    files = [file for name in COMMANDS if (file := HERE / "cpu" / f"{name}.json").exists()]
     if not files:
         return "Not measured yet: `python experiments/benchmarks/run_cpu.py` on a quiet machine."
     machine = json.loads(files[0].read_text(encoding="utf-8"))["machine"]
     header = ["", "median, ms", "quartiles, ms", "rate", "TFLOP/s", "peak, GiB"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row for file in files for row in rows_of(file))]
-    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value)
     return f"{facts}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
