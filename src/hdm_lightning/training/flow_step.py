@@ -62,7 +62,7 @@ def flow_loss(
     conditioning: Conditioning,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Loss (B,) of the network's velocity at time t against noise − latent (REFERENCE flow matching)."""
+    """Loss (B,) of the network's velocity at time t against noise − latent (flow matching, arXiv 2210.02747)."""
     velocity = network(
         flow.interpolate(latent, noise, t),
         t,

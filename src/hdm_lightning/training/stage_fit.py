@@ -92,8 +92,8 @@ def stage_callbacks(
     """The stage's callbacks in the order in which they act after a step.
 
     The guard comes first, so that nothing uses weights that have gone wrong, then the averages, so that all that
-    follows sees them; the checkpoint comes after validation and
-    pictures, so that a resumed run does not repeat them; the signal comes last.
+    follows sees them; the checkpoint comes after validation and pictures, so that a resumed run does not repeat
+    them; the signal comes last.
     """
     settings, stage = run.settings, plan.settings
     save_every = plan.steps_for(stage.save_every)
