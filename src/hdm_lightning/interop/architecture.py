@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-SENTINEL = "in_patch.proj.weight"
-"""The published name that every XUT has and that nothing beside it ends with."""
+from hdm_lightning.interop.mismatch import listed
 
-_NEEDED = (
-    SENTINEL,
-    "ctx_proj.weight",
-    "backbone.enc_blocks.0.0.attn.rope.freqs",
-    "backbone.enc_blocks.0.0.mlp.w3.weight",
-)
+_PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
+_ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
+
+TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
+"""Published names that every XUT has and nothing beside it, which tell its shape, and their numbers of dimensions."""
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -26,25 +24,29 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         tensors: bare published names.
 
     Raises:
-        ValueError: a tensor that tells a field is missing or has another number of dimensions.
+        ValueError: tensors that tell a field are missing or have another number of dimensions; the message lists
+            them.
     """
-    for name in _NEEDED:
-        if name not in tensors:
-            raise ValueError(f"cannot read the network's shape off the file: {name} is missing")
-    patch, rope = tensors[SENTINEL], tensors[_NEEDED[2]]
-    if patch.dim() != 4 or rope.dim() != 3:
+    missing = [name for name in TELLING if name not in tensors]
+    misshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {dimensions} dimensions"
+        for name, dimensions in TELLING.items()
+        if name in tensors and tensors[name].dim() != dimensions
+    ]
+    if missing or misshaped:
+        parts = (listed("missing", missing), listed("mis-shaped", misshaped))
         raise ValueError(
-            f"cannot read the network's shape off the file: {SENTINEL} has shape {tuple(patch.shape)}, "
-            f"{_NEEDED[2]} {tuple(rope.shape)}"
+            "the network's shape cannot be read off the file\n" + "\n".join(part for part in parts if part)
         )
+    patch, rope = tensors[_PATCH], tensors[_ROPE]
     return {
         "channels": patch.shape[1],
         "patch_size": patch.shape[2],
         "width": patch.shape[0],
-        "mlp_width": tensors[_NEEDED[3]].shape[-1],
+        "mlp_width": tensors[_HIDDEN].shape[-1],
         "heads": rope.shape[0],
         "head_dim": 4 * rope.shape[1],
-        "context_width": tensors["ctx_proj.weight"].shape[-1],
+        "context_width": tensors[_CONTEXT].shape[-1],
         "depth": _count(tensors, r"backbone\.enc_blocks\.(\d+)\."),
         "encoder_blocks": _count(tensors, r"backbone\.enc_blocks\.0\.(\d+)\."),
         "decoder_blocks": _count(tensors, r"backbone\.dec_blocks\.0\.(\d+)\."),

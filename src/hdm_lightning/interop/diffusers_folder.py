@@ -23,7 +23,7 @@ def read_diffusers(folder: Path) -> Release:
     """
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         tensors = read_sharded(place, WEIGHTS)
-        if tensors is None or not any(prefix + published.SENTINEL in tensors for prefix in published.PREFIXES):
+        if tensors is None or published.find_prefix(tensors) is None:
             continue
         try:
             found = release_from_tensors(tensors)

@@ -24,15 +24,16 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
     parts = [
-        _listed("missing", missing),
-        _listed("unexpected", unexpected),
-        _listed("mis-shaped", misshaped),
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("mis-shaped", misshaped),
     ]
     if any(parts):
         raise ValueError("the tensors do not fit the network\n" + "\n".join(part for part in parts if part))
 
 
-def _listed(kind: str, names: list[str]) -> str:
+def listed(kind: str, names: Sequence[str]) -> str:
+    """One line with how many and which, the first ones by name; empty where there are none."""
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

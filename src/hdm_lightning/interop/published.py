@@ -5,14 +5,14 @@ Wiring and names: arXiv 2509.06068 and the checkpoints published with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hdm_lightning.interop.architecture import SENTINEL, infer_fields
-from hdm_lightning.interop.mismatch import check_tensors
+from hdm_lightning.interop.architecture import TELLING, infer_fields
+from hdm_lightning.interop.mismatch import check_tensors, listed
 from hdm_lightning.interop.names import published_names
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.conditioning import time_frequencies
@@ -102,12 +102,19 @@ def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: no tensor looks like an XUT's.
     """
-    for prefix in PREFIXES:
-        if prefix + SENTINEL in tensors:
-            named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            return {name: tensor for name, tensor in named.items() if prefix or not name.startswith(BESIDE)}
-    shown = ", ".join(list(tensors)[:5]) or "nothing"
-    raise ValueError(f"no tensor is named {SENTINEL}, with any of the prefixes {PREFIXES}; the file has {shown}, …")
+    prefix = find_prefix(tensors)
+    if prefix is None:
+        parts = (listed("missing", list(TELLING)), listed("unexpected", list(tensors)))
+        raise ValueError(
+            f"no tensor is that of an XUT, with any of the prefixes {PREFIXES}\n" + "\n".join(filter(None, parts))
+        )
+    return _under(prefix, tensors)
+
+
+def find_prefix(names: Iterable[str]) -> str | None:
+    """The one of `PREFIXES` that stands before the names of an XUT's tensors; None where there is no XUT."""
+    known = set(names)
+    return next((prefix for prefix in PREFIXES if any(prefix + name in known for name in TELLING)), None)
 
 
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
@@ -124,7 +131,8 @@ def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor
         config = config_from_json(config)
     with torch.device("meta"):
         model = XUT(config)
-    model.load_state_dict(from_published(model, strip_prefix(tensors)), assign=True)
+    bare = _under(find_prefix(tensors) or "", tensors)
+    model.load_state_dict(from_published(model, bare), assign=True)
     return model
 
 
@@ -149,9 +157,29 @@ def from_published(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     names, state = published_names(model), model.state_dict()
     check_tensors(tensors, {names[name]: _published_shape(name, value, model.config) for name, value in state.items()})
-    loaded = {name: tensors[names[name]].detach().reshape(value.shape).clone() for name, value in state.items()}
-    loaded[_FREQUENCIES] = _full_frequencies(loaded[_FREQUENCIES])
-    return loaded
+    own = own_tensors(model, tensors)
+    return {name: own[name].detach().clone() for name in state}
+
+
+def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bare published tensors, not all of which need to be there or fit, under our names and in our shapes.
+
+    Those of another shape keep it, and those of another name both.
+    """
+    state, found = model.state_dict(), dict(tensors)
+    for name, published in published_names(model).items():
+        tensor = found.pop(published, None)
+        if tensor is not None:
+            fits = tuple(tensor.shape) == _published_shape(name, state[name], model.config)
+            found[name] = tensor.reshape(state[name].shape) if fits else tensor
+    if _FREQUENCIES in found:
+        found[_FREQUENCIES] = _full_frequencies(found[_FREQUENCIES])
+    return found
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in named.items() if prefix or not name.startswith(BESIDE)}
 
 
 def _full_frequencies(stored: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, A
     """
     bare = published.strip_prefix(tensors)
     network = published.load_xut(published.infer_config(bare), bare)
-    prefix = next(p for p in published.PREFIXES if p + published.SENTINEL in tensors)
-    known = {prefix + name for name in bare}
+    known = {f"{published.find_prefix(tensors)}{name}" for name in bare}
     left_out = [n for n in tensors if n not in known and not n.startswith(published.BESIDE)]
     return Release(
         network,

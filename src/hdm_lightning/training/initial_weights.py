@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.names import published_names
-from hdm_lightning.interop.published import strip_prefix
+from hdm_lightning.interop.published import own_tensors, strip_prefix
+from hdm_lightning.interop.tensor_files import read_tensors
 from hdm_lightning.models import XUT
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.randomness import sub_seed
@@ -65,12 +64,12 @@ def initial_network(settings: TrainSettings, whitening: TextWhitening | None = N
 
 
 def load_initial_weights(network: XUT, source: str) -> InitReport:
-    """Copy every tensor that fits from a run's folder, a model folder or a safetensors file into the network.
+    """Copy every tensor that fits from a run's folder, a model folder or a file of tensors into the network.
 
     Raises:
-        UserError: when the file is not there or no tensor of it fits.
+        UserError: when the file is not there or cannot be read, or no tensor of it fits.
     """
-    found = _own_names(network, load_file(find_weights(source)))
+    found = _own_tensors(network, read_tensors(find_weights(source)))
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
     if not fits:
@@ -90,7 +89,7 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
 
 
 def find_weights(source: str) -> Path:
-    """The safetensors file that `init` means: the file itself, or that of a run's or a model's folder."""
+    """The file that `init` means: the file itself, or that of a run's or a model's folder."""
     path = Path(source).expanduser()
     for candidate in (path, path / MODEL_FILE, path / "final" / MODEL_FILE):
         if candidate.is_file():
@@ -102,13 +101,11 @@ def find_weights(source: str) -> Path:
     )
 
 
-def _own_names(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors under this project's names, whether it has them or the published ones."""
+def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
     if any(name in tensors for name in network.state_dict()):
         return tensors
     try:
-        published = strip_prefix(tensors)
+        return own_tensors(network, strip_prefix(tensors))
     except ValueError as error:
         raise UserError(str(error), where="init", mend="give a model of this project or a published one") from error
-    back = {theirs: ours for ours, theirs in published_names(network).items()}
-    return {back.get(name, name): value for name, value in published.items()}

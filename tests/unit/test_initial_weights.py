@@ -1,0 +1,78 @@
+"""What `init` takes from files of this project and from published ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop import published
+from hdm_lightning.interop.tensor_files import write_tensors
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.training.initial_weights import load_initial_weights
+
+CONFIG = XUTConfig(
+    width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=2, decoder_blocks=2,
+    blocks_after=1, **PUBLISHED,
+)  # fmt: skip
+
+
+def network(seed: int) -> XUT:
+    torch.manual_seed(seed)
+    model = XUT(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def same_values(found: XUT, expected: XUT) -> None:
+    for (name, ours), theirs in zip(found.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("prefix", published.PREFIXES)
+def test_a_published_file_gives_every_tensor(tmp_path: Path, prefix: str, dtype: torch.dtype, suffix: str) -> None:
+    tensors = published.export_state_dict(network(0).to(dtype))
+    path = tmp_path / f"released{suffix}"
+    beside = {"vae_mean": torch.zeros(1, 4, 1, 1, dtype=dtype)} if prefix else {}
+    write_tensors(path, {prefix + name: tensor for name, tensor in tensors.items()} | beside)
+    model = network(1)
+    report = load_initial_weights(model, str(path))
+    assert (report.missing, report.reshaped, report.unused) == ([], [], [])
+    assert len(report.loaded) == len(tensors)
+    same_values(model, published.load_xut(CONFIG, tensors).float())
+
+
+def test_what_does_not_fit_is_told_by_our_names(tmp_path: Path) -> None:
+    tensors = published.export_state_dict(network(0))
+    tensors["in_patch.proj.weight"] = torch.zeros(16, 3, 2, 2)
+    del tensors["ctx_proj.bias"]
+    write_tensors(tmp_path / "other.safetensors", tensors | {"more.weight": torch.zeros(1)})
+    model = network(1)
+    before = model.patch_embedding.weight.clone()
+    report = load_initial_weights(model, str(tmp_path / "other.safetensors"))
+    assert report.reshaped == ["patch_embedding.weight"]
+    assert report.missing == ["text_projection.bias"]
+    assert report.unused == ["more.weight"]
+    assert torch.equal(model.patch_embedding.weight, before)
+
+
+def test_a_folder_of_ours_gives_every_tensor(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "model.safetensors", network(0).state_dict())
+    model = network(1)
+    assert load_initial_weights(model, str(tmp_path)).missing == []
+    same_values(model, network(0))
+
+
+def test_files_without_a_model_are_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no header")
+    with pytest.raises(UserError, match="no readable safetensors"):
+        load_initial_weights(network(1), str(tmp_path / "broken.safetensors"))
+    write_tensors(tmp_path / "vae.safetensors", {"encoder.conv_in.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"init: no tensor is that of an XUT") as caught:
+        load_initial_weights(network(1), str(tmp_path / "vae.safetensors"))
+    assert "unexpected (1): encoder.conv_in.weight" in str(caught.value)
+    with pytest.raises(UserError, match="there is no model in"):
+        load_initial_weights(network(1), str(tmp_path / "nothing"))
