@@ -131,6 +131,21 @@ def test_without_a_destination_it_tells_what_there_is(released: Path, capsys: py
         assert words in told
 
 
+def test_weights_beside_a_configuration_that_are_missing_or_broken_are_told(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours"
+    convert(released, ours, "--text-encoder", "some/encoder")
+    assert convert(ours) == 0
+    assert "trained with some/encoder" in capsys.readouterr().out
+    assert convert(ours / "model_raw.safetensors") == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+    (ours / "model.safetensors").write_bytes(b"cut short")
+    for path in (ours, ours / "model.safetensors"):
+        assert convert(path) == 2
+        assert "it is no readable safetensors file" in capsys.readouterr().err
+
+
 def test_mistakes_end_with_one_message(
     released: Path, tmp_path: Path, tiny_autoencoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +159,17 @@ def test_mistakes_end_with_one_message(
     assert "holds no diffusers autoencoder" in capsys.readouterr().err
     assert convert(tiny_autoencoder, tmp_path / "out") == 2
     assert "XUT" in capsys.readouterr().err
+    for name, target in (("model", "comfyui"), ("model.v2", "published"), ("model", "bare")):
+        assert convert(released, tmp_path / name, "--to", target) == 2
+        assert "mend: end the name in .safetensors or .ckpt" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    assert convert(released, tmp_path, "--to", "comfyui", "--force") == 2
+    assert "--to comfyui writes one file" in capsys.readouterr().err
+    (tmp_path / "folder.ckpt").mkdir()
+    assert convert(released, tmp_path / "folder.ckpt", "--force") == 2
+    assert "is a folder, and --to published writes a file" in capsys.readouterr().err
+    assert convert(released, released, "--to", "project", "--force") == 2
+    assert "is a file, and --to project writes a folder" in capsys.readouterr().err
     bare = tmp_path / "bare.safetensors"
     assert convert(released, bare, "--to", "bare") == 0
     assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui") == 2

@@ -186,7 +186,7 @@ def without(names):
         (without(("vae_std",)), ["holds no autoencoder with its normalisation"]),
         (without(("vae.decoder.mid_block",)), ["not those of an AutoencoderKL"]),
         (without(("unet.model.ctx_proj.bias",)), ["missing (1): ctx_proj.bias"]),
-        (without(("unet.",)), ["no tensor is named in_patch.proj.weight"]),
+        (without(("unet.",)), ["no tensor is that of an XUT", "unexpected (", "vae.encoder."]),
         (network().state_dict(), ["the weights of this project without their configuration"]),
         ({f"network.{n}": t for n, t in network().state_dict().items()}, ["is a checkpoint of a training", "final/"]),
     ],
@@ -200,6 +200,16 @@ def test_what_a_file_lacks_is_told(tmp_path, tiny_text_encoder, capsys, tensors,
     for message in (str(path), *messages):
         assert message in told
     assert "Traceback" not in told
+
+
+def test_a_folder_of_ours_without_an_autoencoder_is_told(tmp_path, tiny_text_encoder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_file(released_tensors(torch.float32, "", vae=False, text=False), "bare.safetensors")
+    assert convert.main(["bare.safetensors", "ours", "--text-encoder", str(tiny_text_encoder)]) == 0
+    assert sample.main(["ours", *DRAW]) == 2
+    told = capsys.readouterr().err
+    assert "ours: holds no autoencoder (vae/)" in told
+    assert "mend: name one with --vae" in told
 
 
 def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder, capsys):

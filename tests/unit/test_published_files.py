@@ -1,6 +1,7 @@
 """Published layouts: every prefix and dtype there and back bit for bit, and messages for what does not fit."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -193,10 +194,41 @@ def test_a_wrong_file_gets_a_list_of_what_differs() -> None:
 
 
 def test_a_file_without_a_network_says_what_it_holds() -> None:
-    with pytest.raises(ValueError, match=r"no tensor is named in_patch\.proj\.weight.*model\.diffusion_model\.x"):
-        release_from_tensors({"model.diffusion_model.x": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"ctx_proj\.weight is missing"):
-        release_from_tensors({"in_patch.proj.weight": torch.zeros(16, 4, 2, 2)})
+    other = {"model.diffusion_model.x": torch.zeros(1)}
+    with pytest.raises(ValueError, match="no tensor is that of an XUT") as caught:
+        release_from_tensors(other)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  missing (4): in_patch.proj.weight, ctx_proj.weight, ")
+    assert lines[2] == "  unexpected (1): model.diffusion_model.x"
+    with pytest.raises(ValueError, match="do not fit the network") as caught:
+        published.load_xut(CONFIG, other)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith(f"  missing ({len(bare())}): in_patch.proj.weight, ")
+    assert lines[2] == "  unexpected (1): model.diffusion_model.x"
+
+
+@pytest.mark.parametrize("prefix", published.PREFIXES)
+def test_a_network_without_one_of_its_tensors_is_still_known_for_one(prefix: str) -> None:
+    for lost in ("in_patch.proj.weight", "ctx_proj.weight", "backbone.enc_blocks.0.0.attn.rope.freqs"):
+        tensors = {prefix + name: tensor for name, tensor in bare().items() if name != lost}
+        with pytest.raises(ValueError, match=re.escape(f"\n  missing (1): {lost}") + "$"):
+            release_from_tensors(tensors)
+        with pytest.raises(ValueError, match=re.escape(f"do not fit the network\n  missing (1): {lost}") + "$"):
+            published.load_xut(CONFIG, tensors)
+    flat = {prefix + name: tensor for name, tensor in bare().items()}
+    flat[prefix + "in_patch.proj.weight"] = flat[prefix + "in_patch.proj.weight"].flatten(1)
+    with pytest.raises(
+        ValueError, match=r"mis-shaped \(1\): in_patch\.proj\.weight \(16, 16\) instead of 4 dimensions"
+    ):
+        release_from_tensors(flat)
+
+
+def test_tied_tensors_of_a_checkpoint_can_be_written_as_safetensors(tmp_path: Path) -> None:
+    tensors = single_file()
+    tensors["te.text_models.0.lm_head.weight"] = tensors["te.text_models.0.embed_tokens.weight"]
+    torch.save({"state_dict": tensors}, tmp_path / "tied.ckpt")
+    write_tensors(tmp_path / "apart.safetensors", release_to_tensors(read_release(tmp_path / "tied.ckpt")))
+    same_bits(read_tensors(tmp_path / "apart.safetensors"), tensors)
 
 
 def test_tensors_that_belong_to_no_part_are_reported() -> None:

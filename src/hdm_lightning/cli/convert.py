@@ -20,6 +20,9 @@ TARGETS = {
     "bare": "one file with the network alone under the published names",
 }
 DTYPES = ("float32", "float16", "bfloat16")
+SINGLE_FILES = ("published", "comfyui", "bare")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""How the name of a single file may end: by it the file is written and read."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,8 +72,24 @@ def _convert(arguments: argparse.Namespace) -> None:
     if destination.exists() and not arguments.force:
         raise UserError("is there already", where=str(destination), mend="choose another name, or add --force")
     target = arguments.to or ("published" if destination.suffix else "project")
+    _check_destination(destination, target)
     _write(release, destination, target, arguments)
     print(f"{destination}: {target}, from {layout} {source}")
+
+
+def _check_destination(destination: Path, target: str) -> None:
+    """Refuse a name under which what is written could not be read back, or could not be written at all."""
+    single = target in SINGLE_FILES
+    if single and destination.suffix not in SUFFIXES:
+        raise UserError(
+            f"the suffix {destination.suffix!r} is unknown, and --to {target} writes one file",
+            where=str(destination),
+            mend=f"end the name in {' or '.join(SUFFIXES[:2])}, or choose --to project for a folder",
+        )
+    if destination.exists() and destination.is_dir() == single:
+        kinds = ("folder", "file") if single else ("file", "folder")
+        what = f"is a {kinds[0]}, and --to {target} writes a {kinds[1]}"
+        raise UserError(what, where=str(destination), mend="choose another name")
 
 
 def _read(arguments: argparse.Namespace) -> "Release":

@@ -31,7 +31,7 @@ def describe(release: Release) -> str:
         f"autoencoder   {_tensors(release.vae)}",
         f"vae_mean      {None if release.vae_mean is None else release.vae_mean.flatten().tolist()}",
         f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
-        f"text encoder  {_tensors(release.text_encoder)}",
+        f"text encoder  {_tensors(release.text_encoder)}{_recorded(release.settings.get('text_encoder'))}",
     ]
     return "\n".join(lines)
 
@@ -80,6 +80,10 @@ def write_bare(release: Release, path: Path) -> None:
 
 def _tensors(tensors: Mapping[str, Any]) -> str:
     return f"{len(tensors)} tensors" if tensors else "none"
+
+
+def _recorded(text_encoder: Mapping[str, Any] | None) -> str:
+    return f" inside; trained with {text_encoder['name']}" if text_encoder else ""
 
 
 def _with_vae_config(release: Release) -> Release:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hdm_lightning.encoders.base import ImageAutoencoder
@@ -23,6 +23,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.model_card import model_card
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop.mismatch import check_tensors
+from hdm_lightning.interop.tensor_files import read_tensors
 from hdm_lightning.models import XUT, XUTConfig
 
 BUNDLE_FORMAT = "hdm-lightning model 1"
@@ -74,10 +75,10 @@ class Bundle:
         """The network on the CPU, in evaluation mode, in float32 whatever the file has: autocast lowers it.
 
         Raises:
-            UserError: if the weights are missing or do not fit the configuration.
+            UserError: if the weights are missing, cannot be read or do not fit the configuration.
         """
         path = self.weights_file(weights)
-        tensors = load_file(path)
+        tensors = read_tensors(path)
         with torch.device("meta"):
             model = XUT(self.xut)
         try:

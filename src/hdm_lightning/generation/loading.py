@@ -114,6 +114,12 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _from_bundle(bundle: Bundle, weights: Weights, options: LoadOptions) -> LoadedModel:
+    if not options.vae and not bundle.vae_folder.is_dir():
+        raise UserError(
+            f"holds no autoencoder ({bundle.vae_folder.name}/)",
+            where=str(bundle.folder),
+            mend="name one with --vae, the one the network was trained with",
+        )
     autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), where="vae")
     require_fit("vae", "latent channels", autoencoder.channels, bundle.latent_channels)
     require_fit("vae", "pixels a latent cell", autoencoder.factor, bundle.latent_factor)

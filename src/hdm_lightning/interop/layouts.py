@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.diffusers_folder import read_diffusers
@@ -96,8 +96,11 @@ def _is_ours(path: Path) -> bool:
     """Whether a file holds tensors under this project's names beside their config.json."""
     if path.suffix != ".safetensors" or not is_project_folder(path.parent):
         return False
-    with safe_open(path, "pt") as file:
-        return OUR_SENTINEL in file.keys()  # noqa: SIM118 (a file handle, not a dict)
+    try:
+        with safe_open(path, "pt") as file:
+            return OUR_SENTINEL in file.keys()  # noqa: SIM118 (a file handle, not a dict)
+    except (SafetensorError, OSError):
+        return False  # whoever reads it will say what is wrong
 
 
 def _settings(path: Path) -> dict[str, Any]:

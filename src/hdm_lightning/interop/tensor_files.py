@@ -58,9 +58,14 @@ def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file, a Lightning-like .ckpt (under ``state_dict``) or a flat torch file.
 
-    The file appears under its name only when it is whole.
+    The file appears under its name only when it is whole. Tied tensors are written as often as they are named.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    storages: set[int] = set()
+    for name, tensor in contiguous.items():
+        place = tensor.untyped_storage().data_ptr()
+        contiguous[name] = tensor.clone() if place in storages else tensor
+        storages.add(place)
 
     def write(temporary: Path) -> None:
         if path.suffix == ".safetensors":
