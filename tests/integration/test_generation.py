@@ -240,6 +240,10 @@ def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencode
         ({"solver": "magic"}, "solver: got 'magic', expected one of euler, heun"),
         ({"steps": 0}, "steps"),
         ({"zoom": 0.0}, "zoom"),
+        ({"zoom": float("inf")}, "zoom: got inf, expected a finite number"),
+        ({"shift": float("inf")}, "shift: got inf"),
+        ({"x_shift": float("nan")}, "x_shift: got nan"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),
         ({"strength": 1.5}, "strength"),
         ({"conditional_rate": 1.0}, "conditional_rate"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
@@ -296,6 +300,11 @@ def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
     )
     with pytest.raises(UserError, match="there is no model_raw"):
         load_text_to_image(tmp_path, LoadOptions(weights="raw"))
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors: it is no readable safetensors file"):
+        load_text_to_image(tmp_path, LoadOptions())
+    (tmp_path / "model.safetensors").write_bytes(whole)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["text_projection.bias"] = torch.zeros(3)
     save_file(tensors, tmp_path / "model.safetensors")

@@ -1,6 +1,9 @@
 """hdm-sample end to end on a tiny trained-model folder."""
 
 import io
+import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hdm_lightning.cli import sample
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.png import read_record
+from hdm_lightning.generation.record import ImageRecord
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.models import XUT, XUTConfig
 
@@ -91,6 +95,37 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     assert f"warning: picture {start} is not the one" in capsys.readouterr().err
 
 
+def test_repeat_takes_the_encoders_and_the_precision_that_were_named(
+    run_folder, tmp_path, tiny_text_encoder, tiny_autoencoder
+):
+    encoder, vae = tmp_path / "encoder", tmp_path / "vae"
+    shutil.copytree(tiny_text_encoder, encoder)
+    shutil.copytree(tiny_autoencoder, vae)
+    written = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps(written | {"latents_std": [1.5] * 4}))
+    named = ["--vae", str(vae), "--text-encoder", str(encoder), "--precision", "bfloat16"]
+    assert sample.main([str(run_folder), "a star", *named, "--out", str(tmp_path / "a")]) == 0
+    (original,) = (tmp_path / "a").glob("*.png")
+    record = read_record(original)
+    assert record.loaded_with == {"precision": "bfloat16", "vae": str(vae), "text_encoder": str(encoder)}
+    assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "b")]) == 0
+    (repeated,) = (tmp_path / "b").glob("*.png")
+    assert np.array_equal(pixels(original), pixels(repeated))
+    assert read_record(repeated) == record
+    assert sample.main([str(run_folder), "--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
+    (own,) = (tmp_path / "c").glob("*.png")
+    assert read_record(own).loaded_with == {"precision": "bfloat16"}
+    assert not np.array_equal(pixels(original), pixels(own))
+
+
+def test_pictures_of_before_the_precision_was_recorded_can_be_repeated(run_folder, tmp_path):
+    assert sample.main([str(run_folder), "a star", "--out", str(tmp_path / "a")]) == 0
+    (original,) = (tmp_path / "a").glob("*.png")
+    old = read_record(original).to_json()
+    del old["loaded_with"]
+    assert ImageRecord.from_json(old) == replace(read_record(original), loaded_with={})
+
+
 def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_folder, tmp_path, capsys):
     start = tmp_path / "start.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 59, 3), dtype=np.uint8)).save(start)
@@ -130,6 +165,8 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
         (["a star", "--size", "image"], "--size image: image means the picture to start from"),
         (["a star", "--solver", "magic"], "solver: got 'magic'"),
         (["a star", "--count", "0"], "--count: is 0"),
+        (["a star", "--seed", str(2**63 - 2), "--count", "3"], f"--seed: counts up to {2**63}"),
+        (["a star", "--zoom", "inf"], "zoom: got inf"),
         (["a star", "--strength", "0.5"], "--strength: is given without a picture"),
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
         (["a star", "--device", "abacus"], "--device: 'abacus' is no device"),

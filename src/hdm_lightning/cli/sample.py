@@ -11,6 +11,8 @@ from hdm_lightning.cli.sample_arguments import parser, prompts_of, settings_give
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from hdm_lightning.generation.album import Album
     from hdm_lightning.generation.jobs import DrawJob
     from hdm_lightning.generation.loading import LoadedModel
@@ -32,9 +34,12 @@ def _sample(arguments: argparse.Namespace) -> None:
     prompts = [record.prompt] if record and repeats_prompt else prompts_of(arguments)
     given = settings_given(arguments)
     image = _start_image(arguments, record)
-    loaded = _load(arguments, arguments.model or Path(record.model if record else ""))
+    device = _device(arguments.device)
+    loaded_with = _loaded_with(arguments, record, device)
+    loaded = _load(arguments, arguments.model or Path(record.model if record else ""), device, loaded_with)
     jobs = _jobs(arguments, given, prompts, loaded, record, image)
-    album = Album(arguments.out, model=str(loaded.path), fingerprint=loaded.fingerprint, image=image)
+    fingerprint = loaded.fingerprint
+    album = Album(arguments.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with)
     if record:
         for what in album.differences_from(record):
             print(f"warning: {what} is not the one that {arguments.repeat} was drawn with", file=sys.stderr)
@@ -60,25 +65,49 @@ def _start_image(arguments: argparse.Namespace, record: "ImageRecord | None") ->
     return image
 
 
-def _load(arguments: argparse.Namespace, path: Path) -> "LoadedModel":
+def _device(name: str | None) -> "torch.device":
+    """The device to draw on: the one named, else a GPU if there is one."""
     import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
 
-    from hdm_lightning.generation.loading import LoadOptions, load_text_to_image  # noqa: PLC0415
-
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is no device", where="--device", mend="give cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device", where="--device", mend="give cpu")
-    precision = arguments.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(
+            f"{name!r} is not there: {count} CUDA devices are", where="--device", mend="give another, or cpu"
+        )
+    return device
+
+
+def _loaded_with(arguments: argparse.Namespace, record: "ImageRecord | None", device: "torch.device") -> dict[str, str]:
+    """Precision and named encoders: from the command, else from the picture to repeat.
+
+    Where the command names another model than the picture's, that model's own encoders serve.
+    """
+    known = {"precision": "bfloat16" if device.type == "cuda" else "float32", **(record.loaded_with if record else {})}
+    if arguments.model is not None:
+        known = {"precision": known["precision"]}
+    given = {name: getattr(arguments, name) for name in ("precision", "text_encoder", "vae")}
+    return known | {name: value for name, value in given.items() if value is not None}
+
+
+def _load(
+    arguments: argparse.Namespace, path: Path, device: "torch.device", loaded_with: dict[str, str]
+) -> "LoadedModel":
+    import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
+
+    from hdm_lightning.generation.loading import LoadOptions, load_text_to_image  # noqa: PLC0415
+
+    precision = loaded_with["precision"]
     options = LoadOptions(
         device=device,
         autocast=None if precision == "float32" else getattr(torch, precision),
         weights=arguments.weights,
-        text_encoder=arguments.text_encoder,
-        vae=arguments.vae,
+        text_encoder=loaded_with.get("text_encoder"),
+        vae=loaded_with.get("vae"),
         max_batch=arguments.batch,
     )
     return load_text_to_image(path, options)
@@ -93,7 +122,8 @@ def _jobs(
     image: Path | None,
 ) -> "list[DrawJob]":
     """What to draw: the picture's settings or the model's own, overridden by what the command says."""
-    from hdm_lightning.generation.jobs import plan_jobs  # noqa: PLC0415  (torch)
+    from hdm_lightning.generation.fitting import MAX_SEED  # noqa: PLC0415  (torch)
+    from hdm_lightning.generation.jobs import plan_jobs  # noqa: PLC0415
     from hdm_lightning.generation.settings import SamplingSettings  # noqa: PLC0415
 
     base = {**(record.settings.to_json() if record else loaded.sampling), **given}
@@ -105,6 +135,8 @@ def _jobs(
     for one in settings:
         _check_size(one, loaded.pipeline.size_multiple, image)
     seed = arguments.seed if arguments.seed is not None else (record.seed if record else 0)
+    if seed + arguments.count - 1 > MAX_SEED:
+        raise UserError(f"counts up to {seed + arguments.count - 1}", where="--seed", mend=f"stay within {MAX_SEED}")
     return plan_jobs(prompts, seed, arguments.count, settings)
 
 

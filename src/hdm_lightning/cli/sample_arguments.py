@@ -85,14 +85,40 @@ def _add_how(command: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, metavar="N", help="solver steps")
     group.add_argument("--solver", metavar="NAME", help="euler, heun, ab2 or ab3 (Adams-Bashforth)")
     group.add_argument("--shift", type=float, metavar="A", help="above 1: more steps near noise")
-    group.add_argument("--guidance", dest="guidance_scale", type=float, metavar="S", help="1 is none")
     group.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="times; 1 is noise, 0 the picture"
+        "--guidance", dest="guidance_scale", type=float, metavar="S", help="towards the prompt; 1 is none"
     )
-    group.add_argument("--routing-guidance", dest="routing_scale", type=float, metavar="W", help="1 is none")
-    group.add_argument("--weak-rate", type=float, metavar="G", help="token routing of its weak branch")
-    group.add_argument("--rate", dest="conditional_rate", type=float, metavar="G", help="of the prompt's branch")
-    group.add_argument("--negative-rate", dest="unconditional_rate", type=float, metavar="G", help="of the other")
+    group.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="times at which it acts; 1 is noise, 0 the picture",
+    )
+    group.add_argument(
+        "--routing-guidance",
+        dest="routing_scale",
+        type=float,
+        metavar="W",
+        help="away from a branch that routes more tokens; 1 is none",
+    )
+    group.add_argument(
+        "--weak-rate", type=float, metavar="G", help="token routing of its weak branch: share that skips the U"
+    )
+    group.add_argument(
+        "--rate",
+        dest="conditional_rate",
+        type=float,
+        metavar="G",
+        help="token routing of the prompt's branch, from 0 to below 1",
+    )
+    group.add_argument(
+        "--negative-rate",
+        dest="unconditional_rate",
+        type=float,
+        metavar="G",
+        help="token routing of the branch that --guidance moves away from",
+    )
     group.add_argument("--x-shift", type=float, metavar="D", help="camera to the right; 1 is half a square's side")
     group.add_argument("--y-shift", type=float, metavar="D", help="camera down")
     group.add_argument("--zoom", type=float, metavar="Z", help="camera in (above 1) or out")
@@ -117,7 +143,7 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompts)
     if arguments.prompt_file and arguments.prompt_file != "-":
         try:
-            prompts += Path(arguments.prompt_file).read_text(encoding="utf-8").splitlines()
+            prompts += Path(arguments.prompt_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot be read ({error})", where=f"--prompts {arguments.prompt_file}") from error
     elif arguments.prompt_file or (not prompts and not sys.stdin.isatty()):

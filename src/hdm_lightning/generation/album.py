@@ -1,6 +1,7 @@
 """A folder of drawn pictures: numbered PNGs with their records, and a contact sheet of them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -22,15 +23,25 @@ class Album:
         model: path of the model, for the records.
         fingerprint: SHA-256 of its weights.
         image: picture that the others start from, or None.
+        loaded_with: precision and encoders, for the records.
     """
 
-    def __init__(self, folder: Path, *, model: str, fingerprint: str, image: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str,
+        fingerprint: str,
+        image: Path | None = None,
+        loaded_with: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.model = model
         self.fingerprint = fingerprint
         self.image = image
         self.image_sha256 = sha256_of(image) if image else None
+        self.loaded_with = loaded_with or {}
         self.paths: list[Path] = []
         self._sheet: list[tuple[Tensor, str]] = []
         self._first = self._next = next_number(folder)
@@ -45,6 +56,7 @@ class Album:
             self.fingerprint,
             None if self.image is None else str(self.image),
             self.image_sha256,
+            self.loaded_with,
         )
         path = self.folder / f"{self._next:04d}-{slug(job.prompt)}-{job.seed}.png"
         write_png(path, picture, record)

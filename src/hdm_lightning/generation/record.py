@@ -1,7 +1,7 @@
 """What a picture was made from: enough to make it again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hdm_lightning.generation.settings import SamplingSettings
@@ -22,6 +22,7 @@ class ImageRecord:
         fingerprint: SHA-256 of the model's weights.
         image: path of the picture it started from (image-to-image), or None.
         image_sha256: SHA-256 of that file.
+        loaded_with: `precision`, and `text_encoder` and `vae` where others than the model's own were named.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class ImageRecord:
     fingerprint: str
     image: str | None = None
     image_sha256: str | None = None
+    loaded_with: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -44,6 +46,7 @@ class ImageRecord:
             "fingerprint": self.fingerprint,
             "image": self.image,
             "image_sha256": self.image_sha256,
+            "loaded_with": dict(self.loaded_with),
         }
 
     @classmethod
@@ -63,4 +66,5 @@ class ImageRecord:
             fingerprint=mapping["fingerprint"],
             image=mapping["image"],
             image_sha256=mapping["image_sha256"],
+            loaded_with=mapping.get("loaded_with", {}),
         )

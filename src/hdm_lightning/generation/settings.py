@@ -1,5 +1,6 @@
 """How a picture is drawn: everything but its prompt and its seed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -58,6 +59,8 @@ class SamplingSettings:
         self._require(self.on_indivisible in ON_INDIVISIBLE, "on_indivisible", f"one of {', '.join(ON_INDIVISIBLE)}")
         for name in ("height", "width", "steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("shift", "guidance_scale", "routing_scale", "x_shift", "y_shift", "zoom"):
+            self._require(math.isfinite(getattr(self, name)), name, "a finite number")
         for name in ("shift", "zoom"):
             self._require(getattr(self, name) > 0.0, name, "above 0")
         for name in ("conditional_rate", "unconditional_rate", "weak_rate"):
