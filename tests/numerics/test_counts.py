@@ -65,6 +65,18 @@ def test_operations_of_each_part() -> None:
     assert by_module["XUT.output_projection"] == flops.output
 
 
+@pytest.mark.parametrize("name", ["xut_small", "xut_base", "xut_large"])
+def test_operations_of_the_published_sizes(name: str) -> None:
+    """Of a wide image of 1024² pixels and half the tokens routed, on the meta device, where nothing is computed."""
+    config, text = XUTConfig.preset(name), 256
+    work = Workload.of(config, 96, 168, text, rate=0.5)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        keep = torch.empty(1, work.kept, dtype=torch.int64)
+        latent, context = torch.empty(1, 4, 96, 168), torch.empty(1, text, config.context_width)
+        XUT(config)(latent, torch.empty(1), context, keep=keep)
+    assert counter.get_total_flops() == forward_flops(config, work).total
+
+
 def test_a_training_step_takes_the_stated_multiple() -> None:
     model, work = XUT(CONFIG), Workload.of(CONFIG, 8, 8, 4)
     latent, t, context = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 24)

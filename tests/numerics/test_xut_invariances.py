@@ -101,6 +101,13 @@ def test_positions_and_aspect_ratio_default_to_those_of_the_latent(height: int, 
     assert not close(other, explicit)
 
 
+def test_the_default_aspect_ratio_does_not_take_the_precision_of_t() -> None:
+    model, (latent, _, context) = filled(), sample(height=4, width=12)
+    expected = model(latent, torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64), context)
+    for dtype in (torch.int64, torch.bfloat16):
+        assert close(model(latent, torch.tensor([0, 1, 1], dtype=dtype), context), expected)
+
+
 def test_without_aspect_ratio_input_the_argument_is_passed_over() -> None:
     model, (latent, t, context) = filled(aspect_ratio=False), sample()
     assert torch.equal(model(latent, t, context, log_aspect_ratio=torch.ones(3)), model(latent, t, context))

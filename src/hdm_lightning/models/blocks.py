@@ -5,6 +5,8 @@ Shapes: B batch, S tokens, D width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,10 +31,15 @@ class ModulatedNorm(nn.Module):
         dtype = tokens.dtype
         # The norm accumulates in float32 by itself. Autocast would also hand back, and keep for the backward
         # pass, float32 copies of the sequence, twice the memory and traffic.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with _without_autocast(tokens.device.type):
             normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
             gain = (self.weight * modulation.gain).to(dtype)
             return torch.addcmul(modulation.shift.to(dtype), normed, gain)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    # On the meta device, where shapes and operations are counted, there is none to leave.
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class SwiGLU(nn.Module):

@@ -25,7 +25,7 @@ def check_latent(latent: Tensor, config: XUTConfig) -> None:
 def check_conditions(
     batch: int, t: Tensor, context: Tensor, log_aspect_ratio: Tensor | None, config: XUTConfig
 ) -> None:
-    """Raise ValueError unless t is (B,), the context (B,L,ctx) and the log aspect ratio (B,) or None."""
+    """Raise ValueError unless t is (B,) and finite, the context (B,L,ctx) and the log aspect ratio (B,) or None."""
     if t.shape != (batch,):
         raise ValueError(f"t has shape {tuple(t.shape)}; expected ({batch},)")
     if _readable(t) and not bool(torch.isfinite(t).all()):

@@ -88,7 +88,7 @@ class XUT(nn.Module):
 
         Args:
             latent: (B,C,H,W), H and W divisible by the patch.
-            t: (B,) in [0, 1], 1 is noise.
+            t: (B,) finite; the path's times are those in [0, 1], 1 is noise.
             context: (B,L,context_width) hidden states of the text encoder.
             context_lengths: (B,) integers; tokens past the length count for nothing. None: all L count, and
                 attention runs without a mask.
@@ -153,7 +153,7 @@ class XUT(nn.Module):
             return embedded
         if log_aspect_ratio is None:
             height, width = latent.shape[2:]
-            log_aspect_ratio = torch.full_like(t, math.log(width / height))
+            log_aspect_ratio = torch.full_like(t, math.log(width / height), dtype=self.time_embedding.frequencies.dtype)
         return embedded + self.aspect_embedding(log_aspect_ratio)
 
     def _full_positions(self, latent: Tensor) -> Tensor:
