@@ -60,6 +60,14 @@ def test_overrides_reach_the_forecast():
     assert slow["stages"][0]["hours"] > 1.1 * usual["stages"][0]["hours"]
 
 
+def test_every_kind_of_average_takes_memory_and_disk():
+    one, three = planned().content, planned("callbacks.ema.sigma_rel=[0.05,0.1]").content
+    weights = 4 * 343_176_208
+    assert one["stages"][0]["memory"]["averages"] == weights
+    assert three["stages"][0]["memory"]["averages"] == 3 * weights
+    assert three["storage"]["checkpoint_gb"] - one["storage"]["checkpoint_gb"] == pytest.approx(2 * weights / 1e9)
+
+
 def test_several_machines_are_compared():
     result = planned("gpus=[4x5090,4x4090,4x3090,1x4090]")
     hours = [plan["total"]["hours"] for plan in result.content["plans"]]
@@ -87,6 +95,14 @@ def test_the_report_names_the_stages_and_what_does_not_fit():
         assert word in text
 
 
+def test_a_sharded_run_names_what_it_gathers():
+    console = Console(width=120, record=True)
+    console.print(planned("trainer.strategy=fsdp2").report)
+    text = console.export_text()
+    assert "gathered weights" in text
+    assert "half-precision weights" not in text
+
+
 @pytest.mark.parametrize(
     ("overrides", "where", "mend"),
     [
@@ -100,6 +116,11 @@ def test_the_report_names_the_stages_and_what_does_not_fit():
         (["text_encoder=gemma3_1b"], "model.context_width", "1152"),
         (["vae.name=/nowhere/at/all"], "vae.name", "KBlueLeaf/EQ-SDXL-VAE"),
         (["+host.coers=3"], "host.coers", "cores"),
+        (["host.cores=0"], "host.cores", "more than 0"),
+        (["host.disk_mb_s=-1"], "host.disk_mb_s", "more than 0"),
+        (["dataset.image_mpx=0"], "dataset.image_mpx", "more than 0"),
+        (["probe_settings.steps=0"], "probe_settings.steps", "more than 0"),
+        (["probe_settings.warmup=-1"], "probe_settings.warmup", "0 or more"),
         (["probe=true", "gpus=4x5090"], "probe", "gpus=here"),
     ],
 )

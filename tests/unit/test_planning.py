@@ -194,6 +194,43 @@ def test_a_sharded_network_is_exchanged_with_every_micro_batch():
     assert steps[0].optimiser == pytest.approx(step_time(PAPER, stage, slow, 64, utilisation=0.5).optimiser / 4)
 
 
+def test_bytes_exchanged_in_a_stage():
+    stage, parameters = PAPER.stages[1], 343_176_208
+    plain = forecast(PAPER, PAPER_MACHINE).stages[1]
+    assert plain.exchange_gb == pytest.approx(stage.steps * 2 * 3 / 4 * 4 * parameters / 1e9)
+    halves = replace(PAPER, stages=tuple(replace(each, micro_batch_size=16) for each in PAPER.stages), sharded=True)
+    sharded = forecast(halves, PAPER_MACHINE).stages[1]
+    assert sharded.micro_batch == 16  # eight micro-batches a step, each with its weights gathered twice
+    assert sharded.exchange_gb == pytest.approx(stage.steps * 8 * 3 / 4 * (2 + 2 + 4) * parameters / 1e9)
+
+
+def test_activations_are_told_with_and_without_checkpointing():
+    for stage in forecast(PAPER, PAPER_MACHINE).stages:
+        own = stage.activations_checkpointed if stage.stage.checkpointing else stage.activations_plain
+        assert own == stage.memory.activations
+        assert stage.activations_plain > 4 * stage.activations_checkpointed > 0
+
+
+def test_a_proposal_takes_the_measured_utilisation_of_each_stage():
+    measured = {"px256": 0.31, "px512": 0.62, "px768": 0.62, "px1024": 0.62}
+    proposal = propose(PAPER, PAPER_MACHINE, 600, utilisation=measured)
+    assert {stage.stage.name: stage.utilisation for stage in proposal.forecast.stages} == measured
+    assert 594 < proposal.forecast.total("rent_usd") <= 600
+    assert proposal.share < propose(PAPER, PAPER_MACHINE, 600).share
+    least = smallest_cost_usd(PAPER, PAPER_MACHINE)
+    with pytest.raises(UserError) as caught:
+        propose(PAPER, PAPER_MACHINE, 1.5 * least, utilisation={**measured, "px512": 0.9})
+    told = float(caught.value.what.rpartition("costs $")[2].split()[0])
+    assert told == pytest.approx(2 * least, rel=0.01)
+
+
+def test_a_budget_for_a_model_that_fits_nowhere_is_still_told():
+    giant = replace(PAPER, network=replace(PAPER.network, width=65_536, heads=1024, mlp_width=196_608))
+    with pytest.raises(UserError, match="below the smallest schedule") as caught:
+        propose(giant, PAPER_MACHINE, 1)
+    assert "gpus=" not in caught.value.mend
+
+
 def test_measured_utilisation_replaces_the_assumed_one():
     plan = forecast(PAPER, PAPER_MACHINE, utilisation={"px512": 0.31})
     usual = forecast(PAPER, PAPER_MACHINE)
@@ -219,6 +256,14 @@ def test_a_forecast_is_plain_json():
         ("8 x NVIDIA A100-SXM4-80GB", "a100-80", 8),
         ("NVIDIA GeForce RTX 3090", "3090", 1),
         ("NVIDIA H100 80GB HBM3", "h100", 1),
+        ("NVIDIA H100 PCIe", "h100-pcie", 1),
+        ("NVIDIA A100-PCIE-40GB", "a100-40", 1),
+        ("NVIDIA A100 80GB PCIe", "a100-80", 1),
+        ("NVIDIA A10", "a10", 1),
+        ("NVIDIA RTX A6000", "a6000", 1),
+        ("NVIDIA GeForce RTX 3090 Ti", "3090ti", 1),
+        ("NVIDIA RTX 6000 Ada Generation", "6000ada", 1),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "pro6000", 1),
     ],
 )
 def test_spellings_of_gpus(text, name, count):
@@ -226,7 +271,18 @@ def test_spellings_of_gpus(text, name, count):
     assert (gpu.name, found) == (name, count)
 
 
-@pytest.mark.parametrize(("text", "near"), [("4x5099", "4x5090"), ("h101", "1xh100"), ("2x4070", "2x4080")])
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("4x5099", "4x5090"),
+        ("h101", "1xh100"),
+        ("2x4070", "2x4080"),
+        ("8xa100", "8xa100-"),  # which of the two is not said, and an A10 is neither
+        ("A10G", "1xa10"),
+        ("NVIDIA RTX A1000", "1x"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "1x4090"),
+    ],
+)
 def test_an_unknown_gpu_names_the_nearest(text, near):
     with pytest.raises(UserError) as caught:
         parse_gpus(text)

@@ -21,6 +21,7 @@ from hdm_lightning.training.settings import TrainSettings
 
 HERE = "here"
 _MISSING = "???"
+_MAY_BE_ZERO = {("host", "power_w"), ("probe_settings", "warmup"), ("probe_settings", "micro_batch")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
         UserError: naming the key and the mend.
     """
     wanted, settings = _split(config)
+    _check_figures(wanted)
     encoders = encoder_configs(settings)
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
     plans = [_forecast(settings, wanted, encoders, str(spelling), tell) for spelling in spellings]
@@ -59,7 +61,8 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
     (plan,) = plans
     if wanted.budget_usd is None:
         return PlanResult(plan_report(plan), plan.to_json(), wanted.out)
-    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions)
+    measured = {stage.stage.name: stage.utilisation for stage in plan.stages}
+    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=measured)
     content = {
         "budget_usd": proposal.budget_usd,
         "share": proposal.share,
@@ -76,6 +79,16 @@ def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
     rest = {key: value for key, value in config.items() if key not in own}
     rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
     return wanted, train_settings_from(rest)
+
+
+def _check_figures(wanted: PlanSettings) -> None:
+    """Raise UserError for a figure of the host, the training set or the probe that cannot be."""
+    for section in ("host", "dataset", "probe_settings"):
+        for key, value in asdict(getattr(wanted, section)).items():
+            may_be_none = (section, key) in _MAY_BE_ZERO
+            if isinstance(value, int | float) and not (value > 0 or (may_be_none and value == 0)):
+                least = "0 or more" if may_be_none else "more than 0"
+                raise UserError(f"{value} cannot be", where=f"{section}.{key}", mend=f"give {least}")
 
 
 def _forecast(

@@ -60,6 +60,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
     plans = plan_stages(settings.schedule, machine.count)
     for plan in plans:
         _check_resolution(plan, autoencoder.factor * network.patch_size)
+    averages = settings.callbacks.ema
     return Recipe(
         network=network,
         stages=tuple(_stage(plan) for plan in plans),
@@ -68,7 +69,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
         dataset=Dataset(**asdict(wanted.dataset)),
         text_batch=settings.text_encoder.max_batch,
         autoencoder_batch=settings.vae.max_batch,
-        averages=len(settings.callbacks.ema.halflife_samples),
+        averages=len(averages.halflife_samples) + len(averages.sigma_rel),
         compiled=settings.trainer.compile,
         half_gradients=settings.trainer.compress_gradients,
         sharded=settings.trainer.strategy == SHARDED and machine.count > 1,

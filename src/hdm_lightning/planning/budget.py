@@ -1,5 +1,6 @@
 """The other way round: from money to a schedule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hdm_lightning.errors import UserError
@@ -33,7 +34,14 @@ class Proposal:
     overrides: tuple[str, ...]
 
 
-def propose(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: Assumptions = USUAL) -> Proposal:
+def propose(
+    recipe: Recipe,
+    machine: Machine,
+    budget_usd: float,
+    assumptions: Assumptions = USUAL,
+    *,
+    utilisation: Mapping[str, float] | None = None,
+) -> Proposal:
     """Scale a schedule to a budget.
 
     All stages shrink or grow by the same factor, so that each keeps its share of the money. Where the last one
@@ -44,6 +52,7 @@ def propose(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: As
         machine: where; its price counts.
         budget_usd: what may be spent on rent.
         assumptions: figures behind the forecast.
+        utilisation: measured figures by stage name, in place of the assumed one.
 
     Raises:
         UserError: the machine has no price, or the budget is below the smallest schedule.
@@ -54,16 +63,17 @@ def propose(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: As
         )
     for count in range(len(recipe.stages), 0, -1):
         part = replace(recipe, stages=recipe.stages[:count])
-        cost = forecast(part, machine, assumptions).total("rent_usd")
+        cost = forecast(part, machine, assumptions, utilisation=utilisation).total("rent_usd")
         share = budget_usd / cost
         samples = [_whole_steps(stage, share) for stage in part.stages]
         if all(have >= least_samples(stage) for have, stage in zip(samples, part.stages, strict=True)):
             chosen = part.with_samples(iter(samples))
             dropped = tuple(stage.name for stage in recipe.stages[count:])
-            return Proposal(
-                budget_usd, forecast(chosen, machine, assumptions), share, dropped, _overrides(chosen, dropped)
-            )
-    raise _below_the_smallest(recipe, machine, budget_usd, assumptions)
+            plan = forecast(chosen, machine, assumptions, utilisation=utilisation)
+            return Proposal(budget_usd, plan, share, dropped, _overrides(chosen, dropped))
+    first = recipe.stages[0].name
+    in_force = (utilisation or {}).get(first, assumptions.utilisation)
+    raise _below_the_smallest(recipe, machine, budget_usd, replace(assumptions, utilisation=in_force))
 
 
 def least_samples(stage: StageRecipe) -> int:
@@ -97,13 +107,13 @@ def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, ass
         .stages[0]
         .micro_batch
     }
-    cheapest = min(costs, key=lambda name: costs[name])
+    cheapest = min(costs, key=lambda name: costs[name], default=None)
+    other = f"gpus=1x{cheapest} (${costs[cheapest]:.2f}), or " if cheapest else ""
     return UserError(
         f"${budget_usd:g} is below the smallest schedule, {least_samples(first):,} samples of {first.name}, "
         f"which costs ${least:.2f} on {machine.name}",
         where="budget_usd",
-        mend=f"give budget_usd={_rounded_up(least)}, or gpus=1x{cheapest} "
-        f"(${costs[cheapest]:.2f}), or start from a smaller schedule or model",
+        mend=f"give budget_usd={_rounded_up(least)}, or {other}start from a smaller schedule or model",
     )
 
 

@@ -85,7 +85,7 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
     own = recipe.parameters / (machine.count if recipe.sharded else 1)
     optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
     bandwidth = gpu.bandwidth_gb_s * 1e9
-    exchanges = samples / micro_batch if recipe.sharded else 1
+    exchanges = exchanges_of_step(recipe, stage, machine.count, micro_batch)
     hiding = count.network if recipe.sharded else count.backward + count.recompute
     hidden = hiding * micro_batch / peak / utilisation
     return StepTime(
@@ -109,6 +109,11 @@ def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     encoders = recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
     encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
     return int(passes * share * kept) + encoders
+
+
+def exchanges_of_step(recipe: Recipe, stage: StageRecipe, devices: int, micro_batch: int) -> float:
+    """How often a device does what `exchange_seconds` times in one optimiser step."""
+    return stage.batch_size / devices / micro_batch if recipe.sharded else 1
 
 
 def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hdm_lightning.planning.assumptions import USUAL, Assumptions
-from hdm_lightning.planning.duration import StepTime, exchange_seconds, step_time
+from hdm_lightning.planning.duration import StepTime, exchange_seconds, exchanges_of_step, step_time
 from hdm_lightning.planning.machine import Machine
 from hdm_lightning.planning.memory import (
     GIB,
@@ -13,6 +13,7 @@ from hdm_lightning.planning.memory import (
     device_memory,
     fitting_encoder_batches,
     largest_micro_batch,
+    sample_activation_bytes,
     usable_micro_batch,
 )
 from hdm_lightning.planning.operations import Operations, operations
@@ -37,6 +38,7 @@ class StageForecast:
         largest_micro_batch: the largest that fits as the stage is.
         largest_checkpointed, largest_plain: the same with and without activation checkpointing.
         memory: of one device, with the stage's own micro-batch.
+        activations_plain, activations_checkpointed: bytes of activations of that micro-batch, either way.
         fits: whether that fits.
         text_batch, autoencoder_batch: captions and images to encode at once so that `micro_batch` fits.
         step: seconds of one optimiser step.
@@ -46,7 +48,7 @@ class StageForecast:
         hours: wall clock.
         device_hours: times devices.
         read_mb_s: what the loaders read.
-        exchange_gb: bytes of gradients each device sends, whole stage, 10^9.
+        exchange_gb: bytes of gradients (sharded, also of weights) each device sends, whole stage, 10^9.
         kwh: electricity.
         rent_usd: device hours at the GPU's price.
         electricity_usd: the energy at its price, for a machine of one's own.
@@ -66,6 +68,8 @@ class StageForecast:
     largest_checkpointed: int
     largest_plain: int
     memory: DeviceMemory
+    activations_plain: int
+    activations_checkpointed: int
     fits: bool
     text_batch: int
     autoencoder_batch: int
@@ -183,6 +187,7 @@ def _stage(
     rate = stage.batch_size / step.total
     power = machine.count * machine.gpu.power_w * assumptions.power_share + machine.host.power_w
     kwh = hours * power / 1000
+    exchanges = exchanges_of_step(recipe, stage, machine.count, max(1, micro))
     memory = device_memory(recipe, stage, devices=machine.count, reserve_gib=assumptions.reserve_gib)
     return StageForecast(
         stage=stage,
@@ -197,6 +202,8 @@ def _stage(
         largest_checkpointed=largest[True],
         largest_plain=largest[False],
         memory=memory,
+        activations_plain=_activations(recipe, stage, again=False),
+        activations_checkpointed=_activations(recipe, stage, again=True),
         fits=memory.total <= room * GIB,
         text_batch=text_batch,
         autoencoder_batch=images,
@@ -207,13 +214,20 @@ def _stage(
         hours=hours,
         device_hours=hours * machine.count,
         read_mb_s=rate * recipe.dataset.image_kb / 1e3,
-        exchange_gb=stage.steps * exchange_seconds(recipe, machine.gpu, machine.count) * machine.gpu.link_gb_s,
+        exchange_gb=stage.steps
+        * exchanges
+        * exchange_seconds(recipe, machine.gpu, machine.count)
+        * machine.gpu.link_gb_s,
         kwh=kwh,
         rent_usd=hours * machine.usd_per_hour,
         electricity_usd=kwh * assumptions.usd_per_kwh,
         binds=step.binds() if micro else DOES_NOT_FIT,
         notes=_notes(recipe, stage, machine, micro, largest, (text_batch, images)),
     )
+
+
+def _activations(recipe: Recipe, stage: StageRecipe, *, again: bool) -> int:
+    return stage.micro_batch_size * sample_activation_bytes(recipe, replace(stage, checkpointing=again))
 
 
 def _notes(

@@ -101,14 +101,14 @@ def parse_gpus(text: str, *, where: str = "gpus") -> tuple[Gpu, int]:
 
 def find_gpu(name: str) -> Gpu | None:
     """The GPU of a name of the table, or of what a driver calls the device; None where there is none."""
-    plain = _plain(name)
-    for key in GPUS:
-        if _plain(key) == plain:
-            return GPUS[key]
-    # A driver's spelling has the memory or the form in it: "A100-SXM4-80GB", "H100 80GB HBM3", "RTX 6000 Ada".
+    words = re.findall(r"[a-z0-9]+", _VENDOR_WORDS.sub("", name).lower())
+    # A driver's spelling has the memory or the form in it: "A100-SXM4-80GB", "A100-PCIE-40GB", "H100 80GB HBM3".
+    # Whole words count, so that an A100 is no A10; and of a GeForce all of them, as a 4090 Laptop is no 4090.
     for key in sorted(GPUS, key=len, reverse=True):
-        if plain.startswith(_plain(key)) and not _plain(key).isdigit():
-            return GPUS[key]
+        for spelling in (words, [word for word in words if word != "pcie"]):
+            beginnings = ["".join(spelling[:count]) for count in range(1, len(spelling) + 1)]
+            if _plain(key) in (beginnings[-1:] if key.isdigit() else beginnings):
+                return GPUS[key]
     return None
 
 
@@ -119,7 +119,7 @@ def nearest_gpu(name: str) -> str:
     if wanted:
         target, plain = int(wanted[0]), _plain(name)
         alike = {key: difflib.SequenceMatcher(None, plain, key).ratio() for key in numbers}
-        near = min(numbers, key=lambda key: (abs(numbers[key] - target), -alike[key]))
+        near = min(numbers, key=lambda key: (abs(numbers[key] - target), not key.startswith(plain), -alike[key]))
         if abs(numbers[near] / max(1, target) - 1) < _SIMILAR_NUMBER:
             return near
     close = difflib.get_close_matches(_plain(name), list(GPUS), n=1, cutoff=0.5)

@@ -19,7 +19,7 @@ def plan_report(plan: Forecast) -> RenderableType:
     parts: list[RenderableType] = [
         _stage_table(f"{plan.machine.name}: time and cost", plan, _TIME_ROWS),
         _stage_table("work per sample", plan, _WORK_ROWS),
-        _stage_table(f"memory of one device (of {plan.machine.gpu.memory_gib:g} GiB)", plan, _MEMORY_ROWS),
+        _stage_table(f"memory of one device (of {plan.machine.gpu.memory_gib:g} GiB)", plan, _memory_rows(plan)),
         _storage_table(plan),
         Text(_assumption_line(plan)),
     ]
@@ -124,16 +124,22 @@ _WORK_ROWS: tuple[Row, ...] = (
     ("text encoder", lambda s: _tera(s.operations.text), None),
     ("all", lambda s: _tera(s.operations.total), None),
 )
-_MEMORY_ROWS: tuple[Row, ...] = (
-    ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
-    ("with checkpointing", lambda s: "yes" if s.stage.checkpointing else "no", None),
-    ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
-    ("optimiser + averages", lambda s: _gib(s.memory.optimiser + s.memory.averages), None),
-    ("half-precision weights", lambda s: _gib(s.memory.half_copies), None),
-    ("encoders", lambda s: _gib(s.memory.encoders), None),
-    ("activations", lambda s: _gib(s.memory.activations), None),
-    ("or while encoding", lambda s: _gib(s.memory.encoding), None),
-    ("peak", lambda s: _gib(s.memory.total) + ("" if s.fits else " !"), None),
-    ("largest micro-batch", lambda s: f"{s.largest_micro_batch}", None),
-    ("  plain / checkpointed", lambda s: f"{s.largest_plain} / {s.largest_checkpointed}", None),
-)
+_EITHER_WAY = "  plain / checkpointed"
+
+
+def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
+    copies = "gathered weights" if plan.recipe.sharded else "half-precision weights"
+    return (
+        ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
+        ("with checkpointing", lambda s: "yes" if s.stage.checkpointing else "no", None),
+        ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
+        ("optimiser + averages", lambda s: _gib(s.memory.optimiser + s.memory.averages), None),
+        (copies, lambda s: _gib(s.memory.half_copies), None),
+        ("encoders", lambda s: _gib(s.memory.encoders), None),
+        ("activations", lambda s: _gib(s.memory.activations), None),
+        (_EITHER_WAY, lambda s: f"{_gib(s.activations_plain)} / {_gib(s.activations_checkpointed)}", None),
+        ("or while encoding", lambda s: _gib(s.memory.encoding), None),
+        ("peak", lambda s: _gib(s.memory.total) + ("" if s.fits else " !"), None),
+        ("largest micro-batch", lambda s: f"{s.largest_micro_batch}", None),
+        (_EITHER_WAY, lambda s: f"{s.largest_plain} / {s.largest_checkpointed}", None),
+    )
