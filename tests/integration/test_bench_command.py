@@ -79,7 +79,27 @@ def test_the_system_and_what_binds_on_it(tmp_path, capsys):
     assert names[:5] == ["matmul float32", "matmul bfloat16", "memory copy", "disk write", "disk read"]
     assert set(record["schedule paper"]) == {"px256", "px512", "px768", "px1024"}
     assert record["schedule paper"]["px256"]["binds"]
+    decoding = next(result for result in record["results"] if result["name"] == "decoding, one core")
+    assert decoding["mpx_per_s"] == pytest.approx(1.02 / decoding["median_s"], rel=0.02)  # of about a megapixel each
     assert "binds" in capsys.readouterr().out
+
+
+def test_a_schedule_for_gpus_is_not_planned_by_the_rates_of_a_cpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match="the CPU is to be measured"):
+        bench(["system", "--device", "cpu", "--schedule", "paper"])
+
+
+@pytest.mark.parametrize("model", ["xut_small", "xut_large"])
+def test_a_schedule_is_planned_for_other_models_with_their_own_text_encoder(model, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def reached(*arguments, **settings):
+        raise InterruptedError
+
+    monkeypatch.setattr(system, "matmul", reached)
+    with pytest.raises(InterruptedError):  # the schedule was found good, and measuring began
+        bench(["system", "--device", "cpu", "--schedule", "paper", "--model", model])
 
 
 @pytest.mark.slow
@@ -111,9 +131,17 @@ def test_loading_and_decoding(tmp_path, tiny_shards):
         (["xut", "--size", "tiny", "--repeats", "0"], "--repeats"),
         (["vae", "--size", "tiny", "--mode", "sideways"], "--mode"),
         (["system", "--disk", "no/such/folder"], "--disk"),
+        (["system", "--device", "cpu", "--schedule", "nope"], "--schedule, --model, --text-encoder"),
+        (["system", "--device", "cpu", "--schedule", "paper", "--text-encoder", "minilm"], "model.context_width"),
+        (["vae", "--size", "tiny", "--against", "compile=true"], "--against"),
+        (["xut", "--size", "tiny", "--against", "batch=1"], "--against"),
+        (["data", "--batch", "0"], "--batch"),
+        (["xut", "--size", "tiny", "--threads", "-1"], "--threads"),
     ],
 )
-def test_mistakes_are_named(arguments, where):
+def test_mistakes_are_named(arguments, where, monkeypatch):
+    monkeypatch.setattr(system, "matmul", None)  # nothing is measured before they are told
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
         bench(arguments)
     assert caught.value.where == where

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hdm_lightning.benchmarks import system
+from hdm_lightning.benchmarks.cases import Case, peak_bytes
 from hdm_lightning.benchmarks.machine import cpu_name, describe_machine
 from hdm_lightning.benchmarks.parts import SIZES, random_network, size_of
 from hdm_lightning.benchmarks.record import Measurement, Record
@@ -126,6 +127,20 @@ def test_sizes_pair_networks_with_encoders_of_their_width():
 def test_no_parameter_of_a_random_network_is_all_zero():
     network = random_network(SIZES["tiny"].network)
     assert all(parameter.any() for parameter in network.parameters())
+
+
+def test_the_peak_of_one_of_two_cases_leaves_the_other_s_tensors_out(monkeypatch):
+    own, other = torch.ones(100), torch.ones(1000)
+
+    def case(*tensors):
+        return Case("a", lambda: None, 1, 0.0, 0.0, lambda: tensors)
+
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 4 * (100 + 1000 + 50))
+    settings = CaseSettings(size="tiny", device="cuda")
+    found = peak_bytes(case(own), settings, beside=[case(other, other[:7])])  # a view is no second tensor
+    assert found == 4 * (100 + 50)
 
 
 def test_a_record_as_json(tmp_path):

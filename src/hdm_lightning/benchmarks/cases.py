@@ -146,14 +146,20 @@ def counted_operations(settings: CaseSettings) -> Operations:
     return operations(recipe, recipe.stages[0])
 
 
-def peak_bytes(case: Case, settings: CaseSettings) -> int:
-    """Most bytes alive on the device during one call; 0 where that cannot be seen (compiled code on a CPU)."""
+def peak_bytes(case: Case, settings: CaseSettings, *, beside: Iterable[Case] = ()) -> int:
+    """Most bytes alive on the device during one call; 0 where that cannot be seen (compiled code on a CPU).
+
+    Args:
+        case: the work.
+        settings: of the case.
+        beside: other cases in the process, whose tensors do not count.
+    """
     device = settings.torch_device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         case.call()
         wait_for(device)
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) - sum(held_bytes(other) for other in beside)
     if settings.compile:
         return 0
     memory = LiveMemory()
@@ -161,6 +167,12 @@ def peak_bytes(case: Case, settings: CaseSettings) -> int:
     with memory:
         case.call()
     return memory.peak_bytes
+
+
+def held_bytes(case: Case) -> int:
+    """Bytes of the tensors that stay between a case's calls, each storage once."""
+    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in case.held()}
+    return sum(storages.values())
 
 
 def autocast(settings: CaseSettings) -> torch.autocast:

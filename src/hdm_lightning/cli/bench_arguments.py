@@ -88,6 +88,7 @@ def _add_system(command: argparse.ArgumentParser) -> None:
     command.add_argument("--processes", type=int, default=0, metavar="N", help="of the all-reduce (default: GPUs)")
     command.add_argument("--schedule", metavar="NAME", help="name what binds in this schedule on this machine")
     command.add_argument("--model", default="xut_base", metavar="NAME", help="for --schedule (default: xut_base)")
+    command.add_argument("--text-encoder", metavar="NAME", help="for --schedule (default: what the model is made for)")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

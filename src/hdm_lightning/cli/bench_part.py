@@ -32,7 +32,7 @@ def bench_part(given: argparse.Namespace) -> Record:
     first = CaseSettings(**{key: value for key, value in vars(given).items() if key in own}).checked()
     chosen = {"settings": first}
     if given.against:
-        chosen = {"first": first, given.against: first.changed(given.against)}
+        chosen = {"first": first, given.against: _changed(first, given)}
     cases = {name: BUILDERS[given.part](settings) for name, settings in chosen.items()}
     timings = time_in_turn(
         {name: case.call for name, case in cases.items()},
@@ -40,7 +40,7 @@ def bench_part(given: argparse.Namespace) -> Record:
         warmup=given.warmup,
         repeats=given.repeats,
     )
-    measured = [_measurement(cases[name], timings[name], settings, name) for name, settings in chosen.items()]
+    measured = [_measurement(cases, timings[name], settings, name) for name, settings in chosen.items()]
     record = Record(
         given.part,
         describe_machine(first.torch_device),
@@ -55,10 +55,29 @@ def bench_part(given: argparse.Namespace) -> Record:
     return record
 
 
+def _changed(first: CaseSettings, given: argparse.Namespace) -> CaseSettings:
+    """The second setting of a comparison.
+
+    Raises:
+        UserError: it changes nothing that the part has, or the device, which the clock waits for.
+    """
+    changed = first.changed(given.against)
+    own = [entry.name for entry in fields(CaseSettings) if hasattr(given, entry.name) and entry.name != "device"]
+    if not any(getattr(changed, name) != getattr(first, name) for name in own) or changed.device != first.device:
+        raise UserError(
+            f"{given.against!r} makes no second setting of {given.part}",
+            where="--against",
+            mend=f"give another value of one of {', '.join(own)}",
+        )
+    return changed
+
+
 def check_counts(given: argparse.Namespace) -> None:
-    """Raise UserError for repeats or warm-ups that cannot be."""
-    for name, least in (("repeats", 1), ("warmup", 0)):
-        if getattr(given, name) < least:
+    """Raise UserError for repeats, warm-ups and other counts that cannot be."""
+    at_least_one = ("repeats", "batch", "batches")
+    for name in (*at_least_one, "warmup", "threads", "workers", "matmul", "mib", "processes"):
+        least = 1 if name in at_least_one else 0
+        if getattr(given, name, least) < least:
             raise UserError(f"{getattr(given, name)} is less than {least}", where=f"--{name}", mend=f"give {least}")
 
 
@@ -111,7 +130,9 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def _measurement(case: Case, timing: Timing, settings: CaseSettings, label: str) -> Measurement:
+def _measurement(cases: Mapping[str, Case], timing: Timing, settings: CaseSettings, label: str) -> Measurement:
+    case = cases[label]
+    others = [other for other in cases.values() if other is not case]
     name = case.name if label == "settings" else f"{case.name}, {label}"
     return Measurement(
         name,
@@ -121,7 +142,7 @@ def _measurement(case: Case, timing: Timing, settings: CaseSettings, label: str)
         model_flops=case.model_flops,
         peak_flops=_peak_flops(settings),
         values=case.values(),
-        peak_bytes=peak_bytes(case, settings),
+        peak_bytes=peak_bytes(case, settings, beside=others),
     )
 
 
