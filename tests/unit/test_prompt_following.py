@@ -5,8 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
+from hdm_lightning.evaluation.bootstrap import Bootstrap
 from hdm_lightning.evaluation.prompt_following import CRITERIA, Seen, chance_levels, judge, score_images, score_seen
+from hdm_lightning.generation.scoring import draw_and_score
 
 COLOURS = ("red", "yellow", "green", "blue")
 SHAPES = ("circle", "square", "star")
@@ -90,6 +93,34 @@ def test_interval_is_the_binomial_one():
     assert score.low == pytest.approx(0.75 - 1.96 * deviation, abs=0.006)
     assert score.high == pytest.approx(0.75 + 1.96 * deviation, abs=0.006)
     assert score == score_seen(specs, sights, seed=1)["colour"]
+
+
+def test_a_lower_confidence_makes_a_narrower_interval():
+    specs = [asked("red circle large")] * 400
+    sights = [seen("red circle large")] * 300 + [seen("blue circle large")] * 100
+    score = score_seen(specs, sights, resamples=4000, confidence=0.5)["colour"]
+    deviation = (0.75 * 0.25 / 400) ** 0.5
+    assert score.low == pytest.approx(0.75 - 0.674 * deviation, abs=0.004)
+    assert score.high == pytest.approx(0.75 + 0.674 * deviation, abs=0.004)
+    scores = score_seen([asked("red circle large")] * 20, [seen("red circle large")] * 20, confidence=0.5)
+    assert scores["colour"].low == pytest.approx(scipy.stats.beta.ppf(0.25, 20, 1))
+
+
+def test_drawing_and_scoring_hands_the_resampling_on():
+    image = torch.full((3, 64, 64), 245, dtype=torch.uint8)
+    image[:, 20:55, 8:43] = torch.tensor([220, 40, 40], dtype=torch.uint8)[:, None, None]
+    specs = [asked("red square large"), asked("blue square small")] * 8
+
+    def pipeline(captions, seeds, settings, progress):
+        assert seeds == list(range(3, 19))
+        return torch.stack([image] * len(captions))
+
+    wide, narrow = (
+        draw_and_score(pipeline, [""] * 16, specs, None, seed=3, intervals=Bootstrap(300, confidence=share)).scores
+        for share in (0.95, 0.5)
+    )
+    assert narrow["colour"].share == wide["colour"].share == 0.5
+    assert narrow["colour"].high - narrow["colour"].low < 0.5 * (wide["colour"].high - wide["colour"].low)
 
 
 def test_where_all_pictures_agree_the_interval_is_the_exact_one_of_a_proportion():

@@ -98,6 +98,7 @@ def score_images(
     blind: Sequence[Spec] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Score]:
     """Read pictures and score them against what was asked for, by criterion.
 
@@ -107,7 +108,7 @@ def score_images(
         specs: what was asked for, one a picture.
         images: uint8 (H, W, 3) each, any sizes from 32 pixels.
         blind: the prompts among which chance picks; None means `specs`.
-        seed, resamples: of the percentile bootstrap over pictures (the exact bound where all agree).
+        seed, resamples, confidence: of the percentile bootstrap over pictures (the exact bound where all agree).
 
     Raises:
         ValueError: when the two differ in length or are empty.
@@ -115,7 +116,7 @@ def score_images(
     if len(specs) != len(images) or not specs:
         raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
     seen = [Seen.from_reading(read_shapes(image)) for image in images]
-    return score_seen(specs, seen, blind=blind, seed=seed, resamples=resamples)
+    return score_seen(specs, seen, blind=blind, seed=seed, resamples=resamples, confidence=confidence)
 
 
 def score_seen(
@@ -125,10 +126,11 @@ def score_seen(
     blind: Sequence[Spec] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> dict[str, Score]:
     """Score what was seen against what was asked for; see `score_images`."""
     counts = np.stack([judge(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
-    low, high = _intervals(counts, np.random.default_rng(seed), resamples)
+    low, high = _intervals(counts, np.random.default_rng(seed), resamples, confidence)
     chance = chance_levels(specs, blind)
     scores = {}
     for i, name in enumerate(CRITERIA):
@@ -207,7 +209,7 @@ def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
 
 
 def _intervals(
-    counts: Counts, rng: np.random.Generator, resamples: int
+    counts: Counts, rng: np.random.Generator, resamples: int, confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the percentile interval of right/trials of each criterion, resampling pictures.
 
@@ -217,11 +219,11 @@ def _intervals(
     weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
     totals = np.tensordot(weights, counts, axes=1)
     shares = totals[..., 0] / np.maximum(totals[..., 1], 1)
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile(shares, [tail, 1 - tail], axis=0)
     for i, (right, trials) in enumerate(counts.sum(axis=0)):
         asked = int((counts[:, i, 1] > 0).sum())
         if trials and right in (0, trials):
-            reach = exact_reach(asked, CONFIDENCE)
+            reach = exact_reach(asked, confidence)
             low[i], high[i] = (1 - reach, 1.0) if right else (0.0, reach)
     return low, high

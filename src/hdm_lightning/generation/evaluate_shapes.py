@@ -3,7 +3,7 @@
 from hdm_lightning.data.builders.shapes import Prompt, heldout_prompts
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.bootstrap import PERCENTILE, Estimate
-from hdm_lightning.evaluation.prompt_following import RESAMPLES, Score
+from hdm_lightning.evaluation.prompt_following import Score
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.evaluation.shapes_reader import MIN_SIDE_PX
 from hdm_lightning.generation.evaluate_context import Context
@@ -16,7 +16,8 @@ _SHOWN = 12
 
 def _check(context: Context) -> None:
     objects = context.data.first_record.get("objects")
-    known = isinstance(objects, list) and bool(objects) and {"colour", "shape", "size"} <= set(objects[0])
+    first = objects[0] if isinstance(objects, list) and objects else None
+    known = isinstance(first, dict) and {"colour", "shape", "size"} <= set(first)
     if not known or "background" not in context.data.first_record:
         raise UserError(
             "the reference pictures are no scenes of shapes with known answers",
@@ -32,7 +33,9 @@ def _run(context: Context) -> PartResult:
     settings = context.settings
     single = _scored(context, heldout_prompts(settings.shapes_prompts), "one shape")
     pairs = _scored(context, heldout_prompts(settings.shapes_pairs, objects=2), "two shapes")
-    measures = _measures(single[1], "one", "one object") + _measures(pairs[1], "two", "two objects")
+    resamples = settings.resamples
+    measures = _measures(single[1], "one", "one object", resamples)
+    measures += _measures(pairs[1], "two", "two objects", resamples)
     galleries = [
         Gallery(f"Held-out prompts of {what}", tuple(as_picture(image) for image in scored.images[:_SHOWN]), captions)
         for what, (captions, scored) in (("one object", single), ("two objects", pairs))
@@ -47,17 +50,24 @@ def _scored(context: Context, prompts: list[Prompt], what: str) -> tuple[tuple[s
         context.data.progress(f"{what} ({context.weights})", done, total)
 
     specs = [prompt.spec for prompt in prompts]
+    settings = context.settings
     scored = draw_and_score(
-        context.pipeline, captions, specs, context.sampling, seed=context.settings.seed, progress=tell
+        context.pipeline,
+        captions,
+        specs,
+        context.sampling,
+        seed=settings.seed,
+        intervals=settings.bootstrap,
+        progress=tell,
     )
     return tuple(captions[:_SHOWN]), scored
 
 
-def _measures(scored: ScoredPictures, prefix: str, what: str) -> list[Measure]:
+def _measures(scored: ScoredPictures, prefix: str, what: str, resamples: int) -> list[Measure]:
     return [
         Measure(
             f"{prefix}_{name}",
-            _estimate(score),
+            _estimate(score, len(scored.images), resamples),
             "higher",
             about=f"Share right in prompts of {what} whose combinations training never shows: {name}.".replace(
                 "_", " "
@@ -68,8 +78,9 @@ def _measures(scored: ScoredPictures, prefix: str, what: str) -> list[Measure]:
     ]
 
 
-def _estimate(score: Score) -> Estimate:
-    return Estimate(score.share, score.low, score.high, score.trials, PERCENTILE, RESAMPLES)
+def _estimate(score: Score, pictures: int, resamples: int) -> Estimate:
+    """Pictures are what is independent: one of two objects has two trials of a colour."""
+    return Estimate(score.share, score.low, score.high, min(score.trials, pictures), PERCENTILE, resamples)
 
 
 SHAPES = Part("shapes", "Following prompts of shapes", _check, _run)

@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm_lightning.evaluation.prompt_following import Score, score_images
+from hdm_lightning.evaluation.bootstrap import Bootstrap
+from hdm_lightning.evaluation.prompt_following import RESAMPLES, Score, score_images
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.settings import SamplingSettings
+
+_USUAL = Bootstrap(RESAMPLES)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ def draw_and_score(
     settings: SamplingSettings,
     *,
     seed: int = 0,
+    intervals: Bootstrap = _USUAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoredPictures:
     """Draw one picture a caption and score it against what was asked for.
@@ -36,9 +40,13 @@ def draw_and_score(
         specs: what each prompt asks for, as in the shapes set's records.
         settings: of the solver.
         seed: picture number i has the seed `seed + i`.
+        intervals: resampling of the pictures.
         progress: called with (solver steps done, in all).
     """
     seeds = [seed + number for number in range(len(captions))]
     images = pipeline(captions, seeds, settings, progress=progress)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
-    return ScoredPictures(images, score_images(specs, arrays))
+    scores = score_images(
+        specs, arrays, seed=intervals.seed, resamples=intervals.resamples, confidence=intervals.confidence
+    )
+    return ScoredPictures(images, scores)
