@@ -68,6 +68,25 @@ def moments_of_resamples(first, second, bootstrap):
     return np.mean([frechet_distance(moments(first[one]), moments(second[other])) for one, other in rows])
 
 
+def test_intervals_of_reconstructions_know_that_both_sets_are_of_the_same_pictures():
+    random, samples, width = np.random.default_rng(6), 40, 6
+
+    def made():
+        pictures = random.normal(size=(samples, width))
+        noise = 0.3 * random.normal(size=(samples, width))
+        return torch.from_numpy(pictures), torch.from_numpy(0.9 * pictures + noise + 0.1)
+
+    truth = np.mean([frechet_distance(*map(moments, made())) for _ in range(600)])
+    sets, bootstrap = [made() for _ in range(100)], Bootstrap(resamples=60)
+    paired = [frechet_estimate(*pair, bootstrap, paired=True) for pair in sets]
+    apart = [frechet_estimate(*pair, bootstrap) for pair in sets[:20]]
+    assert 0.85 <= covered(paired, truth) <= 1.0
+    widths = [np.mean([one.high - one.low for one in found]) for found in (paired, apart)]
+    assert widths[0] < 0.7 * widths[1]
+    with pytest.raises(ValueError, match="second: got 30 samples, expected 40, one for each"):
+        bootstrap.sets(lambda one, other: 0.0, 40, 30, paired=True)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.4])
 def test_intervals_of_kernel_distances_cover_the_true_distance(shift):
     random = np.random.default_rng(3)

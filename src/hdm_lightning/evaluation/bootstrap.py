@@ -105,6 +105,7 @@ class Bootstrap:
         second: int,
         *,
         bounds: tuple[float, float] = (-inf, inf),
+        paired: bool = False,
     ) -> Estimate:
         """A statistic of two sets of N and M samples, given by the rows that it is to use of each.
 
@@ -112,9 +113,15 @@ class Bootstrap:
             statistic: called with all rows once, and with R pairs of resampled rows.
             first, second: N and M.
             bounds: what the statistic cannot leave; the interval is cut there. One of 0 to 1 is taken for a share.
+            paired: sample i of one set belongs to sample i of the other, so that both are resampled alike.
+
+        Raises:
+            ValueError: sets of different sizes are said to be paired.
         """
+        if paired and first != second:
+            raise ValueError(f"second: got {second} samples, expected {first}, one for each of the first set")
         value = statistic(np.arange(first), np.arange(second))
-        pairs = zip(self.rows(first, stream=1), self.rows(second, stream=2), strict=True)
+        pairs = zip(self.rows(first, stream=1), self.rows(second, stream=1 if paired else 2), strict=True)
         replicates = np.array([statistic(one, other) for one, other in pairs])
         return self.centred(value, replicates, min(first, second), bounds=bounds)
 

@@ -40,13 +40,15 @@ def frechet_needs(width: int) -> int:
     return width + 1
 
 
-def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap) -> Estimate:
+def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, paired: bool = False) -> Estimate:
     """The distance of two sets with a centred percentile interval over samples of both.
 
     Args:
         real: (N,D).
         generated: (M,D).
         bootstrap: every resample costs two eigenvalue problems of size D.
+        paired: row i of one was made from row i of the other, as a reconstruction from its picture. What one set of
+            pictures has by chance is then in both, and counts for less than between sets of different pictures.
 
     Raises:
         ValueError: a set has too few samples for its covariance.
@@ -62,4 +64,4 @@ def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap) -> E
         rows = (torch.from_numpy(one).to(first.device), torch.from_numpy(other).to(second.device))
         return frechet_distance(moments(first[rows[0]]), moments(second[rows[1]]))
 
-    return bootstrap.sets(distance, len(real), len(generated), bounds=(0.0, float("inf")))
+    return bootstrap.sets(distance, len(real), len(generated), bounds=(0.0, float("inf")), paired=paired)
