@@ -1,18 +1,23 @@
 """hdm-evaluate end to end on a tiny trained-model folder, a tiny run, and a tiny autoencoder."""
 
+import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdm_lightning.cli import evaluate
 from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
+from hdm_lightning.data.builders.writer import ShardWriter
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.evaluate_pictures import real_pictures
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.evaluate_job import PARTS
 
@@ -167,6 +172,8 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--solver", "magic"], "solver: got 'magic'"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
+        (["--camera-shift", "0"], "--camera-shift: is 0.0, expected above 0 and below 1"),
+        (["--camera-zoom", "0"], "--camera-zoom: is 0.0, expected above 0"),
     ],
 )
 def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
@@ -178,6 +185,56 @@ def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
     assert message in errors
     assert "drawing" not in errors
     assert not (tmp_path / "o").exists()
+
+
+def test_one_reference_picture_is_too_few_for_anything(run_folder, tmp_path, capsys):
+    with ShardWriter(tmp_path / "one") as writer:
+        file = io.BytesIO()
+        Image.new("RGB", (40, 40)).save(file, "PNG")
+        writer.write("0", {"png": file.getvalue(), "txt": "a"})
+    assert evaluate.main([str(run_folder), "--data", str(tmp_path / "one"), "--parts", "kernel"]) == 2
+    assert "--data: there are 1 reference pictures that can be read, at least 2 are needed" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny_shards, monkeypatch, tmp_path, capsys):
+    from hdm_lightning.generation import evaluate_context
+
+    def broken(stream, plan, count):  # of the 40 that the index promises, four can be read
+        yield from (
+            batch._replace(images=batch.images[:4], captions=batch.captions[:4], keys=batch.keys[:4])
+            for batch in list(real_pictures(stream, plan, count))[:1]
+        )
+
+    monkeypatch.setattr(evaluate_context, "real_pictures", broken)
+    arguments = ["--data", str(tiny_shards), "--out", str(tmp_path), *SMALL, "--parts", "neighbours"]
+    assert evaluate.main([str(run_folder), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert "more than 5 pictures of each kind, there are 4" in errors
+    assert "drawing" not in errors
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(run_folder, tiny_shards, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    arguments = [str(run_folder), "--data", str(tiny_shards), "--out", str(tmp_path / "file" / "out"), *SMALL]
+    assert evaluate.main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert "--out:" in errors
+    assert "flow loss" not in errors
+
+
+def test_equal_captions_and_records_of_another_kind_leave_their_parts_out(run_folder, tmp_path):
+    with ShardWriter(tmp_path / "alike") as writer:
+        for number in range(8):
+            file = io.BytesIO()
+            Image.new("RGB", (40, 40), (30 * number, 9, 9)).save(file, "PNG")
+            record = {"objects": [3, 4], "background": "white"}
+            writer.write(str(number), {"png": file.getvalue(), "txt": "a circle", "json": record})
+    arguments = ["--data", str(tmp_path / "alike"), "--out", str(tmp_path / "out"), "--weights", "ema", *SMALL, *FEW]
+    assert evaluate.main([str(run_folder), *arguments]) == 0
+    reasons = {one["part"]: one["why"] for one in result_of(tmp_path / "out")["left_out"]}
+    assert reasons["aspect"] == "aspect ratios need two different captions"
+    assert reasons["camera"] == "the camera's response needs two different captions"
+    assert reasons["shapes"].startswith("the reference pictures are no scenes of shapes")
 
 
 def test_without_real_pictures_the_mend_is_told(run_folder, capsys):
@@ -216,3 +273,7 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert result["results"]["vae"]["distances"]["measures"]["kernel_efficientnet_lite0"]["samples"] == 6
     assert result["left_out"][0]["part"] == "rfrechet_efficientnet_lite0"
     assert "data:image/" in (tmp_path / "report.html").read_text()
+    (weights,) = tiny_autoencoder.glob("*.safetensors")
+    assert result["subject"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert evaluate.main(["vae", "./nowhere", "--data", str(tiny_shards), "--out", str(tmp_path)]) == 2
+    assert "FOLDER: there is no folder 'nowhere'" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """hdm-evaluate on a run: its own data, checkpoints, flow loss against scipy and against a direct computation."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,19 @@ def test_checkpoints_on_the_way_count_their_samples_and_stand_for_a_run_without_
         load_subject(unfinished, LoadOptions())
     (unfinished / "01-first" / "checkpoints" / first.name).write_bytes(first.read_bytes())
     assert losses_of(unfinished, tmp_path / "u", "--weights", "ema")[0] == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_run_whose_training_set_is_not_here_is_measured_without_it(run, tiny_shards, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    config = moved / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny_shards), "/nowhere/at/all"))
+    whole, _ = losses_of(run, tmp_path / "o", "--data", str(tiny_shards), "--weights", "raw")
+    there, _ = losses_of(moved, tmp_path / "m", "--data", str(tiny_shards), "--weights", "raw")
+    assert there == pytest.approx(whole, rel=1e-5)
+    named = ["--data", str(tiny_shards), "--train-data", "/nowhere/at/all"]
+    assert evaluate.main([str(moved), *LOSS, *named, "--out", str(tmp_path / "n")]) == 2
+    assert "/nowhere/at/all" in capsys.readouterr().err
 
 
 def test_a_checkpoint_away_from_its_run_is_told(run, tmp_path):

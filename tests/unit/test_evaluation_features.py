@@ -11,9 +11,16 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import Preprocessing, middle_square, thumbnails
+from hdm_lightning.evaluation.features import (
+    FeatureNetwork,
+    Preprocessing,
+    middle_square,
+    thumbnails,
+    with_names_apart,
+)
 from hdm_lightning.generation.evaluate_clip import clip_scores, load_clip
 from hdm_lightning.generation.evaluate_features import load_feature_network, short_name
+from hdm_lightning.generation.evaluate_pictures import Captioned, collect
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -117,6 +124,28 @@ def test_a_model_of_pictures_alone_is_no_clip(tmp_path):
         load_clip(str(folder), CPU)
 
 
+def test_networks_of_one_name_keep_their_features_apart(clip_folder):
+    judge = load_clip(str(clip_folder), CPU)  # the same model as feature network and as judge of captions
+    networks = [load_feature_network(str(clip_folder), CPU), judge.network]
+    assert networks[0].name == networks[1].name
+    plain, unit = with_names_apart(networks)
+    assert (plain.name, unit.name) == (judge.name, f"{judge.name}_2")
+    images = smooth(4, 24, 24)
+    batches = [Captioned(part, ["a", "b"], ["1", "2"]) for part in images.split(2)]
+    found = collect(batches, [plain, unit]).features
+    torch.testing.assert_close(found[plain.name], networks[0](images))
+    torch.testing.assert_close(found[unit.name].norm(dim=1), torch.ones(4))
+    assert not torch.allclose(found[plain.name], found[unit.name])
+
+
+def test_numbers_behind_names_are_themselves_not_taken():
+    def named(name):
+        return FeatureNetwork(name, "", 1, Preprocessing(None), lambda images: images)
+
+    networks = with_names_apart([named(name) for name in ("a", "a_2", "a", "b", "a")])
+    assert [network.name for network in networks] == ["a", "a_2", "a_3", "b", "a_4"]
+
+
 class Timm(types.ModuleType):
     """As much of timm as is used, for machines without torchvision."""
 
@@ -151,3 +180,21 @@ def test_missing_packages_are_told_with_what_works_without(monkeypatch, name, mo
     with pytest.raises(UserError, match=message) as error:
         load_feature_network(name, CPU)
     assert "efficientnet_lite0" in str(error.value)
+
+
+def test_weights_of_inception_that_cannot_be_had_are_told(monkeypatch):
+    def unreachable(name, features_list):
+        raise OSError("no route to the host")
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", unreachable)
+    with pytest.raises(
+        UserError, match=r"the weights of FID's network cannot be had \(no route to the host\)"
+    ) as error:
+        load_feature_network("inception", CPU)
+    assert "efficientnet_lite0" in str(error.value)
+
+
+def test_pictures_none_of_which_can_be_read_are_told():
+    with pytest.raises(UserError, match="none of the pictures looked at can be read"):
+        collect([], [])

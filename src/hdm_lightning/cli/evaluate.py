@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     from hdm_lightning.training.evaluate_job import EvaluationRequest, evaluate  # noqa: PLC0415
 
     parts = parts_of(arguments)
+    folder = _output_folder(arguments.out, arguments.model)
     device = _device(arguments)
     precision = arguments.precision or ("bfloat16" if device.type == "cuda" else "float32")
     request = EvaluationRequest(
@@ -54,13 +56,14 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     )
     with _bar() as progress:
         evaluation, samples_seen = evaluate(request, progress)
-    _show(evaluation, arguments.out or _beside(arguments.model), samples_seen)
+    _show(evaluation, folder, samples_seen)
 
 
 def _evaluate_vae(arguments: argparse.Namespace) -> None:
     from hdm_lightning.generation.evaluate_settings import DEFAULT_NETWORK, EvaluationSettings  # noqa: PLC0415
     from hdm_lightning.training.evaluate_vae import VaeRequest, evaluate_vae  # noqa: PLC0415
 
+    out = _output_folder(arguments.out, arguments.folder)
     perceptual = arguments.perceptual or DEFAULT_NETWORK
     request = VaeRequest(
         folder=arguments.folder,
@@ -74,7 +77,7 @@ def _evaluate_vae(arguments: argparse.Namespace) -> None:
     )
     with _bar() as progress:
         evaluation = evaluate_vae(request, progress)
-    _show(evaluation, arguments.out or _beside(arguments.folder), 0)
+    _show(evaluation, out, 0)
 
 
 def _device(arguments: argparse.Namespace) -> "torch.device":
@@ -92,9 +95,17 @@ def _device(arguments: argparse.Namespace) -> "torch.device":
     return device
 
 
-def _beside(model: Path) -> Path:
-    """The output folder where none is given: in the folder of the model or, for a file, beside it."""
-    return (model if model.is_dir() else model.parent) / OUTPUT_FOLDER
+def _output_folder(given: Path | None, model: Path) -> Path:
+    """The folder for the results; where none is given, in the model's or, for a file, beside it.
+
+    Raises:
+        UserError: it cannot be made or written to, told before the work and not after it.
+    """
+    folder = given or (model if model.is_dir() else model.parent) / OUTPUT_FOLDER
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{folder} is no folder that can be written to", where="--out", mend="give --out DIR")
+    return folder
 
 
 @contextlib.contextmanager

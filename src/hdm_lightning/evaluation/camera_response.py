@@ -10,7 +10,7 @@ from torch import Tensor
 from hdm_lightning.evaluation.stretch import luminance
 
 ZOOMS = 33
-"""Candidates between a third and three times the stated zoom's logarithm."""
+"""Candidates, from the stated zoom's inverse (a response of -1) to its cube (3)."""
 
 
 def displacement(before: Tensor, after: Tensor, *, reach: float = 0.5) -> Tensor:

@@ -3,8 +3,8 @@
 Shapes: images (B,3,H,W), uint8; prepared (B,3,S,S); features (B,D).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,20 @@ class FeatureNetwork:
         """What the network is and how pictures are prepared for it."""
         facts = {"name": self.name, "source": self.source, "width": self.width}
         return {**facts, "preprocessing": self.preprocessing.to_json()}
+
+
+def with_names_apart(networks: Sequence[FeatureNetwork]) -> list[FeatureNetwork]:
+    """The networks, every name used once: features and measures are kept by name.
+
+    The second network of a name is called NAME_2, the third NAME_3.
+    """
+    named: list[FeatureNetwork] = []
+    for network in networks:
+        taken = {one.name for one in named}
+        numbered = (f"{network.name}_{number}" for number in range(2, len(networks) + 2))
+        name = next(name for name in (network.name, *numbered) if name not in taken)
+        named.append(network if name == network.name else replace(network, name=name))
+    return named
 
 
 def middle_square(images: Tensor) -> Tensor:

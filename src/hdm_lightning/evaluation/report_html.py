@@ -39,9 +39,8 @@ _INTERVALS = """<h2>How to read the numbers</h2>
 resampling the samples with replacement. For averages it is the percentile bootstrap. For distances between sets and for
 neighbour statistics it is centred on the value, because resampling shifts these: it says how far the number would move
 with other samples of the same counts, and does not remove the bias that a Fréchet distance has at small counts. Compare
-Fréchet distances only at equal counts and networks; kernel distances have no such bias. A share of 0 or 1 leaves
-nothing to resample, so that its interval has no width: among n samples the true share may still be about 3/n
-away.</p>"""
+Fréchet distances only at equal counts and networks; kernel distances have no such bias. Where a share is
+0 or 1 in every resample, the open end is the exact bound of a proportion (Clopper and Pearson).</p>"""
 
 
 def report_page(evaluation: Evaluation) -> str:

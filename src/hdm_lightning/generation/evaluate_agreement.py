@@ -91,7 +91,10 @@ def _by_head(context: Context) -> list[Measure]:
 
 
 def _ranks(context: Context, features: Tensor, captions: Sequence[str]) -> Tensor:
-    return head_ranks(context, features[:MOST_RANKED], captions[:MOST_RANKED])
+    ranked = captions[:MOST_RANKED]
+    if len(set(ranked)) < 2:
+        raise UserError("there are no different captions to tell apart", where="--data", mend="give a varied folder")
+    return head_ranks(context, features[:MOST_RANKED], ranked)
 
 
 AGREEMENT = Part("agreement", "Agreement of pictures with their captions", _check, _run)

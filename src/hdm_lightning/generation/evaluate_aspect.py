@@ -42,8 +42,8 @@ def sized(settings: SamplingSettings, ratio: float, multiple: int) -> SamplingSe
 def _run(context: Context) -> PartResult:
     settings = context.settings
     prompts = context.prompts(settings.aspect_prompts)
-    if not prompts:
-        raise UserError("there are no captions to draw", where="--data", mend="give a folder with captions")
+    if len(prompts) < 2:
+        raise UserError("aspect ratios need two different captions", where="--data", mend="give a folder with captions")
     multiple = context.pipeline.size_multiple
     sizes = dict.fromkeys(sized(context.sampling, ratio, multiple) for ratio in (1.0, *settings.ratios))
     square, *others = (_drawn(context, prompts, size) for size in sizes)
@@ -67,16 +67,14 @@ def _drawn(context: Context, prompts: list[str], settings: SamplingSettings) -> 
 def _common(context: Context, drawn: _Drawn, prompts: list[str]) -> list[Measure]:
     """What is measured of every size: distance of the middle square to real ones, and agreement by the head."""
     network, bootstrap = context.data.networks[0], context.settings.bootstrap
-    measures = []
-    if len(prompts) >= 2:
-        real = context.data.reference.features[network.name]
-        about = f"Kernel distance of the middle squares to real ones on {network.name}; compare with the square size."
-        estimate = kernel_distance_estimate(real, drawn.features, bootstrap)
-        measures.append(Measure(f"kernel_{drawn.name}", estimate, "lower", about=about))
-        if _has_head(context):
-            ranks = bootstrap.mean(head_ranks(context, drawn.features, prompts))
-            about = "Caption rank, as under agreement, of the middle squares."
-            measures.append(Measure(f"caption_rank_{drawn.name}", ranks, "higher", about=about, chance=0.5))
+    real = context.data.reference.features[network.name]
+    about = f"Kernel distance of the middle squares to real ones on {network.name}; compare with the square size."
+    estimate = kernel_distance_estimate(real, drawn.features, bootstrap)
+    measures = [Measure(f"kernel_{drawn.name}", estimate, "lower", about=about)]
+    if _has_head(context):
+        ranks = bootstrap.mean(head_ranks(context, drawn.features, prompts))
+        about = "Caption rank, as under agreement, of the middle squares."
+        measures.append(Measure(f"caption_rank_{drawn.name}", ranks, "higher", about=about, chance=0.5))
     return measures
 
 

@@ -20,8 +20,10 @@ _SHOWN_PROMPTS = 4
 def _run(context: Context) -> PartResult:
     settings = context.settings
     prompts = context.prompts(settings.camera_prompts)
-    if not prompts:
-        raise UserError("there are no captions to draw", where="--data", mend="give a folder with captions")
+    if len(prompts) < 2:
+        raise UserError(
+            "the camera's response needs two different captions", where="--data", mend="give a folder with captions"
+        )
     shift, zoom = settings.camera_shift, settings.camera_zoom
     cameras: dict[str, dict[str, float]] = {
         "still": {},

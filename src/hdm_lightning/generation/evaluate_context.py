@@ -36,6 +36,7 @@ from hdm_lightning.generation.settings import SamplingSettings
 
 DECODED = 512
 FEWEST_HELDOUT = 64
+FEWEST_REFERENCE = 2
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, of how many)."""
@@ -92,14 +93,18 @@ class RealData:
 
     @property
     def reference_count(self) -> int:
-        """Reference pictures that there will be."""
+        """Reference pictures that can be read, once they have been; before that, those that the indices promise."""
+        if "reference" in vars(self):
+            return len(self.reference)
         return min(self.settings.samples, self.reference_plan.samples)
 
     @cached_property
     def reference(self) -> PictureSet:
         """The reference pictures."""
         batches = real_pictures(self.reference_stream, self.reference_plan, self.settings.samples)
-        return self._collected(batches, "reading reference pictures", self.reference_count)
+        pictures = self._collected(batches, "reading reference pictures", self.reference_count)
+        require_reference(len(pictures))
+        return pictures
 
     @cached_property
     def train(self) -> PictureSet:
@@ -218,6 +223,16 @@ class Context:
             both = torch.cat([context.sum(1) / lengths[:, None], last], dim=1).cpu()
             self._text.update(zip(part, both, strict=True))
         return torch.stack([self._text[caption] for caption in captions])
+
+
+def require_reference(count: int) -> None:
+    """Raise UserError if there are fewer reference pictures than any part can do with."""
+    if count < FEWEST_REFERENCE:
+        raise UserError(
+            f"there are {count} reference pictures that can be read, at least {FEWEST_REFERENCE} are needed",
+            where="--data",
+            mend="give a folder with more",
+        )
 
 
 def told(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:

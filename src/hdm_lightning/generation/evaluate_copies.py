@@ -21,11 +21,12 @@ def _check(context: Context) -> None:
     context.data.require_networks()
     context.data.require_train("the search for copies")
     assert context.data.train_plan is not None
-    if context.data.train_plan.samples < FEWEST_TRAIN:
+    have = min(context.settings.train_samples, context.data.train_plan.samples)
+    if have < FEWEST_TRAIN:
         raise UserError(
-            f"the search for copies needs at least {FEWEST_TRAIN} training pictures",
+            f"the search for copies needs at least {FEWEST_TRAIN} training pictures, there are {have}",
             where="--train-data",
-            mend="give the folder that the model was trained on",
+            mend=f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}",
         )
 
 

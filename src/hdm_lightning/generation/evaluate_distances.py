@@ -46,9 +46,10 @@ def check_frechet(context: Context) -> None:
 
 
 def _frechet(context: Context) -> PartResult:
-    measures = []
+    reference, measures = context.data.reference, []
+    check_frechet(context)  # again: now it is known how many of the reference pictures can be read
     for network in context.data.networks:
-        real, drawn = context.data.reference.features[network.name], context.drawn.features[network.name]
+        real, drawn = reference.features[network.name], context.drawn.features[network.name]
         estimate = frechet_estimate(_on(network, real), _on(network, drawn), context.settings.set_bootstrap)
         about = (
             f"Fréchet distance of {network.width} features of {network.name}, each set as one Gaussian; "
@@ -78,12 +79,12 @@ def _kernel(context: Context) -> PartResult:
 
 def _cmmd(context: Context, bootstrap: Bootstrap) -> Measure:
     assert context.data.clip is not None
-    network = context.data.clip.network
+    clip, network = context.data.clip, context.data.clip.network
     sets = (context.data.reference.features[network.name], context.drawn.features[network.name])
     real, drawn = (_on(network, features) for features in sets)
     estimate = kernel_distance_estimate(real, drawn, bootstrap, kernel=gaussian_kernel, scale=CMMD_SCALE)
-    about = f"CMMD: kernel distance (Gaussian kernel, σ = 10) on features of the CLIP {network.name}, times 1000."
-    return Measure(f"cmmd_{network.name}", estimate, "lower", about=about)
+    about = f"CMMD: kernel distance (Gaussian kernel, σ = 10) on features of the CLIP {clip.name}, times 1000."
+    return Measure(f"cmmd_{clip.name}", estimate, "lower", about=about)
 
 
 def _pictures(context: Context) -> Gallery:

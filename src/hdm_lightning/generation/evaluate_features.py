@@ -109,7 +109,11 @@ def _inception(device: torch.device) -> FeatureNetwork:
         ) from error
     from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415  (needs torch-fidelity)
 
-    network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
+    try:
+        network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
+    except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the weights of FID's network cannot be had ({reason})", where=WHERE, mend=_NEAREST) from error
     preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
     source = "torch-fidelity inception-v3-compat, 2048 pooled features"
     return FeatureNetwork(INCEPTION, source, 2048, preprocessing, network, device)

@@ -26,8 +26,9 @@ def _check(context: Context) -> None:
 
 
 def _run(context: Context) -> PartResult:
-    network = context.data.networks[0]
-    real, drawn = (pictures.features[network.name] for pictures in (context.data.reference, context.drawn))
+    network, reference = context.data.networks[0], context.data.reference
+    _check(context)  # again: now it is known how many of the reference pictures can be read
+    real, drawn = (pictures.features[network.name] for pictures in (reference, context.drawn))
     found = neighbour_estimates(real.to(network.device), drawn.to(network.device), context.settings.set_bootstrap)
     measures = [Measure(name, estimate, "higher", about=_ABOUT[name]) for name, estimate in found.items()]
     record = {"network": network.name, "neighbours": NEIGHBOURS, "most_samples": MOST_SAMPLES}

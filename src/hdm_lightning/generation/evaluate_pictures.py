@@ -17,6 +17,7 @@ from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.preparation import Sample
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.data.streaming import stream
+from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork, thumbnails
 from hdm_lightning.evaluation.results import Picture
 from hdm_lightning.generation.jobs import DrawJob, draw_jobs
@@ -57,7 +58,11 @@ class PictureSet:
 
 
 def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> PictureSet:
-    """Run the networks over batches and keep what later parts need."""
+    """Run the networks over batches and keep what later parts need.
+
+    Raises:
+        UserError: there is no picture at all.
+    """
     captions: list[str] = []
     keys: list[str] = []
     small: list[Tensor] = []
@@ -70,6 +75,9 @@ def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) ->
         whole += [image.clone() for image in batch.images[: max(0, KEPT_WHOLE - len(whole))]]
         for network in networks:
             features[network.name].append(network(batch.images).cpu())
+    if not captions:
+        mend = "`hdm-shards verify FOLDER` tells what is wrong with them"
+        raise UserError("none of the pictures looked at can be read", mend=mend)
     joined = {name: torch.cat(parts) for name, parts in features.items()}
     return PictureSet(captions, keys, joined, torch.cat(small), whole)
 

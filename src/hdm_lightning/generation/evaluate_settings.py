@@ -40,7 +40,7 @@ class EvaluationSettings:
         clip: hub name or folder of a CLIP, or None.
         ratios: width / height of the pictures drawn beside squares of the same area.
         aspect_prompts, camera_prompts: prompts drawn for these.
-        camera_shift: in position units (1 is half a square's side).
+        camera_shift: in position units (1 is half a square's side), above 0 and below 1.
         camera_zoom: above 1 is nearer.
         diversity_prompts, diversity_seeds: prompts, and pictures of each.
         shapes_prompts, shapes_pairs: prompts of one and of two objects, where the data are shapes.
@@ -75,6 +75,11 @@ class EvaluationSettings:
                 raise UserError(f"is {getattr(self, name)}, expected at least {fewest}", where=_option(name))
         if not 0 < self.confidence < 1:
             raise UserError(f"is {self.confidence}, expected between 0 and 1", where="--confidence")
+        if not 0 < self.camera_shift < 1:
+            mend = "give a part of half the side, e.g. 0.25; what moves farther leaves too little to compare"
+            raise UserError(f"is {self.camera_shift}, expected above 0 and below 1", where="--camera-shift", mend=mend)
+        if not self.camera_zoom > 0:
+            raise UserError(f"is {self.camera_zoom}, expected above 0", where="--camera-zoom", mend="e.g. 1.25")
         if self.seed < 0:
             raise UserError(f"is {self.seed}, expected at least 0", where="--seed")
 

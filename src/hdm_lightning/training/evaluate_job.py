@@ -11,13 +11,13 @@ import torch
 
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork
+from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
 from hdm_lightning.evaluation.results import Evaluation, LeftOut, PartResult
 from hdm_lightning.generation.evaluate_agreement import AGREEMENT
 from hdm_lightning.generation.evaluate_aspect import ASPECT
 from hdm_lightning.generation.evaluate_camera import CAMERA
 from hdm_lightning.generation.evaluate_clip import load_clip
-from hdm_lightning.generation.evaluate_context import Context, Progress, RealData
+from hdm_lightning.generation.evaluate_context import Context, Progress, RealData, require_reference
 from hdm_lightning.generation.evaluate_copies import COPIES
 from hdm_lightning.generation.evaluate_distances import FRECHET, KERNEL
 from hdm_lightning.generation.evaluate_diversity import DIVERSITY
@@ -167,8 +167,27 @@ def _real_data(
             raise
         missing = error
     clip = load_clip(request.settings.clip, device) if request.settings.clip else None
+    networks = with_names_apart(networks if clip is None else [*networks, clip.network])
+    if clip is not None:  # it may be a feature network as well
+        clip = dataclasses.replace(clip, network=networks.pop())
     reference, train = _streams(request, subject, sampling.height)
-    return RealData(request.settings, reference, train, networks, clip, progress, missing)
+    data = RealData(request.settings, reference, train, networks, clip, progress, missing)
+    _check_there(data, train_named=bool(request.train_data))
+    return data
+
+
+def _check_there(data: RealData, *, train_named: bool) -> None:
+    """Read the indices of both sets now: what is missing would end the evaluation after hours.
+
+    A training set that a run names is done without where it is not on this machine.
+    """
+    require_reference(data.reference_count)
+    try:
+        _ = data.train_plan
+    except UserError:
+        if train_named:
+            raise
+        data.train_stream = None
 
 
 def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[StreamConfig, StreamConfig | None]:

@@ -23,7 +23,7 @@ from hdm_lightning.data.plan import Plan
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.bootstrap import Bootstrap
 from hdm_lightning.evaluation.results import Curve, Measure, PartResult
-from hdm_lightning.generation.evaluate_context import Context, RealData
+from hdm_lightning.generation.evaluate_context import Context, RealData, require_reference
 from hdm_lightning.generation.evaluate_part import Part, nothing_to_check
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.training import randomness
@@ -112,7 +112,9 @@ def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Fl
     for part in loss_table(pipeline, loader, seed=settings.seed, bins=settings.time_bins):
         tables.append(part)
         context.data.progress(name, len(tables), len(loader))
-    return torch.cat(tables).numpy()
+    table = torch.cat(tables)
+    require_reference(len(table))
+    return table.numpy()
 
 
 def _of_training(context: Context, shares: Floats) -> list[Measure]:

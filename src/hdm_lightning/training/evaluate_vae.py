@@ -18,11 +18,13 @@ from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
 from hdm_lightning.evaluation.autoencoder_pictures import sheet
 from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.features import FeatureNetwork
+from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
 from hdm_lightning.evaluation.frechet import frechet_estimate, frechet_needs
 from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
 from hdm_lightning.evaluation.results import Better, Evaluation, Gallery, LeftOut, Measure, PartResult
@@ -31,6 +33,7 @@ from hdm_lightning.generation.evaluate_distances import frechet_name, kernel_nam
 from hdm_lightning.generation.evaluate_features import load_feature_network
 from hdm_lightning.generation.evaluate_pictures import Captioned, as_picture, middle_crops, real_pictures
 from hdm_lightning.generation.evaluate_settings import DEFAULT_NETWORK, EvaluationSettings
+from hdm_lightning.generation.fingerprints import sha256_of_all
 from hdm_lightning.generation.pipeline import to_uint8
 from hdm_lightning.training import hardware
 from hdm_lightning.training.callbacks.vae_validation import measures_of
@@ -88,13 +91,15 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
         UserError: a folder, network or size that cannot be used.
     """
     begin = time.monotonic()
-    folder = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
+    named = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
+    folder = locate_model(str(named), where="FOLDER", required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
     network = AutoencoderNetwork(load_vae(str(folder)), train_encoder=False).eval().requires_grad_(False)
     network.to(request.device)
     _check_side(request, network.factor)
     if request.perceptual is not None:
         require_perceptual(request.perceptual, where="--perceptual")
-    networks = [load_feature_network(name, request.device) for name in dict.fromkeys(request.settings.features)]
+    loaded = [load_feature_network(name, request.device) for name in dict.fromkeys(request.settings.features)]
+    networks = with_names_apart(loaded)
     stream = StreamConfig(sources_from(list(request.data), "--data"), request.resolution, 1, stage="validation")
     stream = middle_crops(
         dataclasses.replace(stream, captions=dataclasses.replace(stream.captions, allow_missing=True))
@@ -109,7 +114,8 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
         galleries=[_gallery(network, measured.first)],
         record={"resolution": request.resolution, "perceptual": request.perceptual, **_of_the_set(measured)},
     )
-    facts = {"name": folder.name if folder.name != FINAL else folder.parent.name, "model": str(folder)}
+    facts = {"name": named.name if named.name != FINAL else named.parent.name, "model": str(named)}
+    facts |= {"sha256": sha256_of_all(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))}
     facts |= {"latents": f"{network.channels} channels, 1/{network.factor} of the side"}
     settings = _pinned(request, networks, plan.fingerprint)
     return Evaluation(facts, settings, {WEIGHTS: [own, distances]}, left_out, time.monotonic() - begin)
@@ -200,7 +206,7 @@ def _distances(
             left_out.append(LeftOut(f"r{frechet_name(network)}", why, mend))
             continue
         on = network.device
-        estimate = frechet_estimate(real.to(on), decoded.to(on), settings.set_bootstrap)
+        estimate = frechet_estimate(real.to(on), decoded.to(on), settings.set_bootstrap, paired=True)
         about = f"Fréchet distance on {network.name} of reconstructions to the same pictures."
         measures.append(Measure(f"r{frechet_name(network)}", estimate, "lower", about=about))
     return PartResult("distances", "Distance of reconstructions", measures), left_out
