@@ -89,6 +89,21 @@ def test_token_positions_of_the_full_grid(golden: Golden) -> None:
     assert torch.allclose(found, golden["mid.token_positions"], atol=1e-6)
 
 
+def test_token_positions_of_a_crop(golden: Golden) -> None:
+    """Inside, where the published average over a patch is its centre; at the border it reaches past the crop."""
+    if "in.pos_map" not in golden.tensors:
+        return
+    patch, (rows, columns) = golden.config.patch_size, golden["in.latent"].shape[2:]
+    cells = golden["in.pos_map"].view(-1, rows, columns, 2)
+    # A square as long as the long side of the full image: its positions are those of any image about the same centre.
+    full = 2 / (cells[:, 0, 1, 1] - cells[:, 0, 0, 1])
+    corner = ((cells[:, 0, 0] + 1) * full[:, None] - 1) / 2
+    crop = torch.cat((corner, full[:, None], full[:, None]), dim=1) / patch
+    found = token_positions(rows // patch, columns // patch, crop=crop, convention="long_side")
+    inside = lambda positions: positions.unflatten(1, (rows // patch, columns // patch))[:, 1:-1, 1:-1]  # noqa: E731
+    assert torch.allclose(inside(found), inside(golden["mid.token_positions"]), atol=1e-6)
+
+
 def test_weights_survive_import_and_export(golden: Golden) -> None:
     exported = published.export_state_dict(published.load_xut(golden.config, golden.weights))
     assert exported.keys() == golden.weights.keys()

@@ -38,7 +38,7 @@ draws it again."""
 _EXAMPLES = """examples:
   hdm-sample runs/shapes "a large red circle" --count 4
   hdm-sample runs/shapes --prompts prompts.txt --size 512x512 --size 768x384
-  hdm-sample --repeat samples/0000.png --steps 50
+  hdm-sample --repeat samples/0000-a-large-red-circle-0.png --steps 50
   hdm-sample runs/shapes "a star" --image sketch.png --strength 0.6 --size image --on-indivisible pad
 """
 
