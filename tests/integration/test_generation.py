@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hdm_lightning.diffusion import flow, sampling, times
@@ -22,6 +23,7 @@ from hdm_lightning.generation.bundle import load_bundle, save_bundle
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage, to_uint8
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.start_image import image_size, read_image
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
@@ -182,6 +184,25 @@ def test_image_to_image_starts_from_the_mixture(pipeline, monkeypatch):
     torch.testing.assert_close(x, flow.interpolate(latent, noise, torch.tensor([0.6])))
     assert float(grid[0]) == pytest.approx(0.6)
     assert len(grid) == 5
+
+
+def test_the_picture_to_start_from_is_read_as_training_reads_it(tmp_path):
+    sketch = Image.new("RGBA", (48, 32), (0, 0, 0, 0))
+    sketch.paste((200, 30, 40, 255), (0, 0, 24, 32))
+    sketch.save(tmp_path / "sketch.png")
+    read = read_image(tmp_path / "sketch.png", SETTINGS)
+    assert read.shape == (1, 3, 32, 48)
+    assert read[0, :, 5, 5].tolist() == [200, 30, 40]
+    assert read[0, :, 5, 40].tolist() == [255, 255, 255]
+    turned = Image.new("RGB", (32, 48), (10, 20, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == (48, 32)
+    whole = (tmp_path / "sketch.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(UserError, match=r"cut\.png: cannot be read as an image"):
+        read_image(tmp_path / "cut.png", SETTINGS)
 
 
 def test_little_strength_keeps_the_image(pipeline):

@@ -1,16 +1,22 @@
-"""The picture that image-to-image starts from.
+"""The picture that image-to-image starts from, read as training reads its pictures: transparency on white, upright.
 
 Shapes: H×W pixels.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.images import load_upright, upright_size
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.settings import SamplingSettings
+
+T = TypeVar("T")
 
 
 def read_image(path: Path, settings: SamplingSettings) -> Tensor:
@@ -20,7 +26,7 @@ def read_image(path: Path, settings: SamplingSettings) -> Tensor:
         UserError: if the file cannot be read as an image.
     """
     size = (settings.width, settings.height)
-    fitted = ImageOps.fit(_upright(path), size, method=Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(_read(path, load_upright), size, method=Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8)
     return pixels.reshape(1, settings.height, settings.width, 3).permute(0, 3, 1, 2)
 
@@ -31,7 +37,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: if the file cannot be read as an image.
     """
-    return _upright(path).size
+    height, width = _read(path, upright_size)
+    return width, height
 
 
 def is_cropped(path: Path, settings: SamplingSettings) -> bool:
@@ -41,9 +48,8 @@ def is_cropped(path: Path, settings: SamplingSettings) -> bool:
     return width * scale >= settings.width + 1 or height * scale >= settings.height + 1
 
 
-def _upright(path: Path) -> Image.Image:
+def _read(path: Path, reader: Callable[[bytes], T]) -> T:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
+        return reader(path.read_bytes())
+    except (OSError, SampleFault) as error:
         raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error
