@@ -10,37 +10,6 @@ from torch import Tensor
 
 Transform = Callable[[Tensor, int], Tensor]
 """τ(tensor, pixels per latent cell): the same transform of an image (f pixels per cell) and of a latent (1)."""
-Encode = Callable[[Tensor], Tensor]
-Decode = Callable[[Tensor], Tensor]
-
-
-def encoder_error(encode: Encode, image: Tensor, transform: Transform, factor: int) -> Tensor:
-    """Return ‖τE(x) − E(τx)‖ / ‖E(τx)‖ per sample (B,) (EQ-VAE, arXiv 2502.09509, section 3).
-
-    Args:
-        encode: image to posterior mean.
-        image: x.
-        transform: τ.
-        factor: f.
-    """
-    return relative_error(transform(encode(image), 1), encode(transform(image, factor)))
-
-
-def decoder_error(decode: Decode, latent: Tensor, transform: Transform, factor: int) -> Tensor:
-    """Return ‖D(τz) − τD(z)‖ / ‖τD(z)‖ per sample (B,).
-
-    Args:
-        decode: latent to image.
-        latent: z.
-        transform: τ.
-        factor: f.
-    """
-    return relative_error(decode(transform(latent, 1)), transform(decode(latent), factor))
-
-
-def moved_psnr(encode: Encode, decode: Decode, image: Tensor, transform: Transform, factor: int) -> Tensor:
-    """Return the PSNR in dB of D(τE(x)) against τx per sample (B,): how well a moved latent still decodes."""
-    return psnr(decode(transform(encode(image), 1)), transform(image, factor))
 
 
 def relative_error(value: Tensor, reference: Tensor) -> Tensor:

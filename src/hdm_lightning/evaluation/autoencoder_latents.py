@@ -89,11 +89,12 @@ class LatentStatistics:
         )
 
 
-def radial_spectrum(latent: Tensor, bins: int = 8) -> Tensor:
-    """Return the latents' power per ring of spatial frequency, as shares that sum to 1 (bins,).
+def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
+    """Return the latents' power per ring of spatial frequency, summed over batch and channels (bins,), in float64.
 
     Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
-    along the diagonals fall into the last ring, and the mean of each channel is left out.
+    along the diagonals fall into the last ring, and the mean of each channel is left out. Sums of batches of one size
+    add up; divided by their total they are the spectrum.
 
     Args:
         latent: (B,C,H,W).
@@ -106,6 +107,5 @@ def radial_spectrum(latent: Tensor, bins: int = 8) -> Tensor:
     columns = torch.fft.fftfreq(width, dtype=torch.float64, device=latent.device)[None, :]
     frequency = (rows.square() + columns.square()).sqrt()
     ring = (torch.ceil(frequency * 2 * bins - 1e-9).long() - 1).clamp(0, bins - 1)
-    shares = torch.zeros(bins, dtype=torch.float64, device=latent.device)
-    shares.index_add_(0, ring.flatten(), power.flatten())
-    return shares / shares.sum().clamp(min=1e-30)
+    rings = torch.zeros(bins, dtype=torch.float64, device=latent.device)
+    return rings.index_add_(0, ring.flatten(), power.flatten())

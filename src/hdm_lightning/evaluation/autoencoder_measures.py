@@ -18,7 +18,7 @@ from hdm_lightning.evaluation.autoencoder_equivariance import (
     psnr,
     relative_error,
 )
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport, LatentStatistics, radial_spectrum
+from hdm_lightning.evaluation.autoencoder_latents import LatentReport, LatentStatistics, radial_power
 
 # Five scales of an 11-pixel window: torchmetrics wants more than 10 whole sixteenths a side.
 _SMALLEST_SIDE_MS_SSIM = 176
@@ -56,8 +56,11 @@ class AutoencoderMeasures:
         self.perceptual, self.perceptual_name = perceptual, perceptual_name
         self.latents = LatentStatistics(channels)
         self.centred = {name: CentredError(channels) for name in self.transforms}
-        self._sums: dict[str, float] = {}
-        self._weight = 0.0
+        self._names = self._all_names()
+        # Rows: sums over images, and how many images each measure was taken on. The same shape whatever was measured,
+        # so that a process without an image can take part in a sum over processes.
+        self._sums = torch.zeros(2, len(self._names), dtype=torch.float64)
+        self._power = torch.zeros(SPECTRUM_BINS, dtype=torch.float64)
 
     @torch.no_grad()
     def update(
@@ -81,29 +84,34 @@ class AutoencoderMeasures:
         if not len(image):
             return {}
         mean, log_variance = self.posterior(image)
+        decoded = self.decode(mean)
         self.latents.update(mean, log_variance)
-        values = self._reconstruction(_cut(self.decode(mean), cut), _cut(image, cut)) | self._equivariance(image, mean)
-        shared = {f"latent/spectrum_{ring}": share for ring, share in enumerate(radial_spectrum(mean, SPECTRUM_BINS))}
+        self._power += radial_power(mean, SPECTRUM_BINS).cpu()
+        values = self._reconstruction(_cut(decoded, cut), _cut(image, cut)) | self._equivariance(image, mean, decoded)
         for name, value in values.items():
-            self._add(name, float(value.double().sum()))
-        for name, value in shared.items():
-            self._add(name, float(value) * len(image))
-        self._weight += len(image)
+            sum_and_count = torch.tensor([float(value.double().sum()), len(value)], dtype=torch.float64)
+            self._sums[:, self._names.index(name)] += sum_and_count
         return values
 
     def report(self, reduce: Reduce | None = None) -> dict[str, float]:
         """Return every measure's mean over the images, and those of the set as a whole.
 
         Args:
-            reduce: adds a tensor up over processes, every one of which must have measured at least one image.
+            reduce: adds a tensor up over processes, which all call this together.
+
+        Raises:
+            ValueError: no process has measured an image.
         """
-        keys = sorted(self._sums)
-        packed = torch.tensor([self._weight, *(self._sums[key] for key in keys)], dtype=torch.float64)
+        latents = self.latent_report(reduce)
+        packed = torch.cat([self._sums.flatten(), self._power])
         total = packed if reduce is None else reduce(packed)
-        report = {key: float(value / total[0]) for key, value in zip(keys, total[1:], strict=True)}
+        sums, counts = total[:-SPECTRUM_BINS].reshape(2, -1)
+        means = zip(self._names, (sums / counts).tolist(), counts.tolist(), strict=True)
+        report = {name: mean for name, mean, count in means if count}
         for name, error in self.centred.items():
             report[f"equivariance/encoder_{name}_centred"] = error.report(reduce)
-        latents = self.latent_report(reduce)
+        shares = total[-SPECTRUM_BINS:] / total[-SPECTRUM_BINS:].sum().clamp(min=1e-30)
+        report |= {f"latent/spectrum_{ring}": share for ring, share in enumerate(shares.tolist())}
         report["latent/kl"] = latents.kl
         report["latent/dead_channels"] = float(latents.dead_channels)
         return report
@@ -112,43 +120,51 @@ class AutoencoderMeasures:
         """Return mean and standard deviation per channel and what follows from them."""
         return self.latents.report() if reduce is None else self.latents.report(reduce)
 
-    def _add(self, name: str, value: float) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
+    def _all_names(self) -> list[str]:
+        """Every measure that an image can have for itself."""
+        reconstruction = ["l1", "ms_ssim", "psnr_db", "ssim", *([self.perceptual_name] if self.perceptual else [])]
+        moved = [f"{key}_{name}" for name in self.transforms for key in ("decoder", "encoder", "psnr_db")]
+        return sorted([*(f"reconstruction/{key}" for key in reconstruction), *(f"equivariance/{key}" for key in moved)])
 
     def _reconstruction(self, output: Tensor, image: Tensor) -> dict[str, Tensor]:
         output = output.clamp(-1, 1)
+        # To [0, 1]: the comparison of means in SSIM is not that of published numbers around zero.
+        levels = (output + 1) / 2, (image + 1) / 2
         values = {
             "reconstruction/psnr_db": psnr(output, image),
             "reconstruction/l1": (output - image).abs().flatten(1).mean(1),
             "reconstruction/ssim": _per_sample(
-                structural_similarity_index_measure(output, image, data_range=2.0, reduction="none"), image
+                structural_similarity_index_measure(*levels, data_range=1.0, reduction="none"), image
             ),
         }
         if min(image.shape[-2:]) >= _SMALLEST_SIDE_MS_SSIM:
             values["reconstruction/ms_ssim"] = _per_sample(
-                multiscale_structural_similarity_index_measure(output, image, data_range=2.0, reduction="none"), image
+                multiscale_structural_similarity_index_measure(*levels, data_range=1.0, reduction="none"), image
             )
         if self.perceptual is not None:
             values[f"reconstruction/{self.perceptual_name}"] = self.perceptual(output, image)
         return values
 
-    def _equivariance(self, image: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    def _equivariance(self, image: Tensor, mean: Tensor, decoded: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         for name, transforms in self.transforms.items():
-            measured = [self._one_transform(name, image, mean, transform) for transform in transforms]
+            measured = [self._one_transform(name, transform, image, mean, decoded) for transform in transforms]
             for key in measured[0]:
                 values[f"equivariance/{key}_{name}"] = torch.stack([each[key] for each in measured]).mean(0)
         return values
 
-    def _one_transform(self, name: str, image: Tensor, mean: Tensor, transform: Transform) -> dict[str, Tensor]:
+    def _one_transform(
+        self, name: str, transform: Transform, image: Tensor, mean: Tensor, decoded: Tensor
+    ) -> dict[str, Tensor]:
+        """Errors of τ on both sides (arXiv 2502.09509, section 3), and the PSNR of D(τE(x)) against τx."""
         moved_image, moved_latent = transform(image, self.factor), transform(mean, 1)
         latent_of_moved = self.posterior(moved_image)[0]
         self.centred[name].update(moved_latent, latent_of_moved)
-        decoded = self.decode(moved_latent)
+        decoded_moved = self.decode(moved_latent)
         return {
             "encoder": relative_error(moved_latent, latent_of_moved),
-            "decoder": relative_error(decoded, transform(self.decode(mean), self.factor)),
-            "psnr_db": psnr(decoded, moved_image),
+            "decoder": relative_error(decoded_moved, transform(decoded, self.factor)),
+            "psnr_db": psnr(decoded_moved, moved_image),
         }
 
 
