@@ -1,9 +1,14 @@
 """The perceptual distances: the network against another implementation, and what a frozen distance must keep."""
 
 import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from urllib.error import URLError
 
 import pytest
 import torch
+from torch import nn
 
 from hdm_lightning.autoencoding.efficientnet_lite0 import STAGE_CHANNELS, STAGE_REDUCTIONS, normalised
 from hdm_lightning.autoencoding.perceptual import (
@@ -87,6 +92,77 @@ def test_a_module_that_holds_a_distance_neither_trains_nor_saves_it():
     holder.train()
     assert not holder.distance.network.training
     assert not holder.state_dict()
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """A torchvision with AlexNet's layers (its weights random) and without a network for VGG."""
+    import torchmetrics.functional.image.lpips
+    import torchmetrics.image.lpip
+
+    torch.manual_seed(0)
+    alexnet = ModuleType("alexnet")
+    alexnet.features = nn.Sequential(
+        *(nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()),
+        *(nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1)),
+        *(nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+    )
+
+    def unreachable(weights):
+        raise URLError("no route to host")
+
+    module = ModuleType("torchvision")
+    module.models = ModuleType("torchvision.models")
+    module.models.alexnet, module.models.vgg16 = lambda weights: alexnet, unreachable
+    for name in ("AlexNet_Weights", "VGG16_Weights"):
+        setattr(module.models, name, ModuleType(name))
+        getattr(module.models, name).DEFAULT = name
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torchvision" or find_spec(name))
+    for user in (torchmetrics.functional.image.lpips, torchmetrics.image.lpip):
+        monkeypatch.setattr(user, "_TORCHVISION_AVAILABLE", True)
+    return module
+
+
+def test_lpips_is_its_published_formula_on_images_from_minus_one_to_one(torchvision):
+    """Σ over layers of the mean over positions of w·(unit(f₁) − unit(f₂))² (arXiv 1801.03924, equation 1)."""
+    import torchmetrics.functional.image
+
+    distance = perceptual_distance("lpips_alex")
+    images = torch.cat([pattern(64), pattern(64).flip(2)])
+    found = distance(images, 0.5 * images)
+
+    folder = Path(torchmetrics.functional.image.__file__).parent / "lpips_models"
+    learned = torch.load(folder / "alex.pth", map_location="cpu", weights_only=True)
+    layers = torchvision.models.alexnet(None).features
+    scaling = [torch.tensor(each).reshape(1, 3, 1, 1) for each in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450])]
+    one, other = ((each - scaling[0]) / scaling[1] for each in (images, 0.5 * images))
+    expected, taken = torch.zeros(2), 0
+    for number, layer in enumerate(layers):
+        one, other = layer(one), layer(other)
+        if number in (1, 4, 7, 9, 11):
+            units = [each / each.norm(dim=1, keepdim=True).clamp(min=1e-4) for each in (one, other)]
+            weight = learned[f"lin{taken}.model.1.weight"].flatten()
+            expected += torch.einsum("bchw,c->bhw", (units[0] - units[1]) ** 2, weight).mean((1, 2))
+            taken += 1
+    assert found.shape == (2,) and found.min() > 0
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_lpips_is_frozen_and_gives_its_gradient_to_the_image(torchvision):
+    distance = perceptual_distance("lpips_alex")
+    image = pattern(64).requires_grad_()
+    distance(image, 0.5 * pattern(64)).sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in distance.network.parameters())
+    assert not any(module.training for module in distance.network.modules())
+
+
+def test_lpips_without_its_weights_says_what_to_do(torchvision):
+    with pytest.raises(UserError, match=r"vgg are not on this machine.*no route to host") as caught:
+        perceptual_distance("lpips_vgg")
+    assert caught.value.where == "loss.perceptual_network" and LITE0 in caught.value.mend
 
 
 def test_what_is_missing_or_unknown_is_named(monkeypatch):

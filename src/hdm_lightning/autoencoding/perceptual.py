@@ -79,12 +79,12 @@ def perceptual_distance(name: str, *, where: str = "loss.perceptual_network") ->
         where: configuration key to name in errors.
 
     Raises:
-        UserError: the name is unknown, or a package that it needs is missing.
+        UserError: the name is unknown, or a package or weights that it needs are missing.
     """
     require_perceptual(name, where=where)
     if name == LITE0:
         return FrozenDistance(lite0_network(where), lite0_distance)
-    return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name]), _lpips_distance)
+    return FrozenDistance(_lpips_network(LPIPS_NETWORKS[name], where), _lpips_distance)
 
 
 @lru_cache(maxsize=1)
@@ -121,10 +121,17 @@ def lite0_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor
     return torch.stack([feature_distance(first, second) for first, second in pairs]).mean(0)
 
 
-def _lpips_network(kind: str) -> nn.Module:
+def _lpips_network(kind: str, where: str) -> nn.Module:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # noqa: PLC0415 (needs torchvision)
 
-    return LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
+    try:
+        return LearnedPerceptualImagePatchSimilarity(net_type=kind).net  # type: ignore[arg-type]
+    except OSError as error:  # what urllib raises without a network
+        raise UserError(
+            f"the ImageNet weights of LPIPS' {kind} are not on this machine and could not be downloaded ({error})",
+            where=where,
+            mend=f"use it once on a machine with network and copy $TORCH_HOME/hub/checkpoints here, or choose {LITE0}",
+        ) from error
 
 
 def _lpips_distance(network: nn.Module, output: Tensor, target: Tensor) -> Tensor:
