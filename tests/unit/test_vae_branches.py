@@ -71,6 +71,14 @@ def test_impossible_probabilities_are_refused():
         BranchSettings(equivariant=0.8, downscaled=0.3)
 
 
+def test_scales_that_enlarge_and_transforms_that_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="got 33/32, expected at most 1"):
+        BranchSettings(scale_numerators=(16, 33))
+    with pytest.raises(ValueError, match="leave every picture as it is"):
+        BranchSettings(scale_numerators=(32,), quarter_turns=(0, 4))
+    assert BranchSettings(scale_numerators=(), quarter_turns=(), flips=True).flips
+
+
 def test_patches_cover_the_grid_and_stay_inside():
     boxes = [draw_patch(16, 12, 8, seed=0, samples_seen=step) for step in range(500)]
     assert {box.top for box in boxes} == set(range(9))

@@ -2,8 +2,8 @@
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, the latent's shape.
 
-One branch is drawn for the whole global batch (arXiv 2502.09509, section 4), from the seed and the number of samples
-seen: never from the rank, so that all ranks of a step work on equal shapes and on the same τ.
+One branch is drawn for the micro-batches of all ranks together (arXiv 2502.09509, section 4), from the seed and the
+number of samples seen: never from the rank, so that all ranks work on equal shapes and on the same τ.
 """
 
 import random
@@ -42,7 +42,8 @@ class BranchSettings:
     Args:
         equivariant: probability of the equivariant branch, in [0, 1].
         downscaled: probability of the down-scaled branch, in [0, 1 - equivariant].
-        scale_numerators: n of the scales n/scale_denominator; those without an exact size are left out of the draw.
+        scale_numerators: n of the scales n/scale_denominator, none above 1; those without an exact size are left out
+            of the draw.
         scale_denominator: denominator of the scales.
         quarter_turns: the k of which one is drawn.
         anisotropic: draw height's and width's scales independently.
@@ -65,6 +66,16 @@ class BranchSettings:
             )
         if self.scale_denominator < 1 or any(n < 1 for n in self.scale_numerators):
             raise ValueError("scale_numerators, scale_denominator: expected positive whole numbers")
+        if any(n > self.scale_denominator for n in self.scale_numerators):
+            raise ValueError(
+                f"scale_numerators: got {max(self.scale_numerators)}/{self.scale_denominator}, expected at most 1"
+            )
+        moves = self.flips or any(turns % 4 for turns in self.quarter_turns)
+        if self.equivariant and not moves and not any(n < self.scale_denominator for n in self.scale_numerators):
+            raise ValueError(
+                "equivariant: scale_numerators, quarter_turns and flips leave every picture as it is; "
+                "expected a transform, or probability 0"
+            )
 
     @classmethod
     def anime(cls) -> "BranchSettings":
