@@ -6,7 +6,6 @@ Shapes: image (B,3,H,W); features (N,D).
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
-from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale
+from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
@@ -43,7 +42,6 @@ from hdm_lightning.training.vae_network import AutoencoderNetwork, load_vae
 WEIGHTS = "vae"
 FINAL = "final"
 _SHOWN = 6
-_TURNED_AND_SHRUNK = (QuarterTurn(1), Scale.uniform(Fraction(1, 2)))
 _HIGHER = ("psnr", "ssim")
 
 
@@ -172,7 +170,7 @@ def _given_back(network: AutoencoderNetwork, image: Tensor) -> Tensor:
 
 def _means(measured: _Measured, bootstrap: Bootstrap) -> list[Measure]:
     return [
-        Measure(key.replace("/", "_"), bootstrap.mean(value), _better(key), "dB" if key.endswith("_db") else "")
+        Measure(key.replace("/", "_"), bootstrap.mean(value), _better(key), "dB" if "_db" in key else "")
         for key, value in measured.values.items()
     ]
 
@@ -181,10 +179,14 @@ def _better(key: str) -> Better:
     return "higher" if any(word in key for word in _HIGHER) else "lower"
 
 
-def _of_the_set(measured: _Measured) -> dict[str, float]:
-    """Statistics of all latents together, which no single picture has and no resampling of pictures spreads."""
-    found = measured.measures.report()
-    return {key: round(value, 6) for key, value in found.items() if key not in measured.values}
+def _of_the_set(measured: _Measured) -> dict[str, Any]:
+    """Statistics of all latents together, which no single picture has and no resampling of pictures spreads.
+
+    `latents_mean` and `latents_std`, per channel, are what training wants to find in an autoencoder's config.json.
+    """
+    found, latents = measured.measures.report(), measured.measures.latent_report()
+    once = {key: round(value, 6) for key, value in found.items() if key not in measured.values}
+    return {**once, "latents_mean": list(latents.mean), "latents_std": list(latents.std)}
 
 
 def _distances(
@@ -214,9 +216,12 @@ def _distances(
 
 @torch.no_grad()
 def _gallery(network: AutoencoderNetwork, first: Tensor) -> Gallery:
-    rows = sheet(lambda x: network.posterior(x).mean, network.decode, first, _TURNED_AND_SHRUNK, network.factor)
+    halves = exact_scales(first.shape[-1] // network.factor, (1,), 2)
+    moved: list[Transform] = [QuarterTurn(1), *(Scale.uniform(half) for half in halves)]
+    rows = sheet(lambda x: network.posterior(x).mean, network.decode, first, moved, network.factor)
     picture = as_picture(to_uint8(rows * 2 - 1))
-    title = "A column a picture: itself, reconstruction, latent; then turned and halved: itself, decoded, both latents"
+    how = "turned and halved" if halves else "turned"
+    title = f"A column a picture: itself, reconstruction, latent; then {how}: itself, decoded, both latents"
     return Gallery(title, (picture,), ("",), 1)
 
 
