@@ -56,10 +56,20 @@ def kernel_distance_estimate(
         raise ValueError(f"features: got {len(real)} and {len(generated)} samples, expected at least 2 of each")
     first, second = real.double(), generated.double()
     weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in ((1, first), (2, second))]
-    within = [_pair_mean(kernel, values, each) for values, each in zip((first, second), weights, strict=True)]
-    across = _quadratic(kernel, first, second, *weights) / (len(first) * len(second))
-    distances = (scale * (within[0] + within[1] - 2 * across)).cpu().numpy()
+    distances = (scale * _distances(kernel, first, second, weights[0], weights[1])).cpu().numpy()
     return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
+
+
+def kernel_distance(real: Tensor, generated: Tensor, *, kernel: Kernel = cubic_kernel) -> float:
+    """The distance alone, without an interval.
+
+    Args:
+        real: (N,D), N at least 2.
+        generated: (M,D), M at least 2.
+        kernel: of two sets of features, (N,M).
+    """
+    first, second = real.double(), generated.double()
+    return float(_distances(kernel, first, second, first.new_ones(1, len(first)), second.new_ones(1, len(second))))
 
 
 def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
@@ -82,6 +92,12 @@ def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> 
     """(1 + R, N) counts: each sample once, then the resamples."""
     counts = torch.from_numpy(bootstrap.counts(samples, stream)).to(like)
     return torch.cat([torch.ones_like(counts[:1]), counts])
+
+
+def _distances(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M."""
+    within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
+    return within - 2 * _quadratic(kernel, first, second, left, right) / (len(first) * len(second))
 
 
 def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:

@@ -83,15 +83,16 @@ class AdversarialAutoencoderModule(AutoencoderModule):
         """Return reconstruction + KL + λ·weight·(−D(x̂)), the last one only where the discriminator is active."""
         terms, weight = self.objective.terms(result), batch["weight"]
         per_sample = self.objective.total(terms)
-        self.stop_on_non_finite(batch, per_sample)
         loss = batch_mean(per_sample, weight)
         if active:
             terms["adversarial"] = generator_adversarial(frozen_call(self.discriminator, result.output))
+            per_sample = per_sample + terms["adversarial"]
             adversarial = batch_mean(terms["adversarial"], weight)
             reconstruction = batch_mean(self.objective.reconstruction(terms), weight)
             balance = self._adaptive_weight(reconstruction, adversarial)
             terms["adaptive_weight"] = balance.reshape(1)
             loss = loss + balance * self.adversarial.weight * adversarial
+        self.stop_on_non_finite(batch, per_sample)
         self.note({**terms, "loss": loss.reshape(1)})
         return loss
 

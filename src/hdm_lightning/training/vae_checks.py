@@ -10,18 +10,17 @@ import torch
 from omegaconf import DictConfig
 
 from hdm_lightning.autoencoding.branches import BranchSettings
-from hdm_lightning.autoencoding.losses import PIXEL_LOSSES
-from hdm_lightning.autoencoding.perceptual import require_perceptual
 from hdm_lightning.autoencoding.transforms import exact_scales
 from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.encoders.vae import AUTOENCODER_FILES
+from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
-from hdm_lightning.models.discriminator import NORMS, smallest_side
+from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 from hdm_lightning.training.vae_network import build_vae
+from hdm_lightning.training.vae_ranges import check_adversarial, check_loss, check_validation, check_without_effect
 from hdm_lightning.training.vae_settings import VaeTrainSettings
 
 STAGE = "vae"
@@ -81,20 +80,10 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
         UserError: naming the key.
     """
     _check_sizes(settings, factor)
-    if settings.loss.pixel not in PIXEL_LOSSES:
-        known = ", ".join(PIXEL_LOSSES)
-        raise UserError(f"'{settings.loss.pixel}' is none of {known}", where="loss.pixel", mend="choose one of them")
-    for key in ("pixel_weight", "perceptual_weight", "kl_weight"):
-        if getattr(settings.loss, key) < 0:
-            raise UserError("is negative", where=f"loss.{key}", mend="give 0 or a positive weight")
-    if settings.loss.perceptual_network is not None:
-        require_perceptual(settings.loss.perceptual_network)
-    if settings.validation.samples < 1:
-        raise UserError(
-            "the latent statistics of the result are measured on the validation samples, so there must be some",
-            where="validation.samples",
-            mend="give at least 1, better 256",
-        )
+    check_loss(settings)
+    check_validation(settings)
+    check_adversarial(settings)
+    check_without_effect(settings)
     _check_patches(settings, factor)
     _check_discriminator(settings, factor)
     _check_trainer(settings)
@@ -154,6 +143,8 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
 
 def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
     patches, resolution = settings.patches, settings.stage.resolution
+    if patches.samples < 0:
+        raise UserError("is negative", where="patches.samples", mend="give 0 or a positive number")
     if not patches.samples:
         return
     if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
@@ -167,15 +158,8 @@ def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
 
 def _check_discriminator(settings: VaeTrainSettings, factor: int) -> None:
     adversarial = settings.adversarial
-    for key in ("weight", "start_samples"):
-        if getattr(adversarial, key) < 0:
-            raise UserError("is negative", where=f"adversarial.{key}", mend="give 0 or more")
     if not adversarial.weight:
         return
-    if adversarial.norm not in NORMS:
-        raise UserError(
-            f"'{adversarial.norm}' is none of {', '.join(NORMS)}", where="adversarial.norm", mend="use group"
-        )
     sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
     smallest = min(smallest_trained(settings, side // factor) for side in sides) * factor
     if smallest < smallest_side(adversarial.layers):
@@ -194,6 +178,14 @@ def autoencoder_factor(settings: VaeTrainSettings) -> int:
         UserError: naming `autoencoder.source` or `autoencoder.config`.
     """
     return 2 ** (len(autoencoder_config(settings)["block_out_channels"]) - 1)
+
+
+def keeps_normalisation(settings: VaeTrainSettings) -> bool:
+    """Whether the latent space stays and its normalisation is known, so that what was trained on it goes on working."""
+    if settings.autoencoder.train_encoder or settings.autoencoder.source is None:
+        return False
+    written = autoencoder_config(settings)
+    return any(written.get(key) is not None for key in ("latents_std", "scaling_factor"))
 
 
 def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
@@ -216,8 +208,13 @@ def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
             build_vae(config)
         return config
     assert source is not None
-    folder = locate_model(source, where="autoencoder.source", required=AUTOENCODER_FILES)
-    written: dict[str, Any] = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    folder = locate_model(source, where="autoencoder.source", required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+    try:
+        written: dict[str, Any] = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"is no JSON ({error})", where=str(Path(folder, "config.json")), mend="mend the file"
+        ) from error
     if "block_out_channels" not in written:
         raise UserError("is no AutoencoderKL", where="autoencoder.source", mend="give a diffusers AutoencoderKL folder")
     return written

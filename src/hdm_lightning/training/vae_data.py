@@ -41,7 +41,7 @@ def check_images(settings: VaeTrainSettings, plan: StagePlan) -> None:
 def _shared(settings: VaeTrainSettings) -> TrainSettings:
     """The part of the settings that the streams of both training commands have in common."""
     data = dict(settings.data)
-    data["captions"] = {**data.get("captions", {}), "allow_missing": True}
+    data["captions"] = {**(data.get("captions") or {}), "allow_missing": True}
     return TrainSettings(
         name=settings.name,
         run_dir=settings.run_dir,

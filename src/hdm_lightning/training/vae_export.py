@@ -10,6 +10,8 @@ from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.vae_network import AutoencoderNetwork, save_vae
 
 MEASURES_FILE = "measures.json"
+_MEASURED = "(z - mean) / std with `latents_mean`, `latents_std` of config.json"
+_KEPT = "that of the autoencoder whose encoder this is, in config.json"
 
 _CARD = """# {name}
 
@@ -18,7 +20,7 @@ An AutoencoderKL (diffusers) trained with hdm-lightning{equivariance}.
 | | |
 |---|---|
 | latents | {channels} channels, 1/{factor} of the picture's side |
-| normalisation | (z - mean) / std with `latents_mean`, `latents_std` of config.json |
+| normalisation | {normalisation} |
 | weights | {weights} |
 | parameters | {parameters:,} |
 
@@ -56,6 +58,7 @@ def export_vae(
     *,
     name: str,
     averaged: bool,
+    keep_normalisation: bool = False,
 ) -> None:
     """Write the diffusers folder, its measures as JSON and its card.
 
@@ -67,9 +70,12 @@ def export_vae(
         training: record of plain values for the card.
         name: heading of the card.
         averaged: whether the weights are averages over training.
+        keep_normalisation: leave the normalisation in the config as it is, for models trained with it, in place of
+            these statistics.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_vae(network.vae, folder, mean=latents.mean, std=[max(value, 1e-6) for value in latents.std])
+    statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
+    save_vae(network.vae, folder, None if keep_normalisation else statistics)
     report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / MEASURES_FILE, lambda file: file.write(text.encode()))
@@ -79,6 +85,7 @@ def export_vae(
         equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,
         factor=network.factor,
+        normalisation=_KEPT if keep_normalisation else _MEASURED,
         weights="averaged over training" if averaged else "of the last step",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         folder=folder.name,

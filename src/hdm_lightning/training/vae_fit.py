@@ -4,15 +4,21 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from hdm_lightning.autoencoding.perceptual import perceptual_distance
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.features import FeatureNetwork
+from hdm_lightning.generation.evaluate_features import load_feature_network
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.callbacks.finite_weights import RequireFiniteWeights
 from hdm_lightning.training.callbacks.ledger import KeepLedger
 from hdm_lightning.training.callbacks.progress import ShowProgress
-from hdm_lightning.training.callbacks.signals import StopOnSignal
+from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySignal
 from hdm_lightning.training.callbacks.vae_pictures import DrawReconstructions
 from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
@@ -38,22 +44,27 @@ def fit_vae(run: "VaeRun") -> None:
     steps_done = read_checkpoint(resume_from)["hdm"]["step"] if resume_from else 0
     data = build_images(run.settings, plan, consumed=steps_done * plan.settings.batch_size)
     module = build_module(run)
+    save_every = plan.steps_for(plan.settings.save_every)
+    guard = RequireFiniteWeights((save_every, plan.steps_for(plan.settings.validate_every)))
     save = SaveCheckpoints(
-        run_folder.checkpoint_folder(run.run_dir, plan),
-        plan.steps_for(plan.settings.save_every),
-        run.settings.checkpoints.keep,
+        run_folder.checkpoint_folder(run.run_dir, plan), save_every, run.settings.checkpoints.keep, before=guard.look
     )
     ledger = KeepLedger(run.ledger, plan, save.every, run.settings.trainer.usd_per_device_hour)
     validation = build_validation(run, data)
     pictures = DrawReconstructions(
         data, run.averages, plan.folder(run.run_dir) / "samples", validation.every, run.settings.validation.pictures
     )
-    trainer = vae_trainer(run, vae_callbacks(run, validation, pictures, save, ledger), steps_done)
+    trainer = vae_trainer(run, vae_callbacks(run, guard, validation, pictures, save, ledger), steps_done)
     begin = time.monotonic()
-    trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    except StoppedBySignal as stop:
+        ledger.note("stop", trainer, module, reason=str(stop))
+        raise
     save.save(trainer)
     ledger.note("end", trainer, module)
     if validation.latents is None:  # killed between the last checkpoint and the end
+        module.to(trainer.strategy.root_device)  # the end of a fit moves it to the CPU
         validation.run(trainer, module)
     assert validation.latents is not None
     if trainer.is_global_zero:
@@ -89,23 +100,38 @@ def build_module(run: "VaeRun") -> AutoencoderModule:
 
 
 def build_validation(run: "VaeRun", data: "ShardDataModule") -> ValidateAutoencoder:
-    """The validation, with the perceptual distance of the loss where there is one."""
-    name, every = run.settings.loss.perceptual_network, run.plan.steps_for(run.plan.settings.validate_every)
-    named = (name, run.perceptual) if name is not None and run.perceptual is not None else None
-    return ValidateAutoencoder(data, run.averages, every, named)
+    """The validation, with the distances that the settings name, or the perceptual one of the loss."""
+    settings, every = run.settings, run.plan.steps_for(run.plan.settings.validate_every)
+    device = next(run.network.parameters()).device
+    name, perceptual = settings.validation.perceptual_network, run.perceptual
+    if name is None:
+        name = settings.loss.perceptual_network
+    elif name != settings.loss.perceptual_network:
+        perceptual = perceptual_distance(name, where="validation.perceptual_network").to(device)
+    named = (name, perceptual) if name is not None and perceptual is not None else None
+    return ValidateAutoencoder(data, run.averages, every, named, _feature_network(settings.validation.features, device))
+
+
+def _feature_network(name: str | None, device: torch.device) -> FeatureNetwork | None:
+    try:
+        return None if name is None else load_feature_network(name, device)
+    except UserError as error:
+        raise UserError(error.what, where="validation.features", mend=error.mend) from error
 
 
 def vae_callbacks(
     run: "VaeRun",
+    guard: RequireFiniteWeights,
     validation: ValidateAutoencoder,
     pictures: DrawReconstructions,
     save: SaveCheckpoints,
     ledger: KeepLedger,
 ) -> list[Callback]:
-    """The callbacks in the order in which they act after a step: averages first, the signal last."""
+    """The callbacks in the order in which they act after a step: the guard and averages first, the signal last."""
     settings, plan = run.settings, run.plan
     scalars = LogVaeScalars(settings.logger.every_steps)
     callbacks: list[Callback] = [
+        guard,
         AverageWeights(run.averages, plan.settings.batch_size),
         scalars,
         validation,

@@ -111,15 +111,16 @@ def load_vae(source: str) -> AutoencoderKL:
         ) from error
 
 
-def save_vae(vae: AutoencoderKL, folder: Path, *, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write a diffusers folder whose config carries the latents' mean and standard deviation per channel.
+def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float], Sequence[float]] | None) -> None:
+    """Write a diffusers folder whose config tells the normalisation of the latents.
 
-    The scaling factor is set to 1 and the shift to none, because (z − mean) / std is the whole normalisation.
+    Args:
+        vae: the model.
+        folder: where to.
+        statistics: mean and standard deviation per channel. The scaling factor is then set to 1 and the shift to
+            none, because (z − mean) / std is the whole normalisation. None leaves what the config has.
     """
-    vae.register_to_config(
-        latents_mean=[float(value) for value in mean],
-        latents_std=[float(value) for value in std],
-        scaling_factor=1.0,
-        shift_factor=None,
-    )
+    if statistics is not None:
+        mean, std = ([float(value) for value in each] for each in statistics)
+        vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
     vae.save_pretrained(str(folder), safe_serialization=True)

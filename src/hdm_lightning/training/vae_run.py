@@ -20,7 +20,7 @@ from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.process_body import describe_run, run_process
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.training.vae_checks import plan_vae, vae_settings_from
+from hdm_lightning.training.vae_checks import keeps_normalisation, plan_vae, vae_settings_from
 from hdm_lightning.training.vae_export import export_vae
 from hdm_lightning.training.vae_fit import fit_vae
 from hdm_lightning.training.vae_network import AutoencoderNetwork, build_vae, load_vae
@@ -147,6 +147,7 @@ def finish_vae(run: VaeRun) -> None:
             _record(run, done),
             name=run.settings.name,
             averaged=bool(run.averages.shadows),
+            keep_normalisation=keeps_normalisation(run.settings),
         )
     processes.barrier()
 

@@ -145,11 +145,16 @@ class VaeValidationSettings:
         samples: how many samples, all devices together.
         batch_size: per device.
         pictures: samples shown in TensorBoard.
+        perceptual_network: perceptual distance to report; null reports that of the loss, if it has one.
+        features: feature network of the reconstructions' kernel and Fréchet distances, as for `hdm-evaluate
+            --features`; null leaves them out.
     """
 
     samples: int = 256
     batch_size: int = 16
     pictures: int = 6
+    perceptual_network: str | None = None
+    features: str | None = None
 
 
 @dataclass

@@ -10,9 +10,11 @@ from torch import Tensor
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport
 from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.processes import summed
+from hdm_lightning.training.vae_distances import ReconstructionDistances
 from hdm_lightning.training.vae_module import AutoencoderModule, signed
 from hdm_lightning.training.vae_network import AutoencoderNetwork
 from hdm_lightning.training.vae_objective import PerceptualDistance
@@ -26,6 +28,7 @@ class ValidateAutoencoder(StepWatcher, Callback):
         averages: the first average is measured; the raw weights where there is none.
         every: optimiser steps between validations; 0 means start and end only.
         perceptual: distance to report, with its name, or None.
+        features: network of the reconstructions' kernel and Fréchet distances, or None.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class ValidateAutoencoder(StepWatcher, Callback):
         averages: WeightAverages,
         every: int,
         perceptual: tuple[str, PerceptualDistance] | None = None,
+        features: FeatureNetwork | None = None,
     ) -> None:
         super().__init__()
         self.data = data
         self.averages = averages
         self.every = every
         self.perceptual = perceptual
+        self.features = features
         self.measures: dict[str, float] = {}
         self.latents: LatentReport | None = None
 
@@ -60,11 +65,17 @@ class ValidateAutoencoder(StepWatcher, Callback):
         assert isinstance(module, AutoencoderModule)
         network = averaged(module.network, self.averages)
         measures = measures_of(network, module.plan.settings.resolution, self.perceptual)
+        distances = None if self.features is None else ReconstructionDistances(self.features)
         for batch in self.data.val_dataloader():
             batch = trainer.strategy.batch_to_device(batch)
+            image = signed(batch["image"])
             with trainer.precision_plugin.val_step_context():
-                measures.update(signed(batch["image"]), batch["weight"])
+                measures.update(image, batch["weight"])
+                if distances is not None:
+                    output = network.decode(network.posterior(image).mean)
+                    distances.update(image, output, batch["index"], batch["weight"])
         self.measures = measures.report(reduce=_summed_on(module.device))
+        self.measures |= {} if distances is None else distances.report()
         self.latents = measures.latent_report(_summed_on(module.device))
         for logger in trainer.loggers:
             logger.log_metrics(self.measures, step=trainer.global_step * module.plan.settings.batch_size)

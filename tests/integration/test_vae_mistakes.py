@@ -1,0 +1,126 @@
+"""Mistakes in an autoencoder's training: named before anything is built, or stopped before anything is spoilt."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
+
+ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
+
+
+@pytest.fixture
+def config(toy_vae_config):
+    return toy_vae_config
+
+
+def changed(config, **groups):
+    """The configuration with keys of its groups replaced."""
+    result = copy.deepcopy(config)
+    for group, values in groups.items():
+        result[group] = {**result.get(group, {}), **values} if isinstance(values, dict) else values
+    return result
+
+
+@pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adversarial):
+    """A rate beyond float32 breaks the weights in the first step, whose own loss is finite."""
+    if adversarial:
+        config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39})
+    else:
+        config = changed(config, stage={"learning_rate": 1e39})
+    with pytest.raises(UserError, match="weights are not finite after optimiser step 1") as caught:
+        run_vae_job(check_vae_job(changed(config, stage={"samples": 8})))
+    assert "learning_rate" in caught.value.mend
+    assert not list(Path(config["run_dir"]).rglob("*.ckpt"))
+    assert not (Path(config["run_dir"]) / "final").exists()
+
+
+def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config):
+    adversarial = ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39}
+    with pytest.raises(UserError, match="loss is not finite at optimiser step 2; samples: "):
+        run_vae_job(check_vae_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
+    # The rate makes the weights overflow in the first step; the second sees it.
+    config = changed(config, stage={"learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"not finite at optimiser step \d; samples: .*\.tar/\d{5}") as caught:
+        run_vae_job(check_vae_job(config))
+    assert "learning_rate" in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        ({"autoencoder": {"config": None}}, "autoencoder"),
+        ({"autoencoder": {"source": "some/where"}}, "autoencoder"),
+        ({"autoencoder": {"config": None, "source": "/nowhere"}}, "autoencoder.source"),
+        ({"autoencoder": {"config": {"latent_channels": 4}}}, "autoencoder.config.block_out_channels"),
+        ({"autoencoder": {"config": {"block_out_channels": [8, 8], "norm_groups": 4}}}, "autoencoder.config"),
+        ({"autoencoder": {"config": {"block_out_channels": [8, 8], "norm_num_groups": 3}}}, "autoencoder.config"),
+        ({"stage": {"resolution": 17}}, "stage.resolution"),
+        ({"stage": {"batch_size": 12}}, "stage.batch_size"),
+        ({"stage": {"betas": [0.5, 1.0]}}, "stage.betas"),
+        ({"stage": {"resolution": 14}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"equivariant": 0.9, "downscaled": 0.2}}, "equivariance"),
+        ({"equivariance": {"scale_numerators": [3], "scale_denominator": 16}}, "equivariance.scale_numerators"),
+        ({"loss": {"pixel": "l3"}}, "loss.pixel"),
+        ({"loss": {"kl_weight": -1}}, "loss.kl_weight"),
+        ({"loss": {"perceptual_network": "vgg"}}, "loss.perceptual_network"),
+        ({"adversarial": {"weight": -1}}, "adversarial.weight"),
+        ({"adversarial": {"weight": 1, "norm": "layer"}}, "adversarial.norm"),
+        ({"adversarial": {"weight": 1, "layers": 3}}, "adversarial.layers"),
+        ({"adversarial": ADVERSARIAL | {"layers": 0}}, "adversarial.layers"),
+        ({"adversarial": ADVERSARIAL | {"channels": 0}}, "adversarial.channels"),
+        ({"adversarial": ADVERSARIAL | {"learning_rate": 0}}, "adversarial.learning_rate"),
+        ({"adversarial": ADVERSARIAL | {"gradient_clip": -1}}, "adversarial.gradient_clip"),
+        ({"adversarial": ADVERSARIAL | {"betas": [0.5, 1.0]}}, "adversarial.betas"),
+        ({"adversarial": ADVERSARIAL | {"start_samples": 48}}, "adversarial.start_samples"),
+        ({"equivariance": {"scale_numerators": [4, 9]}}, "equivariance"),
+        ({"equivariance": {"scale_numerators": [8], "quarter_turns": [4]}}, "equivariance"),
+        ({"patches": {"size_px": 8, "samples": -1}}, "patches.samples"),
+        ({"trainer": {"static_graph": True}}, "trainer.static_graph"),
+        ({"ema": {"sigma_rel": [0.05]}}, "ema.sigma_rel"),
+        ({"validation": {"batch_size": 0}}, "validation.batch_size"),
+        ({"validation": {"perceptual_network": "vgg"}}, "validation.perceptual_network"),
+        ({"adversarial": ADVERSARIAL, "trainer": {"precision": "16-mixed"}}, "trainer.precision"),
+        ({"trainer": {"strategy": "fsdp2"}}, "trainer.strategy"),
+        ({"patches": {"size_px": 7, "samples": 8}}, "patches.size_px"),
+        ({"patches": {"size_px": 32, "samples": 8}}, "patches.size_px"),
+        ({"validation": {"samples": 0}}, "validation.samples"),
+        ({"data": {"crop": {"buckets": {"step_px": 16}}}}, "data.crop.buckets"),
+        ({"data": {"train": "/nowhere"}}, None),
+        ({"stages": {}}, "stages"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_built(config, groups, where):
+    with pytest.raises(UserError) as caught:
+        check_vae_job(changed(config, **groups))
+    if where is not None:
+        assert caught.value.where == where
+    assert caught.value.mend
+
+
+def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch):
+    asked = []
+
+    def refuse(repo_id, **options):
+        asked.append(options["allow_patterns"])
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match="no network"):
+        check_vae_job(changed(config, autoencoder={"config": None, "source": "some/autoencoder"}))
+    assert asked == [["config.json", "diffusion_pytorch_model.safetensors"]] * 2
+
+
+def test_a_config_that_is_no_json_is_named(config, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "broken" / "x.safetensors").touch()
+    with pytest.raises(UserError, match="no JSON") as caught:
+        check_vae_job(changed(config, autoencoder={"config": None, "source": str(tmp_path / "broken")}))
+    assert caught.value.where.endswith("config.json")
