@@ -1,5 +1,7 @@
 """What `init` takes from files of this project and from published ones."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,21 @@ def test_a_folder_of_ours_gives_every_tensor(tmp_path: Path) -> None:
     model = network(1)
     assert load_initial_weights(model, str(tmp_path)).missing == []
     same_values(model, network(0))
+
+
+def test_weights_of_another_wiring_are_warned_of(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "released.safetensors", published.export_state_dict(network(0)))
+    write_tensors(tmp_path / "model.safetensors", network(0).state_dict())
+    other = XUT(replace(CONFIG, residual="input", positions="area"))
+    told = ["residual=normed (model.residual is input)", "positions=long_side (model.positions is area)"]
+    assert load_initial_weights(other, str(tmp_path / "released.safetensors")).wiring == told
+    assert load_initial_weights(other, str(tmp_path)).wiring == []  # nothing tells
+    (tmp_path / "config.json").write_text(json.dumps({"xut": CONFIG.to_json()}))
+    report = load_initial_weights(other, str(tmp_path))
+    assert report.wiring == told
+    assert f"warning: the weights were made for another wiring: {', '.join(told)}" in str(report)
+    assert load_initial_weights(network(1), str(tmp_path)).wiring == []
+    assert "warning" not in str(load_initial_weights(network(1), str(tmp_path / "released.safetensors")))
 
 
 def test_files_without_a_model_are_told(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from hdm_lightning.interop.layouts import SETTINGS_KEY, VAE_CONFIG_KEY
 from hdm_lightning.interop.release import Release, release_to_tensors
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder
+from hdm_lightning.models.config import WIRING
 from hdm_lightning.models.counts import parameter_counts
 
 
 def describe(release: Release) -> str:
     """What a release holds, one fact a line."""
     config = release.network.config
-    wiring = ", ".join(f"{name} {getattr(config, name)}" for name in ("residual", "skips", "positions"))
+    wiring = ", ".join(f"{name} {getattr(config, name)}" for name in WIRING)
     lines = [
         f"network       {parameter_counts(config).total:,} parameters, {release.network.patch_embedding.weight.dtype}",
         f"wiring        {wiring}" + (" (published)" if config.is_published_wiring else ""),

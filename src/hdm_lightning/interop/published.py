@@ -16,6 +16,7 @@ from hdm_lightning.interop.mismatch import check_tensors, listed
 from hdm_lightning.interop.names import published_names
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.conditioning import time_frequencies
+from hdm_lightning.models.config import WIRING
 
 PREFIXES = ("unet.model.", "model.", "")
 """What stands before the network's names: single files and .ckpt, diffusers folders, bare state dicts."""
@@ -86,7 +87,7 @@ def require_published_wiring(config: XUTConfig) -> None:
     """Raise ValueError that names each field in which the wiring differs from the released network's."""
     different = [
         f"{name}={getattr(config, name)!r} (published: {PUBLISHED[name]!r})"
-        for name in ("residual", "skips", "positions")
+        for name in WIRING
         if getattr(config, name) != PUBLISHED[name]
     ]
     if different:

@@ -19,6 +19,9 @@ PUBLISHED: Mapping[str, Any] = {
 }
 """The wiring of the released network, as overrides: ``XUTConfig.preset("xut_base", **PUBLISHED)``."""
 
+WIRING = ("residual", "skips", "positions")
+"""The fields that decide what a network computes with its weights without showing in their shapes."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "xut_small": {
         "width": 896,
@@ -166,4 +169,4 @@ class XUTConfig:
     @property
     def is_published_wiring(self) -> bool:
         """Whether the forward pass is that of the released network (initialisation does not count)."""
-        return all(getattr(self, name) == PUBLISHED[name] for name in ("residual", "skips", "positions"))
+        return all(getattr(self, name) == PUBLISHED[name] for name in WIRING)

@@ -1,16 +1,21 @@
 """Start from a trained model: weights only, with what was loaded and what was not said plainly."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.published import own_tensors, strip_prefix
+from hdm_lightning.interop.project_folder import CONFIG, is_project_folder
+from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix
 from hdm_lightning.interop.tensor_files import read_tensors
-from hdm_lightning.models import XUT
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.models.config import WIRING
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
@@ -28,6 +33,7 @@ class InitReport:
         missing: not in the file; they keep their fresh initialisation.
         reshaped: in the file with another shape; they keep their fresh initialisation.
         unused: in the file but not in the network.
+        wiring: fields of the wiring in which the file's network differs from this one, as told for each.
     """
 
     source: str
@@ -35,6 +41,7 @@ class InitReport:
     missing: list[str]
     reshaped: list[str]
     unused: list[str]
+    wiring: list[str]
 
     def __str__(self) -> str:
         lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded"]
@@ -45,6 +52,8 @@ class InitReport:
         ):
             if names:
                 lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+        if self.wiring:
+            lines.append(f"  warning: the weights were made for another wiring: {', '.join(self.wiring)}")
         return "\n".join(lines)
 
 
@@ -69,7 +78,9 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
     Raises:
         UserError: when the file is not there or cannot be read, or no tensor of it fits.
     """
-    found = _own_tensors(network, read_tensors(find_weights(source)))
+    path = find_weights(source)
+    tensors = read_tensors(path)
+    found = _own_tensors(network, tensors)
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
     if not fits:
@@ -85,6 +96,7 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
         missing=sorted(set(state) - set(found)),
         reshaped=sorted((set(state) & set(found)) - fits),
         unused=sorted(set(found) - set(state)),
+        wiring=_other_wiring(network.config, tensors, path),
     )
 
 
@@ -99,6 +111,21 @@ def find_weights(source: str) -> Path:
         where="init",
         mend=f"give a run's folder, a folder with {MODEL_FILE}, or a safetensors file",
     )
+
+
+def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
+    """How the file's network is wired where this one is not, as far as the file or its folder's config.json tells."""
+    if find_prefix(tensors) is not None:
+        wired: Mapping[str, Any] = PUBLISHED
+    elif is_project_folder(path.parent):
+        wired = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["xut"]
+    else:
+        return []
+    return [
+        f"{name}={wired[name]} (model.{name} is {getattr(config, name)})"
+        for name in WIRING
+        if name in wired and wired[name] != getattr(config, name)
+    ]
 
 
 def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
