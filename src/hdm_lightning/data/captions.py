@@ -15,7 +15,10 @@ from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
 
 _SPACE = re.compile(r"\s+")
-_SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|counterclockwise|anticlockwise)\b", re.IGNORECASE)
+# A word ends at an underscore, too: tags are written that way.
+_SIDES = re.compile(
+    r"(?<![^\W_])((left|right)(most|wards?|hand(ed)?)?|(counter|anti)?clockwise)(?![^\W_])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class CaptionRules:
         order = ("json", "txt") if self.prefer == "json" else ("txt", "json")
         for name in order:
             found = readers[name](members[name]) if name in members else []
-            cleaned = [(clean(text) if self.clean else text, weight) for text, weight in found]
+            cleaned = [(clean(text) if self.clean else _encodable(text), weight) for text, weight in found]
             cleaned = [(text, weight) for text, weight in cleaned if text.strip() and weight > 0]
             if cleaned:
                 return cleaned
@@ -138,16 +141,26 @@ class CaptionRules:
         return [(_utf8(data), 1.0)]
 
     def _from_record(self, data: bytes) -> list[tuple[str, float]]:
-        try:
-            record = json.loads(_utf8(data))
-        except ValueError as error:
-            raise SampleFault("undecodable JSON record") from error
-        if not isinstance(record, dict):
-            raise SampleFault("undecodable JSON record: not an object")
+        record = parse_record(data)
         for name in self.fields:
             if record.get(name):
                 return _weighted(record[name])
         return []
+
+
+def parse_record(data: bytes) -> dict[str, object]:
+    """The JSON object of a sample's record.
+
+    Raises:
+        SampleFault: it is none.
+    """
+    try:
+        record = json.loads(_utf8(data))
+    except (ValueError, RecursionError) as error:  # brackets nested by the thousand
+        raise SampleFault("undecodable JSON record") from error
+    if not isinstance(record, dict):
+        raise SampleFault("undecodable JSON record: not an object")
+    return record
 
 
 def _weighted(value: object) -> list[tuple[str, float]]:
@@ -163,7 +176,10 @@ def _weighted(value: object) -> list[tuple[str, float]]:
             continue
         if not isinstance(text, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
             raise SampleFault("undecodable JSON record: a caption is no text")
-        captions.append((text, float(weight)))
+        try:
+            captions.append((text, float(weight)))
+        except OverflowError as error:
+            raise SampleFault("undecodable JSON record: a weight beyond all numbers") from error
     return captions
 
 
@@ -186,6 +202,15 @@ def clean(text: str) -> str:
 def names_a_side(text: str) -> bool:
     """Whether a caption says left or right, so that its image must not be mirrored."""
     return _SIDES.search(text) is not None
+
+
+def _encodable(text: str) -> str:
+    """The text, unless it holds half a surrogate pair, as an escape in a JSON record can: tokenisers break on those."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SampleFault("caption is not UTF-8") from error
+    return text
 
 
 def _utf8(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -195,6 +196,7 @@ OWN = KohyaOptions(kept="||", group=";;", tag=",", keep_tokens=2)
         ("a sentence. And more", OWN, "a sentence. And more"),
         ("a, b", OWN, "a, b |||"),
         ("a, b, c ;; d", OWN, "a, b ||| c %% d"),
+        (" , ;; ,", OWN, ""),
     ],
 )
 def test_kohya_captions_become_the_grammar(text, options, expected):
@@ -231,6 +233,41 @@ def test_a_kohya_folder_becomes_shards(kit, tmp_path):
     assert sorted((int(s.image[0, 0, 0]), s.caption) for s in samples) == [(1, "red fox")] * 3 + [(2, "x ||| y $$ z")]
     once = build_kohya(root, tmp_path / "once", KohyaOptions(apply_repeats=False), allow_missing=True, processes=1)
     assert once.samples == 3
+
+
+def test_no_caption_of_a_kohya_folder_is_lost_to_its_name(kit, tmp_path):
+    """What a `.json` says stays as it is; only where nothing says anything does the folder's name count."""
+    root = tmp_path / "in" / "2_red fox"
+    root.mkdir(parents=True)
+    beside = {"record": ("json", b'{"captions": ["one", "two"]}'), "blank": ("txt", b" \n"), "seps": ("txt", b" , ")}
+    for number, (name, (extension, data)) in enumerate(beside.items()):
+        (root / f"{name}.png").write_bytes(kit.coloured(number))
+        (root / f"{name}.{extension}").write_bytes(data)
+    options = KohyaOptions(tag=",", keep_tokens=1, apply_repeats=False)
+    assert build_kohya(tmp_path / "in", tmp_path / "out", options, processes=1).samples == 3
+    config = kit.stream_config(tmp_path / "out", captions=CaptionRules(drop=0.0))
+    found = {(int(sample.image[0, 0, 0]), sample.caption) for sample in stream(config, kit.letters, stop=90)}
+    assert found == {(0, "one"), (0, "two"), (1, "red fox"), (2, "red fox")}
+
+
+def test_files_that_break_writers_and_parsers_are_rejected_one_by_one(kit, tmp_path):
+    """Sides no encoder takes, brackets nested by the thousand, names and records that are not UTF-8."""
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in ("wide.gif", "deep.png", "half.png", "good.png", os.fsdecode(b"caf\xe9.png")):
+        (root / name).write_bytes(kit.coloured(7))
+        (root / name).with_suffix(".json").write_text('{"caption": "x"}')
+    (root / "wide.gif").write_bytes(kit.encoded(Image.new("L", (16_400, 1)), "GIF"))
+    (root / "deep.json").write_text('{"caption": ' + "[" * 100_000)
+    (root / "half.json").write_text('{"caption": "x", "artist": "\\ud800"}')
+    report = build_folder(root, tmp_path / "out", processes=1)
+    assert report.samples == 3
+    reasons = {name: reason.split(":")[0] for name, reason in rejections(tmp_path / "out").items()}
+    assert reasons == {"wide.gif": "cannot be written as WEBP", "deep.png": "undecodable JSON record"}
+    with tarfile.open(tmp_path / "out" / "shard-00000.tar") as archive:
+        records = [json.load(archive.extractfile(name)) for name in archive.getnames() if name.endswith("json")]
+    assert sorted(record["source"] for record in records) == [os.fsdecode(b"caf\xe9.png"), "good.png", "half.png"]
+    assert [record["artist"] for record in records if "artist" in record] == ["\ud800"]
 
 
 def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):

@@ -107,12 +107,21 @@ def test_choices_depend_on_the_draws_alone():
         ({"json": b'{"captions": [{"text": "x", "weight": "y"}]}'}, "undecodable JSON"),
         ({"json": b'{"caption": ""}'}, "no caption"),
         ({"json": b"\xff"}, "not UTF-8"),
+        ({"json": b'{"caption": ' + b"[" * 100_000}, "undecodable JSON"),
+        ({"json": b'{"captions": [{"text": "x", "weight": 1' + b"0" * 400 + b"}]}"}, "undecodable JSON"),
     ],
 )
 def test_unusable_captions_are_faults(members, reason):
     for call in (lambda: CaptionRules().choose(members, Draws(0)), lambda: CaptionRules().first(members)):
         with pytest.raises(SampleFault, match=reason):
             call()
+
+
+def test_half_a_surrogate_pair_never_reaches_the_tokeniser():
+    members = {"json": b'{"caption": "x \\ud800 y"}'}
+    assert CaptionRules().first(members) == "x y"
+    with pytest.raises(SampleFault, match="not UTF-8"):
+        CaptionRules(clean=False).first(members)
 
 
 def test_missing_captions_may_be_allowed():
@@ -146,4 +155,6 @@ def test_cleaning_examples():
 def test_captions_that_name_a_side():
     assert names_a_side("a cat Left of a dog") and names_a_side("turn right.")
     assert not names_a_side("bright leftovers, upright, copyright")
+    tags = ("sword_in_left_hand", "facing_right", "left-handed", "a lefthanded man", "leftwards", "counterclockwise")
+    assert all(names_a_side(tag) for tag in tags)
     assert np.mean([names_a_side(word) for word in ("left", "right", "rightmost", "up")]) == 0.75

@@ -1,11 +1,12 @@
 """Builds shards from a folder laid out for kohya's trainers: `10_name/` holds pictures to be seen ten times.
 
 Captions stand beside the pictures. Their parts, in whatever separators, are written in the grammar of
-`data.captions`: `kept ||| tag $$ tag %% tag $$ tag`.
+`data.captions`: `kept ||| tag $$ tag %% tag $$ tag`. Captions in a `.json` stay as they are.
 """
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from hdm_lightning.data.builders.pictures import (
 )
 from hdm_lightning.data.builders.shard_build import Item, Report, build_shards
 from hdm_lightning.data.builders.writer import Field
-from hdm_lightning.data.captions import TagGrammar
+from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 
 CAPTION_EXTENSIONS = ("caption", "txt")
@@ -56,7 +57,7 @@ def build_kohya(
     samples_per_shard: int = 1000,
     processes: int | None = None,
 ) -> Report:
-    """Write shards of all pictures below a folder; those without a caption file have their folder's name as caption.
+    """Write shards of all pictures below a folder; those without any caption have their folder's name as caption.
 
     Args:
         folder, out: pictures, and where the shards go.
@@ -99,7 +100,7 @@ def canonical_caption(text: str, options: KohyaOptions) -> str:
     if not grammar.is_used_in(text):
         return text
     kept, groups = grammar.parse(text)
-    if not kept and options.keep_tokens and options.kept not in text:
+    if not kept and groups and options.keep_tokens and options.kept not in text:
         front, groups = groups[0][: options.keep_tokens], [groups[0][options.keep_tokens :], *groups[1:]]
         kept = _CANONICAL.join.join(front)
     tags = f" {_CANONICAL.group} ".join(f" {_CANONICAL.tag} ".join(group) for group in groups if group)
@@ -113,12 +114,18 @@ def _sample(
     path, (repeats, shown) = root / item.name, repeats_and_class(item.name)
     record = {"source": item.name, "repeats": repeats, "repeat": item.repeat}
     fields = caption_fields(path, CAPTION_EXTENSIONS, record, allow_missing=True)
-    text = fields.get("txt") or shown
-    if isinstance(text, str) and text.strip():
-        fields["txt"] = canonical_caption(text, options)
-    elif not allow_missing:
-        raise SampleFault("no caption")
+    text = canonical_caption(str(fields.get("txt", "")), options)
+    if not text.strip() and not _has_caption(fields["json"]):
+        text = canonical_caption(shown, options)
+        if not text and not allow_missing:
+            raise SampleFault("no caption")
+    if text or "txt" in fields:
+        fields["txt"] = text
     return {**picture_field(path.read_bytes(), pictures), **fields}
+
+
+def _has_caption(record: Field) -> bool:
+    return isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hdm_lightning.data.builders.writer import Field
-from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.captions import CaptionRules, parse_record
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.images import format_of, load_upright
 
@@ -70,7 +69,10 @@ def _keeps_jpeg(kind: str, options: PictureOptions) -> bool:
 def _encoded(image: Image.Image, kind: str, options: PictureOptions) -> dict[str, Field]:
     buffer = io.BytesIO()
     more = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
-    image.save(buffer, kind, quality=options.quality, **more)
+    try:
+        image.save(buffer, kind, quality=options.quality, **more)
+    except (OSError, ValueError) as error:  # WebP has no side longer than 16383 pixels, JPEG none longer than 65500
+        raise SampleFault(f"cannot be written as {kind}: {error}") from error
     return {KEPT[kind]: buffer.getvalue()}
 
 
@@ -99,17 +101,7 @@ def caption_fields(
         raw["json"] = beside.read_bytes()
     CaptionRules(allow_missing=allow_missing).first(raw)
     fields: dict[str, Field] = {"txt": raw["txt"].decode("utf-8-sig")} if "txt" in raw else {}
-    return {**fields, "json": {**_record(raw.get("json")), **record}}
-
-
-def _record(data: bytes | None) -> dict[str, object]:
-    try:
-        record = json.loads(data) if data is not None else {}
-    except ValueError as error:
-        raise SampleFault("undecodable JSON record") from error
-    if not isinstance(record, dict):
-        raise SampleFault("undecodable JSON record: not an object")
-    return record
+    return {**fields, "json": {**(parse_record(raw["json"]) if "json" in raw else {}), **record}}
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -125,5 +125,6 @@ def _encode(field: Field) -> bytes:
     if isinstance(field, bytes):
         return field
     if isinstance(field, str):
-        return field.encode()
-    return json.dumps(field, ensure_ascii=False, sort_keys=True).encode()
+        return field.encode("utf-8", "replace")
+    # Half a surrogate pair, as the name of a file can hold, becomes the escape that JSON has for it.
+    return json.dumps(field, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
