@@ -30,11 +30,11 @@ class Journal:
         self.path = folder / NAME
         self.outcomes: dict[str, str] = {}
         header = f"# {json.dumps(dict(options), sort_keys=True)}"
-        if not self.path.exists():
+        lines = self._whole_lines()
+        if not lines:
             require_no_shards(folder)
             self._append([header])
             return
-        lines = self.path.read_text().splitlines()
         if lines[0] != header:
             raise UserError(
                 f"the folder holds a build with other options: {lines[0]}",
@@ -53,8 +53,18 @@ class Journal:
         self.outcomes.update(outcomes)
         self._append([f"{path}\t{outcome}" for path, outcome in outcomes.items()])
 
+    def _whole_lines(self) -> list[str]:
+        """The lines of the file, which loses what a build that was killed left of its last one."""
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            os.truncate(self.path, len(whole))
+        return whole.decode().splitlines()
+
     def _append(self, lines: list[str]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
