@@ -41,8 +41,8 @@ class StreamConfig:
         window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
         workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own; 0 works
             in the training process.
-        max_bad_share: share of unusable samples at which the run stops.
-        bad_patience: samples to see before that share is judged.
+        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
+        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
         quarantine: file that gets one line of JSON a bad sample, or None.
         cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
         memory_cache_gb: decoded small images that each worker keeps, for tiny sets.

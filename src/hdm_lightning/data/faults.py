@@ -39,12 +39,15 @@ class Quarantine:
 
 
 class FaultMeter:
-    """Counts holes and stops the run when their share is too large.
+    """Counts holes and stops the run when their share of the latest samples is too large.
 
     Args:
         largest_share: share of holes at which to stop, in [0, 1].
-        patience: samples to see before the first judgement.
+        patience: samples to see before the first judgement. After `MEMORY` times as many all counts are halved, so
+            that a server that dies after millions of good samples is noticed as soon as one that dies early.
     """
+
+    MEMORY = 20
 
     def __init__(self, largest_share: float, patience: int) -> None:
         self.largest_share, self.patience = largest_share, patience
@@ -55,8 +58,11 @@ class FaultMeter:
         """Count one sample; `reason` is None for a good one.
 
         Raises:
-            UserError: more than `largest_share` of the samples so far were bad.
+            UserError: more than `largest_share` of the latest samples were bad.
         """
+        if self.seen >= self.MEMORY * max(1, self.patience):
+            self.seen //= 2
+            self.reasons = Counter({kind: count // 2 for kind, count in self.reasons.items()})
         self.seen += 1
         if reason is not None:
             self.reasons[reason.partition(":")[0]] += 1
@@ -65,13 +71,14 @@ class FaultMeter:
 
     @property
     def bad(self) -> int:
-        """How many samples were bad so far."""
+        """How many of the samples that count were bad."""
         return self.reasons.total()
 
     def _too_many(self) -> UserError:
         commonest = ", ".join(f"{reason} ({count})" for reason, count in self.reasons.most_common(3))
         return UserError(
-            f"{self.bad} of {self.seen} samples could not be used, more than {self.largest_share:.1%}: {commonest}",
+            f"{self.bad} of the last {self.seen} samples could not be used, more than {self.largest_share:.1%}: "
+            f"{commonest}",
             where="data.max_bad_share",
             mend="see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
             "samples out, or raise data.max_bad_share",

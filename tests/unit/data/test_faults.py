@@ -208,7 +208,7 @@ def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
     patient = kit.stream_config(tmp_path, max_bad_share=0.3, bad_patience=10)
     assert sum(sample.weight == 0 for sample in stream(patient, kit.letters, stop=100)) == 25
     strict = replace(patient, max_bad_share=0.1, bad_patience=50)
-    with pytest.raises(UserError, match=r"of 5\d samples could not be used.*no caption") as caught:
+    with pytest.raises(UserError, match=r"of the last 5\d samples could not be used.*no caption") as caught:
         list(stream(strict, kit.letters, stop=1000))
     assert caught.value.mend is not None and "quarantine" in caught.value.mend
     for workers in (0, 2):
@@ -224,8 +224,26 @@ def test_meter_counts_by_the_first_part_of_the_reason():
         meter.count(reason)
     assert (meter.seen, meter.bad, meter.reasons["a"]) == (3, 2, 2)
     meter.count(None)
-    with pytest.raises(UserError, match=r"3 of 5 .* a \(2\), b \(1\)"):
+    with pytest.raises(UserError, match=r"3 of the last 5 .* a \(2\), b \(1\)"):
         meter.count("b")
+
+
+@pytest.mark.parametrize("good", [0, 3_000, 100_000])
+def test_a_source_that_dies_late_is_noticed_as_soon_as_one_that_dies_early(good):
+    """A twentieth of bad samples is borne: at most 1,000 of 20,000 that count, however many came before."""
+    meter = FaultMeter(0.05, 1000)
+    for _ in range(good):
+        meter.count(None)
+    with pytest.raises(UserError, match=r"more than 5\.0%: unreadable shard"):
+        for _ in range(1100):
+            meter.count("unreadable shard: timed out")
+
+
+def test_a_share_below_the_limit_never_stops_a_long_run():
+    meter = FaultMeter(0.05, 1000)
+    for number in range(200_000):
+        meter.count("no caption" if number % 25 == 0 else None)
+    assert 10_000 <= meter.seen <= 20_000 and abs(meter.bad / meter.seen - 0.04) < 0.002
 
 
 def test_quarantine_lines_of_many_processes_do_not_mix(tmp_path):
