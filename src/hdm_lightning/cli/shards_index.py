@@ -1,6 +1,9 @@
 """hdm-shards index."""
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 from hdm_lightning.errors import UserError
@@ -13,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="local folders, or remote shards")
     parser.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
-    parser.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged shards")
+    parser.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged local shards")
     parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
 
 
@@ -27,11 +30,25 @@ def run(arguments: argparse.Namespace) -> int:
     if remote and (not arguments.out or len(remote) < len(arguments.places)):
         raise UserError("remote shards are indexed by themselves, into a local file", where="--out", mend="give --out")
     if remote:
-        _tell(index_remote(remote, arguments.out), arguments.out)
+        with _bar() as show:
+            index = index_remote(remote, arguments.out, jobs=arguments.jobs, progress=show)
+        _tell(index, arguments.out)
         return 0
     for folder in arguments.places:
-        _tell(index_shards(folder, jobs=arguments.jobs, new_only=arguments.new_only), folder)
+        with _bar() as show:
+            index = index_shards(folder, jobs=arguments.jobs, new_only=arguments.new_only, progress=show)
+        _tell(index, folder)
     return 0
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[object], None]]:
+    """How many shards are done, on a terminal."""
+    from hdm_lightning.data.builders.progress import progress_bar  # noqa: PLC0415 (for --help's sake)
+
+    done = count(1)
+    with progress_bar("shards", None) as show:
+        yield lambda record: show(next(done))
 
 
 def _tell(index: "Index", place: str) -> None:

@@ -28,6 +28,12 @@ class Buckets:
     max_aspect: float = 2.0
     block: int = 1024
 
+    def __post_init__(self) -> None:
+        for name in ("step_px", "max_aspect", "block"):
+            if not getattr(self, name) >= 1:
+                where = f"data.crop.buckets.{name}"
+                raise UserError(f"is {getattr(self, name)}", where=where, mend="give 1 or more")
+
     def shapes(self, resolution: int) -> tuple[Shape, ...]:
         """All (height, width), from the tallest to the widest.
 
@@ -72,6 +78,6 @@ class Buckets:
                 raise UserError(
                     f"there are {len(height)} images, fewer than a block of {self.block}",
                     where="data.crop.buckets.block",
-                    mend="make it smaller",
+                    mend="make it smaller (in a training it is the stage's batch size)",
                 )
             del shapes[int(counts.argmin())]

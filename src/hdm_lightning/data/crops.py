@@ -59,9 +59,10 @@ class CropRules:
     buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_aspect", 1.0), ("max_upscale", 0.0)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.crop.{name}", mend=f"give {least:g} or more")
+        if not self.max_aspect >= 1:
+            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", mend="give 1 or more")
+        if not self.max_upscale > 0:
+            raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", mend="give more than 0")
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""

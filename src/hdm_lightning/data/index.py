@@ -107,8 +107,22 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
         return UserError("there is no such folder", where=location, mend=f"give the folder of your shards; {make}")
     if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
         return UserError("there are no shards (.tar) in this folder", where=location, mend=make)
-    why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
-    return UserError(f"there is no index of the shards{why}", where=file, mend=f"run `hdm-shards index {location}`")
+    if not isinstance(error, FileNotFoundError):
+        mend = "check the address, and whether you may read it"
+        return UserError(f"the index of the shards cannot be read ({error})", where=file, mend=mend)
+    return UserError("there is no index of the shards", where=file, mend=_index_command(location))
+
+
+def _index_command(location: str) -> str:
+    """What makes the index that is missing at a location."""
+    if location.endswith(".json"):
+        return "check `index` of the source"
+    if is_local(location):
+        return f"run `hdm-shards index {location}`"
+    return (
+        f"write one with `hdm-shards index '{location.rstrip('/')}/{{0000..0099}}.tar' --out index.json` and upload it "
+        "beside the shards, or name it as `index` of the source"
+    )
 
 
 def _parse(raw: bytes, file: str) -> Index:

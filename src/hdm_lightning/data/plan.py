@@ -115,7 +115,8 @@ class Plan:
                 f"a block of {self._blocks.block} samples of one bucket, from sample {start} on, is not a whole "
                 f"number of micro-batches of {samples} samples over all ranks",
                 where="data.crop.buckets.block",
-                mend=f"make it a multiple of {samples}, or change the batch size per device",
+                mend=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
+                "size per device",
             )
 
     def _bucket(self, position: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,9 @@ STALE_S = 3600
 
 class ShardCache:
     """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
+
+    Every lane reads a shard of its own, so a limit below the size of as many shards as there are lanes makes copies
+    come and go with each window.
 
     Args:
         folder: made when missing.
@@ -45,7 +48,7 @@ class ShardCache:
         return read_range(url, start, end)
 
     def path(self, url: str, record: ShardRecord) -> str | None:
-        """Where the copy of a shard lies, fetched now if need be; None for a shard that is larger than the limit.
+        """Where the copy of a shard lies, fetched now if need be; None where there is no room for one.
 
         Raises:
             FileNotFoundError: there is no such shard.
@@ -57,8 +60,10 @@ class ShardCache:
         if not self._touch(copy):
             with _locked(copy.with_suffix(".lock")):
                 if not self._touch(copy):
-                    self._make_room(record.bytes, copy)
-                    with_retries(lambda: _fetch(url, record, copy), tries=2)
+                    temporary = copy.with_suffix(f".part{os.getpid()}")
+                    if not self._reserve(temporary, record.bytes):
+                        return None
+                    with_retries(lambda: _fetch(url, record, temporary, copy), tries=2)
         return str(copy)
 
     def _touch(self, copy: Path) -> bool:
@@ -68,26 +73,42 @@ class ShardCache:
             return False
         return True
 
-    def _make_room(self, wanted: int, coming: Path) -> None:
+    def _reserve(self, temporary: Path, wanted: int) -> bool:
+        """Make room for a copy and take it with an empty file of its size; False where other copies are under way."""
         with _locked(self.folder / "room.lock"):
-            for left in self.folder.glob("*.part*"):
-                if time.time() - left.stat().st_mtime > STALE_S:  # its process was killed
+            for left, (changed, _) in _states(self.folder.glob("*.part*")).items():
+                if time.time() - changed > STALE_S:  # its process was killed
                     left.unlink(missing_ok=True)
-            held = sorted((entry.stat().st_mtime, entry.stat().st_size, entry) for entry in self.folder.glob("*.tar"))
-            total = sum(size for _, size, _ in held)
-            for _, size, entry in held:
-                if total + wanted <= self.limit:
-                    return
-                if entry != coming:
+            coming = sum(size for _, size in _states(self.folder.glob("*.part*")).values())
+            if coming + wanted > self.limit:
+                return False
+            held = _states(self.folder.glob("*.tar"))
+            total = coming + sum(size for _, size in held.values())
+            for entry in sorted(held, key=held.__getitem__):
+                if total + wanted > self.limit:
                     entry.unlink(missing_ok=True)
-                    total -= size
+                    total -= held[entry][1]
+            with temporary.open("wb") as handle:
+                handle.truncate(wanted)
+            return True
 
 
-def _fetch(url: str, record: ShardRecord, copy: Path) -> None:
-    temporary = copy.with_suffix(f".part{os.getpid()}")
+def _states(paths: Iterable[Path]) -> dict[Path, tuple[float, int]]:
+    """Time of the last change and size of files, without those that go in the meantime."""
+    found = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            continue
+        found[path] = (state.st_mtime, state.st_size)
+    return found
+
+
+def _fetch(url: str, record: ShardRecord, temporary: Path, copy: Path) -> None:
     digest = hashlib.sha256()
     try:
-        with temporary.open("wb") as handle:
+        with temporary.open("r+b" if temporary.exists() else "wb") as handle:
             for start in range(0, record.bytes, PART_BYTES):
                 part = read_range(url, start, min(start + PART_BYTES, record.bytes))
                 digest.update(part)

@@ -1,6 +1,6 @@
 """Sources to the shards that a plan may read, and the samples of them that the rules accept."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.records import Index, SampleTable, ShardRecord
+from hdm_lightning.data.records import SampleTable, ShardRecord
 from hdm_lightning.errors import UserError
 
 Rows = NDArray[np.int32]
@@ -91,21 +91,32 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
         UserError: an index is missing, or does not know a shard that is named.
     """
     found: list[tuple[str, ShardRecord]] = []
-    indices: dict[str, Index] = {}
-    for url in (single for pattern in source.urls for single in braceexpand(pattern)):
+    indices: dict[str, dict[str, ShardRecord]] = {}
+    for url in (single for pattern in source.urls for single in expanded(pattern)):
         folder, name = (url.rpartition("/")[0] or ".", url.rpartition("/")[2]) if _is_shard(url) else (url, "")
         place = source.index or folder
         if place not in indices:
-            indices[place] = load_index(place)
-        records = indices[place].shards
+            indices[place] = {record.name: record for record in load_index(place).shards}
+        records = indices[place]
         if not name:
-            found += [(f"{folder.rstrip('/')}/{record.name}", record) for record in records]
-            continue
-        named = [record for record in records if record.name == name]
-        if not named:
+            found += [(f"{folder.rstrip('/')}/{record.name}", record) for record in records.values()]
+        elif name in records:
+            found.append((url, records[name]))
+        else:
             raise UserError("the index does not know this shard", where=url, mend=f"run `hdm-shards index {place}`")
-        found.append((url, named[0]))
     return found
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The addresses that a brace pattern names.
+
+    Raises:
+        UserError: a brace is not closed.
+    """
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise UserError(f"is no pattern ({error})", where=pattern, mend="close each brace: {0000..0099}.tar") from error
 
 
 def _is_shard(url: str) -> bool:

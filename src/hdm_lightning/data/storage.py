@@ -6,15 +6,22 @@ import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from typing import TypeVar
+
+from hdm_lightning.errors import UserError
 
 T = TypeVar("T")
 OPEN_FILES = 64
 TRIES = 5
 PAUSE_S = 0.5
+PART_BYTES = 1 << 20
 TIMEOUT_S = 60.0
+"""How long a server may be silent."""
+
+SLOWEST_BYTES_PER_S = 20_000
+"""What a reply must come to on average, so that a server that lets a few bytes trickle holds up nobody for ever."""
 
 
 class LocalFiles:
@@ -32,7 +39,11 @@ class LocalFiles:
             OSError: the file cannot be read.
         """
         with self._lock:
-            return os.pread(self._handle(path), end - start, start)
+            try:
+                return os.pread(self._handle(path), end - start, start)
+            except OSError:
+                self._forget(path)  # a network file system's handle may be stale: the next read opens anew
+                raise
 
     def close(self) -> None:
         """Close all files."""
@@ -48,6 +59,11 @@ class LocalFiles:
         else:
             self._handles.move_to_end(path)
         return handle
+
+    def _forget(self, path: str) -> None:
+        handle = self._handles.pop(path, None)
+        if handle is not None:
+            os.close(handle)
 
     def __del__(self) -> None:
         self.close()
@@ -80,7 +96,7 @@ def read_range(url: str, start: int, end: int) -> bytes:
 
 
 def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
-    """Call until it works; a missing file is not tried again.
+    """Call until it works; a missing file, or what only the user can mend, is not tried again.
 
     Args:
         action: what to try.
@@ -88,20 +104,20 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
         pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
 
     Raises:
-        FileNotFoundError: as soon as `action` raises it.
+        FileNotFoundError, UserError: as soon as `action` raises it.
         OSError: every try failed.
     """
     tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
     for attempt in range(tries - 1):
         try:
             return action()
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):
             raise
         except Exception:  # each kind of store has exceptions of its own
             time.sleep(pause_s * 2**attempt)
     try:
         return action()
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
     except Exception as error:
         raise OSError(f"gave up after {tries} tries: {error}") from error
@@ -114,7 +130,11 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
         return _piped(url, start, end)
     import fsspec  # noqa: PLC0415 (only such data need it, and it is slow to load)
 
-    filesystem, path = fsspec.core.url_to_fs(url)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a package is missing, or nobody knows such addresses
+        mend = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
+        raise UserError(f"cannot be opened ({error})", where=url, mend=mend) from error
     return filesystem.cat_file(path, start=start, end=end)
 
 
@@ -138,18 +158,44 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
 
     Raises:
         ConnectionError: the connection ended before the bytes did.
+        TimeoutError: they came too slowly.
     """
+    begin, wanted = (0, None) if reply.status == 206 else (start, None if end is None else end - start)
     length = reply.headers.get("Content-Length")
-    if reply.status == 206:
-        data, expected = reply.read(), int(length or 0)
-    else:
-        _skip(reply.read, start)
-        data = reply.read() if end is None else reply.read(end - start)
-        rest = max(0, int(length or 0) - start)
-        expected = rest if end is None else min(rest, end - start)
-    if len(data) < expected:
-        raise ConnectionError(f"{reply.url}: {len(data)} of {expected} bytes came")
+    if length is not None:  # not all servers hang up after the last byte
+        rest = max(0, int(length) - begin)
+        wanted = rest if wanted is None else min(rest, wanted)
+    read = _hurried(reply)
+    _skip(read, begin)
+    data = b"".join(_parts(read, wanted))
+    if length is not None and len(data) < (wanted or 0):
+        raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
     return data
+
+
+def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:
+    """Reads what has come of a reply, up to a number of bytes, and gives up on one that trickles."""
+    begin, came = time.monotonic(), 0
+
+    def read(count: int) -> bytes:
+        nonlocal came
+        data = reply.read1(count)
+        came += len(data)
+        if time.monotonic() - begin > TIMEOUT_S + came / SLOWEST_BYTES_PER_S:
+            raise TimeoutError(f"{reply.url}: only {came} bytes in {time.monotonic() - begin:.0f} s")
+        return data
+
+    return read
+
+
+def _parts(read: Callable[[int], bytes], count: int | None) -> Iterator[bytes]:
+    """The next bytes of a stream, `count` or all, fewer where it ends."""
+    while count is None or count > 0:
+        data = read(PART_BYTES if count is None else min(count, PART_BYTES))
+        if not data:
+            return
+        yield data
+        count = None if count is None else count - len(data)
 
 
 def _piped(url: str, start: int, end: int | None) -> bytes:
@@ -161,8 +207,5 @@ def _piped(url: str, start: int, end: int | None) -> bytes:
 
 
 def _skip(read: Callable[[int], bytes], count: int) -> None:
-    while count > 0:
-        data = read(min(count, 1 << 20))
-        if not data:
-            return
-        count -= len(data)
+    for _ in _parts(read, count):
+        pass

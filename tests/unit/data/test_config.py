@@ -2,9 +2,11 @@
 
 import pytest
 
+from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.config import Source
 from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
 
 
@@ -23,6 +25,11 @@ from hdm_lightning.errors import UserError
         (lambda kit: TagGrammar(tag_drop=2), "data.captions.tags.tag_drop"),
         (lambda kit: CropRules(max_aspect=0.5), "data.crop.max_aspect"),
         (lambda kit: CropRules(max_upscale=-1), "data.crop.max_upscale"),
+        (lambda kit: CropRules(max_upscale=0), "data.crop.max_upscale"),
+        (lambda kit: Buckets(step_px=0), "data.crop.buckets.step_px"),
+        (lambda kit: Buckets(max_aspect=0.5), "data.crop.buckets.max_aspect"),
+        (lambda kit: Buckets(block=0), "data.crop.buckets.block"),
+        (lambda kit: Plan(kit.stream_config("shards/{000..099.tar")), "shards/{000..099.tar"),
     ],
 )
 def test_impossible_values_are_refused(kit, make, key):

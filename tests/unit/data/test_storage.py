@@ -1,5 +1,6 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
+import errno
 import http.server
 import itertools
 import os
@@ -43,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(404)
         body, status = file.read_bytes(), 200
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if found and trouble != "no ranges":
+        if found and "no ranges" not in (trouble or ""):
             start, end = int(found[1]), int(found[2] or len(body)) + 1
             if start >= len(body):
                 return self.send_error(416)
@@ -51,9 +52,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if "trickle" in (trouble or ""):
+            return self.trickle(body)
         self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+        if trouble == "stay":
+            self.wfile.flush()
+            self.server.leave.wait(30)
         if trouble == "cut":
             self.close_connection = True
+
+    def trickle(self, body):
+        """Never silent for long, and never done."""
+        for byte in body[:400]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.05)
 
     def log_message(self, *arguments):
         pass
@@ -65,10 +77,11 @@ def server(shards, monkeypatch):
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
     instance.trouble = lambda path, attempt: None
-    instance.daemon_threads = True
+    instance.daemon_threads, instance.leave = True, threading.Event()
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
     threading.Thread(target=instance.serve_forever, daemon=True).start()
     yield instance
+    instance.leave.set()
     instance.shutdown()
     instance.server_close()
 
@@ -102,6 +115,53 @@ def test_a_read_that_dies_half_way_is_tried_again(server):
     with pytest.raises(FileNotFoundError):
         read_range(f"{server.url}/nothing.tar", 0, 9)
     assert len(server.requests) == 1
+
+
+def test_a_server_that_lets_bytes_trickle_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.4)
+    monkeypatch.setattr(storage, "TRIES", 2)
+    for trouble in ("trickle", "trickle, no ranges"):
+        server.trouble = lambda path, attempt, trouble=trouble: trouble
+        begin = time.monotonic()
+        with pytest.raises(OSError, match=r"gave up after 2 tries: .* bytes in"):
+            read_range(f"{server.url}/000.tar", 512, 2000)
+        assert time.monotonic() - begin < 10
+
+
+def test_a_server_that_does_not_hang_up_after_the_last_byte_holds_up_nobody(server):
+    server.trouble = lambda path, attempt: "stay"
+    data = (server.folder / "000.tar").read_bytes()
+    begin = time.monotonic()
+    assert read_range(f"{server.url}/000.tar", 512, 2000) == data[512:2000]
+    assert read_whole(f"{server.url}/000.tar") == data
+    assert time.monotonic() - begin < 10
+
+
+def test_what_only_the_user_can_mend_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(storage, "PAUSE_S", 100)
+    with pytest.raises(UserError, match="cannot be opened") as caught:
+        load_index("nothing-of-the-kind://bucket/shards")
+    assert caught.value.where == "nothing-of-the-kind://bucket/shards/index.json" and "remote" in caught.value.mend
+
+
+def test_a_stale_handle_of_a_network_file_is_opened_anew(shards, monkeypatch):
+    files, path = LocalFiles(), str(shards / "000.tar")
+    data, read = files.read(path, 0, 600), os.pread
+    (stale,) = files._handles.values()
+
+    def pread(handle, *arguments):
+        if handle == stale:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(handle, *arguments)
+
+    blocker = os.open(path, os.O_RDONLY)  # so that the next handle has another number
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(OSError, match="Stale"):
+        files.read(path, 0, 600)
+    spare = os.dup(blocker)
+    assert files.read(path, 0, 600) == data
+    os.close(blocker)
+    os.close(spare)
 
 
 def test_pauses_grow():
@@ -172,8 +232,15 @@ def test_an_index_may_lie_elsewhere_and_a_missing_one_is_named(kit, server, tmp_
     (tmp_path / "mine.json").write_bytes((server.folder / "index.json").read_bytes())
     source = Source((f"{server.url}/{{000..004}}.tar",), index=str(tmp_path / "mine.json"))
     assert Plan(kit.stream_config(sources=(source,))).samples == 150
-    with pytest.raises(UserError, match="no index"):
+    with pytest.raises(UserError, match="no index") as caught:
         load_index(f"{server.url}/nowhere")
+    assert f"hdm-shards index '{server.url}/nowhere/{{0000..0099}}.tar' --out" in caught.value.mend
+    with pytest.raises(UserError, match="no index") as caught:
+        load_index(f"{server.url}/other.json")
+    assert "`index` of the source" in caught.value.mend
+    server.trouble = lambda path, attempt: "error"
+    with pytest.raises(UserError, match=r"cannot be read .*503"):
+        load_index(server.url)
 
 
 def test_fsspec_addresses(kit, shards):
@@ -265,6 +332,29 @@ def test_what_killed_processes_left_is_taken_away(server, tmp_path):
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     ShardCache(str(tmp_path), 1.0).path(url, record)
     assert [path.name for path in tmp_path.glob("*.part*")] == ["young.part2"]
+
+
+def test_copies_under_way_count_and_files_that_go_disturb_nobody(server, tmp_path):
+    """Another process is fetching: what it will take is taken, and its file may change names at any time."""
+    records = load_index(server.folder).shards
+    cache, sizes = ShardCache(str(tmp_path), sum(record.bytes for record in records) / 1e9), []
+    assert cache.path(f"{server.url}/000.tar", records[0])
+    (tmp_path / "renamed.part7").symlink_to(tmp_path / "no longer here")
+    with (tmp_path / "other.part8").open("wb") as other:
+        other.truncate(cache.limit - records[1].bytes)
+    assert cache.path(f"{server.url}/002.tar", records[2]) is None
+    assert cache.read(f"{server.url}/002.tar", records[2], 0, 512) == (server.folder / "002.tar").read_bytes()[:512]
+    assert len(list(tmp_path.glob("*.tar"))) == 1  # nothing was given up for a copy that does not fit all the same
+    fetch = shard_cache._fetch
+
+    def watched(*arguments):
+        sizes.extend(path.stat().st_size for path in tmp_path.glob("*.part*") if path.exists())
+        fetch(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_cache, "_fetch", watched)
+        assert cache.path(f"{server.url}/001.tar", records[1])
+    assert sum(sizes) == cache.limit  # room is taken before the first byte comes
 
 
 def test_copies_that_differ_from_the_index_are_not_kept(kit, server, tmp_path, monkeypatch):
