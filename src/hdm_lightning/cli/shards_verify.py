@@ -8,7 +8,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="local folder with shards and index.json")
     parser.add_argument("--decode", action="store_true", help="decode every sample and read its caption, too")
     parser.add_argument("--allow-missing", action="store_true", help="samples without a caption are good")
-    parser.add_argument("--mark", action="store_true", help="leave bad samples out of the index (changes the order)")
+    parser.add_argument(
+        "--mark", action="store_true", help="leave bad samples and missing shards out of the index (changes the order)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
 
 
@@ -19,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.index import load_index  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.verification import leave_out, verify  # noqa: PLC0415 (as above)
 
-    with progress_bar("shards", len(load_index(arguments.folder).shards)) as show:
+    before = load_index(arguments.folder)
+    with progress_bar("shards", len(before.shards)) as show:
         problems = verify(
             arguments.folder,
             decode=arguments.decode or arguments.mark,
@@ -30,8 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     if arguments.mark:
-        samples = [problem for problem in problems if problem.ordinal is not None]
-        index = leave_out(arguments.folder, samples)
-        print(f"{len(samples)} samples left out, {index.samples} remain")
+        index = leave_out(arguments.folder, problems)
+        print(f"{before.samples - index.samples} samples left out, {index.samples} remain")
     print(f"{len(problems)} problems")
     return 1 if problems else 0

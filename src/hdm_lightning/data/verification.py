@@ -14,6 +14,8 @@ from hdm_lightning.data.index import INDEX_NAME, load_index, write_index
 from hdm_lightning.data.members import read_sample
 from hdm_lightning.data.records import Index, ShardRecord
 
+MISSING = "missing"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -62,10 +64,16 @@ def verify(
 
 
 def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
-    """Write the samples that have problems into the index as left out; the plan of the folder changes with that."""
+    """Write the samples that have problems into the index as left out; the plan of the folder changes with that.
+
+    Shards that are missing are taken out of the index.
+    """
     root, index = Path(folder), load_index(folder)
+    missing = {problem.shard for problem in problems if problem.reason == MISSING}
     shards = []
     for record in index.shards:
+        if record.name in missing:
+            continue
         found = {p.ordinal: p.reason for p in problems if p.shard == record.name and p.ordinal is not None}
         new = {ordinal: reason for ordinal, reason in found.items() if ordinal not in record.skip}
         shards.append(replace(record, skip={**record.skip, **new}, samples=record.samples - len(new)))
@@ -78,7 +86,7 @@ def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord
     path = root / record.name
     problems = [Problem(record.name, record.note)] if record.note else []
     if not path.is_file():
-        return [*problems, Problem(record.name, "missing")]
+        return [*problems, Problem(record.name, MISSING)]
     size = path.stat().st_size
     with path.open("rb") as handle:
         if size != record.bytes:

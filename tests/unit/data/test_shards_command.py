@@ -82,6 +82,33 @@ def test_index_of_remote_shards(folder, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_an_interrupted_index_of_remote_shards_goes_on(folder, tmp_path, monkeypatch):
+    import fsspec
+
+    from hdm_lightning.data import remote_index
+
+    memory = fsspec.filesystem("memory")
+    for file in folder.glob("*.tar"):
+        memory.pipe_file(f"/distant/{file.name}", file.read_bytes())
+    pattern, out, read, scan = "memory://distant/{000..002}.tar", tmp_path / "far.json", [], remote_index._scan
+
+    def interrupted(url):
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(url)
+        return scan(url)
+
+    monkeypatch.setattr(remote_index, "PART_EVERY", 1)
+    monkeypatch.setattr(remote_index, "_scan", interrupted)
+    assert main(["index", pattern, "--out", str(out)]) == 130
+    assert not out.exists()
+    monkeypatch.setattr(remote_index, "_scan", lambda url: read.append(url) or scan(url))
+    assert main(["index", pattern, "--out", str(out)]) == 0
+    assert [url[-7:] for url in read] == ["000.tar", "001.tar", "002.tar"]
+    assert load_index(out).shards == load_index(folder).shards
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 def test_verify_finds_and_marks(folder, capsys):
     assert main(["verify", str(folder)]) == 0
     assert main(["verify", str(folder), "--decode"]) == 1
@@ -106,6 +133,15 @@ def test_verify_finds_and_marks(folder, capsys):
     told = capsys.readouterr().out
     assert "has 2000 bytes" in told and told.count("000.tar sample") == 6
     assert main(["verify", str(folder / "none")]) == 2
+
+
+def test_missing_shards_are_marked_too(folder, kit, capsys):
+    (folder / "001.tar").unlink()
+    assert main(["verify", str(folder), "--mark"]) == 1
+    assert "10 samples left out, 8 remain" in capsys.readouterr().out
+    assert [record.name for record in load_index(folder).shards] == ["000.tar", "002.tar"]
+    assert main(["verify", str(folder), "--decode"]) == 0
+    assert all(sample.weight for sample in stream(kit.stream_config(folder), kit.letters, stop=8))
 
 
 def test_stats_are_the_numbers_of_the_set(folder, tmp_path, capsys):
