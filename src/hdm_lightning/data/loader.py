@@ -89,17 +89,22 @@ class StreamLoader:
 
 
 def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes; that one has died is said, whatever breaks first.
+    """The chunks of worker processes; that one has died or is stuck is said, whatever breaks first.
 
     torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
 
     Raises:
-        RuntimeError: a worker has died.
+        RuntimeError: a worker has died, or none gave anything for long.
     """
     try:
         yield from chunks
     except (ConnectionError, EOFError) as error:
         raise RuntimeError("a data worker was killed; was there enough memory?") from error
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        told = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+        raise RuntimeError(told) from error
 
 
 class ValidationLoader(StreamLoader):

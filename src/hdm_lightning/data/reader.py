@@ -37,7 +37,6 @@ TABLES = 128
 THREADS = 4
 
 Data = bytes | SampleFault
-Loaded = dict[int, Data]
 
 
 class Address(NamedTuple):
@@ -47,6 +46,10 @@ class Address(NamedTuple):
     ordinal: int
     start: int
     end: int
+
+
+Loaded = dict[int, Data | Address]
+"""What is known of the places of a window: bytes that were read ahead, or where they lie."""
 
 
 class Reader:
@@ -62,6 +65,7 @@ class Reader:
         self._coming: dict[tuple[int, int], tuple[Window, Future[Loaded]]] = {}
         self._ahead = ReadAhead(THREADS)
         self._dead: dict[str, tuple[float, str]] = {}
+        self._remote = [any(not is_local(shard.url) for shard in part.shards) for part in plan.parts]
 
     def address(self, place: Place) -> Address:
         """Where the sample of a place lies."""
@@ -79,13 +83,15 @@ class Reader:
         # Each sample is used once, so that what was read ahead can go as it is used.
         data = self._window(place).pop(place.place, None)
         if data is None:
-            data = self._read(self.address(place))
+            data = self.address(place)
+        if isinstance(data, Address):
+            data = self._read(data)
         if isinstance(data, SampleFault):
             raise data
         return read_sample(data)
 
     def _window(self, place: Place) -> Loaded:
-        """What was read ahead of the window of a place; samples that are missing are read one by one."""
+        """What is known of the window of a place."""
         key = (place.part, place.window.lane)
         held = self._held.get(key)
         if held is not None and _same(held[0], place.window):
@@ -96,28 +102,25 @@ class Reader:
         else:
             loaded = self._load(place.part, place.window, place.place)
         self._held[key] = (place.window, loaded)
-        if self._is_remote(place):
+        if self._remote[place.part]:
             following = self._plan.parts[place.part].order.following(place.window)
             self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
         return loaded
 
-    def _is_remote(self, place: Place) -> bool:
-        return not is_local(self._plan.parts[place.part].shards[0].url)
-
     def _load(self, part: int, window: Window, begin: int) -> Loaded:
-        """The bytes of a window's samples from a place on, where they are worth reading at once."""
+        """The bytes of a window's samples from a place on, where they are worth reading at once, else their places."""
         loaded: Loaded = {}
         for shard_number in np.unique(window.shards[begin:]):
             places = begin + np.flatnonzero(window.shards[begin:] == shard_number)
             table, ranks = self._table(part, int(shard_number)), window.ranks[places]
             starts, ends = table.start[ranks], table.start[ranks] + table.size[ranks]
             shard = self._plan.parts[part].shards[int(shard_number)]
-            if not is_local(shard.url):
-                runs = _runs(starts, ends)
-            elif ends.max() - starts.min() <= LOCAL_SPAN:
-                runs = [np.arange(len(places))]
-            else:
+            if is_local(shard.url) and ends.max() - starts.min() > LOCAL_SPAN:
+                columns = (places, table.ordinal[ranks], starts, ends)
+                for place, ordinal, start, end in zip(*(column.tolist() for column in columns), strict=True):
+                    loaded[place] = Address(shard, ordinal, start, end)
                 continue
+            runs = [np.arange(len(places))] if is_local(shard.url) else _runs(starts, ends)
             for run in runs:
                 first, last = int(starts[run].min()), int(ends[run].max())
                 data = self._try(shard, first, last)

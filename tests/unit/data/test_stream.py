@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hdm_lightning.data import loader, reader
 from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.config import Source
@@ -20,6 +21,7 @@ from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.index import index_shards
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader, told_of_deaths
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 
@@ -390,6 +392,22 @@ def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
             next(batches)
 
 
+def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
+    free = tmp_path / "free"
+
+    def stuck(caption):
+        while not free.exists():
+            time.sleep(0.05)
+        return kit.letters(caption)
+
+    config = kit.stream_config(shards, workers=1)
+    batches = iter(StreamLoader(config, Plan(config), stuck, batch_size=4))
+    with pytest.raises(RuntimeError, match="gave nothing for 2 s"):
+        next(batches)
+    free.touch()
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError, EOFError])
 def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
     def chunks():
@@ -432,6 +450,23 @@ def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):
     )
     trainer.fit(module, datamodule=data)
     assert module.seen == list(range(35, 35 + 4 * 2 * 5))
+
+
+def test_places_are_looked_up_once_a_window(kit, shards, monkeypatch):
+    """Lanes of several sources read more shards side by side than tables are kept, and a table costs much."""
+    monkeypatch.setattr(reader, "LOCAL_SPAN", 0)
+    monkeypatch.setattr(reader, "TABLES", 1)
+    config = kit.stream_config(shards, window=8)
+    plan, looked_up, table = Plan(config), [], ShardRecord.table
+    monkeypatch.setattr(ShardRecord, "table", lambda self: looked_up.append(self.name) or table(self))
+    samples = list(stream(config, kit.letters, stop=150, plan=plan))
+    assert sum(sample.weight for sample in samples) == 150
+    windows = {(window.pass_number, window.lane, window.number) for window in map(window_of(plan), range(150))}
+    assert 0 < len(looked_up) <= len(windows)
+
+
+def window_of(plan):
+    return lambda position: plan.locate(position).window
 
 
 def test_bad_arguments_are_named(kit, shards):
