@@ -165,6 +165,8 @@ def test_mistakes_end_with_one_message(
         assert not (tmp_path / name).exists()
     assert convert(released, tmp_path, "--to", "comfyui", "--force") == 2
     assert "--to comfyui writes one file" in capsys.readouterr().err
+    assert convert(released, released / "inside.safetensors") == 2
+    assert "inside.safetensors: cannot be written (" in capsys.readouterr().err
     (tmp_path / "folder.ckpt").mkdir()
     assert convert(released, tmp_path / "folder.ckpt", "--force") == 2
     assert "is a folder, and --to published writes a file" in capsys.readouterr().err

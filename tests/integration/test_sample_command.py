@@ -171,6 +171,7 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
         (["a star", "--device", "abacus"], "--device: 'abacus' is no device"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
+        (["a star", "--out", "/dev/null"], "--out /dev/null: cannot be made"),
         (["a star", "--text-encoder", "./nowhere"], "text_encoder: there is no folder './nowhere'"),
     ],
 )
@@ -181,6 +182,16 @@ def test_mistakes_are_told_on_one_screen_with_status_2(run_folder, tmp_path, cap
     assert message in errors
     assert len(errors.splitlines()) < 10
     assert "Traceback" not in errors
+
+
+def test_prompts_that_are_longer_than_the_model_reads_are_warned_of(run_folder, tmp_path, capsys):
+    long, short = " ".join(["a red star"] * 6), " ".join(["a red star"] * 5)
+    assert sample.main([str(run_folder), long, short, long, "--out", str(tmp_path)]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    expected = (
+        f"warning: {long[:40]!r}… fills the 16 tokens of text that the model reads; whatever comes after is left out"
+    )
+    assert warnings == [expected]
 
 
 def test_without_model_or_with_a_plain_picture(tmp_path, capsys):

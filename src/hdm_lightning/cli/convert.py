@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.errors import UserError
 
@@ -120,6 +122,8 @@ def _write(release: "Release", destination: Path, target: str, arguments: argpar
         _writers(arguments)[target](_cast(release, arguments.dtype, target), destination)
     except UserError:
         raise
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     except ValueError as error:
         mend = "keep it as a project folder, train with the published wiring, or give what is missing"
         raise UserError(str(error), where=f"--to {target}", mend=mend) from error

@@ -39,11 +39,26 @@ def _sample(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments, arguments.model or Path(record.model if record else ""), device, loaded_with)
     jobs = _jobs(arguments, given, prompts, loaded, record, image)
     fingerprint = loaded.fingerprint
-    album = Album(arguments.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with)
+    try:
+        album = Album(
+            arguments.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with
+        )
+    except OSError as error:
+        raise UserError(f"cannot be made ({error})", where=f"--out {arguments.out}", mend="give a folder") from error
+    _warn_of_long(prompts, loaded)
     if record:
         for what in album.differences_from(record):
             print(f"warning: {what} is not the one that {arguments.repeat} was drawn with", file=sys.stderr)
     _draw(arguments, loaded, jobs, album)
+
+
+def _warn_of_long(prompts: list[str], loaded: "LoadedModel") -> None:
+    """Say which prompts reach the end of what the network reads."""
+    tokeniser = loaded.pipeline.tokeniser
+    for prompt in dict.fromkeys(prompts):
+        if tokeniser(prompt)[1] == tokeniser.context_length:
+            what = f"{prompt[:40]!r}… fills the {tokeniser.context_length} tokens of text that the model reads"
+            print(f"warning: {what}; whatever comes after is left out", file=sys.stderr)
 
 
 def _record_to_repeat(arguments: argparse.Namespace) -> "ImageRecord | None":
