@@ -126,6 +126,31 @@ def test_the_pipeline_is_the_formula(pipeline):
     assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), expected)
 
 
+def test_each_branch_has_its_own_rate(pipeline):
+    """Both kinds of guidance, each of three branches with another share of tokens, written out for one picture."""
+    rates = {"conditional_rate": 0.125, "unconditional_rate": 0.25, "weak_rate": 0.5}
+    settings = dataclasses.replace(SETTINGS, solver="euler", steps=2, guidance_scale=2.5, routing_scale=1.75, **rates)
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(4, 8, 12, generator=generator)[None]
+
+    def predicted(text, t, rate):
+        ids, count = pipeline.tokeniser(text)
+        context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
+        scores = torch.rand(96, generator=generator)
+        keep = scores.argsort(descending=True)[: 96 - int(rate * 96)].sort().values[None]
+        return pipeline.model(x, torch.tensor([t]), context, keep=keep)
+
+    with torch.no_grad():
+        for t in (1.0, 0.5):
+            strong, without, weak = (
+                predicted(PROMPTS[0], t, 0.125),
+                predicted("", t, 0.25),
+                predicted(PROMPTS[0], t, 0.5),
+            )
+            x = x - 0.5 * (strong + 1.5 * (strong - without) + 0.75 * (strong - weak))
+    assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), to_uint8(pipeline.autoencoder.decode(x)))
+
+
 @pytest.mark.parametrize(
     ("changes", "passes"),
     [
