@@ -209,6 +209,25 @@ def test_an_autoencoder_is_rebuilt_from_bare_tensors(tmp_path):
         autoencoder_from_tensors({}, [0.0], [1.0])
 
 
+def test_tensors_that_do_not_tell_their_shape_ask_for_a_config(tmp_path):
+    reference = save_vae(tmp_path, block_out_channels=(32, 32), norm_num_groups=16, layers_per_block=0)
+    tensors, config = reference.state_dict(), dict(reference.config)
+    with pytest.raises(ValueError, match=r"resnets\.0.*needs its config\.json"):
+        infer_config(tensors)
+    vae = autoencoder_from_tensors(tensors, [0.0] * 4, [1.0] * 4, config=config)
+    image = torch.zeros(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode(image), reference.encode(image).latent_dist.mean)
+
+
+def test_half_a_normalisation_is_refused(tmp_path):
+    save_vae(tmp_path, latents_mean=[0.0] * 4)
+    with pytest.raises(UserError, match="only one of latents_mean and latents_std") as caught:
+        load_autoencoder(str(tmp_path))
+    assert caught.value.where.endswith("config.json")
+    assert load_autoencoder(str(tmp_path), mean=[0.0] * 4, std=[2.0] * 4).std.unique().item() == 2.0
+
+
 def test_missing_models_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no folder") as missing:
         load_text_encoder("./nowhere")

@@ -189,8 +189,11 @@ def _normalisation(
     """
     if (mean is None) != (std is None):
         raise UserError("only one of mean and std is given", where=str(file), mend="give both or neither")
-    if mean is None and written.get("latents_mean") is not None and written.get("latents_std") is not None:
-        mean, std = written["latents_mean"], written["latents_std"]
+    stated = written.get("latents_mean"), written.get("latents_std")
+    if mean is None and (stated[0] is None) != (stated[1] is None):
+        raise UserError("has only one of latents_mean and latents_std", where=str(file), mend="add the other one")
+    if mean is None and stated[0] is not None:
+        mean, std = stated
     if mean is None and written.get("scaling_factor") is not None:
         mean = [float(written.get("shift_factor") or 0.0)] * channels
         std = [1.0 / float(written["scaling_factor"])] * channels

@@ -53,12 +53,16 @@ def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The constructor arguments of the AutoencoderKL that has these tensors.
 
     Raises:
-        ValueError: if a tensor that every AutoencoderKL has is missing.
+        ValueError: if a tensor that every AutoencoderKL has is missing, or one that tells its shape.
     """
     if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
         raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")
     levels = _count(tensors, r"encoder\.down_blocks\.(\d+)\.")
-    widths = [tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels)]
+    tell = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+    missing = [name for name in tell if name not in tensors]
+    if missing:
+        raise ValueError(f"tensors: no {missing[0]}; the shape of an AutoencoderKL like that needs its config.json")
+    widths = [tensors[name].shape[0] for name in tell]
     return {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
         "out_channels": tensors["decoder.conv_out.weight"].shape[0],
