@@ -52,7 +52,10 @@ def test_mistakes_are_named():
     for overrides, where in [
         (("gpus=1x6090",), "gpus"),
         (("stage.resolution=65",), "stage.resolution"),
-        (("gpu_memory_gib=-1",), "gpu.memory_gib"),
+        (("gpu_memory_gib=-1",), "gpu_memory_gib"),
+        (("reserve_gib=-1",), "reserve_gib"),
+        (("gpu_memory_gib=2", "reserve_gib=3"), "gpu_memory_gib"),
+        (("out=/dev/null/plan.json",), "out"),
         (("loss.pixel=l7",), "loss.pixel"),
     ]:
         with pytest.raises(UserError) as caught:

@@ -136,6 +136,9 @@ def test_loading_and_decoding(tmp_path, tiny_shards):
         (["vae", "--size", "tiny", "--against", "compile=true"], "--against"),
         (["xut", "--size", "tiny", "--against", "batch=1"], "--against"),
         (["data", "--batch", "0"], "--batch"),
+        (["vae", "--size", "tiny", "--device", "abacus"], "--device"),
+        (["vae", "--size", "tiny", "--out", "/"], "--out"),
+        (["data", "--out", "/dev/null/result.json"], "--out"),
         (["xut", "--size", "tiny", "--threads", "-1"], "--threads"),
     ],
 )

@@ -89,7 +89,11 @@ class CaseSettings:
             raise UserError(
                 f"{self.dtype!r} is no dtype for this", where="--dtype", mend="float32, bfloat16 or float16"
             )
-        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
+        try:
+            device = self.torch_device
+        except RuntimeError as error:
+            raise UserError(f"{self.device!r} is no device", where="--device", mend="auto, cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("no CUDA device is visible", where="--device", mend="use --device cpu")
         for name in ("batch", "context_length", "steps"):
             if getattr(self, name) < 1:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hdm_lightning.cli.bench_arguments import parser
 from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.outputs import require_file
 
 
 def main() -> None:
@@ -15,6 +16,8 @@ def main() -> None:
 def bench(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for, print it and write it."""
     given = parser().parse_args(arguments)
+    if given.out is not None:
+        require_file(given.out, "--out")
     if given.part == "data":
         from hdm_lightning.cli.bench_data import bench_data  # noqa: PLC0415 (--help stays quick)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.cli.evaluate_arguments import parse, parts_of, sampling_given, settings_given
+from hdm_lightning.cli.outputs import require_folder
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,16 +96,9 @@ def _device(arguments: argparse.Namespace) -> "torch.device":
 
 
 def _output_folder(given: Path | None, model: Path) -> Path:
-    """The folder for the results; where none is given, in the model's or, for a file, beside it.
-
-    Raises:
-        UserError: it cannot be made or written to, told before the work and not after it.
-    """
+    """The folder for the results; where none is given, in the model's or, for a file, beside it."""
     folder = given or (model if model.is_dir() else model.parent) / OUTPUT_FOLDER
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{folder} is no folder that can be written to", where="--out", mend="give --out DIR")
-    return folder
+    return require_folder(folder, "--out")
 
 
 @contextlib.contextmanager

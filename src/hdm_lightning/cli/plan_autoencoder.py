@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.planning.architectures import AUTOENCODERS
-from hdm_lightning.planning.gpus import override, parse_gpus
+from hdm_lightning.planning.gpus import Gpu, parse_gpus
 from hdm_lightning.planning.memory import GIB
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.vae_checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
@@ -83,7 +85,9 @@ def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] =
     wanted = settings_from({key: config[key] for key in own if key in config}, AutoencoderPlanSettings)
     settings = vae_settings_from({key: value for key, value in config.items() if key not in own})
     gpu, count = parse_gpus(wanted.gpus)
-    room = override(gpu, {"memory_gib": wanted.gpu_memory_gib}).memory_gib
+    room = _room_gib(wanted, gpu)
+    if wanted.out is not None:
+        require_file(Path(wanted.out), "out")
     fields = _config_of(settings)
     if settings.loss.perceptual_network is not None:
         settings = replace(settings, loss=replace(settings.loss, perceptual_network=_STAND_IN))
@@ -138,6 +142,16 @@ def _largest(asked: int, memory: StepMemory, one_more: StepMemory, room: float) 
     """The largest micro-batch that fits, by the line through two rehearsals; the parts of a peak grow with samples."""
     each = max(1, one_more.peak - memory.peak)
     return max(0, asked + int((room - memory.peak) // each))
+
+
+def _room_gib(wanted: AutoencoderPlanSettings, gpu: Gpu) -> float:
+    room = gpu.memory_gib if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
+    if wanted.reserve_gib < 0:
+        raise UserError(f"{wanted.reserve_gib} is negative", where="reserve_gib", mend="give 0 or more")
+    if room <= wanted.reserve_gib:
+        what = f"{room:g} GiB leave nothing beside the {wanted.reserve_gib:g} that are not tensors"
+        raise UserError(what, where="gpu_memory_gib", mend="give more, or a smaller reserve_gib")
+    return room
 
 
 def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
+from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.cli.plan_recipe import EncoderConfigs, encoder_configs, recipe_from
 from hdm_lightning.cli.probe import machine_at_hand, measured_utilisation, require_at_hand
 from hdm_lightning.errors import UserError
@@ -51,8 +53,12 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
     """
     wanted, settings = _split(config)
     _check_figures(wanted)
+    if wanted.out is not None:
+        require_file(Path(wanted.out), "out")
     encoders = encoder_configs(settings)
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
+    if not spellings:
+        raise UserError("names no machine", where="gpus", mend="give a count and a name, e.g. gpus=4x5090")
     plans = [_forecast(settings, wanted, encoders, str(spelling), tell) for spelling in spellings]
     if len(plans) > 1:
         if wanted.budget_usd is not None:

@@ -14,8 +14,9 @@ from hdm_lightning.planning.recipe import Dataset, Recipe, StageRecipe
 from hdm_lightning.planning.settings import PlanSettings
 from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.hardware import SHARDED
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.hardware import PRECISIONS, SHARDED, STRATEGIES
+from hdm_lightning.training.optimisers import check_optimiser
+from hdm_lightning.training.settings import TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 CPU = "cpu"
@@ -47,6 +48,8 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
     Raises:
         UserError: naming the key that does not fit the others.
     """
+    _check_trainer(settings.trainer)
+    check_optimiser(settings.optimizer)
     network = model_config_from(settings.model)
     autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
     text = _architecture(TextArchitecture, encoders.text, "text_encoder.name")
@@ -76,6 +79,18 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
         mixed=_is_mixed(settings.trainer.precision, machine),
         checkpoints_kept=settings.callbacks.checkpoints.keep,
     )
+
+
+def _check_trainer(trainer: TrainerSettings) -> None:
+    """What hdm-train would refuse on any machine; what it refuses on some, it tells there."""
+    for key, value, known in (
+        ("precision", trainer.precision, ("auto", *PRECISIONS)),
+        ("strategy", trainer.strategy, STRATEGIES),
+    ):
+        if value not in known:
+            raise UserError(
+                f"'{value}' is none of {', '.join(known)}", where=f"trainer.{key}", mend=f"trainer.{key}={known[0]}"
+            )
 
 
 def _is_mixed(precision: str, machine: Machine) -> bool:
