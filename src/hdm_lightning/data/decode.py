@@ -37,12 +37,12 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
     turn, scale = orientation(image), 1
     height, width = image.height, image.width
     crop = choose(width, height) if is_sideways(turn) else choose(height, width)
-    if image.format == "JPEG":
+    if is_jpeg := image.format in ("JPEG", "MPO"):  # MPO: phones put a second picture behind the first
         full = (crop.full_height, crop.full_width)
         scale = reduction(height, width, *(full[::-1] if is_sideways(turn) else full), exactly=turn != 1)
     if turn != 1:
         return cut(np.array(turned(_with_pillow(image, scale), turn)), crop), crop
-    pixels = decode_jpeg(data, image, scale) if image.format == "JPEG" else None
+    pixels = decode_jpeg(data, image, scale) if is_jpeg else None
     if pixels is None:
         pixels = np.array(_with_pillow(image, scale))
     return cut(pixels, crop, seen=(height / scale, width / scale)), crop

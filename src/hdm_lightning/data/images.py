@@ -124,17 +124,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
     return image.convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
-    if image.mode != "F":
-        values = values / 257.0
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+    grey = np.clip(np.rint(values if image.mode == "F" else values / 257), 0, 255)
+    if isinstance(see_through := image.info.get("transparency"), int):  # one level of grey that stands for nothing
+        grey[values == see_through] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -1,6 +1,7 @@
 """Decoding and resizing, against the plain way: decode all, resize all, cut."""
 
 import io
+import random
 from functools import lru_cache
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_a_crop_is_that_part_of_the_whole_resize():
         (1001, 1003, 256, 1.0),
         (768, 1344, 256, 1.0),
         (1024, 1024, 512, 0.05),
-        (640, 640, 64, 1.2),
+        (640, 640, 64, 1.0),
         (300, 300, 256, 0.05),
     ],
 )
@@ -163,6 +164,30 @@ def test_transparent_palettes_and_colour_keys_lie_on_white(kit):
     assert grey(kit, Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3)).min() == 255
 
 
+@pytest.mark.parametrize(("see_through", "left", "right"), [(40 * 257, 255, 200), (7, 40, 200)])
+def test_one_level_of_deep_grey_may_be_see_through(kit, see_through, left, right):
+    deep = np.full((8, 8), 200 * 257, np.uint16)
+    deep[:, :4] = 40 * 257
+    pixels = grey(kit, Image.fromarray(deep), transparency=see_through)
+    assert (pixels[:, :, 0] == left).all() and (pixels[:, :, 7] == right).all()
+
+
+def test_the_first_picture_of_a_phone_is_decoded_at_a_reduced_scale(kit, monkeypatch):
+    """Multi-picture JPEGs: a photograph with a small one of something else behind it."""
+    photo, options = photograph(600, 800), {"quality": 88}
+    single = kit.encoded(photo, "JPEG", **options)
+    double = kit.encoded(photo, "MPO", save_all=True, append_images=[Image.new("RGB", (300, 300))], **options)
+    assert Image.open(io.BytesIO(double)).format == "MPO"
+    scales, decoder = [], decoding.decode_jpeg
+    monkeypatch.setattr(
+        decoding, "decode_jpeg", lambda data, header, scale: scales.append(scale) or decoder(data, header, scale)
+    )
+    (one, _), (two, crop) = (decode(data, chooser(64)) for data in (single, double))
+    assert scales == [4, 4] and np.array_equal(one, two)
+    monkeypatch.setattr(decoding, "decode_jpeg", lambda data, header, scale: None)
+    assert np.abs(decode(double, chooser(64))[0] - plain(double, crop)).mean() < 1.0
+
+
 def test_cmyk_jpegs_have_the_right_colours(kit):
     image = Image.new("RGB", (64, 64), (200, 40, 90))
     pixels, _ = decode(kit.encoded(image.convert("CMYK"), "JPEG", quality=95), chooser(8))
@@ -187,6 +212,51 @@ def test_cut_images_are_faults_and_never_anything_else(kit, kind, keep):
         assert keep == -2
     except SampleFault as fault:
         assert "image" in str(fault)
+
+
+def broken(data, rng):
+    """A picture with one to three places damaged, more often than not in its first bytes."""
+    data = bytearray(data)
+    for _ in range(rng.randrange(1, 4)):
+        start = rng.randrange(len(data) if rng.random() < 0.4 else min(len(data), 80))
+        end = start + rng.choice([1, 2, 8, 50])
+        way = rng.randrange(4)
+        data[start:end] = (b"", rng.randbytes(end - start), bytes(end - start), rng.randbytes(3) + data[start:end])[way]
+        data = data or bytearray(b"x")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "CMYK", {}),
+        ("MPO", "RGB", {"save_all": True}),
+        ("PNG", "P", {"transparency": 1}),
+        ("WEBP", "RGB", {}),
+        ("GIF", "P", {"save_all": True}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_damaged_pictures_are_used_or_faults_and_never_anything_else(kit, kind, mode, options):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    more = {"append_images": [photograph(40, 40).convert(mode)]} if "save_all" in options else {}
+    whole = kit.encoded(
+        photograph(48, 64).convert(mode), kind, **options, **more, **({"exif": exif} if not more else {})
+    )
+    faults = 0
+    for seed in range(200):
+        data = broken(whole, random.Random(seed))
+        try:
+            height, width = upright_size(data)
+            pixels, crop = decode(data, chooser(16, seed))
+            assert pixels.shape == (3, 16, 16)
+            assert min(crop.full_height, crop.full_width) == 16 and (height > width) == (crop.full_height > 16)
+        except SampleFault:
+            faults += 1
+    assert 20 < faults < 200
 
 
 def test_bombs_and_strangers_are_faults(kit, monkeypatch):
