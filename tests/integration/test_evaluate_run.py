@@ -119,6 +119,26 @@ def test_a_checkpoint_away_from_its_run_is_told(run, tmp_path):
         load_subject(lost, LoadOptions())
 
 
+@pytest.mark.parametrize("foreign", ["model: {target: ldm.models.Diffusion}\n", "[1, 2]\n", "{{ not yaml", "a: ${b}\n"])
+def test_a_configuration_of_something_else_above_a_model_is_passed_by(run, tmp_path, foreign):
+    (tmp_path / "config.yaml").write_text(foreign)
+    assert find_run(tmp_path / "models" / "final") is None
+    inside = tmp_path / "inner" / "final"
+    inside.mkdir(parents=True)
+    (tmp_path / "inner" / "config.yaml").write_text((run / "config.yaml").read_text())
+    record = find_run(inside)
+    assert record is not None and record.settings.name == "toy"
+    (tmp_path / "inner" / "config.yaml").write_text((run / "config.yaml").read_text() + "unknown_key: 3\n")
+    with pytest.raises(UserError, match="is no hdm-train configuration: unknown_key"):
+        find_run(inside)
+
+
+def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
+    with pytest.raises(UserError, match="is an autoencoder") as caught:
+        load_subject(tiny_autoencoder, LoadOptions())
+    assert caught.value.mend.startswith(f"hdm-evaluate vae {tiny_autoencoder}")
+
+
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     record = find_run(run / "final")
     assert record is not None

@@ -1,12 +1,15 @@
 """What is evaluated: a run, a bundle, a published model or a checkpoint, and a pipeline for all its weights."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hdm_lightning.encoders.tokeniser import Tokeniser
 from hdm_lightning.encoders.whitening import TextWhitening
@@ -77,6 +80,7 @@ def load_subject(path: Path, options: LoadOptions) -> Subject:
     Raises:
         UserError: there is no model, or a part of it is missing or does not fit.
     """
+    _refuse_autoencoder(path)
     if path.match("step-*.ckpt"):
         return _from_checkpoint(path, options)
     has_final = any((folder / CONFIG_FILE).is_file() for folder in (path / FINAL_FOLDER, path))
@@ -89,21 +93,38 @@ def find_run(path: Path) -> RunRecord | None:
     """The run whose folder holds `path`, with its last stage; None where no folder above is a run's.
 
     Raises:
-        UserError: the run's config.yaml cannot be read.
+        UserError: the run's config.yaml has mistakes.
     """
     for folder in [path, *path.resolve().parents[:3]]:
         config = folder / run_folder.CONFIG
-        if config.is_file():
-            settings = _settings(config)
+        if config.is_file() and (settings := _settings(config)) is not None:
             return RunRecord(folder, settings, plan_stages(settings.schedule, 1)[-1])
     return None
 
 
-def _settings(config: Path) -> TrainSettings:
+def _settings(config: Path) -> TrainSettings | None:
+    """The settings of a run; None for a config.yaml of something else, which the name is common for."""
     try:
-        return train_settings_from(OmegaConf.load(config))  # type: ignore[arg-type]
+        content = OmegaConf.load(config)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
+    if not isinstance(content, DictConfig) or not {"model", "schedule"} <= set(content):
+        return None
+    try:
+        return train_settings_from(content)
     except UserError as error:
         raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
+
+
+def _refuse_autoencoder(path: Path) -> None:
+    """Raise UserError for the folder of an autoencoder, which another command measures."""
+    for folder in (path / FINAL_FOLDER, path):
+        try:
+            content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
+            raise UserError("is an autoencoder", where=str(path), mend=f"hdm-evaluate vae {path} --data FOLDER")
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
