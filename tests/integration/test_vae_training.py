@@ -143,17 +143,20 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, adversar
     assert done[1]["latents"]["std"] == pytest.approx(done[0]["latents"]["std"], rel=1e-4)
 
 
-def test_accumulation_equals_one_large_batch_on_one_branch(config, tmp_path):
-    one = changed(
-        config, run_dir=str(tmp_path / "one"), stage={"samples": 8}, equivariance={"equivariant": 0, "downscaled": 0}
-    )
-    for groups in ({}, {"adversarial": ADVERSARIAL | {"adaptive": False, "start_samples": 0}}):
+def test_accumulation_equals_one_large_batch(config, tmp_path):
+    """Over six steps with their branches, the first three on patches."""
+    one = changed(config, stage={"learning_rate": 1e-5}, patches={"size_px": 8, "samples": 24},
+                  equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]})  # fmt: skip
+    drawn = [draw_branch(branch_settings(vae_settings_from(one)), 8, 8, seed=0, samples_seen=8 * n) for n in range(6)]
+    assert len({draw.branch for draw in drawn}) > 1
+    judged = {"adversarial": ADVERSARIAL | {"adaptive": False, "start_samples": 0}, "patches": {"size_px": 16}}
+    for groups in ({}, judged):
         whole = changed(one, run_dir=str(tmp_path / f"whole{len(groups)}"), **groups)
         parts = changed(whole, run_dir=str(tmp_path / f"parts{len(groups)}"), stage={"micro_batch_size": 2})
         for each in (whole, parts):
             assert run_vae_job(check_vae_job(each)) == 0
-        for optimiser in range(1 + len(groups)):
-            assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), 1e-5)
+        for optimiser in range(1 + ("adversarial" in groups)):
+            assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), 1e-4)
 
 
 def test_recomputed_activations_change_no_gradient(config, tmp_path):

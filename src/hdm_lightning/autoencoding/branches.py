@@ -2,8 +2,8 @@
 
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W); noise = standard normal, the latent's shape.
 
-One branch is drawn for the micro-batches of all ranks together (arXiv 2502.09509, section 4), from the seed and the
-number of samples seen: never from the rank, so that all ranks work on equal shapes and on the same τ.
+One branch is drawn for the whole global batch (arXiv 2502.09509, section 4), from the seed and the number of samples
+seen before it: never from the rank, so that all ranks of a step work on equal shapes and on the same τ.
 """
 
 import random

@@ -29,8 +29,8 @@ NOISE_PURPOSE = "vae posterior"
 class AutoencoderModule(ClippingModule):
     """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509).
 
-    The branch and τ of a micro-batch depend on (seed, samples seen), the posterior noise of a sample on (seed, its
-    index): two ranks do what one process does with twice the batch.
+    The branch and τ of an optimiser step depend on (seed, samples seen before it), the posterior noise of a sample on
+    (seed, its index): a step is the same on any number of ranks and in any number of micro-batches.
 
     Args:
         network: the autoencoder; the only thing that is trained and saved.
@@ -76,18 +76,24 @@ class AutoencoderModule(ClippingModule):
         return batch_mean(per_sample, batch["weight"])
 
     def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
-        """Run the branch that this micro-batch draws."""
+        """Run the branch that this step draws."""
         image, noise = self.patch(signed(batch["image"]), batch["noise"])
         height, width = noise.shape[-2:]
-        draw = draw_branch(self.branches, height, width, seed=self.seed, samples_seen=self.samples_seen)
+        draw = draw_branch(self.branches, height, width, seed=self.seed, samples_seen=self.samples_before_step)
         return reconstruct(self.network, image, draw, noise)
 
+    @property
+    def samples_before_step(self) -> int:
+        """Samples seen before the present optimiser step, whose micro-batches share their draws."""
+        return self.samples_seen - self.samples_seen % self.plan.settings.batch_size
+
     def patch(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the patch of images and noise that this micro-batch trains on: early on a part, then the whole."""
-        if self.samples_seen >= self.patches.samples:
+        """Return the patch of images and noise that this step trains on: early on a part, then the whole."""
+        seen = self.samples_before_step
+        if seen >= self.patches.samples:
             return image, noise
         size = self.patches.size_px // self.network.factor
-        box = draw_patch(noise.shape[-2], noise.shape[-1], size, seed=self.seed, samples_seen=self.samples_seen)
+        box = draw_patch(noise.shape[-2], noise.shape[-1], size, seed=self.seed, samples_seen=seen)
         return apply_to_pair(box, image, noise)
 
     def note(self, terms: dict[str, Tensor]) -> None:
