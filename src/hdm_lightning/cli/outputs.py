@@ -1,6 +1,7 @@
 """Where a command's results go, checked before the work that makes them and not after it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
@@ -32,3 +33,20 @@ def require_file(file: Path, where: str) -> Path:
         raise UserError(f"{file} is a folder", where=where, mend=f"give a file, such as {file / 'result.json'}")
     require_folder(file.parent, where)
     return file
+
+
+def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path:
+    """The file, which can be written and whose name ends like a picture's.
+
+    Args:
+        file: to write.
+        where: the option or key to name in errors.
+        more: endings that this command can write, too.
+
+    Raises:
+        UserError: it ends otherwise, or cannot be written.
+    """
+    endings = (".png", ".jpg", ".jpeg", ".webp", *more)
+    if file.suffix.lower() not in endings:
+        raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, mend=f"name it {file.stem}.png")
+    return require_file(file, where)

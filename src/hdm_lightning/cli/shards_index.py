@@ -4,8 +4,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdm_lightning.cli.counts import at_least
+from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="local folders, or remote shards")
     parser.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
     parser.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged local shards")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="processes that read side by side (default 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if remote and (not arguments.out or len(remote) < len(arguments.places)):
         raise UserError("remote shards are indexed by themselves, into a local file", where="--out", mend="give --out")
     if remote:
+        require_file(Path(arguments.out), "--out")
         with _bar() as show:
             index = index_remote(remote, arguments.out, jobs=arguments.jobs, progress=show)
         _tell(index, arguments.out)

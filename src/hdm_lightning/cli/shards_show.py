@@ -1,7 +1,11 @@
 """hdm-shards show."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hdm_lightning.cli.counts import at_least
+from hdm_lightning.cli.outputs import require_picture
 
 if TYPE_CHECKING:
     from hdm_lightning.data.streaming import Tokenise
@@ -11,17 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="indexed shards, local or remote")
     parser.add_argument("--out", required=True, metavar="FILE", help="image to write")
-    parser.add_argument("--resolution", type=int, default=256, help="side of the crop in pixels (default %(default)s)")
-    parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--columns", type=int, default=5)
-    parser.add_argument("--start", type=int, default=0, help="position in the order to begin at")
+    parser.add_argument(
+        "--resolution", type=at_least(1), default=256, help="side of the crop in pixels (default %(default)s)"
+    )
+    parser.add_argument("--count", type=at_least(1), default=20)
+    parser.add_argument("--columns", type=at_least(1), default=5)
+    parser.add_argument("--start", type=at_least(0), default=0, help="position in the order to begin at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", default="", help="stage whose order is shown")
     parser.add_argument("--flip", action="store_true", help="mirror half of the samples")
     parser.add_argument("--tags", action="store_true", help="shuffle and drop tags (kept ||| tag $$ tag %%%% tag)")
     parser.add_argument("--drop", type=float, default=0.1, help="share of empty captions (default %(default)s)")
     parser.add_argument("--tokenizer", help="text encoder (name or folder) whose tokens are counted, not words")
-    parser.add_argument("--context-length", type=int, default=256)
+    parser.add_argument("--context-length", type=at_least(1), default=256)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.crops import CropRules  # noqa: PLC0415 (as above)
     from hdm_lightning.data.streaming import Source, StreamConfig, stream  # noqa: PLC0415 (loads torch)
 
+    require_picture(Path(arguments.out), "--out")
     config = StreamConfig(
         sources=(Source(tuple(arguments.places)),),
         resolution=arguments.resolution,

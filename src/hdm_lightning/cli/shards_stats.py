@@ -1,13 +1,19 @@
 """hdm-shards stats."""
 
 import argparse
+from pathlib import Path
+
+from hdm_lightning.cli.counts import at_least
+from hdm_lightning.cli.outputs import require_picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="indexed shards, local or remote")
     parser.add_argument("--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words")
-    parser.add_argument("--captions", type=int, default=2000, help="captions to read, by lot (default %(default)s)")
+    parser.add_argument(
+        "--captions", type=at_least(0), default=2000, help="captions to read, by lot (default %(default)s)"
+    )
     parser.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
 
 
@@ -16,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.charts import draw  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.statistics import as_table, collect  # noqa: PLC0415 (as above)
 
+    if arguments.picture:
+        require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))
     length_of, unit = None, "words"
     if arguments.tokenizer:
         from hdm_lightning.encoders.tokeniser import Tokeniser  # noqa: PLC0415 (only where asked for)

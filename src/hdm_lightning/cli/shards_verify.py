@@ -2,6 +2,8 @@
 
 import argparse
 
+from hdm_lightning.cli.counts import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
@@ -11,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mark", action="store_true", help="leave bad samples and missing shards out of the index (changes the order)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes that read side by side (default %(default)s)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="processes that read side by side (default 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:

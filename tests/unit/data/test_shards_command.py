@@ -174,6 +174,29 @@ def test_show_draws_the_samples_of_the_stream(kit, folder, tmp_path, capsys):
     assert "7 samples" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("show", "--out", "sheet.xyz"), ".png"),
+        (("show", "--out", "no/such/folder.png/sheet.png"), "--out"),
+        (("show", "--out", "sheet.png", "--count", "0"), "0 is less than 1"),
+        (("show", "--out", "sheet.png", "--columns", "0"), "0 is less than 1"),
+        (("show", "--out", "sheet.png", "--start", "-5"), "-5 is less than 0"),
+        (("stats", "--picture", "stats.xyz"), ".svg"),
+        (("stats", "--captions", "-1"), "-1 is less than 0"),
+        (("verify", "--jobs", "0"), "0 is less than 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_read(tmp_path, monkeypatch, capsys, words, told):
+    (tmp_path / "no").touch()
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main([words[0], "no folder of shards", *words[1:]])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2 and told in capsys.readouterr().err
+
+
 def test_positions_on_the_sheet(kit, folder):
     config = kit.stream_config(folder)
     for sample in stream(config, kit.letters, stop=18):
