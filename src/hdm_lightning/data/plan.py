@@ -181,7 +181,9 @@ def _parted(
 
 
 def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:
-    settings = (list(weights), config.seed, config.stage, config.lanes, config.window, config.crop.buckets)
+    # Which images share a bucket depends on the resolution, too.
+    buckets = config.crop.buckets and (config.crop.buckets, config.resolution)
+    settings = (list(weights), config.seed, config.stage, config.lanes, config.window, buckets)
     digest = hashlib.sha256(repr(settings).encode())
     for shards in sources:
         for shard in shards:

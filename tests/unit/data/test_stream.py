@@ -362,6 +362,10 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
         with pytest.raises(UserError, match="have changed"):
             module(**change).load_state_dict(state)
     module(stage="other").load_state_dict(state)
+    module(resolution=32).load_state_dict(state)
+    crop = CropRules(buckets=Buckets(step_px=8, block=2))
+    with pytest.raises(UserError, match="have changed"):
+        module(crop=crop, resolution=32).load_state_dict(module(crop=crop).state_dict())
     kit.write_tar(folder / "002.tar", kit.entries_of(50, 3))
     index_shards(folder)
     with pytest.raises(UserError, match="have changed"):
