@@ -50,8 +50,9 @@ def prepare_network(network: XUT, stage: StageSettings, trainer: TrainerSettings
     A sharded network is compiled block by block, between a block's gathering and its giving up.
     """
     checkpoint_blocks(network, stage.activation_checkpointing)
-    if trainer.compile and is_sharded(network):
+    if trainer.compile:
         torch.compiler.reset()  # else the graphs of the stage before would count towards dynamo's limit for a function
+    if trainer.compile and is_sharded(network):
         for block in network.blocks():
             _replace_forward(block, torch.compile(block.forward))
     elif trainer.compile:

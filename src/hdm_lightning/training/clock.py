@@ -45,6 +45,16 @@ class SectionClock:
         finally:
             self.stop(name)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the with statement no section counts; those that were open before stay so."""
+        kept = self._seconds, self._events, self._open
+        self._seconds, self._events, self._open = defaultdict(float), [], {}
+        try:
+            yield
+        finally:
+            self._seconds, self._events, self._open = kept
+
     def add(self, name: str, seconds: float) -> None:
         """Add seconds measured elsewhere."""
         self._seconds[name] += seconds

@@ -3,6 +3,8 @@
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
@@ -20,6 +22,7 @@ from hdm_lightning.training.flow_step import (
     routed,
 )
 from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
@@ -143,11 +146,14 @@ class FlowMatchingModule(ClippingModule):
 
     def configure_optimizers(self) -> Any:
         """The stage's optimiser with warm-up and cosine, one tick per step."""
+        optimiser, schedule = self._optimiser_and_schedule()
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimiser_and_schedule(self) -> tuple[Optimizer, LambdaLR]:
         stage = self.plan.settings
         fused = self.trainer.precision != FLOAT16
         optimiser = build_optimiser(self.network, stage, self.optimizer_settings, fused=fused)
-        schedule = build_rate_schedule(optimiser, stage)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimiser, build_rate_schedule(optimiser, stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where in the run this checkpoint stands, in plain values."""
@@ -164,7 +170,11 @@ class FlowMatchingModule(ClippingModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recount Lightning's micro-batches: their number a step depends on how many processes there are now."""
+        """Keep the settings of now, and recount Lightning's micro-batches.
+
+        Their number a step depends on how many processes there are now.
+        """
+        keep_settings(checkpoint, *self._optimiser_and_schedule())
         batches = checkpoint["hdm"]["step"] * self.plan.accumulation
         loop = checkpoint["loops"]["fit_loop"]
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), batches)

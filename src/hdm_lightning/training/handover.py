@@ -1,11 +1,13 @@
-"""What goes from one stage to the next, or from a trained model into a first stage."""
+"""What goes from one stage to the next, or from a stage's checkpoint into its next start."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.sharding import load_optimiser, load_weights
@@ -46,12 +48,34 @@ def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAv
 def carry_moments(checkpoint: dict[str, Any], optimiser: Optimizer) -> None:
     """Take over the optimiser's moments, by the parameters' names where the groups tell them.
 
-    The new stage's rates, decay and betas stay, and its groups may be cut otherwise than those of the stage before.
+    The new stage's rates, decay and betas stay, and its groups may be cut otherwise than those of the stage before. The
+    checkpoint stays as it is, for a stage that goes back to its beginning.
     """
-    saved, own = checkpoint["optimizer_states"][0], optimiser.state_dict()
+    state = regrouped(checkpoint["optimizer_states"][0], optimiser.state_dict())
+    # Moments of the right dtype and device would be taken as they are, and trained on.
+    load_optimiser(optimiser, {**state, "state": copy.deepcopy(state["state"])})
+
+
+def keep_settings(checkpoint: dict[str, Any], optimiser: Optimizer, schedule: LambdaLR) -> None:
+    """Let a checkpoint to resume from keep its moments and its place in the schedule only.
+
+    Rates, decay, betas and the groups they are given to become those of `optimiser` and `schedule`, just built from the
+    settings of now: else a rate that was changed before resuming would count for nothing.
+    """
+    tick = checkpoint["lr_schedulers"][0]["last_epoch"]
+    own = optimiser.state_dict()
+    for group, factor in zip(own["param_groups"], schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(tick)
+    checkpoint["optimizer_states"] = [regrouped(checkpoint["optimizer_states"][0], own)]
+    rates = {"base_lrs": list(schedule.base_lrs), "_last_lr": [group["lr"] for group in own["param_groups"]]}
+    checkpoint["lr_schedulers"][0] |= {**rates, "lr_lambdas": [None] * len(schedule.lr_lambdas)}
+
+
+def regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state dict with the moments of one by the parameters' names, and the groups of another."""
     moments = {name: saved["state"].get(number) for name, number in _numbered(saved)}
     state = {number: moments[name] for name, number in _numbered(own) if moments.get(name)}
-    load_optimiser(optimiser, {"state": state, "param_groups": own["param_groups"]})
+    return {"state": state, "param_groups": own["param_groups"]}
 
 
 def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:

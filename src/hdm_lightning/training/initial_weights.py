@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,24 @@ from torch import Tensor
 
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.diffusers_folder import NETWORK
 from hdm_lightning.interop.project_folder import CONFIG, is_project_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix
 from hdm_lightning.interop.tensor_files import read_tensors
+from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
+from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.handover import NETWORK_PREFIX
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.text_whitening import PROJECTION, unfolded
 
 MODEL_FILE = "model.safetensors"
+PLACES = (MODEL_FILE, f"final/{MODEL_FILE}", f"{WEIGHTS}.safetensors", f"{NETWORK}/{WEIGHTS}.safetensors")
+"""Where a folder has the network: a model's, a run's, a diffusers folder's."""
+RECORD = "init.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class InitReport:
     """What became of each tensor of the network and of the file.
 
     Attributes:
+        source: what `init` was.
         loaded: taken from the file.
         missing: not in the file; they keep their fresh initialisation.
         reshaped: in the file with another shape; they keep their fresh initialisation.
@@ -44,7 +52,7 @@ class InitReport:
     wiring: list[str]
 
     def __str__(self) -> str:
-        lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded"]
+        lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded; all names in the run's {RECORD}"]
         for label, names in (
             ("missing, initialised afresh", self.missing),
             ("other shape, initialised afresh", self.reshaped),
@@ -72,6 +80,12 @@ def initial_network(settings: TrainSettings, whitening: TextWhitening | None = N
     return network, report
 
 
+def record_init(run_dir: Path, report: InitReport) -> None:
+    """Write every name of the report into the run's folder."""
+    text = json.dumps(asdict(report), indent=2) + "\n"
+    write_atomically(run_dir / RECORD, lambda file: file.write(text.encode()))
+
+
 def load_initial_weights(network: XUT, source: str) -> InitReport:
     """Copy every tensor that fits from a run's folder, a model folder or a file of tensors into the network.
 
@@ -79,7 +93,11 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
         UserError: when the file is not there or cannot be read, or no tensor of it fits.
     """
     path = find_weights(source)
-    tensors = read_tensors(path)
+    try:
+        tensors = read_tensors(path)
+    except UserError as error:
+        mend = "give a run's or a model's folder, or a file of weights"
+        raise UserError(f"{path}: {error.what}", where="init", mend=mend) from error
     found = _own_tensors(network, tensors)
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
@@ -101,15 +119,15 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
 
 
 def find_weights(source: str) -> Path:
-    """The file that `init` means: the file itself, or that of a run's or a model's folder."""
+    """The file that `init` means: the file itself, or that of a run's, a model's or a published diffusers folder."""
     path = Path(source).expanduser()
-    for candidate in (path, path / MODEL_FILE, path / "final" / MODEL_FILE):
+    for candidate in (path, *(path / place for place in PLACES)):
         if candidate.is_file():
             return candidate
     raise UserError(
         f"there is no model in {source}",
         where="init",
-        mend=f"give a run's folder, a folder with {MODEL_FILE}, or a safetensors file",
+        mend=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
     )
 
 
@@ -130,8 +148,9 @@ def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> 
 
 def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
-    if any(name in tensors for name in network.state_dict()):
-        return tensors
+    own = {name.removeprefix(NETWORK_PREFIX): value for name, value in tensors.items()}  # a training checkpoint's too
+    if any(name in own for name in network.state_dict()):
+        return own
     try:
         return own_tensors(network, strip_prefix(tensors))
     except ValueError as error:

@@ -10,7 +10,15 @@ from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.data_settings import check_data
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.optimisers import check_optimiser
-from hdm_lightning.training.preflight import check_autoencoder, check_guard, check_text_encoder, check_world_size
+from hdm_lightning.training.preflight import (
+    check_autoencoder,
+    check_continued,
+    check_guard,
+    check_init,
+    check_stops,
+    check_text_encoder,
+    check_world_size,
+)
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import plan_stages
 
@@ -57,6 +65,9 @@ def check_job(config: dict[str, Any]) -> Job:
     plans = plan_stages(settings.schedule, world_size)
     for plan in plans:
         check_data(settings, plan)
+    check_stops(settings, plans)
+    check_init(settings, plans)
+    check_continued(settings, model, plans)
     check_text_encoder(settings, model)
     check_autoencoder(settings, model, plans)
     return Job(config, settings, processes)

@@ -1,14 +1,23 @@
 """Everything that can be known to be wrong before the first weight is allocated."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import local_devices
+from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.launched import outside_world_size
+from hdm_lightning.training.rewinds import read_position
 from hdm_lightning.training.settings import GuardSettings, TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -80,6 +89,72 @@ def check_world_size(trainer: TrainerSettings) -> int:
             mend="start the command by torchrun or srun on every machine; see docs/survival.md",
         )
     return local_devices(trainer)
+
+
+def check_stops(settings: TrainSettings, plans: list[StagePlan]) -> None:
+    """What is to end a stage early can be measured.
+
+    Raises:
+        UserError: a budget in dollars where a device costs nothing, a plateau where nothing is validated.
+    """
+    for plan in plans:
+        stop, where = plan.settings.stop, f"schedule.stages.{plan.name}.stop"
+        if stop.max_cost_usd is not None and not settings.trainer.usd_per_device_hour > 0:
+            what, mend = "no device has a price", "set trainer.usd_per_device_hour, or stop.max_hours instead"
+            raise UserError(what, where=f"{where}.max_cost_usd", mend=mend)
+        if stop.plateau_samples is not None and settings.validation.samples < 1:
+            what = "without validation samples there is no loss that could stand still"
+            raise UserError(what, where=f"{where}.plateau_samples", mend="set validation.samples")
+
+
+def check_init(settings: TrainSettings, plans: list[StagePlan]) -> None:
+    """The model to start from is there, as long as it may be needed.
+
+    Raises:
+        UserError: naming `init`.
+    """
+    if settings.init is not None and not run_folder.stage_is_done(Path(settings.run_dir), plans[0]):
+        find_weights(settings.init)
+
+
+def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> None:
+    """What a run has left on disk can be gone on from with these settings.
+
+    Raises:
+        UserError: naming `model` or `optimizer.name`, which a run keeps, or a `batch_size`, which a stage keeps.
+    """
+    run_dir = Path(settings.run_dir)
+    newest = [(plan, run_folder.newest_checkpoint(run_dir, plan)) for plan in plans]
+    if not any(path for _, path in newest):
+        return
+    for key, then, now in _then_and_now(run_dir / run_folder.CONFIG, settings, model):
+        if then != now:
+            raise UserError(
+                f"the run in {run_dir} began with {then}, not {now}",
+                where=key,
+                mend="restore it, or choose another name=; init= starts a new run from a model's weights",
+            )
+    for plan, path in newest:
+        if path is None or run_folder.stage_is_done(run_dir, plan):
+            continue
+        then, now = read_position(path)["batch_size"], plan.settings.batch_size
+        if then != now:
+            raise UserError(
+                f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
+                where=f"schedule.stages.{plan.name}.batch_size",
+                mend=f"set it to {then}; micro_batch_size may change at any time",
+            )
+
+
+def _then_and_now(config: Path, settings: TrainSettings, model: XUTConfig) -> list[tuple[str, Any, Any]]:
+    """Key, value that a run began with, and value of now, of what a run cannot change."""
+    if not config.exists():
+        return []
+    then = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
+    assert isinstance(then, dict)
+    saved = asdict(model_config_from(then["model"]))
+    pairs = [(f"model.{key}", saved[key], value) for key, value in asdict(model).items()]
+    return [*pairs, ("optimizer.name", then["optimizer"]["name"], settings.optimizer.name)]
 
 
 def check_guard(guard: GuardSettings) -> None:

@@ -65,6 +65,12 @@ class StartPoint:
         return self.step * batch_size + self.skipped
 
 
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Where in its stage a checkpoint stands: `step`, `batch_size` and the like."""
+    position: dict[str, Any] = _read_lazily(checkpoint)["hdm"]
+    return position
+
+
 def write_rewind(folder: Path, rewind: Rewind) -> None:
     """Add a line to the record of the stage in `folder`, synced."""
     append_line(folder / RECORD, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})

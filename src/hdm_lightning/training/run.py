@@ -1,6 +1,6 @@
 """A schedule of stages inside one process: build the parts once, then one fit after another."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
 from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.hparams import write_hparams
-from hdm_lightning.training.initial_weights import initial_network
+from hdm_lightning.training.initial_weights import initial_network, record_init
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.process_body import describe_run, run_process
 from hdm_lightning.training.settings import TrainSettings
@@ -40,7 +40,6 @@ class Run:
         encoders: the frozen encoders.
         averages: the weight averages.
         ledger: the run's ledger.
-        summaries: what each finished stage reported.
     """
 
     settings: TrainSettings
@@ -52,22 +51,26 @@ class Run:
     encoders: FrozenEncoders
     averages: WeightAverages
     ledger: Ledger
-    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def build_run(settings: TrainSettings) -> Run:
-    """Build the network, the encoders and the averages of a run, the same in every process."""
-    kind = hardware.accelerator(settings.trainer)
+    """Build the network, the encoders and the averages of a run, the same in every process.
+
+    What `init` names is read as long as a rewind could still go back to it.
+    """
+    kind, run_dir = hardware.accelerator(settings.trainer), Path(settings.run_dir)
     device = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
     plans = plan_stages(settings.schedule, processes.world_size())
     whitening = run_whitening(settings, plans[0], device)
-    network, report = initial_network(settings, whitening)
+    begun = processes.from_first(run_folder.stage_is_done(run_dir, plans[0]))
+    network, report = initial_network(replace(settings, init=None) if begun else settings, whitening)
     if report is not None and processes.rank() == 0:
         print(report)
+        record_init(run_dir, report)
     if settings.trainer.strategy == hardware.SHARDED and processes.distributed():
         shard_network(network, settings.trainer)
     network.to(device)
-    run_dir, ema = Path(settings.run_dir), settings.callbacks.ema
+    ema = settings.callbacks.ema
     return Run(
         settings=settings,
         config_text=OmegaConf.to_yaml(OmegaConf.structured(settings)),

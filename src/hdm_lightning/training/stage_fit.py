@@ -33,6 +33,7 @@ from hdm_lightning.training.sharded_strategy import ShardedStrategy
 from hdm_lightning.training.sharding import is_sharded
 from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.static_graph import StaticGraphStrategy
 from hdm_lightning.training.stop_request import without_own_signals
 from hdm_lightning.training.tensorboard import flow_layout, stage_logger
 from hdm_lightning.training.throughput import stage_flops
@@ -91,9 +92,10 @@ def stage_callbacks(
 ) -> list[Callback]:
     """The stage's callbacks in the order in which they act after a step.
 
-    The guard comes first, so that nothing uses weights that have gone wrong, then the averages, so that all that
-    follows sees them; the checkpoint comes after validation and pictures, so that a resumed run does not repeat
-    them; the signal comes last.
+    What ends the stage early comes first, so that all others see that this step is the last one; then the guard, so
+    that nothing uses weights that have gone wrong; then the averages, so that all that follows sees them. The scalars
+    come before all that is no part of a step's time, the checkpoint after validation and pictures, so that a resumed
+    run does not repeat them; the signal comes last.
     """
     settings, stage = run.settings, plan.settings
     save_every = plan.steps_for(stage.save_every)
@@ -105,10 +107,11 @@ def stage_callbacks(
     guard = _guard(run, plan)
     save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep, before=guard.look)
     callbacks: list[Callback] = [
+        StopStage(stage.stop, ledger, validation, stage.batch_size),
         guard,
         AverageWeights(run.averages, stage.batch_size),
-        _store_averages(run, plan),
         scalars,
+        _store_averages(run, plan),
         validation,
         DrawPictures(
             settings.callbacks.pictures,
@@ -117,7 +120,6 @@ def stage_callbacks(
             plan.folder(run.run_dir) / "samples",
             plan.steps_for(stage.sample_every),
         ),
-        StopStage(stage.stop, ledger, validation, stage.batch_size),
         save,
         ledger,
         StopOnSignal(save.save),
@@ -190,7 +192,8 @@ def _strategy(run: "Run") -> Any:
     hook = None
     if run.settings.trainer.compress_gradients and hardware.accelerator(run.settings.trainer) == "cuda":
         hook = bf16_compress_hook
-    return DDPStrategy(gradient_as_bucket_view=True, static_graph=run.settings.trainer.static_graph, ddp_comm_hook=hook)
+    kind = StaticGraphStrategy if run.settings.trainer.static_graph else DDPStrategy
+    return kind(gradient_as_bucket_view=True, ddp_comm_hook=hook)
 
 
 def _finish(

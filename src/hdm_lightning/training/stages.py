@@ -58,11 +58,28 @@ def plan_stages(schedule: ScheduleSettings, world_size: int) -> list[StagePlan]:
         where = f"schedule.stages.{name}"
         _check_name(name)
         _check_ranges(stage, where)
+        _check_stop(stage, f"{where}.stop")
         accumulation = _accumulation(stage, world_size, where)
         before = plans[-1].samples_before + plans[-1].samples if plans else 0
         steps = -(-stage.samples // stage.batch_size)
         plans.append(StagePlan(number, name, stage, world_size, accumulation, steps, before))
     return plans
+
+
+def _check_stop(stage: StageSettings, where: str) -> None:
+    stop = stage.stop
+    for key in ("max_hours", "max_cost_usd", "plateau_samples"):
+        value = getattr(stop, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{value} is not positive", where=f"{where}.{key}", mend="give a positive value or null")
+    if not stop.plateau_delta >= 0:
+        raise UserError(f"{stop.plateau_delta} is negative", where=f"{where}.plateau_delta", mend="give 0 or more")
+    if stop.plateau_samples is not None and not 0 < stage.validate_every <= stop.plateau_samples:
+        raise UserError(
+            f"a plateau of {stop.plateau_samples} samples cannot be seen with validate_every={stage.validate_every}",
+            where=f"{where}.plateau_samples",
+            mend="validate at least once within it, better several times",
+        )
 
 
 def _check_name(name: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.checkpoint_io import remove_leftovers
 
 PATTERN = re.compile(r"step-(\d{8})\.ckpt")
@@ -47,7 +47,7 @@ class SaveCheckpoints(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save where due."""
-        if due(step, self.every, trainer.max_steps):
+        if due(step, self.every, last_step(trainer)):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:

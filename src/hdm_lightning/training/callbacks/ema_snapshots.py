@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.training import processes
 from hdm_lightning.training.averages import WeightAverages
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.checkpoint_io import remove_leftovers
 from hdm_lightning.training.ema_snapshots import read_snapshots, write_snapshot
 from hdm_lightning.training.sharding import whole
@@ -52,7 +52,7 @@ class StoreAverages(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Store where due."""
-        if due(step, self.every, trainer.max_steps):
+        if due(step, self.every, last_step(trainer)):
             self.store()
 
     def store(self) -> None:

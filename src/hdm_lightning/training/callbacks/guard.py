@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import gathered, summed
 from hdm_lightning.training.sharding import local_parts
@@ -93,7 +93,7 @@ class GuardLoss(StepWatcher, Callback):
         assert self._step_sum is not None
         self._sums.append((step, self._step_sum))
         self._step_sum = None
-        used = any(due(step, every, trainer.max_steps) for every in self.cadences)
+        used = any(due(step, every, last_step(trainer)) for every in self.cadences)
         if used or module.device.type != "cuda" or step % self.look_every == 0:
             self.look(trainer)
 

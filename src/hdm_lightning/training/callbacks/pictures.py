@@ -15,7 +15,7 @@ from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
@@ -50,7 +50,7 @@ class DrawPictures(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Draw where due; the first process draws, the others wait, or draw along where the network is split."""
-        if not self.settings.prompts or not due(step, self.every, trainer.max_steps):
+        if not self.settings.prompts or not due(step, self.every, last_step(trainer)):
             return
         assert isinstance(module, FlowMatchingModule)
         if trainer.is_global_zero or is_sharded(module.network):
@@ -75,7 +75,6 @@ class DrawPictures(StepWatcher, Callback):
             sheet = contact_sheet([to_pil(image) for image in images], self.settings.prompts)
             sheet.save(self.folder / f"{seen:012d}-{width}x{height}.png")
             self._log(trainer, np.asarray(sheet), f"samples/{width}x{height}", seen)
-        module.clock.drain()
 
     def _pictures(self, pipeline: TextToImage, height: int, width: int) -> torch.Tensor:
         settings = SamplingSettings(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.data_counts import DataCounts
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.flow_step import fed_tokens
@@ -83,8 +83,8 @@ class LogScalars(StepWatcher, Callback):
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Write where due."""
         assert isinstance(module, FlowMatchingModule)
-        if due(step, self.every, trainer.max_steps):
-            module.clock.stop("optimiser")
+        module.clock.stop("optimiser")  # what the callbacks after this one do is no part of the step
+        if due(step, self.every, last_step(trainer)):
             self.latest = self._collect(trainer, module, step)
             log(trainer, self.latest)
 
@@ -104,6 +104,7 @@ class LogScalars(StepWatcher, Callback):
         metrics["optimiser/learning_rate_factor"] = self._rate_factor(trainer)
         if self._gradient_norm is not None:
             metrics["optimiser/gradient_norm"] = float(self._gradient_norm)
+            self._gradient_norm = None  # a stage that ends early has none of its last step
         weights = [p.detach() for p in module.network.parameters()]
         metrics["optimiser/weight_norm"] = float(total_norm(weights))
         metrics |= self._speeds(module, samples, steps)

@@ -27,6 +27,11 @@ class StepWatcher:
         """Act after optimiser step number `step` (1 is the first)."""
 
 
+def last_step(trainer: Trainer) -> int:
+    """The step that ends the fit, as far as is known: the present one where a budget has just been spent."""
+    return trainer.global_step if trainer.should_stop else trainer.max_steps
+
+
 def due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps (0: never) and at the last step is due at `step`."""
     return step == last or (every > 0 and step % every == 0)

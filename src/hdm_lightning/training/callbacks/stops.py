@@ -15,6 +15,8 @@ from hdm_lightning.training.settings import StopSettings
 class StopStage(StepWatcher, Callback):
     """Ends the stage, on all processes together, when one of its budgets is spent.
 
+    It comes before all callbacks that do something at a stage's end, so that they see that this step is the last one.
+
     Args:
         settings: the budgets.
         ledger: knows the time and cost so far.
@@ -32,6 +34,10 @@ class StopStage(StepWatcher, Callback):
         self.best = math.inf
         self.best_samples = 0
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A stage that had ended, and was killed before that was noted, takes no further step."""
+        trainer.should_stop = self.reason is not None
+
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Stop where a budget is spent; the first process decides, since clocks differ."""
         settings = self.settings
@@ -42,8 +48,7 @@ class StopStage(StepWatcher, Callback):
             trainer.should_stop = True
 
     def _spent(self, samples: int) -> str | None:
-        settings, hours = self.settings, self.ledger.stage_seconds() / 3600
-        cost = hours * self.ledger.plan.world_size * self.ledger.usd_per_device_hour
+        settings, hours, cost = self.settings, self.ledger.stage_seconds() / 3600, self.ledger.stage_cost_usd()
         if settings.max_hours is not None and hours >= settings.max_hours:
             return f"max_hours {settings.max_hours:g} reached"
         if settings.max_cost_usd is not None and cost >= settings.max_cost_usd:
@@ -59,9 +64,10 @@ class StopStage(StepWatcher, Callback):
         return samples - self.best_samples >= (self.settings.plateau_samples or math.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far and where it was."""
-        return {"best": self.best, "best_samples": self.best_samples}
+        """The best loss so far and where it was, and what has ended the stage."""
+        return {"best": self.best, "best_samples": self.best_samples, "reason": self.reason}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best loss so far."""
         self.best, self.best_samples = state_dict["best"], state_dict["best_samples"]
+        self.reason = state_dict.get("reason")

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from hdm_lightning.diffusion.flow import logit_normal_times
 from hdm_lightning.training.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import log
-from hdm_lightning.training.callbacks.steps import StepWatcher, due
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.flow_step import Network
 from hdm_lightning.training.processes import summed
@@ -44,7 +44,7 @@ class ValidateFlow(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Validate where due."""
-        if due(step, self.every, trainer.max_steps):
+        if due(step, self.every, last_step(trainer)):
             self.run(trainer, module)
 
     @torch.no_grad()
@@ -54,20 +54,28 @@ class ValidateFlow(StepWatcher, Callback):
         networks: dict[str, Network] = {"raw": module.network}
         networks |= {name: self.averages.bound(which) for which, name in enumerate(self.averages.names())}
         totals = torch.zeros(len(networks), 2, device=module.device)
-        for batch in self.data.val_dataloader():
-            batch = self._on_device(trainer, module.with_draws(batch, VALIDATION, self.samples))
-            t = logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
-            with trainer.precision_plugin.val_step_context():
-                for row, network in enumerate(networks.values()):
-                    loss = module.losses(batch, network, t)
-                    totals[row, 0] += (loss * batch["weight"]).sum()
-                    totals[row, 1] += batch["weight"].sum()
-        module.clock.drain()  # validation is no part of the steps' time split
+        with module.clock.paused():
+            for batch in self.data.val_dataloader():
+                batch = self._on_device(trainer, module.with_draws(batch, VALIDATION, self.samples))
+                t = logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
+                with trainer.precision_plugin.val_step_context():
+                    for row, network in enumerate(networks.values()):
+                        loss = module.losses(batch, network, t)
+                        totals[row, 0] += (loss * batch["weight"]).sum()
+                        totals[row, 1] += batch["weight"].sum()
         sums = summed(totals).tolist()
         self.latest = {
             name: total / count if count else math.nan for name, (total, count) in zip(networks, sums, strict=True)
         }
         log(trainer, {f"loss/validation_{name}": value for name, value in self.latest.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latest losses, for a stage that is killed between its last checkpoint and the note of its end."""
+        return {"latest": dict(self.latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the latest losses."""
+        self.latest = dict(state_dict["latest"])
 
     def _on_device(self, trainer: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         moved: dict[str, Any] = trainer.strategy.batch_to_device(batch)
