@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from hdm_lightning.models.counts import Workload, forward_flops
+from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.job import check_job, run_job
 
 PEAK = 0.001
@@ -53,6 +56,31 @@ def test_scalars_of_a_run(finished):
     assert second["loss/train"][-1][0] == 64  # one axis over stages
     assert second["seen/samples"][-1] == (64, 16)
     assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_validation_and_saving_are_no_part_of_a_step(toy_job, tmp_path, monkeypatch):
+    """Both are slow and at step 3, scalars at step 4: the parts of the four steps are as they are, and none is lost."""
+    losses, save = FlowMatchingModule.losses, SaveCheckpoints.save
+
+    def slow_losses(self, batch, network, t):
+        training = "scores" in batch
+        with self.clock.section("xut" if training else "vae"):
+            time.sleep(0.1 if training else 0.3)
+        return losses(self, batch, network, t)
+
+    def slow_save(self, trainer):
+        time.sleep(1.0)
+        save(self, trainer)
+
+    monkeypatch.setattr(FlowMatchingModule, "losses", slow_losses)
+    monkeypatch.setattr(SaveCheckpoints, "save", slow_save)
+    config = toy_job(tmp_path, px16={"validate_every": 24, "save_every": 24})
+    config["logger"] = {"every_steps": 4}
+    assert run_job(check_job(config)) == 0
+    tags, _ = scalars(tmp_path / "01-px16" / "tensorboard")
+    first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("vae", "xut", "optimiser", "whole")}
+    assert first["optimiser"] < 200 and first["vae"] < 200
+    assert 200 <= first["xut"] < first["whole"] < 600  # two micro-batches a step
 
 
 def test_every_chart_of_the_first_page_shows_something(finished):

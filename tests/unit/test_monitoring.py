@@ -110,6 +110,56 @@ def test_waiting_counts_as_data_time(monkeypatch):
     assert clock.drain() == {"data": 0.25}
 
 
+def test_what_happens_while_the_clock_is_paused_does_not_count(monkeypatch):
+    clock, now = SectionClock(), [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock.add("xut", 0.5)
+    clock.start("optimiser")
+    with clock.paused():
+        clock.add("vae", 1.0)
+        clock.start("optimiser")
+        now[0] += 1.0
+        clock.stop("optimiser")
+    now[0] += 1.0
+    clock.stop("optimiser")
+    assert clock.drain() == {"xut": 0.5, "optimiser": 2.0}
+
+
+def test_time_and_money_of_starts_on_other_numbers_of_devices_at_other_prices(tmp_path, monkeypatch):
+    """An hour on four devices at $1, then half an hour on two of them at $3."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    trainer = SimpleNamespace(global_step=3, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    book = Ledger(tmp_path / "ledger.jsonl", writes=True)
+    schedule = ScheduleSettings(stages={"px64": stage(micro_batch_size=1, batch_size=4)})
+    for devices, price, hours in ((4, 1.0, 1.0), (2, 3.0, 0.5)):
+        ledger = KeepLedger(book, plan_stages(schedule, devices)[0], 0, price)
+        ledger.on_train_start(trainer, None)
+        now[0] += hours * 3600
+        assert ledger.stage_seconds() == (3600 if devices == 4 else 5400)
+        total = (4, 4) if devices == 4 else (5, 7)
+        assert (ledger.device_hours(), ledger.cost_usd()) == pytest.approx(total)
+        assert ledger.stage_cost_usd() == pytest.approx(total[1])
+        ledger.note("progress", trainer, None)
+    assert (book.device_hours_spent(), book.cost_spent_usd()) == pytest.approx((5, 7))
+    assert book.cost_spent_usd("px128") == 0
+    assert book.events()[-1]["peak_memory_gb"] == pytest.approx(memory_gb(torch.device("cpu"))["host_peak"], abs=0.01)
+
+
+def test_a_line_is_written_at_least_every_five_minutes(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(global_step=0, max_steps=10_000, should_stop=False, strategy=device)
+    (plan,) = plan_stages(ScheduleSettings(stages={"px64": stage()}), 1)
+    ledger = KeepLedger(Ledger(tmp_path / "l.jsonl", writes=True), plan, 0, 0.0)
+    ledger.on_train_start(trainer, None)
+    for step in range(1, 100):
+        now[0] += 10.0
+        ledger.on_step_end(trainer, None, step)
+    assert [event["seconds"] for event in ledger.ledger.events() if event["event"] == "progress"] == [300, 300, 300]
+
+
 def stage(**changes):
     values = {"resolution": 64, "samples": 1000, "batch_size": 10, "micro_batch_size": 5, "learning_rate": 1.0}
     return StageSettings(**{**values, **changes})

@@ -1,5 +1,6 @@
 """Warm-up and cosine against the formula."""
 
+import copy
 import math
 
 import pytest
@@ -43,3 +44,19 @@ def test_carried_moments_keep_the_new_stage_s_rates():
     group = new.param_groups[0]
     assert (group["lr"], group["initial_lr"], group["betas"], group["weight_decay"]) == (0.1, 0.1, (0.9, 0.995), 0.005)
     assert torch.equal(new.state[layer.weight]["exp_avg"], old.state[layer.weight]["exp_avg"])
+
+
+def test_training_on_carried_moments_leaves_the_checkpoint_as_it_was():
+    """A stage that goes back to its beginning takes them a second time."""
+    layer = nn.Linear(2, 2)
+    old = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(1, 2)).sum().backward()
+    old.step()
+    checkpoint = {"optimizer_states": [old.state_dict()]}
+    kept = copy.deepcopy(checkpoint["optimizer_states"][0]["state"])
+    new = torch.optim.AdamW(layer.parameters(), fused=True)
+    carry_moments(checkpoint, new)
+    layer.weight.grad.fill_(float("nan"))
+    new.step()
+    for number, moments in checkpoint["optimizer_states"][0]["state"].items():
+        assert all(torch.equal(value, kept[number][key]) for key, value in moments.items())

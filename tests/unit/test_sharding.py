@@ -83,6 +83,23 @@ def test_blocks_of_a_kind_share_a_compiled_graph(group, monkeypatch, recompute):
     assert graphs.frame_count == 2
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_graphs_of_the_stage_before_do_not_count_towards_the_limit(group, monkeypatch, sharded):
+    """Else a late stage would run uncompiled: a graph made anew shows that the former ones are gone."""
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    network = filled_network()
+    if sharded:
+        shard_network(network, MIXED)
+    counts = []
+    for _ in range(3):
+        prepare_network(network, STAGE, replace(MIXED, compile=True))
+        with in_bfloat16():
+            velocity(network)
+        counts.append(graphs.frame_count)
+    assert counts[0] > 0 and counts == [counts[0], 2 * counts[0], 3 * counts[0]]
+
+
 def test_averages_run_in_the_network_s_place_within_one_autocast(group):
     start, now = filled_network(0), filled_network(1)
     sharded = copy.deepcopy(start)

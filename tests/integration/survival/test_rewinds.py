@@ -53,6 +53,17 @@ def test_a_stage_without_a_checkpoint_goes_back_to_its_beginning(toy, server, sa
     assert same(poisoned.end(2), told.end(2))
 
 
+def test_a_stage_that_goes_back_to_its_beginning_takes_the_carried_moments_again(toy, server, same):
+    """Those of the checkpoint, not what the steps that went wrong made of them."""
+    stages = {"px16": {"samples": 8}, "px24": {"samples": 16, "save_every": 0, "resolution": 24}}
+    schedule = toy(stages=stages).config["schedule"] | {"carry_moments": True}
+    poisoned, told = toy("poisoned", schedule=schedule), toy("told", schedule=schedule)
+    assert server.run(poisoned, poison={"stage": "px24", "positions": [9], "factor": None}) == [0]
+    assert len(poisoned.rewinds(2)) == 1
+    assert server.run(told, jump={"stage": "px24", "first": 0, "end": 16}) == [0]
+    assert same(poisoned.end(2), told.end(2))
+
+
 def test_rewinds_add_up_survive_a_kill_and_end_with_a_message(toy, server, same):
     """Poison in the first steps, and again each time after the window was skipped; two kills right after rewinds."""
     poison = {"stage": "px16", "positions": [3, 20, 33], "factor": None}

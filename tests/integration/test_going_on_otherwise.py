@@ -1,0 +1,90 @@
+"""Going on with settings other than those that a run began with: what counts, and what is refused."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.job import check_job, run_job
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted(toy_job, tmp_path, monkeypatch):
+    """The configuration of a run that was killed in its fifth step, with a checkpoint of its fourth."""
+    config = toy_job(tmp_path / "run", px16={"warmup_samples": 0, "weight_decay": 0.1})
+    original = ValidateFlow.on_step_end
+
+    def fail(self, trainer, module, at):
+        original(self, trainer, module, at)
+        if at == 5:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ValidateFlow, "on_step_end", fail)
+        with pytest.raises(Crash):
+            run_job(check_job(config))
+    return config
+
+
+def groups(config):
+    """Settings of each parameter's group in the newest checkpoint, by the parameter's name."""
+    newest = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1]
+    saved = read_checkpoint(newest)["optimizer_states"][0]
+    found = {}
+    for group in saved["param_groups"]:
+        for name, number in zip(group["names"], group["params"], strict=True):
+            found[name] = {**group, "moments": saved["state"][number]["step"].item()}
+    return found
+
+
+def test_a_rate_and_a_decay_that_were_changed_count_from_the_next_step(interrupted):
+    """The last rate is that of step 6 of 6 plus one, where the cosine has ended at a hundredth."""
+    before = groups(interrupted)
+    stage = interrupted["schedule"]["stages"]["px16"]
+    stage["learning_rate"], stage["weight_decay"], stage["betas"] = 0.05, 0.0, [0.8, 0.9]
+    assert run_job(check_job(interrupted)) == 0
+    after = groups(interrupted)
+    assert before.keys() == after.keys()
+    decayed = [name for name, group in before.items() if group["weight_decay"] == 0.1]
+    assert decayed and all(group["weight_decay"] == 0 for group in after.values())
+    for name, group in before.items():
+        assert after[name]["initial_lr"] == pytest.approx(group["initial_lr"] * 0.05 / 0.2)
+        assert after[name]["lr"] == pytest.approx(0.01 * after[name]["initial_lr"])
+        assert tuple(after[name]["betas"]) == (0.8, 0.9)
+        assert (group["moments"], after[name]["moments"]) == (4, 6)  # the moments went on
+        fourth = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 5 * 8 / 48))
+        assert group["lr"] == pytest.approx(fourth * group["initial_lr"])
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"schedule.stages.px16": {"batch_size": 16}}, "schedule.stages.px16.batch_size"),
+        ({"model": {"mlp_width": 64}}, "model.mlp_width"),
+        ({"model": {"residual": "normed"}}, "model.residual"),
+        ({"optimizer": {"name": "muon"}}, "optimizer.name"),
+    ],
+)
+def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, change, where):
+    for path, values in change.items():
+        place = interrupted
+        for key in path.split("."):
+            place = place.setdefault(key, {})
+        place.update(values)
+    with pytest.raises(UserError) as caught:
+        check_job(interrupted)
+    assert caught.value.where == where and caught.value.mend
+
+
+def test_a_stage_that_is_done_may_be_told_another_batch_size(interrupted):
+    assert run_job(check_job(interrupted)) == 0
+    interrupted["schedule"]["stages"]["px16"]["batch_size"] = 16
+    check_job(interrupted)
