@@ -68,6 +68,12 @@ def test_every_kind_of_average_takes_memory_and_disk():
     assert three["storage"]["checkpoint_gb"] - one["storage"]["checkpoint_gb"] == pytest.approx(2 * weights / 1e9)
 
 
+def test_muon_keeps_one_moment_of_the_blocks_matrices():
+    adamw, muon = (planned(f"optimizer={name}").content["stages"][0]["memory"] for name in ("adamw", "muon"))
+    assert 0.5 < muon["optimiser"] / adamw["optimiser"] < 0.6
+    assert muon["weights"] == adamw["weights"]
+
+
 def test_several_machines_are_compared():
     result = planned("gpus=[4x5090,4x4090,4x3090,1x4090]")
     hours = [plan["total"]["hours"] for plan in result.content["plans"]]

@@ -25,7 +25,7 @@ from hdm_lightning.planning.memory import COMPILED_SHARE, device_memory
 from hdm_lightning.planning.operations import operations
 from hdm_lightning.planning.recipe import Recipe, StageRecipe
 from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)
@@ -134,6 +134,20 @@ def measured_peak(step):
 def test_memory_forecast_is_within_a_tenth_of_the_peak(changes):
     recipe, stage, step = recipe_and_stage(**changes)
     assert device_memory(recipe, stage).total == pytest.approx(measured_peak(step), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_those_that_the_optimiser_keeps(name):
+    settings = StageSettings(32, samples=9, batch_size=1, micro_batch_size=1, learning_rate=1e-3, context_length=4)
+    kind = {"device": CPU, "dtype": torch.float32, "optimizer": OptimizerSettings(name=name)}
+    step = TrainingStep(SMALL, TINY_TEXT, TINY_AUTOENCODER, settings, **kind)
+    step()
+    kept = [value for state in step.optimiser.state.values() for value in state.values() if value.numel() > 1]
+    recipe, stage, _ = recipe_and_stage()
+    recipe = replace(recipe, muon=name == "muon")
+    measured = sum(value.numel() for value in kept)
+    assert recipe.moments == pytest.approx(measured, rel=0.01)
+    assert device_memory(recipe, stage).optimiser == 4 * recipe.moments
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

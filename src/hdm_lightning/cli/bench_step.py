@@ -32,6 +32,7 @@ class TrainingStep:
         compiled: whether the network is compiled.
         text_batch, autoencoder_batch: as in the recipe.
         averages: weight averages kept.
+        optimizer: AdamW with the usual settings where none is given.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class TrainingStep:
         text_batch: int = 256,
         autoencoder_batch: int = 32,
         averages: int = 1,
+        optimizer: OptimizerSettings | None = None,
     ) -> None:
         self.stage, self.device, self.dtype = stage, device, dtype
+        optimizer = optimizer or OptimizerSettings()
         self.network = random_network(network, seed=SEED).to(device)
         prepare_network(self.network, stage, TrainerSettings(compile=compiled))
         self.encoders = FrozenEncoders(
@@ -56,10 +59,10 @@ class TrainingStep:
             random_autoencoder(autoencoder, dtype=dtype, max_batch=autoencoder_batch),
         )
         plan = StagePlan(1, "bench", stage, 1, 1, max(1, stage.samples // stage.batch_size), 0)
-        self.module = FlowMatchingModule(self.network, self.encoders, plan, OptimizerSettings(), LoggerSettings(), SEED)
+        self.module = FlowMatchingModule(self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED)
         self.module.to(device)
         self.module.setup("fit")
-        self.optimiser = build_optimiser(self.network, stage, OptimizerSettings())
+        self.optimiser = build_optimiser(self.network, stage, optimizer)
         self.averages = WeightAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 

@@ -73,6 +73,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
         text_batch=settings.text_encoder.max_batch,
         autoencoder_batch=settings.vae.max_batch,
         averages=len(averages.halflife_samples) + len(averages.sigma_rel),
+        muon=settings.optimizer.name == "muon",
         compiled=settings.trainer.compile,
         half_gradients=settings.trainer.compress_gradients,
         sharded=settings.trainer.strategy == SHARDED and machine.count > 1,

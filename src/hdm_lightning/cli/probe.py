@@ -129,6 +129,7 @@ def _seconds(
         text_batch=recipe.text_batch,
         autoencoder_batch=recipe.autoencoder_batch,
         averages=recipe.averages,
+        optimizer=settings.optimizer,
     )
     return time_call(step, device, warmup=probe.warmup, repeats=probe.steps).median
 

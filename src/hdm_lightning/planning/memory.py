@@ -21,7 +21,7 @@ saves of an XUT under autocast, against what eager mode saves (measured by the t
 class DeviceMemory:
     """Bytes on one device at the fullest moment of a step.
 
-    What stays from one micro-batch to the next: `weights`, `optimiser` (two moments), `averages`, `half_copies`
+    What stays from one micro-batch to the next: `weights`, `optimiser` (its moments), `averages`, `half_copies`
     (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
     and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
     meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
@@ -68,14 +68,15 @@ def device_memory(
             and have a part each of weights, gradients, moments and averages where the recipe is sharded.
         reserve_gib: memory that is not tensors.
     """
-    samples, parameters = stage.micro_batch_size, recipe.parameters
+    samples, parameters, moments = stage.micro_batch_size, recipe.parameters, recipe.moments
     copies = 2 * parameters if recipe.mixed else 0
     if recipe.sharded:
-        parameters, copies = ceil(parameters / devices), gathered_bytes(recipe)
+        parameters, moments = ceil(parameters / devices), ceil(moments / devices)
+        copies = gathered_bytes(recipe)
     return DeviceMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
-        optimiser=8 * parameters,
+        optimiser=4 * moments,
         averages=4 * parameters * recipe.averages,
         half_copies=copies,
         encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),

@@ -69,6 +69,7 @@ class Recipe:
         text_batch: captions encoded at once.
         autoencoder_batch: images encoded at once.
         averages: weight averages kept.
+        muon: whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest.
         compiled: whether the network is compiled.
         half_gradients: whether gradients are exchanged in bfloat16.
         sharded: whether weights, gradients, moments and averages are split over the devices (FSDP2).
@@ -84,6 +85,7 @@ class Recipe:
     text_batch: int = 256
     autoencoder_batch: int = 32
     averages: int = 1
+    muon: bool = False
     compiled: bool = True
     half_gradients: bool = False
     sharded: bool = False
@@ -94,6 +96,12 @@ class Recipe:
     def parameters(self) -> int:
         """Parameters of the network."""
         return parameter_counts(self.network).total
+
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimiser keeps."""
+        counts = parameter_counts(self.network)
+        return 2 * counts.total - (counts.blocks if self.muon else 0)  # nearly all of a block is matrices
 
     @property
     def element_bytes(self) -> int:
