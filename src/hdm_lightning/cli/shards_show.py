@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="", help="stage whose order is shown")
     parser.add_argument("--flip", action="store_true", help="mirror half of the samples")
     parser.add_argument("--tags", action="store_true", help="shuffle and drop tags (kept ||| tag $$ tag %%%% tag)")
+    parser.add_argument(
+        "--positions", choices=("area", "long_side"), default="area", help="as the model's (default %(default)s)"
+    )
     parser.add_argument("--drop", type=float, default=0.1, help="share of empty captions (default %(default)s)")
     parser.add_argument("--tokenizer", help="text encoder (name or folder) whose tokens are counted, not words")
     parser.add_argument("--context-length", type=at_least(1), default=256)
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     stop = arguments.start + arguments.count
     samples = list(stream(config, _tokenise(arguments), start=arguments.start, stop=stop))
-    contact_sheet(samples, columns=arguments.columns).save(arguments.out)
+    contact_sheet(samples, columns=arguments.columns, positions=arguments.positions).save(arguments.out)
     print(f"{len(samples)} samples: {arguments.out}")
     return 0
 

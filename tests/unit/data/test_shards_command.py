@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hdm_lightning.cli.shards import BUILDERS, COMMANDS, main
@@ -14,6 +15,7 @@ from hdm_lightning.data.contact import contact_sheet, crop_positions
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.statistics import collect
 from hdm_lightning.data.streaming import stream
+from hdm_lightning.models.positions import token_positions
 
 
 @pytest.fixture
@@ -197,14 +199,18 @@ def test_what_cannot_be_meant_is_told_before_anything_is_read(tmp_path, monkeypa
     assert status == 2 and told in capsys.readouterr().err
 
 
-def test_positions_on_the_sheet(kit, folder):
-    config = kit.stream_config(folder)
-    for sample in stream(config, kit.letters, stop=18):
+@pytest.mark.parametrize("convention", ["area", "long_side"])
+def test_positions_on_the_sheet_are_those_of_the_network(kit, folder, convention):
+    """Half a token beyond the centres of the outermost tokens, where a token is a pixel."""
+    seen = set()
+    for sample in stream(kit.stream_config(folder), kit.letters, stop=18):
         if sample.weight:
-            top, left, bottom, right = crop_positions(sample)
-            _, crop_left, height, width = sample.crop
-            assert (top, bottom) == (-height / max(height, width), height / max(height, width))
-            assert np.isclose(left, 2 * crop_left / width - 1) and np.isclose(right - left, 32 / width)
+            grid = token_positions(16, 16, crop=torch.tensor([sample.crop]), convention=convention)[0].view(16, 16, 2)
+            half = (grid[1, 1] - grid[0, 0]) / 2
+            expected = torch.cat([grid[0, 0] - half, grid[-1, -1] + half]).tolist()
+            assert np.allclose(crop_positions(sample, convention), expected, atol=1e-5)
+            seen.add(sample.crop)
+    assert len(seen) > 3
     with pytest.raises(ValueError, match="at least one sample"):
         contact_sheet([])
 
