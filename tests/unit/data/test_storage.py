@@ -123,7 +123,7 @@ def test_a_server_that_lets_bytes_trickle_is_given_up(server, monkeypatch):
     for trouble in ("trickle", "trickle, no ranges"):
         server.trouble = lambda path, attempt, trouble=trouble: trouble
         begin = time.monotonic()
-        with pytest.raises(OSError, match=r"gave up after 2 tries: .* bytes in"):
+        with pytest.raises(OSError, match="gave up after 2 tries"):
             read_range(f"{server.url}/000.tar", 512, 2000)
         assert time.monotonic() - begin < 10
 
