@@ -4,21 +4,23 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from hdm_lightning.cli import evaluate
+from hdm_lightning.cli import convert, evaluate
 from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
 from hdm_lightning.data.builders.writer import ShardWriter
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
 from hdm_lightning.generation.evaluate_pictures import real_pictures
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.evaluate_job import PARTS
 
 CONFIG = XUTConfig(
@@ -185,6 +187,49 @@ def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
     assert message in errors
     assert "drawing" not in errors
     assert not (tmp_path / "o").exists()
+
+
+def test_one_clip_as_judge_and_as_feature_network(run_folder, tiny_shards, tiny_text_encoder, tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**small, "vocab_size": 32, "max_position_embeddings": 12, "eos_token_id": 2}
+    vision = {**small, "image_size": 24, "patch_size": 8}
+    torch.manual_seed(0)
+    folder = tmp_path / "clip"
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_text_encoder).save_pretrained(folder)
+    preprocessing = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 24, "width": 24}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    arguments = ["--data", str(tiny_shards), "--weights", "ema", *SMALL, "--out", str(tmp_path / "out")]
+    both = ["--clip", str(folder), "--features", str(folder), "--parts", "agreement,kernel"]
+    assert evaluate.main([str(run_folder), *arguments, *both]) == 0
+    parts = result_of(tmp_path / "out")["results"]["ema"]
+    assert set(parts["agreement"]["measures"]) == {"clip_score_clip", "clip_score_clip_of_real"}
+    assert {"cmmd_clip", "kernel_clip"} <= set(parts["kernel"]["measures"])
+    for part in parts.values():  # of 12 drawn and 12 real pictures, each counted once
+        assert {one["samples"] for name, one in part["measures"].items() if "autoencoder" not in name} == {12}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt", "diffusers"])
+def test_a_published_file_has_the_loss_of_the_folder_it_was_made_from(
+    tiny_text_encoder, tiny_autoencoder, tiny_shards, tmp_path, name
+):
+    config = replace(CONFIG, **PUBLISHED)
+    torch.manual_seed(1)
+    state = {key: value + 0.02 * torch.randn_like(value) for key, value in XUT(config).state_dict().items()}
+    encoder, vae = TextEncoderSource(str(tiny_text_encoder), context_length=16), load_autoencoder(str(tiny_autoencoder))
+    save_bundle(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
+    made, layout = tmp_path / name, ["--to", "diffusers"] if name == "diffusers" else []
+    assert convert.main([str(tmp_path / "final"), str(made), *layout]) == 0
+    given = ["--data", str(tiny_shards), "--parts", "loss", "--size", "32", *SMALL]
+    given += ["--text-encoder", str(tiny_text_encoder), "--vae", str(tiny_autoencoder)]
+    losses = []
+    for model, weights in ((tmp_path / "final", "ema"), (made, "file")):
+        assert evaluate.main([str(model), *given, "--out", str(tmp_path / "out")]) == 0
+        result = result_of(tmp_path / "out")
+        assert list(result["results"]) == [weights]
+        losses.append(result["results"][weights]["loss"]["measures"]["flow_loss"]["value"])
+        assert len(result["subject"]["sha256"][weights]) == 64
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_one_reference_picture_is_too_few_for_anything(run_folder, tmp_path, capsys):
