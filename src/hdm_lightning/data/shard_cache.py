@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.data.storage import read_range, with_retries
+from hdm_lightning.errors import UserError
 
 PART_BYTES = 32 << 20
 STALE_S = 3600
@@ -24,11 +25,17 @@ class ShardCache:
     Args:
         folder: made when missing.
         limit_gb: largest size of all copies, in 10⁹ bytes.
+
+    Raises:
+        UserError: the folder cannot be made.
     """
 
     def __init__(self, folder: str, limit_gb: float) -> None:
         self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot be made ({error})", where="data.cache_dir", mend="name another folder") from error
 
     def read(self, url: str, record: ShardRecord, start: int, end: int) -> bytes:
         """Bytes [start, end) of a shard, from its copy where there is room for one.
