@@ -1,5 +1,6 @@
 """Every choice of every group composes and passes the typed check; the paper's numbers stand where they should."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import hdm_lightning.conf
@@ -67,6 +68,20 @@ def test_the_paper_s_recipe_has_the_paper_s_numbers():
         assert stage.samples == pytest.approx(row[-1], rel=2e-4)
         assert stage.warmup_samples == 1000 * stage.batch_size
         assert stage.activation_checkpointing == (name != "px256")
+
+
+@pytest.mark.parametrize(("size", "width"), [("small", 640), ("large", 1152)])  # widths of the two Gemma-3
+def test_the_paper_s_other_sizes_train_by_the_same_recipe(size, width):
+    """Only what a device takes at once is their own: steps and batches are the paper's."""
+    settings = train_settings_from(composed(f"experiment=paper_{size}"))
+    model = model_config_from(settings.model)
+    assert model == XUTConfig.preset(f"xut_{size}") and model.context_width == width
+    assert {"small": "270m", "large": "1b"}[size] in settings.text_encoder.name
+    paper = train_settings_from(composed("schedule=paper"))
+    plans = [plan_stages(each.schedule, world_size=4) for each in (settings, paper)]
+    for ours, theirs in zip(*plans, strict=True):
+        assert ours.steps == theirs.steps and ours.name == theirs.name
+        assert replace(ours.settings, micro_batch_size=1) == replace(theirs.settings, micro_batch_size=1)
 
 
 def test_any_value_of_a_stage_can_be_overridden():
