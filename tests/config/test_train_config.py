@@ -1,5 +1,7 @@
 """Every choice of every group composes and passes the typed check; the paper's numbers stand where they should."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,3 +139,11 @@ def test_job_folder_names_are_short_and_distinct():
     assert len(names) == 3
     assert max(map(len, names)) <= 120
     assert short_name("vae.name=a/b") == "vae.name=a-b"
+
+
+def test_help_begins_with_what_the_command_does_and_names_every_experiment():
+    command = [sys.executable, "-m", "hdm_lightning.cli.train", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith("hdm-train: train a text-to-image model")
+    assert all(name in told for name in choices("experiment"))
+    assert "init: null" in told
