@@ -8,7 +8,9 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
+from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.json_lines import append_line, read_lines
+from hdm_lightning.training.memory_use import memory_gb
 from hdm_lightning.training.rewinds import (
     Rewind,
     StartPoint,
@@ -82,6 +84,17 @@ def test_the_record_is_read_as_written_and_survives_a_line_cut_short(tmp_path):
         file.write('{"reason": "cut sh')
     write_rewind(tmp_path, rewind(6, 16))
     assert read_rewinds(tmp_path) == [rewind(4, 8), rewind(6, 16)]
+
+
+def test_a_checkpoint_read_lazily_takes_no_memory_until_it_is_used(tmp_path):
+    path = tmp_path / "large.ckpt"
+    torch.save({"a": torch.ones(50_000_000)}, path)
+    before = memory_gb(torch.device("cpu"))["host"]
+    lazy = read_checkpoint(path, lazily=True)
+    assert memory_gb(torch.device("cpu"))["host"] - before < 0.05
+    whole = read_checkpoint(path)
+    assert memory_gb(torch.device("cpu"))["host"] - before == pytest.approx(0.2, abs=0.05)
+    assert torch.equal(lazy["a"], whole["a"])
 
 
 def test_lines_on_a_full_disk(tmp_path, monkeypatch):

@@ -16,9 +16,15 @@ NETWORK_PREFIX = "network."
 AVERAGES_KEY = "AverageWeights"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A training checkpoint, loaded without running any code it might hold."""
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
+    """A training checkpoint, loaded without running any code it might hold.
+
+    Args:
+        path: the file.
+        lazily: leave the tensors on disk until they are used; their memory is shared by the processes of a machine and
+            given up where it is short.
+    """
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     return loaded
 
 

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.json_lines import append_line, read_lines
 
 RECORD = "rewinds.jsonl"
@@ -67,7 +66,7 @@ class StartPoint:
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
     """Where in its stage a checkpoint stands: `step`, `batch_size` and the like."""
-    position: dict[str, Any] = _read_lazily(checkpoint)["hdm"]
+    position: dict[str, Any] = read_checkpoint(checkpoint, lazily=True)["hdm"]
     return position
 
 
@@ -91,7 +90,7 @@ def start_point(checkpoints: Path, rewinds: list[Rewind], calm_by: str | None = 
         calm_by: key of a guard among a checkpoint's callbacks; checkpoints written while that guard saw a loss
             that was high already are then taken only where there is no other.
     """
-    found = [(path, _read_lazily(path)) for path in checkpoints_in(checkpoints)]
+    found = [(path, read_checkpoint(path, lazily=True)) for path in checkpoints_in(checkpoints)]
     usable = [(path, saved) for path, saved in found if not _superseded(saved["hdm"], rewinds)]
     calm = [(path, saved) for path, saved in usable if calm_by is None or _streak(saved, calm_by) == 0]
     if not usable:
@@ -118,9 +117,3 @@ def _after(path: Path | None, position: dict[str, Any], rewinds: list[Rewind]) -
 
 def _streak(checkpoint: dict[str, Any], guard_key: str) -> int:
     return int(checkpoint["callbacks"].get(guard_key, {}).get("streak", 0))
-
-
-def _read_lazily(path: Path) -> dict[str, Any]:
-    """A checkpoint whose tensors stay on disk until they are used."""
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return loaded

@@ -32,7 +32,8 @@ def train_stage(run: "Run", plan: StagePlan, previous: Path | None) -> None:
         StoppedBySignal: on every process, when one was asked to stop.
         UserError: on every process, when the loss goes wrong once more than allowed.
     """
-    checkpoint = None if previous is None else read_checkpoint(previous)
+    # Held until the stage is done, which might go back to its beginning.
+    checkpoint = None if previous is None else read_checkpoint(previous, lazily=True)
     if checkpoint is not None:
         hand_over(checkpoint, run.network, run.averages)
     stop_between_fits()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdm_lightning.training.launch import launch
 
@@ -70,6 +71,24 @@ def whole_on_two(toy, server):
     whole = toy("whole")
     assert server.run(whole, 2) == [0, 0]
     return whole
+
+
+def test_no_scalar_before_the_checkpoint_is_lost(toy, server):
+    """Killed once the checkpoint of step 2 is in place; what comes after it is logged again."""
+    stages = {"px16": {"samples": 48, "save_every": 16, "validate_every": 8}}
+    whole, killed = toy("whole", stages), toy("killed", stages)
+    assert server.run(whole) == [0]
+    assert server.run(killed, die={"at": "in place", "nth": 1, "how": "kill", "on": 0}) == [-9]
+    assert server.run(killed) == [0]
+    for tag in ("loss/train", "loss/validation_raw"):
+        assert logged(killed, tag) == logged(whole, tag)
+    assert [step for step, _ in logged(whole, "loss/validation_raw")] == [0, 8, 16, 24, 32, 40, 48]
+
+
+def logged(toy, tag):
+    events = EventAccumulator(str(toy.stage_folder(1) / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 GROUPS = ("model", "text_encoder", "vae", "data", "schedule")
