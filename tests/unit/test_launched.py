@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.launch import launch
 from hdm_lightning.training.launched import (
     adopt_outside_launch,
     first_host,
@@ -123,14 +125,32 @@ def test_a_worker_tells_its_error_and_ends(error, status, tmp_path, monkeypatch)
 
     def worker():
         os.dup2(os.open(tmp_path / "told", os.O_WRONLY | os.O_CREAT), 2)
-        import sys
-
         sys.stderr = os.fdopen(2, "w")
         start_worker(fail, {})
 
     assert exit_status(forked(worker)) == status
     told = (tmp_path / "told").read_text()
     assert str(error) in told and ("Traceback" in told) == (status == 1)
+
+
+def test_a_process_started_from_outside_tells_its_error_once_and_ends(environment, tmp_path):
+    """It does not go back into the command, which would wait for the others at its end."""
+    environment.setenv("TORCHELASTIC_RUN_ID", "x")
+    environment.setenv("RANK", "0")
+
+    def fail(config):
+        raise UserError("too dear", where="key")
+
+    def command():
+        os.dup2(os.open(tmp_path / "told", os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w")
+        launch(fail, {}, 2)
+
+    assert exit_status(forked(command)) == 2
+    assert (tmp_path / "told").read_text().count("too dear") == 1
+    environment.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="too dear"):  # alone it harms none, and a sweep goes on
+        launch(fail, {}, 1)
 
 
 def test_mistakes_are_told_before_other_errors_and_broken_connections_last():

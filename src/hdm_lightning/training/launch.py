@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launched import launched_from_outside
-from hdm_lightning.training.launched_process import Worker, start_worker
+from hdm_lightning.training.launched_process import Worker, run_worker, start_worker
 
 STOPPED = 143
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
@@ -37,8 +37,11 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
     dies, the others are ended.
 
     Raises:
-        UserError: a process died; names which, and of what.
+        UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
+            error and ends.
     """
+    if launched_from_outside() and os.environ.get("WORLD_SIZE") != "1":
+        return run_worker(worker, config)
     if processes == 1 or launched_from_outside():
         return worker(config)
     settings = LaunchConfig(

@@ -21,11 +21,16 @@ PR_SET_PDEATHSIG = 1
 
 
 def start_worker(worker: Worker, config: dict[str, Any]) -> int:
-    """Run the worker in this process, started by `training.launch`; returns its exit status.
+    """Run the worker in this process, started by `training.launch`; returns its exit status."""
+    end_with_parent()
+    return run_worker(worker, config)
+
+
+def run_worker(worker: Worker, config: dict[str, Any]) -> int:
+    """Run the worker as one of several processes; returns its exit status.
 
     A failure ends the process here and now: cleaning up would wait for processes that wait for this one.
     """
-    end_with_parent()
     try:
         return worker(config)
     except Exception as error:
