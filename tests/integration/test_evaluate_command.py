@@ -13,15 +13,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
+from hdm_lightning.assessment.job import PARTS
+from hdm_lightning.assessment.pictures import real_pictures
 from hdm_lightning.cli import convert, evaluate
 from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
 from hdm_lightning.data.builders.writer import ShardWriter
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
-from hdm_lightning.generation.evaluate_pictures import real_pictures
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
-from hdm_lightning.training.evaluate_job import PARTS
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
@@ -242,7 +242,7 @@ def test_one_reference_picture_is_too_few_for_anything(run_folder, tmp_path, cap
 
 
 def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny_shards, monkeypatch, tmp_path, capsys):
-    from hdm_lightning.generation import evaluate_context
+    from hdm_lightning.assessment import context as evaluate_context
 
     def broken(stream, plan, count):  # of the 40 that the index promises, four can be read
         yield from (
@@ -288,7 +288,7 @@ def test_without_real_pictures_the_mend_is_told(run_folder, capsys):
 
 
 def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shards, tmp_path, monkeypatch):
-    from hdm_lightning.training import evaluate_job
+    from hdm_lightning.assessment import job as evaluate_job
 
     def cannot(name, device):
         raise UserError("its package is not installed", where="--features", mend="pip install it")

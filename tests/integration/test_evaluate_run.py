@@ -9,17 +9,17 @@ import torch
 from scipy.special import logit
 from scipy.stats import norm
 
+from hdm_lightning.assessment.loss import bin_shares, loss_table, times_in_bin
+from hdm_lightning.assessment.pictures import middle_crops, real_pictures
+from hdm_lightning.assessment.subject import find_run, load_subject
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.evaluate_pictures import middle_crops, real_pictures
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.training import randomness
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.data_settings import validation_stream
-from hdm_lightning.training.evaluate_loss import bin_shares, loss_table, times_in_bin
-from hdm_lightning.training.evaluate_subject import find_run, load_subject
 from hdm_lightning.training.job import check_job, run_job
 
 STAGE = {

@@ -8,13 +8,13 @@ import torch
 
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
+from hdm_lightning.training.averaging.ema_snapshots import FOLDER
+from hdm_lightning.training.averaging.power_function import gamma_of
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.ema_snapshots import FOLDER
 from hdm_lightning.training.handover import network_weights, read_checkpoint
 from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.power_function import gamma_of
 
 NAME = "output_projection.weight"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
 AUTOENCODER = {

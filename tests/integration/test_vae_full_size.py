@@ -14,7 +14,7 @@ from PIL import Image
 from hdm_lightning.data.builders.writer import ShardWriter
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 SDXL = {
     "block_out_channels": [128, 256, 512, 512],

@@ -19,11 +19,11 @@ from hdm_lightning.training import randomness
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.vae_checks import branch_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae_data import build_images
-from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
-from hdm_lightning.training.vae_module import NOISE_PURPOSE
-from hdm_lightning.training.vae_run import build_vae_run
+from hdm_lightning.training.vae.checks import branch_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae.data import build_images
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.training.vae.module import NOISE_PURPOSE
+from hdm_lightning.training.vae.run import build_vae_run
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 

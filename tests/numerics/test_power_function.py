@@ -10,9 +10,9 @@ from scipy.integrate import quad
 from torch import nn
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.averages import WeightAverages
-from hdm_lightning.training.ema_snapshots import reconstruct, snapshot_path, write_snapshot
-from hdm_lightning.training.power_function import (
+from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.ema_snapshots import reconstruct, snapshot_path, write_snapshot
+from hdm_lightning.training.averaging.power_function import (
     WIDEST,
     Profile,
     combination,

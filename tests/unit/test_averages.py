@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 
 
 def linear(value):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.launch import launch
-from hdm_lightning.training.launched import (
+from hdm_lightning.training.launching.launch import launch
+from hdm_lightning.training.launching.launched import (
     adopt_outside_launch,
     first_host,
     from_slurm,
@@ -17,7 +17,7 @@ from hdm_lightning.training.launched import (
     outside_world_size,
     tasks_per_node,
 )
-from hdm_lightning.training.launched_process import delay_s, start_worker
+from hdm_lightning.training.launching.launched_process import delay_s, start_worker
 from hdm_lightning.training.preflight import check_world_size
 from hdm_lightning.training.settings import TrainerSettings
 

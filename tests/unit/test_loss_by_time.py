@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hdm_lightning.training.flow_step import LossByTime
-from hdm_lightning.training.tensorboard import time_bin_tag
+from hdm_lightning.training.monitoring.tensorboard import time_bin_tag
 
 
 def test_each_bin_has_the_mean_of_its_samples_over_batches_and_processes():

@@ -8,9 +8,15 @@ import torch
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.handover import carry_moments
-from hdm_lightning.training.muon import COEFFICIENTS, MuonAdamW, muon_groups, orthogonalised, packed_matrices
-from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule, check_optimiser
-from hdm_lightning.training.parameter_groups import parameter_groups
+from hdm_lightning.training.optimisation.muon import (
+    COEFFICIENTS,
+    MuonAdamW,
+    muon_groups,
+    orthogonalised,
+    packed_matrices,
+)
+from hdm_lightning.training.optimisation.optimisers import build_optimiser, build_rate_schedule, check_optimiser
+from hdm_lightning.training.optimisation.parameter_groups import parameter_groups
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)

@@ -9,7 +9,7 @@ from torch import nn
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import hardware
-from hdm_lightning.training.optimisers import build_optimiser
+from hdm_lightning.training.optimisation.optimisers import build_optimiser
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.apply import checkpoint_blocks, prepare_network, shard_network
-from hdm_lightning.training.averages import WeightAverages
-from hdm_lightning.training.optimisers import build_optimiser
+from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.optimisation.optimisers import build_optimiser
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
 from hdm_lightning.training.sharding import is_sharded, load_optimiser, load_weights, total_norm, whole
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.training.vae_checks import vae_settings_from
-from hdm_lightning.training.vae_memory import RehearsedStep, step_memory
+from hdm_lightning.training.vae.checks import vae_settings_from
+from hdm_lightning.training.vae.memory import RehearsedStep, step_memory
 
 CONFIG = {
     "block_out_channels": [16, 32, 32],
@@ -82,7 +82,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
-from hdm_lightning.training.vae_memory import RehearsedStep
+from hdm_lightning.training.vae.memory import RehearsedStep
 RehearsedStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()

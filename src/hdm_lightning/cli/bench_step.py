@@ -9,10 +9,10 @@ from torch import Tensor
 from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.optimisers import build_optimiser
+from hdm_lightning.training.optimisation.optimisers import build_optimiser
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
 from hdm_lightning.training.stages import StagePlan
 

@@ -15,8 +15,8 @@ from hdm_lightning.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from hdm_lightning.assessment.context import Progress
     from hdm_lightning.evaluation.results import Evaluation
-    from hdm_lightning.generation.evaluate_context import Progress
 
 OUTPUT_FOLDER = "evaluation"
 
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate_model(arguments: argparse.Namespace) -> None:
     import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
 
-    from hdm_lightning.generation.evaluate_settings import EvaluationSettings  # noqa: PLC0415
+    from hdm_lightning.assessment.job import EvaluationRequest, evaluate  # noqa: PLC0415
+    from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
-    from hdm_lightning.training.evaluate_job import EvaluationRequest, evaluate  # noqa: PLC0415
 
     parts = parts_of(arguments)
     folder = _output_folder(arguments.out, arguments.model)
@@ -60,8 +60,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_vae(arguments: argparse.Namespace) -> None:
-    from hdm_lightning.generation.evaluate_settings import DEFAULT_NETWORK, EvaluationSettings  # noqa: PLC0415
-    from hdm_lightning.training.evaluate_vae import VaeRequest, evaluate_vae  # noqa: PLC0415
+    from hdm_lightning.assessment.autoencoder import VaeRequest, evaluate_vae  # noqa: PLC0415
+    from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
+    from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK  # noqa: PLC0415
 
     out = _output_folder(arguments.out, arguments.folder)
     perceptual = arguments.perceptual or DEFAULT_NETWORK
@@ -123,8 +124,8 @@ def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> None:
     """Print the table, write the files and name them."""
     from rich.console import Console  # noqa: PLC0415
 
+    from hdm_lightning.assessment.outputs import write_outputs  # noqa: PLC0415
     from hdm_lightning.evaluation.report_table import result_table  # noqa: PLC0415
-    from hdm_lightning.training.evaluate_outputs import write_outputs  # noqa: PLC0415
 
     paths = write_outputs(evaluation, folder, samples_seen)
     console = Console()

@@ -15,9 +15,9 @@ from hdm_lightning.planning.architectures import AUTOENCODERS
 from hdm_lightning.planning.gpus import Gpu, parse_gpus
 from hdm_lightning.planning.memory import GIB
 from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.vae_checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae_memory import StepMemory, step_memory
-from hdm_lightning.training.vae_settings import VaeTrainSettings
+from hdm_lightning.training.vae.checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae.memory import StepMemory, step_memory
+from hdm_lightning.training.vae.settings import VaeTrainSettings
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.
 _STAND_IN = "efficientnet_lite0"

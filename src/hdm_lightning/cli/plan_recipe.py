@@ -15,7 +15,7 @@ from hdm_lightning.planning.settings import PlanSettings
 from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED, STRATEGIES
-from hdm_lightning.training.optimisers import check_optimiser
+from hdm_lightning.training.optimisation.optimisers import check_optimiser
 from hdm_lightning.training.settings import TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 

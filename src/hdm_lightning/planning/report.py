@@ -33,7 +33,11 @@ def proposal_report(proposal: Proposal) -> RenderableType:
     lines = [f"${proposal.budget_usd:g} buys {100 * proposal.share:.0f}% of the schedule's samples: {kept}"]
     if proposal.dropped:
         lines.append("left out, as they would be too short: " + ", ".join(proposal.dropped))
-    lines += ["hdm-train with the same schedule, model and other choices, and:", *(f"  {override}" for override in proposal.overrides), ""]
+    lines += [
+        "hdm-train with the same schedule, model and other choices, and:",
+        *(f"  {override}" for override in proposal.overrides),
+        "",
+    ]
     return Group(*(Text(line) for line in lines), plan_report(proposal.forecast))
 
 

@@ -23,8 +23,8 @@ from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.progress_bar import part_progress
-from hdm_lightning.training.vae_job import check_vae_job, run_vae_job
+from hdm_lightning.training.monitoring.progress_bar import part_progress
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"

@@ -10,8 +10,6 @@ from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
 from hdm_lightning.training import randomness
-from hdm_lightning.training.clipping import ClippingModule
-from hdm_lightning.training.clock import SectionClock
 from hdm_lightning.training.flow_step import (
     Conditioning,
     LossByTime,
@@ -24,7 +22,9 @@ from hdm_lightning.training.flow_step import (
 from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
-from hdm_lightning.training.optimisers import build_optimiser, build_rate_schedule
+from hdm_lightning.training.monitoring.clock import SectionClock
+from hdm_lightning.training.optimisation.clipping import ClippingModule
+from hdm_lightning.training.optimisation.optimisers import build_optimiser, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
 from hdm_lightning.training.stages import StagePlan
 

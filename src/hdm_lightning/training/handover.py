@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.sharding import load_optimiser, load_weights
 
 NETWORK_PREFIX = "network."

@@ -16,8 +16,8 @@ from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import local_devices
 from hdm_lightning.training.initial_weights import find_weights
-from hdm_lightning.training.launched import outside_world_size
-from hdm_lightning.training.rewinds import read_position
+from hdm_lightning.training.launching.launched import outside_world_size
+from hdm_lightning.training.recovery.rewinds import read_position
 from hdm_lightning.training.settings import GuardSettings, TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan
 

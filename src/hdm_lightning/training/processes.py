@@ -9,7 +9,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from hdm_lightning.training.launched import adopt_outside_launch
+from hdm_lightning.training.launching.launched import adopt_outside_launch
 
 
 def join_group(accelerator: str) -> bool:

@@ -11,17 +11,17 @@ from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.apply import shard_network
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
 from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.hparams import write_hparams
 from hdm_lightning.training.initial_weights import initial_network, record_init
+from hdm_lightning.training.launching.process_body import describe_run, run_process
+from hdm_lightning.training.monitoring.hparams import write_hparams
 from hdm_lightning.training.parts import load_encoders
-from hdm_lightning.training.process_body import describe_run, run_process
+from hdm_lightning.training.recovery.stage_rewind import train_stage
 from hdm_lightning.training.settings import TrainSettings
-from hdm_lightning.training.stage_rewind import train_stage
 from hdm_lightning.training.stages import StagePlan, plan_stages
 from hdm_lightning.training.text_whitening import run_whitening
 

@@ -138,8 +138,8 @@ class OptimizerSettings:
     """The optimiser's kind and its rule of learning rates.
 
     Attributes:
-        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest, see `training.muon`.
-        rule: how a tensor's rate follows from the base rate, see `training.parameter_groups`.
+        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest, see `training.optimisation.muon`.
+        rule: how a tensor's rate follows from the base rate, see `training.optimisation.parameter_groups`.
         eps: AdamW's epsilon.
         muon_momentum: Muon's momentum.
         muon_rounds: Newton–Schulz rounds of a Muon step.

@@ -10,8 +10,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from hdm_lightning.encoders.tokeniser import Tokeniser
-from hdm_lightning.training import ema_snapshots, hardware, processes, run_folder
+from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.apply import prepare_network
+from hdm_lightning.training.averaging import ema_snapshots
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.ema_snapshots import StoreAverages
@@ -25,18 +26,18 @@ from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySign
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.training.data_counts import DataCounts
 from hdm_lightning.training.data_settings import build_datamodule
 from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
+from hdm_lightning.training.monitoring.data_counts import DataCounts
+from hdm_lightning.training.monitoring.tensorboard import flow_layout, stage_logger
+from hdm_lightning.training.monitoring.throughput import stage_flops
+from hdm_lightning.training.recovery.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
+from hdm_lightning.training.recovery.spikes import SpikeDetector
+from hdm_lightning.training.recovery.stop_request import without_own_signals
 from hdm_lightning.training.sharded_strategy import ShardedStrategy
 from hdm_lightning.training.sharding import is_sharded
-from hdm_lightning.training.spikes import SpikeDetector
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.static_graph import StaticGraphStrategy
-from hdm_lightning.training.stop_request import without_own_signals
-from hdm_lightning.training.tensorboard import flow_layout, stage_logger
-from hdm_lightning.training.throughput import stage_flops
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule

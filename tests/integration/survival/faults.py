@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import checkpoint_io, run, stage_fit, stage_rewind
+from hdm_lightning.training import checkpoint_io, run, stage_fit
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
+from hdm_lightning.training.recovery import stage_rewind
 from hdm_lightning.training.sharding import local_parts
 
 

@@ -15,7 +15,7 @@ import time
 import faults
 
 from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.launched_process import start_worker
+from hdm_lightning.training.launching.launched_process import start_worker
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.run import work
 

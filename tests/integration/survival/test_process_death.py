@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hdm_lightning.training.launch import launch
+from hdm_lightning.training.launching.launch import launch
 
 LIGHT = Path(__file__).with_name("light_job.py")
 PATIENCE_S = 300  # for starts on a busy machine; what is measured is far shorter

@@ -15,8 +15,8 @@ from torch import Tensor
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import gathered, summed
+from hdm_lightning.training.recovery.spikes import Finding, SpikeDetector
 from hdm_lightning.training.sharding import local_parts
-from hdm_lightning.training.spikes import Finding, SpikeDetector
 
 GUARD_KEY = "GuardLoss"
 KEYS_KEPT = 500_000
@@ -73,7 +73,7 @@ class GuardLoss(StepWatcher, Callback):
 
     @property
     def state_key(self) -> str:
-        """A fixed name in the checkpoint, read by `training.rewinds`."""
+        """A fixed name in the checkpoint, read by `training.recovery.rewinds`."""
         return GUARD_KEY
 
     def on_train_batch_end(

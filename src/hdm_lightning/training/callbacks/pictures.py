@@ -13,7 +13,7 @@ from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.evaluation.autoencoder_pictures import sheet
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.processes import barrier
-from hdm_lightning.training.vae_module import AutoencoderModule, signed
+from hdm_lightning.training.vae.module import AutoencoderModule, signed
 
 
 class DrawReconstructions(StepWatcher, Callback):

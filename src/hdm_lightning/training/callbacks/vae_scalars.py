@@ -5,7 +5,7 @@ import time
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
-from hdm_lightning.training.vae_module import AutoencoderModule
+from hdm_lightning.training.vae.module import AutoencoderModule
 
 
 class LogVaeScalars(StepWatcher, Callback):

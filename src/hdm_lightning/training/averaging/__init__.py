@@ -1,0 +1,1 @@
+"""Averages of the weights: half-lives, power functions, reconstruction afterwards."""

@@ -1,0 +1,208 @@
+"""Moving averages of the weights, exponential and power-function, kept in float32 beside the network."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.averaging.power_function import WIDEST, step_decay
+from hdm_lightning.training.settings import EmaSettings
+from hdm_lightning.training.sharding import copy_whole, is_sharded, local_parts, whole
+
+
+class WeightAverages:
+    """Several averages of one network's trainable parameters, counted in samples.
+
+    Exponential ones have a half-life: after a step of b samples with n samples seen in all, an average moves by
+    1 − 0.5^(b / h) towards the weights, with h = min(half-life, ramp · n): early averages reach back over a share of
+    the run only (the warm-up of EDM2, arXiv 2312.02696, in its traditional-EMA form). Power-function ones have a
+    relative width and reach back over that share of the run, see `training.averaging.power_function`; any other width
+    can be put together from them when training is over. They stand after the exponential ones.
+
+    Where the processes share the network's parameters out among themselves, the averages are split in the same way.
+
+    Args:
+        network: the network that is trained; its buffers are shared, its parameters are copied.
+        halflife_samples: one exponential average per entry.
+        ramp: see above; 0 disables the warm-up.
+        sigma_rel: one power-function average per entry.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        halflife_samples: Sequence[int],
+        ramp: float = 0.05,
+        sigma_rel: Sequence[float] = (),
+    ) -> None:
+        self.network = network
+        self.halflives = tuple(halflife_samples)
+        self.widths = tuple(sigma_rel)
+        self.ramp = ramp
+        self.samples_seen = 0
+        self._skeleton = None if is_sharded(network) else copy.deepcopy(network).to("meta").requires_grad_(False)
+        self._names = [name for name, value in network.named_parameters() if value.requires_grad]
+        self.shadows = [self._copy() for _ in (*self.halflives, *self.widths)]
+
+    def _weights(self) -> list[Tensor]:
+        parameters = dict(self.network.named_parameters())
+        return [parameters[name].detach() for name in self._names]
+
+    def _copy(self) -> list[Tensor]:
+        return [weight.float().clone() for weight in self._weights()]
+
+    def names(self) -> list[str]:
+        """A name per average, such as `ema_500k` or `power_0.050`."""
+        exponential = [f"ema_{_short(halflife)}" for halflife in self.halflives]
+        return exponential + [f"power_{width:.3f}" for width in self.widths]
+
+    @torch.no_grad()
+    def update(self, samples: int) -> None:
+        """Move every average after an optimiser step of `samples` samples (all devices together)."""
+        self.samples_seen += samples
+        weights = [weight.float() for weight in local_parts(self._weights())]  # no copy where they are float32 already
+        for shadow, decay in zip(self.shadows, self._decays(samples), strict=True):
+            torch._foreach_lerp_(local_parts(shadow), weights, 1 - decay)
+
+    def _decays(self, samples: int) -> list[float]:
+        """What each average keeps of itself in the step of `samples` samples that has just been counted."""
+        reaches = [min(h, self.ramp * self.samples_seen) if self.ramp else h for h in self.halflives]
+        exponential = [0.5 ** (samples / max(reach, 1e-9)) for reach in reaches]
+        return exponential + [step_decay(width, self.samples_seen, samples) for width in self.widths]
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the past: every average becomes the network's present weights."""
+        self.samples_seen = 0
+        for shadow in self.shadows:
+            torch._foreach_copy_(local_parts(shadow), local_parts(self._weights()))
+
+    def weights(self, which: int) -> dict[str, Tensor]:
+        """State dict of average number `which`, buffers included: what a checkpoint of the model holds."""
+        averaged = self.averaged(which)
+        return {name: averaged.get(name, value.detach()) for name, value in self.network.state_dict().items()}
+
+    def averaged(self, which: int) -> dict[str, Tensor]:
+        """The trained parameters alone, by name, of average number `which`."""
+        return dict(zip(self._names, self.shadows[which], strict=True))
+
+    def bound(self, which: int) -> "AveragedNetwork":
+        """The network run with average number `which`; the trained weights are not touched."""
+        return AveragedNetwork(self, which)
+
+    @contextmanager
+    def exchanged(self, which: int) -> Iterator[None]:
+        """Inside the with statement the network runs with average number `which`, which holds the trained weights."""
+        # Taken now: after an exception in the midst of a forward pass the network has gathered tensors in their place.
+        weights = local_parts(self._weights())
+        self._exchange(weights, which)
+        try:
+            yield
+        finally:
+            self._exchange(weights, which)
+
+    @torch.no_grad()
+    def _exchange(self, weights: list[Tensor], which: int) -> None:
+        for weight, shadow in zip(weights, local_parts(self.shadows[which]), strict=True):
+            kept = weight.clone()
+            weight.copy_(shadow)
+            shadow.copy_(kept)
+        torch.clear_autocast_cache()  # half-precision copies of parameters outlive a change of their values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and whole tensors; every process calls this together."""
+        shadows = whole([self.averaged(which) for which in range(len(self.shadows))])
+        count = {"samples_seen": self.samples_seen, "halflives": list(self.halflives), "widths": list(self.widths)}
+        return {**count, "shadows": shadows}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over saved averages; one whose half-life was not saved starts from the nearest.
+
+        Raises:
+            UserError: a power-function average was not saved: it needs the run from its first sample.
+        """
+        self.samples_seen = int(state["samples_seen"])
+        halflives, widths = list(state["halflives"]), list(state.get("widths", []))
+        sources = [_nearest(halflives, halflife) for halflife in self.halflives]
+        sources += [len(halflives) + _place(widths, width) for width in self.widths]
+        for shadow, source in zip(self.shadows, sources, strict=True):
+            copy_whole(shadow, [state["shadows"][source][name] for name in self._names])
+
+
+def _nearest(saved: list[float], halflife: float) -> int:
+    if not saved:
+        raise UserError(
+            "the checkpoint has no exponential average to start from",
+            where="callbacks.ema.halflife_samples",
+            mend="leave it empty, as the run began",
+        )
+    return min(range(len(saved)), key=lambda i: abs(saved[i] - halflife))
+
+
+def _place(saved: list[float], width: float) -> int:
+    if width not in saved:
+        raise UserError(
+            f"the checkpoint has no power-function average of width {width} (it has: {saved or 'none'})",
+            where="callbacks.ema.sigma_rel",
+            mend="keep the widths that the run began with; others are put together from them afterwards "
+            "(hdm-convert --average)",
+        )
+    return saved.index(width)
+
+
+def check_averages(settings: EmaSettings) -> None:
+    """Half-lives, widths and the snapshots' dtype make sense.
+
+    Raises:
+        UserError: naming the key under `callbacks.ema`.
+    """
+    for key, values, top in (
+        ("halflife_samples", settings.halflife_samples, math.inf),
+        ("sigma_rel", settings.sigma_rel, WIDEST),
+    ):
+        if any(not 0 < value <= top for value in values) or len(set(values)) < len(values):
+            mend = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
+            raise UserError(f"{values} has a value that makes no average", where=f"callbacks.ema.{key}", mend=mend)
+    if settings.snapshot_dtype not in ("float16", "float32"):
+        where = "callbacks.ema.snapshot_dtype"
+        raise UserError(f"'{settings.snapshot_dtype}' is neither float16 nor float32", where=where, mend="float16")
+
+
+class AveragedNetwork:
+    """Callable like the network, with averaged weights in place of the trained ones.
+
+    A network that is split over the processes gathers its own parameters only, so there the averages change places with
+    them for the time of a call, which every process makes together.
+    """
+
+    def __init__(self, averages: WeightAverages, which: int) -> None:
+        self._averages = averages
+        self._which = which
+        self.config = getattr(averages.network, "config", None)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The averaged weights."""
+        return iter(self._averages.shadows[self._which])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the network's forward with the averaged weights."""
+        if self._averages._skeleton is None:
+            with self._averages.exchanged(self._which):
+                return self._averages.network(*args, **kwargs)
+        weights = self._averages.weights(self._which)
+        buffers = dict(self._averages.network.named_buffers())
+        return functional_call(self._averages._skeleton, {**buffers, **weights}, args, kwargs)
+
+
+def _short(count: int) -> str:
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if count >= size:
+            return f"{count / size:g}{unit}"
+    return str(count)

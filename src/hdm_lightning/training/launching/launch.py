@@ -1,0 +1,111 @@
+"""Start one process per device around a worker function.
+
+The command's own process stays a thin parent: Lightning's launcher would run the whole Hydra command
+again in every process, and torchrun around a Hydra command makes a run folder per process.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.launching.launched import launched_from_outside
+from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
+
+STOPPED = 143
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+SHUTDOWN_S = 25
+
+
+def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
+    """Run `worker(config)` on so many processes of this machine and return its exit status.
+
+    One process, or processes that torchrun or SLURM have started, run the worker right here. The worker
+    must be importable by name and the config plain, since other processes get both by pickling.
+
+    SIGTERM and SIGUSR1 are passed on to the processes, which save and stop in their own time. When one of them
+    dies, the others are ended.
+
+    Raises:
+        UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
+            error and ends.
+    """
+    if launched_from_outside() and os.environ.get("WORLD_SIZE") != "1":
+        return run_worker(worker, config)
+    if processes == 1 or launched_from_outside():
+        return worker(config)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        run_id=uuid.uuid4().hex,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+        monitor_interval=0.2,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
+    with signals_passed_on() as passed_on:
+        try:
+            statuses = elastic_launch(settings, start_worker)(worker, config)
+        except ChildFailedError as failure:
+            return _status_of(failure, stopped=bool(passed_on))
+        except SignalException as interruption:
+            return 128 + int(interruption.sigval)
+    return max(statuses.values(), default=0)
+
+
+@contextmanager
+def signals_passed_on() -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGUSR1 on to this process's workers inside the with statement; yields those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        workers = multiprocessing.active_children()
+        if not workers:  # none has been started yet
+            raise SystemExit(STOPPED)
+        for process in workers:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _status_of(failure: ChildFailedError, stopped: bool) -> int:
+    """The exit status that a failed process asks for; workers have told their own errors already."""
+    rank, first = failure.get_first_failure()
+    status = int(first.exitcode)
+    if status in (2, STOPPED):
+        return status
+    if -status in PASSED_ON:  # before it could listen, so there was nothing to save
+        return STOPPED
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+    mends = {
+        -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "
+        "the same command continues from the last checkpoint",
+    }
+    raise UserError(
+        f"process {rank} of the run {how}, and the others were stopped" + (" while stopping" if stopped else ""),
+        where="training",
+        mend=mends.get(status, "see the messages above; the same command continues from the last checkpoint"),
+    ) from failure

@@ -1,0 +1,49 @@
+"""What every training process does around its work: quiet libraries, signals, process group, host settings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from hdm_lightning.training import hardware, processes, run_folder
+from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
+from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full, write_atomically
+from hdm_lightning.training.quiet import quiet_libraries
+from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.settings import TrainerSettings
+
+
+def run_process(trainer: TrainerSettings, body: Callable[[], None]) -> int:
+    """Run `body` as one process of a run; returns the exit status (0, or 143 after a signal).
+
+    Raises:
+        UserError: what the body raised, or that the disk is full, wherever it was found out.
+    """
+    with STOP.listening():
+        quiet_libraries()
+        multiple = processes.join_group(hardware.accelerator(trainer))
+        status = 0
+        try:
+            hardware.prepare_host(trainer, processes.world_size())
+            body()
+        except StoppedBySignal as stop:
+            if processes.rank() == 0:
+                print(stop)
+            status = EXIT_STATUS
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full_error(error.filename or "run_dir") from error
+            raise
+        if multiple:  # not after a failure, where it would wait for processes that are gone
+            dist.destroy_process_group()
+        return status
+
+
+def describe_run(run_dir: Path, config_text: str) -> None:
+    """Write the run's configuration and environment; the first process works."""
+    if processes.rank() == 0:
+        environment = json.dumps(hardware.environment(), indent=2) + "\n"
+        for name, text in ((run_folder.CONFIG, config_text), (run_folder.ENVIRONMENT, environment)):
+            content = text.encode()
+            write_atomically(run_dir / name, lambda file, content=content: file.write(content))

@@ -1,0 +1,168 @@
+"""Muon for the hidden matrices of the blocks, AdamW for all else, in one optimiser.
+
+Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one parameter of P·A x B.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from hdm_lightning.training.optimisation.parameter_groups import ParameterGroup
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the odd quintic that takes every singular value near 1 in five rounds (Muon, K. Jordan 2024)."""
+
+_BLOCKS = r"(blocks_before|encoder|decoder|blocks_after)\..*"
+PACKED = (
+    (_BLOCKS + r"_attention\.qkv\.weight", 3),
+    (_BLOCKS + r"_attention\.key_value\.weight", 2),
+    (_BLOCKS + r"\.feed_forward\.input\.weight", 2),
+    (_BLOCKS + r"_attention\.(query|output)\.weight", 1),
+    (_BLOCKS + r"\.feed_forward\.output\.weight", 1),
+)
+"""Parameters for Muon by name, and how many matrices each packs; every one is made orthogonal by itself."""
+
+RMS_OF_ADAMW = 0.2
+"""Root mean square of an AdamW step at rate 1, which Muon's is scaled to (arXiv 2502.16982, eq. 4)."""
+
+
+class MuonGroup(TypedDict):
+    """A parameter group with `parts`: matrices packed in each of its parameters, 0 for AdamW."""
+
+    params: list[torch.nn.Parameter]
+    lr: float
+    weight_decay: float
+    names: list[str]
+    parts: int
+
+
+def muon_groups(groups: Iterable[ParameterGroup]) -> list[MuonGroup]:
+    """The groups with hidden matrices apart from the rest, rates and decays as they are."""
+    result: dict[tuple[float, float, int], MuonGroup] = {}
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            rate, decay, parts = group["lr"], group["weight_decay"], packed_matrices(name)
+            empty = MuonGroup(params=[], lr=rate, weight_decay=decay, names=[], parts=parts)
+            wanted = result.setdefault((rate, decay, parts), empty)
+            wanted["params"].append(parameter)
+            wanted["names"].append(name)
+    return list(result.values())
+
+
+def packed_matrices(name: str) -> int:
+    """How many hidden matrices the parameter of this name packs; 0 where AdamW is to train it."""
+    return next((parts for pattern, parts in PACKED if re.fullmatch(pattern, name)), 0)
+
+
+def orthogonalised(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """The matrices (P, A, B) with their singular values brought near 1, by Newton–Schulz rounds.
+
+    Five rounds take every singular value above a hundredth of the matrix's norm to between 0.68 and 1.14, which
+    trains as well as exact ones. Computed in bfloat16 on CUDA and in float32 elsewhere.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class MuonAdamW(Optimizer):
+    """Muon (arXiv 2502.16982, algorithm 1 with Nesterov momentum) and AdamW, by parameter group.
+
+    A Muon step moves a matrix by rate · 0.2·√max(A, B) times the orthogonalised momentum, so that the step's root
+    mean square is 0.2 · rate as AdamW's is: rates and decays tuned for AdamW carry over.
+
+    Args:
+        groups: from `muon_groups`; a group's `parts` say which of the two trains it.
+        betas: AdamW's moment decays.
+        eps: AdamW's epsilon.
+        momentum: Muon's.
+        rounds: of Newton–Schulz.
+        fused: one kernel for AdamW's part.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Any],
+        *,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+        rounds: int = 5,
+        fused: bool = True,
+    ) -> None:
+        # load_state_dict reads `fused` and `capturable` to put the step counts where the kernel wants them.
+        defaults = {
+            "lr": 1e-3,
+            "weight_decay": 0.0,
+            "parts": 0,
+            "betas": betas,
+            "eps": eps,
+            "momentum": momentum,
+            "rounds": rounds,
+            "fused": fused,
+            "capturable": False,
+        }
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step with every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                (self._muon if group["parts"] else self._adamw)(group, parameters)
+        return loss
+
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            ahead = gradient.lerp(momentum, group["momentum"])  # Nesterov
+            matrices = ahead.unflatten(0, (group["parts"], -1))
+            scale = RMS_OF_ADAMW * math.sqrt(max(matrices.shape[-2:]))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(orthogonalised(matrices, group["rounds"]).flatten(0, 1), alpha=-group["lr"] * scale)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                place = parameter.device if group["fused"] else torch.device("cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=place)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],  # type: ignore[misc]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

@@ -1,0 +1,81 @@
+"""The optimiser of a stage and its learning-rate schedule, counted in samples."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.optimisation.muon import MuonAdamW, muon_groups
+from hdm_lightning.training.optimisation.parameter_groups import RULES, parameter_groups
+from hdm_lightning.training.settings import OptimizerSettings, StageSettings
+
+KINDS = ("adamw", "muon")
+
+
+def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> float:
+    """Share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
+    if samples < warmup:
+        return samples / warmup
+    progress = min(1.0, (samples - warmup) / max(1, total - warmup))
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimiser(
+    network: nn.Module, stage: StageSettings, settings: OptimizerSettings, *, fused: bool = True
+) -> Optimizer:
+    """The stage's optimiser over the network's parameter groups.
+
+    Args:
+        network: what is trained.
+        stage: rate, decay and betas.
+        settings: kind and learning-rate rule.
+        fused: one kernel for AdamW's step. A fused step takes scaled gradients as they are, which forbids clipping
+            them, so under float16 it must be off.
+    """
+    groups: list[Any] = [*parameter_groups(network, stage.learning_rate, stage.weight_decay, rule=settings.rule)]
+    if settings.name == "muon":
+        return MuonAdamW(
+            muon_groups(groups),
+            betas=stage.betas,
+            eps=settings.eps,
+            momentum=settings.muon_momentum,
+            rounds=settings.muon_rounds,
+            fused=fused,
+        )
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=settings.eps, fused=fused)
+
+
+def check_optimiser(settings: OptimizerSettings) -> None:
+    """Kind, rule and figures make sense.
+
+    Raises:
+        UserError: naming the key under `optimizer`.
+    """
+    for key, value, known in (("name", settings.name, KINDS), ("rule", settings.rule, tuple(RULES))):
+        if value not in known:
+            raise UserError(
+                f"'{value}' is none of {', '.join(known)}", where=f"optimizer.{key}", mend=f"optimizer.{key}={known[0]}"
+            )
+    if not 0 <= settings.muon_momentum < 1:
+        raise UserError(
+            f"{settings.muon_momentum} is not in [0, 1)", where="optimizer.muon_momentum", mend="0.95 is usual"
+        )
+    if settings.muon_rounds < 1:
+        raise UserError(f"{settings.muon_rounds} is below 1", where="optimizer.muon_rounds", mend="5 is usual")
+
+
+def build_rate_schedule(optimiser: Optimizer, stage: StageSettings) -> LambdaLR:
+    """Warm-up and cosine of the stage, one tick per optimiser step.
+
+    The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
+    """
+
+    def factor(step: int) -> float:
+        seen = (step + 1) * stage.batch_size
+        return rate_factor(seen, stage.samples, stage.warmup_samples, stage.final_learning_rate_ratio)
+
+    return LambdaLR(optimiser, factor)

@@ -1,0 +1,115 @@
+"""A stage that goes back to its last good checkpoint and skips samples when its loss goes wrong."""
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training import processes, run_folder
+from hdm_lightning.training.callbacks.guard import GUARD_KEY, LossRewind
+from hdm_lightning.training.callbacks.signals import stop_between_fits
+from hdm_lightning.training.handover import hand_over, read_checkpoint
+from hdm_lightning.training.initial_weights import initial_network
+from hdm_lightning.training.recovery.rewinds import RECORD, Rewind, StartPoint, read_rewinds, start_point, write_rewind
+from hdm_lightning.training.sharding import load_weights
+from hdm_lightning.training.stage_fit import fit_stage
+from hdm_lightning.training.stages import StagePlan
+
+if TYPE_CHECKING:
+    from hdm_lightning.training.run import Run
+
+
+def train_stage(run: "Run", plan: StagePlan, previous: Path | None) -> None:
+    """Train one stage to its end, rewinding as often as `guard.rewinds` allows.
+
+    Args:
+        run: what the stages share.
+        plan: the stage.
+        previous: the last checkpoint of the stage before, or None for the first stage, whose weights
+            `run.network` holds.
+
+    Raises:
+        StoppedBySignal: on every process, when one was asked to stop.
+        UserError: on every process, when the loss goes wrong once more than allowed.
+    """
+    # Held until the stage is done, which might go back to its beginning.
+    checkpoint = None if previous is None else read_checkpoint(previous, lazily=True)
+    if checkpoint is not None:
+        hand_over(checkpoint, run.network, run.averages)
+    stop_between_fits()
+    while (hit := _fit(run, plan, checkpoint)) is not None:
+        gc.collect()  # the trainer that failed, its optimiser and its data workers, before the next is built
+        _rewind(run, plan, hit)
+        _restore(run, checkpoint)
+        stop_between_fits()
+
+
+def _fit(run: "Run", plan: StagePlan, checkpoint: dict[str, Any] | None) -> LossRewind | None:
+    """The hit that ended the fit, without the frames that hold on to its trainer; None when the stage is done."""
+    try:
+        fit_stage(run, plan, checkpoint)
+    except LossRewind as hit:
+        hit.__context__ = None
+        return hit.with_traceback(None)
+    return None
+
+
+def _rewind(run: "Run", plan: StagePlan, hit: LossRewind) -> None:
+    """Write down what is to be skipped, so that this process and any later one starts accordingly."""
+    folder, allowed = plan.folder(run.run_dir), run.settings.guard.rewinds
+    rewinds = processes.from_first(read_rewinds(folder))
+    if len(rewinds) >= allowed:
+        raise _too_many(folder / RECORD, plan, hit, allowed)
+    if processes.rank() == 0:
+        checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
+        begun, back = start_point(checkpoints, rewinds), start_point(checkpoints, rewinds, calm_by=GUARD_KEY)
+        rewind = skip_window(hit, begun, back, plan.settings.batch_size)
+        write_rewind(folder, rewind)
+        print(
+            f"{plan.name}: {rewind.reason}; going back to step {back.step} and skipping samples {rewind.first} to "
+            f"{rewind.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})",
+            flush=True,
+        )
+    processes.barrier()
+
+
+def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size: int) -> Rewind:
+    """The samples to skip: from the checkpoint gone back to, to the end of the step that went wrong.
+
+    Args:
+        hit: what went wrong.
+        begun: the newest start of the stage; tells how much was skipped before the step that went wrong.
+        back: the start to go back to.
+        batch_size: samples of a step.
+    """
+    first, end = back.consumed(batch_size), hit.finding.step * batch_size + begun.skipped
+    keys = [key for position, key in hit.samples if first <= position < end]
+    return Rewind(
+        reason=hit.finding.reason,
+        step=hit.finding.step,
+        checkpoint_step=back.step,
+        first=first,
+        end=end,
+        skipped=end - back.step * batch_size,
+        suspects=hit.suspects,
+        keys=keys,
+        keys_forgotten=end - first - len(keys),
+    )
+
+
+def _restore(run: "Run", checkpoint: dict[str, Any] | None) -> None:
+    """The weights and averages that the stage began with, for a stage that has no checkpoint of its own."""
+    if checkpoint is not None:
+        hand_over(checkpoint, run.network, run.averages)
+    else:
+        load_weights(run.network, initial_network(run.settings, run.whitening)[0].state_dict())
+        run.averages.restart()
+
+
+def _too_many(record: Path, plan: StagePlan, hit: LossRewind, allowed: int) -> UserError:
+    return UserError(
+        f"{hit}, after {allowed} rewind(s) of stage {plan.name}; suspect samples: {', '.join(hit.suspects)}",
+        where=str(record),
+        mend=f"look at the samples named here and there, lower schedule.stages.{plan.name}.learning_rate or "
+        "gradient_clip, or raise guard.rewinds; the same command goes on from the last good checkpoint",
+    )

@@ -1,0 +1,1 @@
+"""Results of many jobs beside each other."""

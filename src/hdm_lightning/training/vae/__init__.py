@@ -1,0 +1,1 @@
+"""Training of the autoencoder: EQ-VAE and its discriminator (`hdm-train-vae`)."""

@@ -1,0 +1,220 @@
+"""From a composed configuration to a checked plan of an autoencoder's training, every mistake named by its key."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from hdm_lightning.autoencoding.branches import BranchSettings
+from hdm_lightning.autoencoding.transforms import exact_scales
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
+from hdm_lightning.errors import UserError
+from hdm_lightning.models.discriminator import smallest_side
+from hdm_lightning.training import hardware
+from hdm_lightning.training.checks import settings_from
+from hdm_lightning.training.settings import ScheduleSettings, StageSettings
+from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.vae.network import build_vae
+from hdm_lightning.training.vae.ranges import check_adversarial, check_loss, check_validation, check_without_effect
+from hdm_lightning.training.vae.settings import VaeTrainSettings
+
+STAGE = "vae"
+
+
+def vae_settings_from(config: DictConfig | Mapping[str, Any]) -> VaeTrainSettings:
+    """Settings of `hdm-train-vae`.
+
+    Raises:
+        UserError: naming an unknown key, a missing value or a wrong type.
+    """
+    return settings_from(config, VaeTrainSettings)
+
+
+def plan_vae(settings: VaeTrainSettings, world_size: int) -> StagePlan:
+    """Derive steps and accumulation for `world_size` processes.
+
+    Raises:
+        UserError: naming the key under `stage`.
+    """
+    stage = asdict(settings.stage)
+    shared = StageSettings(**stage, routing_rate=0.0, context_length=1)
+    try:
+        return plan_stages(ScheduleSettings(stages={STAGE: shared}), world_size)[0]
+    except UserError as error:
+        rename = f"schedule.stages.{STAGE}"
+        raise UserError(
+            error.what.replace(rename, "stage"),
+            where=(error.where or "stage").replace(rename, "stage"),
+            mend=(error.mend or "").replace(rename, "stage") or None,
+        ) from error
+
+
+def branch_settings(settings: VaeTrainSettings) -> BranchSettings:
+    """How branches are drawn.
+
+    Raises:
+        UserError: naming the key under `equivariance`.
+    """
+    values = asdict(settings.equivariance)
+    for key in ("scale_numerators", "quarter_turns"):
+        values[key] = tuple(values[key])
+    try:
+        return BranchSettings(**values)
+    except ValueError as error:
+        raise UserError(str(error), where="equivariance", mend="see conf/vae_training for complete examples") from error
+
+
+def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
+    """Check what needs no data: sizes, names and weights.
+
+    Args:
+        settings: of the run.
+        factor: pixels per latent cell of the autoencoder.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check_sizes(settings, factor)
+    check_loss(settings)
+    check_validation(settings)
+    check_adversarial(settings)
+    check_without_effect(settings)
+    _check_patches(settings, factor)
+    _check_discriminator(settings, factor)
+    _check_trainer(settings)
+
+
+def _check_trainer(settings: VaeTrainSettings) -> None:
+    hardware.check_strategy(settings.trainer, optimiser="adamw")
+    if settings.trainer.strategy == hardware.SHARDED:
+        raise UserError(
+            "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train",
+            where="trainer.strategy",
+            mend="use auto or ddp",
+        )
+    if hardware.precision(settings.trainer) == hardware.FLOAT16 and settings.adversarial.weight:
+        raise UserError(
+            "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
+            where="trainer.precision",
+            mend="use bf16-mixed or 32-true",
+        )
+
+
+def _check_sizes(settings: VaeTrainSettings, factor: int) -> None:
+    resolution = settings.stage.resolution
+    if resolution % factor:
+        raise UserError(
+            f"{resolution} px is not a multiple of the autoencoder's factor {factor}",
+            where="stage.resolution",
+            mend=f"set it to {max(1, round(resolution / factor)) * factor}",
+        )
+    if (settings.data.get("crop") or {}).get("buckets"):
+        raise UserError(
+            "the transforms of the equivariance need square pictures",
+            where="data.crop.buckets",
+            mend="set it to null",
+        )
+    smallest_trained(settings, resolution // factor)
+
+
+def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
+    """Side in latent cells of the smallest picture that the branches make out of `cells`.
+
+    Raises:
+        UserError: no scale gives a whole number of cells.
+    """
+    branches = branch_settings(settings)
+    if not branches.scale_numerators or not (branches.equivariant or branches.downscaled):
+        return cells
+    scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
+    if not scales:
+        raise UserError(
+            f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
+            where="equivariance.scale_numerators",
+            mend=f"choose scale_denominator={cells} and numerators below it, or another size of the pictures",
+        )
+    return int(cells * min(scales))
+
+
+def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
+    patches, resolution = settings.patches, settings.stage.resolution
+    if patches.samples < 0:
+        raise UserError("is negative", where="patches.samples", mend="give 0 or a positive number")
+    if not patches.samples:
+        return
+    if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
+        raise UserError(
+            f"{patches.size_px} px is not a multiple of the autoencoder's factor {factor} between it and {resolution}",
+            where="patches.size_px",
+            mend=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
+        )
+    smallest_trained(settings, patches.size_px // factor)
+
+
+def _check_discriminator(settings: VaeTrainSettings, factor: int) -> None:
+    adversarial = settings.adversarial
+    if not adversarial.weight:
+        return
+    sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
+    smallest = min(smallest_trained(settings, side // factor) for side in sides) * factor
+    if smallest < smallest_side(adversarial.layers):
+        raise UserError(
+            f"pictures get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
+            f"{smallest_side(adversarial.layers)} px",
+            where="adversarial.layers",
+            mend="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
+        )
+
+
+def autoencoder_factor(settings: VaeTrainSettings) -> int:
+    """Pixels per latent cell, from the autoencoder's configuration alone.
+
+    Raises:
+        UserError: naming `autoencoder.source` or `autoencoder.config`.
+    """
+    return 2 ** (len(autoencoder_config(settings)["block_out_channels"]) - 1)
+
+
+def keeps_normalisation(settings: VaeTrainSettings) -> bool:
+    """Whether the latent space stays and its normalisation is known, so that what was trained on it goes on working."""
+    if settings.autoencoder.train_encoder or settings.autoencoder.source is None:
+        return False
+    written = autoencoder_config(settings)
+    return any(written.get(key) is not None for key in ("latents_std", "scaling_factor"))
+
+
+def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
+    """Fields of the AutoencoderKL that will be trained.
+
+    Raises:
+        UserError: naming `autoencoder.source` or `autoencoder.config`.
+    """
+    source, config = settings.autoencoder.source, settings.autoencoder.config
+    if (source is None) == (config is None):
+        raise UserError(
+            "give exactly one of source (to fine-tune) and config (to train from nothing)",
+            where="autoencoder",
+            mend="autoencoder.source=FOLDER, or choose vae_training=from_nothing_tiny",
+        )
+    if config is not None:
+        if not config.get("block_out_channels"):
+            raise UserError("is missing", where="autoencoder.config.block_out_channels", mend="e.g. [64, 128, 256]")
+        with torch.device("meta"):
+            build_vae(config)
+        return config
+    assert source is not None
+    folder = locate_model(source, where="autoencoder.source", required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+    try:
+        written: dict[str, Any] = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"is no JSON ({error})", where=str(Path(folder, "config.json")), mend="mend the file"
+        ) from error
+    if "block_out_channels" not in written:
+        raise UserError("is no AutoencoderKL", where="autoencoder.source", mend="give a diffusers AutoencoderKL folder")
+    return written

@@ -1,0 +1,57 @@
+"""A whole autoencoder training command: all checks first, then one process per device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.launching.launch import launch
+from hdm_lightning.training.preflight import check_world_size
+from hdm_lightning.training.vae.checks import autoencoder_factor, check_vae_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae.data import check_images
+from hdm_lightning.training.vae.settings import VaeTrainSettings
+
+
+@dataclass(frozen=True)
+class VaeJob:
+    """A checked training command.
+
+    Attributes:
+        config: the plain resolved configuration, which is what other processes get.
+        settings: the same, typed.
+        processes: processes on this machine.
+    """
+
+    config: dict[str, Any]
+    settings: VaeTrainSettings
+    processes: int
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings.run_dir)
+
+    def is_finished(self) -> bool:
+        """Whether the run has exported its autoencoder."""
+        return (self.run_dir / run_folder.FINAL / "README.md").exists()
+
+
+def check_vae_job(config: dict[str, Any]) -> VaeJob:
+    """Check everything that can be checked before a weight is allocated.
+
+    Raises:
+        UserError: naming the key or file and the mend.
+    """
+    settings = vae_settings_from(config)
+    run_folder.check_resume(Path(settings.run_dir), settings.resume)
+    processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
+    check_vae_settings(settings, autoencoder_factor(settings))
+    check_images(settings, plan_vae(settings, world_size))
+    return VaeJob(config, settings, processes)
+
+
+def run_vae_job(job: VaeJob) -> int:
+    """Train; returns the exit status (0, or 143 after a signal)."""
+    from hdm_lightning.training.vae.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
+
+    return launch(work, job.config, job.processes)
