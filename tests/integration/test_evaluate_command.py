@@ -322,3 +322,28 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert result["subject"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert evaluate.main(["vae", "./nowhere", "--data", str(tiny_shards), "--out", str(tmp_path)]) == 2
     assert "FOLDER: there is no folder 'nowhere'" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_a_failure_is_kept_until_the_whole_is_there(
+    run_folder, tiny_shards, tmp_path, monkeypatch
+):
+    from hdm_lightning.assessment import job as evaluate_job
+
+    def fails(context):
+        raise RuntimeError("the disk was pulled out")
+
+    arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "raw", *SMALL, *FEW]
+    arguments += ["--parts", "loss,camera", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        broken = replace(evaluate_job.PARTS["camera"], run=fails)
+        patch.setattr(evaluate_job, "PARTS", {**evaluate_job.PARTS, "camera": broken})
+        with pytest.raises(RuntimeError, match="pulled out"):
+            evaluate.main(arguments)
+    partial = json.loads((tmp_path / "evaluation.partial.json").read_text())
+    assert not (tmp_path / "evaluation.json").exists()
+    assert evaluate.main(arguments) == 0
+    assert not (tmp_path / "evaluation.partial.json").exists()
+    whole = result_of(tmp_path)
+    assert set(partial["results"]["raw"]) == {"loss"} and set(whole["results"]["raw"]) == {"loss", "camera"}
+    assert partial["results"]["raw"]["loss"] == whole["results"]["raw"]["loss"]
+    assert partial["settings"] == whole["settings"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,15 @@ class EvaluationRequest:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-def evaluate(request: EvaluationRequest, progress: Progress) -> tuple[Evaluation, int]:
+def evaluate(
+    request: EvaluationRequest, progress: Progress, keep: Callable[[Evaluation], None]
+) -> tuple[Evaluation, int]:
     """Evaluate a model; returns what was found, and the training samples behind the model.
+
+    Args:
+        request: what and how.
+        progress: told of each picture.
+        keep: given all that was found so far after each part, which may have taken hours.
 
     Raises:
         UserError: something is missing for what was asked for by name, or nothing can be done at all.
@@ -87,27 +94,30 @@ def evaluate(request: EvaluationRequest, progress: Progress) -> tuple[Evaluation
     chosen = _weights(subject, request.weights)
     data = _real_data(request, subject, sampling, progress)
     parts, left_out = _possible(request.parts, Context(data, request.settings, subject.encoders, "", sampling))
-    results: dict[str, list[PartResult]] = {}
+    results: dict[str, list[PartResult]] = {weights: [] for weights in chosen}
+
+    def found() -> Evaluation:
+        settings, seconds = _pinned(request, data, sampling), time.monotonic() - begin
+        return Evaluation(subject.facts, settings, results, left_out, seconds)
+
     for weights in chosen:
         context = Context(data, request.settings, subject.pipeline(weights), weights, sampling)
-        results[weights] = _measured(parts, context, left_out, by_name=request.parts is not None)
-    settings = _pinned(request, data, sampling)
-    seconds = time.monotonic() - begin
-    return Evaluation(subject.facts, settings, results, left_out, seconds), subject.samples_seen
+        for result in _measured(parts, context, left_out, by_name=request.parts is not None):
+            results[weights].append(result)
+            keep(found())
+    return found(), subject.samples_seen
 
 
-def _measured(parts: list[Part], context: Context, left_out: list[LeftOut], *, by_name: bool) -> list[PartResult]:
+def _measured(parts: list[Part], context: Context, left_out: list[LeftOut], *, by_name: bool) -> Iterator[PartResult]:
     """Results of the parts; one that turns out impossible is left out, unless it was asked for by name."""
-    results = []
     for part in list(parts):
         try:
-            results.append(part.run(context))
+            yield part.run(context)
         except UserError as error:
             if by_name:
                 raise
             left_out.append(_omission(part, error))
             parts.remove(part)
-    return results
 
 
 def _possible(asked: Sequence[str] | None, context: Context) -> tuple[list[Part], list[LeftOut]]:

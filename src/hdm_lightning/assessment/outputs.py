@@ -12,8 +12,15 @@ from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.training.checkpoint_io import write_atomically
 
 RESULT_FILE = "evaluation.json"
+PARTIAL_FILE = "evaluation.partial.json"
 REPORT_FILE = "report.html"
 TENSORBOARD_FOLDER = "tensorboard"
+
+
+def keep_partial(evaluation: Evaluation, folder: Path) -> None:
+    """Write the numbers found so far; `write_outputs` replaces them by the whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(evaluation, folder / PARTIAL_FILE)
 
 
 def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
@@ -25,12 +32,17 @@ def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -
         samples_seen: where on TensorBoard's axis the values stand.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n"
+    _write_json(evaluation, folder / RESULT_FILE)
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
     page = report_page(evaluation)
-    write_atomically(folder / RESULT_FILE, lambda file: file.write(text.encode()))
     write_atomically(folder / REPORT_FILE, lambda file: file.write(page.encode()))
     write_tensorboard(evaluation, folder / TENSORBOARD_FOLDER, samples_seen)
     return [folder / RESULT_FILE, folder / REPORT_FILE, folder / TENSORBOARD_FOLDER]
+
+
+def _write_json(evaluation: Evaluation, path: Path) -> None:
+    text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:

@@ -31,6 +31,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
 
     from hdm_lightning.assessment.job import EvaluationRequest, evaluate  # noqa: PLC0415
+    from hdm_lightning.assessment.outputs import keep_partial  # noqa: PLC0415
     from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
 
@@ -55,7 +56,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
         sampling=sampling_given(arguments),
     )
     with _bar() as progress:
-        evaluation, samples_seen = evaluate(request, progress)
+        evaluation, samples_seen = evaluate(request, progress, lambda found: keep_partial(found, folder))
     _show(evaluation, folder, samples_seen)
 
 
