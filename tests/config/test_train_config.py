@@ -141,9 +141,17 @@ def test_job_folder_names_are_short_and_distinct():
     assert short_name("vae.name=a/b") == "vae.name=a-b"
 
 
-def test_help_begins_with_what_the_command_does_and_names_every_experiment():
-    command = [sys.executable, "-m", "hdm_lightning.cli.train", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("hdm-train: train a text-to-image model")
-    assert all(name in told for name in choices("experiment"))
-    assert "init: null" in told
+@pytest.mark.parametrize(
+    ("command", "begin", "names"),
+    [
+        ("train", "hdm-train: train a text-to-image model", [*choices("experiment"), "init: null"]),
+        ("train_vae", "hdm-train-vae: train or fine-tune the autoencoder", choices("vae_training")),
+        ("plan", "hdm-plan: time, memory, disk and cost of a schedule", ["usd_per_kwh: 0.3"]),
+        ("demo", "hdm-demo: from nothing to pictures", ["variation: 0.15"]),
+    ],
+)
+def test_help_begins_with_what_the_command_does_and_names_its_choices(command, begin, names):
+    code = f"from hdm_lightning.cli.{command} import main; main()"
+    told = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True).stdout
+    assert told.startswith(begin)
+    assert all(name in told for name in names)
