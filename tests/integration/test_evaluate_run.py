@@ -142,7 +142,7 @@ def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     record = find_run(run / "final")
     assert record is not None
-    stream = middle_crops(validation_stream(record.settings, record.plan))
+    stream = middle_crops(validation_stream(record.settings, record.plan, record.settings.seed))
     plan = Plan(stream)
     pictures = list(real_pictures(stream, plan, 12))
     keys = [key for batch in pictures for key in batch.keys]
@@ -172,7 +172,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
         for parameter in pipeline.model.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
-    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan))
+    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
     plan = Plan(stream)
     loader = ValidationLoader(stream, plan, pipeline.tokeniser, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))

@@ -210,7 +210,7 @@ def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[S
             mend="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
     plain = StreamConfig((), side, subject.encoders.tokeniser.context_length, seed=0, stage="validation")
-    reference = plain if run is None else _resized(validation_stream(run.settings, run.plan), side)
+    reference = plain if run is None else _resized(validation_stream(run.settings, run.plan, run.settings.seed), side)
     if request.data:
         reference = dataclasses.replace(reference, sources=sources_from(list(request.data), "--data"))
     train = None if run is None else _resized(training_stream(run.settings, run.plan), side)

@@ -104,20 +104,20 @@ def stage_data(settings: TrainSettings, plan: StagePlan) -> DataSettings:
 
 def training_stream(settings: TrainSettings, plan: StagePlan) -> StreamConfig:
     """The training stream of one stage."""
-    return _stream(settings, plan, stage_data(settings, plan).train, plan.name)
+    return _stream(settings, plan, stage_data(settings, plan).train, plan.name, settings.seed)
 
 
-def validation_stream(settings: TrainSettings, plan: StagePlan) -> StreamConfig:
-    """The validation stream of one stage: the same samples in every stage."""
+def validation_stream(settings: TrainSettings, plan: StagePlan, seed: int) -> StreamConfig:
+    """The validation stream of one stage, in the order of a seed: the same samples in every stage."""
     data = stage_data(settings, plan)
-    return _stream(settings, plan, data.train if data.validation is None else data.validation, "validation")
+    return _stream(settings, plan, data.train if data.validation is None else data.validation, "validation", seed)
 
 
 def build_datamodule(settings: TrainSettings, plan: StagePlan, consumed: int) -> ShardDataModule:
     """The stage's data, starting after `consumed` samples of it."""
     return ShardDataModule(
         training_stream(settings, plan),
-        validation_stream(settings, plan),
+        validation_stream(settings, plan, settings.validation.seed),
         tokenise=Tokeniser(settings.text_encoder.name, plan.settings.context_length),
         batch_size=plan.settings.micro_batch_size,
         consumed=consumed,
@@ -134,7 +134,7 @@ def check_data(settings: TrainSettings, plan: StagePlan) -> None:
     """
     Plan(training_stream(settings, plan))
     if settings.validation.samples:
-        Plan(validation_stream(settings, plan))
+        Plan(validation_stream(settings, plan, settings.validation.seed))
 
 
 def sources_from(value: Any, where: str) -> tuple[Source, ...]:
@@ -167,7 +167,7 @@ def _tidy(url: str) -> str:
     return os.path.normpath(os.path.expanduser(url)) if is_local(url) else url
 
 
-def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str) -> StreamConfig:
+def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str, seed: int) -> StreamConfig:
     data = stage_data(settings, plan)
     crop, captions = dict(vars(data.crop)), dict(vars(data.captions))
     if crop["max_upscale"] is None:
@@ -180,7 +180,7 @@ def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str) 
         sources=sources_from(sources, f"data.{'validation' if order == 'validation' else 'train'}"),
         resolution=plan.settings.resolution,
         context_length=plan.settings.context_length,
-        seed=settings.seed,
+        seed=seed,
         stage=order,
         crop=CropRules(**crop),
         captions=CaptionRules(**captions),

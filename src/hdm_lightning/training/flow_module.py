@@ -81,16 +81,16 @@ class FlowMatchingModule(ClippingModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Add the sample's random numbers on the CPU, so that no device has to be waited for."""
-        return self.with_draws(batch, self.plan.name, self.plan.settings.batch_size)
+        return self.with_draws(batch, self.plan.name, self.plan.settings.batch_size, self.seed)
 
-    def with_draws(self, batch: Batch, stage: str, strata: int) -> dict[str, Any]:
+    def with_draws(self, batch: Batch, stage: str, strata: int, seed: int) -> dict[str, Any]:
         """The batch with `noise`, `uniform` (stratified over `strata` samples) and routing `scores`."""
         config, index = self.network.config, batch["index"]
         side_h, side_w = (size // self.encoders.autoencoder.factor for size in batch["image"].shape[-2:])
         tokens = (side_h // config.patch_size) * (side_w // config.patch_size)
         routing = stage != VALIDATION and self.plan.settings.routing_rate > 0
-        draws = randomness.draw(self.seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
-        stratum = randomness.strata(self.seed, stage, index, strata)
+        draws = randomness.draw(seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
+        stratum = randomness.strata(seed, stage, index, strata)
         uniform = flow.stratified_uniforms(draws.uniform, stratum, strata)
         extra = {"noise": draws.noise, "uniform": uniform}
         return {**batch, **extra, **({} if draws.scores is None else {"scores": draws.scores})}

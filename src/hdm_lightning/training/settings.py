@@ -271,11 +271,18 @@ class GuardSettings:
 
 @dataclass
 class ValidationSettings:
-    """The fixed validation set: how many samples, and the batch they are taken in (per device)."""
+    """The fixed validation set.
+
+    Attributes:
+        samples: how many samples, all devices together.
+        batch_size: per device.
+        seed: which samples, and their noise and times: apart from the run's seed, so that runs of other seeds compare.
+    """
 
     samples: int = 256
     batch_size: int = 32
 
+    seed: int = 0
 
 @dataclass
 class TrainSettings:
@@ -284,7 +291,7 @@ class TrainSettings:
     Attributes:
         name: the run's name.
         run_dir: the run's folder.
-        seed: every random draw follows from it.
+        seed: every random draw of the training follows from it.
         resume: `auto` continues what the run's folder holds; `never` refuses a folder that holds something.
         init: weights to start from (a trained model's folder or file), or None.
         model: the fields of `XUTConfig`.

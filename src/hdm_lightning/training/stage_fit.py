@@ -103,7 +103,7 @@ def stage_callbacks(
     ledger = KeepLedger(run.ledger, plan, save_every, settings.trainer.usd_per_device_hour)
     counts = DataCounts(data.train_plan.samples, run.run_dir / run_folder.QUARANTINE)
     scalars = LogScalars(settings.logger.every_steps, counts, settings.trainer.peak_tflops)
-    validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation.samples)
+    validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
     guard = _guard(run, plan)
     save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep, before=guard.look)

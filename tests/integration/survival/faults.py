@@ -76,8 +76,8 @@ def poison(rank: int, stage: str, positions: list[int], factor: float | None) ->
     """Make the noise of some positions of a stage NaN, or `factor` times too large."""
     original = FlowMatchingModule.with_draws
 
-    def with_draws(self: FlowMatchingModule, batch: Any, name: str, strata: int) -> dict[str, Any]:
-        drawn = original(self, batch, name, strata)
+    def with_draws(self: FlowMatchingModule, batch: Any, name: str, strata: int, seed: int) -> dict[str, Any]:
+        drawn = original(self, batch, name, strata, seed)
         if name == stage:
             rows = torch.isin(batch["index"], torch.tensor(positions))
             drawn["noise"][rows] *= float("nan") if factor is None else factor

@@ -13,27 +13,31 @@ from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.flow_step import Network
 from hdm_lightning.training.processes import summed
+from hdm_lightning.training.settings import ValidationSettings
 
 
 class ValidateFlow(StepWatcher, Callback):
     """Logs the loss of the validation samples at the stage's start, every so many steps, and at its end.
 
-    Noise and times depend on the run's seed and the sample alone, nothing is routed or dropped, and every
-    sample keeps its time in all validations, so that the values compare across stages and runs.
+    Samples, noise and times follow from the validation's own seed, nothing is routed or dropped, and every
+    sample keeps its time in all validations, so that the values compare across stages and across runs of any seed.
 
     Args:
         data: its `val_dataloader` yields the samples.
         averages: validated beside the raw weights.
         every: optimiser steps between validations; 0 means start and end only.
-        samples: validation samples over all processes, for the stratification of the times.
+        settings: the seed of noise and times, and the number of samples over all processes that the times are
+            stratified over.
     """
 
-    def __init__(self, data: LightningDataModule, averages: WeightAverages, every: int, samples: int) -> None:
+    def __init__(
+        self, data: LightningDataModule, averages: WeightAverages, every: int, settings: ValidationSettings
+    ) -> None:
         super().__init__()
         self.data = data
         self.averages = averages
         self.every = every
-        self.samples = samples
+        self.settings = settings
         self.latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +60,8 @@ class ValidateFlow(StepWatcher, Callback):
         totals = torch.zeros(len(networks), 2, device=module.device)
         with module.clock.paused():
             for batch in self.data.val_dataloader():
-                batch = self._on_device(trainer, module.with_draws(batch, VALIDATION, self.samples))
+                drawn = module.with_draws(batch, VALIDATION, self.settings.samples, self.settings.seed)
+                batch = self._on_device(trainer, drawn)
                 t = logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
                 with trainer.precision_plugin.val_step_context():
                     for row, network in enumerate(networks.values()):

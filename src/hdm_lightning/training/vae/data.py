@@ -18,7 +18,7 @@ def build_images(settings: VaeTrainSettings, plan: StagePlan, consumed: int) -> 
     shared = _shared(settings)
     return ShardDataModule(
         training_stream(shared, plan),
-        validation_stream(shared, plan),
+        validation_stream(shared, plan, settings.validation.seed),
         tokenise=no_tokens,
         batch_size=plan.settings.micro_batch_size,
         consumed=consumed,
@@ -35,7 +35,7 @@ def check_images(settings: VaeTrainSettings, plan: StagePlan) -> None:
     """
     shared = _shared(settings)
     Plan(training_stream(shared, plan))
-    Plan(validation_stream(shared, plan))
+    Plan(validation_stream(shared, plan, settings.validation.seed))
 
 
 def _shared(settings: VaeTrainSettings) -> TrainSettings:

@@ -144,6 +144,7 @@ class VaeValidationSettings:
     Attributes:
         samples: how many samples, all devices together.
         batch_size: per device.
+        seed: which samples: apart from the run's seed, so that runs of other seeds compare.
         pictures: samples shown in TensorBoard.
         perceptual_network: perceptual distance to report; null reports that of the loss, if it has one.
         features: feature network of the reconstructions' kernel and Fréchet distances, as for `hdm-evaluate
@@ -152,6 +153,7 @@ class VaeValidationSettings:
 
     samples: int = 256
     batch_size: int = 16
+    seed: int = 0
     pictures: int = 6
     perceptual_network: str | None = None
     features: str | None = None
@@ -172,7 +174,7 @@ class VaeTrainSettings:
     Attributes:
         name: the run's name.
         run_dir: the run's folder.
-        seed: every random draw follows from it.
+        seed: every random draw of the training follows from it.
         resume: `auto` continues what the run's folder holds; `never` refuses a folder that holds something.
         data: see `training.data_settings`; captions play no part.
         ema: weight averages; the first one is what the run exports.
