@@ -48,14 +48,14 @@ def recipe_and_stage(**changes):
         (stage,),
         TextArchitecture.from_config(TINY_TEXT),
         AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
-        autoencoder_batch=2,
+        autoencoder_max_pixels=2 * values["resolution"] ** 2,
         compiled=False,
         mixed=False,
     )
     settings = StageSettings(
         samples=100, batch_size=batch, learning_rate=1e-3, activation_checkpointing=recompute, **values
     )
-    kind = {"device": CPU, "dtype": torch.float32, "autoencoder_batch": 2}
+    kind = {"device": CPU, "dtype": torch.float32, "autoencoder_max_pixels": recipe.autoencoder_max_pixels}
     step = TrainingStep(SMALL, TINY_TEXT, TINY_AUTOENCODER, settings, **kind)
     return recipe, stage, step
 

@@ -31,7 +31,7 @@ def step(batch, shape):
     stage = StageSettings(resolution=256, samples=64, batch_size=batch, micro_batch_size=batch, learning_rate=1e-3,
                           routing_rate=0.5, context_length=24, activation_checkpointing=CHECKPOINTING)
     return TrainingStep(XUTConfig(**shape), TINY_TEXT, TINY_AUTOENCODER, stage, device=torch.device("cpu"),
-                        dtype=torch.float32, autoencoder_batch=1)
+                        dtype=torch.float32, autoencoder_max_pixels=1)
 
 torch.set_num_threads(1)
 small = step(1, {**SHAPE, "width": 64, "heads": 1, "mlp_width": 64})
@@ -63,7 +63,7 @@ def test_the_forecast_is_within_a_tenth_of_the_process_s_growth(batch, checkpoin
         (StageRecipe("a", 256, 64, batch, batch, 0.5, 24, checkpointing),),
         TextArchitecture.from_config(TINY_TEXT),
         AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
-        autoencoder_batch=1,
+        autoencoder_max_pixels=1,
         compiled=False,
         mixed=False,
     )

@@ -34,7 +34,7 @@ def name(request, tiny_text_encoder):
 
 
 def test_tokens_do_not_depend_on_padding_or_on_the_batch(name):
-    encoder = load_text_encoder(name, max_batch=3)
+    encoder = load_text_encoder(name, max_tokens=30)
     assert isinstance(encoder, TextEncoder)
     tokens, lengths = batch(name)
     together = encoder.encode(tokens, lengths)
@@ -147,7 +147,7 @@ def test_bert_special_tokens_survive_truncation():
 def test_latents_are_normalised_and_sampled_by_given_noise(tmp_path, channels):
     mean, std = [0.1 * i for i in range(channels)], [0.5 + 0.1 * i for i in range(channels)]
     reference = save_vae(tmp_path, latent_channels=channels, latents_mean=mean, latents_std=std)
-    vae = load_autoencoder(str(tmp_path), max_batch=2)
+    vae = load_autoencoder(str(tmp_path), max_pixels=200)
     assert isinstance(vae, ImageAutoencoder)
     assert (vae.channels, vae.factor) == (channels, 2)
     generator = torch.Generator().manual_seed(0)

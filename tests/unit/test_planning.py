@@ -116,7 +116,7 @@ def test_operations_of_attention_by_hand():
 def test_the_largest_micro_batch_is_the_last_that_fits(checkpointing):
     stage = replace(PAPER.stages[1], checkpointing=checkpointing)
     largest = largest_micro_batch(PAPER, stage, 24, devices=4, reserve_gib=1.5)
-    frugal = replace(PAPER, text_batch=1, autoencoder_batch=1)
+    frugal = replace(PAPER, text_max_tokens=1, autoencoder_max_pixels=1)
 
     def peak(samples):
         return device_memory(frugal, replace(stage, micro_batch_size=samples), devices=4, reserve_gib=1.5).total
@@ -143,11 +143,33 @@ def test_usable_micro_batches_divide_the_share_of_a_device():
 
 def test_encoder_batches_shrink_until_the_stage_fits():
     stage = PAPER.stages[2]
-    assert fitting_encoder_batches(PAPER, stage, 80, devices=4) == (256, 32)
-    text, images = fitting_encoder_batches(PAPER, stage, 24, devices=4, reserve_gib=1.5)
-    fitted = replace(PAPER, text_batch=text, autoencoder_batch=images)
-    assert images < 32
-    assert device_memory(fitted, stage, devices=4, reserve_gib=1.5).total <= 24 * GIB
+    unlimited = replace(PAPER, autoencoder_max_pixels=10**9)
+    assert fitting_encoder_batches(unlimited, stage, 99, devices=4) == (64, 64)
+    text, images = fitting_encoder_batches(unlimited, stage, 24, devices=4, reserve_gib=1.5)
+    assert text == 64
+
+    def peak(pictures):
+        fitted = replace(unlimited, autoencoder_max_pixels=pictures * 768**2)
+        return device_memory(fitted, stage, devices=4, reserve_gib=1.5).total
+
+    assert peak(images) <= 24 * GIB < peak(images + 1)
+    notes = forecast(unlimited, Machine(GPUS["4090"], 4)).stages[2].notes
+    assert f"set vae.max_pixels={images * 768**2} so that the encoder's own activations fit" in notes
+
+
+@pytest.mark.parametrize(("resolution", "together"), [(256, 83), (512, 20), (768, 9), (1024, 5), (4096, 1)])
+def test_images_at_once_take_the_same_memory_at_every_resolution(resolution, together):
+    stage = replace(PAPER.stages[0], resolution=resolution, micro_batch_size=128)
+    assert PAPER.images_at_once(stage) == together
+    encoder = together * PAPER.autoencoder.encode_peak_bytes(resolution, resolution)
+    inputs = 128 * 3 * 4 * resolution**2
+    assert device_memory(PAPER, stage).encoding == encoder + inputs
+    assert resolution > 1024 or 6.2 < encoder / GIB < 6.6
+
+
+@pytest.mark.parametrize(("context", "together"), [(32, 2048), (256, 256), (512, 128), (100_000, 1)])
+def test_captions_at_once_have_so_many_tokens_together(context, together):
+    assert PAPER.captions_at_once(replace(PAPER.stages[0], context_length=context)) == together
 
 
 def test_notes_say_what_to_set():

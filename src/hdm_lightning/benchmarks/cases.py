@@ -58,7 +58,7 @@ def autoencoder_case(settings: CaseSettings) -> Case:
     """
     mode = _mode(settings, "encode", "decode")
     config, device = settings.parts.autoencoder, settings.torch_device
-    autoencoder = random_autoencoder(config, dtype=settings.torch_dtype, max_batch=settings.batch).to(device)
+    autoencoder = random_autoencoder(config, dtype=settings.torch_dtype, max_pixels=settings.pixels).to(device)
     cost, side = AutoencoderArchitecture.from_config(config), settings.side_px
     if mode == "encode":
         image = torch.rand(settings.batch, 3, side, side, device=device) * 2 - 1
@@ -74,7 +74,7 @@ def autoencoder_case(settings: CaseSettings) -> Case:
 def text_case(settings: CaseSettings) -> Case:
     """Encoding a batch of captions that fill the context."""
     config, device = settings.parts.text, settings.torch_device
-    encoder = random_text_encoder(config, dtype=settings.torch_dtype, max_batch=settings.batch).to(device)
+    encoder = random_text_encoder(config, dtype=settings.torch_dtype, max_tokens=settings.tokens).to(device)
     shape = (settings.batch, settings.context_length)
     tokens = torch.randint(0, int(config["vocab_size"]), shape, device=device)
     lengths = torch.full((settings.batch,), settings.context_length)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.encoders.text import TransformersTextEncoder
-from hdm_lightning.encoders.vae import KLAutoencoder
+from hdm_lightning.encoders.text import MAX_TOKENS, TransformersTextEncoder
+from hdm_lightning.encoders.vae import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.planning.architectures import GEMMA3_1B, GEMMA3_270M, QWEN3_0_6B, SDXL_AUTOENCODER
@@ -82,7 +82,7 @@ def random_network(config: XUTConfig, *, seed: int = 0) -> XUT:
 
 
 def random_text_encoder(
-    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_batch: int = 256
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_tokens: int = MAX_TOKENS
 ) -> TransformersTextEncoder:
     """A frozen language model of this configuration."""
     from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (seconds to import)
@@ -90,11 +90,11 @@ def random_text_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=dtype)
-    return TransformersTextEncoder(model, max_batch=max_batch)
+    return TransformersTextEncoder(model, max_tokens=max_tokens)
 
 
 def random_autoencoder(
-    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_batch: int = 32
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_pixels: int = MAX_PIXELS
 ) -> KLAutoencoder:
     """A frozen autoencoder of this configuration, its latents not normalised."""
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
@@ -105,4 +105,4 @@ def random_autoencoder(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     channels = int(config["latent_channels"])
-    return KLAutoencoder(model, [0.0] * channels, [1.0] * channels, max_batch=max_batch)
+    return KLAutoencoder(model, [0.0] * channels, [1.0] * channels, max_pixels=max_pixels)

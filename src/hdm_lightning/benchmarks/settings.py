@@ -55,6 +55,16 @@ class CaseSettings:
         return self.resolution or self.parts.resolution
 
     @property
+    def pixels(self) -> int:
+        """Pixels of all images of the batch."""
+        return self.batch * self.side_px**2
+
+    @property
+    def tokens(self) -> int:
+        """Caption tokens of the batch."""
+        return self.batch * self.context_length
+
+    @property
     def latent_side(self) -> int:
         """Side of the latents."""
         return self.side_px // 2 ** (len(self.parts.autoencoder["block_out_channels"]) - 1)

@@ -44,8 +44,8 @@ def step_case(settings: CaseSettings) -> Case:
         device=settings.torch_device,
         dtype=settings.torch_dtype,
         compiled=settings.compile,
-        autoencoder_batch=settings.batch,
-        text_batch=settings.batch,
+        autoencoder_max_pixels=settings.pixels,
+        text_max_tokens=settings.tokens,
     )
 
     def sections() -> Mapping[str, Any]:
@@ -61,8 +61,8 @@ def sample_case(settings: CaseSettings) -> Case:
     parts, device, dtype = settings.parts, settings.torch_device, settings.torch_dtype
     network = random_network(parts.network).to(device).eval()
     prepare_network(network, stage_of(settings), TrainerSettings(compile=settings.compile))
-    text = random_text_encoder(parts.text, dtype=dtype, max_batch=settings.batch).to(device)
-    autoencoder = random_autoencoder(parts.autoencoder, dtype=dtype, max_batch=settings.batch).to(device)
+    text = random_text_encoder(parts.text, dtype=dtype, max_tokens=settings.tokens).to(device)
+    autoencoder = random_autoencoder(parts.autoencoder, dtype=dtype, max_pixels=settings.pixels).to(device)
     pipeline = TextToImage(
         network,
         text,

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.encoders.text import MAX_TOKENS
+from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.averaging.averages import WeightAverages
@@ -30,7 +32,7 @@ class TrainingStep:
         device: where.
         dtype: of autocast and of the encoders; float32 means no autocast.
         compiled: whether the network is compiled.
-        text_batch, autoencoder_batch: as in the recipe.
+        text_max_tokens, autoencoder_max_pixels: as in the recipe.
         averages: weight averages kept.
         optimizer: AdamW with the usual settings where none is given.
     """
@@ -45,8 +47,8 @@ class TrainingStep:
         device: torch.device,
         dtype: torch.dtype,
         compiled: bool = False,
-        text_batch: int = 256,
-        autoencoder_batch: int = 32,
+        text_max_tokens: int = MAX_TOKENS,
+        autoencoder_max_pixels: int = MAX_PIXELS,
         averages: int = 1,
         optimizer: OptimizerSettings | None = None,
     ) -> None:
@@ -55,8 +57,8 @@ class TrainingStep:
         self.network = random_network(network, seed=SEED).to(device)
         prepare_network(self.network, stage, TrainerSettings(compile=compiled))
         self.encoders = FrozenEncoders(
-            random_text_encoder(text, dtype=dtype, max_batch=text_batch),
-            random_autoencoder(autoencoder, dtype=dtype, max_batch=autoencoder_batch),
+            random_text_encoder(text, dtype=dtype, max_tokens=text_max_tokens),
+            random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),
         )
         plan = StagePlan(1, "bench", stage, 1, 1, max(1, stage.samples // stage.batch_size), 0)
         self.module = FlowMatchingModule(self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED)

@@ -126,8 +126,8 @@ def _seconds(
         device=device,
         dtype=torch.bfloat16 if recipe.mixed else torch.float32,
         compiled=recipe.compiled,
-        text_batch=recipe.text_batch,
-        autoencoder_batch=recipe.autoencoder_batch,
+        text_max_tokens=recipe.text_max_tokens,
+        autoencoder_max_pixels=recipe.autoencoder_max_pixels,
         averages=recipe.averages,
         optimizer=settings.optimizer,
     )

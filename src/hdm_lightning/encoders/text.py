@@ -16,6 +16,9 @@ from hdm_lightning.encoders.cache import CachedTextEncoder
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
+MAX_TOKENS = 65_536
+"""256 captions of 256 tokens: 1.8 GiB in Qwen3-0.6B in bfloat16."""
+
 MODEL_FILES = ["config.json", "*.safetensors|*.bin"]
 MODEL_DOWNLOAD = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -28,7 +31,7 @@ def load_text_encoder(
     *,
     dtype: torch.dtype = torch.float32,
     layer: int = -1,
-    max_batch: int = 64,
+    max_tokens: int = MAX_TOKENS,
     cache_size: int = 0,
     where: str = "text_encoder.name",
 ) -> TextEncoder:
@@ -43,7 +46,7 @@ def load_text_encoder(
         layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
             −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
             final norm). Later blocks are dropped.
-        max_batch: captions encoded at once.
+        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
         cache_size: captions whose encodings are remembered in RAM; 0 remembers none.
         where: configuration key to name in errors.
 
@@ -53,7 +56,7 @@ def load_text_encoder(
     folder = locate_model(name_or_path, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
     text_model = _text_tower(_read_model(folder, dtype, where))
     blocks = _truncate(text_model, layer, where, folder)
-    encoder = TransformersTextEncoder(text_model, blocks=blocks, max_batch=max_batch)
+    encoder = TransformersTextEncoder(text_model, blocks=blocks, max_tokens=max_tokens)
     return CachedTextEncoder(encoder, cache_size) if cache_size else encoder
 
 
@@ -63,14 +66,14 @@ class TransformersTextEncoder:
     Args:
         model: returns `last_hidden_state` from `input_ids` and `attention_mask`.
         blocks: if given, the output of the last of them is the result instead of `last_hidden_state`.
-        max_batch: captions encoded at once.
+        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
     """
 
-    def __init__(self, model: nn.Module, *, blocks: nn.ModuleList | None = None, max_batch: int = 64) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch: got {max_batch}, expected at least 1")
+    def __init__(self, model: nn.Module, *, blocks: nn.ModuleList | None = None, max_tokens: int = MAX_TOKENS) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1")
         self.model: Any = model.eval().requires_grad_(False)
-        self.max_batch = max_batch
+        self.max_tokens = max_tokens
         self._blocks = blocks
 
     @property
@@ -92,21 +95,27 @@ class TransformersTextEncoder:
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode captions; see `TextEncoder.encode`.
 
-        Captions are taken in order of length, so that a micro-batch carries little padding; this reads
-        `lengths` on the host.
+        Captions are taken in order of length, so that a part carries little padding; this reads `lengths` on the
+        host.
         """
         counts = _checked_counts(tokens, lengths)
         device = next(self.model.parameters()).device
         context = torch.zeros(*tokens.shape, self.width, dtype=self.dtype, device=tokens.device)
-        order = sorted(range(len(counts)), key=counts.__getitem__)
-        for start in range(0, len(order), self.max_batch):
-            rows = order[start : start + self.max_batch]
-            longest = counts[rows[-1]]
+        for rows in self._parts(counts):
+            longest = counts[rows[0]]
             count = torch.tensor([counts[row] for row in rows], device=device)
             mask = torch.arange(longest, device=device) < count[:, None]
             hidden = self._hidden(tokens[rows, :longest].to(device), mask) * mask[..., None]
             context[rows, :longest] = hidden.to(context)
         return context
+
+    def _parts(self, counts: list[int]) -> Iterator[list[int]]:
+        """Rows to encode at once, the longest captions first."""
+        order = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+        while order:
+            size = max(1, self.max_tokens // counts[order[0]])
+            yield order[:size]
+            order = order[size:]
 
     def _hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
         arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "return_dict": True}

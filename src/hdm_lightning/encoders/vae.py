@@ -21,12 +21,15 @@ AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
 AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
+MAX_PIXELS = 5_500_000
+"""Five images of 1024 x 1024: about 7 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
+
 
 def load_autoencoder(
     name_or_path: str,
     *,
     dtype: torch.dtype = torch.float32,
-    max_batch: int = 16,
+    max_pixels: int = MAX_PIXELS,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     where: str = "vae.name",
@@ -36,7 +39,7 @@ def load_autoencoder(
     Args:
         name_or_path: folder, hub name `OWNER/NAME` or `OWNER/NAME/vae`, or `package:NAME/FOLDER`.
         dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
-        max_batch: images encoded or decoded at once.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
         mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
             else its `scaling_factor`/`shift_factor`.
         where: configuration key to name in errors.
@@ -60,7 +63,7 @@ def load_autoencoder(
         ) from error
     channels = int(model.config.latent_channels)
     latent_mean, latent_std = _normalisation(written, channels, mean, std, folder / "config.json")
-    return KLAutoencoder(model, latent_mean, latent_std, max_batch=max_batch, source=folder)
+    return KLAutoencoder(model, latent_mean, latent_std, max_pixels=max_pixels, source=folder)
 
 
 class KLAutoencoder:
@@ -69,7 +72,7 @@ class KLAutoencoder:
     Args:
         model: an AutoencoderKL, any number of latent channels.
         mean, std: per latent channel, each of length C.
-        max_batch: images encoded or decoded at once.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
         source: folder the weights came from; `save` copies its weight file, which may be of higher precision.
     """
 
@@ -79,13 +82,13 @@ class KLAutoencoder:
         mean: Sequence[float],
         std: Sequence[float],
         *,
-        max_batch: int = 16,
+        max_pixels: int = MAX_PIXELS,
         source: Path | None = None,
     ) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch: got {max_batch}, expected at least 1")
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
         self.model: Any = model.eval().requires_grad_(False)
-        self.max_batch = max_batch
+        self.max_pixels = max_pixels
         self.source = source
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
@@ -120,7 +123,7 @@ class KLAutoencoder:
         if image.dim() != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             expected = f"(B, 3, H, W) with H and W divisible by {self.factor}"
             raise ValueError(f"image: got shape {tuple(image.shape)}, expected {expected}")
-        means, deviations = zip(*map(self._posterior, self._parts(image)), strict=True)
+        means, deviations = zip(*map(self._posterior, self._parts(image, 1)), strict=True)
         latent = torch.cat(means)
         if noise is not None:
             if noise.shape != latent.shape:
@@ -135,7 +138,7 @@ class KLAutoencoder:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
         raw = latent.float() * self.std + self.mean
         with torch.autocast(latent.device.type, enabled=False):
-            images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw)]
+            images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw, self.factor)]
         return torch.cat(images).clamp(-1.0, 1.0)
 
     def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
@@ -171,8 +174,10 @@ class KLAutoencoder:
             posterior = self.model.encode(image.to(self.dtype)).latent_dist
         return posterior.mean.float(), posterior.std.float()
 
-    def _parts(self, batch: Tensor) -> Iterator[Tensor]:
-        return iter(batch.split(self.max_batch))
+    def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:
+        """As many of the batch as go at once; `scale` is image pixels per cell along one side."""
+        pixels = scale**2 * batch.shape[2] * batch.shape[3]
+        return iter(batch.split(max(1, self.max_pixels // pixels)))
 
 
 def _normalisation(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.vae import KLAutoencoder
+from hdm_lightning.encoders.vae import MAX_PIXELS, KLAutoencoder
 
 # What the tensors do not tell; the same in every Stable Diffusion autoencoder.
 NORM_GROUPS = 32
@@ -23,7 +23,7 @@ def autoencoder_from_tensors(
     *,
     config: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
-    max_batch: int = 16,
+    max_pixels: int = MAX_PIXELS,
 ) -> KLAutoencoder:
     """Build a frozen autoencoder around tensors.
 
@@ -32,7 +32,7 @@ def autoencoder_from_tensors(
         mean, std: normalisation per latent channel.
         config: its config.json, where the file has one; None reads the shape off the tensors.
         dtype: dtype of the weights and of the computation.
-        max_batch: images encoded or decoded at once.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
 
     Raises:
         ValueError: if the tensors are not those of an AutoencoderKL.
@@ -46,7 +46,7 @@ def autoencoder_from_tensors(
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"tensors: not those of an AutoencoderKL ({str(error)[:300]})") from error
-    return KLAutoencoder(model, mean, std, max_batch=max_batch)
+    return KLAutoencoder(model, mean, std, max_pixels=max_pixels)
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class StageForecast:
         memory: of one device, with the stage's own micro-batch.
         activations_plain, activations_checkpointed: bytes of activations of that micro-batch, either way.
         fits: whether that fits.
-        text_batch, autoencoder_batch: captions and images to encode at once so that `micro_batch` fits.
+        text_batch, autoencoder_batch: captions and images of `micro_batch` to encode at once so that it fits.
         step: seconds of one optimiser step.
         utilisation: in force.
         mfu: model operations over the peak.
@@ -256,12 +256,12 @@ def _notes(
         saved = 100 * count.recompute / count.total
         change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
         notes.append(f"{change} fits as well and saves {saved:.0f}% of the operations")
-    for name, batch, asked in (
-        ("text_encoder", encoder_batches[0], recipe.text_batch),
-        ("vae", encoder_batches[1], recipe.autoencoder_batch),
+    for setting, batch, asked, each in (
+        ("text_encoder.max_tokens", encoder_batches[0], recipe.captions_at_once(stage), stage.context_length),
+        ("vae.max_pixels", encoder_batches[1], recipe.images_at_once(stage), stage.resolution**2),
     ):
-        if micro and batch < asked:
-            notes.append(f"set {name}.max_batch={batch} so that the encoder's own activations fit")
+        if batch < min(asked, micro):
+            notes.append(f"set {setting}={batch * each} so that the encoder's own activations fit")
     return tuple(notes)
 
 

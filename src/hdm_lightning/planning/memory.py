@@ -123,7 +123,7 @@ def largest_micro_batch(
 
     def fits(samples: int) -> bool:
         smaller = replace(stage, micro_batch_size=samples)
-        frugal = replace(recipe, text_batch=1, autoencoder_batch=1)
+        frugal = replace(recipe, text_max_tokens=1, autoencoder_max_pixels=1)
         needed = device_memory(frugal, smaller, devices=devices, reserve_gib=reserve_gib)
         return needed.total <= memory_gib * GIB
 
@@ -142,17 +142,19 @@ def largest_micro_batch(
 def fitting_encoder_batches(
     recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
 ) -> tuple[int, int]:
-    """Captions and images to encode at once: the recipe's numbers, halved until the stage fits."""
-    text, images = recipe.text_batch, recipe.autoencoder_batch
+    """Captions and images of a micro-batch to encode at once: the most that fit, at most what the recipe allows."""
 
     def fits(captions: int, pictures: int) -> bool:
-        trial = replace(recipe, text_batch=captions, autoencoder_batch=pictures)
+        tokens, pixels = captions * stage.context_length, pictures * stage.resolution**2
+        trial = replace(recipe, text_max_tokens=tokens, autoencoder_max_pixels=pixels)
         return device_memory(trial, stage, devices=devices, reserve_gib=reserve_gib).total <= memory_gib * GIB
 
+    images = min(recipe.images_at_once(stage), stage.micro_batch_size)
+    text = min(recipe.captions_at_once(stage), stage.micro_batch_size)
     while images > 1 and not fits(1, images):
-        images = min(images, stage.micro_batch_size) // 2 or 1
+        images -= 1
     while text > 1 and not fits(text, images):
-        text = min(text, stage.micro_batch_size) // 2 or 1
+        text -= 1
     return text, images
 
 
@@ -173,6 +175,6 @@ def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     """The fullest moment of either encoder, with the whole micro-batch of images as numbers."""
     side, element, samples = stage.resolution, recipe.element_bytes, stage.micro_batch_size
     images = samples * 3 * side**2 * 4
-    images += min(samples, recipe.autoencoder_batch) * recipe.autoencoder.encode_peak_bytes(side, side, element)
-    captions = min(samples, recipe.text_batch) * recipe.text.peak_bytes(stage.context_length, element)
+    images += min(samples, recipe.images_at_once(stage)) * recipe.autoencoder.encode_peak_bytes(side, side, element)
+    captions = min(samples, recipe.captions_at_once(stage)) * recipe.text.peak_bytes(stage.context_length, element)
     return max(images, captions)

@@ -66,8 +66,8 @@ class Recipe:
         text: the text encoder.
         autoencoder: the autoencoder.
         dataset: the training set.
-        text_batch: captions encoded at once.
-        autoencoder_batch: images encoded at once.
+        text_max_tokens: of the captions encoded at once, together; one caption always is.
+        autoencoder_max_pixels: of the images encoded at once, together; one image always is.
         averages: weight averages kept.
         muon: whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest.
         compiled: whether the network is compiled.
@@ -82,8 +82,8 @@ class Recipe:
     text: TextArchitecture
     autoencoder: AutoencoderArchitecture
     dataset: Dataset = Dataset()
-    text_batch: int = 256
-    autoencoder_batch: int = 32
+    text_max_tokens: int = 65_536
+    autoencoder_max_pixels: int = 5_500_000
     averages: int = 1
     muon: bool = False
     compiled: bool = True
@@ -118,6 +118,14 @@ class Recipe:
         if rest:
             raise ValueError(f"resolution is {stage.resolution}; expected a multiple of {self.autoencoder.factor}")
         return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
+
+    def captions_at_once(self, stage: StageRecipe) -> int:
+        """Captions as long as a stage's context that the text encoder takes at once."""
+        return max(1, self.text_max_tokens // stage.context_length)
+
+    def images_at_once(self, stage: StageRecipe) -> int:
+        """Images of a stage that the autoencoder takes at once."""
+        return max(1, self.autoencoder_max_pixels // stage.resolution**2)
 
     def with_samples(self, samples: Iterator[int]) -> "Recipe":
         """The same stages with other sample counts."""

@@ -17,13 +17,13 @@ def load_encoders(settings: TrainSettings, accelerator: str, whitening: TextWhit
         text.name,
         dtype=encoder_dtype(text.dtype, accelerator, "text_encoder.dtype"),
         layer=text.layer,
-        max_batch=text.max_batch,
+        max_tokens=text.max_tokens,
     )
     if whitening is not None:
         encoder = WhitenedTextEncoder(encoder, whitening)
     if text.cache_size:
         encoder = CachedTextEncoder(encoder, text.cache_size)
     dtype = encoder_dtype(vae.dtype, accelerator, "vae.dtype")
-    autoencoder = load_autoencoder(vae.name, dtype=dtype, max_batch=vae.max_batch, mean=vae.mean, std=vae.std)
+    autoencoder = load_autoencoder(vae.name, dtype=dtype, max_pixels=vae.max_pixels, mean=vae.mean, std=vae.std)
     cached = CachedAutoencoder(autoencoder, vae.cache_size) if vae.cache_size else autoencoder
     return FrozenEncoders(encoder, cached)

@@ -98,7 +98,7 @@ class TextEncoderSettings:
         name: hub name, folder, or `package:` and a folder inside an installed Python package.
         layer: which hidden state is the context; -1 is the last.
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
-        max_batch: captions encoded at once.
+        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
         cache_size: caption embeddings kept in memory; 0 means none.
         whiten_captions: training captions on which the states' mean and covariance are measured, to be made
             white before the network sees them (see `encoders.whitening`); 0 leaves the states as they are.
@@ -107,7 +107,7 @@ class TextEncoderSettings:
     name: str = MISSING
     layer: int = -1
     dtype: str = "auto"
-    max_batch: int = 256
+    max_tokens: int = 65_536
     cache_size: int = 0
     whiten_captions: int = 0
 
@@ -119,7 +119,8 @@ class VaeSettings:
     Attributes:
         name: hub name or folder.
         dtype: as for the text encoder.
-        max_batch: images encoded at once.
+        max_pixels: of the images encoded or decoded at once, together; one image always is. The same memory at
+            every resolution.
         cache_size: latents kept in memory, for small sets on a CPU; 0 means none.
         mean: per-channel latent means, where the model's own config has none.
         std: per-channel latent standard deviations, likewise.
@@ -127,7 +128,7 @@ class VaeSettings:
 
     name: str = MISSING
     dtype: str = "auto"
-    max_batch: int = 32
+    max_pixels: int = 5_500_000
     cache_size: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -281,8 +282,8 @@ class ValidationSettings:
 
     samples: int = 256
     batch_size: int = 32
-
     seed: int = 0
+
 
 @dataclass
 class TrainSettings:

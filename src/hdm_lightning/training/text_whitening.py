@@ -18,6 +18,7 @@ from hdm_lightning.training.data_settings import training_stream
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
+CAPTIONS_AT_ONCE = 256
 PROJECTION = ("text_projection.weight", "text_projection.bias")
 
 
@@ -59,14 +60,14 @@ def _measure(settings: TrainSettings, plan: StagePlan, device: torch.device) -> 
         text.name,
         dtype=hardware.encoder_dtype(text.dtype, device.type, "text_encoder.dtype"),
         layer=text.layer,
-        max_batch=text.max_batch,
+        max_tokens=text.max_tokens,
     ).to(device)
     tokenise = Tokeniser(text.name, plan.settings.context_length)
     captions_only = replace(training_stream(settings, plan), quarantine=None)  # training itself will note the bad ones
     samples = stream(captions_only, tokenise, stop=text.whiten_captions)
     rows: list[Tensor] = []
     captions = ((sample.tokens, sample.length) for sample in samples if sample.weight)
-    while batch := list(islice(captions, text.max_batch)):
+    while batch := list(islice(captions, CAPTIONS_AT_ONCE)):
         rows.append(_states(encoder, batch, device))
     return TextWhitening.measure(torch.cat(rows))
 
