@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
 
@@ -182,3 +183,14 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
         draws = randomness.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
         expected = (draws.noise - latents).square().flatten(1).mean(1)
         torch.testing.assert_close(table[:, number], expected.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_an_earlier_version_is_read_without_its_retired_keys(run, tmp_path):
+    config = OmegaConf.load(run / "config.yaml")
+    config.text_encoder.max_batch, config.vae.max_batch = 256, 32
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    assert find_run(tmp_path).settings == find_run(run).settings
+    config.vae.max_images = 32
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="unknown key 'max_images'"):
+        find_run(tmp_path)

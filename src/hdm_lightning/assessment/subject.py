@@ -20,7 +20,7 @@ from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bun
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.models import XUT
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.checks import model_config_from, recorded_settings_from
 from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.settings import TrainSettings
@@ -111,7 +111,7 @@ def _settings(config: Path) -> TrainSettings | None:
     if not isinstance(content, DictConfig) or not {"model", "schedule"} <= set(content):
         return None
     try:
-        return train_settings_from(content)
+        return recorded_settings_from(content)
     except UserError as error:
         raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
 
