@@ -107,8 +107,9 @@ def work(config: dict[str, Any]) -> int:
     settings = train_settings_from(config)
 
     def body() -> None:
+        run_folder.check_resume(Path(settings.run_dir), settings.resume)  # again: another start may just have ended
         run = build_run(settings)
         describe_run(run.run_dir, run.config_text)
         run_schedule(run)
 
-    return run_process(settings.trainer, body)
+    return run_process(settings.trainer, Path(settings.run_dir), body)

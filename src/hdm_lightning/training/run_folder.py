@@ -10,6 +10,7 @@ from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.stages import StagePlan
 
 CONFIG = "config.yaml"
+LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
 QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"

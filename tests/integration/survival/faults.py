@@ -20,6 +20,7 @@ from hdm_lightning.training import checkpoint_io, run, stage_fit
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
+from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.recovery import stage_rewind
 from hdm_lightning.training.sharding import local_parts
 
@@ -214,6 +215,11 @@ def limit_files(rank: int, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def lose_patience(rank: int, seconds: float) -> None:
+    """Wait so long, and no longer, for another start that is at work in the folder."""
+    run_lock.PATIENCE_S = seconds
+
+
 INSTALLERS = {
     "note_positions": note_positions,
     "note_parts": note_parts,
@@ -223,6 +229,7 @@ INSTALLERS = {
     "count_points": count_points,
     "fill_disk": fill_disk,
     "limit_files": limit_files,
+    "lose_patience": lose_patience,
 }
 POINTS = (
     "data",

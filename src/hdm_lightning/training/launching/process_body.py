@@ -1,4 +1,4 @@
-"""What every training process does around its work: quiet libraries, signals, process group, host settings."""
+"""What every training process does around its work: quiet libraries, signals, process group, host settings, lock."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,18 @@ import torch.distributed as dist
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
 from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full, write_atomically
+from hdm_lightning.training.launching.run_lock import alone_in
 from hdm_lightning.training.quiet import quiet_libraries
 from hdm_lightning.training.recovery.stop_request import STOP
 from hdm_lightning.training.settings import TrainerSettings
 
 
-def run_process(trainer: TrainerSettings, body: Callable[[], None]) -> int:
-    """Run `body` as one process of a run; returns the exit status (0, or 143 after a signal).
+def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None]) -> int:
+    """Run `body` as one process of the run in `run_dir`; returns the exit status (0, or 143 after a signal).
 
     Raises:
-        UserError: what the body raised, or that the disk is full, wherever it was found out.
+        UserError: what the body raised; another start is at work in the folder; the disk is full, wherever it was
+            found out.
     """
     with STOP.listening():
         quiet_libraries()
@@ -26,7 +28,8 @@ def run_process(trainer: TrainerSettings, body: Callable[[], None]) -> int:
         status = 0
         try:
             hardware.prepare_host(trainer, processes.world_size())
-            body()
+            with alone_in(run_dir):
+                body()
         except StoppedBySignal as stop:
             if processes.rank() == 0:
                 print(stop)

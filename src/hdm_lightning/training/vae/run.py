@@ -123,13 +123,14 @@ def work(config: dict[str, Any]) -> int:
     settings = vae_settings_from(config)
 
     def body() -> None:
+        run_folder.check_resume(Path(settings.run_dir), settings.resume)  # again: another start may just have ended
         run = build_vae_run(settings)
         describe_run(run.run_dir, run.config_text)
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
             fit_vae(run)
         finish_vae(run)
 
-    return run_process(settings.trainer, body)
+    return run_process(settings.trainer, Path(settings.run_dir), body)
 
 
 def finish_vae(run: VaeRun) -> None:

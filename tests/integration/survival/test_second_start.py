@@ -1,0 +1,100 @@
+"""A second start in the folder of a run that is at work: it is refused and changes nothing."""
+
+import copy
+import os
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
+from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.launching import run_lock
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+
+
+@contextmanager
+def another_start(folder):
+    """A process that holds the folder; yields its id."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with run_lock.alone_in(folder):
+                os.write(tell, b"x")
+                time.sleep(300)
+        finally:
+            os._exit(0)
+    assert os.read(ready, 1) == b"x"
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def refused(folder):
+    """Whether another process is refused the folder."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run_lock.take(folder)
+        except UserError:
+            os._exit(2)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+
+
+@pytest.fixture
+def starts(toy, toy_vae_config):
+    """For each training: its folder, its start, and the callback that is called in its midst."""
+    toy, vae = toy("toy", {"px16": {"samples": 16, "validate_every": 8}}), copy.deepcopy(toy_vae_config)
+    vae["stage"] |= {"samples": 16, "validate_every": 8}
+    folder = toy.folder.with_name("run")
+    return {
+        "flow": (toy.folder, lambda: run_job(check_job(toy.config)), ValidateFlow),
+        "vae": (folder, lambda: run_vae_job(check_vae_job(vae)), ValidateAutoencoder),
+    }
+
+
+@pytest.mark.parametrize("kind", ["flow", "vae"])
+def test_one_start_at_a_time(starts, kind, monkeypatch):
+    folder, start, callback = starts[kind]
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.2)
+    with another_start(folder) as holder:
+        with pytest.raises(UserError, match=f"process {holder} on "):
+            start()
+        assert [path.name for path in folder.iterdir()] == ["run.lock"]
+    found, original = [], callback.run
+
+    def run(self, trainer, module):
+        found.append(refused(folder))
+        original(self, trainer, module)
+
+    monkeypatch.setattr(callback, "run", run)
+    assert start() == 0
+    assert len(found) >= 2 and all(found)
+    assert not refused(folder)
+
+
+def test_all_processes_of_a_second_start_end_and_one_tells(toy, server):
+    ours = toy("ours")
+    with another_start(ours.folder) as holder:
+        statuses = server.run(ours, 2, lose_patience={"seconds": 0.2})
+        assert [path.name for path in ours.folder.iterdir()] == ["run.lock"]
+    assert statuses[0] == 2 and statuses[1] in (2, -signal.SIGTERM)
+    told = server.log.read_text()
+    assert told.count(f"error: run_dir: process {holder} on ") == 1 and "Traceback" not in told
+    assert server.run(ours, 2) == [0, 0]
+
+
+def test_a_start_after_a_kill_finds_the_folder_free(toy, server):
+    ours = toy("ours")
+    assert server.run(ours, 2, die={"at": "forward", "nth": 6, "how": "kill all", "on": 0}) == [-9, -9]
+    assert (ours.folder / "run.lock").exists()
+    assert server.run(ours, 2, lose_patience={"seconds": 0.0}) == [0, 0]
+    assert "at work" not in server.log.read_text()

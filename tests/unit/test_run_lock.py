@@ -1,0 +1,142 @@
+"""The lock of a run's folder: held between processes, told with its holder, and gone when the holder is."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.signals import StoppedBySignal
+from hdm_lightning.training.launching import run_lock
+from hdm_lightning.training.launching.run_lock import alone_in, take
+from hdm_lightning.training.recovery.stop_request import STOP
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(run_lock, "POLL_S", 0.02)
+    monkeypatch.setattr(STOP, "received", False)
+
+
+@contextmanager
+def another_start(folder, then=lambda: time.sleep(60)):
+    """A process that has locked the folder; yields its id, and kills it at the end."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with alone_in(folder):
+                os.write(tell, b"x")
+                then()
+        finally:
+            os._exit(0)
+    assert os.read(ready, 1) == b"x"
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def free(folder):
+    """Whether another process gets the lock at once."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run_lock.PATIENCE_S = 0.0
+            os._exit(0 if take(folder) is not None else 1)
+        except UserError:
+            os._exit(2)
+    return {0: True, 2: False}[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+
+
+def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd):
+    folder = tmp_path / "run"
+    with another_start(folder) as pid:
+        begin = time.monotonic()
+        with pytest.raises(UserError) as caught, alone_in(folder):
+            pytest.fail("the folder is held")
+        assert time.monotonic() - begin >= 0.3
+    holder = f"process {pid} on {socket.gethostname()}"
+    assert caught.value.what.startswith(holder) and str(folder) in caught.value.what
+    assert caught.value.where == "run_dir" and "SIGTERM" in caught.value.mend
+    assert capfd.readouterr().out.count(f"{holder} (since ") == 1
+
+
+def test_a_start_goes_on_when_the_other_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 30.0)
+    with another_start(tmp_path, then=lambda: time.sleep(0.5)) as other, alone_in(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid() != other
+    assert free(tmp_path)
+
+
+def test_a_killed_holder_leaves_nothing_locked_though_its_children_live(tmp_path):
+    """As data workers do, which are forked and outlive a killed process for a moment."""
+    children, tell = os.pipe()
+
+    def have_a_child():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(tell, str(pid).encode())
+        time.sleep(60)
+
+    with another_start(tmp_path, then=have_a_child):
+        child = int(os.read(children, 20))
+        assert not free(tmp_path)
+    try:
+        os.kill(child, 0)  # it lives
+        assert free(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_held_until_the_end_however_it_ends(tmp_path):
+    for error in (None, ZeroDivisionError):
+        with pytest.raises(error or StopIteration), alone_in(tmp_path):
+            pid = os.fork()  # the end of a forked data worker takes nothing away
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert not free(tmp_path)
+            raise error or StopIteration
+        assert free(tmp_path)
+
+
+def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 60.0)
+    with another_start(tmp_path) as pid, STOP.listening():
+        monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(StoppedBySignal), alone_in(tmp_path):
+            pytest.fail("the folder is held")
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == pid
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_nothing_can_be_locked_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with alone_in(tmp_path):
+        told = capsys.readouterr().out
+    assert "cannot be locked" in told and os.strerror(number) in told
+
+
+def test_a_full_disk_is_no_missing_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        take(tmp_path)
+    monkeypatch.undo()
+    assert free(tmp_path)
