@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import processes
 from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.launching.launched import (
     adopt_outside_launch,
@@ -189,3 +192,31 @@ def running(pid):
             return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(("local", "told"), [((2, 2, 2, 2), None), ((3, 3, 3, 1), "have 3, 1 processes")])
+def test_machines_with_different_numbers_of_processes_are_refused(environment, tmp_path, local, told):
+    """Four processes of two machines; each says the same."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+
+    def member(rank):
+        first = local[0]
+        os.environ.update(RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        os.environ.update(LOCAL_WORLD_SIZE=str(local[rank]), GROUP_RANK=str(int(rank >= first)), LOCAL_RANK="0")
+        processes.join_group("cpu")
+        try:
+            processes.require_even_machines()
+            (tmp_path / str(rank)).write_text("even")
+        except UserError as error:
+            (tmp_path / str(rank)).write_text(str(error))
+        processes.barrier()
+        os._exit(0)
+
+    pids = [forked(partial(member, rank)) for rank in range(4)]
+    assert [exit_status(pid) for pid in pids] == [0, 0, 0, 0]
+    for rank in range(4):
+        said = (tmp_path / str(rank)).read_text()
+        words = ["even"] if told is None else [told, "trainer.nodes", "start 1 on each"]
+        assert all(word in said for word in words)

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import adopt_outside_launch
 
 
@@ -48,6 +49,23 @@ def local_world_size() -> int:
 def nodes() -> int:
     """How many machines the processes run on."""
     return world_size() // local_world_size()
+
+
+def require_even_machines() -> None:
+    """Every machine has as many processes as the others, which Lightning counts on.
+
+    Raises:
+        UserError: on every process alike, with the numbers.
+    """
+    counts = dict(gathered((int(os.environ.get("GROUP_RANK", "0")), local_world_size())))
+    if len(set(counts.values())) > 1:
+        told = ", ".join(str(counts[machine]) for machine in sorted(counts))
+        raise UserError(
+            f"the machines have {told} processes, but each must have as many as the others",
+            where="trainer.nodes",
+            mend=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
+            "or leave out the machines with fewer devices",
+        )
 
 
 def cluster_environment() -> ClusterEnvironment:

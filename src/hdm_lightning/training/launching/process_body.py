@@ -19,14 +19,15 @@ def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None
     """Run `body` as one process of the run in `run_dir`; returns the exit status (0, or 143 after a signal).
 
     Raises:
-        UserError: what the body raised; another start is at work in the folder; the disk is full, wherever it was
-            found out.
+        UserError: what the body raised; machines with different numbers of processes; another start is at work in the
+            folder; the disk is full, wherever it was found out.
     """
     with STOP.listening():
         quiet_libraries()
         multiple = processes.join_group(hardware.accelerator(trainer))
         status = 0
         try:
+            processes.require_even_machines()
             hardware.prepare_host(trainer, processes.world_size())
             with alone_in(run_dir):
                 body()
