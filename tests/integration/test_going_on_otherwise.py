@@ -1,6 +1,7 @@
 """Going on with settings other than those that a run began with: what counts, and what is refused."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ def test_a_rate_and_a_decay_that_were_changed_count_from_the_next_step(interrupt
         ({"model": {"mlp_width": 64}}, "model.mlp_width"),
         ({"model": {"residual": "normed"}}, "model.residual"),
         ({"optimizer": {"name": "muon"}}, "optimizer.name"),
+        ({"text_encoder": {"layer": -2}}, "text_encoder.layer"),
+        ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions"),
+        ({"vae": {"mean": [0.0, 0.1, 0.0, 0.0]}}, "vae.mean"),
+        ({"vae": {"std": [0.5, 0.5, 0.5, 1.0]}}, "vae.std"),
     ],
 )
 def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, change, where):
@@ -82,6 +87,53 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, change,
     with pytest.raises(UserError) as caught:
         check_job(interrupted)
     assert caught.value.where == where and caught.value.mend
+
+
+@pytest.mark.parametrize("encoder", ["text_encoder", "vae"])
+def test_another_encoder_is_refused_and_the_same_by_another_path_is_not(interrupted, tmp_path, encoder):
+    first = Path(interrupted[encoder]["name"])
+    copied, linked = tmp_path / "copied", tmp_path / "linked"
+    shutil.copytree(first, copied)
+    linked.symlink_to(first, target_is_directory=True)
+    interrupted[encoder]["name"] = str(linked)
+    check_job(interrupted)
+    interrupted[encoder]["name"] = str(copied)
+    with pytest.raises(UserError) as caught:
+        check_job(interrupted)
+    assert caught.value.where == f"{encoder}.name"
+    assert str(first) in caught.value.what and str(copied) in caught.value.what
+    config = Path(interrupted["run_dir"], "config.yaml")
+    assert str(config) in caught.value.mend  # which is to be told where it is now
+    config.write_text(config.read_text().replace(str(first), str(copied)))
+    assert run_job(check_job(interrupted)) == 0
+
+
+def test_what_may_change_is_not_refused(interrupted):
+    """Also where an earlier version wrote the configuration, without the keys of today and with others."""
+    config = Path(interrupted["run_dir"], "config.yaml")
+    written = config.read_text()
+    for line in ("  layer: -1\n", "  whiten_captions: 0\n", "  mean: null\n", "  std: null\n"):
+        assert written.count(line) == 1
+        written = written.replace(line, "  max_batch: 3\n" if "layer" in line else "")
+    config.write_text(written)
+    interrupted["text_encoder"] |= {"dtype": "float32", "cache_size": 4}
+    interrupted["vae"] |= {"dtype": "float32", "cache_size": 4}
+    interrupted["data"] |= {"captions": {"drop": 0.5}, "crop": {"flip": True}}
+    interrupted["validation"] |= {"seed": 3, "samples": 4}
+    interrupted["schedule"]["stages"]["px16"] |= {"context_length": 6, "micro_batch_size": 2}
+    assert run_job(check_job(interrupted)) == 0
+
+
+def test_a_run_on_white_states_keeps_them(toy_job, tmp_path):
+    config = toy_job(tmp_path / "run", px16={"samples": 8})
+    config["text_encoder"]["whiten_captions"] = 8
+    assert run_job(check_job(config)) == 0
+    config["text_encoder"]["whiten_captions"] = 16
+    check_job(config)  # they are measured already
+    config["text_encoder"]["whiten_captions"] = 0
+    with pytest.raises(UserError) as caught:
+        check_job(config)
+    assert caught.value.where == "text_encoder.whiten_captions" and "8, not 0" in caught.value.what
 
 
 def test_a_stage_that_is_done_may_be_told_another_batch_size(interrupted):

@@ -1,6 +1,7 @@
 """Where a pretrained model's files are: a folder, an installed package, the hub's cache, or one download."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,28 @@ def locate_model(
         )
     patterns = list(download or [p for group in required for p in group.split("|")])
     return _hub_folder(name_or_path, where, required, patterns)
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two names of a pretrained model lead to one folder, asked of this machine alone, without a download."""
+    if first == second:
+        return True
+    folders = [_folder_here(name) for name in (first, second)]
+    return all(folders) and os.path.samefile(*folders)  # type: ignore[arg-type]
+
+
+def _folder_here(name: str) -> Path | None:
+    """The folder that a name leads to, if it is on this machine."""
+    try:
+        found = _package_folder(name, "") if name.startswith(PACKAGE_SCHEME) else Path(name).expanduser()
+    except UserError:
+        return None
+    if found.is_dir():
+        return found
+    if not _is_hub_name(name):
+        return None
+    owner, repository, *inside = name.split("/")
+    return _snapshot(f"{owner}/{repository}", "/".join(inside), ["config.json"], local_files_only=True)[0]
 
 
 def _is_hub_name(name: str) -> bool:

@@ -1,11 +1,7 @@
 """Everything that can be known to be wrong before the first weight is allocated."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
@@ -13,11 +9,9 @@ from hdm_lightning.encoders.vae import AUTOENCODER_FILES
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import local_devices
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.launching.launched import outside_world_size
-from hdm_lightning.training.recovery.rewinds import read_position
 from hdm_lightning.training.settings import GuardSettings, TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -115,46 +109,6 @@ def check_init(settings: TrainSettings, plans: list[StagePlan]) -> None:
     """
     if settings.init is not None and not run_folder.stage_is_done(Path(settings.run_dir), plans[0]):
         find_weights(settings.init)
-
-
-def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> None:
-    """What a run has left on disk can be gone on from with these settings.
-
-    Raises:
-        UserError: naming `model` or `optimizer.name`, which a run keeps, or a `batch_size`, which a stage keeps.
-    """
-    run_dir = Path(settings.run_dir)
-    newest = [(plan, run_folder.newest_checkpoint(run_dir, plan)) for plan in plans]
-    if not any(path for _, path in newest):
-        return
-    for key, then, now in _then_and_now(run_dir / run_folder.CONFIG, settings, model):
-        if then != now:
-            raise UserError(
-                f"the run in {run_dir} began with {then}, not {now}",
-                where=key,
-                mend="restore it, or choose another name=; init= starts a new run from a model's weights",
-            )
-    for plan, path in newest:
-        if path is None or run_folder.stage_is_done(run_dir, plan):
-            continue
-        then, now = read_position(path)["batch_size"], plan.settings.batch_size
-        if then != now:
-            raise UserError(
-                f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
-                where=f"schedule.stages.{plan.name}.batch_size",
-                mend=f"set it to {then}; micro_batch_size may change at any time",
-            )
-
-
-def _then_and_now(config: Path, settings: TrainSettings, model: XUTConfig) -> list[tuple[str, Any, Any]]:
-    """Key, value that a run began with, and value of now, of what a run cannot change."""
-    if not config.exists():
-        return []
-    then = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
-    assert isinstance(then, dict)
-    saved = asdict(model_config_from(then["model"]))
-    pairs = [(f"model.{key}", saved[key], value) for key, value in asdict(model).items()]
-    return [*pairs, ("optimizer.name", then["optimizer"]["name"], settings.optimizer.name)]
 
 
 def check_guard(guard: GuardSettings) -> None:

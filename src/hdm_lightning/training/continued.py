@@ -1,0 +1,79 @@
+"""What a run has left on disk and what it is to go on with: whether the one still belongs to the other."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.encoders.sources import same_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.recovery.rewinds import read_position
+from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.stages import StagePlan
+
+KEPT = ("optimizer.name", "text_encoder.layer", "vae.mean", "vae.std")
+ENCODERS = ("text_encoder.name", "vae.name")
+WHITENED = "text_encoder.whiten_captions"
+MEND = "restore it, or choose another name=; init= starts a new run from a model's weights"
+MOVED = "; if the model has only moved, write its new place into "
+
+
+def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> None:
+    """What a run has left on disk can be gone on from with these settings.
+
+    Raises:
+        UserError: naming what a run keeps, the network and all that gives its inputs and targets their meaning, or a
+            `batch_size`, which a stage keeps.
+    """
+    run_dir = Path(settings.run_dir)
+    newest = [(plan, run_folder.newest_checkpoint(run_dir, plan)) for plan in plans]
+    if not any(path for _, path in newest):
+        return
+    _check_kept(run_dir, settings, model)
+    for plan, path in newest:
+        if path is None or run_folder.stage_is_done(run_dir, plan):
+            continue
+        then, now = read_position(path)["batch_size"], plan.settings.batch_size
+        if then != now:
+            raise UserError(
+                f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
+                where=f"schedule.stages.{plan.name}.batch_size",
+                mend=f"set it to {then}; micro_batch_size may change at any time",
+            )
+
+
+def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:
+    config = run_dir / run_folder.CONFIG
+    if not config.exists():
+        return
+    began = OmegaConf.load(config)
+    assert isinstance(began, DictConfig)
+    for key, then, now in _changed(began, settings, model):
+        mend = f"{MEND}{MOVED}{config}" if key in ENCODERS else MEND
+        raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, mend=mend)
+
+
+def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value that a run began with, and value of now, of what a run cannot change and is to change."""
+    saved = asdict(model_config_from(OmegaConf.to_container(began.model, resolve=True)))  # type: ignore[arg-type]
+    yield from ((f"model.{key}", saved[key], value) for key, value in asdict(model).items() if value != saved[key])
+    present = OmegaConf.structured(settings)
+    defaults = OmegaConf.structured(TrainSettings)  # of a key that the run's version did not know
+    for key in (*KEPT, *ENCODERS, WHITENED):
+        then, now = _plain(began, key, _plain(defaults, key)), _plain(present, key)
+        if key in ENCODERS and same_model(then, now):
+            continue
+        if key == WHITENED and bool(then) == bool(now):  # measured once, on however many captions
+            continue
+        if then != now:
+            yield key, then, now
+
+
+def _plain(config: DictConfig, key: str, default: Any = None) -> Any:
+    value = OmegaConf.select(config, key, default=default)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
