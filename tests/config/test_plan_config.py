@@ -34,6 +34,23 @@ def test_the_paper_s_schedule_from_the_configuration():
     json.dumps(content)
 
 
+@pytest.mark.parametrize("size", ["experiment=paper_small", "model=xut_base", "experiment=paper_large"])
+def test_the_paper_s_recipe_fits_24_and_32_gib_as_it_is(size):
+    for plan in planned(size, "gpus=[4x5090,4x4090,4x3090]").content["plans"]:
+        assert all(stage["fits"] and not stage["notes"] for stage in plan["stages"])
+        assert [stage["stage"]["batch_size"] for stage in plan["stages"]] == [2048, 512, 512, 256]
+
+
+def test_the_limits_of_the_encoders_reach_the_plan():
+    usual = planned("gpus=4x4090").content
+    small = planned("gpus=4x4090", "vae.max_pixels=1", "text_encoder.max_tokens=1").content
+    assert [stage["autoencoder_batch"] for stage in usual["stages"]] == [32, 20, 9, 5]
+    assert [stage["text_batch"] for stage in usual["stages"]] == [32, 64, 64, 16]
+    assert (
+        {stage["autoencoder_batch"] for stage in small["stages"]} == {1} == {s["text_batch"] for s in small["stages"]}
+    )
+
+
 def test_defaults_of_the_file_are_those_of_the_package():
     content = planned().content
     assert content["machine"]["host"] == vars(Host()) == vars(HostSettings())

@@ -25,6 +25,7 @@ from hdm_lightning.planning.memory import COMPILED_SHARE, device_memory
 from hdm_lightning.planning.operations import operations
 from hdm_lightning.planning.recipe import Recipe, StageRecipe
 from hdm_lightning.planning.text_cost import TextArchitecture
+from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CPU = torch.device("cpu")
@@ -160,6 +161,25 @@ def test_memory_of_encoding_images(device):
             model.encode(image)
     forecast = 2 * AutoencoderArchitecture.from_config(config).encode_peak_bytes(256, 192, element_bytes=4)
     assert forecast == pytest.approx(memory.peak_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("side", [64, 128, 256])
+def test_memory_of_encoding_a_micro_batch_in_parts(side):
+    limit, count = 70_000, 20
+    encoders = FrozenEncoders(None, random_autoencoder(TINY_AUTOENCODER, max_pixels=limit))
+    image = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+    with LiveMemory() as memory:
+        encoders.latents(image)
+    stage = StageRecipe("a", side, samples=count, batch_size=count, micro_batch_size=count, context_length=1)
+    recipe = Recipe(
+        SMALL,
+        (stage,),
+        TextArchitecture.from_config(TINY_TEXT),
+        AutoencoderArchitecture.from_config(TINY_AUTOENCODER),
+        autoencoder_max_pixels=limit,
+        mixed=False,
+    )
+    assert device_memory(recipe, stage).encoding == pytest.approx(memory.peak_bytes, rel=0.1)
 
 
 def test_memory_of_encoding_text():

@@ -165,6 +165,48 @@ def test_latents_are_normalised_and_sampled_by_given_noise(tmp_path, channels):
     torch.testing.assert_close(vae.decode(vae.encode(image)), decoded, rtol=1e-4, atol=1e-5)
 
 
+def sizes_of_calls(monkeypatch, model, name):
+    """List that grows by the batch of every call of a model's method."""
+    sizes, original = [], getattr(model, name)
+
+    def noted(*arguments, **keywords):
+        sizes.append(len(arguments[0] if arguments else keywords["input_ids"]))
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(model, name, noted)
+    return sizes
+
+
+@pytest.mark.parametrize(("side", "parts"), [(8, [10]), (16, [4, 4, 2]), (32, [1] * 10), (64, [1] * 10)])
+def test_pictures_go_through_the_autoencoder_by_their_pixels(tiny_autoencoder, monkeypatch, side, parts):
+    whole, split = (load_autoencoder(str(tiny_autoencoder), max_pixels=limit) for limit in (10**9, 4 * 16 * 16))
+    image = torch.rand(10, 3, side, side, generator=torch.Generator().manual_seed(side)) * 2 - 1
+    latent = whole.encode(image)
+    encoded, decoded = (sizes_of_calls(monkeypatch, split.model, name) for name in ("encode", "decode"))
+    torch.testing.assert_close(split.encode(image), latent, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(split.decode(latent), whole.decode(latent), rtol=1e-4, atol=1e-5)
+    assert encoded == decoded == parts
+
+
+def test_captions_go_through_the_text_encoder_by_their_tokens(tiny_text_encoder, monkeypatch):
+    whole, split = (load_text_encoder(str(tiny_text_encoder), max_tokens=limit) for limit in (10**9, 12))
+    tokens = torch.randint(1, 9, (8, 20), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([2, 20, 3, 6, 1, 6, 2, 5])
+    sizes = sizes_of_calls(monkeypatch, split.model, "forward")
+    torch.testing.assert_close(split.encode(tokens, lengths), whole.encode(tokens, lengths), rtol=1e-5, atol=1e-6)
+    assert sizes == [1, 2, 2, 3]  # of 20, of 6 and 6, of 5 and 3, of 2, 2 and 1 tokens
+
+
+@pytest.mark.parametrize("load", [load_autoencoder, load_text_encoder])
+def test_a_limit_below_one_is_named(tiny_autoencoder, tiny_text_encoder, load):
+    folder, key = {
+        load_autoencoder: (tiny_autoencoder, "max_pixels"),
+        load_text_encoder: (tiny_text_encoder, "max_tokens"),
+    }[load]
+    with pytest.raises(ValueError, match=f"{key}: got 0, expected at least 1"):
+        load(str(folder), **{key: 0})
+
+
 def test_scaling_factor_alone_is_the_normalisation_and_nothing_is_an_error(tmp_path):
     reference = save_vae(tmp_path, scaling_factor=0.25, shift_factor=0.5)
     image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

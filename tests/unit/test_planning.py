@@ -31,7 +31,7 @@ from hdm_lightning.planning.text_cost import TextArchitecture
 PAPER = Recipe(
     XUTConfig(),
     (
-        StageRecipe("px256", 256, 152_480_000, 2048, 128, 0.5, 256, False, 2_048_000),
+        StageRecipe("px256", 256, 152_480_000, 2048, 32, 0.5, 256, False, 2_048_000),
         StageRecipe("px512", 512, 42_345_000, 512, 64, 0.5, 256, True, 512_000),
         StageRecipe("px768", 768, 8_469_000, 512, 64, 0.5, 256, True, 512_000),
         StageRecipe("px1024", 1024, 3_649_000, 256, 16, 0.0, 512, True, 256_000),
@@ -173,10 +173,13 @@ def test_captions_at_once_have_so_many_tokens_together(context, together):
 
 
 def test_notes_say_what_to_set():
-    stages = forecast(PAPER, PAPER_MACHINE).stages
+    too_many = replace(PAPER, stages=(replace(PAPER.stages[0], micro_batch_size=128), *PAPER.stages[1:]))
+    stages = forecast(too_many, PAPER_MACHINE).stages
     assert not stages[0].fits
-    assert any("schedule.stages.px256.micro_batch_size=" in note for note in stages[0].notes)
-    assert any("activation_checkpointing=false" in note for note in stages[1].notes)
+    assert any("schedule.stages.px256.micro_batch_size=32" in note for note in stages[0].notes)
+    assert not stages[1].notes
+    assert "activation_checkpointing=false" in stages[1].savings[0]
+    assert not stages[0].savings
     nothing = forecast(PAPER, Machine(replace(GPUS["5090"], memory_gib=4), 4)).stages[0]
     assert nothing.micro_batch == 0
     assert nothing.binds == "memory (does not fit)"

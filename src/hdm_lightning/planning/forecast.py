@@ -53,7 +53,8 @@ class StageForecast:
         rent_usd: device hours at the GPU's price.
         electricity_usd: the energy at its price, for a machine of one's own.
         binds: what the largest share of a step goes to.
-        notes: what to change.
+        notes: what to set so that it fits; empty where it does.
+        savings: what may be set so that it takes fewer operations.
     """
 
     stage: StageRecipe
@@ -86,6 +87,7 @@ class StageForecast:
     electricity_usd: float
     binds: str
     notes: tuple[str, ...]
+    savings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ def _stage(
         electricity_usd=kwh * assumptions.usd_per_kwh,
         binds=step.binds() if micro else DOES_NOT_FIT,
         notes=_notes(recipe, stage, machine, micro, largest, (text_batch, images)),
+        savings=_savings(recipe, stage, machine, largest[False]) if micro else (),
     )
 
 
@@ -238,7 +241,7 @@ def _notes(
     largest: Mapping[bool, int],
     encoder_batches: tuple[int, int],
 ) -> tuple[str, ...]:
-    """What to set so that the stage runs on the machine."""
+    """What to set so that the stage runs on the machine as it is asked for."""
     key, memory = f"schedule.stages.{stage.name}", f"{machine.gpu.memory_gib:g} GiB"
     notes = []
     if not micro and not largest[True]:
@@ -250,12 +253,6 @@ def _notes(
         other = usable_micro_batch(stage, machine.count, min(largest[True], stage.micro_batch_size))
         also = "" if stage.checkpointing or other <= micro else f" ({other} with activation_checkpointing=true)"
         notes.append(f"{change}: set {key}.micro_batch_size={micro}{also}")
-    plain = usable_micro_batch(stage, machine.count, largest[False])
-    if micro and stage.checkpointing and plain * recipe.work(stage).full >= _ENOUGH_TOKENS:
-        count = operations(recipe, stage)
-        saved = 100 * count.recompute / count.total
-        change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
-        notes.append(f"{change} fits as well and saves {saved:.0f}% of the operations")
     for setting, batch, asked, each in (
         ("text_encoder.max_tokens", encoder_batches[0], recipe.captions_at_once(stage), stage.context_length),
         ("vae.max_pixels", encoder_batches[1], recipe.images_at_once(stage), stage.resolution**2),
@@ -263,6 +260,16 @@ def _notes(
         if batch < min(asked, micro):
             notes.append(f"set {setting}={batch * each} so that the encoder's own activations fit")
     return tuple(notes)
+
+
+def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain: int) -> tuple[str, ...]:
+    """What to set so that a stage that runs anyway recomputes nothing, where that leaves the GPU enough to do."""
+    plain = usable_micro_batch(stage, machine.count, largest_plain)
+    if not stage.checkpointing or plain * recipe.work(stage).full < _ENOUGH_TOKENS:
+        return ()
+    key, count = f"schedule.stages.{stage.name}", operations(recipe, stage)
+    change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
+    return (f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations",)
 
 
 def _storage(recipe: Recipe, machine: Machine) -> Storage:

@@ -15,7 +15,7 @@ Row = tuple[str, Callable[[StageForecast], str], str | None]
 
 
 def plan_report(plan: Forecast) -> RenderableType:
-    """Time and cost, operations, memory and storage of a forecast, with its notes."""
+    """Time and cost, operations, memory and storage of a forecast, what to set so that it fits, and what may be set."""
     parts: list[RenderableType] = [
         _stage_table(f"{plan.machine.name}: time and cost", plan, _TIME_ROWS),
         _stage_table("work per sample", plan, _WORK_ROWS),
@@ -23,8 +23,9 @@ def plan_report(plan: Forecast) -> RenderableType:
         _storage_table(plan),
         Text(_assumption_line(plan)),
     ]
-    notes = [f"{stage.stage.name}: {note}" for stage in plan.stages for note in stage.notes]
-    return Group(*parts, *(Text(f"! {note}") for note in notes))
+    notes = [f"! {stage.stage.name}: {note}" for stage in plan.stages for note in stage.notes]
+    savings = [f"or {stage.stage.name}: {saving}" for stage in plan.stages for saving in stage.savings]
+    return Group(*parts, *map(Text, notes), *map(Text, savings))
 
 
 def proposal_report(proposal: Proposal) -> RenderableType:
