@@ -143,6 +143,8 @@ def test_a_sharded_run_names_what_it_gathers():
         (["trainer.precision=16-true"], "trainer.precision", "auto"),
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
         (["optimizer.name=sgd"], "optimizer.name", "adamw"),
+        (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),
+        (["text_encoder.max_tokens=-1"], "text_encoder.max_tokens", "1 or more"),
         (["out=/dev/null/plan.json"], "out", "another place"),
         (["host.cores=0"], "host.cores", "more than 0"),
         (["host.disk_mb_s=-1"], "host.disk_mb_s", "more than 0"),

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
@@ -87,6 +88,18 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, change,
     with pytest.raises(UserError) as caught:
         check_job(interrupted)
     assert caught.value.where == where and caught.value.mend
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_other_limits_of_its_encoders(interrupted):
+    """Its config.yaml has keys that are gone; how much the encoders take at once is free to change."""
+    file = Path(interrupted["run_dir"], "config.yaml")
+    config = OmegaConf.load(file)
+    for group, limit in (("text_encoder", "max_tokens"), ("vae", "max_pixels")):
+        config[group].pop(limit)
+        config[group].max_batch = 32
+        interrupted[group][limit] = 1
+    OmegaConf.save(config, file)
+    assert run_job(check_job(interrupted)) == 0
 
 
 @pytest.mark.parametrize("encoder", ["text_encoder", "vae"])

@@ -180,6 +180,8 @@ def test_gradients_are_clipped_in_bfloat16_too(config):
         ({"schedule": {"stages": {"a": {**STAGE, "resolution": 16, "batch_size": 6}}}}, "schedule.stages.a.batch_size"),
         ({"text_encoder": {"name": "/nowhere/at/all"}}, "text_encoder.name"),
         ({"vae": {"name": "/nowhere/at/all"}}, "vae.name"),
+        ({"vae": {"name": "any", "max_pixels": 0}}, "vae.max_pixels"),
+        ({"text_encoder": {"name": "any", "max_tokens": 0}}, "text_encoder.max_tokens"),
         ({"resume": "maybe"}, "resume"),
         ({"trainer": {"accelerator": "tpu"}}, "trainer.accelerator"),
     ],

@@ -16,6 +16,7 @@ from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED, STRATEGIES
 from hdm_lightning.training.optimisation.optimisers import check_optimiser
+from hdm_lightning.training.preflight import check_encoder_limits
 from hdm_lightning.training.settings import TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
@@ -50,6 +51,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
     """
     _check_trainer(settings.trainer)
     check_optimiser(settings.optimizer)
+    check_encoder_limits(settings)
     network = model_config_from(settings.model)
     autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
     text = _architecture(TextArchitecture, encoders.text, "text_encoder.name")

@@ -13,6 +13,7 @@ from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.optimisation.optimisers import check_optimiser
 from hdm_lightning.training.preflight import (
     check_autoencoder,
+    check_encoder_limits,
     check_guard,
     check_init,
     check_stops,
@@ -68,6 +69,7 @@ def check_job(config: dict[str, Any]) -> Job:
     check_stops(settings, plans)
     check_init(settings, plans)
     check_continued(settings, model, plans)
+    check_encoder_limits(settings)
     check_text_encoder(settings, model)
     check_autoencoder(settings, model, plans)
     return Job(config, settings, processes)
