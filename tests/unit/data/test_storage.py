@@ -1,5 +1,6 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
+import contextlib
 import errno
 import http.server
 import itertools
@@ -62,10 +63,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def trickle(self, body):
-        """Never silent for long, and never done."""
-        for byte in body[:400]:
-            self.wfile.write(bytes([byte]))
-            time.sleep(0.05)
+        """Never silent for long, and never done; whoever has heard enough hangs up."""
+        with contextlib.suppress(ConnectionError):
+            for byte in body[:400]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
 
     def log_message(self, *arguments):
         pass
