@@ -184,6 +184,23 @@ def test_processes_do_not_change_a_build(tmp_path):
     assert (tmp_path / "1/shapes-00000.tar").read_bytes() == (tmp_path / "2/shapes-00000.tar").read_bytes()
 
 
+def test_a_build_that_was_cut_short_goes_on_and_another_one_is_refused(tmp_path):
+    """The second of three shards is lost with the journal's lines from it on, as a kill would leave them."""
+    options = {"count": 30, "samples_per_shard": 10, "resolution": 32}
+    whole, cut = build_shapes(tmp_path / "whole", **options), build_shapes(tmp_path / "cut", **options)
+    journal = cut / "build.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    first = (cut / "shapes-00000.tar").stat()
+    for name in ("shapes-00001.tar", "shapes-00002.tar", "index.json"):
+        (cut / name).unlink()
+    build_shapes(cut, **options)
+    assert (cut / "shapes-00000.tar").stat() == first
+    for path in [*whole.glob("*.tar"), whole / "index.json"]:
+        assert path.read_bytes() == (cut / path.name).read_bytes()
+    with pytest.raises(UserError, match="other options"):
+        build_shapes(cut, **{**options, "resolution": 40})
+
+
 def test_heldout_prompts_cover_every_held_out_combination():
     prompts = heldout_prompts(48)
     seen = [Combination(**p.spec["objects"][0]) for p in prompts]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +66,8 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
 
 
 def _build_shards(folder: Path, config: dict[str, Any]) -> int:
-    if folder.exists():  # what an interrupted build left is drawn again: it takes seconds
-        shutil.rmtree(folder)
     options = {**config["shapes"], "objects": {int(k): v for k, v in config["shapes"]["objects"].items()}}
-    with part_progress() as bar:
-        task = bar.add_task("drawing scenes", total=options["count"])
-        build_shapes(folder, seed=config["seed"], progress=lambda done: bar.update(task, completed=done), **options)
+    build_shapes(folder, seed=config["seed"], **options)
     return 0
 
 

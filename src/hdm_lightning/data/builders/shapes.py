@@ -1,15 +1,15 @@
 """Builds shards of scenes with known answers: one to three objects with colour, shape, size and relation.
 
-Sample i of a build depends on (seed, i) and the options alone, never on the number of processes.
+Sample i of a build depends on (seed, i) and the options alone, never on the number of processes; an interrupted build
+goes on where it was.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
-from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.shapes_samples import (
     ENCODINGS,
     Prompt,
@@ -20,11 +20,13 @@ from hdm_lightning.data.builders.shapes_samples import (
     scene_prompts,
 )
 from hdm_lightning.data.builders.shapes_vocabulary import SPLITS, Split
-from hdm_lightning.data.builders.writer import Field, ShardWriter
+from hdm_lightning.data.builders.shard_build import Item, build_shards
+from hdm_lightning.data.builders.writer import Field
 
 __all__ = ["Prompt", "add_arguments", "build_shapes", "heldout_prompts", "run", "scene_prompts"]
 
-SAMPLES_PER_TASK = 64
+FEW_SCENES = 512
+"""Starting a process costs more than drawing so many."""
 
 
 def build_shapes(
@@ -42,15 +44,14 @@ def build_shapes(
     variation: float = 1.0,
     samples_per_shard: int = 1000,
     processes: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Write `count` scenes into shards with an index under `folder`; return the folder.
 
     The other arguments are those of `ShapesOptions`; `objects` is a mapping from number to relative frequency
-    or a list of equally likely numbers. `progress` is called with the number of samples written so far.
+    or a list of equally likely numbers.
 
     Raises:
-        UserError: for an option out of range, or a folder that already holds shards.
+        UserError: for an option out of range, or a folder that holds another build.
     """
     require(count >= 1, "count", count, "1 or more")
     weights = objects if isinstance(objects, Mapping) else dict.fromkeys(objects, 1.0)
@@ -65,15 +66,15 @@ def build_shapes(
         encoding,
         variation,
     )
-    tasks = [range(start, min(start + SAMPLES_PER_TASK, count)) for start in range(0, count, SAMPLES_PER_TASK)]
-    # Starting a process costs more than drawing a few hundred scenes.
-    workers = 1 if count <= 8 * SAMPLES_PER_TASK else processes
-    with ShardWriter(folder, samples_per_shard=samples_per_shard, prefix="shapes") as writer:
-        for samples in ordered_map(partial(_make_samples, options), tasks, processes=workers):
-            for key, fields in samples:
-                writer.write(key, fields)
-            if progress is not None:
-                progress(writer.samples_written)
+    build_shards(
+        Path(folder),
+        [Item(str(index)) for index in range(count)],
+        partial(_sample, options),
+        options={"source": "shapes", **asdict(options)},
+        samples_per_shard=samples_per_shard,
+        processes=1 if count <= FEW_SCENES else processes,
+        prefix="shapes",
+    )
     return Path(folder)
 
 
@@ -107,8 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build as the arguments say and print one line of what was written."""
     options = {name: value for name, value in vars(args).items() if name in _BUILD_OPTIONS}
-    with progress_bar("scenes", args.count) as progress:
-        folder = build_shapes(args.out, progress=progress, **options)
+    folder = build_shapes(args.out, **options)
     print(f"{args.count} scenes, split {args.split}, short side {args.resolution} px: {folder}")
     return 0
 
@@ -129,8 +129,8 @@ _BUILD_OPTIONS = (
 )
 
 
-def _make_samples(options: ShapesOptions, indices: range) -> list[tuple[str, dict[str, Field]]]:
-    return [(f"{index:08d}", make_fields(options, index)) for index in indices]
+def _sample(options: ShapesOptions, item: Item) -> dict[str, Field]:
+    return make_fields(options, int(item.name))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

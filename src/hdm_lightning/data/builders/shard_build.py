@@ -57,6 +57,7 @@ def build_shards(
     options: dict[str, Any],
     samples_per_shard: int = 1000,
     processes: int | None = None,
+    prefix: str = "shard",
 ) -> Report:
     """Write shards, their index and `rejected.tsv`, one line a rejected file.
 
@@ -67,6 +68,7 @@ def build_shards(
         options: what shapes the build, to notice that a folder holds another one.
         samples_per_shard: items a shard; rejected ones leave it smaller.
         processes: None means one a core.
+        prefix: beginning of the shards' names.
 
     Raises:
         UserError: there are no items, none can be used, or the folder holds another build.
@@ -78,7 +80,7 @@ def build_shards(
     out.mkdir(parents=True, exist_ok=True)
     header = {**options, "samples_per_shard": samples_per_shard, "items": _digest(items)}
     rows = _open_journal(out, header)
-    shards = list(_shards(items, samples_per_shard))
+    shards = list(_shards(items, samples_per_shard, prefix))
     missing = [shard for shard in shards if shard.name not in rows]
     with progress_bar("shards", len(shards)) as show:
         made = ordered_map(partial(_write, out, make), missing, processes=processes)
@@ -103,9 +105,9 @@ def _finish(out: Path, rows: dict[str, dict[str, Any]], jobs: int) -> Report:
     return Report(samples, rejected)
 
 
-def _shards(items: Sequence[Item], samples_per_shard: int) -> Iterator[_Shard]:
+def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Iterator[_Shard]:
     for number, first in enumerate(range(0, len(items), samples_per_shard)):
-        yield _Shard(f"shard-{number:05d}.tar", first, list(items[first : first + samples_per_shard]))
+        yield _Shard(f"{prefix}-{number:05d}.tar", first, list(items[first : first + samples_per_shard]))
 
 
 def _write(out: Path, make: Make, shard: _Shard) -> dict[str, Any]:
