@@ -25,7 +25,6 @@ from hdm_lightning.training.callbacks.scalars import LogScalars
 from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySignal
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.data_settings import build_datamodule
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.monitoring.data_counts import DataCounts
@@ -33,11 +32,11 @@ from hdm_lightning.training.monitoring.tensorboard import flow_layout, stage_log
 from hdm_lightning.training.monitoring.throughput import stage_flops
 from hdm_lightning.training.recovery.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
 from hdm_lightning.training.recovery.spikes import SpikeDetector
-from hdm_lightning.training.recovery.stop_request import without_own_signals
 from hdm_lightning.training.sharded_strategy import ShardedStrategy
 from hdm_lightning.training.sharding import is_sharded
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.static_graph import StaticGraphStrategy
+from hdm_lightning.training.step_trainer import step_trainer
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule
@@ -158,31 +157,19 @@ def _store_averages(run: "Run", plan: StagePlan) -> StoreAverages:
 
 
 def stage_trainer(run: "Run", plan: StagePlan, callbacks: list[Callback], first_step: int) -> Trainer:
-    """The stage's trainer: steps instead of epochs, no work of Lightning's own beyond the loop."""
+    """The stage's trainer, its metrics beginning where the run stands."""
     settings, stage = run.settings, plan.settings
     layout = flow_layout(settings.logger.time_bins)
     first_sample = plan.samples_before + first_step * stage.batch_size
-    trainer = Trainer(
-        accelerator=hardware.accelerator(settings.trainer),
-        devices=processes.local_world_size(),
-        num_nodes=processes.nodes(),
+    return step_trainer(
+        settings.trainer,
+        plan.steps,
+        callbacks,
+        stage_logger(plan.folder(run.run_dir), run.config_text, first_sample, layout),
         strategy=_strategy(run),
-        precision=hardware.precision(settings.trainer),
-        max_steps=plan.steps,
-        max_epochs=-1,
         accumulate_grad_batches=plan.accumulation,
         gradient_clip_val=stage.gradient_clip or None,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), processes.cluster_environment()],
-        logger=stage_logger(plan.folder(run.run_dir), run.config_text, first_sample, layout),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
     )
-    return without_own_signals(trainer)
 
 
 def _strategy(run: "Run") -> Any:

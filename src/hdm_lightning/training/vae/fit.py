@@ -22,10 +22,9 @@ from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySign
 from hdm_lightning.training.callbacks.vae_pictures import DrawReconstructions
 from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.monitoring.tensorboard import VAE_LAYOUT, stage_logger
-from hdm_lightning.training.recovery.stop_request import without_own_signals
+from hdm_lightning.training.step_trainer import step_trainer
 from hdm_lightning.training.vae.adversarial import AdversarialAutoencoderModule
 from hdm_lightning.training.vae.checks import branch_settings
 from hdm_lightning.training.vae.data import build_images
@@ -145,34 +144,20 @@ def vae_callbacks(
 
 
 def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Trainer:
-    """Steps instead of epochs; clipping and accumulation are the module's own with a discriminator."""
+    """Clipping and accumulation are the module's own with a discriminator."""
     settings, plan = run.settings, run.plan
     automatic = run.discriminator is None
     on_cuda = hardware.accelerator(settings.trainer) == "cuda"
-    trainer = Trainer(
-        accelerator=hardware.accelerator(settings.trainer),
-        devices=processes.local_world_size(),
-        num_nodes=processes.nodes(),
+    return step_trainer(
+        settings.trainer,
+        plan.steps,
+        callbacks,
+        stage_logger(plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size, VAE_LAYOUT),
         strategy=_strategy(),
-        precision=hardware.precision(settings.trainer),
-        max_steps=plan.steps,
-        max_epochs=-1,
         accumulate_grad_batches=plan.accumulation if automatic else 1,
         gradient_clip_val=(plan.settings.gradient_clip or None) if automatic else None,
         sync_batchnorm=on_cuda and processes.world_size() > 1,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), processes.cluster_environment()],
-        logger=stage_logger(
-            plan.folder(run.run_dir), run.config_text, first_step * plan.settings.batch_size, VAE_LAYOUT
-        ),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
     )
-    return without_own_signals(trainer)
 
 
 def _strategy() -> Any:
