@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import signal
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -79,3 +82,48 @@ def tiny_shards(tmp_path_factory):
             caption = " ".join(random.choice(WORDS, size=6))
             writer.write(f"{number:05d}", {"png": file.getvalue(), "txt": caption, "json": {"number": number}})
     return folder
+
+
+@pytest.fixture
+def another_start():
+    """Context of a run's folder that another process holds; yields its id, and kills it at the end."""
+    from hdm_lightning.training.launching import run_lock
+
+    @contextmanager
+    def held(folder, then=lambda: time.sleep(300)):
+        ready, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with run_lock.alone_in(folder):
+                    os.write(tell, b"x")
+                    then()
+            finally:
+                os._exit(0)
+        assert os.read(ready, 1) == b"x"
+        try:
+            yield pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    return held
+
+
+@pytest.fixture
+def free():
+    """Function of a run's folder that says whether another process gets it at once."""
+    from hdm_lightning.errors import UserError
+    from hdm_lightning.training.launching import run_lock
+
+    def asked(folder):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                run_lock.PATIENCE_S = 0.0
+                os._exit(0 if run_lock.take(folder) is not None else 1)
+            except UserError:
+                os._exit(2)
+        return {0: True, 2: False}[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+
+    return asked

@@ -1,5 +1,7 @@
 """A whole training run at toy size, as plain configuration."""
 
+import copy
+
 import pytest
 
 TOY_STAGE = {
@@ -88,3 +90,16 @@ def toy_vae_config(tmp_path, tiny_shards):
         "trainer": {"accelerator": "cpu", "threads": 1},
         "logger": {"every_steps": 2, "progress_bar": False},
     }
+
+
+@pytest.fixture
+def changed():
+    """Function of a configuration and of groups (name to keys with values) that gives a copy with those replaced."""
+
+    def with_groups(config, **groups):
+        result = copy.deepcopy(config)
+        for group, values in groups.items():
+            result[group] = {**result.get(group, {}), **values} if isinstance(values, dict) else values
+        return result
+
+    return with_groups

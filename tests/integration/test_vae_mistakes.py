@@ -1,6 +1,5 @@
 """Mistakes in an autoencoder's training: named before anything is built, or stopped before anything is spoilt."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,8 @@ def config(toy_vae_config):
     return toy_vae_config
 
 
-def changed(config, **groups):
-    """The configuration with keys of its groups replaced."""
-    result = copy.deepcopy(config)
-    for group, values in groups.items():
-        result[group] = {**result.get(group, {}), **values} if isinstance(values, dict) else values
-    return result
-
-
 @pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
-def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adversarial):
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adversarial, changed):
     """A rate beyond float32 breaks the weights in the first step, whose own loss is finite."""
     if adversarial:
         config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39})
@@ -38,13 +29,13 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
     assert not (Path(config["run_dir"]) / "final").exists()
 
 
-def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config):
+def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config, changed):
     adversarial = ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39}
     with pytest.raises(UserError, match="loss is not finite at optimiser step 2; samples: "):
         run_vae_job(check_vae_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, changed):
     # The rate makes the weights overflow in the first step; the second sees it.
     config = changed(config, stage={"learning_rate": 1e30})
     with pytest.raises(UserError, match=r"not finite at optimiser step \d; samples: .*\.tar/\d{5}") as caught:
@@ -96,7 +87,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config):
         ({"stages": {}}, "stages"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_built(config, groups, where):
+def test_mistakes_are_named_before_anything_is_built(config, groups, where, changed):
     with pytest.raises(UserError) as caught:
         check_vae_job(changed(config, **groups))
     if where is not None:
@@ -104,7 +95,7 @@ def test_mistakes_are_named_before_anything_is_built(config, groups, where):
     assert caught.value.mend
 
 
-def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch):
+def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch, changed):
     asked = []
 
     def refuse(repo_id, **options):
@@ -117,7 +108,7 @@ def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch):
     assert asked == [["config.json", "diffusion_pytorch_model.safetensors"]] * 2
 
 
-def test_a_config_that_is_no_json_is_named(config, tmp_path):
+def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "x.safetensors").touch()

@@ -1,6 +1,5 @@
 """The autoencoder's training path at toy size: gradients, ranks, resume, hand-over."""
 
-import copy
 import json
 import math
 import os
@@ -33,14 +32,6 @@ def config(toy_vae_config):
     return toy_vae_config
 
 
-def changed(config, **groups):
-    """The configuration with keys of its groups replaced."""
-    result = copy.deepcopy(config)
-    for group, values in groups.items():
-        result[group] = {**result.get(group, {}), **values} if isinstance(values, dict) else values
-    return result
-
-
 def last_checkpoint(config):
     return read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1])
 
@@ -51,7 +42,7 @@ def first_moments(config, optimiser=0):
 
 
 @pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
-def test_gradients_are_clipped_in_bfloat16_too(config, adversarial):
+def test_gradients_are_clipped_in_bfloat16_too(config, adversarial, changed):
     """After one step the first moments are (1 - beta) times the clipped gradient."""
     config = changed(config, stage={"samples": 8, "gradient_clip": 0.001}, trainer={"precision": "bf16-mixed"})
     if adversarial:
@@ -109,7 +100,7 @@ def assert_close(found, expected, relative):
     assert max((one - other).abs().max() for one, other in zip(found, expected, strict=True)) < relative * size
 
 
-def one_adversarial_step(config, **groups):
+def one_adversarial_step(changed, config, **groups):
     groups = {"stage": {}, "adversarial": {}, "equivariance": {}} | groups
     groups["stage"] = {"samples": 8} | groups["stage"]
     groups["adversarial"] = ADVERSARIAL | {"start_samples": 0} | groups["adversarial"]
@@ -117,8 +108,8 @@ def one_adversarial_step(config, **groups):
     return changed(config, **groups)
 
 
-def test_both_gradients_equal_two_separate_hand_written_steps(config):
-    config = one_adversarial_step(config)
+def test_both_gradients_equal_two_separate_hand_written_steps(config, changed):
+    config = one_adversarial_step(changed, config)
     assert run_vae_job(check_vae_job(config)) == 0
     generator, discriminator = hand_written_step(config)
     # The first moment after one step is (1 − β₁) times the gradient.
@@ -127,9 +118,9 @@ def test_both_gradients_equal_two_separate_hand_written_steps(config):
 
 
 @pytest.mark.parametrize("adversarial", [False, True], ids=["plain", "adversarial"])
-def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, adversarial):
+def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, adversarial, changed):
     stage = {"samples": 24, "learning_rate": 1e-5, "gradient_clip": 0.5}
-    one = one_adversarial_step(config, stage=stage) if adversarial else changed(config, stage=stage)
+    one = one_adversarial_step(changed, config, stage=stage) if adversarial else changed(config, stage=stage)
     one = changed(one, run_dir=str(tmp_path / "one"), validation={"features": "efficientnet_lite0"})
     two = changed(one, run_dir=str(tmp_path / "two"), stage={"micro_batch_size": 4}, trainer={"devices": 2})
     assert run_vae_job(check_vae_job(one)) == 0
@@ -143,7 +134,7 @@ def test_two_processes_equal_one_with_twice_the_batch(config, tmp_path, adversar
     assert done[1]["latents"]["std"] == pytest.approx(done[0]["latents"]["std"], rel=1e-4)
 
 
-def test_accumulation_equals_one_large_batch(config, tmp_path):
+def test_accumulation_equals_one_large_batch(config, tmp_path, changed):
     """Over six steps with their branches, the first three on patches."""
     one = changed(config, stage={"learning_rate": 1e-5}, patches={"size_px": 8, "samples": 24},
                   equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]})  # fmt: skip
@@ -159,8 +150,8 @@ def test_accumulation_equals_one_large_batch(config, tmp_path):
             assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), 1e-4)
 
 
-def test_recomputed_activations_change_no_gradient(config, tmp_path):
-    kept = one_adversarial_step(changed(config, run_dir=str(tmp_path / "kept")))
+def test_recomputed_activations_change_no_gradient(config, tmp_path, changed):
+    kept = one_adversarial_step(changed, changed(config, run_dir=str(tmp_path / "kept")))
     recomputed = changed(kept, run_dir=str(tmp_path / "recomputed"), stage={"activation_checkpointing": True})
     for each in (kept, recomputed):
         assert run_vae_job(check_vae_job(each)) == 0
@@ -169,8 +160,8 @@ def test_recomputed_activations_change_no_gradient(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_has_the_same_gradients_and_keys(config, tmp_path):
-    eager = one_adversarial_step(changed(config, run_dir=str(tmp_path / "eager")))
+def test_a_compiled_network_has_the_same_gradients_and_keys(config, tmp_path, changed):
+    eager = one_adversarial_step(changed, changed(config, run_dir=str(tmp_path / "eager")))
     compiled = changed(eager, run_dir=str(tmp_path / "compiled"), trainer={"compile": True})
     for each in (eager, compiled):
         assert run_vae_job(check_vae_job(each)) == 0
@@ -179,7 +170,7 @@ def test_a_compiled_network_has_the_same_gradients_and_keys(config, tmp_path):
         assert_close(first_moments(compiled, optimiser), first_moments(eager, optimiser), 1e-4)
 
 
-def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config):
+def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config, changed):
     config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 16})
     assert run_vae_job(check_vae_job(config)) == 0
     checkpoint = last_checkpoint(config)
@@ -197,7 +188,7 @@ class Crash(Exception):
 @pytest.mark.parametrize(
     ("adversarial", "micro_batch"), [(False, 8), (False, 4), (True, 4)], ids=["plain", "accumulated", "adversarial"]
 )
-def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, adversarial, micro_batch):
+def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, adversarial, micro_batch, changed):
     config = changed(config, stage={"micro_batch_size": micro_batch})
     if adversarial:
         config = changed(config, adversarial=ADVERSARIAL)
@@ -228,7 +219,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
     assert all(torch.equal(exported[1][key], value) for key, value in exported[0].items())
 
 
-def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch):
+def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch, changed):
     original = ValidateAutoencoder.on_step_end
 
     def stop(self, trainer, module, at):
@@ -243,7 +234,7 @@ def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch):
 
 
 @pytest.mark.parametrize("quant_conv", [False, True], ids=["flux", "sd"])
-def test_an_autoencoder_of_sixteen_channels_is_fine_tuned_from_its_folder(config, tmp_path, quant_conv):
+def test_an_autoencoder_of_sixteen_channels_is_fine_tuned_from_its_folder(config, tmp_path, quant_conv, changed):
     folder = tmp_path / "source"
     fields = {
         **config["autoencoder"]["config"],
@@ -284,7 +275,7 @@ def test_what_is_handed_over_is_read_by_diffusers_and_by_training(config):
     assert "EQ-VAE" in (folder / "README.md").read_text()
 
 
-def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoencoder):
+def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoencoder, changed):
     config = changed(
         config,
         autoencoder={"config": None, "source": str(tiny_autoencoder), "train_encoder": False},
@@ -305,21 +296,21 @@ def test_fine_tuning_the_decoder_alone_keeps_the_latent_space(config, tiny_autoe
 
 
 @pytest.mark.slow
-def test_two_processes_with_one_validation_picture_agree(config):
+def test_two_processes_with_one_validation_picture_agree(config, changed):
     config = changed(config, trainer={"devices": 2}, stage={"samples": 8, "micro_batch_size": 4})
     assert run_vae_job(check_vae_job(changed(config, validation={"samples": 1}))) == 0
     measured = json.loads((Path(config["run_dir"]) / "final" / "measures.json").read_text())
     assert measured["images"] == 1 and math.isfinite(measured["measures"]["reconstruction/ssim"])
 
 
-def test_a_perceptual_distance_is_reported_without_being_trained_on(config):
+def test_a_perceptual_distance_is_reported_without_being_trained_on(config, changed):
     config = changed(config, stage={"samples": 8}, validation={"perceptual_network": "efficientnet_lite0"})
     assert run_vae_job(check_vae_job(config)) == 0
     measured = json.loads((Path(config["run_dir"]) / "final" / "measures.json").read_text())["measures"]
     assert measured["reconstruction/efficientnet_lite0"] > 0
 
 
-def test_progress_is_counted_in_samples_and_measures_are_written(config):
+def test_progress_is_counted_in_samples_and_measures_are_written(config, changed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert run_vae_job(check_vae_job(changed(config, stage={"validate_every": 24}))) == 0

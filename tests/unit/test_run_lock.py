@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -25,39 +24,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(STOP, "received", False)
 
 
-@contextmanager
-def another_start(folder, then=lambda: time.sleep(60)):
-    """A process that has locked the folder; yields its id, and kills it at the end."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with alone_in(folder):
-                os.write(tell, b"x")
-                then()
-        finally:
-            os._exit(0)
-    assert os.read(ready, 1) == b"x"
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def free(folder):
-    """Whether another process gets the lock at once."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run_lock.PATIENCE_S = 0.0
-            os._exit(0 if take(folder) is not None else 1)
-        except UserError:
-            os._exit(2)
-    return {0: True, 2: False}[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
-
-
-def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd):
+def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd, another_start):
     folder = tmp_path / "run"
     with another_start(folder) as pid:
         begin = time.monotonic()
@@ -70,14 +37,14 @@ def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd):
     assert capfd.readouterr().out.count(f"{holder} (since ") == 1
 
 
-def test_a_start_goes_on_when_the_other_ends_in_time(tmp_path, monkeypatch):
+def test_a_start_goes_on_when_the_other_ends_in_time(tmp_path, monkeypatch, another_start, free):
     monkeypatch.setattr(run_lock, "PATIENCE_S", 30.0)
     with another_start(tmp_path, then=lambda: time.sleep(0.5)) as other, alone_in(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid() != other
     assert free(tmp_path)
 
 
-def test_a_killed_holder_leaves_nothing_locked_though_its_children_live(tmp_path):
+def test_a_killed_holder_leaves_nothing_locked_though_its_children_live(tmp_path, another_start, free):
     """As data workers do, which are forked and outlive a killed process for a moment."""
     children, tell = os.pipe()
 
@@ -99,7 +66,7 @@ def test_a_killed_holder_leaves_nothing_locked_though_its_children_live(tmp_path
         os.kill(child, signal.SIGKILL)
 
 
-def test_held_until_the_end_however_it_ends(tmp_path):
+def test_held_until_the_end_however_it_ends(tmp_path, free):
     for error in (None, ZeroDivisionError):
         with pytest.raises(error or StopIteration), alone_in(tmp_path):
             pid = os.fork()  # the end of a forked data worker takes nothing away
@@ -111,7 +78,7 @@ def test_held_until_the_end_however_it_ends(tmp_path):
         assert free(tmp_path)
 
 
-def test_a_signal_ends_the_waiting(tmp_path, monkeypatch):
+def test_a_signal_ends_the_waiting(tmp_path, monkeypatch, another_start):
     monkeypatch.setattr(run_lock, "PATIENCE_S", 60.0)
     with another_start(tmp_path) as pid, STOP.listening():
         monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
@@ -131,7 +98,7 @@ def test_where_nothing_can_be_locked_the_run_goes_on_with_a_warning(tmp_path, mo
     assert "cannot be locked" in told and os.strerror(number) in told
 
 
-def test_a_full_disk_is_no_missing_lock(tmp_path, monkeypatch):
+def test_a_full_disk_is_no_missing_lock(tmp_path, monkeypatch, free):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,9 +1,9 @@
 """What a run has left on disk and what it is to go on with: whether the one still belongs to the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -48,30 +48,48 @@ def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[Stage
 
 
 def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:
+    began = configuration_of(run_dir)
+    for key, then, now in () if began is None else _changed(began, settings, model):
+        raise_changed(run_dir, key, then, now, MEND, may_have_moved=key in ENCODERS)
+
+
+def configuration_of(run_dir: Path) -> DictConfig | None:
+    """The configuration that the run last started with, or None where it has not started."""
     config = run_dir / run_folder.CONFIG
     if not config.exists():
-        return
+        return None
     began = OmegaConf.load(config)
     assert isinstance(began, DictConfig)
-    for key, then, now in _changed(began, settings, model):
-        mend = f"{MEND}{MOVED}{config}" if key in ENCODERS else MEND
-        raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, mend=mend)
+    return began
+
+
+def raise_changed(run_dir: Path, key: str, then: Any, now: Any, mend: str, *, may_have_moved: bool = False) -> NoReturn:
+    """Raise the `UserError` of a value that a run keeps and that is another now."""
+    moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if may_have_moved else ""
+    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, mend=mend + moved)
 
 
 def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:
     """Key, value that a run began with, and value of now, of what a run cannot change and is to change."""
     saved = asdict(model_config_from(OmegaConf.to_container(began.model, resolve=True)))  # type: ignore[arg-type]
     yield from ((f"model.{key}", saved[key], value) for key, value in asdict(model).items() if value != saved[key])
-    present = OmegaConf.structured(settings)
-    defaults = OmegaConf.structured(TrainSettings)  # of a key that the run's version did not know
-    for key in (*KEPT, *ENCODERS, WHITENED):
-        then, now = _plain(began, key, _plain(defaults, key)), _plain(present, key)
+    for key, then, now in values_of(began, settings, (*KEPT, *ENCODERS, WHITENED)):
         if key in ENCODERS and same_model(then, now):
             continue
         if key == WHITENED and bool(then) == bool(now):  # measured once, on however many captions
             continue
         if then != now:
             yield key, then, now
+
+
+def values_of(began: DictConfig, settings: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Each key with the value that a run began with and that of `settings`, a dataclass of the same shape.
+
+    A key that the run's version did not know had its default.
+    """
+    present, defaults = OmegaConf.structured(settings), OmegaConf.structured(type(settings))
+    for key in keys:
+        yield key, _plain(began, key, _plain(defaults, key)), _plain(present, key)
 
 
 def _plain(config: DictConfig, key: str, default: Any = None) -> Any:

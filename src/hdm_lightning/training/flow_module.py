@@ -174,7 +174,7 @@ class FlowMatchingModule(ClippingModule):
 
         Their number a step depends on how many processes there are now.
         """
-        keep_settings(checkpoint, *self._optimiser_and_schedule())
+        keep_settings(checkpoint, self._optimiser_and_schedule())
         batches = checkpoint["hdm"]["step"] * self.plan.accumulation
         loop = checkpoint["loops"]["fit_loop"]
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), batches)

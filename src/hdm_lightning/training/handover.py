@@ -62,19 +62,21 @@ def carry_moments(checkpoint: dict[str, Any], optimiser: Optimizer) -> None:
     load_optimiser(optimiser, {**state, "state": copy.deepcopy(state["state"])})
 
 
-def keep_settings(checkpoint: dict[str, Any], optimiser: Optimizer, schedule: LambdaLR) -> None:
-    """Let a checkpoint to resume from keep its moments and its place in the schedule only.
+def keep_settings(checkpoint: dict[str, Any], *own: tuple[Optimizer, LambdaLR]) -> None:
+    """Let a checkpoint to resume from keep its moments and its places in the schedules only.
 
-    Rates, decay, betas and the groups they are given to become those of `optimiser` and `schedule`, just built from the
-    settings of now: else a rate that was changed before resuming would count for nothing.
+    Rates, decay, betas and the groups they are given to become those of `own`, each optimiser with its schedule in the
+    checkpoint's order, just built from the settings of now: else a rate that was changed before resuming would count
+    for nothing.
     """
-    tick = checkpoint["lr_schedulers"][0]["last_epoch"]
-    own = optimiser.state_dict()
-    for group, factor in zip(own["param_groups"], schedule.lr_lambdas, strict=True):
-        group["lr"] = group["initial_lr"] * factor(tick)
-    checkpoint["optimizer_states"] = [regrouped(checkpoint["optimizer_states"][0], own)]
-    rates = {"base_lrs": list(schedule.base_lrs), "_last_lr": [group["lr"] for group in own["param_groups"]]}
-    checkpoint["lr_schedulers"][0] |= {**rates, "lr_lambdas": [None] * len(schedule.lr_lambdas)}
+    states, places = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    for number, (optimiser, schedule) in enumerate(own):
+        settings = optimiser.state_dict()
+        for group, factor in zip(settings["param_groups"], schedule.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(places[number]["last_epoch"])
+        states[number] = regrouped(states[number], settings)
+        rates = {"base_lrs": list(schedule.base_lrs), "_last_lr": [group["lr"] for group in settings["param_groups"]]}
+        places[number] |= {**rates, "lr_lambdas": [None] * len(schedule.lr_lambdas)}
 
 
 def regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,7 @@
 """A second start in the folder of a run that is at work: it is refused and changes nothing."""
 
 import copy
-import os
 import signal
-import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -14,39 +11,6 @@ from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.job import check_job, run_job
 from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
-
-
-@contextmanager
-def another_start(folder):
-    """A process that holds the folder; yields its id."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with run_lock.alone_in(folder):
-                os.write(tell, b"x")
-                time.sleep(300)
-        finally:
-            os._exit(0)
-    assert os.read(ready, 1) == b"x"
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def refused(folder):
-    """Whether another process is refused the folder."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run_lock.take(folder)
-        except UserError:
-            os._exit(2)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
 
 
 @pytest.fixture
@@ -62,7 +26,7 @@ def starts(toy, toy_vae_config):
 
 
 @pytest.mark.parametrize("kind", ["flow", "vae"])
-def test_one_start_at_a_time(starts, kind, monkeypatch):
+def test_one_start_at_a_time(starts, kind, monkeypatch, another_start, free):
     folder, start, callback = starts[kind]
     monkeypatch.setattr(run_lock, "PATIENCE_S", 0.2)
     with another_start(folder) as holder:
@@ -72,16 +36,16 @@ def test_one_start_at_a_time(starts, kind, monkeypatch):
     found, original = [], callback.run
 
     def run(self, trainer, module):
-        found.append(refused(folder))
+        found.append(not free(folder))
         original(self, trainer, module)
 
     monkeypatch.setattr(callback, "run", run)
     assert start() == 0
     assert len(found) >= 2 and all(found)
-    assert not refused(folder)
+    assert free(folder)
 
 
-def test_all_processes_of_a_second_start_end_and_one_tells(toy, server):
+def test_all_processes_of_a_second_start_end_and_one_tells(toy, server, another_start):
     ours = toy("ours")
     with another_start(ours.folder) as holder:
         statuses = server.run(ours, 2, lose_patience={"seconds": 0.2})

@@ -15,6 +15,8 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.losses import adaptive_weight, batch_mean, discriminator_hinge, generator_adversarial
@@ -145,18 +147,18 @@ class AdversarialAutoencoderModule(AutoencoderModule):
         if largest:
             torch.nn.utils.clip_grad_norm_(parameters, largest)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW for each network, the autoencoder's first; warm-up and cosine, one tick per step."""
+    def optimisers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
+        """An AdamW for each network, the autoencoder's first."""
         stage, adversarial = self.plan.settings, self.adversarial
         generator = build_adamw(self.network, stage.learning_rate, stage.betas, stage.weight_decay)
         discriminator = build_adamw(
             self.discriminator, adversarial.learning_rate, adversarial.betas, adversarial.weight_decay
         )
-        schedules = [
-            build_schedule(generator, stage, samples=stage.samples),
-            build_schedule(discriminator, stage, samples=max(1, stage.samples - adversarial.start_samples)),
+        judged = max(1, stage.samples - adversarial.start_samples)
+        return [
+            (generator, build_schedule(generator, stage, samples=stage.samples)),
+            (discriminator, build_schedule(discriminator, stage, samples=judged)),
         ]
-        return [generator, discriminator], schedules
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As without a discriminator; Lightning counts micro-batches as steps here."""

@@ -8,6 +8,7 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.preflight import check_world_size
 from hdm_lightning.training.vae.checks import autoencoder_factor, check_vae_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae.continued import check_vae_continued
 from hdm_lightning.training.vae.data import check_images
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
@@ -46,7 +47,9 @@ def check_vae_job(config: dict[str, Any]) -> VaeJob:
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
     processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
     check_vae_settings(settings, autoencoder_factor(settings))
-    check_images(settings, plan_vae(settings, world_size))
+    plan = plan_vae(settings, world_size)
+    check_vae_continued(settings, plan)
+    check_images(settings, plan)
     return VaeJob(config, settings, processes)
 
 

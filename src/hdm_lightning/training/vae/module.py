@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
 from hdm_lightning.autoencoding.losses import batch_mean
@@ -15,6 +17,7 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruc
 from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, randomness
+from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.optimisation.clipping import ClippingModule
 from hdm_lightning.training.stages import StagePlan
@@ -122,6 +125,13 @@ class AutoencoderModule(ClippingModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, one tick per step."""
+        pairs = self.optimisers_and_schedules()
+        return [optimiser for optimiser, _ in pairs], [
+            {"scheduler": schedule, "interval": "step"} for _, schedule in pairs
+        ]
+
+    def optimisers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
+        """Every optimiser with its schedule, as the settings of now have it."""
         stage = self.plan.settings
         optimiser = build_adamw(
             self.network,
@@ -130,8 +140,7 @@ class AutoencoderModule(ClippingModule):
             stage.weight_decay,
             fused=self.trainer.precision != FLOAT16,
         )
-        schedule = build_schedule(optimiser, stage, samples=stage.samples)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [(optimiser, build_schedule(optimiser, stage, samples=stage.samples))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where in the run this checkpoint stands, in plain values."""
@@ -139,7 +148,11 @@ class AutoencoderModule(ClippingModule):
         checkpoint["hdm"] = {"step": step, "samples": self.samples_seen, "seed": self.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recount Lightning's micro-batches: their number a step depends on how many processes there are now."""
+        """Keep the settings of now, and recount Lightning's micro-batches.
+
+        Their number a step depends on how many processes there are now.
+        """
+        keep_settings(checkpoint, *self.optimisers_and_schedules())
         step = checkpoint["hdm"]["step"]
         self.samples_seen = checkpoint["hdm"]["samples"]
         batches = step * self.plan.accumulation

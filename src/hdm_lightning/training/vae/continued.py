@@ -1,0 +1,35 @@
+"""What an autoencoder's run has left on disk and what it is to go on with: whether the one belongs to the other."""
+
+from pathlib import Path
+
+from hdm_lightning.encoders.sources import same_model
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.continued import configuration_of, raise_changed, values_of
+from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.vae.settings import VaeTrainSettings
+
+SOURCE = "autoencoder.source"
+ADVERSARIAL = "adversarial.weight"
+JUDGE = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
+KEPT = ("autoencoder.config", SOURCE, "autoencoder.train_encoder", "stage.batch_size", ADVERSARIAL)
+MEND = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
+
+
+def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
+    """What a run has left on disk can be gone on from with these settings.
+
+    Raises:
+        UserError: naming what a run keeps: the networks, what of them is trained, and what a step is.
+    """
+    run_dir = Path(settings.run_dir)
+    began = configuration_of(run_dir)
+    if began is None or run_folder.newest_checkpoint(run_dir, plan) is None:
+        return
+    judged = JUDGE if settings.adversarial.weight else ()
+    for key, then, now in values_of(began, settings, (*KEPT, *judged)):
+        if key == ADVERSARIAL and bool(then) == bool(now):  # another weight is the same two networks
+            continue
+        if key == SOURCE and then and now and same_model(then, now):
+            continue
+        if then != now:
+            raise_changed(run_dir, key, then, now, MEND, may_have_moved=key == SOURCE)

@@ -1,0 +1,112 @@
+"""Going on with an autoencoder's training otherwise than it began: what counts, and what is refused."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
+from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted(toy_vae_config, changed, monkeypatch):
+    """The configuration of a run with a discriminator, killed in its fifth step of six; a checkpoint of step 4."""
+    stage = {"weight_decay": 0.1, "warmup_samples": 0, "final_learning_rate_ratio": 0.01}
+    adversarial = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "learning_rate": 1e-3}
+    config = changed(toy_vae_config, stage=stage, adversarial=adversarial)
+    original = ValidateAutoencoder.on_step_end
+
+    def fail(self, trainer, module, at):
+        original(self, trainer, module, at)
+        if at == 5:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ValidateAutoencoder, "on_step_end", fail)
+        with pytest.raises(Crash):
+            run_vae_job(check_vae_job(config))
+    return config
+
+
+def optimisers(config):
+    newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
+    return read_checkpoint(newest)["optimizer_states"]
+
+
+def cosine(progress):
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def test_rates_and_decay_that_were_changed_count_from_the_next_step(interrupted, changed):
+    """The rates in a checkpoint are those of the step to come: of step 5 of 6, and of step 3 of the judge's 4."""
+    before = optimisers(interrupted)
+    assert before[0]["param_groups"][0]["lr"] == pytest.approx(2e-3 * cosine(5 / 6))
+    assert before[1]["param_groups"][0]["lr"] == pytest.approx(1e-3 * cosine(3 / 4))
+    config = changed(
+        interrupted,
+        stage={"learning_rate": 1e-2, "weight_decay": 0.0, "betas": [0.8, 0.9]},
+        adversarial={"learning_rate": 1e-4, "betas": [0.7, 0.9], "weight": 0.25},
+    )
+    assert run_vae_job(check_vae_job(config)) == 0
+    generator, judge = optimisers(config)
+    for state, rate, betas, steps in ((generator, 1e-2, (0.8, 0.9), 6), (judge, 1e-4, (0.7, 0.9), 4)):
+        assert {int(moment["step"]) for moment in state["state"].values()} == {steps}  # the moments went on
+        for group in state["param_groups"]:
+            assert (group["initial_lr"], tuple(group["betas"]), group["weight_decay"]) == (rate, betas, 0.0)
+            assert group["lr"] == pytest.approx(0.01 * rate)
+
+
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        ({"stage": {"batch_size": 16}}, "stage.batch_size"),
+        ({"adversarial": {"weight": 0.0}}, "adversarial.weight"),
+        ({"adversarial": {"channels": 8}}, "adversarial.channels"),
+        ({"adversarial": {"layers": 2}}, "adversarial.layers"),
+        ({"adversarial": {"norm": "none"}}, "adversarial.norm"),
+        ({"autoencoder": {"train_encoder": False}}, "autoencoder.train_encoder"),
+    ],
+)
+def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, changed, groups, where):
+    stage = {"resolution": 24, "micro_batch_size": 4}  # free to change, and large enough for two layers
+    with pytest.raises(UserError) as caught:
+        check_vae_job(changed(changed(interrupted, stage=stage), **groups))
+    assert caught.value.where == where and "restore it" in caught.value.mend
+
+
+def test_another_network_is_refused(interrupted, changed, tiny_autoencoder):
+    wider = {**interrupted["autoencoder"]["config"], "block_out_channels": [8, 12]}
+    for autoencoder, where in (
+        ({"config": wider}, "autoencoder.config"),
+        ({"config": None, "source": str(tiny_autoencoder)}, "autoencoder.config"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_vae_job(changed(interrupted, autoencoder=autoencoder))
+        assert caught.value.where == where
+
+
+def test_a_source_that_has_moved_is_found_again(interrupted, changed, tiny_autoencoder, tmp_path):
+    """The same folder by another path is the same; a copy is told where to be written down."""
+    linked, copied = tmp_path / "linked", tmp_path / "copied"
+    linked.symlink_to(tiny_autoencoder, target_is_directory=True)
+    shutil.copytree(tiny_autoencoder, copied)
+    source = {"config": None, "source": str(tiny_autoencoder)}
+    run = changed(interrupted, run_dir=str(tmp_path / "fine"), autoencoder=source, stage={"samples": 16})
+    run["adversarial"] = {"weight": 0.0}
+    assert run_vae_job(check_vae_job(run)) == 0
+    check_vae_job(changed(run, autoencoder={"source": str(linked)}))
+    with pytest.raises(UserError) as caught:
+        check_vae_job(changed(run, autoencoder={"source": str(copied)}))
+    config = Path(run["run_dir"], "config.yaml")
+    assert caught.value.where == "autoencoder.source" and str(config) in caught.value.mend
+    config.write_text(config.read_text().replace(str(tiny_autoencoder), str(copied)))
+    check_vae_job(changed(run, autoencoder={"source": str(copied)}))
