@@ -1,10 +1,5 @@
 """The stream and its loaders: one global sequence, whatever the ranks, workers and restarts."""
 
-import gc
-import json
-import multiprocessing
-import pickle
-import time
 from collections import Counter
 from dataclasses import replace
 
@@ -12,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.data import loader, reader
+from hdm_lightning.data import reader
 from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
-from hdm_lightning.data.config import Source
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.index import index_shards
-from hdm_lightning.data.loader import StreamLoader, ValidationLoader, told_of_deaths
+from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.data.streaming import stream
@@ -176,96 +170,6 @@ def test_captions_that_name_a_side_are_never_mirrored(kit, tmp_path):
     assert 25 < sum(mirrored["free"]) < 75
 
 
-def test_validation_is_finite_complete_even_and_plain(kit, shards):
-    captions = CaptionRules(drop=0.5)
-    config = kit.stream_config(shards, captions=captions)
-    module = ShardDataModule(
-        config, replace(config, stage="validation"), tokenise=kit.letters, batch_size=4, validation_samples=37
-    )
-    alone = [key for batch in module.val_dataloader() for key in batch["keys"]][:37]
-    assert len(set(alone)) == 37
-    for world, workers in [(2, 0), (3, 2), (4, 1)]:
-        indices, lengths = [], []
-        for rank in range(world):
-            loader = ValidationLoader(
-                replace(module.validation, workers=workers),
-                module.validation_plan,
-                kit.letters,
-                samples=37,
-                batch_size=4,
-                rank=rank,
-                world=world,
-            )
-            held = list(loader)
-            lengths.append(len(held))
-            assert len(loader) == len(held)
-            for batch in held:
-                assert len(batch["keys"]) == 4
-                real = batch["weight"] == 1
-                indices += batch["index"][real].tolist()
-                assert all(
-                    caption.startswith("number") for caption, good in zip(batch["captions"], real, strict=True) if good
-                )
-                assert batch["lengths"].min() >= 1
-        assert len(set(lengths)) == 1
-        assert sorted(indices) == list(range(37))
-    everything = ShardDataModule(config, config, tokenise=kit.letters, batch_size=32, validation_samples=10**6)
-    weights = torch.cat([batch["weight"] for batch in everything.val_dataloader()])
-    assert weights.sum() == SAMPLES
-    assert ShardDataModule(config, None, tokenise=kit.letters, batch_size=4).val_dataloader() == []
-
-
-def test_validation_crops_are_centred(kit, tmp_path):
-    folder = kit.write_shards(tmp_path, [9], width=40, height=16)
-    config = kit.stream_config(folder)
-    module = ShardDataModule(config, config, tokenise=kit.letters, batch_size=9, validation_samples=9)
-    (batch,) = module.val_dataloader()
-    assert batch["crop"].tolist() == [[0, 12, 16, 40]] * 9
-
-
-def test_sources_mix_by_weight_and_each_goes_through_its_own_passes(kit, tmp_path):
-    one, two = kit.write_shards(tmp_path / "one", [30, 11]), kit.write_shards(tmp_path / "two", [60])
-    config = kit.stream_config(sources=(Source((str(one),), 3.0), Source((str(two),), 1.0)))
-    keys = [sample.key for sample in stream(config, kit.letters, stop=960)]
-    # The shards of the two folders have the same names: tell them apart by how often their keys come.
-    plan = Plan(config)
-    parts = [plan.locate(position).part for position in range(960)]
-    assert Counter(parts) == {0: 720, 1: 240}
-    seen = [[key for key, part in zip(keys, parts, strict=True) if part == number] for number in (0, 1)]
-    assert set(Counter(seen[0]).values()) <= {17, 18} and len(set(seen[0])) == 41
-    assert set(Counter(seen[1]).values()) == {4}
-    for world in (2, 4):
-        for rank in range(world):
-            own = [s.key for s in stream(config, kit.letters, rank=rank, world=world, start=100, stop=400)]
-            assert own == keys[100:400][(rank - 100) % world :: world]
-    even = Plan(kit.stream_config(one, sources=(Source((str(one),)), Source((str(two),)))))
-    assert abs(np.mean([even.locate(position).part for position in range(1010)]) - 60 / 101) < 0.02
-
-
-def test_weights_must_be_given_for_all_sources_or_none(kit, shards):
-    for weights in ((1.0, None), (1.0, 0.0), (-1.0, 1.0)):
-        with pytest.raises(UserError, match="positive weight"):
-            Plan(kit.stream_config(sources=tuple(Source((str(shards),), weight) for weight in weights)))
-    with pytest.raises(UserError, match="no source"):
-        Plan(kit.stream_config(sources=()))
-
-
-def test_urls_may_be_folders_shards_and_brace_patterns(kit, shards):
-    def keys(*urls):
-        plan = Plan(kit.stream_config(sources=(Source(urls),)))
-        return sorted((shard.url.rsplit("/", 1)[1], shard.samples) for part in plan.parts for shard in part.shards)
-
-    assert keys(str(shards)) == [("000.tar", 41), ("001.tar", 7), ("002.tar", 60), ("003.tar", 1), ("004.tar", 41)]
-    assert keys(f"{shards}/{{000..002}}.tar", f"{shards}/004.tar") == [
-        ("000.tar", 41),
-        ("001.tar", 7),
-        ("002.tar", 60),
-        ("004.tar", 41),
-    ]
-    with pytest.raises(UserError, match="does not know"):
-        keys(f"{shards}/999.tar")
-
-
 def test_limits_leave_samples_out_of_the_plan(kit, tmp_path):
     entries = [(f"{n}.png", kit.coloured(n, width=10 + n, height=10 + n)) for n in range(20)]
     kit.write_tar(tmp_path / "a.tar", entries)
@@ -338,90 +242,6 @@ def test_long_captions_are_cut_to_the_context(kit, shards):
     config = kit.stream_config(shards, context_length=4, captions=CaptionRules(drop=0.0))
     sample = next(stream(config, kit.letters))
     assert bytes(sample.tokens).decode() == "numb" and sample.length == 4
-
-
-def test_configs_and_plans_can_be_sent_to_spawned_workers(kit, shards):
-    config = kit.stream_config(shards)
-    plan = Plan(config)
-    plan.locate(50)
-    copy = pickle.loads(pickle.dumps(plan))
-    assert [copy.locate(p).key for p in range(300)] == [plan.locate(p).key for p in range(300)]
-    assert pickle.loads(pickle.dumps(config)) == config
-
-
-def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
-    folder = kit.write_shards(tmp_path, [5, 5])
-
-    def module(**options):
-        return ShardDataModule(kit.stream_config(folder, **options), None, tokenise=kit.letters, batch_size=2)
-
-    state = json.loads(json.dumps(module().state_dict()))
-    module().load_state_dict(state)
-    module(workers=3, captions=CaptionRules(drop=0.0)).load_state_dict(state)
-    for change in ({"seed": 9}, {"lanes": 6}, {"crop": CropRules(buckets=Buckets(step_px=8, block=2))}):
-        with pytest.raises(UserError, match="have changed"):
-            module(**change).load_state_dict(state)
-    module(stage="other").load_state_dict(state)
-    module(resolution=32).load_state_dict(state)
-    crop = CropRules(buckets=Buckets(step_px=8, block=2))
-    with pytest.raises(UserError, match="have changed"):
-        module(crop=crop, resolution=32).load_state_dict(module(crop=crop).state_dict())
-    kit.write_tar(folder / "002.tar", kit.entries_of(50, 3))
-    index_shards(folder)
-    with pytest.raises(UserError, match="have changed"):
-        module().load_state_dict(state)
-
-
-def test_workers_end_with_their_iterator(kit, shards):
-    config = kit.stream_config(shards, workers=2)
-    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
-    next(batches)
-    assert len(multiprocessing.active_children()) == 2
-    del batches
-    gc.collect()
-    deadline = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not multiprocessing.active_children()
-
-
-def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
-    config = kit.stream_config(shards, workers=2)
-    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
-    next(batches)
-    for child in multiprocessing.active_children():
-        child.kill()
-    with pytest.raises(RuntimeError, match="worker"):
-        for _ in range(100):
-            next(batches)
-
-
-def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
-    free = tmp_path / "free"
-
-    def stuck(caption):
-        while not free.exists():
-            time.sleep(0.05)
-        return kit.letters(caption)
-
-    config = kit.stream_config(shards, workers=1)
-    batches = iter(StreamLoader(config, Plan(config), stuck, batch_size=4))
-    with pytest.raises(RuntimeError, match="gave nothing for 2 s"):
-        next(batches)
-    free.touch()
-
-
-@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError, EOFError])
-def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
-    def chunks():
-        yield "a chunk"
-        raise error
-
-    handed = told_of_deaths(chunks())
-    assert next(handed) == "a chunk"
-    with pytest.raises(RuntimeError, match="worker was killed"):
-        next(handed)
 
 
 def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):

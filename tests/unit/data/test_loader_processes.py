@@ -1,0 +1,73 @@
+"""The processes that load: they end with their iterator, and a death or a standstill is told."""
+
+import gc
+import multiprocessing
+import pickle
+import time
+
+import pytest
+
+from hdm_lightning.data import loader
+from hdm_lightning.data.loader import StreamLoader, told_of_deaths
+from hdm_lightning.data.plan import Plan
+
+
+def test_configs_and_plans_can_be_sent_to_spawned_workers(kit, shards):
+    config = kit.stream_config(shards)
+    plan = Plan(config)
+    plan.locate(50)
+    copy = pickle.loads(pickle.dumps(plan))
+    assert [copy.locate(p).key for p in range(300)] == [plan.locate(p).key for p in range(300)]
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_workers_end_with_their_iterator(kit, shards):
+    config = kit.stream_config(shards, workers=2)
+    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
+    config = kit.stream_config(shards, workers=2)
+    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4))
+    next(batches)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(RuntimeError, match="worker"):
+        for _ in range(100):
+            next(batches)
+
+
+def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
+    free = tmp_path / "free"
+
+    def stuck(caption):
+        while not free.exists():
+            time.sleep(0.05)
+        return kit.letters(caption)
+
+    config = kit.stream_config(shards, workers=1)
+    batches = iter(StreamLoader(config, Plan(config), stuck, batch_size=4))
+    with pytest.raises(RuntimeError, match="gave nothing for 2 s"):
+        next(batches)
+    free.touch()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
+    def chunks():
+        yield "a chunk"
+        raise error
+
+    handed = told_of_deaths(chunks())
+    assert next(handed) == "a chunk"
+    with pytest.raises(RuntimeError, match="worker was killed"):
+        next(handed)
