@@ -13,13 +13,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
+from hdm_lightning.assessment.pictures import middle_crops, real_pictures
+from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.training.callbacks.vae_validation import measured_transforms
+from hdm_lightning.training.data_settings import sources_from
+
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
 TRAINING = [str(DATA / f"openclipart-0000{number}.tar") for number in range(3)]
 HELD_OUT = str(DATA / "openclipart-00003.tar")
+SIDE, FACTOR = 64, 4  # pixels of a picture, pixels of a latent cell
 VARIANTS = {
     "plain": ["equivariance.equivariant=0", "equivariance.downscaled=0"],
-    "eq": ["equivariance.equivariant=0.5", "equivariance.downscaled=0.125"],
+    # The paper's probabilities and its range of scales, 1/4 to 1, in the eighths that are exact at 32 and 64 px.
+    "eq": [
+        "equivariance.equivariant=0.5",
+        "equivariance.downscaled=0.125",
+        "equivariance.scale_numerators=[2,3,4,5,6,7]",
+    ],
 }
 # Title: where it stands in an evaluation.json (file, weights, part, name), and which way is better.
 MEASURES = {
@@ -29,12 +45,21 @@ MEASURES = {
     "reconstruction kernel distance": ("vae", "vae", "distances", "kernel_efficientnet_lite0", "lower"),
     "encoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_encoder_rotation", "lower"),
     "encoder error, scale": ("vae", "vae", "autoencoder", "equivariance_encoder_scale", "lower"),
+    "encoder error, scale 1/4": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.25", "lower"),
+    "encoder error, scale 1/2": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.50", "lower"),
+    "encoder error, scale 3/4": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.75", "lower"),
     "decoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_decoder_rotation", "lower"),
     "decoder error, scale": ("vae", "vae", "autoencoder", "equivariance_decoder_scale", "lower"),
     "PSNR of turned latents (dB)": ("vae", "vae", "autoencoder", "equivariance_psnr_db_rotation", "higher"),
+    "PSNR of scaled latents (dB)": ("vae", "vae", "autoencoder", "equivariance_psnr_db_scale", "higher"),
     "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0", "lower"),
 }
 LOSS = "flow loss, held out"
+BESIDE = {
+    "encoder error, rotation, centred": "encoder_rotation_centred",
+    "encoder error, scale, centred": "encoder_scale_centred",
+}
+"""Title: name among the statistics of the whole set, which no resampling of pictures spreads."""
 
 
 def main() -> None:
@@ -56,10 +81,12 @@ def main() -> None:
             for name, value in read(folder).items():
                 found.setdefault(name, {}).setdefault(variant, []).append(value)
     settings = {key: value for key, value in vars(arguments).items() if key != "runs"}
-    (HERE / "results.json").write_text(json.dumps({"settings": settings, "values": found}, indent=1) + "\n")
-    (HERE / "table.md").write_text(table(found))
-    draw(found, HERE / "figure.png")
-    print(table(found))
+    blocks = block_means()
+    results = {"settings": settings, "values": found, "block_means": blocks}
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "table.md").write_text(table(found, blocks))
+    draw(found, blocks, HERE / "figure.png")
+    print(table(found, blocks))
 
 
 def train_autoencoder(folder: Path, variant: str, seed: int, samples: int) -> None:
@@ -142,23 +169,47 @@ def read(folder: Path) -> dict[str, float]:
         title: float(found[kind]["results"][weights][part]["measures"][name]["value"])
         for title, (kind, weights, part, name, _) in MEASURES.items()
     }
-    for space in ("rotation", "scale"):
-        record = found["vae"]["results"]["vae"]["autoencoder"]["record"]
-        values[f"encoder error, {space}, centred"] = record[f"equivariance/encoder_{space}_centred"]
+    record = found["vae"]["results"]["vae"]["autoencoder"]["record"]
+    values |= {title: record[f"equivariance/{name}"] for title, name in BESIDE.items()}
     done = json.loads(next((folder / "model").glob("01-*/done.json")).read_text())
     values[LOSS] = min(value for name, value in done["validation"].items() if name.startswith("ema"))
     return values
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
+def block_means() -> dict[str, float]:
+    """The same measures of an encoder that needs no training: the mean of every 4×4 pixels, repeated to decode.
+
+    It commutes with turns and with halving exactly; what is left at other scales comes of sampling without antialias.
+    """
+    measures = AutoencoderMeasures(
+        lambda image: (F.avg_pool2d(image, FACTOR), torch.zeros(len(image), 3, SIDE // FACTOR, SIDE // FACTOR)),
+        lambda latent: latent.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2),
+        channels=3,
+        factor=FACTOR,
+        transforms=measured_transforms(SIDE // FACTOR),
+    )
+    stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), SIDE, 1, stage="validation"))
+    for batch in real_pictures(stream, Plan(stream), 250):
+        measures.update(batch.images / 127.5 - 1)
+    found = measures.report()
+    names = {title: name.replace("_", "/", 1) for title, (_, _, part, name, _) in MEASURES.items()}
+    names |= {title: f"equivariance/{name}" for title, name in BESIDE.items()}
+    return {title: found[name] for title, name in names.items() if name in found}
+
+
+def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) -> str:
     """Mean ± standard deviation over seeds, and the paired difference with its standard error."""
-    lines = ["| measure | plain | EQ | difference (± standard error, paired) |", "|---|---|---|---|"]
+    lines = [
+        "| measure | plain | EQ | difference (± standard error, paired) | block means |",
+        "|---|---|---|---|---|",
+    ]
     for name, by_variant in found.items():
         plain, equivariant = by_variant["plain"], by_variant["eq"]
         differences = [other - one for one, other in zip(plain, equivariant, strict=True)]
         error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
         shown = f"{statistics.mean(differences):+.4g} ± {error:.2g}"
-        lines.append(f"| {name} | {spread(plain)} | {spread(equivariant)} | {shown} |")
+        block = f"{blocks[name]:.3g}" if name in blocks else ""
+        lines.append(f"| {name} | {spread(plain)} | {spread(equivariant)} | {shown} | {block} |")
     return "\n".join(lines) + "\n"
 
 
@@ -168,8 +219,8 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
 
 
-def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """One panel a measure, a dot a seed."""
+def draw(found: dict[str, dict[str, list[float]]], blocks: dict[str, float], path: Path) -> None:
+    """One panel a measure, a dot a seed; dotted where block means stand."""
     import matplotlib  # noqa: PLC0415 (only for the figure)
 
     matplotlib.use("Agg")
@@ -182,6 +233,8 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         for place, values in enumerate(by_variant.values()):
             axis.plot([place] * len(values), values, "o", alpha=0.7)
             axis.hlines(statistics.mean(values), place - 0.2, place + 0.2)
+        if name in blocks:
+            axis.axhline(blocks[name], linestyle=":", color="grey")
         axis.set_xticks(range(len(by_variant)), list(by_variant))
         axis.set_xlim(-0.5, len(by_variant) - 0.5)
         axis.set_title(name, fontsize=8)

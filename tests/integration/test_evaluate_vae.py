@@ -20,7 +20,9 @@ def measured(tiny_autoencoder, tiny_shards, tmp_path_factory):
 
 def test_an_odd_latent_is_turned_and_not_halved(measured):
     names = {name for name in measured["measures"] if "equivariance" in name}
-    assert names == {f"equivariance_{key}_rotation" for key in ("encoder", "decoder", "psnr_db")}
+    turned = ("encoder_rotation", "decoder_rotation", "psnr_db_rotation")
+    each = [f"encoder_rotation_{degrees}" for degrees in (90, 180, 270)]
+    assert names == {f"equivariance_{key}" for key in (*turned, *each)}
     assert measured["measures"]["equivariance_psnr_db_rotation"]["unit"] == "dB"
 
 

@@ -36,7 +36,7 @@ def measures(encode=pooled, decode=repeated, **transforms):
         decode,
         channels=3,
         factor=FACTOR,
-        transforms=transforms,
+        transforms={name: dict(zip("abc", each, strict=False)) for name, each in transforms.items()},
         perceptual=lambda first, second: (first - second).square().mean((1, 2, 3)),
         perceptual_name="l2",
     )
@@ -66,6 +66,19 @@ def test_errors_of_an_encoder_and_a_decoder_that_add_a_fixed_pattern(image):
     torch.testing.assert_close(found["equivariance/decoder_turned"], math.sqrt(2 * 3) * 2.0 / reference)
     expected = psnr(repeated(moved + pattern), torch.rot90(image, 1, (-2, -1)))
     torch.testing.assert_close(found["equivariance/psnr_db_turned"], expected)
+
+
+def test_each_transform_of_a_group_has_the_encoders_error_under_its_own_name(image):
+    """A pattern in the top row of the latent is moved by a turn and not by a left-right mirror."""
+    pattern = torch.zeros(1, 3, 8, 8)
+    pattern[..., 0, :] = 2.0
+    turns = (QuarterTurn(1), Flip())
+    found = measures(encode=lambda pixels: pooled(pixels) + pattern, moved=turns).update(image)
+    alone = [measures(encode=lambda pixels: pooled(pixels) + pattern, moved=[turn]).update(image) for turn in turns]
+    first, second = found["equivariance/encoder_moved_a"], found["equivariance/encoder_moved_b"]
+    assert first.min() > 0.1 and second.max() < 1e-6
+    torch.testing.assert_close(first, alone[0]["equivariance/encoder_moved"])
+    torch.testing.assert_close(found["equivariance/encoder_moved"], (first + second) / 2)
 
 
 def test_ssim_of_flat_pictures_is_its_comparison_of_means_on_0_to_1():

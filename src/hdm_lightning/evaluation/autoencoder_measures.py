@@ -3,7 +3,7 @@
 Shapes: image (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f); weight (B,), 0 for a hole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,7 +35,8 @@ class AutoencoderMeasures:
         decode: latent to image.
         channels: C.
         factor: f, pixels per latent cell.
-        transforms: name (such as "rotation") to the transforms that its equivariance errors are averaged over.
+        transforms: name (such as "scale") to the transforms that its equivariance errors are averaged over, by names of
+            their own (such as "0.50"), under which the encoder's error of each stands too.
         perceptual: distance (B,) of two batches of images, or None.
         perceptual_name: what that distance is, for the report.
     """
@@ -47,12 +48,12 @@ class AutoencoderMeasures:
         *,
         channels: int,
         factor: int,
-        transforms: Mapping[str, Sequence[Transform]],
+        transforms: Mapping[str, Mapping[str, Transform]],
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         perceptual_name: str = "perceptual",
     ) -> None:
         self.posterior, self.decode, self.factor = posterior, decode, factor
-        self.transforms = {name: tuple(each) for name, each in transforms.items() if each}
+        self.transforms = {name: dict(each) for name, each in transforms.items() if each}
         self.perceptual, self.perceptual_name = perceptual, perceptual_name
         self.latents = LatentStatistics(channels)
         self.centred = {name: CentredError(channels) for name in self.transforms}
@@ -124,6 +125,7 @@ class AutoencoderMeasures:
         """Every measure that an image can have for itself."""
         reconstruction = ["l1", "ms_ssim", "psnr_db", "ssim", *([self.perceptual_name] if self.perceptual else [])]
         moved = [f"{key}_{name}" for name in self.transforms for key in ("decoder", "encoder", "psnr_db")]
+        moved += [f"encoder_{name}_{each}" for name, group in self.transforms.items() for each in group]
         return sorted([*(f"reconstruction/{key}" for key in reconstruction), *(f"equivariance/{key}" for key in moved)])
 
     def _reconstruction(self, output: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -147,10 +149,11 @@ class AutoencoderMeasures:
 
     def _equivariance(self, image: Tensor, mean: Tensor, decoded: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        for name, transforms in self.transforms.items():
-            measured = [self._one_transform(name, transform, image, mean, decoded) for transform in transforms]
-            for key in measured[0]:
-                values[f"equivariance/{key}_{name}"] = torch.stack([each[key] for each in measured]).mean(0)
+        for name, group in self.transforms.items():
+            measured = {each: self._one_transform(name, group[each], image, mean, decoded) for each in group}
+            for key in ("encoder", "decoder", "psnr_db"):
+                values[f"equivariance/{key}_{name}"] = torch.stack([each[key] for each in measured.values()]).mean(0)
+            values |= {f"equivariance/encoder_{name}_{each}": found["encoder"] for each, found in measured.items()}
         return values
 
     def _one_transform(

@@ -98,18 +98,23 @@ def measures_of(
         found = network.posterior(image)
         return found.mean, found.log_variance
 
-    cells = resolution // network.factor
-    scales: list[Transform] = [Scale.uniform(scale) for scale in exact_scales(cells, (1, 2, 3), 4)]
-    turns: list[Transform] = [QuarterTurn(turns) for turns in (1, 2, 3)]
     return AutoencoderMeasures(
         posterior,
         network.decode,
         channels=network.channels,
         factor=network.factor,
-        transforms={"rotation": turns, "scale": scales},
+        transforms=measured_transforms(resolution // network.factor),
         perceptual=perceptual[1] if perceptual else None,
         perceptual_name=perceptual[0] if perceptual else "",
     )
+
+
+def measured_transforms(cells: int) -> dict[str, dict[str, Transform]]:
+    """Return each quarter turn by its degrees, and the scales 1/4, 1/2, 3/4 that are exact of so many cells."""
+    return {
+        "rotation": {str(90 * turns): QuarterTurn(turns) for turns in (1, 2, 3)},
+        "scale": {f"{float(scale):.2f}": Scale.uniform(scale) for scale in exact_scales(cells, (1, 2, 3), 4)},
+    }
 
 
 def _summed_on(device: torch.device) -> Callable[[Tensor], Tensor]:
