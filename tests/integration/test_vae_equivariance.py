@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from hdm_lightning.assessment.pictures import middle_crops, real_pictures
+from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.training.callbacks.vae_validation import measured_transforms
+from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
@@ -53,14 +61,39 @@ def measures(folder, equivariant, downscaled):
     return json.loads((folder / "final" / "measures.json").read_text())["measures"]
 
 
+def block_means():
+    """Measures of an encoder that needs no training: the mean of every 4×4 pixels.
+
+    It commutes with turns and with halving exactly; its error at other scales comes of sampling without antialias.
+    """
+    measures = AutoencoderMeasures(
+        lambda image: (F.avg_pool2d(image, 4), torch.zeros(len(image), 3, 16, 16)),
+        lambda latent: latent.repeat_interleave(4, -1).repeat_interleave(4, -2),
+        channels=3,
+        factor=4,
+        transforms=measured_transforms(16),
+    )
+    stream = middle_crops(StreamConfig(sources_from([str(DRAWINGS)], "data"), 64, 1, stage="validation"))
+    for batch in real_pictures(stream, Plan(stream), 64):
+        measures.update(batch.images / 127.5 - 1)
+    return measures.report()
+
+
 @pytest.mark.slow
-def test_the_regularisation_halves_the_rotation_error_at_two_decibels(tmp_path):
-    """Measured with seed 0: rotation 0.51 -> 0.15, scale 0.37 -> 0.24, for 19.3 -> 17.8 dB after 4,000 samples."""
+def test_the_regularisation_halves_the_errors_at_two_decibels(tmp_path):
+    """Measured with seed 0: rotation 0.51 -> 0.15, scale 0.37 -> 0.24, for 19.3 -> 17.8 dB after 4,000 samples.
+
+    Of the scales 3/4 goes 0.22 -> 0.10, 1/2 0.32 -> 0.16, 1/4 0.58 -> 0.45. The last one keeps most of its error: it
+    reads a quarter of the cells, as there is no antialias, and pixels of all of them; block means have 0.25 there. What
+    the training can act on, the error of scaling above that of block means (0.11), is halved.
+    """
     plain = measures(tmp_path / "plain", 0.0, 0.0)
     regular = measures(tmp_path / "eq", 0.5, 0.125)
-    assert regular["equivariance/encoder_rotation"] <= 0.5 * plain["equivariance/encoder_rotation"]
-    assert regular["equivariance/encoder_rotation_centred"] <= 0.5 * plain["equivariance/encoder_rotation_centred"]
-    assert regular["equivariance/decoder_rotation"] <= 0.5 * plain["equivariance/decoder_rotation"]
-    assert regular["equivariance/encoder_scale"] <= 0.75 * plain["equivariance/encoder_scale"]
+    blocks = block_means()
+    for name in ("encoder_rotation", "encoder_rotation_centred", "encoder_scale_0.75", "decoder_rotation"):
+        assert regular[f"equivariance/{name}"] <= 0.5 * plain[f"equivariance/{name}"]
+    assert blocks["equivariance/encoder_rotation"] < 1e-6 and blocks["equivariance/encoder_scale_0.50"] < 1e-6
+    above = [each["equivariance/encoder_scale"] - blocks["equivariance/encoder_scale"] for each in (plain, regular)]
+    assert 0 < above[1] <= 0.5 * above[0]
     assert regular["equivariance/psnr_db_rotation"] > plain["equivariance/psnr_db_rotation"] + 1.0
     assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 2.0
