@@ -7,6 +7,7 @@ judges the output as it was before the generator's step. Gradients are averaged 
 optimiser step and just before clipping: DDP's own reducer expects one backward pass over all parameters.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,6 +32,8 @@ from hdm_lightning.training.vae.settings import AdversarialSettings, PatchSettin
 
 GENERATOR, DISCRIMINATOR = 0, 1
 """Places of the two optimisers."""
+EXCHANGED_NUMBERS = 8 * 2**20
+"""Numbers of one exchange between processes: all gradients at once would be copied twice beside themselves."""
 
 
 class AdversarialAutoencoderModule(AutoencoderModule):
@@ -175,10 +178,23 @@ def frozen_call(network: nn.Module, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, in one exchange; nothing to do in a single process."""
-    if not processes.distributed() or not parameters:
+    """Replace each gradient by its mean over the processes; nothing to do in a single process."""
+    if not processes.distributed():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = processes.summed(torch.cat([gradient.flatten() for gradient in gradients])) / processes.world_size()
-    for gradient, mean in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for part in in_parts(gradients, EXCHANGED_NUMBERS):
+        flat = processes.summed(torch.cat([gradient.flatten() for gradient in part])) / processes.world_size()
+        for gradient, mean in zip(part, flat.split([each.numel() for each in part]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def in_parts(tensors: list[Tensor], largest: int) -> Iterator[list[Tensor]]:
+    """Cut a list of tensors, in its order, into lists of at most `largest` numbers, or of a single larger tensor."""
+    part: list[Tensor] = []
+    for tensor in tensors:
+        if part and sum(each.numel() for each in part) + tensor.numel() > largest:
+            yield part
+            part = []
+        part.append(tensor)
+    if part:
+        yield part
