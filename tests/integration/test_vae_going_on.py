@@ -83,6 +83,20 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, changed
     assert caught.value.where == where and "restore it" in caught.value.mend
 
 
+def test_an_average_cannot_begin_in_the_midst_and_may_end_or_change_there(interrupted, changed):
+    for halflives in ([], [32], [16, 64]):
+        check_vae_job(changed(interrupted, ema={"halflife_samples": halflives}))
+    config = Path(interrupted["run_dir"], "config.yaml")
+    written = config.read_text()
+    assert written.count("  halflife_samples:\n  - 16\n") == 1
+    config.write_text(written.replace("  halflife_samples:\n  - 16\n", "  halflife_samples: []\n"))
+    with pytest.raises(UserError) as caught:
+        check_vae_job(interrupted)
+    assert caught.value.where == "ema.halflife_samples" and "[], not [16]" in caught.value.what
+    config.write_text(written)
+    assert run_vae_job(check_vae_job(changed(interrupted, ema={"halflife_samples": [16, 64]}))) == 0
+
+
 def test_another_network_is_refused(interrupted, changed, tiny_autoencoder):
     wider = {**interrupted["autoencoder"]["config"], "block_out_channels": [8, 12]}
     for autoencoder, where in (

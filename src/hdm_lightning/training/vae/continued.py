@@ -1,6 +1,7 @@
 """What an autoencoder's run has left on disk and what it is to go on with: whether the one belongs to the other."""
 
 from pathlib import Path
+from typing import Any
 
 from hdm_lightning.encoders.sources import same_model
 from hdm_lightning.training import run_folder
@@ -11,7 +12,8 @@ from hdm_lightning.training.vae.settings import VaeTrainSettings
 SOURCE = "autoencoder.source"
 ADVERSARIAL = "adversarial.weight"
 JUDGE = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
-KEPT = ("autoencoder.config", SOURCE, "autoencoder.train_encoder", "stage.batch_size", ADVERSARIAL)
+AVERAGES = "ema.halflife_samples"
+KEPT = ("autoencoder.config", SOURCE, "autoencoder.train_encoder", "stage.batch_size", ADVERSARIAL, AVERAGES)
 MEND = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
 
 
@@ -27,9 +29,16 @@ def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
         return
     judged = JUDGE if settings.adversarial.weight else ()
     for key, then, now in values_of(began, settings, (*KEPT, *judged)):
-        if key == ADVERSARIAL and bool(then) == bool(now):  # another weight is the same two networks
-            continue
-        if key == SOURCE and then and now and same_model(then, now):
-            continue
-        if then != now:
+        if not _may_be(key, then, now):
             raise_changed(run_dir, key, then, now, MEND, may_have_moved=key == SOURCE)
+
+
+def _may_be(key: str, then: Any, now: Any) -> bool:
+    """Whether a run that began with one value of a key can go on with the other."""
+    if key == ADVERSARIAL:  # another weight is the same two networks
+        return bool(then) == bool(now)
+    if key == AVERAGES:  # one of another half-life starts from the nearest
+        return bool(then) or not now
+    if key == SOURCE and then and now:
+        return same_model(then, now)
+    return bool(then == now)
