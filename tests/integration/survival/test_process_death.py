@@ -1,6 +1,7 @@
 """Signals to the command and to single processes, and processes that die: who stops, saves, and says what."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -114,27 +115,42 @@ def test_torchrun_from_outside(toy, tmp_path, whole_on_two, same):
     assert same(whole_on_two.end(), ours.end())
 
 
+def interrupt(line, folder, ours, number, after_step, pause):
+    """Start the command, send it a signal some time after it has saved a step; returns its exit status."""
+
+    def saved():
+        return {path.name for path in ours.folder.glob("*/checkpoints/step-*.ckpt")}
+
+    before = saved()
+    job = subprocess.Popen(line, cwd=folder, start_new_session=True)
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(name >= f"step-{after_step:08d}" for name in saved() - before):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.005)
+    time.sleep(pause)
+    if number == signal.SIGKILL:
+        os.killpg(job.pid, number)
+    else:
+        job.send_signal(number)
+    return job.wait(60)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGKILL, -9)])
-def test_the_command_itself_is_killed_and_run_again(toy, server, tmp_path, number, status, same):
-    """The real command with two processes: the signal goes to the parent alone (SIGKILL to its group)."""
-    stages = {"px16": {"samples": 320}}  # long enough to be hit
+@pytest.mark.parametrize(
+    ("number", "status", "seed"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 1), (signal.SIGUSR1, 143, 2), (signal.SIGKILL, -9, 3)],
+)
+def test_the_command_itself_is_killed_at_random_points_and_run_again(toy, server, tmp_path, number, status, seed, same):
+    """The real command with two processes, twice: the signal goes to the parent alone (SIGKILL to its group)."""
+    stages = {"px16": {"samples": 640}}  # long enough to be hit
     whole, ours = (
         toy("whole", stages),
         toy("command", stages, trainer={"accelerator": "cpu", "threads": 1, "devices": 2}),
     )
     assert server.run(whole, 2) == [0, 0]
-    line = command(ours, tmp_path / "conf")
-    job = subprocess.Popen(line, cwd=tmp_path, start_new_session=True)
-    deadline = time.monotonic() + PATIENCE_S
-    while not list(ours.folder.glob("*/checkpoints/step-*.ckpt")):
-        assert time.monotonic() < deadline and job.poll() is None
-        time.sleep(0.01)
-    if number == signal.SIGKILL:
-        os.killpg(job.pid, number)
-    else:
-        job.send_signal(number)
-    assert job.wait(60) == status
-    assert not list(ours.folder.glob("*/done.json"))
+    line, draw = command(ours, tmp_path / "conf"), random.Random(seed)
+    for after_step in sorted(draw.sample(range(2, 41), 2)):  # of 80
+        assert interrupt(line, tmp_path, ours, number, after_step, draw.uniform(0, 0.2)) == status
+        assert not list(ours.folder.glob("*/done.json"))
     assert subprocess.run(line, cwd=tmp_path, timeout=PATIENCE_S).returncode == 0
     assert same(whole.end(), ours.end())
