@@ -1,7 +1,7 @@
 """The same small autoencoder with and without EQ-VAE's regularisation, and a small XUT trained on each.
 
-Runs the project's own commands, one after another, and skips what is done; then writes results.json, table.md and
-figure.png beside this file. Run it from the repository's top folder.
+Runs the project's own commands, one after another, and skips what is done; then writes results.json, table.md,
+figure.png and pictures.png beside this file. Run it from the repository's top folder.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from hdm_lightning.assessment.pictures import middle_crops, real_pictures
 from hdm_lightning.data.config import StreamConfig
@@ -56,8 +57,9 @@ MEASURES = {
 }
 LOSS = "flow loss, held out"
 BESIDE = {
-    "encoder error, rotation, centred": "encoder_rotation_centred",
-    "encoder error, scale, centred": "encoder_scale_centred",
+    "encoder error, rotation, centred": "equivariance/encoder_rotation_centred",
+    "encoder error, scale, centred": "equivariance/encoder_scale_centred",
+    "latent power in the lowest of eight rings": "latent/spectrum_0",
 }
 """Title: name among the statistics of the whole set, which no resampling of pictures spreads."""
 
@@ -86,6 +88,7 @@ def main() -> None:
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (HERE / "table.md").write_text(table(found, blocks))
     draw(found, blocks, HERE / "figure.png")
+    beside([arguments.runs / f"{variant}-{arguments.seeds[0]}" for variant in VARIANTS], HERE / "pictures.png")
     print(table(found, blocks))
 
 
@@ -170,7 +173,7 @@ def read(folder: Path) -> dict[str, float]:
         for title, (kind, weights, part, name, _) in MEASURES.items()
     }
     record = found["vae"]["results"]["vae"]["autoencoder"]["record"]
-    values |= {title: record[f"equivariance/{name}"] for title, name in BESIDE.items()}
+    values |= {title: record[name] for title, name in BESIDE.items()}
     done = json.loads(next((folder / "model").glob("01-*/done.json")).read_text())
     values[LOSS] = min(value for name, value in done["validation"].items() if name.startswith("ema"))
     return values
@@ -193,7 +196,7 @@ def block_means() -> dict[str, float]:
         measures.update(batch.images / 127.5 - 1)
     found = measures.report()
     names = {title: name.replace("_", "/", 1) for title, (_, _, part, name, _) in MEASURES.items()}
-    names |= {title: f"equivariance/{name}" for title, name in BESIDE.items()}
+    names |= BESIDE
     return {title: found[name] for title, name in names.items() if name in found}
 
 
@@ -208,7 +211,7 @@ def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) ->
         differences = [other - one for one, other in zip(plain, equivariant, strict=True)]
         error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
         shown = f"{statistics.mean(differences):+.4g} ± {error:.2g}"
-        block = f"{blocks[name]:.3g}" if name in blocks else ""
+        block = f"{round(blocks[name], 4):.3g}" if name in blocks else ""
         lines.append(f"| {name} | {spread(plain)} | {spread(equivariant)} | {shown} | {block} |")
     return "\n".join(lines) + "\n"
 
@@ -243,6 +246,16 @@ def draw(found: dict[str, dict[str, list[float]]], blocks: dict[str, float], pat
         axis.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def beside(folders: list[Path], path: Path) -> None:
+    """The last pictures of each training, side by side."""
+    sheets = [Image.open(sorted((folder / "vae" / "01-vae" / "samples").glob("*.png"))[-1]) for folder in folders]
+    gap = 8
+    whole = Image.new("RGB", (sum(sheet.width + gap for sheet in sheets) - gap, sheets[0].height), "white")
+    for number, sheet in enumerate(sheets):
+        whole.paste(sheet, (number * (sheet.width + gap), 0))
+    whole.save(path)
 
 
 if __name__ == "__main__":
