@@ -6,7 +6,7 @@ by threads while the present one is used.
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
@@ -31,7 +31,10 @@ REMOTE_GAP = 1 << 18
 """Unwanted bytes that are read rather than asked around."""
 
 RETRY_AFTER_S = 120.0
-"""How long a shard that failed is left alone, so that a dead server costs little time."""
+"""How long a dead shard is left alone, so that a dead server costs little time."""
+
+STRIKES = 2
+"""Reads of a shard that fail one after another before it counts as dead: an unlucky one costs its own samples alone."""
 
 TABLES = 128
 THREADS = 4
@@ -64,6 +67,7 @@ class Reader:
         self._held: dict[tuple[int, int], tuple[Window, Loaded]] = {}
         self._coming: dict[tuple[int, int], tuple[Window, Future[Loaded]]] = {}
         self._ahead = ReadAhead(THREADS)
+        self._strikes: Counter[str] = Counter()
         self._dead: dict[str, tuple[float, str]] = {}
         self._remote = [any(not is_local(shard.url) for shard in part.shards) for part in plan.parts]
 
@@ -137,12 +141,18 @@ class Reader:
         if dead is not None and time.monotonic() < dead[0]:
             return SampleFault(dead[1])
         try:
-            return self._bytes(shard, start, end)
+            data = self._bytes(shard, start, end)
         except FileNotFoundError:
             reason = "missing shard"
+            self._strikes[shard.url] += STRIKES
         except OSError as error:
             reason = f"unreadable shard: {error}"
-        self._dead[shard.url] = (time.monotonic() + RETRY_AFTER_S, reason)
+            self._strikes[shard.url] += 1
+        else:
+            self._strikes.pop(shard.url, None)
+            return data
+        if self._strikes[shard.url] >= STRIKES:
+            self._dead[shard.url] = (time.monotonic() + RETRY_AFTER_S, reason)
         return SampleFault(reason)
 
     def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:

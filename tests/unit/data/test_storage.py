@@ -37,7 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             request = (self.path, self.headers.get("Range"))
             server.requests.append(request)
             attempt = server.requests.count(request)
-        trouble = server.trouble(self.path, attempt)
+        trouble = "error" if request == server.unlucky else server.trouble(self.path, attempt)
         file = server.folder / self.path.lstrip("/")
         if trouble == "error":
             return self.send_error(503)
@@ -78,7 +78,7 @@ def server(shards, monkeypatch):
     monkeypatch.setattr(storage, "PAUSE_S", 0.01)
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
-    instance.trouble = lambda path, attempt: None
+    instance.trouble, instance.unlucky = lambda path, attempt: None, None
     instance.daemon_threads, instance.leave = True, threading.Event()
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
     threading.Thread(target=instance.serve_forever, daemon=True).start()
@@ -199,7 +199,37 @@ def test_a_dead_remote_shard_is_skipped_without_waiting_for_each_sample(kit, ser
     samples = list(stream(kit.stream_config(server.url), kit.letters, stop=150))
     faults = Counter(sample.fault.split(":")[0] for sample in samples)
     assert faults == {"": 89, "unreadable shard": 60, "missing shard": 1}
-    assert sum("002" in path for path, _ in server.requests) <= 5 * (1 + reader.THREADS)
+    assert sum("002" in path for path, _ in server.requests) <= 5 * (reader.STRIKES + reader.THREADS)
+
+
+def test_a_read_that_is_given_up_costs_its_own_samples_alone(kit, server):
+    """A range of the largest shard never comes; the other windows of that shard do."""
+    config = kit.stream_config(server.url)
+    whole = keys_of(stream(config, kit.letters, stop=150))
+    ranges = [asked for path, asked in server.requests if "002" in path]
+    assert len(ranges) > 10
+    server.unlucky = ("/002.tar", ranges[4])
+    samples = list(stream(config, kit.letters, stop=150))
+    places = [Plan(config).locate(sample.index) for sample in samples if sample.fault]
+    assert {sample.fault.split(":")[0] for sample in samples} == {"", "unreadable shard"}
+    assert len({(place.window.lane, place.window.number) for place in places}) == 1
+    assert 1 <= len(places) <= config.window
+    assert [key for key, sample in zip(whole, samples, strict=True) if not sample.fault] == [
+        key for key in keys_of(samples) if key[1]
+    ]
+
+
+def test_a_dead_shard_is_tried_again_after_a_while(kit, server, monkeypatch):
+    """It died in the first pass and is well in the second."""
+    monkeypatch.setattr(reader, "RETRY_AFTER_S", 0.0)
+    dead = {"now": True}
+    server.trouble = lambda path, attempt: "error" if "002" in path and dead["now"] else None
+    faults = []
+    for sample in stream(kit.stream_config(server.url), kit.letters, stop=300):
+        dead["now"] = sample.index < 149
+        faults.append(sample.fault)
+    assert sum(map(bool, faults[:150])) == 60
+    assert sum(map(bool, faults[-100:])) == 0
 
 
 def test_resuming_reads_at_most_a_window_of_each_lane_again(kit, server):
