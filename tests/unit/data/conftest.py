@@ -1,13 +1,19 @@
-"""Small shards of known content, written by the standard library alone."""
+"""Small shards of known content, written by the standard library alone, and a server that gives them out."""
 
+import contextlib
+import http.server
 import io
 import json
+import re
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hdm_lightning.data import storage
 from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.index import index_shards
 
@@ -90,3 +96,65 @@ def kit():
 def shards(tmp_path_factory):
     """150 good samples in five uneven shards."""
     return write_shards(tmp_path_factory.mktemp("shards"), [41, 7, 60, 1, 41])
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.folder`; `server.trouble(path, attempt)` names what goes wrong when a range is asked for again."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            request = (self.path, self.headers.get("Range"))
+            server.requests.append(request)
+            attempt = server.requests.count(request)
+        trouble = "error" if request == server.unlucky else server.trouble(self.path, attempt)
+        file = server.folder / self.path.lstrip("/")
+        if trouble == "error":
+            return self.send_error(503)
+        if not file.is_file() or trouble == "gone":
+            return self.send_error(404)
+        body, status = file.read_bytes(), 200
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if found and "no ranges" not in (trouble or ""):
+            start, end = int(found[1]), int(found[2] or len(body)) + 1
+            if start >= len(body):
+                return self.send_error(416)
+            body, status = body[start:end], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if "trickle" in (trouble or ""):
+            return self.trickle(body)
+        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
+        if trouble == "stay":
+            self.wfile.flush()
+            self.server.leave.wait(30)
+        if trouble == "cut":
+            self.close_connection = True
+
+    def trickle(self, body):
+        """Never silent for long, and never done; whoever has heard enough hangs up."""
+        with contextlib.suppress(ConnectionError):
+            for byte in body[:400]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(shards, monkeypatch):
+    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
+    instance.trouble, instance.unlucky = lambda path, attempt: None, None
+    instance.daemon_threads, instance.leave = True, threading.Event()
+    instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
+    threading.Thread(target=instance.serve_forever, daemon=True).start()
+    yield instance
+    instance.leave.set()
+    instance.shutdown()
+    instance.server_close()

@@ -1,91 +1,25 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
-import contextlib
 import errno
-import http.server
 import itertools
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 
 import pytest
 
-from hdm_lightning.data import reader, shard_cache, storage
+from hdm_lightning.data import reader, storage
 from hdm_lightning.data.config import Source
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.read_ahead import ReadAhead
-from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
 from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.folder`; `server.trouble(path, attempt)` names what goes wrong when a range is asked for again."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        server = self.server
-        with server.lock:
-            request = (self.path, self.headers.get("Range"))
-            server.requests.append(request)
-            attempt = server.requests.count(request)
-        trouble = "error" if request == server.unlucky else server.trouble(self.path, attempt)
-        file = server.folder / self.path.lstrip("/")
-        if trouble == "error":
-            return self.send_error(503)
-        if not file.is_file() or trouble == "gone":
-            return self.send_error(404)
-        body, status = file.read_bytes(), 200
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if found and "no ranges" not in (trouble or ""):
-            start, end = int(found[1]), int(found[2] or len(body)) + 1
-            if start >= len(body):
-                return self.send_error(416)
-            body, status = body[start:end], 206
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if "trickle" in (trouble or ""):
-            return self.trickle(body)
-        self.wfile.write(body[: len(body) // 2] if trouble == "cut" else body)
-        if trouble == "stay":
-            self.wfile.flush()
-            self.server.leave.wait(30)
-        if trouble == "cut":
-            self.close_connection = True
-
-    def trickle(self, body):
-        """Never silent for long, and never done; whoever has heard enough hangs up."""
-        with contextlib.suppress(ConnectionError):
-            for byte in body[:400]:
-                self.wfile.write(bytes([byte]))
-                time.sleep(0.05)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server(shards, monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
-    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
-    instance.trouble, instance.unlucky = lambda path, attempt: None, None
-    instance.daemon_threads, instance.leave = True, threading.Event()
-    instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
-    threading.Thread(target=instance.serve_forever, daemon=True).start()
-    yield instance
-    instance.leave.set()
-    instance.shutdown()
-    instance.server_close()
 
 
 def keys_of(samples):
@@ -311,99 +245,6 @@ def test_local_files_keep_few_open(shards):
     files.close()
     with pytest.raises(FileNotFoundError):
         files.read(str(shards / "none.tar"), 0, 1)
-
-
-def test_the_cache_reads_each_shard_once_and_keeps_to_its_limit(kit, server, tmp_path):
-    config = kit.stream_config(server.url, cache_dir=str(tmp_path / "cache"))
-    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=300))
-    assert keys_of(stream(config, kit.letters, stop=300)) == local
-    fetched = Counter(path for path, _ in server.requests if path.endswith(".tar"))
-    assert fetched == {f"/{n:03d}.tar": 1 for n in range(5)}
-    server.trouble = lambda path, attempt: "gone" if path.endswith(".tar") else None
-    assert keys_of(stream(config, kit.letters, stop=150)) == local[:150]
-    copies = sorted((tmp_path / "cache").glob("*.tar"))
-    assert sorted(path.read_bytes() for path in copies) == sorted(p.read_bytes() for p in server.folder.glob("*.tar"))
-    assert not list((tmp_path / "cache").glob("*.part*"))
-
-
-def test_old_copies_make_room_for_new_ones(server, tmp_path):
-    records = load_index(server.folder).shards
-    sizes = [record.bytes for record in records]
-    cache = ShardCache(str(tmp_path), (sizes[0] + sizes[2]) / 1e9)
-    for number in (0, 1, 3):
-        assert cache.path(f"{server.url}/{records[number].name}", records[number])
-        time.sleep(0.01)
-    cache.path(f"{server.url}/000.tar", records[0])  # used again: now the youngest
-    cache.path(f"{server.url}/002.tar", records[2])
-    held = sorted(path.stat().st_size for path in tmp_path.glob("*.tar"))
-    assert held == sorted([sizes[0], sizes[2]])
-    with pytest.raises(UserError, match="cannot be made") as caught:
-        ShardCache(str(next(tmp_path.glob("*.tar")) / "below a file"), 1.0)
-    assert caught.value.where == "data.cache_dir"
-    tiny = ShardCache(str(tmp_path), 1e-6)
-    assert tiny.path(f"{server.url}/000.tar", records[0]) is None
-    data = (server.folder / "000.tar").read_bytes()
-    assert tiny.read(f"{server.url}/000.tar", records[0], 100, 900) == data[100:900]
-
-
-def test_a_copy_that_goes_while_it_is_wanted_is_read_from_afar(server, tmp_path, monkeypatch):
-    record, url = load_index(server.folder).shards[0], f"{server.url}/000.tar"
-    cache, data = ShardCache(str(tmp_path), 1.0), (server.folder / "000.tar").read_bytes()
-    path = cache.path
-
-    def gone(*arguments):
-        copy = path(*arguments)
-        os.unlink(copy)
-        return copy
-
-    monkeypatch.setattr(cache, "path", gone)
-    assert cache.read(url, record, 512, 4000) == data[512:4000]
-
-
-def test_what_killed_processes_left_is_taken_away(server, tmp_path):
-    record, url = load_index(server.folder).shards[0], f"{server.url}/000.tar"
-    for name, age in (("old.part1", 7200), ("young.part2", 10)):
-        (tmp_path / name).write_bytes(b"x")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    ShardCache(str(tmp_path), 1.0).path(url, record)
-    assert [path.name for path in tmp_path.glob("*.part*")] == ["young.part2"]
-
-
-def test_copies_under_way_count_and_files_that_go_disturb_nobody(server, tmp_path):
-    """Another process is fetching: what it will take is taken, and its file may change names at any time."""
-    records = load_index(server.folder).shards
-    cache, sizes = ShardCache(str(tmp_path), sum(record.bytes for record in records) / 1e9), []
-    assert cache.path(f"{server.url}/000.tar", records[0])
-    (tmp_path / "renamed.part7").symlink_to(tmp_path / "no longer here")
-    with (tmp_path / "other.part8").open("wb") as other:
-        other.truncate(cache.limit - records[1].bytes)
-    assert cache.path(f"{server.url}/002.tar", records[2]) is None
-    assert cache.read(f"{server.url}/002.tar", records[2], 0, 512) == (server.folder / "002.tar").read_bytes()[:512]
-    assert len(list(tmp_path.glob("*.tar"))) == 1  # nothing was given up for a copy that does not fit all the same
-    fetch = shard_cache._fetch
-
-    def watched(*arguments):
-        sizes.extend(path.stat().st_size for path in tmp_path.glob("*.part*") if path.exists())
-        fetch(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_cache, "_fetch", watched)
-        assert cache.path(f"{server.url}/001.tar", records[1])
-    assert sum(sizes) == cache.limit  # room is taken before the first byte comes
-
-
-def test_copies_that_differ_from_the_index_are_not_kept(kit, server, tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    record = load_index(server.folder).shards[0]
-    monkeypatch.setattr(shard_cache, "PART_BYTES", 10_000)
-    cache = ShardCache(str(tmp_path), 1.0)
-    with pytest.raises(OSError, match="wrong checksum"):
-        cache.path(f"{server.url}/000.tar", replace(record, sha256="0" * 64))
-    assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob("*.part*"))
-    copy = cache.path(f"{server.url}/000.tar", record)
-    with open(copy, "rb") as handle:
-        assert handle.read() == (server.folder / "000.tar").read_bytes()
 
 
 def test_a_silent_server_does_not_hold_up_the_end_of_the_process():
