@@ -29,32 +29,46 @@ DATA = Path("data/openclipart-mini")
 TRAINING = [str(DATA / f"openclipart-0000{number}.tar") for number in range(3)]
 HELD_OUT = str(DATA / "openclipart-00003.tar")
 SIDE, FACTOR = 64, 4  # pixels of a picture, pixels of a latent cell
+PLAIN = ["equivariance.equivariant=0", "equivariance.downscaled=0"]
+# The paper's probabilities and its range of scales, 1/4 to 1, in the eighths that are exact at 32 and 64 px.
+EQ = [
+    "equivariance.equivariant=0.5",
+    "equivariance.downscaled=0.125",
+    "equivariance.scale_numerators=[2,3,4,5,6,7]",
+]
+# The paper's own case: an autoencoder that is trained already, here the seed's plain one, at half its rate.
+TRAINED = ["autoencoder.config=null", "autoencoder.source={runs}/plain-{seed}/vae/final", "stage.learning_rate=2e-3"]
 VARIANTS = {
-    "plain": ["equivariance.equivariant=0", "equivariance.downscaled=0"],
-    # The paper's probabilities and its range of scales, 1/4 to 1, in the eighths that are exact at 32 and 64 px.
-    "eq": [
-        "equivariance.equivariant=0.5",
-        "equivariance.downscaled=0.125",
-        "equivariance.scale_numerators=[2,3,4,5,6,7]",
-    ],
+    "plain": PLAIN,
+    "eq": EQ,
+    "eq-antialias": [*EQ, "equivariance.antialias=true"],
+    "longer": [*PLAIN, *TRAINED],
+    "tuned": [*EQ, *TRAINED],
 }
-# Title: where it stands in an evaluation.json (file, weights, part, name), and which way is better.
+PAIRS = [("eq", "plain"), ("eq-antialias", "plain"), ("tuned", "longer")]
+"""Which variants differ in the regularisation alone."""
+AUTOENCODER = ("vae", "vae", "autoencoder")
 MEASURES = {
-    "PSNR (dB)": ("vae", "vae", "autoencoder", "reconstruction_psnr_db", "higher"),
-    "SSIM": ("vae", "vae", "autoencoder", "reconstruction_ssim", "higher"),
-    "perceptual (Lite0, not LPIPS)": ("vae", "vae", "autoencoder", "reconstruction_efficientnet_lite0", "lower"),
-    "reconstruction kernel distance": ("vae", "vae", "distances", "kernel_efficientnet_lite0", "lower"),
-    "encoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_encoder_rotation", "lower"),
-    "encoder error, scale": ("vae", "vae", "autoencoder", "equivariance_encoder_scale", "lower"),
-    "encoder error, scale 1/4": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.25", "lower"),
-    "encoder error, scale 1/2": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.50", "lower"),
-    "encoder error, scale 3/4": ("vae", "vae", "autoencoder", "equivariance_encoder_scale_0.75", "lower"),
-    "decoder error, rotation": ("vae", "vae", "autoencoder", "equivariance_decoder_rotation", "lower"),
-    "decoder error, scale": ("vae", "vae", "autoencoder", "equivariance_decoder_scale", "lower"),
-    "PSNR of turned latents (dB)": ("vae", "vae", "autoencoder", "equivariance_psnr_db_rotation", "higher"),
-    "PSNR of scaled latents (dB)": ("vae", "vae", "autoencoder", "equivariance_psnr_db_scale", "higher"),
-    "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0", "lower"),
+    "PSNR (dB)": (*AUTOENCODER, "reconstruction_psnr_db"),
+    "SSIM": (*AUTOENCODER, "reconstruction_ssim"),
+    "perceptual (Lite0, not LPIPS)": (*AUTOENCODER, "reconstruction_efficientnet_lite0"),
+    "reconstruction kernel distance": ("vae", "vae", "distances", "kernel_efficientnet_lite0"),
+    "encoder error, rotation": (*AUTOENCODER, "equivariance_encoder_rotation"),
+    "encoder error, scale": (*AUTOENCODER, "equivariance_encoder_scale"),
+    "encoder error, scale 1/4": (*AUTOENCODER, "equivariance_encoder_scale_0.25"),
+    "encoder error, scale 1/2": (*AUTOENCODER, "equivariance_encoder_scale_0.50"),
+    "encoder error, scale 3/4": (*AUTOENCODER, "equivariance_encoder_scale_0.75"),
+    "encoder error, antialiased scale": (*AUTOENCODER, "equivariance_encoder_scale_antialiased"),
+    "encoder error, antialiased 1/4": (*AUTOENCODER, "equivariance_encoder_scale_antialiased_0.25"),
+    "encoder error, antialiased 1/2": (*AUTOENCODER, "equivariance_encoder_scale_antialiased_0.50"),
+    "encoder error, antialiased 3/4": (*AUTOENCODER, "equivariance_encoder_scale_antialiased_0.75"),
+    "decoder error, rotation": (*AUTOENCODER, "equivariance_decoder_rotation"),
+    "decoder error, scale": (*AUTOENCODER, "equivariance_decoder_scale"),
+    "PSNR of turned latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_rotation"),
+    "PSNR of scaled latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_scale"),
+    "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0"),
 }
+"""Title: where it stands in an evaluation.json (which evaluation, weights, part, name)."""
 LOSS = "flow loss, held out"
 BESIDE = {
     "encoder error, rotation, centred": "equivariance/encoder_rotation_centred",
@@ -77,7 +91,8 @@ def main() -> None:
     for seed in arguments.seeds:
         for variant in VARIANTS:
             folder = arguments.runs / f"{variant}-{seed}"
-            train_autoencoder(folder / "vae", variant, seed, arguments.vae_samples)
+            overrides = [each.format(runs=arguments.runs, seed=seed) for each in VARIANTS[variant]]
+            train_autoencoder(folder / "vae", overrides, seed, arguments.vae_samples)
             train_model(folder / "model", folder / "vae", seed, arguments.model_samples)
             measure(folder, seed, arguments.pictures)
             for name, value in read(folder).items():
@@ -88,11 +103,11 @@ def main() -> None:
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (HERE / "table.md").write_text(table(found, blocks))
     draw(found, blocks, HERE / "figure.png")
-    beside([arguments.runs / f"{variant}-{arguments.seeds[0]}" for variant in VARIANTS], HERE / "pictures.png")
+    beside([arguments.runs / f"{variant}-{arguments.seeds[0]}" for variant in ("plain", "eq")], HERE / "pictures.png")
     print(table(found, blocks))
 
 
-def train_autoencoder(folder: Path, variant: str, seed: int, samples: int) -> None:
+def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: int) -> None:
     """Train one autoencoder; patches for the first seven eighths."""
     command(
         folder / "final" / "README.md",
@@ -103,7 +118,7 @@ def train_autoencoder(folder: Path, variant: str, seed: int, samples: int) -> No
         f"patches.samples={samples * 7 // 8}",
         "validation.samples=128",
         "ema.halflife_samples=[1000]",
-        *VARIANTS[variant],
+        *overrides,
     )
 
 
@@ -170,7 +185,7 @@ def read(folder: Path) -> dict[str, float]:
     }
     values = {
         title: float(found[kind]["results"][weights][part]["measures"][name]["value"])
-        for title, (kind, weights, part, name, _) in MEASURES.items()
+        for title, (kind, weights, part, name) in MEASURES.items()
     }
     record = found["vae"]["results"]["vae"]["autoencoder"]["record"]
     values |= {title: record[name] for title, name in BESIDE.items()}
@@ -182,7 +197,7 @@ def read(folder: Path) -> dict[str, float]:
 def block_means() -> dict[str, float]:
     """The same measures of an encoder that needs no training: the mean of every 4×4 pixels, repeated to decode.
 
-    It commutes with turns and with halving exactly; what is left at other scales comes of sampling without antialias.
+    It commutes exactly with turns, and with halving without antialias; what it has elsewhere comes of the sampling.
     """
     measures = AutoencoderMeasures(
         lambda image: (F.avg_pool2d(image, FACTOR), torch.zeros(len(image), 3, SIDE // FACTOR, SIDE // FACTOR)),
@@ -195,25 +210,33 @@ def block_means() -> dict[str, float]:
     for batch in real_pictures(stream, Plan(stream), 250):
         measures.update(batch.images / 127.5 - 1)
     found = measures.report()
-    names = {title: name.replace("_", "/", 1) for title, (_, _, part, name, _) in MEASURES.items()}
+    names = {title: name.replace("_", "/", 1) for title, (_, _, _, name) in MEASURES.items()}
     names |= BESIDE
     return {title: found[name] for title, name in names.items() if name in found}
 
 
 def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) -> str:
-    """Mean ± standard deviation over seeds, and the paired difference with its standard error."""
-    lines = [
-        "| measure | plain | EQ | difference (± standard error, paired) | block means |",
-        "|---|---|---|---|---|",
-    ]
+    """Mean ± standard deviation over seeds; then the paired differences with their standard error."""
+    lines = [row("measure", *VARIANTS, "block means"), row(*["---"] * (len(VARIANTS) + 2))]
     for name, by_variant in found.items():
-        plain, equivariant = by_variant["plain"], by_variant["eq"]
-        differences = [other - one for one, other in zip(plain, equivariant, strict=True)]
-        error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-        shown = f"{statistics.mean(differences):+.4g} ± {error:.2g}"
         block = f"{round(blocks[name], 4):.3g}" if name in blocks else ""
-        lines.append(f"| {name} | {spread(plain)} | {spread(equivariant)} | {shown} | {block} |")
+        lines.append(row(name, *(spread(values) for values in by_variant.values()), block))
+    lines += ["", row("difference", *(f"{one} − {other}" for one, other in PAIRS)), row(*["---"] * (len(PAIRS) + 1))]
+    for name, by_variant in found.items():
+        lines.append(row(name, *(difference(by_variant[one], by_variant[other]) for one, other in PAIRS)))
     return "\n".join(lines) + "\n"
+
+
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def difference(values: list[float], reference: list[float]) -> str:
+    """Mean difference ± standard error, seed by seed."""
+    differences = [one - other for one, other in zip(values, reference, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return f"{statistics.mean(differences):+.4g} ± {error:.2g}"
 
 
 def spread(values: list[float]) -> str:
@@ -231,14 +254,14 @@ def draw(found: dict[str, dict[str, list[float]]], blocks: dict[str, float], pat
 
     columns = 4
     rows = -(-len(found) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), squeeze=False)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.4 * rows), squeeze=False)
     for axis, (name, by_variant) in zip(axes.flat, found.items(), strict=False):
         for place, values in enumerate(by_variant.values()):
             axis.plot([place] * len(values), values, "o", alpha=0.7)
             axis.hlines(statistics.mean(values), place - 0.2, place + 0.2)
         if name in blocks:
             axis.axhline(blocks[name], linestyle=":", color="grey")
-        axis.set_xticks(range(len(by_variant)), list(by_variant))
+        axis.set_xticks(range(len(by_variant)), list(by_variant), rotation=20)
         axis.set_xlim(-0.5, len(by_variant) - 0.5)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)

@@ -2,11 +2,13 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hdm_lightning.autoencoding.transforms import (
     Crop,
@@ -119,3 +121,33 @@ def test_exact_scales_are_those_of_the_paper_at_a_latent_of_32():
     assert exact_scales(32, range(8, 32), 32) == [Fraction(n, 32) for n in range(8, 32)]
     assert exact_scales(8, range(8, 32), 32) == [Fraction(n, 8) for n in range(2, 8)]
     assert exact_scales(7, range(1, 8), 8) == []
+
+
+def pillow_resized(channel, height, width):
+    picture = Image.fromarray(channel.float().numpy()).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(picture)).double()
+
+
+@pytest.mark.parametrize(("vertical", "horizontal"), [("1/4", "1/4"), ("3/4", "3/4"), ("1/2", "7/8")])
+def test_scaling_with_antialias_is_pillows(vertical, horizontal):
+    image = random_image(8, 8)
+    small = Scale(Fraction(vertical), Fraction(horizontal), antialias=True)(image, FACTOR)
+    expected = torch.stack([pillow_resized(channel, *small.shape[-2:]) for channel in image.flatten(0, 1)])
+    assert torch.allclose(small.flatten(0, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_every_pixel_counts_with_antialias_and_three_of_four_do_not_without():
+    image = torch.zeros(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    for antialias, counted in ((True, 256), (False, 64)):
+        (gradient,) = torch.autograd.grad(Scale.uniform(Fraction(1, 4), antialias)(image, FACTOR).sum(), image)
+        assert int((gradient > 0).sum()) == counted
+
+
+def test_antialias_brings_pooling_closer_to_commuting_where_pixels_would_be_skipped():
+    image = random_image(8, 8)
+    quarter = Fraction(1, 4)
+    errors = {}
+    for antialias in (True, False):
+        moved_image, moved_latent = apply_to_pair(Scale.uniform(quarter, antialias), image, encode(image))
+        errors[antialias] = (encode(moved_image) - moved_latent).square().mean().sqrt()
+    assert errors[True] < 0.5 * errors[False]

@@ -53,6 +53,14 @@ def test_anisotropy_and_flips_are_drawn_where_asked_for():
     assert 0.45 < sum(isinstance(steps[-1], Flip) for steps in found) / TRIALS < 0.55
 
 
+def test_every_scale_that_is_drawn_has_antialias_where_asked_for():
+    for antialias in (True, False):
+        for anisotropic in (True, False):
+            settings = BranchSettings(0.5, 0.5, antialias=antialias, anisotropic=anisotropic)
+            steps = [getattr(draw.transform, "steps", [draw.transform])[0] for draw in draws(settings)[:100]]
+            assert {scale.antialias for scale in steps} == {antialias}
+
+
 def test_a_draw_depends_on_seed_and_samples_alone():
     settings = BranchSettings()
     assert draws(settings)[:50] == draws(settings)[:50]

@@ -47,6 +47,7 @@ class BranchSettings:
         scale_denominator: denominator of the scales.
         quarter_turns: the k of which one is drawn.
         anisotropic: draw height's and width's scales independently.
+        antialias: let every pixel and every cell count where it scales; the published experiment does not.
         flips: mirror the target and latent left-right with probability 1/2 in the equivariant branch.
     """
 
@@ -56,6 +57,7 @@ class BranchSettings:
     scale_denominator: int = 32
     quarter_turns: Sequence[int] = (1, 2, 3)
     anisotropic: bool = False
+    antialias: bool = False
     flips: bool = False
 
     def __post_init__(self) -> None:
@@ -138,5 +140,5 @@ def _draw_scale(settings: BranchSettings, height: int, width: int, source: rando
             f"scale_numerators: no scale n/{settings.scale_denominator} gives a whole size of a {height}×{width} latent"
         )
     if settings.anisotropic:
-        return Scale(source.choice(rows), source.choice(columns))
-    return Scale.uniform(source.choice(both))
+        return Scale(source.choice(rows), source.choice(columns), settings.antialias)
+    return Scale.uniform(source.choice(both), settings.antialias)

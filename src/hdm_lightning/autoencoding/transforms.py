@@ -49,18 +49,21 @@ class Flip:
 
 @dataclass(frozen=True)
 class Scale:
-    """Bilinear resize by exact fractions of height and width (no antialias, corners not aligned).
+    """Bilinear resize by exact fractions of height and width, corners not aligned.
 
-    The same sampling is used for image and latent, as in EQ-VAE's reference experiment (arXiv 2502.09509, section 4).
+    The same sampling is used for image and latent. EQ-VAE's reference experiment (arXiv 2502.09509, section 4) takes it
+    without antialias: below 1/2 it then skips pixels and cells, and not the same ones, so that no encoder commutes with
+    it on fine detail. With `antialias` every pixel counts, as where a data set's pictures are made smaller.
     """
 
     vertical: Fraction
     horizontal: Fraction
+    antialias: bool = False
 
     @classmethod
-    def uniform(cls, fraction: Fraction) -> "Scale":
+    def uniform(cls, fraction: Fraction, antialias: bool = False) -> "Scale":
         """Return the isotropic scale by `fraction`."""
-        return cls(fraction, fraction)
+        return cls(fraction, fraction, antialias)
 
     def __call__(self, tensor: Tensor, pixels_per_cell: int = 1) -> Tensor:
         """Resize; ValueError where the scaled latent size is not a whole number of cells."""
@@ -71,7 +74,7 @@ class Scale:
         )
         if size == tuple(tensor.shape[-2:]):
             return tensor
-        return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=False)
+        return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=self.antialias)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,10 @@ def averaged(network: AutoencoderNetwork, averages: WeightAverages) -> Autoencod
 def measures_of(
     network: AutoencoderNetwork, resolution: int, perceptual: tuple[str, PerceptualDistance] | None = None
 ) -> AutoencoderMeasures:
-    """Return empty measures of a network: rotation by each quarter turn, scaling by 1/4, 1/2 and 3/4 where exact."""
+    """Return empty measures of a network: rotation by each quarter turn, scaling by 1/4, 1/2 and 3/4 where exact.
+
+    Scaling is measured both ways, without antialias as EQ-VAE's experiment takes it, and with.
+    """
 
     def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
         found = network.posterior(image)
@@ -111,9 +114,11 @@ def measures_of(
 
 def measured_transforms(cells: int) -> dict[str, dict[str, Transform]]:
     """Return each quarter turn by its degrees, and the scales 1/4, 1/2, 3/4 that are exact of so many cells."""
+    scales = {f"{float(scale):.2f}": scale for scale in exact_scales(cells, (1, 2, 3), 4)}
     return {
         "rotation": {str(90 * turns): QuarterTurn(turns) for turns in (1, 2, 3)},
-        "scale": {f"{float(scale):.2f}": Scale.uniform(scale) for scale in exact_scales(cells, (1, 2, 3), 4)},
+        "scale": {name: Scale.uniform(scale) for name, scale in scales.items()},
+        "scale_antialiased": {name: Scale.uniform(scale, antialias=True) for name, scale in scales.items()},
     }
 
 

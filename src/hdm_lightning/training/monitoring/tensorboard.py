@@ -48,7 +48,7 @@ VAE_LAYOUT: Layout = {
         "training: loss terms": lines("train/.*"),
         "validation: PSNR (dB)": lines("reconstruction/psnr_db"),
         "validation: L1 error": lines("reconstruction/l1"),
-        "validation: equivariance errors": lines("equivariance/(en|de)coder_(rotation|scale)$"),
+        "validation: equivariance errors": lines("equivariance/(en|de)coder_(rotation|scale|scale_antialiased)$"),
         "learning rate": lines("optimiser/learning_rate"),
     },
     "Is it fast?": {"images a second": lines("speed/images_per_s")},

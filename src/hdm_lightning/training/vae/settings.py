@@ -90,6 +90,7 @@ class EquivarianceSettings:
     scale_denominator: int = 32
     quarter_turns: list[int] = field(default_factory=lambda: [1, 2, 3])
     anisotropic: bool = False
+    antialias: bool = False
     flips: bool = False
 
 
