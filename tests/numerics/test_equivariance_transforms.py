@@ -136,6 +136,13 @@ def test_scaling_with_antialias_is_pillows(vertical, horizontal):
     assert torch.allclose(small.flatten(0, 1), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_antialias_in_half_precision_is_that_of_float32_rounded(dtype):
+    latent = random_image(2, 2).to(dtype)
+    scale = Scale.uniform(Fraction(3, 4), antialias=True)
+    assert torch.equal(scale(latent), scale(latent.float()).to(dtype))
+
+
 def test_every_pixel_counts_with_antialias_and_three_of_four_do_not_without():
     image = torch.zeros(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     for antialias, counted in ((True, 256), (False, 64)):

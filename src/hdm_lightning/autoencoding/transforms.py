@@ -74,7 +74,11 @@ class Scale:
         )
         if size == tuple(tensor.shape[-2:]):
             return tensor
-        return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=self.antialias)
+        if not self.antialias:
+            return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False)
+        # Torch has the filter in half precision on some devices only.
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        return F.interpolate(wide, size=size, mode="bilinear", align_corners=False, antialias=True).to(tensor.dtype)
 
 
 @dataclass(frozen=True)
