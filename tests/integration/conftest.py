@@ -82,7 +82,7 @@ def toy_vae_config(tmp_path, tiny_shards):
             "gradient_clip": 0.0,
             "save_every": 16,
         },
-        "loss": {"pixel": "l1", "kl_weight": 1e-2},
+        "loss": {"pixel": "l1", "perceptual_network": None, "kl_weight": 1e-2},
         "equivariance": {"scale_numerators": [4, 5, 6, 7], "scale_denominator": 8},
         "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 8, "batch_size": 4},

@@ -322,6 +322,9 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert result["subject"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert evaluate.main(["vae", "./nowhere", "--data", str(tiny_shards), "--out", str(tmp_path)]) == 2
     assert "FOLDER: there is no folder 'nowhere'" in capsys.readouterr().err
+    small = ["--size", "4", "--out", str(tmp_path)]
+    assert evaluate.main(["vae", str(tiny_autoencoder), "--data", str(tiny_shards), *small]) == 2
+    assert "--size: 4 px are too few to measure\n  mend: give at least 6" in capsys.readouterr().err
 
 
 def test_what_was_measured_before_a_failure_is_kept_until_the_whole_is_there(

@@ -124,3 +124,28 @@ def test_a_source_that_has_moved_is_found_again(interrupted, changed, tiny_autoe
     assert caught.value.where == "autoencoder.source" and str(config) in caught.value.mend
     config.write_text(config.read_text().replace(str(tiny_autoencoder), str(copied)))
     check_vae_job(changed(run, autoencoder={"source": str(copied)}))
+
+
+def test_a_training_that_is_over_is_described_as_it_was(toy_vae_config, changed):
+    """The same command writes the same hand-over; one with other settings is refused."""
+    final = Path(toy_vae_config["run_dir"]) / "final"
+    assert run_vae_job(check_vae_job(toy_vae_config)) == 0
+    written = {path.name: path.read_bytes() for path in final.iterdir()}
+    environment = Path(toy_vae_config["run_dir"]) / "environment.json"
+    environment.write_text(environment.read_text().replace('"commit": ', '"commit": "of the training", "other": '))
+    machine = changed(toy_vae_config, stage={"micro_batch_size": 4, "save_every": 0})
+    assert run_vae_job(check_vae_job(machine)) == 0
+    assert (final / "config.json").read_bytes() == written["config.json"]
+    assert '"commit": "of the training"' in (final / "measures.json").read_text()
+    card = (final / "README.md").read_text()
+    assert "images of the training set" in card and f"vae.name={final}" in card
+    for where, groups in {
+        "stage.samples": {"stage": {"samples": 96}},
+        "equivariance.equivariant": {"equivariance": {"equivariant": 0.0}},
+        "loss.pixel": {"loss": {"pixel": "l2"}},
+        "seed": {"seed": 7},
+        "patches": {"patches": {"size_px": 8, "samples": 8}},
+    }.items():
+        with pytest.raises(UserError, match="is over") as caught:
+            check_vae_job(changed(toy_vae_config, **groups))
+        assert caught.value.where.startswith(where) and "autoencoder.source" in caught.value.mend

@@ -9,6 +9,8 @@ from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 
+TURNLESS = {"downscaled": 0.0, "scale_denominator": 16, "quarter_turns": []}
+
 
 @pytest.fixture
 def config(toy_vae_config):
@@ -52,12 +54,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
         ({"autoencoder": {"config": {"latent_channels": 4}}}, "autoencoder.config.block_out_channels"),
         ({"autoencoder": {"config": {"block_out_channels": [8, 8], "norm_groups": 4}}}, "autoencoder.config"),
         ({"autoencoder": {"config": {"block_out_channels": [8, 8], "norm_num_groups": 3}}}, "autoencoder.config"),
+        ({"autoencoder": {"config": {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}}}, "autoencoder.config"),
         ({"stage": {"resolution": 17}}, "stage.resolution"),
+        ({"stage": {"resolution": 4}}, "stage.resolution"),
         ({"stage": {"batch_size": 12}}, "stage.batch_size"),
         ({"stage": {"betas": [0.5, 1.0]}}, "stage.betas"),
         ({"stage": {"resolution": 14}}, "equivariance.scale_numerators"),
         ({"equivariance": {"equivariant": 0.9, "downscaled": 0.2}}, "equivariance"),
         ({"equivariance": {"scale_numerators": [3], "scale_denominator": 16}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"downscaled": 0.5, "scale_numerators": []}}, "equivariance.scale_numerators"),
+        ({"equivariance": {"downscaled": 0.5, "scale_numerators": [8]}}, "equivariance.scale_numerators"),
+        (
+            {
+                "equivariance": {
+                    "downscaled": 0,
+                    "scale_numerators": [3, 16],
+                    "scale_denominator": 16,
+                    "quarter_turns": [],
+                }
+            },
+            "equivariance.scale_numerators",
+        ),
+        ({"loss": {"pixel_weight": 0}}, "loss.pixel_weight"),
+        ({"loss": {"kl_weight": float("inf")}}, "loss.kl_weight"),
+        ({"autoencoder": {"initial_log_variance": float("nan")}}, "autoencoder.initial_log_variance"),
+        ({"data": {"crop": "centre"}}, "data.crop"),
+        ({"data": {"captions": "all"}}, "data.captions"),
         ({"loss": {"pixel": "l3"}}, "loss.pixel"),
         ({"loss": {"kl_weight": -1}}, "loss.kl_weight"),
         ({"loss": {"perceptual_network": "vgg"}}, "loss.perceptual_network"),
@@ -115,3 +137,10 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
     with pytest.raises(UserError, match="no JSON") as caught:
         check_vae_job(changed(config, autoencoder={"config": None, "source": str(tmp_path / "broken")}))
     assert caught.value.where.endswith("config.json")
+
+
+def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(config, monkeypatch, changed):
+    monkeypatch.setattr("hdm_lightning.training.vae.ranges.require_perceptual", lambda name, where=None: None)
+    with pytest.raises(UserError, match="as small as 8 px, lpips_vgg needs 16 px") as caught:
+        check_vae_job(changed(config, loss={"perceptual_network": "lpips_vgg"}))
+    assert caught.value.where == "loss.perceptual_network"

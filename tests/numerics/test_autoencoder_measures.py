@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale
 from hdm_lightning.evaluation.autoencoder_equivariance import CentredError, psnr
 from hdm_lightning.evaluation.autoencoder_latents import LatentStatistics, radial_power
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE, AutoencoderMeasures
 from hdm_lightning.evaluation.autoencoder_pictures import principal_colours, sheet
 
 FACTOR = 4
@@ -210,3 +210,13 @@ def test_a_sheet_shows_what_an_equivariant_autoencoder_makes_alike(image):
     for moved, of_moved in ((5, 6), (9, 10)):
         torch.testing.assert_close(rows[moved], rows[of_moved])
     assert not torch.allclose(rows[2], rows[5])
+
+
+def test_every_measure_can_be_taken_from_the_smallest_side_on():
+    values = torch.rand(2, 3, SMALLEST_SIDE, SMALLEST_SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    identity = AutoencoderMeasures(
+        lambda pixels: (pixels, torch.zeros_like(pixels)), lambda latent: latent, channels=3, factor=1, transforms={}
+    )
+    assert torch.allclose(identity.update(values)["reconstruction/ssim"], torch.ones(2))
+    with pytest.raises((ValueError, RuntimeError)):
+        identity.update(values[..., 1:, 1:])

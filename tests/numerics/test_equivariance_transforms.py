@@ -158,3 +158,15 @@ def test_antialias_brings_pooling_closer_to_commuting_where_pixels_would_be_skip
         moved_image, moved_latent = apply_to_pair(Scale.uniform(quarter, antialias), image, encode(image))
         errors[antialias] = (encode(moved_image) - moved_latent).square().mean().sqrt()
     assert errors[True] < 0.5 * errors[False]
+
+
+@pytest.mark.parametrize("fraction", ["1/4", "1/2"])
+def test_antialiased_scaling_commutes_exactly_on_a_ramp_away_from_the_edges(fraction):
+    """A symmetric filter keeps an affine function: where the ratio is whole, and away from the edges, which cut it."""
+    image, scale = ramp(16, 16), Scale.uniform(Fraction(fraction), antialias=True)
+    moved_image, moved_latent = apply_to_pair(scale, image, encode(image))
+    edge = 1
+    inner = (..., slice(edge, -edge), slice(edge, -edge))
+    assert torch.allclose(encode(moved_image)[inner], moved_latent[inner], rtol=0, atol=1e-10)
+    flat = torch.full_like(image, 0.3)
+    assert commutes(scale, flat)

@@ -13,6 +13,7 @@ from torch import nn
 from hdm_lightning.autoencoding.efficientnet_lite0 import STAGE_CHANNELS, STAGE_REDUCTIONS, normalised
 from hdm_lightning.autoencoding.perceptual import (
     LITE0,
+    SMALLEST_SIDES,
     FrozenDistance,
     feature_distance,
     lite0_network,
@@ -175,3 +176,24 @@ def test_what_is_missing_or_unknown_is_named(monkeypatch):
     lite0_network.cache_clear()
     with pytest.raises(UserError, match="not installed"):
         perceptual_distance(LITE0)
+
+
+def pooled(ceil_mode):
+    return nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)
+
+
+# What of each network changes the size, up to the last features that LPIPS takes (arXiv 1801.03924).
+RESIZING = {
+    "lpips_vgg": [nn.MaxPool2d(2, 2)] * 4,
+    "lpips_alex": [nn.Conv2d(1, 1, 11, 4, 2), pooled(False), pooled(False)],
+    "lpips_squeeze": [nn.Conv2d(1, 1, 3, 2), pooled(True), pooled(True), pooled(True)],
+}
+
+
+@pytest.mark.parametrize("name", RESIZING)
+def test_the_smallest_side_is_the_smallest_that_the_network_leaves_something_of(name):
+    network = nn.Sequential(*RESIZING[name])
+    side = SMALLEST_SIDES[name]
+    assert min(network(torch.zeros(1, 1, side, side)).shape) >= 1
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 1, side - 1, side - 1))

@@ -20,10 +20,9 @@ from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform,
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
+from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE, AutoencoderMeasures
 from hdm_lightning.evaluation.autoencoder_pictures import sheet
 from hdm_lightning.evaluation.bootstrap import Bootstrap
 from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
@@ -90,7 +89,7 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
     """
     begin = time.monotonic()
     named = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
-    folder = locate_model(str(named), where="FOLDER", required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+    folder = locate_autoencoder(str(named), where="FOLDER")
     network = AutoencoderNetwork(load_vae(str(folder)), train_encoder=False).eval().requires_grad_(False)
     network.to(request.device)
     _check_side(request, network.factor)
@@ -124,6 +123,9 @@ def _check_side(request: VaeRequest, factor: int) -> None:
         nearest = max(1, round(request.resolution / factor)) * factor
         mend = f"give {nearest}, or add --on-indivisible pad"
         raise UserError(f"{request.resolution} is no multiple of {factor}", where="--size", mend=mend)
+    if request.resolution < SMALLEST_SIDE:
+        what = f"{request.resolution} px are too few to measure"
+        raise UserError(what, where="--size", mend=f"give at least {SMALLEST_SIDE}")
 
 
 def _measure(

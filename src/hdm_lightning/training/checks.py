@@ -20,12 +20,23 @@ RETIRED = (("text_encoder", "max_batch"), ("vae", "max_batch"))
 
 def settings_from(config: DictConfig | Mapping[str, Any], kind: type[Settings]) -> Settings:
     """Turn a composed configuration into the settings dataclass `kind`, or raise `UserError` naming the key."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    plain: dict[str, Any] = (
+        OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)  # type: ignore[assignment]
+    )
+    shape = OmegaConf.structured(kind)
+    for key, value in plain.items():
+        if _is_group(shape, key) and not isinstance(value, Mapping | None):
+            mend = f"give its keys, {key}.KEY=VALUE; `--cfg job` shows the whole configuration"
+            raise UserError(f"{value!r} is no group of keys", where=key, mend=mend)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), plain)
+        merged = OmegaConf.merge(shape, plain)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise _as_user_error(error) from error
+
+
+def _is_group(shape: DictConfig, key: str) -> bool:
+    return key in shape and not OmegaConf.is_missing(shape, key) and OmegaConf.is_dict(shape[key])
 
 
 def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:

@@ -1,11 +1,10 @@
 """Everything that can be known to be wrong before the first weight is allocated."""
 
-import json
 from pathlib import Path
 
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
-from hdm_lightning.encoders.vae import AUTOENCODER_FILES
+from hdm_lightning.encoders.vae_folder import locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
@@ -60,8 +59,7 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
     Raises:
         UserError: naming `vae.name`, `model.channels` or a stage's resolution.
     """
-    folder = locate_model(settings.vae.name, where="vae.name", required=AUTOENCODER_FILES)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_config(locate_autoencoder(settings.vae.name, where="vae.name"), where="vae.name")
     channels, factor = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
     if channels != model.channels:
         raise UserError(

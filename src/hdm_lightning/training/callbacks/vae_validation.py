@@ -77,8 +77,10 @@ class ValidateAutoencoder(StepWatcher, Callback):
         self.measures = measures.report(reduce=_summed_on(module.device))
         self.measures |= {} if distances is None else distances.report()
         self.latents = measures.latent_report(_summed_on(module.device))
+        moments = {"mean": self.latents.mean, "std": self.latents.std}
+        channels = {f"latent/{name}_{c}": value for name, row in moments.items() for c, value in enumerate(row)}
         for logger in trainer.loggers:
-            logger.log_metrics(self.measures, step=trainer.global_step * module.plan.settings.batch_size)
+            logger.log_metrics(self.measures | channels, step=trainer.global_step * module.plan.settings.batch_size)
 
 
 def averaged(network: AutoencoderNetwork, averages: WeightAverages) -> AutoencoderNetwork:

@@ -1,19 +1,18 @@
 """From a composed configuration to a checked plan of an autoencoder's training, every mistake named by its key."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from hdm_lightning.autoencoding.branches import BranchSettings
+from hdm_lightning.autoencoding.perceptual import SMALLEST_SIDES
 from hdm_lightning.autoencoding.transforms import exact_scales
-from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
+from hdm_lightning.encoders.vae_folder import check_shapes, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.checks import settings_from
@@ -85,6 +84,7 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
     check_adversarial(settings)
     check_without_effect(settings)
     _check_patches(settings, factor)
+    _check_perceptual(settings, factor)
     _check_discriminator(settings, factor)
     _check_trainer(settings)
 
@@ -113,7 +113,14 @@ def _check_sizes(settings: VaeTrainSettings, factor: int) -> None:
             where="stage.resolution",
             mend=f"set it to {max(1, round(resolution / factor)) * factor}",
         )
-    if (settings.data.get("crop") or {}).get("buckets"):
+    if resolution < SMALLEST_SIDE:
+        raise UserError(
+            f"{resolution} px are too few to measure, {SMALLEST_SIDE} are needed",
+            where="stage.resolution",
+            mend=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
+        )
+    crop = settings.data.get("crop")
+    if isinstance(crop, Mapping) and crop.get("buckets"):
         raise UserError(
             "the transforms of the equivariance need square pictures",
             where="data.crop.buckets",
@@ -129,7 +136,15 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
         UserError: no scale gives a whole number of cells.
     """
     branches = branch_settings(settings)
-    if not branches.scale_numerators or not (branches.equivariant or branches.downscaled):
+    if not (branches.equivariant or branches.downscaled):
+        return cells
+    if not branches.scale_numerators:
+        if branches.downscaled:
+            raise UserError(
+                "is empty, so that the down-scaled branch would not scale",
+                where="equivariance.scale_numerators",
+                mend="give some, or equivariance.downscaled=0",
+            )
         return cells
     scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
     if not scales:
@@ -137,6 +152,13 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
             f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
             where="equivariance.scale_numerators",
             mend=f"choose scale_denominator={cells} and numerators below it, or another size of the pictures",
+        )
+    moves = branches.flips or any(turns % 4 for turns in branches.quarter_turns)
+    if max(branches.downscaled, 0 if moves else branches.equivariant) and min(scales) == 1:
+        raise UserError(
+            f"of these scales only 1 gives a whole size of a latent of {cells} cells, and it changes nothing",
+            where="equivariance.scale_numerators",
+            mend="give numerators below scale_denominator, or set the probability of the branch to 0",
         )
     return int(cells * min(scales))
 
@@ -156,12 +178,28 @@ def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
     smallest_trained(settings, patches.size_px // factor)
 
 
+def _smallest_picture(settings: VaeTrainSettings, factor: int) -> int:
+    """Side in pixels of the smallest picture that the losses see."""
+    sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
+    return min(smallest_trained(settings, side // factor) for side in sides) * factor
+
+
+def _check_perceptual(settings: VaeTrainSettings, factor: int) -> None:
+    named = settings.loss.perceptual_network
+    smallest = _smallest_picture(settings, factor)
+    if named is not None and smallest < SMALLEST_SIDES[named]:
+        raise UserError(
+            f"pictures get as small as {smallest} px, {named} needs {SMALLEST_SIDES[named]} px",
+            where="loss.perceptual_network",
+            mend="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
+        )
+
+
 def _check_discriminator(settings: VaeTrainSettings, factor: int) -> None:
     adversarial = settings.adversarial
     if not adversarial.weight:
         return
-    sides = [settings.stage.resolution, *([settings.patches.size_px] if settings.patches.samples else [])]
-    smallest = min(smallest_trained(settings, side // factor) for side in sides) * factor
+    smallest = _smallest_picture(settings, factor)
     if smallest < smallest_side(adversarial.layers):
         raise UserError(
             f"pictures get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
@@ -203,18 +241,14 @@ def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
         )
     if config is not None:
         if not config.get("block_out_channels"):
-            raise UserError("is missing", where="autoencoder.config.block_out_channels", mend="e.g. [64, 128, 256]")
+            raise UserError(
+                "is missing",
+                where="autoencoder.config.block_out_channels",
+                mend="e.g. [64, 128, 256], with as many down_block_types and up_block_types",
+            )
         with torch.device("meta"):
-            build_vae(config)
+            check_shapes(build_vae(config), where="autoencoder.config")
         return config
     assert source is not None
-    folder = locate_model(source, where="autoencoder.source", required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
-    try:
-        written: dict[str, Any] = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"is no JSON ({error})", where=str(Path(folder, "config.json")), mend="mend the file"
-        ) from error
-    if "block_out_channels" not in written:
-        raise UserError("is no AutoencoderKL", where="autoencoder.source", mend="give a diffusers AutoencoderKL folder")
-    return written
+    where = "autoencoder.source"
+    return read_config(locate_autoencoder(source, where=where), where=where)

@@ -1,5 +1,7 @@
 """Images for an autoencoder's training and validation: the streams of `training.data_settings` without captions."""
 
+from collections.abc import Mapping
+
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.training.data_settings import training_stream, validation_stream
@@ -41,7 +43,9 @@ def check_images(settings: VaeTrainSettings, plan: StagePlan) -> None:
 def _shared(settings: VaeTrainSettings) -> TrainSettings:
     """The part of the settings that the streams of both training commands have in common."""
     data = dict(settings.data)
-    data["captions"] = {**(data.get("captions") or {}), "allow_missing": True}
+    captions = data.get("captions") or {}
+    if isinstance(captions, Mapping):  # what is no group is named where the stream is built
+        data["captions"] = {**captions, "allow_missing": True}
     return TrainSettings(
         name=settings.name,
         run_dir=settings.run_dir,

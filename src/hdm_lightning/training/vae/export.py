@@ -35,7 +35,7 @@ from diffusers import AutoencoderKL
 vae = AutoencoderKL.from_pretrained("{folder}")
 ```
 
-## Measures on {images} validation images
+## Measures on {images} {measured_on}
 
 | measure | value |
 |---|---|
@@ -88,8 +88,9 @@ def export_vae(
         normalisation=_KEPT if keep_normalisation else _MEASURED,
         weights="averaged over training" if averaged else "of the last step",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        folder=folder.name,
+        folder=folder,
         images=latents.images,
+        measured_on=training.get("measured_on", "images"),
         measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),
         training=json.dumps(training, indent=2, ensure_ascii=False),
     )

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.reconstruction import Posterior
-from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.encoders.vae import AUTOENCODER_DOWNLOAD, AUTOENCODER_FILES
+from hdm_lightning.encoders.vae_folder import AutoencoderKL, locate_autoencoder, read_autoencoder
 from hdm_lightning.errors import UserError
-
-AutoencoderKL = Any
-"""A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
 
 # diffusers clamps log-variances to this range before it takes their exponential.
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -95,20 +91,8 @@ def load_vae(source: str) -> AutoencoderKL:
     Raises:
         UserError: nothing at `source` reads as an AutoencoderKL.
     """
-    import diffusers  # noqa: PLC0415 (seconds to import)
-
     where = "autoencoder.source"
-    folder = locate_model(source, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
-    try:
-        return diffusers.AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})",
-            where=where,
-            mend="give a folder written by AutoencoderKL.save_pretrained",
-        ) from error
+    return read_autoencoder(locate_autoencoder(source, where=where), torch.float32, where=where)
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float], Sequence[float]] | None) -> None:

@@ -1,5 +1,6 @@
 """Values of an autoencoder's training that are wrong whatever the sizes: negative, unknown, or without effect."""
 
+import math
 from typing import Any
 
 from hdm_lightning.autoencoding.losses import PIXEL_LOSSES
@@ -19,6 +20,16 @@ def check_loss(settings: VaeTrainSettings) -> None:
         known = ", ".join(PIXEL_LOSSES)
         raise UserError(f"'{settings.loss.pixel}' is none of {known}", where="loss.pixel", mend="choose one of them")
     _not_negative(settings.loss, "loss", "pixel_weight", "perceptual_weight", "kl_weight")
+    perceptual = settings.loss.perceptual_network is not None and settings.loss.perceptual_weight
+    if not settings.loss.pixel_weight and not perceptual:
+        raise UserError(
+            "is 0 and there is no perceptual term: nothing asks for the picture back",
+            where="loss.pixel_weight",
+            mend="give a positive weight, or a loss.perceptual_network with a weight",
+        )
+    if not math.isfinite(settings.autoencoder.initial_log_variance):
+        value = settings.autoencoder.initial_log_variance
+        raise UserError(f"{value} is no number", where="autoencoder.initial_log_variance", mend="e.g. -5")
     if settings.loss.perceptual_network is not None:
         require_perceptual(settings.loss.perceptual_network)
 
@@ -90,12 +101,13 @@ def check_without_effect(settings: VaeTrainSettings) -> None:
 def _positive(group: Any, name: str, *keys: str) -> None:
     for key in keys:
         value = getattr(group, key)
-        if not value > 0:
-            raise UserError(f"{value} is not positive", where=f"{name}.{key}", mend="give a positive value")
+        if not 0 < value < math.inf:
+            raise UserError(f"{value} is not positive and finite", where=f"{name}.{key}", mend="give such a value")
 
 
 def _not_negative(group: Any, name: str, *keys: str) -> None:
     for key in keys:
         value = getattr(group, key)
-        if not value >= 0:
-            raise UserError(f"{value} is negative", where=f"{name}.{key}", mend="give 0 or a positive value")
+        if not 0 <= value < math.inf:
+            what = f"{value} is negative" if value < 0 else f"{value} is no finite number"
+            raise UserError(what, where=f"{name}.{key}", mend="give 0 or a positive value")

@@ -125,8 +125,8 @@ def work(config: dict[str, Any]) -> int:
     def body() -> None:
         run_folder.check_resume(Path(settings.run_dir), settings.resume)  # again: another start may just have ended
         run = build_vae_run(settings)
-        describe_run(run.run_dir, run.config_text)
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
+            describe_run(run.run_dir, run.config_text)
             fit_vae(run)
         finish_vae(run)
 
@@ -163,6 +163,7 @@ def _record(run: VaeRun, done: dict[str, Any]) -> dict[str, Any]:
         "start": settings.autoencoder.source or "from nothing",
         "samples": done["samples"],
         "resolution": settings.stage.resolution,
+        "measured_on": "held-out images" if settings.data.get("validation") else "images of the training set",
         "loss": asdict(settings.loss),
         "equivariance": asdict(settings.equivariance),
         "adversarial": asdict(settings.adversarial) if settings.adversarial.weight else None,

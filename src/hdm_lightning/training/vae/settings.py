@@ -75,7 +75,7 @@ class VaeLossSettings:
 
     pixel: str = "l1"
     pixel_weight: float = 1.0
-    perceptual_network: str | None = None
+    perceptual_network: str | None = "efficientnet_lite0"
     perceptual_weight: float = 1.0
     kl_weight: float = 1e-6
 

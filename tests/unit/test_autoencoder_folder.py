@@ -1,0 +1,123 @@
+"""What a diffusers folder must hold before anything is trained on its autoencoder."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
+from hdm_lightning.errors import UserError
+
+TINY = {
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(**TINY).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edited(folder, edit):
+    """Apply `edit` to a folder's tensors."""
+    file = folder / WEIGHTS_FILE
+    save_file(edit(load_file(file)), file, metadata={"format": "pt"})
+
+
+def refused(folder, match):
+    with pytest.raises(UserError, match=match) as caught:
+        read_autoencoder(folder, torch.float32, where="vae.name")
+    assert caught.value.where == "vae.name" and caught.value.mend
+
+
+def test_a_folder_is_read_as_it_was_written(folder):
+    model = read_autoencoder(folder, torch.float64, where="vae.name")
+    written = load_file(folder / WEIGHTS_FILE)
+    assert model.dtype == torch.float64
+    assert {name: tensor.float() for name, tensor in model.state_dict().items()}.keys() == written.keys()
+    assert all(torch.equal(model.state_dict()[name].float(), tensor) for name, tensor in written.items())
+
+
+def test_the_attention_of_older_files_is_read_under_its_older_names(folder):
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    expected = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(tensors):
+        for new, old in older.items():
+            tensors = {name.replace(f"0.{new}.", f"0.{old}."): tensor for name, tensor in tensors.items()}
+        return tensors
+
+    edited(folder, renamed)
+    assert any(".query." in name for name in load_file(folder / WEIGHTS_FILE))
+    found = read_autoencoder(folder, torch.float32, where="vae.name").encode(image).latent_dist.mean
+    assert torch.equal(found, expected)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(folder):
+    edited(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if "decoder" not in name})
+    refused(folder, r"lacks \d+ weights, decoder\.")
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    edited(folder, lambda tensors: tensors | {"encoder.conv_out.bias": torch.zeros(3)})
+    refused(folder, "encoder.conv_out.bias|size mismatch|cannot read")
+
+
+def test_another_kind_of_autoencoder_is_refused(folder):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"_class_name": "VQModel"}))
+    refused(folder, "VQModel")
+
+
+def test_a_config_that_is_no_object_is_refused(folder):
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match="is no AutoencoderKL"):
+        read_config(folder, where="vae.name")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"down_block_types": ["DownEncoderBlock2D"]}, "gives back|cannot encode|4 × 4 cells"),
+        (
+            {"up_block_types": ["UpDecoderBlock2D"]},
+            "gives back|cannot encode",
+        ),
+        ({"in_channels": 4}, "cannot encode a picture"),
+        ({"out_channels": 4}, "gives back"),
+        ({"latent_channels": 0}, "cannot encode a picture"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_network_that_takes_no_rgb_pictures_or_gives_back_another_size_is_refused(fields, message):
+    with torch.device("meta"):
+        model = AutoencoderKL(**{**TINY, **fields})
+    with pytest.raises(UserError, match=message) as caught:
+        check_shapes(model, where="autoencoder.config")
+    assert caught.value.where == "autoencoder.config"
+
+
+def test_the_config_of_a_whole_family_of_autoencoders_passes(folder):
+    for channels, blocks in ((4, 2), (16, 4)):
+        with torch.device("meta"):
+            model = AutoencoderKL(
+                block_out_channels=[32] * blocks,
+                down_block_types=["DownEncoderBlock2D"] * blocks,
+                up_block_types=["UpDecoderBlock2D"] * blocks,
+                latent_channels=channels,
+                use_quant_conv=channels == 4,
+                use_post_quant_conv=channels == 4,
+            )
+        check_shapes(model, where="autoencoder.config")
+    fields = read_config(folder, where="vae.name")
+    assert fields == json.loads((folder / "config.json").read_text())
