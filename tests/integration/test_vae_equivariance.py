@@ -16,6 +16,8 @@ from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
+TRAINING = [str(DRAWINGS / f"openclipart-0000{number}.tar") for number in range(3)]
+HELD_OUT = str(DRAWINGS / "openclipart-00003.tar")
 AUTOENCODER = {
     "block_out_channels": [20, 20, 20],
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -52,9 +54,9 @@ def measures(folder, side, equivariance, seed=0):
             "final_learning_rate_ratio": 0.02,
         },
         "patches": size["patches"],
-        "loss": {"pixel": "l2"},
+        "loss": {"pixel": "l2", "perceptual_network": None},
         "equivariance": {"scale_numerators": size["numerators"], "scale_denominator": 8, **equivariance},
-        "data": {"train": str(DRAWINGS), "workers": 0, "memory_cache_gb": 0.5},
+        "data": {"train": TRAINING, "validation": HELD_OUT, "workers": 0, "memory_cache_gb": 0.5},
         "validation": {"samples": 64, "pictures": 0},
         "ema": {"halflife_samples": [200]},
         "trainer": {"accelerator": "cpu"},
@@ -64,59 +66,59 @@ def measures(folder, side, equivariance, seed=0):
     return json.loads((folder / "final" / "measures.json").read_text())["measures"]
 
 
-def block_means():
+def block_means(side):
     """Measures of an encoder that needs no training: the mean of every 4×4 pixels.
 
     It commutes with turns and with halving exactly; its error at other scales comes of sampling without antialias.
     """
     measures = AutoencoderMeasures(
-        lambda image: (F.avg_pool2d(image, 4), torch.zeros(len(image), 3, 16, 16)),
+        lambda image: (F.avg_pool2d(image, 4), torch.zeros(len(image), 3, side // 4, side // 4)),
         lambda latent: latent.repeat_interleave(4, -1).repeat_interleave(4, -2),
         channels=3,
         factor=4,
-        transforms=measured_transforms(16),
+        transforms=measured_transforms(side // 4),
     )
-    stream = middle_crops(StreamConfig(sources_from([str(DRAWINGS)], "data"), 64, 1, stage="validation"))
+    stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), side, 1, stage="validation"))
     for batch in real_pictures(stream, Plan(stream), 64):
         measures.update(batch.images / 127.5 - 1)
     return measures.report()
 
 
-@pytest.mark.slow
-def test_the_regularisation_halves_the_errors_of_turns_and_of_mild_scaling_at_two_decibels(tmp_path):
-    """Measured with seed 0: rotation 0.51 -> 0.15, scale 0.37 -> 0.24, for 19.3 -> 17.8 dB after 4,000 samples.
+# Rounding differs between machines and thread counts, and hundreds of steps carry it far: the bounds are those that
+# held with margin for each of several seeds, which experiments/eqvae_openclipart has with their spread.
 
-    Of the scales 3/4 goes 0.22 -> 0.10, 1/2 0.32 -> 0.16, 1/4 0.58 -> 0.45. The last one keeps most of its error: it
-    reads a quarter of the cells, as there is no antialias, and pixels of all of them; block means have 0.25 there. What
-    the training can act on, the error of scaling above that of block means (0.11), is halved.
+
+@pytest.mark.slow
+def test_the_regularisation_halves_the_errors_of_turns_at_two_decibels(tmp_path):
+    """Measured with the seeds 0 and 1 after 4,000 samples: rotation 0.42, 0.67 -> 0.14, 0.14 for 19.6, 19.7 -> 18.3 dB.
+
+    Scaling goes 0.34, 0.49 -> 0.25, 0.30: at 1/4 it keeps most of its error, as without antialias it reads a quarter of
+    the cells and pixels of all of them. Block means have 0.25 there. What the training can act on, the error above that
+    of block means, falls by more.
     """
     plain = measures(tmp_path / "plain", 64, PLAIN)
     regular = measures(tmp_path / "eq", 64, {"equivariant": 0.5, "downscaled": 0.125})
-    blocks = block_means()
-    for name in ("encoder_rotation", "encoder_rotation_centred", "encoder_scale_0.75", "decoder_rotation"):
+    blocks = block_means(64)
+    for name in ("encoder_rotation", "encoder_rotation_centred", "decoder_rotation"):
         assert regular[f"equivariance/{name}"] <= 0.5 * plain[f"equivariance/{name}"]
     assert blocks["equivariance/encoder_rotation"] < 1e-6 and blocks["equivariance/encoder_scale_0.50"] < 1e-6
-    assert regular["equivariance/encoder_scale"] <= 0.75 * plain["equivariance/encoder_scale"]
+    assert regular["equivariance/encoder_scale"] <= 0.85 * plain["equivariance/encoder_scale"]
     above = [each["equivariance/encoder_scale"] - blocks["equivariance/encoder_scale"] for each in (plain, regular)]
-    assert 0 < above[1] <= 0.5 * above[0]
+    assert 0 < above[1] <= 0.7 * above[0]
     assert regular["equivariance/psnr_db_rotation"] > plain["equivariance/psnr_db_rotation"] + 1.0
-    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 2.0
+    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 2.5
 
 
 @pytest.mark.slow
 def test_with_antialias_the_regularisation_halves_the_errors_of_turns_and_of_scaling_at_three_decibels(tmp_path):
-    """Measured with the seeds 0, 1, 2 after 8,000 samples at 128 px, three of four steps equivariant.
-
-    Rotation 0.38, 0.59, 0.41 -> 0.12, 0.13, 0.14; antialiased scaling 0.28, 0.37, 0.27 -> 0.12, 0.16, 0.13; for 23.3,
-    24.8, 24.7 dB -> 21.2, 21.9, 21.2 dB. The test has seed 0.
-    """
+    """8,000 samples at 128 px, three of four steps equivariant; measured in experiments/eqvae_openclipart."""
     plain = measures(tmp_path / "plain", 128, PLAIN)
     regular = measures(tmp_path / "eq", 128, {"equivariant": 0.75, "downscaled": 0.125, "antialias": True})
+    blocks = block_means(128)
     for group in ("encoder_rotation", "encoder_scale_antialiased"):
         for name in (group, f"{group}_centred"):
             assert regular[f"equivariance/{name}"] <= 0.5 * plain[f"equivariance/{name}"]
-    for scale in ("0.50", "0.75"):
-        name = f"equivariance/encoder_scale_antialiased_{scale}"
-        assert regular[name] <= 0.5 * plain[name]
     assert regular["equivariance/psnr_db_scale_antialiased"] > plain["equivariance/psnr_db_scale_antialiased"] + 1.0
-    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 3.0
+    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 4.0
+    # Not by holding no more than an encoder that is equivariant for nothing.
+    assert regular["reconstruction/psnr_db"] > blocks["reconstruction/psnr_db"] + 0.5
