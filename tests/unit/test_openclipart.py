@@ -181,10 +181,19 @@ def test_a_missing_source_says_what_to_install(tmp_path):
         build_openclipart(tmp_path / "out", deb=tmp_path / "no.deb")
 
 
-def test_a_debian_package_is_unpacked(tmp_path, collection):
+def test_a_debian_package_is_unpacked_and_writes_nowhere_else(tmp_path, collection):
+    outside = tmp_path / "outside"
+    outside.mkdir()
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:xz") as tar:
         tar.add(collection / "toys/bar.svg", "./usr/share/openclipart/svg/toys/bar.svg")
+        tar.add(collection / "toys/bar.svg", "./usr/share/openclipart/svg/../../../../outside.svg")
+        tar.add(collection / "toys/bar.svg", "./usr/share/doc/elsewhere.svg")
+        for link, target in (("again.svg", "bar.svg"), ("out.svg", str(outside))):
+            member = tarfile.TarInfo(f"./usr/share/openclipart/svg/toys/{link}")
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+        tar.add(collection / "toys/bar.svg", "./usr/share/openclipart/svg/toys/out.svg/through.svg")
     content = inner.getvalue()
     parts = [("debian-binary", b"2.0\n"), ("odd", b"123"), ("data.tar.xz", content)]
     deb = b"!<arch>\n"
@@ -194,7 +203,8 @@ def test_a_debian_package_is_unpacked(tmp_path, collection):
     tally = build_openclipart(
         tmp_path / "out", OpenClipArtOptions(resolution=32), deb=tmp_path / "clips.deb", processes=1
     )
-    assert tally == {"kept": 1}
+    assert tally == {"kept": 1, "symbolic link": 1}
+    assert not list(outside.iterdir())
 
 
 def record(path="a/b.svg", title="", keywords=(), description="", author=""):
