@@ -85,7 +85,7 @@ def block_means(side):
 
 
 # Rounding differs between machines and thread counts, and hundreds of steps carry it far: the bounds are those that
-# held with margin for each of several seeds, which experiments/eqvae_openclipart has with their spread.
+# held with margin over several seeds, which experiments/eqvae_openclipart has with their spread.
 
 
 @pytest.mark.slow
@@ -109,16 +109,22 @@ def test_the_regularisation_halves_the_errors_of_turns_at_two_decibels(tmp_path)
     assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 2.5
 
 
+def mean_over_seeds(folder, side, equivariance, seeds):
+    every = [measures(folder / str(seed), side, equivariance, seed) for seed in seeds]
+    return {name: sum(each[name] for each in every) / len(every) for name in every[0]}
+
+
 @pytest.mark.slow
-def test_with_antialias_the_regularisation_halves_the_errors_of_turns_and_of_scaling_at_three_decibels(tmp_path):
-    """8,000 samples at 128 px, three of four steps equivariant; measured in experiments/eqvae_openclipart."""
-    plain = measures(tmp_path / "plain", 128, PLAIN)
-    regular = measures(tmp_path / "eq", 128, {"equivariant": 0.75, "downscaled": 0.125, "antialias": True})
+def test_with_antialias_the_regularisation_halves_the_errors_of_turns_and_of_scaling_at_two_decibels(tmp_path):
+    """8,000 samples at 128 px, half of the steps equivariant; experiments/eqvae_openclipart has three seeds of it."""
+    plain = mean_over_seeds(tmp_path / "plain", 128, PLAIN, seeds=(0, 1))
+    antialiased = {"equivariant": 0.5, "downscaled": 0.125, "antialias": True}
+    regular = mean_over_seeds(tmp_path / "eq", 128, antialiased, seeds=(0, 1))
     blocks = block_means(128)
     for group in ("encoder_rotation", "encoder_scale_antialiased"):
         for name in (group, f"{group}_centred"):
             assert regular[f"equivariance/{name}"] <= 0.5 * plain[f"equivariance/{name}"]
-    assert regular["equivariance/psnr_db_scale_antialiased"] > plain["equivariance/psnr_db_scale_antialiased"] + 1.0
-    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 4.0
+    assert regular["equivariance/psnr_db_scale_antialiased"] > plain["equivariance/psnr_db_scale_antialiased"] + 0.5
+    assert regular["reconstruction/psnr_db"] > plain["reconstruction/psnr_db"] - 3.0
     # Not by holding no more than an encoder that is equivariant for nothing.
-    assert regular["reconstruction/psnr_db"] > blocks["reconstruction/psnr_db"] + 0.5
+    assert regular["reconstruction/psnr_db"] > blocks["reconstruction/psnr_db"] + 1.0
