@@ -124,6 +124,7 @@ class VaeSettings:
         cache_size: latents kept in memory, for small sets on a CPU; 0 means none.
         mean: per-channel latent means, where the model's own config has none.
         std: per-channel latent standard deviations, likewise.
+        made_by: the command that trains it, told where `name` is a run that is not there.
     """
 
     name: str = MISSING
@@ -132,6 +133,7 @@ class VaeSettings:
     cache_size: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
+    made_by: str | None = None
 
 
 @dataclass
