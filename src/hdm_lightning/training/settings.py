@@ -49,7 +49,7 @@ class StageSettings:
         context_length: caption tokens kept.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         validate_every: samples between validations; 0 means at the stage's end only.
-        save_every: samples between checkpoints; 0 means at the stage's end only.
+        save_every: samples between checkpoints; 0 means at the stage's end only (and see `CheckpointSettings`).
         sample_every: samples between sample pictures; 0 means at the stage's end only.
         stop: other ends of the stage.
         data: keys of the data group that differ in this stage.
@@ -178,9 +178,15 @@ class EmaSettings:
 
 @dataclass
 class CheckpointSettings:
-    """How many checkpoints of a stage stay on disk."""
+    """Which checkpoints there are beside those of `save_every`.
+
+    Attributes:
+        keep: how many of a stage stay on disk.
+        every_minutes: of training after which one is written where `save_every` has not come round; 0 means never.
+    """
 
     keep: int = 2
+    every_minutes: float = 20.0
 
 
 @dataclass
