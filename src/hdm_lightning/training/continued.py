@@ -12,7 +12,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.recovery.rewinds import read_position
+from hdm_lightning.training.recovery.rewinds import newest_position
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -31,14 +31,14 @@ def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[Stage
             `batch_size`, which a stage keeps.
     """
     run_dir = Path(settings.run_dir)
-    newest = [(plan, run_folder.newest_checkpoint(run_dir, plan)) for plan in plans]
-    if not any(path for _, path in newest):
+    newest = [(plan, newest_position(run_folder.checkpoint_folder(run_dir, plan))) for plan in plans]
+    if not any(position for _, position in newest):
         return
     _check_kept(run_dir, settings, model)
-    for plan, path in newest:
-        if path is None or run_folder.stage_is_done(run_dir, plan):
+    for plan, position in newest:
+        if position is None or run_folder.stage_is_done(run_dir, plan):
             continue
-        then, now = read_position(path)["batch_size"], plan.settings.batch_size
+        then, now = position["batch_size"], plan.settings.batch_size
         if then != now:
             raise UserError(
                 f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",

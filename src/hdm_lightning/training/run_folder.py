@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
 from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.stages import StagePlan
 
@@ -25,14 +25,24 @@ def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
-    """The stage's newest whole checkpoint."""
+    """The stage's newest checkpoint by its name."""
     found = checkpoints_in(checkpoint_folder(run_dir, plan))
     return found[-1] if found else None
 
 
 def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
-    """Whether the stage has ended and left its last checkpoint."""
-    return (plan.folder(run_dir) / DONE).exists() and newest_checkpoint(run_dir, plan) is not None
+    """Whether the stage has ended and its last checkpoint is there."""
+    return stage_end(run_dir, plan) is not None
+
+
+def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
+    """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
+    try:
+        steps = json.loads((plan.folder(run_dir) / DONE).read_text())["steps"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    path = checkpoint_path(checkpoint_folder(run_dir, plan), steps)
+    return path if path.exists() else None
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
