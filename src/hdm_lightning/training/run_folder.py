@@ -45,6 +45,15 @@ def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
     return path if path.exists() else None
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has exported its model or its autoencoder to the end.
+
+    A model's config.json is written after its card, an autoencoder's card after its config.json: both are there only
+    when all is.
+    """
+    return all((run_dir / FINAL / name).exists() for name in ("config.json", "README.md"))
+
+
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
     """Record the end of a stage; written last, after its checkpoint."""
     text = json.dumps(summary, indent=2) + "\n"
