@@ -38,8 +38,8 @@ def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
 def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
     """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
     try:
-        steps = json.loads((plan.folder(run_dir) / DONE).read_text())["steps"]
-    except (OSError, ValueError, LookupError, TypeError):
+        steps = int(json.loads((plan.folder(run_dir) / DONE).read_text())["steps"])
+    except (OSError, ValueError, LookupError, TypeError):  # killed before it was written, or damaged
         return None
     path = checkpoint_path(checkpoint_folder(run_dir, plan), steps)
     return path if path.exists() else None

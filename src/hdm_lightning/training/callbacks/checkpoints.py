@@ -77,6 +77,7 @@ class SaveCheckpoints(StepWatcher, Callback):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            made_up_for = [old for old in self.folder.glob(f"step-*{SET_ASIDE}") if old.stem <= path.name]
+            set_aside = [old for old in self.folder.glob(f"step-*{SET_ASIDE}") if old.is_file()]
+            made_up_for = [old for old in set_aside if old.stem <= path.name]
             for old in [*checkpoints_in(self.folder)[: -self.keep], *made_up_for]:
                 old.unlink(missing_ok=True)
