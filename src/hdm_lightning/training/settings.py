@@ -224,7 +224,7 @@ class TrainerSettings:
         strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` (`hdm-train` only): network, moments
             and averages split over them, see docs/decisions.md.
         precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
-        compile: compile the network in place.
+        compile: compile the network block by block, for the shapes of the training.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
