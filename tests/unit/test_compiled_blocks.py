@@ -83,8 +83,9 @@ def test_a_schedule_makes_no_more_graphs_than_shapes_and_kinds_of_block(graphs):
     network = filled_network()
     averages = WeightAverages(network, [100])
     stages = (STAGE, replace(STAGE, routing_rate=0.0, activation_checkpointing=True))
-    for stage, shapes, expected in zip(
-        stages, ([(8, 8), (4, 12), (12, 4)], [(12, 12), (8, 16)]), (2 * ROUTED, 2 * WHOLE), strict=True
+    for stage, shapes, expected in (
+        (stages[0], [(8, 8), (4, 12), (12, 4), (12, 12)], 3 * ROUTED),  # one more than dynamo makes by itself
+        (stages[1], [(12, 12), (8, 16)], 2 * WHOLE),
     ):
         prepare_network(network, stage, TRAINER)
         before = graphs.frame_count
