@@ -6,7 +6,7 @@ None of them changes the names in a state dict, so checkpoints are the same with
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from hdm_lightning.models import XUT
+from hdm_lightning.models.blocks import XUTBlock
 from hdm_lightning.models.conditioning import BlockModulation
 from hdm_lightning.training import hardware, processes
 from hdm_lightning.training.settings import StageSettings, TrainerSettings
@@ -61,7 +62,16 @@ def checkpoint_blocks(network: XUT, active: bool) -> None:
     for block in network.blocks():
         block.__dict__.pop("forward", None)
         if active:
-            _replace_forward(block, partial(checkpoint, block.forward, use_reentrant=False))
+            _replace_forward(block, MethodType(_recomputed, block))
+
+
+def _recomputed(block: XUTBlock, *inputs: Any) -> Tensor:
+    # Bound to the block as a method is: a graph of a partial function would belong to this one block in torch 2.9.
+    def forward(*inputs: Any) -> Tensor:
+        return XUTBlock.forward(block, *inputs)
+
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    return recomputed
 
 
 def compile_blocks(network: XUT) -> None:
