@@ -102,7 +102,9 @@ def _loaded_with(arguments: argparse.Namespace, record: "ImageRecord | None", de
 
     Where the command names another model than the picture's, that model's own encoders serve.
     """
-    known = {"precision": "bfloat16" if device.type == "cuda" else "float32", **(record.loaded_with if record else {})}
+    from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415  (torch, for --help's sake)
+
+    known = {"precision": dtype_name(default_dtype(device)), **(record.loaded_with if record else {})}
     if arguments.model is not None:
         known = {"precision": known["precision"]}
     given = {name: getattr(arguments, name) for name in ("precision", "text_encoder", "vae")}

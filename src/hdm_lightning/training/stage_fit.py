@@ -63,6 +63,7 @@ def fit_stage(run: "Run", plan: StagePlan, start: StartPoint, previous: dict[str
         run.settings.seed,
         skipped=start.skipped,
         rewinds=start.rewinds,
+        static_shapes=run.settings.trainer.compile,
     )
     callbacks = stage_callbacks(run, plan, data, previous)
     trainer = stage_trainer(run, plan, callbacks, first_step=start.step)
