@@ -19,6 +19,7 @@ from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.models.counts import parameter_counts
+from hdm_lightning.whole_files import write_text
 
 
 def describe(release: Release) -> str:
@@ -55,7 +56,7 @@ def write_project(release: Release, folder: Path, text_encoder: str | None) -> N
     release = replace(release, settings=_project_settings(release, text_encoder, folder))
     project_folder.write_project(folder, release)
     description = {**release.settings, "xut": release.network.config.to_json()}
-    (folder / CARD_FILE).write_text(model_card(description), encoding="utf-8")
+    write_text(folder / CARD_FILE, model_card(description))
 
 
 def write_published(release: Release, path: Path) -> None:
