@@ -137,7 +137,7 @@ def _parse(raw: bytes, file: str) -> Index:
             raise
         mend = "run `hdm-shards index` again"
         raise UserError(f"the index cannot be read ({error!r})", where=file, mend=mend) from error
-    return Index(document.get("base") or file.rpartition("/")[0] or ".", shards)
+    return Index(file.rpartition("/")[0] or ".", shards)
 
 
 def _record(entry: Mapping[str, object]) -> ShardRecord:

@@ -9,6 +9,7 @@ from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import write_json
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -20,7 +21,7 @@ DONE = "done.json"
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
     """Folder of a stage's checkpoints."""
-    return plan.folder(run_dir) / "checkpoints"
+    return plan.folder(run_dir) / CHECKPOINTS
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
