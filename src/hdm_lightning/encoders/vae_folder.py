@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.pretrained import UNREADABLE
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
@@ -19,7 +20,8 @@ from hdm_lightning.whole_files import replacing
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
 # Repositories also hold half-precision variants and single files of other layouts.
 AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS_FILE = f"{WEIGHTS}.safetensors"
 
 AutoencoderKL = Any
 """A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
@@ -75,9 +77,14 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
     read_config(folder, where=where)
     try:
         model, loading = AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=any(folder.glob(f"{WEIGHTS}*.safetensors")),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except UNREADABLE as error:
         what = f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})"
         raise UserError(what, where=where, mend=_MEND) from error
     if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
