@@ -19,6 +19,7 @@ from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.models.counts import parameter_counts
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_text
 
 
@@ -35,7 +36,7 @@ def describe(release: Release) -> str:
         f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
         f"text encoder  {_tensors(release.text_encoder)}{_recorded(release.settings.get('text_encoder'))}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(in_one_line, lines))
 
 
 def with_vae(release: Release, folder: Path) -> Release:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import printable
 
 TRACEBACK = "HDM_TRACEBACK"
 LONGEST_FOLDER_NAME = 120
@@ -63,7 +64,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
-        print(f"error: {_first_lines(error)}", file=sys.stderr)
+        print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
         return 2
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)

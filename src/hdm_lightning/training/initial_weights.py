@@ -18,6 +18,7 @@ from hdm_lightning.interop.tensor_files import read_tensors
 from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.handover import NETWORK_PREFIX
 from hdm_lightning.training.randomness import sub_seed
@@ -62,7 +63,7 @@ class InitReport:
                 lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
         if self.wiring:
             lines.append(f"  warning: the weights were made for another wiring: {', '.join(self.wiring)}")
-        return "\n".join(lines)
+        return "\n".join(map(in_one_line, lines))
 
 
 def initial_network(settings: TrainSettings, whitening: TextWhitening | None = None) -> tuple[XUT, InitReport | None]:

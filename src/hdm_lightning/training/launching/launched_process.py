@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.one_machine import will_meet_at
+from hdm_lightning.printable import printable
 from hdm_lightning.training.recovery.stop_request import STOP
 
 Worker = Callable[[dict[str, Any]], int]
@@ -68,8 +69,9 @@ def told(error: Exception) -> str:
     if isinstance(error, UserError):
         return f"error: {error}\n"
     if not lost_connection(error):
-        return "".join(traceback.format_exception(error))
-    return "" if STOP.received else f"process {os.environ.get('RANK', '0')} lost its connection to another: {error}\n"
+        return printable("".join(traceback.format_exception(error)))
+    lost = f"process {os.environ.get('RANK', '0')} lost its connection to another: {error}\n"
+    return "" if STOP.received else printable(lost)
 
 
 def lost_connection(error: Exception) -> bool:

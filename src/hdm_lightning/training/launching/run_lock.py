@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.recovery.stop_request import STOP
@@ -118,6 +119,6 @@ def _holder(lock: int) -> str:
     """Who holds the lock, by what it has written."""
     try:
         signed = json.loads(os.pread(lock, 4096, 0))
-        return f"process {signed['pid']} on {signed['host']} (since {signed['since']})"
+        return in_one_line(f"process {signed['pid']} on {signed['host']} (since {signed['since']})")
     except (ValueError, KeyError, TypeError):
         return "another process"
