@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.cache import CachedTextEncoder
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
@@ -134,12 +135,10 @@ class TransformersTextEncoder:
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
-
     try:
         with _quiet_transformers():
-            return AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+            return read_transformer(folder, dtype=dtype)
+    except UNREADABLE as error:
         raise UserError(
             f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
             where=where,

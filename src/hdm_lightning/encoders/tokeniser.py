@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
@@ -77,12 +78,10 @@ class Tokeniser:
 
 
 def _load(name_or_path: str, where: str) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import, needed in few processes)
-
     folder = locate_model(name_or_path, where=where, required=TOKENISER_FILES, download=TOKENISER_DOWNLOAD)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return read_tokenizer(folder)
+    except UNREADABLE as error:
         raise UserError(
             f"transformers cannot read a tokeniser from {folder} ({error})",
             where=where,
