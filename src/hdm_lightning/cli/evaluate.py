@@ -91,9 +91,9 @@ def _device(arguments: argparse.Namespace) -> "torch.device":
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where="--device", mend="give cpu or cuda") from error
+        raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device", where="--device", mend="give cpu")
+        raise UserError("there is no CUDA device", where="--device", hint="give cpu")
     return device
 
 
@@ -132,8 +132,8 @@ def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> None:
     console = Console()
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
-        mend = f"; {one.mend}" if one.mend else ""
-        console.print(f"left out: {one.part}: {one.why}{mend}", highlight=False, markup=False, soft_wrap=True)
+        hint = f"; {one.hint}" if one.hint else ""
+        console.print(f"left out: {one.part}: {one.why}{hint}", highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 

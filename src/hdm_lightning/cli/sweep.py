@@ -56,10 +56,10 @@ def run_swept_job(task: Callable[[DictConfig], Any], config: DictConfig, folder:
         return task(config)
     except Exception as error:
         trace = traceback.format_exc()
-        mendable = isinstance(error, UserError)
-        told = str(error) if mendable else f"{type(error).__name__}: {error}"
+        fixable = isinstance(error, UserError)
+        told = str(error) if fixable else f"{type(error).__name__}: {error}"
     first = told.splitlines()[0]
-    print(told if mendable else trace, file=sys.stderr)
+    print(told if fixable else trace, file=sys.stderr)
     (folder / FAILED).write_text(json.dumps({"error": first, "trace": trace}, indent=2) + "\n")
     raise JobFailed(f"{folder.name}: {first}")
 

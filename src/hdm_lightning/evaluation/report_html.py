@@ -48,7 +48,7 @@ def report_page(evaluation: Evaluation) -> str:
     sections = [_section(evaluation, part, title) for part, title in evaluation.parts()]
     if evaluation.left_out:
         rows = "".join(
-            f"<li><b>{escape(one.part)}</b>: {escape(one.why)} <i>{escape(one.mend)}</i></li>"
+            f"<li><b>{escape(one.part)}</b>: {escape(one.why)} <i>{escape(one.hint)}</i></li>"
             for one in evaluation.left_out
         )
         sections.append(f"<section><h2>Left out</h2><ul>{rows}</ul></section>")

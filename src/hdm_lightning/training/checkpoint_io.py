@@ -54,7 +54,7 @@ def disk_full_error(path: Path | str) -> UserError:
     return UserError(
         "the disk is full; what was there before is intact",
         where=str(path),
-        mend="free space or set run_dir to another disk, then run the same command again",
+        hint="free space or set run_dir to another disk, then run the same command again",
     )
 
 

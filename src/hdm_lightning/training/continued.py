@@ -19,7 +19,7 @@ from hdm_lightning.training.stages import StagePlan
 KEPT = ("optimizer.name", "text_encoder.layer", "vae.mean", "vae.std")
 ENCODERS = ("text_encoder.name", "vae.name")
 WHITENED = "text_encoder.whiten_captions"
-MEND = "restore it, or choose another name=; init= starts a new run from a model's weights"
+HINT = "restore it, or choose another name=; init= starts a new run from a model's weights"
 MOVED = "; if the model has only moved, write its new place into "
 
 
@@ -43,14 +43,14 @@ def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[Stage
             raise UserError(
                 f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
                 where=f"schedule.stages.{plan.name}.batch_size",
-                mend=f"set it to {then}; micro_batch_size may change at any time",
+                hint=f"set it to {then}; micro_batch_size may change at any time",
             )
 
 
 def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:
     began = configuration_of(run_dir)
     for key, then, now in () if began is None else _changed(began, settings, model):
-        raise_changed(run_dir, key, then, now, MEND, may_have_moved=key in ENCODERS)
+        raise_changed(run_dir, key, then, now, HINT, may_have_moved=key in ENCODERS)
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
@@ -63,10 +63,10 @@ def configuration_of(run_dir: Path) -> DictConfig | None:
     return began
 
 
-def raise_changed(run_dir: Path, key: str, then: Any, now: Any, mend: str, *, may_have_moved: bool = False) -> NoReturn:
+def raise_changed(run_dir: Path, key: str, then: Any, now: Any, hint: str, *, may_have_moved: bool = False) -> NoReturn:
     """Raise the `UserError` of a value that a run keeps and that is another now."""
     moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if may_have_moved else ""
-    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, mend=mend + moved)
+    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, hint=hint + moved)
 
 
 def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:

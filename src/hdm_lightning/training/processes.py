@@ -63,7 +63,7 @@ def require_even_machines() -> None:
         raise UserError(
             f"the machines have {told} processes, but each must have as many as the others",
             where="trainer.nodes",
-            mend=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
+            hint=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
             "or leave out the machines with fewer devices",
         )
 

@@ -13,7 +13,7 @@ PATTERN = re.compile(r"step-(\d{8})\.ckpt")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` optimiser steps."""
+    """The file of the checkpoint after `step` optimizer steps."""
     return folder / f"step-{step:08d}.ckpt"
 
 
@@ -23,11 +23,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 class SaveCheckpoints(StepWatcher, Callback):
-    """Writes a checkpoint every so many optimiser steps and at the end, and keeps the newest few.
+    """Writes a checkpoint every so many optimizer steps and at the end, and keeps the newest few.
 
     Args:
         folder: where they go.
-        every: optimiser steps between two; 0 means the end only.
+        every: optimizer steps between two; 0 means the end only.
         keep: how many stay on disk.
         before: called on every process before anything is written; what it raises keeps the checkpoint off the disk.
     """

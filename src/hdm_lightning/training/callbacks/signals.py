@@ -16,7 +16,7 @@ class StoppedBySignal(Exception):
 
 
 class StopOnSignal(StepWatcher, Callback):
-    """Turns a signal to any one process into a common stop at the end of an optimiser step.
+    """Turns a signal to any one process into a common stop at the end of an optimizer step.
 
     Args:
         save: called on every process before stopping.

@@ -38,7 +38,7 @@ def train_stage(run: "Run", plan: StagePlan, previous: Path | None) -> None:
         hand_over(checkpoint, run.network, run.averages)
     stop_between_fits()
     while (hit := _fit(run, plan, checkpoint)) is not None:
-        gc.collect()  # the trainer that failed, its optimiser and its data workers, before the next is built
+        gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         _rewind(run, plan, hit)
         _restore(run, checkpoint)
         stop_between_fits()
@@ -110,6 +110,6 @@ def _too_many(record: Path, plan: StagePlan, hit: LossRewind, allowed: int) -> U
     return UserError(
         f"{hit}, after {allowed} rewind(s) of stage {plan.name}; suspect samples: {', '.join(hit.suspects)}",
         where=str(record),
-        mend=f"look at the samples named here and there, lower schedule.stages.{plan.name}.learning_rate or "
+        hint=f"look at the samples named here and there, lower schedule.stages.{plan.name}.learning_rate or "
         "gradient_clip, or raise guard.rewinds; the same command goes on from the last good checkpoint",
     )

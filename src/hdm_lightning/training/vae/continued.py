@@ -27,7 +27,7 @@ OF_THE_MACHINE = (
     "stage.save_every",
 )
 FINISHED_MEND = "restore it, or choose another name=; autoencoder.source=RUN/final starts a new run from its result"
-MEND = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
+HINT = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
 
 
 def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
@@ -45,7 +45,7 @@ def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
     judged = JUDGE if settings.adversarial.weight else ()
     for key, then, now in values_of(began, settings, (*KEPT, *judged)):
         if not _may_be(key, then, now):
-            raise_changed(run_dir, key, then, now, MEND, may_have_moved=key == SOURCE)
+            raise_changed(run_dir, key, then, now, HINT, may_have_moved=key == SOURCE)
 
 
 def _check_finished(run_dir: Path, began: DictConfig, settings: VaeTrainSettings) -> None:
@@ -59,7 +59,7 @@ def _check_finished(run_dir: Path, began: DictConfig, settings: VaeTrainSettings
                 raise UserError(
                     f"the training in {run_dir} is over and had {before}; {after} would change nothing",
                     where=key,
-                    mend=FINISHED_MEND,
+                    hint=FINISHED_MEND,
                 )
 
 
