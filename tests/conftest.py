@@ -18,7 +18,7 @@ WORDS = list(TEXT.split())
 
 @pytest.fixture(scope="session")
 def tiny_text_encoder(tmp_path_factory):
-    """Folder of a Qwen3-architecture causal language model of width 16 with a word tokeniser."""
+    """Folder of a Qwen3-architecture causal language model of width 16 with a word tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 

@@ -1,4 +1,4 @@
-"""Activation scale against width after a few steps, under the rules of `training.optimisation.parameter_groups`.
+"""Activation scale against width after a few steps, under the rules of `training.optimization.parameter_groups`.
 
 Writes results.json and figure.png beside this file.
 """
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.training.optimisation.coordinate_check import CoordinateCheck, width_exponent
+from hdm_lightning.training.optimization.coordinate_check import CoordinateCheck, width_exponent
 
 Scales = dict[str, dict[int, list[float]]]
 

@@ -148,7 +148,7 @@ def rank_loop(rank: int, config: StreamConfig, folder: Path, stop: int) -> None:
     storage.PAUSE_S = 0.05
     state = folder / f"consumed-{rank}.json"
     done = json.loads(state.read_text()) if state.exists() else 0
-    loader = StreamLoader(config, Plan(config), _tokenise, batch_size=BATCH, rank=rank, world=WORLD, start=done)
+    loader = StreamLoader(config, Plan(config), _tokenize, batch_size=BATCH, rank=rank, world=WORLD, start=done)
     with (folder / f"log-{rank}.jsonl").open("a") as log:
         log.write("\n")  # whatever a kill left of a line ends here
         for batch in loader:
@@ -163,7 +163,7 @@ def rank_loop(rank: int, config: StreamConfig, folder: Path, stop: int) -> None:
                 return
 
 
-def _tokenise(caption: str) -> tuple[list[int], int]:
+def _tokenize(caption: str) -> tuple[list[int], int]:
     return [1] * len(caption.split()), len(caption.split())
 
 

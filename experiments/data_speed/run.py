@@ -57,7 +57,7 @@ def rate(config: StreamConfig, warm: int) -> float:
 
 
 def words(caption: str) -> tuple[list[int], int]:
-    """A tokeniser that costs next to nothing."""
+    """A tokenizer that costs next to nothing."""
     count = len(caption.split())
     return [1] * count, count
 

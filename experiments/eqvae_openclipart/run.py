@@ -112,7 +112,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
     command(
         folder / "final" / "README.md",
         "hdm-train-vae",
-        "vae_training=from_nothing_tiny",
+        "vae_training=from_scratch_tiny",
         *on_drawings(folder, seed),
         f"stage.samples={samples}",
         f"patches.samples={samples * 7 // 8}",

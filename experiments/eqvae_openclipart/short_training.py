@@ -60,7 +60,7 @@ def train(folder: Path, overrides: list[str], seed: int) -> None:
     command(
         folder / "final" / "README.md",
         "hdm-train-vae",
-        "vae_training=from_nothing_tiny",
+        "vae_training=from_scratch_tiny",
         *on_drawings(folder, seed),
         "stage.resolution=128",
         "stage.samples=8000",

@@ -1,4 +1,4 @@
-"""Train a text-to-image model from nothing, at home (Home-made Diffusion Model, arXiv 2509.06068)."""
+"""Train a text-to-image model from scratch, at home (Home-made Diffusion Model, arXiv 2509.06068)."""
 
 from hdm_lightning.version import __version__
 

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: it names the place, what is wrong and the mend."""
+"""The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
 from hdm_lightning.printable import in_one_line, printable
 
@@ -11,15 +11,15 @@ class UserError(ValueError):
     Args:
         what: what was found and what was expected, in one or two sentences.
         where: the configuration key, file or argument in question.
-        mend: what to do about it, as an instruction.
+        hint: what to do about it, as an instruction.
     """
 
-    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
-        self.what, self.where, self.mend = what, where, mend
-        super().__init__(what, where, mend)
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(what, where, hint)
 
     def __str__(self) -> str:
         lines = [f"{in_one_line(self.where)}: {self.what}" if self.where else self.what]
-        if self.mend:
-            lines.append(f"  mend: {self.mend}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
         return printable("\n".join(lines))

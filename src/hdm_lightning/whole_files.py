@@ -35,7 +35,7 @@ class Replacement:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            raise UserError("is no ordinary file, and will not be replaced", where=str(path), mend="name another file")
+            raise UserError("is no ordinary file, and will not be replaced", where=str(path), hint="name another file")
         self.path = path
         self.temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
         handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -111,7 +111,7 @@ def link_error(path: Path | str) -> UserError:
     return UserError(
         "is a symbolic link, which could lead to any of your files, so nothing is written to it",
         where=str(path),
-        mend="delete the link, and look where the folder comes from",
+        hint="delete the link, and look where the folder comes from",
     )
 
 
@@ -126,7 +126,7 @@ def disk_full_error(path: Path | str) -> UserError:
     return UserError(
         "the disk is full; what was there before is intact",
         where=str(path),
-        mend="free space or set run_dir to another disk, then run the same command again",
+        hint="free space or set run_dir to another disk, then run the same command again",
     )
 
 

@@ -1,4 +1,4 @@
-"""hdm-plan autoencoder: every key of hdm-train-vae understood, what fits, and messages that name the mend."""
+"""hdm-plan autoencoder: every key of hdm-train-vae understood, what fits, and messages that name the hint."""
 
 import json
 
@@ -12,7 +12,7 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder
 from hdm_lightning.errors import UserError
 
-TINY = ("vae_training=from_nothing_tiny", "stage.micro_batch_size=2", "stage.batch_size=2")
+TINY = ("vae_training=from_scratch_tiny", "stage.micro_batch_size=2", "stage.batch_size=2")
 
 
 def planned(*overrides):

@@ -1,4 +1,4 @@
-"""hdm-plan's configuration: every training key understood, its own keys checked, messages that name the mend."""
+"""hdm-plan's configuration: every training key understood, its own keys checked, messages that name the hint."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_every_kind_of_average_takes_memory_and_disk():
 
 def test_muon_keeps_one_moment_of_the_blocks_matrices():
     adamw, muon = (planned(f"optimizer={name}").content["stages"][0]["memory"] for name in ("adamw", "muon"))
-    assert 0.5 < muon["optimiser"] / adamw["optimiser"] < 0.6
+    assert 0.5 < muon["optimizer"] / adamw["optimizer"] < 0.6
     assert muon["weights"] == adamw["weights"]
 
 
@@ -127,7 +127,7 @@ def test_a_sharded_run_names_what_it_gathers():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "where", "mend"),
+    ("overrides", "where", "hint"),
     [
         (["gpus=4x5091"], "gpus", "4x5090"),
         (["gpus=3x5090"], "schedule.stages.px256.batch_size", "batch_size="),
@@ -154,11 +154,11 @@ def test_a_sharded_run_names_what_it_gathers():
         (["probe=true", "gpus=4x5090"], "probe", "gpus=here"),
     ],
 )
-def test_mistakes_are_named(overrides, where, mend, monkeypatch):
+def test_mistakes_are_named(overrides, where, hint, monkeypatch):
     monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 64)
     monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
         planned(*overrides)
     assert caught.value.where == where
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint

@@ -111,13 +111,13 @@ def test_unknown_and_mistyped_keys_are_named(change, where, words):
     with pytest.raises(UserError) as caught:
         train_settings_from({**base, **change})
     assert caught.value.where == where
-    assert words in caught.value.mend
+    assert words in caught.value.hint
 
 
 def test_unknown_model_keys_are_named():
     with pytest.raises(UserError, match=r"model\.widht") as caught:
         model_config_from({"widht": 3})
-    assert "width" in caught.value.mend
+    assert "width" in caught.value.hint
 
 
 def test_unknown_data_keys_are_named():
@@ -149,7 +149,7 @@ def test_job_folder_names_are_short_and_distinct():
         ("train", "hdm-train: train a text-to-image model", [*choices("experiment"), "init: null"]),
         ("train_vae", "hdm-train-vae: train or fine-tune the autoencoder", choices("vae_training")),
         ("plan", "hdm-plan: time, memory, disk and cost of a schedule", ["usd_per_kwh: 0.3"]),
-        ("demo", "hdm-demo: from nothing to pictures", ["variation: 0.15"]),
+        ("demo", "hdm-demo: from scratch to pictures", ["variation: 0.15"]),
     ],
 )
 def test_help_begins_with_what_the_command_does_and_names_its_choices(command, begin, names):

@@ -85,5 +85,5 @@ def test_the_anime_variants_numbers():
 )
 def test_a_wrong_key_or_value_is_named(override, where):
     with pytest.raises(UserError) as caught:
-        settings_of("vae_training=from_nothing_tiny", override)
-    assert caught.value.where == where and caught.value.mend
+        settings_of("vae_training=from_scratch_tiny", override)
+    assert caught.value.where == where and caught.value.hint

@@ -56,7 +56,7 @@ def toy_job(tiny_text_encoder, tiny_autoencoder, tiny_shards):
 
 @pytest.fixture
 def toy_vae_config(tmp_path, tiny_shards):
-    """An autoencoder's training from nothing: three channels at half the side, 16 px, six steps."""
+    """An autoencoder's training from scratch: three channels at half the side, 16 px, six steps."""
     return {
         "name": "toy-vae",
         "run_dir": str(tmp_path / "run"),

@@ -49,7 +49,7 @@ def test_a_part(tmp_path, arguments):
 
 def test_a_step_tells_where_its_time_goes(tmp_path):
     (result,) = measured(tmp_path, "step", "--size", "tiny", "--context", "16")["results"]
-    assert set(result["sections_share"]) >= {"vae", "text", "xut", "optimiser"}
+    assert set(result["sections_share"]) >= {"vae", "text", "xut", "optimizer"}
     assert sum(result["sections_share"].values()) == pytest.approx(1)
 
 

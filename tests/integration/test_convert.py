@@ -161,7 +161,7 @@ def test_mistakes_end_with_one_message(
     assert "XUT" in capsys.readouterr().err
     for name, target in (("model", "comfyui"), ("model.v2", "published"), ("model", "bare")):
         assert convert(released, tmp_path / name, "--to", target) == 2
-        assert "mend: end the name in .safetensors or .ckpt" in capsys.readouterr().err
+        assert "hint: end the name in .safetensors or .ckpt" in capsys.readouterr().err
         assert not (tmp_path / name).exists()
     assert convert(released, tmp_path, "--to", "comfyui", "--force") == 2
     assert "--to comfyui writes one file" in capsys.readouterr().err

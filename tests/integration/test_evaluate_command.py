@@ -84,9 +84,9 @@ def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):
     left_out = {one["part"]: one for one in result_of(evaluated)["left_out"]}
     assert set(left_out) == {"frechet", "agreement", "shapes"}
     assert "needs at least 1281 pictures of each kind, there are 12 samples" in left_out["frechet"]["why"]
-    assert "rely on kernel_efficientnet_lite0" in left_out["frechet"]["mend"]
+    assert "rely on kernel_efficientnet_lite0" in left_out["frechet"]["hint"]
     assert "there are 40" in left_out["agreement"]["why"]
-    assert "hdm-shards build shapes" in left_out["shapes"]["mend"]
+    assert "hdm-shards build shapes" in left_out["shapes"]["hint"]
 
 
 def test_everything_that_the_numbers_depend_on_is_pinned(evaluated, tiny_shards):
@@ -167,14 +167,14 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
     [
         (["--parts", "frechet"], "needs at least 1281 pictures of each kind, there are 12 samples"),
         (["--parts", "frechet", "--samples", "1400"], "there are 40 reference pictures"),
-        (["--parts", "fid"], "--parts: 'fid' is no part\n  mend: choose among loss, frechet"),
+        (["--parts", "fid"], "--parts: 'fid' is no part\n  hint: choose among loss, frechet"),
         (["--parts", "copies"], "the search for copies needs the training set"),
         (["--features", "inception"], "pip install 'hdm-lightning[fid]', or use efficientnet_lite0"),
         (["--features", "./nowhere"], "--features: there is no folder './nowhere'"),
         (["--clip", "./nowhere"], "or leave --clip out"),
-        (["--weights", "file"], "there are no file weights\n  mend: choose among ema, raw"),
+        (["--weights", "file"], "there are no file weights\n  hint: choose among ema, raw"),
         (["--samples", "1"], "--samples: is 1, expected at least 2"),
-        (["--size", "30"], "--size: 30 is no multiple of 4\n  mend: give 32"),
+        (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
         (["--solver", "magic"], "solver: got 'magic'"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
@@ -286,7 +286,7 @@ def test_equal_captions_and_records_of_another_kind_leave_their_parts_out(run_fo
     assert reasons["shapes"].startswith("the reference pictures are no scenes of shapes")
 
 
-def test_without_real_pictures_the_mend_is_told(run_folder, capsys):
+def test_without_real_pictures_the_hint_is_told(run_folder, capsys):
     assert evaluate.main([str(run_folder)]) == 2
     assert "--data: nothing tells which real pictures" in capsys.readouterr().err
 
@@ -295,7 +295,7 @@ def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shard
     from hdm_lightning.assessment import job as evaluate_job
 
     def cannot(name, device):
-        raise UserError("its package is not installed", where="--features", mend="pip install it")
+        raise UserError("its package is not installed", where="--features", hint="pip install it")
 
     monkeypatch.setattr(evaluate_job, "load_feature_network", cannot)
     arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "raw", *SMALL, *FEW]
@@ -328,7 +328,7 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert "FOLDER: there is no folder 'nowhere'" in capsys.readouterr().err
     small = ["--size", "4", "--out", str(tmp_path)]
     assert evaluate.main(["vae", str(tiny_autoencoder), "--data", str(tiny_shards), *small]) == 2
-    assert "--size: 4 px are too few to measure\n  mend: give at least 6" in capsys.readouterr().err
+    assert "--size: 4 px are too few to measure\n  hint: give at least 6" in capsys.readouterr().err
 
 
 @pytest.fixture

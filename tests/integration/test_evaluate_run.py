@@ -137,7 +137,7 @@ def test_a_configuration_of_something_else_above_a_model_is_passed_by(run, tmp_p
 def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
     with pytest.raises(UserError, match="is an autoencoder") as caught:
         load_subject(tiny_autoencoder, LoadOptions())
-    assert caught.value.mend.startswith(f"hdm-evaluate vae {tiny_autoencoder}")
+    assert caught.value.hint.startswith(f"hdm-evaluate vae {tiny_autoencoder}")
 
 
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
@@ -175,7 +175,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     assert subject.run is not None
     stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
     plan = Plan(stream)
-    loader = ValidationLoader(stream, plan, pipeline.tokeniser, samples=7, batch_size=5)
+    loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
     images = torch.cat([batch.images for batch in real_pictures(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)

@@ -166,7 +166,7 @@ def test_with_data_given_the_runs_training_set_is_not_opened_unasked(foreign, li
     few += ["--aspect-prompts", "2", "--camera-prompts", "2", "--diversity-prompts", "2", "--diversity-seeds", "2"]
     assert evaluate.main([str(folder), *few, "--data", str(tiny_shards), "--out", str(out)]) == 0
     assert listener.paths == []
-    left_out = {entry["part"]: entry["mend"] for entry in result(out)["left_out"]}
+    left_out = {entry["part"]: entry["hint"] for entry in result(out)["left_out"]}
     assert left_out["copies"].startswith("--train-data")
     with_train = ["--data", str(tiny_shards), "--train-data", f"{listener.address}/mine/0.tar"]
     assert evaluate.main([str(folder), *LOSS, *with_train, "--out", str(out)]) == 2

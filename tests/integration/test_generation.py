@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import one_by_one
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
@@ -54,7 +54,7 @@ def pipeline(tiny_text_encoder, tiny_autoencoder):
     return TextToImage(
         filled_xut(CONFIG),
         load_text_encoder(str(tiny_text_encoder)),
-        Tokeniser(str(tiny_text_encoder), 16),
+        Tokenizer(str(tiny_text_encoder), 16),
         load_autoencoder(str(tiny_autoencoder)),
         max_batch=4,
     )
@@ -115,7 +115,7 @@ def test_the_pipeline_is_the_formula(pipeline):
     x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(9))[None]
 
     def predicted(text, t):
-        ids, count = pipeline.tokeniser(text)
+        ids, count = pipeline.tokenizer(text)
         context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
         return pipeline.model(x, torch.tensor([t]), context)
 
@@ -136,7 +136,7 @@ def test_each_branch_has_its_own_rate(pipeline):
     x = torch.randn(4, 8, 12, generator=generator)[None]
 
     def predicted(text, t, rate):
-        ids, count = pipeline.tokeniser(text)
+        ids, count = pipeline.tokenizer(text)
         context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
         scores = torch.rand(96, generator=generator)
         keep = scores.argsort(descending=True)[: 96 - int(rate * 96)].sort().values[None]
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencode
         TextToImage(
             XUT(dataclasses.replace(CONFIG, context_width=24)),
             pipeline.text_encoder,
-            pipeline.tokeniser,
+            pipeline.tokenizer,
             pipeline.autoencoder,
         )
 
@@ -377,7 +377,7 @@ def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_t
     tensors |= {"vae_mean": vae.mean, "vae_std": vae.std}
     save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "hdm.safetensors")
     loaded = load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
-    expected = TextToImage(model, pipeline.text_encoder, Tokeniser(str(tiny_text_encoder), 512), vae)
+    expected = TextToImage(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
     assert_same_pictures(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected(PROMPTS, [1, 2, 3, 4], SETTINGS))
     with pytest.raises(UserError, match="--text-encoder"):
         load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions())

@@ -88,7 +88,7 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, change,
         place.update(values)
     with pytest.raises(UserError) as caught:
         check_job(interrupted)
-    assert caught.value.where == where and caught.value.mend
+    assert caught.value.where == where and caught.value.hint
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_other_limits_of_its_encoders(interrupted):
@@ -117,7 +117,7 @@ def test_another_encoder_is_refused_and_the_same_by_another_path_is_not(interrup
     assert caught.value.where == f"{encoder}.name"
     assert str(first) in caught.value.what and str(copied) in caught.value.what
     config = Path(interrupted["run_dir"], "config.yaml")
-    assert str(config) in caught.value.mend  # which is to be told where it is now
+    assert str(config) in caught.value.hint  # which is to be told where it is now
     config.write_text(config.read_text().replace(str(first), str(copied)))
     assert run_job(check_job(interrupted)) == 0
 
@@ -182,7 +182,7 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
     }.items():
         with pytest.raises(UserError, match="is over and had") as caught:
             check_job(changed(**changes))
-        assert caught.value.where == where and f"init={tmp_path / 'run'}" in caught.value.mend
+        assert caught.value.where == where and f"init={tmp_path / 'run'}" in caught.value.hint
     new = {**changed("new", stage={"samples": 24}), "init": str(tmp_path / "run")}  # what the message says to type
     assert run_job(check_job(new)) == 0
 

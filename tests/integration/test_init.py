@@ -125,7 +125,7 @@ def test_mistakes_are_named(config, tmp_path):
         settings = replace(train_settings_from(config), init=str(tmp_path / f"{name}.safetensors"))
         with pytest.raises(UserError) as caught:
             initial_network(settings)
-        assert caught.value.where == "init" and caught.value.mend
+        assert caught.value.where == "init" and caught.value.hint
 
 
 def test_the_model_is_not_asked_for_once_the_first_stage_is_done(config, given):

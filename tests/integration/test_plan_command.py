@@ -74,5 +74,5 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     assert first["utilisation"] == pytest.approx(last["utilisation"])  # the stage not measured takes the mean
     assert content["assumptions"]["utilisation"] == pytest.approx(first["utilisation"])
     assert 0 < first["utilisation"] < 1
-    # A larger micro-batch and fewer optimiser steps make it somewhat faster than the probe's own steps.
+    # A larger micro-batch and fewer optimizer steps make it somewhat faster than the probe's own steps.
     assert 0.9 * rate < first["images_per_s"] < 3 * rate

@@ -131,7 +131,7 @@ def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_fol
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 59, 3), dtype=np.uint8)).save(start)
     command = [str(run_folder), "a star", "--image", str(start), "--strength", "0.3"]
     assert sample.main([*command, "--size", "image", "--out", str(tmp_path / "a")]) == 2
-    assert "--size: 59x41 is not made of multiples of 4\n  mend: give 60x40, or add" in capsys.readouterr().err
+    assert "--size: 59x41 is not made of multiples of 4\n  hint: give 60x40, or add" in capsys.readouterr().err
     padded = ["--size", "image", "--on-indivisible", "pad"]
     assert sample.main([*command, *padded, "--out", str(tmp_path / "a")]) == 0
     assert "warning" not in capsys.readouterr().err
@@ -159,7 +159,7 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
     [
         (
             ["a star", "--size", "33x32"],
-            "--size: 33x32 is not made of multiples of 4\n  mend: give 32x32, or add --on-indivisible pad",
+            "--size: 33x32 is not made of multiples of 4\n  hint: give 32x32, or add --on-indivisible pad",
         ),
         (["a star", "--size", "big"], "--size: 'big' is no size"),
         (["a star", "--size", "image"], "--size image: image means the picture to start from"),

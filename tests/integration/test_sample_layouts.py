@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
@@ -117,7 +117,7 @@ def expected(tiny_text_encoder):
         # The time frequencies are a formula: half precision in a file does not round them.
         model.time_embedding.frequencies.copy_(network().time_embedding.frequencies)
         encoder = load_text_encoder(str(tiny_text_encoder))
-        pipeline = TextToImage(model, encoder, Tokeniser(str(tiny_text_encoder), 512), vae)
+        pipeline = TextToImage(model, encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
         return pipeline([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
 
     return {dtype: draw(dtype) for dtype in (torch.float32, torch.float16)}
@@ -209,7 +209,7 @@ def test_a_folder_of_ours_without_an_autoencoder_is_told(tmp_path, tiny_text_enc
     assert sample.main(["ours", *DRAW]) == 2
     told = capsys.readouterr().err
     assert "ours: holds no autoencoder (vae/)" in told
-    assert "mend: name one with --vae" in told
+    assert "hint: name one with --vae" in told
 
 
 def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder, capsys):
@@ -226,7 +226,7 @@ def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder,
         assert message in capsys.readouterr().err
     released = write_single(tmp_path / "hdm", torch.float32)
     assert sample.main([str(released), PROMPT]) == 2
-    assert "mend: name one with --text-encoder" in capsys.readouterr().err
+    assert "hint: name one with --text-encoder" in capsys.readouterr().err
 
 
 def test_a_run_finds_its_text_encoder_from_elsewhere(tmp_path, tiny_text_encoder, monkeypatch, capsys):

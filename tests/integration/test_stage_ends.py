@@ -118,4 +118,4 @@ def test_a_plateau_needs_validation_samples(job):
     config["validation"]["samples"] = 0
     with pytest.raises(UserError, match="no loss") as caught:
         check_job(config)
-    assert caught.value.mend == "set validation.samples"
+    assert caught.value.hint == "set validation.samples"

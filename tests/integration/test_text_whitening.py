@@ -8,7 +8,7 @@ import torch
 
 from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
@@ -22,11 +22,11 @@ from hdm_lightning.training.job import check_job, run_job
 CAPTIONS = ["a red square", "two blue circles on white", ""]
 
 
-def velocity(network, encoder, tokenise):
+def velocity(network, encoder, tokenize):
     """The network's answer to the captions, in float64 comparison range."""
     generator = torch.Generator().manual_seed(1)
     latent, t = torch.randn(3, 4, 4, 4, generator=generator), torch.tensor([0.2, 0.5, 0.9])
-    pairs = [tokenise(caption) for caption in CAPTIONS]
+    pairs = [tokenize(caption) for caption in CAPTIONS]
     tokens, lengths = torch.tensor([tokens for tokens, _ in pairs]), torch.tensor([length for _, length in pairs])
     with torch.no_grad():
         return network(latent, t, encoder.encode(tokens, lengths), context_lengths=lengths)
@@ -43,16 +43,16 @@ def run(tmp_path_factory, toy_job):
 def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    plain, tokenise = load_text_encoder(run["text_encoder"]["name"]), Tokeniser(run["text_encoder"]["name"], 8)
+    plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"], 8)
     exported = load_bundle(folder / "final").load_model("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
     trained.load_state_dict(network_weights(read_checkpoint(newest)))
     torch.nn.init.normal_(trained.output_projection.weight, generator=torch.Generator().manual_seed(2))
     exported.output_projection.load_state_dict(trained.output_projection.state_dict())
-    expected = velocity(trained, WhitenedTextEncoder(plain, whitening), tokenise)
-    assert torch.allclose(velocity(exported, plain, tokenise), expected, atol=1e-4)
-    assert not torch.allclose(velocity(exported, WhitenedTextEncoder(plain, whitening), tokenise), expected, atol=1e-2)
+    expected = velocity(trained, WhitenedTextEncoder(plain, whitening), tokenize)
+    assert torch.allclose(velocity(exported, plain, tokenize), expected, atol=1e-4)
+    assert not torch.allclose(velocity(exported, WhitenedTextEncoder(plain, whitening), tokenize), expected, atol=1e-2)
     evaluated = load_subject(newest, LoadOptions()).networks["raw"]()
     assert torch.allclose(evaluated.text_projection.weight, exported.text_projection.weight)
 

@@ -203,7 +203,7 @@ def test_mistakes_are_named_before_anything_is_built(config, change, where):
     with pytest.raises(UserError) as caught:
         check_job({**config, **change})
     assert caught.value.where == where
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_a_missing_or_empty_data_folder_is_named(config, tmp_path):

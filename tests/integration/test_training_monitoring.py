@@ -50,7 +50,7 @@ def test_scalars_of_a_run(finished):
     assert {value for _, value in tags["seen/holes"]} == {0}
     assert 0 < tags["memory_gb/host"][-1][1] <= tags["memory_gb/host_peak"][-1][1] * 1.01
     assert all(0 < value <= 1 for _, value in tags["speed/training_share"])
-    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in ("data", "vae", "text", "xut", "optimiser"))
+    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in ("data", "vae", "text", "xut", "optimizer"))
     assert 0.5 < parts / tags["step_time_ms/whole"][-1][1] < 1.05
     second, _ = scalars(run_dir / "02-px32" / "tensorboard")
     assert second["loss/train"][-1][0] == 64  # one axis over stages
@@ -78,8 +78,8 @@ def test_validation_and_saving_are_no_part_of_a_step(toy_job, tmp_path, monkeypa
     config["logger"] = {"every_steps": 4}
     assert run_job(check_job(config)) == 0
     tags, _ = scalars(tmp_path / "01-px16" / "tensorboard")
-    first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("vae", "xut", "optimiser", "whole")}
-    assert first["optimiser"] < 200 and first["vae"] < 200
+    first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("vae", "xut", "optimizer", "whole")}
+    assert first["optimizer"] < 200 and first["vae"] < 200
     assert 200 <= first["xut"] < first["whole"] < 600  # two micro-batches a step
 
 

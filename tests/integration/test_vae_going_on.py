@@ -37,7 +37,7 @@ def interrupted(toy_vae_config, changed, monkeypatch):
     return config
 
 
-def optimisers(config):
+def optimizers(config):
     newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
     return read_checkpoint(newest)["optimizer_states"]
 
@@ -48,7 +48,7 @@ def cosine(progress):
 
 def test_rates_and_decay_that_were_changed_count_from_the_next_step(interrupted, changed):
     """The rates in a checkpoint are those of the step to come: of step 5 of 6, and of step 3 of the judge's 4."""
-    before = optimisers(interrupted)
+    before = optimizers(interrupted)
     assert before[0]["param_groups"][0]["lr"] == pytest.approx(2e-3 * cosine(5 / 6))
     assert before[1]["param_groups"][0]["lr"] == pytest.approx(1e-3 * cosine(3 / 4))
     config = changed(
@@ -57,7 +57,7 @@ def test_rates_and_decay_that_were_changed_count_from_the_next_step(interrupted,
         adversarial={"learning_rate": 1e-4, "betas": [0.7, 0.9], "weight": 0.25},
     )
     assert run_vae_job(check_vae_job(config)) == 0
-    generator, judge = optimisers(config)
+    generator, judge = optimizers(config)
     for state, rate, betas, steps in ((generator, 1e-2, (0.8, 0.9), 6), (judge, 1e-4, (0.7, 0.9), 4)):
         assert {int(moment["step"]) for moment in state["state"].values()} == {steps}  # the moments went on
         for group in state["param_groups"]:
@@ -80,7 +80,7 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, changed
     stage = {"resolution": 24, "micro_batch_size": 4}  # free to change, and large enough for two layers
     with pytest.raises(UserError) as caught:
         check_vae_job(changed(changed(interrupted, stage=stage), **groups))
-    assert caught.value.where == where and "restore it" in caught.value.mend
+    assert caught.value.where == where and "restore it" in caught.value.hint
 
 
 def test_an_average_cannot_begin_in_the_midst_and_may_end_or_change_there(interrupted, changed):
@@ -121,7 +121,7 @@ def test_a_source_that_has_moved_is_found_again(interrupted, changed, tiny_autoe
     with pytest.raises(UserError) as caught:
         check_vae_job(changed(run, autoencoder={"source": str(copied)}))
     config = Path(run["run_dir"], "config.yaml")
-    assert caught.value.where == "autoencoder.source" and str(config) in caught.value.mend
+    assert caught.value.where == "autoencoder.source" and str(config) in caught.value.hint
     config.write_text(config.read_text().replace(str(tiny_autoencoder), str(copied)))
     check_vae_job(changed(run, autoencoder={"source": str(copied)}))
 
@@ -149,4 +149,4 @@ def test_a_training_that_is_over_is_described_as_it_was(toy_vae_config, changed)
     }.items():
         with pytest.raises(UserError, match="is over") as caught:
             check_vae_job(changed(toy_vae_config, **groups))
-        assert caught.value.where.startswith(where) and "autoencoder.source" in caught.value.mend
+        assert caught.value.where.startswith(where) and "autoencoder.source" in caught.value.hint

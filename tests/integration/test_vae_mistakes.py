@@ -24,25 +24,25 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
         config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39})
     else:
         config = changed(config, stage={"learning_rate": 1e39})
-    with pytest.raises(UserError, match="weights are not finite after optimiser step 1") as caught:
+    with pytest.raises(UserError, match="weights are not finite after optimizer step 1") as caught:
         run_vae_job(check_vae_job(changed(config, stage={"samples": 8})))
-    assert "learning_rate" in caught.value.mend
+    assert "learning_rate" in caught.value.hint
     assert not list(Path(config["run_dir"]).rglob("*.ckpt"))
     assert not (Path(config["run_dir"]) / "final").exists()
 
 
 def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config, changed):
     adversarial = ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39}
-    with pytest.raises(UserError, match="loss is not finite at optimiser step 2; samples: "):
+    with pytest.raises(UserError, match="loss is not finite at optimizer step 2; samples: "):
         run_vae_job(check_vae_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, changed):
     # The rate makes the weights overflow in the first step; the second sees it.
     config = changed(config, stage={"learning_rate": 1e30})
-    with pytest.raises(UserError, match=r"not finite at optimiser step \d; samples: .*\.tar/\d{5}") as caught:
+    with pytest.raises(UserError, match=r"not finite at optimizer step \d; samples: .*\.tar/\d{5}") as caught:
         run_vae_job(check_vae_job(config))
-    assert "learning_rate" in caught.value.mend
+    assert "learning_rate" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_mistakes_are_named_before_anything_is_built(config, groups, where, chan
         check_vae_job(changed(config, **groups))
     if where is not None:
         assert caught.value.where == where
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_the_check_fetches_no_more_than_training_reads(config, monkeypatch, changed):

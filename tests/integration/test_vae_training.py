@@ -43,7 +43,7 @@ def config(toy_vae_config):
 def filled_config(config, tmp_path, changed):
     """The same training from an autoencoder with no zero in it, so that every tensor has a gradient at once.
 
-    One from nothing begins with its residual branches at zero, and more than half of its tensors then have none.
+    One from scratch begins with its residual branches at zero, and more than half of its tensors then have none.
     """
     folder, source = tmp_path / "filled", torch.Generator().manual_seed(0)
     vae = AutoencoderKL(**config["autoencoder"]["config"])
@@ -60,11 +60,11 @@ def last_checkpoint(config):
     return read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1])
 
 
-def first_moments(config, optimiser=0):
-    """The optimiser's mean gradients, one for each tensor of its network."""
+def first_moments(config, optimizer=0):
+    """The optimizer's mean gradients, one for each tensor of its network."""
     checkpoint = last_checkpoint(config)
-    states = checkpoint["optimizer_states"][optimiser]["state"]
-    prefix = ("network.", "discriminator.")[optimiser]
+    states = checkpoint["optimizer_states"][optimizer]["state"]
+    prefix = ("network.", "discriminator.")[optimizer]
     assert len(states) == sum(name.startswith(prefix) for name in checkpoint["state_dict"])
     return [states[number]["exp_avg"] for number in sorted(states)]
 
@@ -76,13 +76,13 @@ def test_gradients_are_clipped_in_bfloat16_too(config, adversarial, changed):
     if adversarial:
         config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "gradient_clip": 0.002})
     assert run_vae_job(check_vae_job(config)) == 0
-    for optimiser, largest in enumerate((0.001, 0.002)[: 1 + adversarial]):
-        norm = torch.nn.utils.get_total_norm(first_moments(config, optimiser))
+    for optimizer, largest in enumerate((0.001, 0.002)[: 1 + adversarial]):
+        norm = torch.nn.utils.get_total_norm(first_moments(config, optimizer))
         assert float(norm) == pytest.approx(0.5 * largest, rel=1e-3)
 
 
-def optimiser_order(network):
-    """Parameters as the optimiser numbers them: those that are decayed, then the rest."""
+def optimizer_order(network):
+    """Parameters as the optimizer numbers them: those that are decayed, then the rest."""
     parameters = list(network.parameters())
     return [p for p in parameters if p.ndim > 1] + [p for p in parameters if p.ndim <= 1]
 
@@ -119,11 +119,11 @@ def hand_written_step(config, vae, judge):
     balance = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     loss = reconstruction + 1e-2 * kl + 0.5 * balance * adversarial
-    generator = torch.autograd.grad(loss, optimiser_order(vae))
+    generator = torch.autograd.grad(loss, optimizer_order(vae))
 
     _, again = forward()
     hinge = 0.5 * (F.relu(1 - judge(target)).mean() + F.relu(1 + judge(again.detach())).mean())
-    return generator, torch.autograd.grad(hinge, optimiser_order(judge))
+    return generator, torch.autograd.grad(hinge, optimizer_order(judge))
 
 
 def assert_close(found, expected, relative):
@@ -170,8 +170,8 @@ def test_two_processes_equal_one_with_twice_the_batch(filled_config, tmp_path, a
     two = changed(one, run_dir=str(tmp_path / "two"), stage={"micro_batch_size": 4}, trainer={"devices": 2})
     assert run_vae_job(check_vae_job(one)) == 0
     assert run_vae_job(check_vae_job(two)) == 0
-    for optimiser in range(1 + adversarial):
-        assert_close(first_moments(two, optimiser), first_moments(one, optimiser), TOLERANCES[optimiser])
+    for optimizer in range(1 + adversarial):
+        assert_close(first_moments(two, optimizer), first_moments(one, optimizer), TOLERANCES[optimizer])
     done = [json.loads((Path(c["run_dir"]) / "01-vae" / "done.json").read_text()) for c in (one, two)]
     kernels = [each["measures"].pop("reconstruction/kernel_efficientnet_lite0") for each in done]
     assert kernels[1] == pytest.approx(kernels[0], rel=0.02)  # on pictures rounded to whole grey levels
@@ -192,8 +192,8 @@ def test_accumulation_equals_one_large_batch(filled_config, tmp_path, changed):
         parts = changed(whole, run_dir=str(tmp_path / f"parts{len(groups)}"), stage={"micro_batch_size": 2})
         for each in (whole, parts):
             assert run_vae_job(check_vae_job(each)) == 0
-        for optimiser in range(1 + ("adversarial" in groups)):
-            assert_close(first_moments(parts, optimiser), first_moments(whole, optimiser), TOLERANCES[optimiser])
+        for optimizer in range(1 + ("adversarial" in groups)):
+            assert_close(first_moments(parts, optimizer), first_moments(whole, optimizer), TOLERANCES[optimizer])
 
 
 def test_recomputed_activations_change_no_gradient(filled_config, tmp_path, changed):
@@ -201,8 +201,8 @@ def test_recomputed_activations_change_no_gradient(filled_config, tmp_path, chan
     recomputed = changed(kept, run_dir=str(tmp_path / "recomputed"), stage={"activation_checkpointing": True})
     for each in (kept, recomputed):
         assert run_vae_job(check_vae_job(each)) == 0
-    for optimiser in (0, 1):
-        assert_close(first_moments(recomputed, optimiser), first_moments(kept, optimiser), 1e-6)
+    for optimizer in (0, 1):
+        assert_close(first_moments(recomputed, optimizer), first_moments(kept, optimizer), 1e-6)
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ def test_a_compiled_network_has_the_same_gradients_and_keys(filled_config, tmp_p
     for each in (eager, compiled):
         assert run_vae_job(check_vae_job(each)) == 0
     assert last_checkpoint(compiled)["state_dict"].keys() == last_checkpoint(eager)["state_dict"].keys()
-    for optimiser in (0, 1):
-        assert_close(first_moments(compiled, optimiser), first_moments(eager, optimiser), TOLERANCES[optimiser])
+    for optimizer in (0, 1):
+        assert_close(first_moments(compiled, optimizer), first_moments(eager, optimizer), TOLERANCES[optimizer])
 
 
 def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(config, changed):

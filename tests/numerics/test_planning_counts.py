@@ -112,7 +112,7 @@ def test_operations_of_a_whole_training_step(changes, fused):
 
 
 def measured_peak(step):
-    step()  # the optimiser's moments come with the first step
+    step()  # the optimizer's moments come with the first step
     memory = LiveMemory()
     memory.hold(*step.tensors())
     before = memory.bytes
@@ -138,17 +138,17 @@ def test_memory_forecast_is_within_a_tenth_of_the_peak(changes):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_moments_are_those_that_the_optimiser_keeps(name):
+def test_moments_are_those_that_the_optimizer_keeps(name):
     settings = StageSettings(32, samples=9, batch_size=1, micro_batch_size=1, learning_rate=1e-3, context_length=4)
     kind = {"device": CPU, "dtype": torch.float32, "optimizer": OptimizerSettings(name=name)}
     step = TrainingStep(SMALL, TINY_TEXT, TINY_AUTOENCODER, settings, **kind)
     step()
-    kept = [value for state in step.optimiser.state.values() for value in state.values() if value.numel() > 1]
+    kept = [value for state in step.optimizer.state.values() for value in state.values() if value.numel() > 1]
     recipe, stage, _ = recipe_and_stage()
     recipe = replace(recipe, muon=name == "muon")
     measured = sum(value.numel() for value in kept)
     assert recipe.moments == pytest.approx(measured, rel=0.01)
-    assert device_memory(recipe, stage).optimiser == 4 * recipe.moments
+    assert device_memory(recipe, stage).optimizer == 4 * recipe.moments
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

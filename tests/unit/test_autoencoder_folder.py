@@ -35,7 +35,7 @@ def edited(folder, edit):
 def refused(folder, match):
     with pytest.raises(UserError, match=match) as caught:
         read_autoencoder(folder, torch.float32, where="vae.name")
-    assert caught.value.where == "vae.name" and caught.value.mend
+    assert caught.value.where == "vae.name" and caught.value.hint
 
 
 def test_a_folder_is_read_as_it_was_written(folder):

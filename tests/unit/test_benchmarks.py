@@ -84,7 +84,7 @@ def test_one_setting_changed(change, expected):
 
 
 @pytest.mark.parametrize(
-    ("change", "mend"),
+    ("change", "hint"),
     [
         ("compiel=true", "compile=true"),
         ("batch", "KEY=VALUE"),
@@ -92,11 +92,11 @@ def test_one_setting_changed(change, expected):
         ("compile=perhaps", "compile="),
     ],
 )
-def test_changes_that_are_none(change, mend):
+def test_changes_that_are_none(change, hint):
     with pytest.raises(UserError) as caught:
         CaseSettings(size="tiny").changed(change)
     assert caught.value.where == "--against"
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from hdm_lightning.training.recovery.stop_request import StopRequest
 
 
 def fail() -> None:
-    raise UserError("is wrong", where="some.key", mend="make it right")
+    raise UserError("is wrong", where="some.key", hint="make it right")
 
 
 def test_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: None) == 0
     assert run_command(lambda: 3) == 3
     assert run_command(fail) == 2
-    assert capsys.readouterr().err == "error: some.key: is wrong\n  mend: make it right\n"
+    assert capsys.readouterr().err == "error: some.key: is wrong\n  hint: make it right\n"
 
 
 def test_the_stack_trace_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.cache import CachedTextEncoder
 from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors, infer_config
@@ -25,8 +25,8 @@ CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue 
 
 
 def batch(name, context_length=16, captions=CAPTIONS):
-    tokeniser = Tokeniser(str(name), context_length)
-    ids, counts = zip(*map(tokeniser, captions), strict=True)
+    tokenizer = Tokenizer(str(name), context_length)
+    ids, counts = zip(*map(tokenizer, captions), strict=True)
     return torch.tensor(ids), torch.tensor(counts)
 
 
@@ -129,18 +129,18 @@ def test_bad_lengths_are_named(tiny_text_encoder):
         encoder.encode(torch.ones(2, 4, dtype=torch.int64), torch.tensor([0, 5]))
 
 
-def test_tokeniser_pads_truncates_and_pickles(tiny_text_encoder):
-    tokeniser = Tokeniser(str(tiny_text_encoder), 6)
-    ids, length = tokeniser("a red circle")
+def test_tokenizer_pads_truncates_and_pickles(tiny_text_encoder):
+    tokenizer = Tokenizer(str(tiny_text_encoder), 6)
+    ids, length = tokenizer("a red circle")
     assert (len(ids), length) == (6, 3)
     assert ids[3:] == [0, 0, 0]
-    assert tokeniser("") == ([0] * 6, 1)
-    assert tokeniser("a red circle on the left of a star")[1] == 6
-    assert pickle.loads(pickle.dumps(tokeniser))("a red circle") == (ids, length)
+    assert tokenizer("") == ([0] * 6, 1)
+    assert tokenizer("a red circle on the left of a star")[1] == 6
+    assert pickle.loads(pickle.dumps(tokenizer))("a red circle") == (ids, length)
 
 
 def test_bert_special_tokens_survive_truncation():
-    ids, length = Tokeniser(MINILM, 5)("a large red circle on the left of a small blue star")
+    ids, length = Tokenizer(MINILM, 5)("a large red circle on the left of a small blue star")
     assert length == 5
     assert (ids[0], ids[-1]) == (101, 102)
 
@@ -369,7 +369,7 @@ def test_a_run_that_is_not_there_is_told_with_the_command_that_makes_it(name, ma
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         locate_autoencoder(name, where="vae.name", made_by=made_by)
-    assert caught.value.mend == f"train it: {command}"
+    assert caught.value.hint == f"train it: {command}"
     (tmp_path / name).parent.mkdir(parents=True)
     with pytest.raises(UserError, match="has not written its final/ yet"):
         locate_autoencoder(name, where="vae.name", made_by=made_by)

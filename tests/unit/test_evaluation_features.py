@@ -100,7 +100,7 @@ def test_clip_scores_are_those_of_the_models_own_forward(clip_folder):
     judge = load_clip(str(clip_folder), CPU)
     images, captions = smooth(3, 24, 24), ["a red circle", "a small blue star on the left of a square", "dark"]
     got = clip_scores(judge.network(images), judge.text_features(captions))
-    tokens = judge.tokeniser(captions, padding=True, return_tensors="pt")
+    tokens = judge.tokenizer(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = judge.model(
             input_ids=tokens["input_ids"],

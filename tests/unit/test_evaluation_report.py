@@ -44,7 +44,7 @@ def test_json_holds_every_number():
     assert (measure["value"], measure["low"], measure["high"], measure["samples"]) == (2.0, 1.9, 2.2, 7)
     assert (measure["unit"], measure["chance"], measure["better"]) == ("nats", 0.5, "lower")
     assert found["results"]["ema"]["loss"]["curves"][0]["points"][2]["value"] == 3.0
-    assert found["left_out"] == [{"part": "shapes", "why": "no shapes", "mend": "build some"}]
+    assert found["left_out"] == [{"part": "shapes", "why": "no shapes", "hint": "build some"}]
 
 
 def test_the_page_escapes_what_it_shows_and_says_what_is_missing():

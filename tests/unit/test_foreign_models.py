@@ -12,7 +12,7 @@ from transformers import T5Config, T5EncoderModel
 
 from hdm_lightning.assessment.clip import load_clip
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import load_feature_network
@@ -60,9 +60,9 @@ def folder(tiny_text_encoder, tmp_path, mark):
     (place / "preprocessor_config.json").write_text(
         json.dumps({"size": 8, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
     )
-    tokeniser = json.loads((place / "tokenizer_config.json").read_text())
-    tokeniser |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["code.T", "code.T"]}}
-    (place / "tokenizer_config.json").write_text(json.dumps(tokeniser))
+    tokenizer = json.loads((place / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["code.T", "code.T"]}}
+    (place / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return place
 
 
@@ -71,11 +71,11 @@ def folder(tiny_text_encoder, tmp_path, mark):
     [
         load_text_encoder,
         text_width,
-        lambda name: Tokeniser(name, 8).load(),
+        lambda name: Tokenizer(name, 8).load(),
         lambda name: load_feature_network(name, torch.device("cpu")),
         lambda name: load_clip(name, torch.device("cpu")),
     ],
-    ids=["text encoder", "width", "tokeniser", "feature network", "clip"],
+    ids=["text encoder", "width", "tokenizer", "feature network", "clip"],
 )
 def test_code_beside_a_model_never_runs(folder, mark, load):
     with pytest.raises(UserError):

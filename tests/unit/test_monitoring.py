@@ -116,15 +116,15 @@ def test_what_happens_while_the_clock_is_paused_does_not_count(monkeypatch):
     clock, now = SectionClock(), [10.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     clock.add("xut", 0.5)
-    clock.start("optimiser")
+    clock.start("optimizer")
     with clock.paused():
         clock.add("vae", 1.0)
-        clock.start("optimiser")
+        clock.start("optimizer")
         now[0] += 1.0
-        clock.stop("optimiser")
+        clock.stop("optimizer")
     now[0] += 1.0
-    clock.stop("optimiser")
-    assert clock.drain() == {"xut": 0.5, "optimiser": 2.0}
+    clock.stop("optimizer")
+    assert clock.drain() == {"xut": 0.5, "optimizer": 2.0}
 
 
 def test_time_and_money_of_starts_on_other_numbers_of_devices_at_other_prices(tmp_path, monkeypatch):

@@ -8,15 +8,15 @@ import torch
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.handover import carry_moments
-from hdm_lightning.training.optimisation.muon import (
+from hdm_lightning.training.optimization.muon import (
     COEFFICIENTS,
     MuonAdamW,
     muon_groups,
     orthogonalised,
     packed_matrices,
 )
-from hdm_lightning.training.optimisation.optimisers import build_optimiser, build_rate_schedule, check_optimiser
-from hdm_lightning.training.optimisation.parameter_groups import parameter_groups
+from hdm_lightning.training.optimization.optimizers import build_optimizer, build_rate_schedule, check_optimizer
+from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
@@ -71,16 +71,16 @@ def test_a_step_equals_torch_s_muon_on_each_packed_matrix():
 
 def test_a_step_s_root_mean_square_is_a_fifth_of_the_rate():
     parameter = torch.nn.Parameter(torch.zeros(64, 32))
-    optimiser = MuonAdamW([{"params": [parameter], "names": ["m"], "parts": 1, "lr": 0.1}])
+    optimizer = MuonAdamW([{"params": [parameter], "names": ["m"], "parts": 1, "lr": 0.1}])
     parameter.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    optimiser.step()
+    optimizer.step()
     assert parameter.detach().square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.15)
 
 
 def test_the_rest_is_trained_as_by_adamw(network):
     other = copy.deepcopy(network)
-    muon = build_optimiser(network, STAGE, OptimizerSettings(name="muon"))
-    adamw = build_optimiser(other, STAGE, OptimizerSettings())
+    muon = build_optimizer(network, STAGE, OptimizerSettings(name="muon"))
+    adamw = build_optimizer(other, STAGE, OptimizerSettings())
     for step in range(4):
         gradients(network, step)
         gradients(other, step)
@@ -108,21 +108,21 @@ def test_muon_trains_every_matrix_of_the_blocks_and_nothing_else(network):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_saved_and_loaded_it_goes_on_bit_for_bit(network, name):
     settings = OptimizerSettings(name=name)
-    whole = build_optimiser(network, STAGE, settings)
+    whole = build_optimizer(network, STAGE, settings)
     schedule = build_rate_schedule(whole, STAGE)
     for step in range(3):
         gradients(network, step)
         whole.step()
         schedule.step()
     copied = copy.deepcopy(network)
-    resumed = build_optimiser(copied, STAGE, settings)
+    resumed = build_optimizer(copied, STAGE, settings)
     again = build_rate_schedule(resumed, STAGE)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     again.load_state_dict(schedule.state_dict())
     for step in range(3, 6):
-        for each, optimiser, rates in ((network, whole, schedule), (copied, resumed, again)):
+        for each, optimizer, rates in ((network, whole, schedule), (copied, resumed, again)):
             gradients(each, step)
-            optimiser.step()
+            optimizer.step()
             rates.step()
     for one, two in zip(network.parameters(), copied.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -131,12 +131,12 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(network, name):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_moments_are_carried_into_groups_that_are_cut_otherwise(network, name):
     settings = OptimizerSettings(name=name)
-    old = build_optimiser(network, STAGE, settings)
+    old = build_optimizer(network, STAGE, settings)
     gradients(network, 0)
     old.step()
     stage = StageSettings(resolution=16, samples=80, batch_size=8, micro_batch_size=8, learning_rate=0.1)
     stage.weight_decay = 0.0  # decayed and undecayed parameters of one rate now share a group
-    new = build_optimiser(network, stage, settings)
+    new = build_optimizer(network, stage, settings)
     assert len(new.param_groups) < len(old.param_groups)
     rates = [group["lr"] for group in new.param_groups]
     carry_moments({"optimizer_states": [old.state_dict()]}, new)
@@ -157,5 +157,5 @@ def test_moments_are_carried_into_groups_that_are_cut_otherwise(network, name):
 )
 def test_mistakes_are_named(change, where):
     with pytest.raises(UserError) as caught:
-        check_optimiser(OptimizerSettings(**change))
+        check_optimizer(OptimizerSettings(**change))
     assert caught.value.where == where

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.optimisation.parameter_groups import RULES, parameter_groups
+from hdm_lightning.training.optimization.parameter_groups import RULES, parameter_groups
 
 BASE, DECAY = 0.5, 0.02
 
@@ -113,10 +113,10 @@ def test_wrong_rules_and_modules_are_named() -> None:
 def test_torch_takes_the_groups_and_saves_them_as_plain_values() -> None:
     torch.manual_seed(0)
     model = XUT(XUTConfig(width=16, mlp_width=8, heads=1, head_dim=16, context_width=8, depth=1, decoder_blocks=1))
-    optimiser = torch.optim.AdamW(parameter_groups(model, BASE, DECAY), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(model, BASE, DECAY), betas=(0.9, 0.98))
     before = model.output_projection.bias.clone()
     model(torch.randn(2, 4, 4, 4), torch.rand(2), torch.randn(2, 3, 8)).sub(1).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     moved = (model.output_projection.bias - before).abs()
     assert torch.allclose(moved, torch.full_like(moved, BASE / 16), rtol=1e-3)
-    assert all(isinstance(name, str) for group in optimiser.state_dict()["param_groups"] for name in group["names"])
+    assert all(isinstance(name, str) for group in optimizer.state_dict()["param_groups"] for name in group["names"])

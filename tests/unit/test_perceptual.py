@@ -163,7 +163,7 @@ def test_lpips_is_frozen_and_gives_its_gradient_to_the_image(torchvision):
 def test_lpips_without_its_weights_says_what_to_do(torchvision):
     with pytest.raises(UserError, match=r"vgg are not on this machine.*no route to host") as caught:
         perceptual_distance("lpips_vgg")
-    assert caught.value.where == "loss.perceptual_network" and LITE0 in caught.value.mend
+    assert caught.value.where == "loss.perceptual_network" and LITE0 in caught.value.hint
 
 
 def test_what_is_missing_or_unknown_is_named(monkeypatch):

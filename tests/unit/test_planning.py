@@ -78,9 +78,9 @@ def test_seconds_of_a_step_by_hand():
     assert step.network == pytest.approx(256 * count.network / 1e14)
     assert step.autoencoder == pytest.approx(256 * count.autoencoder / 1e14)
     assert step.text == pytest.approx(256 * count.text / 1e14)
-    assert step.optimiser == pytest.approx(343_176_208 * (40 + 12) / 1e12)
+    assert step.optimizer == pytest.approx(343_176_208 * (40 + 12) / 1e12)
     assert step.device == pytest.approx(2 * step.ideal)  # the exchange hides behind a backward pass of seconds
-    ideal = step.network + step.autoencoder + step.text + step.between + step.optimiser
+    ideal = step.network + step.autoencoder + step.text + step.between + step.optimizer
     assert step.ideal == pytest.approx(ideal)
 
 
@@ -196,7 +196,7 @@ def test_gradients_stay_with_accumulation_or_several_devices():
 def test_a_sharded_device_holds_its_part_and_what_is_gathered():
     stage, sharded = PAPER.stages[0], replace(PAPER, sharded=True)
     whole, part = (device_memory(recipe, stage, devices=4) for recipe in (PAPER, sharded))
-    for kept in ("weights", "gradients", "optimiser", "averages"):
+    for kept in ("weights", "gradients", "optimizer", "averages"):
         assert getattr(part, kept) == pytest.approx(getattr(whole, kept) / 4, rel=1e-6)
     with torch.device("meta"):
         network = XUT(PAPER.network)
@@ -216,7 +216,7 @@ def test_a_sharded_network_is_exchanged_with_every_micro_batch():
     hidden = 64 * operations(sharded, stage).network / (slow.gpu.peak_tflops * 1e12) / 0.5
     assert steps[0].exchange == pytest.approx(2 * (seconds - hidden))
     assert steps[1].exchange == pytest.approx(4 * (seconds - hidden / 2))
-    assert steps[0].optimiser == pytest.approx(step_time(PAPER, stage, slow, 64, utilisation=0.5).optimiser / 4)
+    assert steps[0].optimizer == pytest.approx(step_time(PAPER, stage, slow, 64, utilisation=0.5).optimizer / 4)
 
 
 def test_bytes_exchanged_in_a_stage():
@@ -253,7 +253,7 @@ def test_a_budget_for_a_model_that_fits_nowhere_is_still_told():
     giant = replace(PAPER, network=replace(PAPER.network, width=65_536, heads=1024, mlp_width=196_608))
     with pytest.raises(UserError, match="below the smallest schedule") as caught:
         propose(giant, PAPER_MACHINE, 1)
-    assert "gpus=" not in caught.value.mend
+    assert "gpus=" not in caught.value.hint
 
 
 def test_measured_utilisation_replaces_the_assumed_one():
@@ -312,7 +312,7 @@ def test_an_unknown_gpu_names_the_nearest(text, near):
     with pytest.raises(UserError) as caught:
         parse_gpus(text)
     assert caught.value.where == "gpus"
-    assert near in caught.value.mend
+    assert near in caught.value.hint
 
 
 def test_names_that_are_none():
@@ -329,7 +329,7 @@ def test_figures_of_a_gpu_can_be_replaced():
     for changes, word in (({"memry_gib": 1}, "memory_gib"), ({"peak_tflops": -1}, "give one")):
         with pytest.raises(UserError) as caught:
             override(GPUS["4090"], changes)
-        assert word in caught.value.mend
+        assert word in caught.value.hint
 
 
 def test_geforce_rates_are_the_vendor_s_for_float32_accumulation():
@@ -365,8 +365,8 @@ def test_a_budget_below_the_smallest_schedule():
         propose(PAPER, PAPER_MACHINE, 0.5 * least)
     assert caught.value.where == "budget_usd"
     assert f"${least:.2f}" in caught.value.what
-    assert f"budget_usd={int(least) + 1}" in caught.value.mend
-    assert "gpus=1x" in caught.value.mend
+    assert f"budget_usd={int(least) + 1}" in caught.value.hint
+    assert "gpus=1x" in caught.value.hint
 
 
 def test_a_budget_needs_a_price():

@@ -12,7 +12,7 @@ from hdm_lightning.cli import evaluate, sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import hardware
-from hdm_lightning.training.optimisation.optimisers import build_optimiser
+from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
@@ -21,13 +21,13 @@ CLIP = 0.1
 
 
 @pytest.mark.parametrize(
-    ("precision", "mend"), [("16-mixed", "bf16-mixed"), ("bf16-true", "auto"), ("16-true", "auto"), ("odd", "auto")]
+    ("precision", "hint"), [("16-mixed", "bf16-mixed"), ("bf16-true", "auto"), ("16-true", "auto"), ("odd", "auto")]
 )
-def test_precisions_that_do_not_train_are_refused_on_a_cpu(precision, mend):
+def test_precisions_that_do_not_train_are_refused_on_a_cpu(precision, hint):
     with pytest.raises(UserError) as caught:
         hardware.precision(TrainerSettings(accelerator="cpu", precision=precision))
     assert caught.value.where == "trainer.precision"
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_scaled_clipped_steps_equal_unscaled_ones(name):
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     other = copy.deepcopy(network)
-    scaled = build_optimiser(network, STAGE, OptimizerSettings(name=name), fused=False)
-    plain = build_optimiser(other, STAGE, OptimizerSettings(name=name))
+    scaled = build_optimizer(network, STAGE, OptimizerSettings(name=name), fused=False)
+    plain = build_optimizer(other, STAGE, OptimizerSettings(name=name))
     assert not getattr(scaled, "_step_supports_amp_scaling", False)  # else Lightning refuses to clip
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     for _ in range(3):
@@ -99,8 +99,8 @@ def test_scaled_clipped_steps_equal_unscaled_ones(name):
         loss_of(other).backward()
         assert clipped == pytest.approx(float(nn.utils.clip_grad_norm_(other.parameters(), CLIP)), rel=1e-4)
         plain.step()
-        for optimiser in (scaled, plain):
-            optimiser.zero_grad()
+        for optimizer in (scaled, plain):
+            optimizer.zero_grad()
     for one, two in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
 
@@ -108,12 +108,12 @@ def test_scaled_clipped_steps_equal_unscaled_ones(name):
 def test_a_step_with_an_infinite_gradient_is_left_out():
     network = XUT(CONFIG)
     before = copy.deepcopy(network.state_dict())
-    optimiser = build_optimiser(network, STAGE, OptimizerSettings(), fused=False)
+    optimizer = build_optimizer(network, STAGE, OptimizerSettings(), fused=False)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaler.scale(loss_of(network)).backward()
     next(network.parameters()).grad[0, 0] = torch.inf
-    scaler.unscale_(optimiser)
-    scaler.step(optimiser)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 2.0**11
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -128,7 +128,7 @@ def test_strategies_that_are_not_there_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("where", "optimiser", "changes"),
+    ("where", "optimizer", "changes"),
     [
         ("optimizer.name", "muon", {}),
         ("trainer.precision", "adamw", {"accelerator": "cuda", "precision": "16-mixed"}),
@@ -136,10 +136,10 @@ def test_strategies_that_are_not_there_are_refused():
         ("trainer.static_graph", "adamw", {"static_graph": True}),
     ],
 )
-def test_what_a_sharded_network_does_not_go_with_is_refused(monkeypatch, where, optimiser, changes):
+def test_what_a_sharded_network_does_not_go_with_is_refused(monkeypatch, where, optimizer, changes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.check_strategy(TrainerSettings(strategy="ddp", **changes), optimiser)
+    hardware.check_strategy(TrainerSettings(strategy="ddp", **changes), optimizer)
     with pytest.raises(UserError, match=r"trainer\.strategy=fsdp2") as caught:
-        hardware.check_strategy(TrainerSettings(strategy="fsdp2", **{"precision": "32-true", **changes}), optimiser)
+        hardware.check_strategy(TrainerSettings(strategy="fsdp2", **{"precision": "32-true", **changes}), optimizer)
     assert caught.value.where == where
-    assert where in caught.value.mend and "trainer.strategy=ddp" in caught.value.mend
+    assert where in caught.value.hint and "trainer.strategy=ddp" in caught.value.hint

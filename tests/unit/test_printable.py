@@ -33,7 +33,7 @@ def test_every_control_character_is_spelled():
 
 def test_a_users_error_is_printed_without(capsys):
     def command():
-        raise UserError(f"no tensor {EVIL}", where=f"/tmp/{EVIL}", mend=f"delete {EVIL}")
+        raise UserError(f"no tensor {EVIL}", where=f"/tmp/{EVIL}", hint=f"delete {EVIL}")
 
     assert run_command(command) == 2
     said = capsys.readouterr().err
@@ -89,7 +89,7 @@ def test_the_record_of_a_picture(tmp_path, capsys):
     assert not FORBIDDEN & set(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("place", ["where", "mend"])
+@pytest.mark.parametrize("place", ["where", "hint"])
 def test_the_parts_of_an_error_stay_as_they_are_for_programs(place):
     error = UserError("what", **{place: EVIL})
     assert getattr(error, place) == EVIL

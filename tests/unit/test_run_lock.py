@@ -33,7 +33,7 @@ def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd, 
         assert time.monotonic() - begin >= 0.3
     holder = f"process {pid} on {socket.gethostname()}"
     assert caught.value.what.startswith(holder) and str(folder) in caught.value.what
-    assert caught.value.where == "run_dir" and "SIGTERM" in caught.value.mend
+    assert caught.value.where == "run_dir" and "SIGTERM" in caught.value.hint
     assert capfd.readouterr().out.count(f"{holder} (since ") == 1
 
 

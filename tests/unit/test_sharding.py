@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.apply import checkpoint_blocks, prepare_network, shard_network
 from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.optimisation.optimisers import build_optimiser
+from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
-from hdm_lightning.training.sharding import is_sharded, load_optimiser, load_weights, total_norm, whole
+from hdm_lightning.training.sharding import is_sharded, load_optimizer, load_weights, total_norm, whole
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
@@ -141,15 +141,15 @@ def test_averages_of_split_and_whole_networks_are_the_same(group):
     assert torch.equal(whole(two.shadows[0])[0], one.shadows[0][0])
 
 
-def test_moments_go_into_a_split_optimiser_and_come_out_whole(group):
+def test_moments_go_into_a_split_optimizer_and_come_out_whole(group):
     network = filled_network()
     sharded = copy.deepcopy(network)
     shard_network(sharded, MIXED)
     assert is_sharded(sharded) and not is_sharded(network)
-    plain, split = (build_optimiser(each, STAGE, OptimizerSettings()) for each in (network, sharded))
+    plain, split = (build_optimizer(each, STAGE, OptimizerSettings()) for each in (network, sharded))
     velocity(network).square().mean().backward()
     plain.step()
-    load_optimiser(split, plain.state_dict())
+    load_optimizer(split, plain.state_dict())
     assert all(isinstance(state["exp_avg"], DTensor) for state in split.state.values())
     expected, got = plain.state_dict(), whole(split.state_dict())
     assert got["param_groups"] == expected["param_groups"]

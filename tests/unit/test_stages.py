@@ -31,7 +31,7 @@ def test_the_samples_of_a_stage_do_not_depend_on_the_number_of_processes(world_s
 
 
 @pytest.mark.parametrize(
-    ("changes", "key", "mend"),
+    ("changes", "key", "hint"),
     [
         ({"batch_size": 60}, "schedule.stages.a.batch_size", "batch_size=64"),
         ({"samples": 0}, "schedule.stages.a.samples", "positive"),
@@ -40,11 +40,11 @@ def test_the_samples_of_a_stage_do_not_depend_on_the_number_of_processes(world_s
         ({"weight_decay": -1.0}, "schedule.stages.a.weight_decay", "positive"),
     ],
 )
-def test_messages_name_the_key_and_the_mend(changes, key, mend):
+def test_messages_name_the_key_and_the_hint(changes, key, hint):
     with pytest.raises(UserError) as caught:
         plan_stages(schedule(a=stage(**changes)), world_size=1)
     assert caught.value.where == key
-    assert mend in caught.value.mend
+    assert hint in caught.value.hint
 
 
 def test_a_stage_name_that_hydra_cannot_override_is_refused():

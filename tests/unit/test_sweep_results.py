@@ -101,11 +101,11 @@ def test_the_objective_of_other_jobs(tmp_path):
 def test_a_failing_job_is_noted_and_lets_go_of_what_it_held(tmp_path, capsys):
     def fail(config):
         held = bytearray(1000)
-        raise UserError(f"no {len(held)}", where="a.b", mend="do c")
+        raise UserError(f"no {len(held)}", where="a.b", hint="do c")
 
     with pytest.raises(JobFailed) as caught:
         run_swept_job(fail, {}, tmp_path)
-    assert "mend: do c" in capsys.readouterr().err
+    assert "hint: do c" in capsys.readouterr().err
     assert json.loads((tmp_path / "failed.json").read_text())["error"] == "a.b: no 1000"
     assert caught.value.__context__ is None  # the trace would keep the job's memory alive
     assert run_swept_job(lambda config: 0.5, {}, tmp_path) == 0.5

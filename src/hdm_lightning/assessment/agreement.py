@@ -30,7 +30,7 @@ def check_head(context: Context) -> None:
         raise UserError(
             f"the agreement head learns from at least {2 * FEWEST_PAIRS} training pictures, there are {have}",
             where="--train-samples",
-            mend=f"give --train-samples {2 * FEWEST_PAIRS} and a training set with as many, or --clip NAME",
+            hint=f"give --train-samples {2 * FEWEST_PAIRS} and a training set with as many, or --clip NAME",
         )
 
 
@@ -93,7 +93,7 @@ def _by_head(context: Context) -> list[Measure]:
 def _ranks(context: Context, features: Tensor, captions: Sequence[str]) -> Tensor:
     ranked = captions[:MOST_RANKED]
     if len(set(ranked)) < 2:
-        raise UserError("there are no different captions to tell apart", where="--data", mend="give a varied folder")
+        raise UserError("there are no different captions to tell apart", where="--data", hint="give a varied folder")
     return head_ranks(context, features[:MOST_RANKED], ranked)
 
 

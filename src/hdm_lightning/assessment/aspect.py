@@ -43,7 +43,7 @@ def _run(context: Context) -> PartResult:
     settings = context.settings
     prompts = context.prompts(settings.aspect_prompts)
     if len(prompts) < 2:
-        raise UserError("aspect ratios need two different captions", where="--data", mend="give a folder with captions")
+        raise UserError("aspect ratios need two different captions", where="--data", hint="give a folder with captions")
     multiple = context.pipeline.size_multiple
     sizes = dict.fromkeys(sized(context.sampling, ratio, multiple) for ratio in (1.0, *settings.ratios))
     square, *others = (_drawn(context, prompts, size) for size in sizes)

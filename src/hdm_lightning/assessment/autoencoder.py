@@ -127,11 +127,11 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
 def _check_side(request: VaeRequest, factor: int) -> None:
     if request.resolution % factor and request.on_indivisible == "refuse":
         nearest = max(1, round(request.resolution / factor)) * factor
-        mend = f"give {nearest}, or add --on-indivisible pad"
-        raise UserError(f"{request.resolution} is no multiple of {factor}", where="--size", mend=mend)
+        hint = f"give {nearest}, or add --on-indivisible pad"
+        raise UserError(f"{request.resolution} is no multiple of {factor}", where="--size", hint=hint)
     if request.resolution < SMALLEST_SIDE:
         what = f"{request.resolution} px are too few to measure"
-        raise UserError(what, where="--size", mend=f"give at least {SMALLEST_SIDE}")
+        raise UserError(what, where="--size", hint=f"give at least {SMALLEST_SIDE}")
 
 
 def _measure(
@@ -163,7 +163,7 @@ def _measure(
         done += len(part)
         progress("autoencoder", done, request.settings.samples)
     if first is None or done < 2:
-        raise UserError(f"there are {done} usable pictures, two are needed", where="--data", mend="give more")
+        raise UserError(f"there are {done} usable pictures, two are needed", where="--data", hint="give more")
     return _Measured(measures, _joined(values), _joined(real), _joined(decoded), first)
 
 
@@ -215,8 +215,8 @@ def _distances(
         needed = frechet_needs(network.width)
         if len(real) < needed:
             why = f"a Fréchet distance on {network.width} features needs {needed} pictures, there are {len(real)}"
-            mend = f"give more pictures, or rely on {kernel_name(network)}"
-            left_out.append(LeftOut(f"r{frechet_name(network)}", why, mend))
+            hint = f"give more pictures, or rely on {kernel_name(network)}"
+            left_out.append(LeftOut(f"r{frechet_name(network)}", why, hint))
             continue
         on = network.device
         estimate = frechet_estimate(real.to(on), decoded.to(on), settings.set_bootstrap, paired=True)

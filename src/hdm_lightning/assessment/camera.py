@@ -22,7 +22,7 @@ def _run(context: Context) -> PartResult:
     prompts = context.prompts(settings.camera_prompts)
     if len(prompts) < 2:
         raise UserError(
-            "the camera's response needs two different captions", where="--data", mend="give a folder with captions"
+            "the camera's response needs two different captions", where="--data", hint="give a folder with captions"
         )
     shift, zoom = settings.camera_shift, settings.camera_zoom
     cameras: dict[str, dict[str, float]] = {

@@ -36,14 +36,14 @@ class ClipJudge:
         name: as part of measures' names.
         network: its image half as a feature network, unit length.
         model: the transformers model.
-        tokeniser: of its text half.
+        tokenizer: of its text half.
         context_length: tokens a caption is cut to.
     """
 
     name: str
     network: FeatureNetwork
     model: Any
-    tokeniser: Any
+    tokenizer: Any
     context_length: int
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class ClipJudge:
         found = []
         for start in range(0, len(captions), _TEXT_BATCH):
             part = list(captions[start : start + _TEXT_BATCH])
-            tokens = self.tokeniser(
+            tokens = self.tokenizer(
                 part, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
             ).to(self.network.device)
             output = self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
@@ -78,11 +78,11 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
-        mend = f"{error.mend}; or leave --clip out: a small head is then trained on the training set"
-        raise UserError(error.what, where=WHERE, mend=mend) from error
+        hint = f"{error.hint}; or leave --clip out: a small head is then trained on the training set"
+        raise UserError(error.what, where=WHERE, hint=hint) from error
     model = read_vision_model(folder, WHERE)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise UserError(f"{name} is no model of pictures and texts", where=WHERE, mend="give a CLIP or SigLIP")
+        raise UserError(f"{name} is no model of pictures and texts", where=WHERE, hint="give a CLIP or SigLIP")
     model = model.to(device)
     preprocessing = vision_preprocessing(folder, WHERE)
 
@@ -97,8 +97,8 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
     try:
-        tokeniser = read_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"transformers cannot read a tokeniser from {folder} ({reason})", where=WHERE) from error
-    return ClipJudge(short, network, model, tokeniser, length)
+        raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
+    return ClipJudge(short, network, model, tokenizer, length)

@@ -134,7 +134,7 @@ class RealData:
     def require_train(self, part: str) -> None:
         """Raise UserError if the training set is not known."""
         if self.train_stream is None:
-            raise UserError(f"{part} needs the training set", where="--train-data", mend="give its folder of shards")
+            raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
 
     def decoded(self, pipeline: TextToImage) -> PictureSet:
         """The first half of the reference pictures, at most `DECODED`, as the autoencoder gives them back."""
@@ -215,7 +215,7 @@ class Context:
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            ids, counts = zip(*map(self.pipeline.tokeniser, part), strict=True)
+            ids, counts = zip(*map(self.pipeline.tokenizer, part), strict=True)
             lengths = torch.tensor(counts, device=self.pipeline.device)
             tokens = torch.tensor([row[: max(counts)] for row in ids], device=self.pipeline.device)
             context = self.pipeline.text_encoder.encode(tokens, lengths).float()
@@ -231,7 +231,7 @@ def require_reference(count: int) -> None:
         raise UserError(
             f"there are {count} reference pictures that can be read, at least {FEWEST_REFERENCE} are needed",
             where="--data",
-            mend="give a folder with more",
+            hint="give a folder with more",
         )
 
 

@@ -26,7 +26,7 @@ def _check(context: Context) -> None:
         raise UserError(
             f"the search for copies needs at least {FEWEST_TRAIN} training pictures, there are {have}",
             where="--train-data",
-            mend=f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}",
+            hint=f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}",
         )
 
 

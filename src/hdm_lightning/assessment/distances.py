@@ -31,7 +31,7 @@ def check_frechet(context: Context) -> None:
                 f"a Fréchet distance on the {network.width} features of {network.name} needs at least {needed} pictures"
                 f" of each kind, there are {side}",
                 where="--samples",
-                mend=f"give {more}--samples {needed}, or rely on {kernel_name(network)}, which works from 2 on",
+                hint=f"give {more}--samples {needed}, or rely on {kernel_name(network)}, which works from 2 on",
             )
 
 

@@ -14,20 +14,20 @@ _SHOWN_PROMPTS = 4
 def _check(context: Context) -> None:
     context.data.require_networks()
     if context.data.reference_count < 2:
-        raise UserError("diversity needs two reference pictures", where="--data", mend="give a larger folder")
+        raise UserError("diversity needs two reference pictures", where="--data", hint="give a larger folder")
 
 
 def _run(context: Context) -> PartResult:
     settings, network = context.settings, context.data.networks[0]
     prompts = context.prompts(settings.diversity_prompts)
     if len(prompts) < 2:
-        raise UserError("diversity needs two different captions", where="--data", mend="give a folder with captions")
+        raise UserError("diversity needs two different captions", where="--data", hint="give a folder with captions")
     seeds = [settings.seed + number for number in range(settings.diversity_seeds)]
     images = context.images([DrawJob(p, seed, context.sampling) for p in prompts for seed in seeds], "diversity")
     features = network.of_many(images.split(32)).cpu().reshape(len(prompts), len(seeds), -1)
     real = context.data.reference.features[network.name]
     if (real == real[0]).all():
-        raise UserError("all reference pictures are equal", where="--data", mend="give a folder of different pictures")
+        raise UserError("all reference pictures are equal", where="--data", hint="give a folder of different pictures")
     found = diversity_estimates(features, real, settings.bootstrap)
     measures = [
         Measure(

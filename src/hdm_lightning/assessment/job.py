@@ -151,7 +151,7 @@ def _possible(asked: Sequence[str] | None, context: Context) -> tuple[list[Part]
     """The parts to do; those not asked for by name are left out where something is missing for them."""
     unknown = [key for key in asked or () if key not in PARTS]
     if unknown:
-        raise UserError(f"{unknown[0]!r} is no part", where="--parts", mend=f"choose among {', '.join(PARTS)}")
+        raise UserError(f"{unknown[0]!r} is no part", where="--parts", hint=f"choose among {', '.join(PARTS)}")
     parts, left_out = [], []
     for key in asked or PARTS:
         try:
@@ -165,15 +165,15 @@ def _possible(asked: Sequence[str] | None, context: Context) -> tuple[list[Part]
 
 
 def _omission(part: Part, error: UserError) -> LeftOut:
-    mend = f"{error.where}: {error.mend}" if error.where and error.mend else error.mend or ""
-    return LeftOut(part.key, error.what, mend)
+    hint = f"{error.where}: {error.hint}" if error.where and error.hint else error.hint or ""
+    return LeftOut(part.key, error.what, hint)
 
 
 def _weights(subject: Subject, asked: Sequence[str] | None) -> list[str]:
     for name in asked or ():
         if name not in subject.networks:
             there = ", ".join(subject.networks)
-            raise UserError(f"there are no {name} weights", where="--weights", mend=f"choose among {there}")
+            raise UserError(f"there are no {name} weights", where="--weights", hint=f"choose among {there}")
     return list(dict.fromkeys(asked or subject.networks))
 
 
@@ -185,10 +185,10 @@ def _sampling(subject: Subject, given: Mapping[str, Any]) -> SamplingSettings:
     try:
         settings = SamplingSettings.from_json({**own, "height": side, "width": side, **given})
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="settings", mend="see hdm-evaluate --help") from error
+        raise UserError(str(error), where="settings", hint="see hdm-evaluate --help") from error
     if settings.height % multiple:
         nearest = max(1, round(settings.height / multiple)) * multiple
-        raise UserError(f"{settings.height} is no multiple of {multiple}", where="--size", mend=f"give {nearest}")
+        raise UserError(f"{settings.height} is no multiple of {multiple}", where="--size", hint=f"give {nearest}")
     return settings
 
 
@@ -234,9 +234,9 @@ def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[S
         raise UserError(
             "nothing tells which real pictures to compare with",
             where="--data",
-            mend="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
+            hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
-    plain = StreamConfig((), side, subject.encoders.tokeniser.context_length, seed=0, stage="validation")
+    plain = StreamConfig((), side, subject.encoders.tokenizer.context_length, seed=0, stage="validation")
     given = sources_from(list(request.data), "--data") if request.data else None
     if run is None:
         assert given is not None

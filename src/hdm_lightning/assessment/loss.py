@@ -106,7 +106,7 @@ def _run(context: Context) -> PartResult:
 def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Floats:
     settings, pipeline = context.settings, context.pipeline
     loader = ValidationLoader(
-        stream, plan, pipeline.tokeniser, samples=settings.loss_samples, batch_size=pipeline.max_batch
+        stream, plan, pipeline.tokenizer, samples=settings.loss_samples, batch_size=pipeline.max_batch
     )
     tables, name = [], f"{what} ({context.weights})"
     for part in loss_table(pipeline, loader, seed=settings.seed, bins=settings.time_bins):

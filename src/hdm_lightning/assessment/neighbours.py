@@ -21,7 +21,7 @@ def _check(context: Context) -> None:
         raise UserError(
             f"{NEIGHBOURS} neighbours need more than {NEIGHBOURS} pictures of each kind, there are {fewest}",
             where="--samples",
-            mend=f"give --samples {10 * NEIGHBOURS} and as many reference pictures",
+            hint=f"give --samples {10 * NEIGHBOURS} and as many reference pictures",
         )
 
 

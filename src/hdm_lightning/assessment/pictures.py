@@ -76,8 +76,8 @@ def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) ->
         for network in networks:
             features[network.name].append(network(batch.images).cpu())
     if not captions:
-        mend = "`hdm-shards verify FOLDER` tells what is wrong with them"
-        raise UserError("none of the pictures looked at can be read", mend=mend)
+        hint = "`hdm-shards verify FOLDER` tells what is wrong with them"
+        raise UserError("none of the pictures looked at can be read", hint=hint)
     joined = {name: torch.cat(parts) for name, parts in features.items()}
     return PictureSet(captions, keys, joined, torch.cat(small), whole)
 

@@ -76,10 +76,10 @@ class EvaluationSettings:
         if not 0 < self.confidence < 1:
             raise UserError(f"is {self.confidence}, expected between 0 and 1", where="--confidence")
         if not 0 < self.camera_shift < 1:
-            mend = "give a part of half the side, e.g. 0.25; what moves farther leaves too little to compare"
-            raise UserError(f"is {self.camera_shift}, expected above 0 and below 1", where="--camera-shift", mend=mend)
+            hint = "give a part of half the side, e.g. 0.25; what moves farther leaves too little to compare"
+            raise UserError(f"is {self.camera_shift}, expected above 0 and below 1", where="--camera-shift", hint=hint)
         if not self.camera_zoom > 0:
-            raise UserError(f"is {self.camera_zoom}, expected above 0", where="--camera-zoom", mend="e.g. 1.25")
+            raise UserError(f"is {self.camera_zoom}, expected above 0", where="--camera-zoom", hint="e.g. 1.25")
         if self.seed < 0:
             raise UserError(f"is {self.seed}, expected at least 0", where="--seed")
 

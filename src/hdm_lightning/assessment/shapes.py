@@ -22,11 +22,11 @@ def _check(context: Context) -> None:
         raise UserError(
             "the reference pictures are no scenes of shapes with known answers",
             where="--data",
-            mend="give a folder made by `hdm-shards build shapes`; for other data see the part agreement",
+            hint="give a folder made by `hdm-shards build shapes`; for other data see the part agreement",
         )
     if min(context.sampling.height, context.sampling.width) < MIN_SIDE_PX:
         side = f"{context.sampling.width}x{context.sampling.height}"
-        raise UserError(f"pictures of {side} are too small to be read", where="--size", mend=f"at least {MIN_SIDE_PX}")
+        raise UserError(f"pictures of {side} are too small to be read", where="--size", hint=f"at least {MIN_SIDE_PX}")
 
 
 def _run(context: Context) -> PartResult:

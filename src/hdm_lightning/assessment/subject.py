@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle
@@ -64,7 +64,7 @@ class Subject:
         return TextToImage(
             self.networks[weights]().to(shared.device).eval(),
             shared.text_encoder,
-            shared.tokeniser,
+            shared.tokenizer,
             shared.autoencoder,
             max_batch=shared.max_batch,
             autocast=shared.autocast,
@@ -129,7 +129,7 @@ def _refuse_autoencoder(path: Path) -> None:
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
-            raise UserError("is an autoencoder", where=str(path), mend=f"hdm-evaluate vae {path} --data FOLDER")
+            raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
@@ -162,7 +162,7 @@ def _weight_files(path: Path, bundle: Bundle) -> dict[str, Path]:
     found = {name: bundle.folder / file for name, file in WEIGHT_FILES.items()}
     present = {name: file for name, file in found.items() if file.is_file()}
     if not present:
-        raise UserError("holds no weights", where=str(bundle.folder), mend="give a run's final/ folder")
+        raise UserError("holds no weights", where=str(bundle.folder), hint="give a run's final/ folder")
     return present
 
 
@@ -178,20 +178,20 @@ def _newest(folder: Path) -> Path:
     found = sorted(folder.glob("*/checkpoints/step-*.ckpt"))
     if not found:
         raise UserError(
-            "holds neither final/ nor a checkpoint", where=str(folder), mend="wait for the run's first checkpoint"
+            "holds neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
         )
     return found[-1]
 
 
 def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     if not path.is_file():
-        raise UserError("does not exist", where=str(path), mend="give NN-STAGE/checkpoints/step-….ckpt of a run")
+        raise UserError("does not exist", where=str(path), hint="give NN-STAGE/checkpoints/step-….ckpt of a run")
     run = find_run(path)
     if run is None:
         raise UserError(
             "lies in no run's folder, so that nothing tells its network and encoders",
             where=str(path),
-            mend="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
+            hint="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
         )
     checkpoint = read_checkpoint(path)
     place = checkpoint["hdm"]
@@ -230,7 +230,7 @@ def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XU
     return TextToImage(
         network.to(options.device),
         frozen.text,
-        Tokeniser(run.settings.text_encoder.name, plan.settings.context_length),
+        Tokenizer(run.settings.text_encoder.name, plan.settings.context_length),
         frozen.autoencoder,
         max_batch=options.max_batch,
         autocast=options.autocast,

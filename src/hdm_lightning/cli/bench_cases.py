@@ -34,7 +34,7 @@ def stage_of(settings: CaseSettings) -> StageSettings:
 
 
 def step_case(settings: CaseSettings) -> Case:
-    """A whole training step: encoders, network, backward pass, optimiser, average."""
+    """A whole training step: encoders, network, backward pass, optimizer, average."""
     parts, count = settings.parts, counted_operations(settings)
     step = TrainingStep(
         parts.network,
@@ -106,7 +106,7 @@ BUILDERS: Mapping[str, Callable[[CaseSettings], Case]] = {
 
 
 class _RandomTokens:
-    """Stands for a tokeniser: every prompt fills the context."""
+    """Stands for a tokenizer: every prompt fills the context."""
 
     def __init__(self, vocabulary: int, length: int) -> None:
         self.vocabulary, self.context_length = vocabulary, length

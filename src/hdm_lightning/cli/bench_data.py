@@ -51,7 +51,7 @@ def _loading(given: argparse.Namespace, resolution: int) -> tuple[int, LoadingSp
 
 
 def _count_letters(caption: str) -> tuple[list[int], int]:
-    """Stands for a tokeniser: a token per letter."""
+    """Stands for a tokenizer: a token per letter."""
     ids = [ord(letter) % 256 for letter in caption[:_CONTEXT]]
     return ids + [0] * (_CONTEXT - len(ids)), max(1, len(ids))
 

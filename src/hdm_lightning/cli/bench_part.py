@@ -67,7 +67,7 @@ def _changed(first: CaseSettings, given: argparse.Namespace) -> CaseSettings:
         raise UserError(
             f"{given.against!r} makes no second setting of {given.part}",
             where="--against",
-            mend=f"give another value of one of {', '.join(own)}",
+            hint=f"give another value of one of {', '.join(own)}",
         )
     return changed
 
@@ -78,7 +78,7 @@ def check_counts(given: argparse.Namespace) -> None:
     for name in (*at_least_one, "warmup", "threads", "workers", "matmul", "mib", "processes"):
         least = 1 if name in at_least_one else 0
         if getattr(given, name, least) < least:
-            raise UserError(f"{getattr(given, name)} is less than {least}", where=f"--{name}", mend=f"give {least}")
+            raise UserError(f"{getattr(given, name)} is less than {least}", where=f"--{name}", hint=f"give {least}")
 
 
 def print_record(record: Record) -> None:

@@ -14,7 +14,7 @@ from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.optimisation.optimisers import build_optimiser
+from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -22,7 +22,7 @@ SEED = 0
 
 
 class TrainingStep:
-    """One micro-batch through encoders, network, backward pass, clipping, optimiser and averages at each call.
+    """One micro-batch through encoders, network, backward pass, clipping, optimizer and averages at each call.
 
     Args:
         network: the network's shape.
@@ -66,12 +66,12 @@ class TrainingStep:
         )
         self.module.to(device)
         self.module.setup("fit")
-        self.optimiser = build_optimiser(self.network, stage, optimizer)
+        self.optimizer = build_optimizer(self.network, stage, optimizer)
         self.averages = WeightAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 
     def __call__(self) -> Tensor:
-        """Take one optimiser step; returns the loss."""
+        """Take one optimizer step; returns the loss."""
         draws = self.module.on_before_batch_transfer(self.batch, 0)
         batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in draws.items()}
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
@@ -80,18 +80,18 @@ class TrainingStep:
         self.module.on_before_backward(loss)
         loss.backward()
         self.module.on_after_backward()
-        self.module.on_before_optimizer_step(self.optimiser)
+        self.module.on_before_optimizer_step(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.averages.update(self.stage.micro_batch_size)
         self.module.on_train_batch_end(None, self.batch, 0)
         return loss.detach()
 
     def tensors(self) -> list[Tensor]:
-        """What stays from step to step: weights, averages, encoders, the optimiser's moments, the last losses."""
+        """What stays from step to step: weights, averages, encoders, the optimizer's moments, the last losses."""
         modules = (self.network, self.encoders.text.model, self.encoders.autoencoder.model)  # type: ignore[attr-defined]
-        state = [value for entry in self.optimiser.state.values() for value in entry.values()]
+        state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         shadows = [tensor for shadow in self.averages.shadows for tensor in shadow]
         kept = [self.module.sample_losses, *state]

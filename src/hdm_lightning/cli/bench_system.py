@@ -43,7 +43,7 @@ def bench_system(given: argparse.Namespace) -> Record:
     if given.threads:
         torch.set_num_threads(given.threads)
     if not given.disk.is_dir():
-        raise UserError(f"there is no folder {str(given.disk)!r}", where="--disk", mend="give an existing folder")
+        raise UserError(f"there is no folder {str(given.disk)!r}", where="--disk", hint="give an existing folder")
     device = CaseSettings(device=given.device).checked().torch_device
     if given.schedule:
         _check_schedule(given, device)
@@ -105,13 +105,13 @@ def _check_schedule(given: argparse.Namespace, device: torch.device) -> None:
         raise UserError(
             "a schedule is planned for the GPUs at hand, while the CPU is to be measured",
             where="--device",
-            mend="leave --device out, or --schedule",
+            hint="leave --device out, or --schedule",
         )
     try:
         _planned([*_chosen(given), f"gpus={max(1, torch.cuda.device_count())}x5090"])
     except HydraException as error:
         what, where = " ".join(str(error).split()), "--schedule, --model, --text-encoder"
-        raise UserError(what, where=where, mend="choose one that there is") from error
+        raise UserError(what, where=where, hint="choose one that there is") from error
 
 
 def _chosen(given: argparse.Namespace) -> list[str]:

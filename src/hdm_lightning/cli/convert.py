@@ -73,7 +73,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
     if destination.exists() and not arguments.force:
-        raise UserError("is there already", where=str(destination), mend="choose another name, or add --force")
+        raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
     target = arguments.to or ("published" if destination.suffix else "project")
     _check_destination(destination, target)
     _write(release, destination, target, arguments)
@@ -87,12 +87,12 @@ def _check_destination(destination: Path, target: str) -> None:
         raise UserError(
             f"the suffix {destination.suffix!r} is unknown, and --to {target} writes one file",
             where=str(destination),
-            mend=f"end the name in {' or '.join(SUFFIXES[:2])}, or choose --to project for a folder",
+            hint=f"end the name in {' or '.join(SUFFIXES[:2])}, or choose --to project for a folder",
         )
     if destination.exists() and destination.is_dir() == single:
         kinds = ("folder", "file") if single else ("file", "folder")
         what = f"is a {kinds[0]}, and --to {target} writes a {kinds[1]}"
-        raise UserError(what, where=str(destination), mend="choose another name")
+        raise UserError(what, where=str(destination), hint="choose another name")
 
 
 def _read(arguments: argparse.Namespace) -> "Release":
@@ -106,7 +106,7 @@ def _read(arguments: argparse.Namespace) -> "Release":
     if arguments.average is not None:
         release = _averaged(release, arguments)
     elif arguments.samples is not None:
-        raise UserError("is for --average only", where="--samples", mend="add --average WIDTH, e.g. --average 0.08")
+        raise UserError("is for --average only", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
     return with_vae(release, arguments.vae) if arguments.vae else release
 
 
@@ -126,8 +126,8 @@ def _write(release: "Release", destination: Path, target: str, arguments: argpar
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     except ValueError as error:
-        mend = "keep it as a project folder, train with the published wiring, or give what is missing"
-        raise UserError(str(error), where=f"--to {target}", mend=mend) from error
+        hint = "keep it as a project folder, train with the published wiring, or give what is missing"
+        raise UserError(str(error), where=f"--to {target}", hint=hint) from error
 
 
 def _writers(arguments: argparse.Namespace) -> "dict[str, Callable[[Release, Path], None]]":

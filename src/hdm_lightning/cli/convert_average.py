@@ -30,7 +30,7 @@ def with_average(release: Release, run_dir: Path, sigma_rel: float, samples: int
         raise UserError(
             f"the stored averages are of another network than the run's model: {first}",
             where=str(run_dir / FOLDER),
-            mend="give the folder of the run that stored them",
+            hint="give the folder of the run that stored them",
         ) from error
     told = (
         f"average of relative width {sigma_rel:g} at {found.samples:,} samples, from {found.used} stored; "

@@ -47,7 +47,7 @@ def with_vae(release: Release, folder: Path) -> Release:
     """
     vae = read_vae_folder(folder)
     if not vae.tensors:
-        raise UserError("holds no diffusers autoencoder", where=str(folder), mend="give the folder of its weights")
+        raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
     return replace(release, vae=vae.tensors, vae_config=vae.config, vae_mean=vae.mean, vae_std=vae.std)
 
 

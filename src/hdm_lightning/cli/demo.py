@@ -1,4 +1,4 @@
-"""`hdm-demo`: the whole path from nothing to scored pictures, with small settings."""
+"""`hdm-demo`: the whole path from scratch to scored pictures, with small settings."""
 
 import sys
 from pathlib import Path

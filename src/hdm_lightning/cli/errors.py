@@ -1,4 +1,4 @@
-"""How every command ends: a mistake the user can mend is told on one screen, with exit status 2."""
+"""How every command ends: a mistake the user can fix is told on one screen, with exit status 2."""
 
 import os
 import sys

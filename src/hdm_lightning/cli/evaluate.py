@@ -94,9 +94,9 @@ def _device(arguments: argparse.Namespace) -> "torch.device":
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where="--device", mend="give cpu or cuda") from error
+        raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no CUDA device {device.index or 0}", where="--device", mend="give another, or cpu")
+        raise UserError(f"there is no CUDA device {device.index or 0}", where="--device", hint="give another, or cpu")
     return device
 
 
@@ -135,8 +135,8 @@ def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> int:
     console = Console()
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
-        mend = f"; {one.mend}" if one.mend else ""
-        line = in_one_line(f"left out: {one.part}: {one.why}{mend}")
+        hint = f"; {one.hint}" if one.hint else ""
+        line = in_one_line(f"left out: {one.part}: {one.why}{hint}")
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)

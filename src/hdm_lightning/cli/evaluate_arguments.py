@@ -134,7 +134,7 @@ def parts_of(arguments: argparse.Namespace) -> tuple[str, ...] | None:
     names = tuple(dict.fromkeys(name.strip() for name in arguments.parts.split(",") if name.strip()))
     for name in names:
         if name not in PARTS:
-            raise UserError(f"{name!r} is no part", where="--parts", mend=f"choose among {', '.join(PARTS)}")
+            raise UserError(f"{name!r} is no part", where="--parts", hint=f"choose among {', '.join(PARTS)}")
     return names or None
 
 
@@ -164,9 +164,9 @@ def _ratios(text: str) -> tuple[float, ...]:
     try:
         ratios = tuple(_ratio(part) for part in text.split(","))
     except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{text!r} are no ratios", where="--ratios", mend="give them as in 2:3,3:2 or 0.5,2") from error
+        raise UserError(f"{text!r} are no ratios", where="--ratios", hint="give them as in 2:3,3:2 or 0.5,2") from error
     if not all(0.1 <= ratio <= 10 for ratio in ratios):
-        raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", mend="give ratios between them")
+        raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", hint="give ratios between them")
     return ratios
 
 

@@ -112,10 +112,10 @@ def _telling_of_slurm() -> Iterator[None]:
     except RuntimeError as error:
         if "slurm cluster" not in str(error):
             raise
-        mend = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
-        raise UserError("there is no SLURM on this machine", where="hydra/launcher", mend=mend) from error
+        hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
+        raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
 
 
 def _first_lines(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip() and "object_type=" not in line]
-    return "\n".join([*lines[:24], "  mend: `--cfg job` shows every key, `--help` the groups and their choices"])
+    return "\n".join([*lines[:24], "  hint: `--cfg job` shows every key, `--help` the groups and their choices"])

@@ -19,7 +19,7 @@ def require_folder(folder: Path, where: str) -> Path:
     """
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{folder} is no folder that can be written to", where=where, mend="name another place")
+        raise UserError(f"{folder} is no folder that can be written to", where=where, hint="name another place")
     return folder
 
 
@@ -30,7 +30,7 @@ def require_file(file: Path, where: str) -> Path:
         UserError: it is a folder, or its folder cannot be written to.
     """
     if file.is_dir():
-        raise UserError(f"{file} is a folder", where=where, mend=f"give a file, such as {file / 'result.json'}")
+        raise UserError(f"{file} is a folder", where=where, hint=f"give a file, such as {file / 'result.json'}")
     require_folder(file.parent, where)
     return file
 
@@ -48,5 +48,5 @@ def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path
     """
     endings = (".png", ".jpg", ".jpeg", ".webp", *more)
     if file.suffix.lower() not in endings:
-        raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, mend=f"name it {file.stem}.png")
+        raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, hint=f"name it {file.stem}.png")
     return require_file(file, where)

@@ -79,7 +79,7 @@ def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] =
     """Forecast a composed configuration.
 
     Raises:
-        UserError: naming the key and the mend.
+        UserError: naming the key and the hint.
     """
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
     wanted = settings_from({key: config[key] for key in own if key in config}, AutoencoderPlanSettings)
@@ -117,7 +117,7 @@ def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
         ("parameters", f"{memory.parameters:,}"),
         ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
         ("weights, GiB", _gib(memory.weights)),
-        ("moments of the optimisers", _gib(memory.moments)),
+        ("moments of the optimizers", _gib(memory.moments)),
         ("averages", _gib(memory.averages)),
         ("activations, gradients, temporaries", _gib(memory.passing)),
         ("  gradients alone", _gib(memory.gradients)),
@@ -147,10 +147,10 @@ def _largest(asked: int, memory: StepMemory, one_more: StepMemory, room: float) 
 def _room_gib(wanted: AutoencoderPlanSettings, gpu: Gpu) -> float:
     room = gpu.memory_gib if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
     if wanted.reserve_gib < 0:
-        raise UserError(f"{wanted.reserve_gib} is negative", where="reserve_gib", mend="give 0 or more")
+        raise UserError(f"{wanted.reserve_gib} is negative", where="reserve_gib", hint="give 0 or more")
     if room <= wanted.reserve_gib:
         what = f"{room:g} GiB leave nothing beside the {wanted.reserve_gib:g} that are not tensors"
-        raise UserError(what, where="gpu_memory_gib", mend="give more, or a smaller reserve_gib")
+        raise UserError(what, where="gpu_memory_gib", hint="give more, or a smaller reserve_gib")
     return room
 
 
@@ -163,7 +163,7 @@ def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:
         return autoencoder_config(settings)
     except UserError as error:
         known = ", ".join(AUTOENCODERS)
-        raise UserError(error.what, where=error.where, mend=f"{error.mend}; known without it: {known}") from error
+        raise UserError(error.what, where=error.where, hint=f"{error.hint}; known without it: {known}") from error
 
 
 def _gib(value: int) -> str:

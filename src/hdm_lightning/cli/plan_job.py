@@ -49,7 +49,7 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
         tell: hears of what takes a while.
 
     Raises:
-        UserError: naming the key and the mend.
+        UserError: naming the key and the hint.
     """
     wanted, settings = _split(config)
     _check_figures(wanted)
@@ -58,11 +58,11 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
     encoders = encoder_configs(settings)
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
     if not spellings:
-        raise UserError("names no machine", where="gpus", mend="give a count and a name, e.g. gpus=4x5090")
+        raise UserError("names no machine", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
     plans = [_forecast(settings, wanted, encoders, str(spelling), tell) for spelling in spellings]
     if len(plans) > 1:
         if wanted.budget_usd is not None:
-            raise UserError("a budget needs one machine", where="gpus", mend=f"e.g. gpus={spellings[0]}")
+            raise UserError("a budget needs one machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
         return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]}, wanted.out)
     (plan,) = plans
     if wanted.budget_usd is None:
@@ -94,7 +94,7 @@ def _check_figures(wanted: PlanSettings) -> None:
             may_be_none = (section, key) in _MAY_BE_ZERO
             if isinstance(value, int | float) and not (value > 0 or (may_be_none and value == 0)):
                 least = "0 or more" if may_be_none else "more than 0"
-                raise UserError(f"{value} cannot be", where=f"{section}.{key}", mend=f"give {least}")
+                raise UserError(f"{value} cannot be", where=f"{section}.{key}", hint=f"give {least}")
 
 
 def _forecast(
@@ -138,9 +138,9 @@ def assumptions_from(wanted: PlanSettings) -> Assumptions:
     for key in ("utilisation", "power_share"):
         if not 0 < values[key] <= 1:
             raise UserError(
-                f"{values[key]} is outside 0 … 1", where=f"assumptions.{key}", mend="give a share, e.g. 0.6"
+                f"{values[key]} is outside 0 … 1", where=f"assumptions.{key}", hint="give a share, e.g. 0.6"
             )
     for key in ("reserve_gib", "usd_per_kwh"):
         if values[key] < 0:
-            raise UserError(f"{values[key]} is negative", where=f"assumptions.{key}", mend="give 0 or more")
+            raise UserError(f"{values[key]} is negative", where=f"assumptions.{key}", hint="give 0 or more")
     return Assumptions(**values)

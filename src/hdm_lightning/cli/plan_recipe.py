@@ -15,7 +15,7 @@ from hdm_lightning.planning.settings import PlanSettings
 from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED, STRATEGIES
-from hdm_lightning.training.optimisation.optimisers import check_optimiser
+from hdm_lightning.training.optimization.optimizers import check_optimizer
 from hdm_lightning.training.preflight import check_encoder_limits
 from hdm_lightning.training.settings import TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -50,7 +50,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
         UserError: naming the key that does not fit the others.
     """
     _check_trainer(settings.trainer)
-    check_optimiser(settings.optimizer)
+    check_optimizer(settings.optimizer)
     check_encoder_limits(settings)
     network = model_config_from(settings.model)
     autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
@@ -60,7 +60,7 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
             f"the text encoder {settings.text_encoder.name} is {text.width} wide, the model's context "
             f"{network.context_width}",
             where="model.context_width",
-            mend=f"set model.context_width={text.width}, or choose another text_encoder",
+            hint=f"set model.context_width={text.width}, or choose another text_encoder",
         )
     plans = plan_stages(settings.schedule, machine.count)
     for plan in plans:
@@ -92,7 +92,7 @@ def _check_trainer(trainer: TrainerSettings) -> None:
     ):
         if value not in known:
             raise UserError(
-                f"'{value}' is none of {', '.join(known)}", where=f"trainer.{key}", mend=f"trainer.{key}={known[0]}"
+                f"'{value}' is none of {', '.join(known)}", where=f"trainer.{key}", hint=f"trainer.{key}={known[0]}"
             )
 
 
@@ -108,7 +108,7 @@ def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) ->
         folder = locate_model(name, where=where, required=["config.json"])
     except UserError as error:
         raise UserError(
-            error.what, where=where, mend=f"{error.mend}; sizes known without it: {', '.join(known)}"
+            error.what, where=where, hint=f"{error.hint}; sizes known without it: {', '.join(known)}"
         ) from error
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
@@ -117,7 +117,7 @@ def _architecture(kind: Any, config: Mapping[str, Any], where: str) -> Any:
     try:
         return kind.from_config(config)
     except ValueError as error:
-        raise UserError(str(error), where=where, mend="choose a model of that kind") from error
+        raise UserError(str(error), where=where, hint="choose a model of that kind") from error
 
 
 def _check_resolution(plan: StagePlan, unit: int) -> None:
@@ -125,7 +125,7 @@ def _check_resolution(plan: StagePlan, unit: int) -> None:
         raise UserError(
             f"{plan.settings.resolution} is not a multiple of {unit} (autoencoder factor x patch)",
             where=f"schedule.stages.{plan.name}.resolution",
-            mend=f"set it to {max(1, round(plan.settings.resolution / unit)) * unit}",
+            hint=f"set it to {max(1, round(plan.settings.resolution / unit)) * unit}",
         )
 
 

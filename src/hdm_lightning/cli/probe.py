@@ -40,7 +40,7 @@ def machine_at_hand() -> Machine:
         raise UserError(
             f"this machine's GPU, {properties.name}, is not in the table",
             where="gpus",
-            mend="name the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
+            hint="name the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
         )
     return Machine(replace(gpu, memory_gib=properties.total_memory / 2**30), torch.cuda.device_count())
 
@@ -53,7 +53,7 @@ def require_at_hand(machine: Machine) -> None:
         raise UserError(
             f"a probe measures the machine at hand, which has {found}, while the plan is for {machine.name}",
             where="probe",
-            mend="set gpus=here, or run the probe on such a machine and set assumptions.utilisation to what it finds",
+            hint="set gpus=here, or run the probe on such a machine and set assumptions.utilisation to what it finds",
         )
 
 
@@ -90,7 +90,7 @@ def measured_utilisation(
         raise UserError(
             f"the schedule has no stage {unknown[0]!r}",
             where="probe_settings.stages",
-            mend="choose of " + ", ".join(names),
+            hint="choose of " + ", ".join(names),
         )
     one = replace(machine, count=1)
     plan = forecast(recipe, one, assumptions)
@@ -100,7 +100,7 @@ def measured_utilisation(
             continue
         micro = probe.micro_batch or min(expected.micro_batch, _CPU_MICRO_BATCH if one.gpu.name == CPU else 10**6)
         if not micro:
-            raise UserError("not one sample fits", where=f"schedule.stages.{stage.name}", mend=" ".join(expected.notes))
+            raise UserError("not one sample fits", where=f"schedule.stages.{stage.name}", hint=" ".join(expected.notes))
         seconds = _seconds(recipe, stage, micro, one, settings, encoders, probe)
         single = replace(stage, batch_size=micro, micro_batch_size=micro)
         found[stage.name] = step_time(recipe, single, one, micro, 1.0).ideal / seconds

@@ -45,7 +45,7 @@ def _sample(arguments: argparse.Namespace) -> None:
             arguments.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with
         )
     except OSError as error:
-        raise UserError(f"cannot be made ({error})", where=f"--out {arguments.out}", mend="give a folder") from error
+        raise UserError(f"cannot be made ({error})", where=f"--out {arguments.out}", hint="give a folder") from error
     _warn_of_long(prompts, loaded)
     if record:
         for what in album.differences_from(record):
@@ -56,10 +56,10 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _warn_of_long(prompts: list[str], loaded: "LoadedModel") -> None:
     """Say which prompts reach the end of what the network reads."""
-    tokeniser = loaded.pipeline.tokeniser
+    tokenizer = loaded.pipeline.tokenizer
     for prompt in dict.fromkeys(prompts):
-        if tokeniser(prompt)[1] == tokeniser.context_length:
-            what = f"{prompt[:40]!r}… fills the {tokeniser.context_length} tokens of text that the model reads"
+        if tokenizer(prompt)[1] == tokenizer.context_length:
+            what = f"{prompt[:40]!r}… fills the {tokenizer.context_length} tokens of text that the model reads"
             print(f"warning: {in_one_line(what)}; whatever comes after is left out", file=sys.stderr)
 
 
@@ -69,7 +69,7 @@ def _record_to_repeat(arguments: argparse.Namespace) -> "ImageRecord | None":
 
     if arguments.repeat is None:
         if arguments.model is None:
-            raise UserError("is missing", where="MODEL", mend="give a run's folder, or --repeat PNG")
+            raise UserError("is missing", where="MODEL", hint="give a run's folder, or --repeat PNG")
         return None
     return read_record(arguments.repeat)
 
@@ -78,7 +78,7 @@ def _start_image(arguments: argparse.Namespace, record: "ImageRecord | None") ->
     """The picture to start from: the one given, or the one that the picture to repeat started from."""
     image = arguments.image or (Path(record.image) if record and record.image else None)
     if image is not None and not image.is_file():
-        raise UserError("does not exist", where=str(image), mend="give the picture to start from with --image FILE")
+        raise UserError("does not exist", where=str(image), hint="give the picture to start from with --image FILE")
     return image
 
 
@@ -90,11 +90,11 @@ def _device(name: str | None) -> "torch.device":
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where="--device", mend="give cpu or cuda") from error
+        raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise UserError(
-            f"{name!r} is not there: {count} CUDA devices are", where="--device", mend="give another, or cpu"
+            f"{name!r} is not there: {count} CUDA devices are", where="--device", hint="give another, or cpu"
         )
     return device
 
@@ -150,12 +150,12 @@ def _jobs(
     try:
         settings = [SamplingSettings.from_json({**base, **size}) for size in sizes]
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="settings", mend="see hdm-sample --help") from error
+        raise UserError(str(error), where="settings", hint="see hdm-sample --help") from error
     for one in settings:
         _check_size(one, loaded.pipeline.size_multiple, image)
     seed = arguments.seed if arguments.seed is not None else (record.seed if record else 0)
     if seed + arguments.count - 1 > MAX_SEED:
-        raise UserError(f"counts up to {seed + arguments.count - 1}", where="--seed", mend=f"stay within {MAX_SEED}")
+        raise UserError(f"counts up to {seed + arguments.count - 1}", where="--seed", hint=f"stay within {MAX_SEED}")
     return plan_jobs(prompts, seed, arguments.count, settings)
 
 
@@ -169,7 +169,7 @@ def _check_size(settings: "SamplingSettings", multiple: int, image: Path | None)
         raise UserError(
             f"{size} is not made of multiples of {multiple}",
             where="--size",
-            mend=f"give {nearest}, or add --on-indivisible pad",
+            hint=f"give {nearest}, or add --on-indivisible pad",
         )
     if image is not None and is_cropped(image, settings):
         what = f"{image} is scaled and cut about its centre to {size}"

@@ -157,7 +157,7 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
         raise UserError(
             "there are none",
             where="prompts",
-            mend='give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input',
+            hint='give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input',
         )
     return prompts
 
@@ -175,7 +175,7 @@ def sizes_of(arguments: argparse.Namespace, image: Path | None) -> list[dict[str
             continue
         match = re.fullmatch(r"(\d+)[x×](\d+)", size.strip().lower())
         if match is None:
-            raise UserError(f"{size!r} is no size", where="--size", mend="give WIDTHxHEIGHT, as in 768x512")
+            raise UserError(f"{size!r} is no size", where="--size", hint="give WIDTHxHEIGHT, as in 768x512")
         sizes.append({"width": int(match[1]), "height": int(match[2])})
     return sizes
 
@@ -184,7 +184,7 @@ def _size_of_image(image: Path | None) -> dict[str, int]:
     from hdm_lightning.generation.start_image import image_size  # noqa: PLC0415  (torch, for --help's sake)
 
     if image is None:
-        raise UserError("image means the picture to start from", where="--size image", mend="add --image FILE")
+        raise UserError("image means the picture to start from", where="--size image", hint="add --image FILE")
     width, height = image_size(image)
     return {"width": width, "height": height}
 
@@ -201,5 +201,5 @@ def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.seed is not None and arguments.seed < 0:
         raise UserError(f"is {arguments.seed}, expected at least 0", where="--seed")
     if arguments.strength is not None and not (arguments.image or arguments.repeat):
-        raise UserError("is given without a picture to start from", where="--strength", mend="add --image FILE")
+        raise UserError("is given without a picture to start from", where="--strength", hint="add --image FILE")
     return {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     remote = [place for place in arguments.places if not is_local(place)]
     if remote and (not arguments.out or len(remote) < len(arguments.places)):
-        raise UserError("remote shards are indexed by themselves, into a local file", where="--out", mend="give --out")
+        raise UserError("remote shards are indexed by themselves, into a local file", where="--out", hint="give --out")
     if remote:
         require_file(Path(arguments.out), "--out")
         with _bar() as show:

@@ -8,7 +8,7 @@ from hdm_lightning.cli.counts import at_least
 from hdm_lightning.cli.outputs import require_picture
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.streaming import Tokenise
+    from hdm_lightning.data.streaming import Tokenize
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,18 +52,18 @@ def run(arguments: argparse.Namespace) -> int:
         max_bad_share=1.0,
     )
     stop = arguments.start + arguments.count
-    samples = list(stream(config, _tokenise(arguments), start=arguments.start, stop=stop))
+    samples = list(stream(config, _tokenize(arguments), start=arguments.start, stop=stop))
     contact_sheet(samples, columns=arguments.columns, positions=arguments.positions).save(arguments.out)
     print(f"{len(samples)} samples: {arguments.out}")
     return 0
 
 
-def _tokenise(arguments: argparse.Namespace) -> "Tokenise":
+def _tokenize(arguments: argparse.Namespace) -> "Tokenize":
     if not arguments.tokenizer:
         return _words
-    from hdm_lightning.encoders.tokeniser import Tokeniser  # noqa: PLC0415 (only where asked for)
+    from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-    return Tokeniser(arguments.tokenizer, arguments.context_length, where="--tokenizer")
+    return Tokenizer(arguments.tokenizer, arguments.context_length, where="--tokenizer")
 
 
 def _words(caption: str) -> tuple[list[int], int]:

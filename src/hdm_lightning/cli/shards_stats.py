@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
         require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))
     length_of, unit = None, "words"
     if arguments.tokenizer:
-        from hdm_lightning.encoders.tokeniser import Tokeniser  # noqa: PLC0415 (only where asked for)
+        from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-        tokeniser, unit = Tokeniser(arguments.tokenizer, 4096, where="--tokenizer").load(), "tokens"
+        tokenizer, unit = Tokenizer(arguments.tokenizer, 4096, where="--tokenizer").load(), "tokens"
 
         def length_of(caption: str) -> int:
-            return tokeniser(caption)[1]
+            return tokenizer(caption)[1]
 
     found = collect(arguments.places, caption_samples=arguments.captions, length_of=length_of, caption_unit=unit)
     print(as_table(found))

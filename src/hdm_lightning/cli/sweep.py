@@ -57,10 +57,10 @@ def run_swept_job(task: Callable[[DictConfig], Any], config: DictConfig, folder:
         return task(config)
     except Exception as error:
         trace = traceback.format_exc()
-        mendable = isinstance(error, UserError)
-        told = str(error) if mendable else f"{type(error).__name__}: {error}"
+        fixable = isinstance(error, UserError)
+        told = str(error) if fixable else f"{type(error).__name__}: {error}"
     first = told.splitlines()[0]
-    print(printable(told if mendable else trace), file=sys.stderr)
+    print(printable(told if fixable else trace), file=sys.stderr)
     write_json(folder / FAILED, {"error": first, "trace": trace})
     raise JobFailed(f"{folder.name}: {first}")
 

@@ -30,4 +30,4 @@ class Batch(TypedDict):
     keys: list[str]
     """`shard/key` of each sample."""
     captions: list[str]
-    """The caption as chosen, before tokenisation."""
+    """The caption as chosen, before tokenization."""

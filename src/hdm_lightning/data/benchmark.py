@@ -21,7 +21,7 @@ from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode, reduction
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Tokenise
+from hdm_lightning.data.preparation import Tokenize
 from hdm_lightning.data.randomness import Draws
 
 SIZES = ((1024, 1024), (832, 1216), (1216, 832), (896, 1152))
@@ -144,10 +144,10 @@ class LoadingSpeed:
     first_batch_s: float
 
 
-def measure_loading(config: StreamConfig, tokenise: Tokenise, *, batch_size: int, batches: int) -> LoadingSpeed:
+def measure_loading(config: StreamConfig, tokenize: Tokenize, *, batch_size: int, batches: int) -> LoadingSpeed:
     """Time a loader on this machine, from shards to batches."""
     begin = time.perf_counter()
-    loader = StreamLoader(config, Plan(config), tokenise, batch_size=batch_size)
+    loader = StreamLoader(config, Plan(config), tokenize, batch_size=batch_size)
     iterator = iter(loader)
     next(iterator)
     first = time.perf_counter()

@@ -32,7 +32,7 @@ class Buckets:
         for name in ("step_px", "max_aspect", "block"):
             if not getattr(self, name) >= 1:
                 where = f"data.crop.buckets.{name}"
-                raise UserError(f"is {getattr(self, name)}", where=where, mend="give 1 or more")
+                raise UserError(f"is {getattr(self, name)}", where=where, hint="give 1 or more")
 
     def shapes(self, resolution: int) -> tuple[Shape, ...]:
         """All (height, width), from the tallest to the widest.
@@ -51,7 +51,7 @@ class Buckets:
             raise UserError(
                 f"no shape at resolution {resolution} has sides that are multiples of {self.step_px}",
                 where="data.crop.buckets.step_px",
-                mend="make it a divisor of the resolution",
+                hint="make it a divisor of the resolution",
             )
         return tuple(sorted(found, key=lambda shape: (shape[1] / shape[0], shape)))
 
@@ -78,6 +78,6 @@ class Buckets:
                 raise UserError(
                     f"there are {len(height)} images, fewer than a block of {self.block}",
                     where="data.crop.buckets.block",
-                    mend="make it smaller (in a training it is the stage's batch size)",
+                    hint="make it smaller (in a training it is the stage's batch size)",
                 )
             del shapes[int(counts.argmin())]

@@ -44,8 +44,8 @@ class TagGrammar:
 
     def __post_init__(self) -> None:
         if not (self.kept and self.group and self.tag):
-            mend = "give each of kept, group and tag at least one character"
-            raise UserError("a separator is empty", where="data.captions.tags", mend=mend)
+            hint = "give each of kept, group and tag at least one character"
+            raise UserError("a separator is empty", where="data.captions.tags", hint=hint)
         require_share("data.captions.tags.group_drop", self.group_drop)
         require_share("data.captions.tags.tag_drop", self.tag_drop)
 
@@ -96,7 +96,7 @@ class CaptionRules:
 
     def __post_init__(self) -> None:
         if self.prefer not in ("txt", "json"):
-            raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", mend="give txt or json")
+            raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", hint="give txt or json")
         require_share("data.captions.drop", self.drop)
 
     def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
@@ -189,7 +189,7 @@ def _weighted(value: object) -> list[tuple[str, float]]:
 def require_share(where: str, value: float) -> None:
     """Raise `UserError` for a chance that is not from 0 to 1."""
     if not 0 <= value <= 1:
-        raise UserError(f"is {value}", where=where, mend="give a share from 0 to 1")
+        raise UserError(f"is {value}", where=where, hint="give a share from 0 to 1")
 
 
 def clean(text: str) -> str:
@@ -208,7 +208,7 @@ def names_a_side(text: str) -> bool:
 
 
 def _encodable(text: str) -> str:
-    """The text, unless it holds half a surrogate pair, as an escape in a JSON record can: tokenisers break on those."""
+    """The text, unless it holds half a surrogate pair, as an escape in a JSON record can: tokenizers break on those."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -18,8 +18,8 @@ def draw(found: Statistics, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
     except ImportError as error:
-        mend = "pip install 'hdm-lightning[plots]', or leave --picture out"
-        raise UserError("pictures need matplotlib", where="--picture", mend=mend) from error
+        hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
+        raise UserError("pictures need matplotlib", where="--picture", hint=hint) from error
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     sides, shapes, captions = figure.subplots(1, 3)
     _histogram(sides, found.short_side, "short side [pixels]")

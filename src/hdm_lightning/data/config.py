@@ -68,6 +68,6 @@ class StreamConfig:
     def __post_init__(self) -> None:
         for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", mend=f"give {least} or more")
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
         if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", mend="give a share from 0 to 1")
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="give a share from 0 to 1")

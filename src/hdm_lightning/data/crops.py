@@ -60,9 +60,9 @@ class CropRules:
 
     def __post_init__(self) -> None:
         if not self.max_aspect >= 1:
-            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", mend="give 1 or more")
+            raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="give 1 or more")
         if not self.max_upscale > 0:
-            raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", mend="give more than 0")
+            raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="give more than 0")
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""

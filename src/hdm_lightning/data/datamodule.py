@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Tokenise
+from hdm_lightning.data.preparation import Tokenize
 from hdm_lightning.errors import UserError
 
 
@@ -23,7 +23,7 @@ class ShardDataModule(LightningDataModule):
     Args:
         train: the training stream.
         validation: the validation stream, or None. Its crops are centred and its captions left whole.
-        tokenise: caption to (token numbers, true count).
+        tokenize: caption to (token numbers, true count).
         batch_size: samples a rank and micro-step.
         consumed: global samples already consumed in this stage.
         validation_samples: how many samples validate, over all ranks.
@@ -36,7 +36,7 @@ class ShardDataModule(LightningDataModule):
         train: StreamConfig,
         validation: StreamConfig | None,
         *,
-        tokenise: Tokenise,
+        tokenize: Tokenize,
         batch_size: int,
         consumed: int = 0,
         validation_samples: int = 0,
@@ -46,7 +46,7 @@ class ShardDataModule(LightningDataModule):
         super().__init__()
         if consumed < 0:
             raise ValueError(f"consumed must be at least 0, got {consumed}")
-        self.train, self.tokenise, self.batch_size, self.consumed = train, tokenise, batch_size, consumed
+        self.train, self.tokenize, self.batch_size, self.consumed = train, tokenize, batch_size, consumed
         self.validation = _for_validation(validation) if validation is not None else None
         self.validation_samples = validation_samples
         self.validation_batch_size = validation_batch_size or batch_size
@@ -68,7 +68,7 @@ class ShardDataModule(LightningDataModule):
         return StreamLoader(
             self.train,
             self.train_plan,
-            self.tokenise,
+            self.tokenize,
             batch_size=self.batch_size,
             rank=rank,
             world=world,
@@ -84,7 +84,7 @@ class ShardDataModule(LightningDataModule):
         return ValidationLoader(
             self.validation,
             self.validation_plan,
-            self.tokenise,
+            self.tokenize,
             samples=self.validation_samples,
             batch_size=self.validation_batch_size,
             rank=rank,
@@ -107,7 +107,7 @@ class ShardDataModule(LightningDataModule):
                 "the shards, the seed or the rules that choose samples have changed since the checkpoint, so that its "
                 "position would mean other samples",
                 where=f"data of stage {self.train.stage}",
-                mend="restore the former data and settings, or start the stage anew",
+                hint="restore the former data and settings, or start the stage anew",
             )
 
     def rank_and_world(self) -> tuple[int, int]:

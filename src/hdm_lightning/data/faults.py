@@ -84,6 +84,6 @@ class FaultMeter:
             f"{self.bad} of the last {self.seen} samples could not be used, more than {self.largest_share:.1%}: "
             f"{commonest}",
             where="data.max_bad_share",
-            mend="see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
+            hint="see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
             "samples out, or raise data.max_bad_share",
         )

@@ -46,7 +46,7 @@ def index_shards(
     root = Path(folder)
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar")) if root.is_dir() else []
     if not names:
-        raise UserError("there is no .tar file here", where=str(root), mend="give the folder that holds the shards")
+        raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
     part = root / PART_NAME
     known = {**(_known(root, root / INDEX_NAME) if new_only else {}), **_known(root, part)}
     missing = [name for name in names if name not in known]
@@ -101,13 +101,13 @@ def load_index(location: str | os.PathLike[str]) -> Index:
 def _no_index(location: str, file: str, error: OSError) -> UserError:
     make = "`hdm-shards build --help` tells how to make some"
     if is_local(location) and not Path(location).exists():
-        return UserError("there is no such folder", where=location, mend=f"give the folder of your shards; {make}")
+        return UserError("there is no such folder", where=location, hint=f"give the folder of your shards; {make}")
     if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
-        return UserError("there are no shards (.tar) in this folder", where=location, mend=make)
+        return UserError("there are no shards (.tar) in this folder", where=location, hint=make)
     if not isinstance(error, FileNotFoundError):
-        mend = "check the address, and whether you may read it"
-        return UserError(f"the index of the shards cannot be read ({error})", where=file, mend=mend)
-    return UserError("there is no index of the shards", where=file, mend=_index_command(location))
+        hint = "check the address, and whether you may read it"
+        return UserError(f"the index of the shards cannot be read ({error})", where=file, hint=hint)
+    return UserError("there is no index of the shards", where=file, hint=_index_command(location))
 
 
 def _index_command(location: str) -> str:
@@ -129,14 +129,14 @@ def _parse(raw: bytes, file: str) -> Index:
             raise UserError(
                 f"index format {document['format']} was written by another version; this one reads {FORMAT}",
                 where=file,
-                mend="run `hdm-shards index` again",
+                hint="run `hdm-shards index` again",
             )
         shards = tuple(_record(entry) for entry in document["shards"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        mend = "run `hdm-shards index` again"
-        raise UserError(f"the index cannot be read ({error!r})", where=file, mend=mend) from error
+        hint = "run `hdm-shards index` again"
+        raise UserError(f"the index cannot be read ({error!r})", where=file, hint=hint) from error
     return Index(file.rpartition("/")[0] or ".", shards)
 
 

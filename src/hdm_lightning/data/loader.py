@@ -13,7 +13,7 @@ from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Preparation, Sample, Tokenise
+from hdm_lightning.data.preparation import Preparation, Sample, Tokenize
 
 WORKER_TIMEOUT_S = 900
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
@@ -39,7 +39,7 @@ class StreamLoader:
 
     Args:
         config, plan: the stream and its order.
-        tokenise: caption to (token numbers, true count); must be picklable where workers are spawned.
+        tokenize: caption to (token numbers, true count); must be picklable where workers are spawned.
         batch_size: B, samples of a batch on this rank.
         rank, world: this rank has the positions g = rank (mod world).
         start: first global position.
@@ -50,7 +50,7 @@ class StreamLoader:
         self,
         config: StreamConfig,
         plan: Plan,
-        tokenise: Tokenise,
+        tokenize: Tokenize,
         *,
         batch_size: int,
         rank: int = 0,
@@ -63,7 +63,7 @@ class StreamLoader:
         plan.require_batches(batch_size * world, start)
         self.config, self.batch_size, self.pin_memory = config, batch_size, pin_memory
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
-        self._chunks = _Chunks(config, plan, tokenise, first_position(start, rank, world), world)
+        self._chunks = _Chunks(config, plan, tokenize, first_position(start, rank, world), world)
 
     def __iter__(self) -> Iterator[Batch]:
         meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
@@ -122,7 +122,7 @@ class ValidationLoader(StreamLoader):
         self,
         config: StreamConfig,
         plan: Plan,
-        tokenise: Tokenise,
+        tokenize: Tokenize,
         *,
         samples: int,
         batch_size: int,
@@ -130,11 +130,11 @@ class ValidationLoader(StreamLoader):
         world: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__(config, plan, tokenise, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
+        super().__init__(config, plan, tokenize, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
         samples = min(samples, plan.samples)
         self._batches = ceil(ceil(samples / world) / batch_size)
         self._chunks = _Chunks(
-            config, plan, tokenise, rank, world, rows=self._batches * batch_size, stop=samples, training=False
+            config, plan, tokenize, rank, world, rows=self._batches * batch_size, stop=samples, training=False
         )
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ class _Chunks(IterableDataset[Chunk]):
         self,
         config: StreamConfig,
         plan: Plan,
-        tokenise: Tokenise,
+        tokenize: Tokenize,
         first: int,
         world: int,
         *,
@@ -156,13 +156,13 @@ class _Chunks(IterableDataset[Chunk]):
         stop: int | None = None,
         training: bool = True,
     ) -> None:
-        self.config, self.plan, self.tokenise = config, plan, tokenise
+        self.config, self.plan, self.tokenize = config, plan, tokenize
         self.first, self.world, self.rows, self.stop, self.training = first, world, rows, stop, training
 
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        preparation = Preparation(self.config, self.plan, self.tokenise, training=self.training)
+        preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training)
         size = chunk_samples(self.config.resolution)
         for turn in count():
             rows = [worker + workers * (turn * size + place) for place in range(size)]

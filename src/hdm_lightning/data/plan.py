@@ -73,7 +73,7 @@ class Plan:
 
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
-            raise UserError("there is no source", where="data.sources", mend="name at least one folder of shards")
+            raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
         sources = [planned_shards(source, config) for source in config.sources]
         weights = source_weights(config.sources, sources)
         self.samples = sum(shard.samples for shards in sources for shard in shards)
@@ -115,7 +115,7 @@ class Plan:
                 f"a block of {self._blocks.block} samples of one bucket, from sample {start} on, is not a whole "
                 f"number of micro-batches of {samples} samples over all ranks",
                 where="data.crop.buckets.block",
-                mend=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
+                hint=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
                 "size per device",
             )
 

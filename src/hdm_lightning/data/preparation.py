@@ -20,7 +20,7 @@ from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 
-Tokenise = Callable[[str], tuple[list[int], int]]
+Tokenize = Callable[[str], tuple[list[int], int]]
 """A caption to its token numbers and how many of them are true (the rest is padding)."""
 
 
@@ -45,12 +45,12 @@ class Preparation:
 
     Args:
         config, plan: the stream and its order.
-        tokenise: what makes tokens of a caption.
+        tokenize: what makes tokens of a caption.
         training: False for validation: the first caption, whole, never dropped.
     """
 
-    def __init__(self, config: StreamConfig, plan: Plan, tokenise: Tokenise, *, training: bool) -> None:
-        self.config, self.plan, self.tokenise, self.training = config, plan, tokenise, training
+    def __init__(self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool) -> None:
+        self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
         self._reader = Reader(plan, config)
         self._quarantine = Quarantine(config.quarantine)
         self._memory = MemoryCache(config.memory_cache_gb) if config.memory_cache_gb > 0 else None
@@ -124,6 +124,6 @@ class Preparation:
 
     def _tokens(self, caption: str) -> tuple[list[int], int]:
         places = self.config.context_length
-        tokens, length = self.tokenise(caption)
+        tokens, length = self.tokenize(caption)
         tokens = tokens[:places] + [0] * (places - len(tokens))
         return tokens, max(1, min(length, places))

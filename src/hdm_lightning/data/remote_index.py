@@ -60,7 +60,7 @@ def _common_folder(urls: Sequence[str], patterns: Sequence[str]) -> str:
         raise UserError(
             "an index takes in remote shards below one folder, each named by its address",
             where=", ".join(patterns),
-            mend="give a pattern such as https://host/folder/{0000..0099}.tar",
+            hint="give a pattern such as https://host/folder/{0000..0099}.tar",
         )
     return folders.pop()
 
@@ -79,5 +79,5 @@ def _scan(url: str) -> ShardRecord:
                     if len(part) < PART_BYTES:
                         break
             except OSError as error:
-                raise UserError(str(error), where=url, mend="check the address and the network") from error
+                raise UserError(str(error), where=url, hint="check the address and the network") from error
         return scan_shard(Path(folder), name)

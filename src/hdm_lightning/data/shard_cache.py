@@ -36,7 +36,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made ({error})", where="data.cache_dir", mend="name another folder") from error
+            raise UserError(f"cannot be made ({error})", where="data.cache_dir", hint="name another folder") from error
 
     def read(self, url: str, record: ShardRecord, start: int, end: int) -> bytes:
         """Bytes [start, end) of a shard, from its copy where there is room for one.

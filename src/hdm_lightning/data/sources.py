@@ -53,7 +53,7 @@ def planned_shards(source: Source, config: StreamConfig) -> list[PlannedShard]:
         raise UserError(
             "no sample of this source may be used",
             where=", ".join(source.urls),
-            mend="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
+            hint="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
         )
     return shards
 
@@ -79,7 +79,7 @@ def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[Planned
         raise UserError(
             "some sources have a positive weight and some have not",
             where="data.sources",
-            mend="give every source a positive weight, or none",
+            hint="give every source a positive weight, or none",
         )
     return given
 
@@ -103,7 +103,7 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
         elif name in records:
             found.append((url, records[name]))
         else:
-            raise UserError("the index does not know this shard", where=url, mend=f"run `hdm-shards index {place}`")
+            raise UserError("the index does not know this shard", where=url, hint=f"run `hdm-shards index {place}`")
     return found
 
 
@@ -116,7 +116,7 @@ def expanded(pattern: str) -> Iterator[str]:
     try:
         yield from braceexpand(pattern)
     except ValueError as error:
-        raise UserError(f"is no pattern ({error})", where=pattern, mend="close each brace: {0000..0099}.tar") from error
+        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
 
 
 def _is_shard(url: str) -> bool:

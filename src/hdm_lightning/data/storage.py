@@ -98,7 +98,7 @@ def read_range(url: str, start: int, end: int) -> bytes:
 
 
 def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
-    """Call until it works; a missing file, or what only the user can mend, is not tried again.
+    """Call until it works; a missing file, or what only the user can fix, is not tried again.
 
     Args:
         action: what to try.
@@ -135,8 +135,8 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a package is missing, or nobody knows such addresses
-        mend = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
-        raise UserError(f"cannot be opened ({error})", where=url, mend=mend) from error
+        hint = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
+        raise UserError(f"cannot be opened ({error})", where=url, hint=hint) from error
     return filesystem.cat_file(path, start=start, end=end)
 
 

@@ -6,14 +6,14 @@ from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Preparation, Sample, Tokenise
+from hdm_lightning.data.preparation import Preparation, Sample, Tokenize
 
-__all__ = ["Sample", "Source", "StreamConfig", "Tokenise", "stream"]
+__all__ = ["Sample", "Source", "StreamConfig", "Tokenize", "stream"]
 
 
 def stream(
     config: StreamConfig,
-    tokenise: Tokenise,
+    tokenize: Tokenize,
     *,
     rank: int = 0,
     world: int = 1,
@@ -26,7 +26,7 @@ def stream(
 
     Args:
         config: the stream.
-        tokenise: caption to (token numbers, true count).
+        tokenize: caption to (token numbers, true count).
         rank, world: this rank has the positions g = rank (mod world).
         start: first global position, the number of samples consumed so far.
         stop: global position to end before; None for an endless stream.
@@ -36,7 +36,7 @@ def stream(
     Raises:
         UserError: too many samples were bad, or the stream cannot be set up.
     """
-    preparation = Preparation(config, plan or Plan(config), tokenise, training=training)
+    preparation = Preparation(config, plan or Plan(config), tokenize, training=training)
     meter = FaultMeter(config.max_bad_share, config.bad_patience)
     position = first_position(start, rank, world)
     while stop is None or position < stop:

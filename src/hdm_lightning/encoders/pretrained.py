@@ -43,7 +43,7 @@ def read_transformer(folder: Path, **options: Any) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A transformers tokeniser.
+    """A transformers tokenizer.
 
     Raises:
         Exception: one of `UNREADABLE`.

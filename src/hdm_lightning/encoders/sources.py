@@ -33,7 +33,7 @@ def locate_model(
         UserError: if there is no such model, saying what to download and where to put it.
     """
     if not name_or_path:
-        raise UserError("is empty", where=where, mend="give a hub name, a folder or package:NAME/FOLDER")
+        raise UserError("is empty", where=where, hint="give a hub name, a folder or package:NAME/FOLDER")
     if name_or_path.startswith(PACKAGE_SCHEME):
         return _require(_package_folder(name_or_path, where), name_or_path, where, required)
     folder = Path(name_or_path).expanduser()
@@ -43,7 +43,7 @@ def locate_model(
         raise UserError(
             f"there is no folder {name_or_path!r}",
             where=where,
-            mend="give an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
+            hint="give an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
         )
     patterns = list(download or [p for group in required for p in group.split("|")])
     return _hub_folder(name_or_path, where, required, patterns)
@@ -96,7 +96,7 @@ def _require(folder: Path, name: str, where: str, required: Sequence[str]) -> Pa
         raise UserError(
             f"the folder of {name!r} lacks {', '.join(missing)}",
             where=where,
-            mend="give the folder that save_pretrained wrote, or download the model again",
+            hint="give the folder that save_pretrained wrote, or download the model again",
         )
     return folder
 
@@ -108,7 +108,7 @@ def _package_folder(spelling: str, where: str) -> Path:
         raise UserError(
             f"the Python package {package!r} is not installed",
             where=where,
-            mend=f"pip install --no-deps {package.replace('_', '-')}",
+            hint=f"pip install --no-deps {package.replace('_', '-')}",
         )
     folders = [Path(root) / inside for root in spec.submodule_search_locations]
     existing = [folder for folder in folders if folder.is_dir()]
@@ -131,7 +131,7 @@ def _hub_folder(name: str, where: str, required: Sequence[str], patterns: Sequen
     raise UserError(
         f"the model {name!r} is not on this machine and could not be downloaded ({_unreachable[name]})",
         where=where,
-        mend=f"on a machine with network run `hf download {repo_id}` and either copy the folder here and "
+        hint=f"on a machine with network run `hf download {repo_id}` and either copy the folder here and "
         "give its path, or put it in the hub cache ($HF_HOME/hub); gated models need `hf auth login` first",
     )
 

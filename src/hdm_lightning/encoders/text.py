@@ -142,7 +142,7 @@ def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
         raise UserError(
             f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
             where=where,
-            mend="give a folder written by save_pretrained, of an architecture that transformers knows",
+            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
         ) from error
 
 
@@ -193,7 +193,7 @@ def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList
         raise UserError(
             f"layer {layer} of {folder} was asked for, which has {depth} blocks",
             where=where.rpartition(".")[0] + ".layer" if "." in where else where,
-            mend=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
+            hint=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
         )
     if kept == depth:
         return None

@@ -177,10 +177,10 @@ def _normalisation(
     variance, while flow matching wants unit variance. Alone, it means z' = (z − shift)·scale.
     """
     if (mean is None) != (std is None):
-        raise UserError("only one of mean and std is given", where=str(file), mend="give both or neither")
+        raise UserError("only one of mean and std is given", where=str(file), hint="give both or neither")
     stated = written.get("latents_mean"), written.get("latents_std")
     if mean is None and (stated[0] is None) != (stated[1] is None):
-        raise UserError("has only one of latents_mean and latents_std", where=str(file), mend="add the other one")
+        raise UserError("has only one of latents_mean and latents_std", where=str(file), hint="add the other one")
     if mean is None and stated[0] is not None:
         mean, std = stated
     if mean is None and written.get("scaling_factor") is not None:
@@ -190,7 +190,7 @@ def _normalisation(
         raise UserError(
             "tells no normalisation of the latents (latents_mean and latents_std, or scaling_factor)",
             where=str(file),
-            mend="add them to the file, or give mean and std in the configuration",
+            hint="add them to the file, or give mean and std in the configuration",
         )
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise UserError(

@@ -51,11 +51,11 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
     """What to say of a run of hdm-train-vae that is not there, or not finished."""
     run = path.parent
     if run.is_dir():
-        mend = "the same hdm-train-vae command goes on with it until it is finished"
-        return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, mend=mend)
+        hint = "the same hdm-train-vae command goes on with it until it is finished"
+        return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
     named = f"name={run.name}" if str(run.parent) == RUNS else f"run_dir={run}"
     command = made_by if made_by and named in made_by.split() else f"hdm-train-vae data.train=SHARDS {named}"
-    return UserError(f"there is no folder {name!r}", where=where, mend=f"train it: {command}")
+    return UserError(f"there is no folder {name!r}", where=where, hint=f"train it: {command}")
 
 
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"is no JSON ({error})", where=str(file), mend="mend the file") from error
+        raise UserError(f"is no JSON ({error})", where=str(file), hint="hint the file") from error
     kind = written.get("_class_name", "AutoencoderKL") if isinstance(written, dict) else "no object"
     if kind != "AutoencoderKL" or "block_out_channels" not in written:
-        raise UserError(f"is no AutoencoderKL ({file} says {kind})", where=where, mend=_MEND)
+        raise UserError(f"is no AutoencoderKL ({file} says {kind})", where=where, hint=_MEND)
     fields: dict[str, Any] = written
     return fields
 
@@ -105,10 +105,10 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
         )
     except UNREADABLE as error:
         what = f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})"
-        raise UserError(what, where=where, mend=_MEND) from error
+        raise UserError(what, where=where, hint=_MEND) from error
     if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
         what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
-        raise UserError(what, where=where, mend=_MEND)
+        raise UserError(what, where=where, hint=_MEND)
     check_shapes(model, where=where)
     return model
 
@@ -153,7 +153,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
 
     factor = 2 ** (len(model.config.block_out_channels) - 1)
     side = factor * _CELLS
-    mend = (
+    hint = (
         "give down_block_types, up_block_types and block_out_channels the same length, "
         "3 in_channels and out_channels, and at least one latent channel"
     )
@@ -163,10 +163,10 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
             latent = empty.encode(torch.empty(1, 3, side, side)).latent_dist.mode()
             shape = tuple(empty.decode(latent).sample.shape)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"cannot encode a picture ({str(error).splitlines()[0]})", where=where, mend=mend) from error
+        raise UserError(f"cannot encode a picture ({str(error).splitlines()[0]})", where=where, hint=hint) from error
     if shape != (1, 3, side, side):
         what = f"gives back {shape} of a picture of {(1, 3, side, side)}"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, hint=hint)
     if tuple(latent.shape[1:]) != (int(model.config.latent_channels), _CELLS, _CELLS):
         what = f"has a latent of {tuple(latent.shape[1:])} for a picture of {_CELLS} × {_CELLS} cells of {factor} px"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, hint=hint)

@@ -103,15 +103,15 @@ def _trained(
     head: DualHead, data: tuple[Tensor, Tensor, Tensor], used: Tensor, kept_out: Tensor, training: HeadTraining
 ) -> DualHead:
     """The head's state that is best on the kept-out pairs."""
-    optimiser = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
     every = max(1, training.steps // _CHECKS)
     best, state = float("inf"), {}
     for step in range(1, training.steps + 1):
         rows = used[torch.randint(len(used), (min(training.batch, len(used)),))]
         loss = _contrast(head, *(part[rows] for part in data))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step % every == 0:
             with torch.no_grad():
                 checked = float(_contrast(head, *(part[kept_out] for part in data)))

@@ -47,7 +47,7 @@ def report_page(evaluation: Evaluation) -> str:
     """The whole page."""
     sections = [_section(evaluation, part, title) for part, title in evaluation.parts()]
     failed = [(f"{one.part} ({one.weights})", one.error, "") for one in evaluation.failed]
-    left_out = [(one.part, one.why, one.mend) for one in evaluation.left_out]
+    left_out = [(one.part, one.why, one.hint) for one in evaluation.left_out]
     sections += [_without_result("Failed", failed), _without_result("Left out", left_out)]
     confidence = evaluation.settings.get("bootstrap", {}).get("confidence", 0.95)
     pinned = json.dumps(dict(evaluation.settings), indent=2, ensure_ascii=False)

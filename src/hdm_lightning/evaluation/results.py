@@ -93,7 +93,7 @@ class LeftOut:
 
     part: str
     why: str
-    mend: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Bundle:
         """
         path = self.folder / WEIGHT_FILES[weights]
         if not path.is_file():
-            raise UserError(f"there is no {path.name}", where=str(self.folder), mend="choose the other weights")
+            raise UserError(f"there is no {path.name}", where=str(self.folder), hint="choose the other weights")
         return path
 
     def load_model(self, weights: Weights = "ema") -> XUT:
@@ -137,7 +137,7 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), mend="give a run's final/ folder") from error
+        raise UserError(f"cannot be read ({error})", where=str(path), hint="give a run's final/ folder") from error
     if not isinstance(written, dict) or written.get("format") != BUNDLE_FORMAT:
         raise UserError(f"is not of the format {BUNDLE_FORMAT!r}", where=str(path))
     try:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class EncodedText:
 
 
 def encode_texts(
-    texts: Sequence[str], text_encoder: TextEncoder, tokeniser: Tokeniser, device: torch.device
+    texts: Sequence[str], text_encoder: TextEncoder, tokenizer: Tokenizer, device: torch.device
 ) -> EncodedText:
     """Encode prompts on a device."""
-    ids, counts = zip(*map(tokeniser, texts), strict=True)
+    ids, counts = zip(*map(tokenizer, texts), strict=True)
     longest = max(counts)
     lengths = torch.tensor(counts, device=device)
     tokens = torch.tensor([row[:longest] for row in ids], device=device)

@@ -67,7 +67,7 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
         mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
         return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"tells no size, mean and std ({error!r})", where=str(path), mend=_NEAREST) from error
+        raise UserError(f"tells no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
 
 
 def read_vision_model(folder: Path, where: str = WHERE) -> Any:
@@ -103,7 +103,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
         raise UserError(
             "FID proper needs the package torch-fidelity, which is not installed",
             where=WHERE,
-            mend=f"pip install 'hdm-lightning[fid]', or {_NEAREST}",
+            hint=f"pip install 'hdm-lightning[fid]', or {_NEAREST}",
         ) from error
     from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415  (needs torch-fidelity)
 
@@ -111,7 +111,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
         network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
     except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the weights of FID's network cannot be had ({reason})", where=WHERE, mend=_NEAREST) from error
+        raise UserError(f"the weights of FID's network cannot be had ({reason})", where=WHERE, hint=_NEAREST) from error
     preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
     source = "torch-fidelity inception-v3-compat, 2048 pooled features"
     return FeatureNetwork(INCEPTION, source, 2048, preprocessing, network, device)
@@ -124,13 +124,13 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
         raise UserError(
             f"timm cannot be imported ({error})",
             where=WHERE,
-            mend=f"pip install timm, which needs the torchvision of your torch; or {_NEAREST}",
+            hint=f"pip install timm, which needs the torchvision of your torch; or {_NEAREST}",
         ) from error
     try:
         network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # timm, the hub client and the HTTP library raise their own errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm has no pretrained {name!r} here ({reason})", where=WHERE, mend=_NEAREST) from error
+        raise UserError(f"timm has no pretrained {name!r} here ({reason})", where=WHERE, hint=_NEAREST) from error
     network = network.eval().requires_grad_(False).to(device)
     facts = timm.data.resolve_model_data_config(network)
     kind = facts["interpolation"] if facts["interpolation"] in ("bicubic", "bilinear") else "bicubic"
@@ -142,7 +142,7 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=VISION_DOWNLOAD)
     except UserError as error:
-        raise UserError(error.what, where=WHERE, mend=f"{error.mend}; or {_NEAREST}") from error
+        raise UserError(error.what, where=WHERE, hint=f"{error.hint}; or {_NEAREST}") from error
     preprocessing = vision_preprocessing(folder)
     model = read_vision_model(folder).to(device)
     return _measured(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)

@@ -17,7 +17,7 @@ def require_fit(where: str, what: str, got: int, expected: int) -> None:
         raise UserError(
             f"gives {got} {what}, while the network was made for {expected}",
             where=where,
-            mend="use the one the network was trained with",
+            hint="use the one the network was trained with",
         )
 
 

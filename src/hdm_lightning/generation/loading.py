@@ -10,7 +10,7 @@ import torch
 
 from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import published_model
@@ -88,7 +88,7 @@ def load_text_to_image(path: Path, options: LoadOptions) -> LoadedModel:
     if found is not None:
         return _from_bundle(*found, options)
     if not path.exists():
-        raise UserError("does not exist", where=str(path), mend="give a run's folder, a diffusers folder or a file")
+        raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
     return _from_published(published_model.read(path), options)
 
 
@@ -122,7 +122,7 @@ def _from_bundle(bundle: Bundle, weights: Weights, options: LoadOptions) -> Load
         raise UserError(
             f"holds no autoencoder ({bundle.vae_folder.name}/)",
             where=str(bundle.folder),
-            mend="name one with --vae, the one the network was trained with",
+            hint="name one with --vae, the one the network was trained with",
         )
     autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), where="vae")
     require_fit("vae", "latent channels", autoencoder.channels, bundle.latent_channels)
@@ -152,7 +152,7 @@ def _pipeline(
     return TextToImage(
         network.to(options.device),
         text_encoder.to(options.device),
-        Tokeniser(name, source.context_length, where="text_encoder"),
+        Tokenizer(name, source.context_length, where="text_encoder"),
         autoencoder.to(options.device),
         max_batch=options.max_batch,
         autocast=options.autocast,

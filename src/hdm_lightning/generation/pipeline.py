@@ -12,7 +12,7 @@ from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import Guide, guided
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.generation.branches import Branch, View, velocities
 from hdm_lightning.generation.encoded_text import EncodedText, encode_texts
 from hdm_lightning.generation.fitting import check_request, require_fit
@@ -31,7 +31,7 @@ class TextToImage:
         model: the network, on the device to draw on; its weights are read at each call, so that a training run may
             keep one object.
         text_encoder: of the network's context width.
-        tokeniser: of the text encoder, with the context length to use.
+        tokenizer: of the text encoder, with the context length to use.
         autoencoder: with the network's latent channels.
         max_batch: pictures drawn at once.
         autocast: lower precision to compute the network in; None keeps that of the weights.
@@ -44,7 +44,7 @@ class TextToImage:
         self,
         model: XUT,
         text_encoder: TextEncoder,
-        tokeniser: Tokeniser,
+        tokenizer: Tokenizer,
         autoencoder: ImageAutoencoder,
         *,
         max_batch: int = 8,
@@ -54,7 +54,7 @@ class TextToImage:
         require_fit("autoencoder", "latent channels", autoencoder.channels, model.config.channels)
         self.model = model
         self.text_encoder = text_encoder
-        self.tokeniser = tokeniser
+        self.tokenizer = tokenizer
         self.autoencoder = autoencoder
         self.max_batch = max_batch
         self.autocast = autocast
@@ -146,7 +146,7 @@ class TextToImage:
         return guided(Branch(view, text, settings.conditional_rate), guides, velocities)
 
     def _encode(self, texts: Sequence[str]) -> EncodedText:
-        return encode_texts(texts, self.text_encoder, self.tokeniser, self.device)
+        return encode_texts(texts, self.text_encoder, self.tokenizer, self.device)
 
     def _latent_size(self, settings: SamplingSettings) -> tuple[int, int]:
         """Height and width of the latent, that of a padded picture where the settings' size does not fit."""

@@ -52,7 +52,7 @@ def read_record(path: Path) -> ImageRecord:
         raise UserError(
             "carries no settings",
             where=str(path),
-            mend="give a PNG written by hdm-sample, not re-encoded since",
+            hint="give a PNG written by hdm-sample, not re-encoded since",
         )
     try:
         return ImageRecord.from_json(json.loads(text))

@@ -73,7 +73,7 @@ class PublishedModel:
             raise UserError(
                 "holds no autoencoder with its normalisation (vae., vae_mean, vae_std, or a folder vae/)",
                 where=str(self.path),
-                mend="name one with --vae, the one the network was trained with",
+                hint="name one with --vae, the one the network was trained with",
             )
         tensors = {name: tensor.float() for name, tensor in release.vae.items()}
         mean, std = release.vae_mean.flatten().tolist(), release.vae_std.flatten().tolist()
@@ -83,7 +83,7 @@ class PublishedModel:
             raise UserError(str(error), where=str(self.path)) from error
 
     def text_encoder(self) -> TextEncoderSource:
-        """The text encoder that it was trained with; one inside the file has no tokeniser and is passed over.
+        """The text encoder that it was trained with; one inside the file has no tokenizer and is passed over.
 
         Raises:
             UserError: if no published size has this context width, and the file names none.
@@ -104,7 +104,7 @@ def read(path: Path) -> PublishedModel:
         raise UserError(
             "holds no trained model: neither final/config.json nor a diffusers network",
             where=str(path),
-            mend="give the folder of a finished run, its final/ folder, a diffusers folder or a single file",
+            hint="give the folder of a finished run, its final/ folder, a diffusers folder or a single file",
         )
     return PublishedModel(path, read_release(path))
 
@@ -119,6 +119,6 @@ def text_encoder_name(config: XUTConfig, path: Path) -> str:
         raise UserError(
             f"needs a text encoder of width {config.context_width}, which no published size has",
             where=str(path),
-            mend="name one with --text-encoder",
+            hint="name one with --text-encoder",
         )
     return TEXT_ENCODERS[config.context_width]

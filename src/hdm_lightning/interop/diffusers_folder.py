@@ -37,7 +37,7 @@ def read_diffusers(folder: Path) -> Release:
     raise UserError(
         f"neither the folder nor a subfolder has a {WEIGHTS} file with an XUT in it",
         where=str(folder),
-        mend="give the folder that holds the network, a run's final/ folder, or a single file",
+        hint="give the folder that holds the network, a run's final/ folder, or a single file",
     )
 
 

@@ -37,13 +37,13 @@ def read_file(path: Path) -> Release:
         raise UserError(
             "has the weights of this project without their configuration",
             where=str(path),
-            mend="put the config.json of its folder beside it, or give the folder",
+            hint="put the config.json of its folder beside it, or give the folder",
         )
     if TRAINING_SENTINEL in tensors:
         raise UserError(
             "is a checkpoint of a training of this project, whose configuration lies in its run's folder",
             where=str(path),
-            mend="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
+            hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
         )
     vae_config = settings.pop(VAE_CONFIG_KEY, None)
     try:

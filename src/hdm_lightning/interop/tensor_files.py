@@ -80,7 +80,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"torch cannot read it as plain data ({str(error).splitlines()[0]})",
             where=str(path),
-            mend="where you trust the file: load it, and save its tensors alone as .safetensors",
+            hint="where you trust the file: load it, and save its tensors alone as .safetensors",
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -37,7 +37,7 @@ def activation_bytes(
             are kept once for the batch (not counted) instead of once a sample.
 
     Returns:
-        Bytes that grow with the batch. Weights, their half-precision copies, gradients and optimiser state are
+        Bytes that grow with the batch. Weights, their half-precision copies, gradients and optimizer state are
         not in it.
     """
     outside = _block_bytes(config, work.full, element_bytes, False, shared_positions)

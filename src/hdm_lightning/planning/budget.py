@@ -59,7 +59,7 @@ def propose(
     """
     if machine.usd_per_hour <= 0:
         raise UserError(
-            f"{machine.name} has no price, so a budget says nothing", where="gpu.usd_per_hour", mend="give one"
+            f"{machine.name} has no price, so a budget says nothing", where="gpu.usd_per_hour", hint="give one"
         )
     for count in range(len(recipe.stages), 0, -1):
         part = replace(recipe, stages=recipe.stages[:count])
@@ -89,7 +89,7 @@ def smallest_cost_usd(recipe: Recipe, machine: Machine, assumptions: Assumptions
 
 
 def _whole_steps(stage: StageRecipe, share: float) -> int:
-    """Samples scaled down to whole optimiser steps, so that the cost stays within the budget."""
+    """Samples scaled down to whole optimizer steps, so that the cost stays within the budget."""
     return int(stage.samples * share / stage.batch_size) * stage.batch_size
 
 
@@ -113,7 +113,7 @@ def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, ass
         f"${budget_usd:g} is below the smallest schedule, {least_samples(first):,} samples of {first.name}, "
         f"which costs ${least:.2f} on {machine.name}",
         where="budget_usd",
-        mend=f"give budget_usd={_rounded_up(least)}, or {other}start from a smaller schedule or model",
+        hint=f"give budget_usd={_rounded_up(least)}, or {other}start from a smaller schedule or model",
     )
 
 

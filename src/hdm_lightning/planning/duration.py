@@ -1,4 +1,4 @@
-"""How long an optimiser step takes: what the data sheet would allow, divided by one utilisation figure."""
+"""How long an optimizer step takes: what the data sheet would allow, divided by one utilisation figure."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ _PASSES = {True: 5, False: 10}
 _RECOMPUTE_PASSES = 2
 # Bytes a parameter per micro-batch: its half copy made (4 + 2), read twice (2 + 2), its gradient added (2 + 4 + 4).
 _WEIGHT_BYTES = 20
-# Bytes a parameter per optimiser step: AdamW reads weight, gradient and moments and writes three (28), clipping
+# Bytes a parameter per optimizer step: AdamW reads weight, gradient and moments and writes three (28), clipping
 # reads the gradient and scales it (12); an average reads two and writes one (12).
-_OPTIMISER_BYTES = 28 + 12
+_OPTIMIZER_BYTES = 28 + 12
 _AVERAGE_BYTES = 12
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimiser step on each device.
+    """Seconds of one optimizer step on each device.
 
     The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
     the last backward pass (sharded: of every micro-batch's, behind its passes), `data` how long the host needs to
@@ -34,7 +34,7 @@ class StepTime:
     autoencoder: float
     text: float
     between: float
-    optimiser: float
+    optimizer: float
     exchange: float
     data: float
     utilisation: float
@@ -42,7 +42,7 @@ class StepTime:
     @property
     def ideal(self) -> float:
         """Device time at the data sheet's rates."""
-        return self.network + self.autoencoder + self.text + self.between + self.optimiser
+        return self.network + self.autoencoder + self.text + self.between + self.optimizer
 
     @property
     def device(self) -> float:
@@ -62,14 +62,14 @@ class StepTime:
             "compute (network)": self.network / self.utilisation,
             "compute (autoencoder)": self.autoencoder / self.utilisation,
             "compute (text encoder)": self.text / self.utilisation,
-            "memory bandwidth": (self.between + self.optimiser) / self.utilisation,
+            "memory bandwidth": (self.between + self.optimizer) / self.utilisation,
             "gradient exchange": self.exchange,
         }
         return max(parts, key=lambda part: parts[part])
 
 
 def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
-    """Forecast one optimiser step.
+    """Forecast one optimizer step.
 
     Args:
         recipe: network and encoders.
@@ -83,7 +83,7 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
     between = samples * sample_traffic_bytes(recipe, stage)
     between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
     own = recipe.parameters / (machine.count if recipe.sharded else 1)
-    optimiser = (_OPTIMISER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
+    optimizer = (_OPTIMIZER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
     bandwidth = gpu.bandwidth_gb_s * 1e9
     exchanges = exchanges_of_step(recipe, stage, machine.count, micro_batch)
     hiding = count.network if recipe.sharded else count.backward + count.recompute
@@ -93,7 +93,7 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
         autoencoder=samples * count.autoencoder / peak,
         text=samples * count.text / peak,
         between=between / bandwidth,
-        optimiser=optimiser / bandwidth,
+        optimizer=optimizer / bandwidth,
         exchange=exchanges * max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
         data=stage.batch_size / images_per_s_of_host(recipe, machine),
         utilisation=utilisation,
@@ -112,7 +112,7 @@ def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
 
 
 def exchanges_of_step(recipe: Recipe, stage: StageRecipe, devices: int, micro_batch: int) -> float:
-    """How often a device does what `exchange_seconds` times in one optimiser step."""
+    """How often a device does what `exchange_seconds` times in one optimizer step."""
     return stage.batch_size / devices / micro_batch if recipe.sharded else 1
 
 

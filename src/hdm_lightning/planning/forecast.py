@@ -41,7 +41,7 @@ class StageForecast:
         activations_plain, activations_checkpointed: bytes of activations of that micro-batch, either way.
         fits: whether that fits.
         text_batch, autoencoder_batch: captions and images of `micro_batch` to encode at once so that it fits.
-        step: seconds of one optimiser step.
+        step: seconds of one optimizer step.
         utilisation: in force.
         mfu: model operations over the peak.
         images_per_s: all devices together.

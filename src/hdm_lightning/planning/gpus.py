@@ -83,17 +83,17 @@ def parse_gpus(text: str, *, where: str = "gpus") -> tuple[Gpu, int]:
     """
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(\S.*?)\s*", str(text))
     if match is None:
-        raise UserError("is empty", where=where, mend=f"give a count and a name, e.g. {where}=4x5090")
+        raise UserError("is empty", where=where, hint=f"give a count and a name, e.g. {where}=4x5090")
     count = int(match[1] or 1)
     if count < 1:
-        raise UserError(f"{text!r} asks for {count} devices", where=where, mend=f"e.g. {where}=1x{match[2]}")
+        raise UserError(f"{text!r} asks for {count} devices", where=where, hint=f"e.g. {where}=1x{match[2]}")
     gpu = find_gpu(match[2])
     if gpu is None:
         near = nearest_gpu(match[2])
         raise UserError(
             f"no GPU is called {match[2]!r} in the table (known: {', '.join(GPUS)})",
             where=where,
-            mend=f"did you mean {where}={count}x{near}? For another device take the nearest and override its figures: "
+            hint=f"did you mean {where}={count}x{near}? For another device take the nearest and override its figures: "
             f"{where}={count}x{near} gpu.peak_tflops=… gpu.memory_gib=… gpu.bandwidth_gb_s=…",
         )
     return gpu, count
@@ -137,11 +137,11 @@ def override(gpu: Gpu, changes: Mapping[str, Any], *, where: str = "gpu") -> Gpu
     for key, value in given.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            mend = f"did you mean '{close[0]}'?" if close else "known keys: " + ", ".join(known)
-            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", mend=mend)
+            hint = f"did you mean '{close[0]}'?" if close else "known keys: " + ", ".join(known)
+            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=hint)
         least = 0.0 if key == "usd_per_hour" else 1e-9
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise UserError(f"{value!r} is not a positive number", where=f"{where}.{key}", mend="give one")
+            raise UserError(f"{value!r} is not a positive number", where=f"{where}.{key}", hint="give one")
     figures: dict[str, Any] = {key: float(value) for key, value in given.items()}
     return replace(gpu, **figures)
 

@@ -21,7 +21,7 @@ saves of an XUT under autocast, against what eager mode saves (measured by the t
 class DeviceMemory:
     """Bytes on one device at the fullest moment of a step.
 
-    What stays from one micro-batch to the next: `weights`, `optimiser` (its moments), `averages`, `half_copies`
+    What stays from one micro-batch to the next: `weights`, `optimizer` (its moments), `averages`, `half_copies`
     (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
     and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
     meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
@@ -29,7 +29,7 @@ class DeviceMemory:
 
     weights: int
     gradients: int
-    optimiser: int
+    optimizer: int
     averages: int
     half_copies: int
     encoders: int
@@ -42,7 +42,7 @@ class DeviceMemory:
     @property
     def fixed(self) -> int:
         """What does not depend on the micro-batch."""
-        kept = self.weights + self.optimiser + self.averages + self.half_copies + self.encoders + self.reserve
+        kept = self.weights + self.optimizer + self.averages + self.half_copies + self.encoders + self.reserve
         return kept + (self.gradients if self.gradients_stay else 0)
 
     @property
@@ -76,7 +76,7 @@ def device_memory(
     return DeviceMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
-        optimiser=4 * moments,
+        optimizer=4 * moments,
         averages=4 * parameters * recipe.averages,
         half_copies=copies,
         encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),

@@ -17,7 +17,7 @@ class StageRecipe:
         name: the stage's name.
         resolution: side of the square crop.
         samples: samples seen, all devices together.
-        batch_size: samples of an optimiser step, all devices together.
+        batch_size: samples of an optimizer step, all devices together.
         micro_batch_size: samples that one device takes at once.
         routing_rate: share of image tokens that skip the U.
         context_length: caption tokens.
@@ -37,7 +37,7 @@ class StageRecipe:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Optimizer steps."""
         return -(-self.samples // self.batch_size)
 
 
@@ -99,7 +99,7 @@ class Recipe:
 
     @property
     def moments(self) -> int:
-        """Numbers that the optimiser keeps."""
+        """Numbers that the optimizer keeps."""
         counts = parameter_counts(self.network)
         return 2 * counts.total - (counts.blocks if self.muon else 0)  # nearly all of a block is matrices
 

@@ -106,7 +106,7 @@ def _gib(value: float) -> str:
 
 _TIME_ROWS: tuple[Row, ...] = (
     ("samples, 10^6", lambda s: f"{s.stage.samples / 1e6:.3f}", None),
-    ("optimiser steps", lambda s: f"{s.stage.steps:,}", None),
+    ("optimizer steps", lambda s: f"{s.stage.steps:,}", None),
     ("tokens, 10^9", lambda s: f"{s.tokens / 1e9:.1f}", None),
     ("FLOP, 10^18", lambda s: f"{s.total_flops / 1e18:.2f}", None),
     ("images/s", lambda s: f"{s.images_per_s:.1f}", None),
@@ -138,7 +138,7 @@ def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
         ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
         ("with checkpointing", lambda s: "yes" if s.stage.checkpointing else "no", None),
         ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
-        ("optimiser + averages", lambda s: _gib(s.memory.optimiser + s.memory.averages), None),
+        ("optimizer + averages", lambda s: _gib(s.memory.optimizer + s.memory.averages), None),
         (copies, lambda s: _gib(s.memory.half_copies), None),
         ("encoders", lambda s: _gib(s.memory.encoders), None),
         ("activations", lambda s: _gib(s.memory.activations), None),

@@ -51,7 +51,7 @@ class ProbeSettings:
     """A measurement on the machine at hand.
 
     Attributes:
-        steps: optimiser steps timed for each stage, after `warmup`.
+        steps: optimizer steps timed for each stage, after `warmup`.
         warmup: steps before.
         micro_batch: samples at once; 0 takes what the forecast says fits.
         stages: names of the stages to measure; empty measures all.

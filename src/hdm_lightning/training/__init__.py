@@ -1,1 +1,1 @@
-"""Lightning modules, stage schedule, callbacks, optimisers and the launch of sequential fits."""
+"""Lightning modules, stage schedule, callbacks, optimizers and the launch of sequential fits."""

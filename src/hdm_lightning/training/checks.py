@@ -23,8 +23,8 @@ def settings_from(config: DictConfig | Mapping[str, Any], kind: type[Settings]) 
     shape = OmegaConf.structured(kind)
     for key, value in plain.items():
         if _is_group(shape, key) and not isinstance(value, Mapping | None):
-            mend = f"give its keys, {key}.KEY=VALUE; `--cfg job` shows the whole configuration"
-            raise UserError(f"{value!r} is no group of keys", where=key, mend=mend)
+            hint = f"give its keys, {key}.KEY=VALUE; `--cfg job` shows the whole configuration"
+            raise UserError(f"{value!r} is no group of keys", where=key, hint=hint)
     try:
         merged = OmegaConf.merge(shape, plain)
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
@@ -46,24 +46,24 @@ def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
     known = [entry.name for entry in fields(XUTConfig)]
     for key in model:
         if key not in known:
-            raise UserError(f"unknown key '{key}'", where=f"model.{key}", mend=_suggestion(key, known))
+            raise UserError(f"unknown key '{key}'", where=f"model.{key}", hint=_suggestion(key, known))
     try:
         return XUTConfig(**model)
     except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="model", mend="see conf/model/ for complete examples") from error
+        raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
 def _as_user_error(error: OmegaConfBaseException) -> UserError:
     where = error.full_key or "configuration"
     if isinstance(error, MissingMandatoryValue):
-        return UserError("a value is required and none was given", where=where, mend=f"give one: {where}=VALUE")
+        return UserError("a value is required and none was given", where=where, hint=f"give one: {where}=VALUE")
     message = (error.msg or str(error)).splitlines()[0]
     if isinstance(error, ConfigKeyError) and error.object_type is not None:
         key = where.rsplit(".", 1)[-1]
         known = [entry.name for entry in fields(error.object_type)]
-        return UserError(f"unknown key '{key}'", where=where, mend=_suggestion(key, known))
+        return UserError(f"unknown key '{key}'", where=where, hint=_suggestion(key, known))
     return UserError(
-        message, where=where, mend="give a value of the right type; `--cfg job` shows the whole configuration"
+        message, where=where, hint="give a value of the right type; `--cfg job` shows the whole configuration"
     )
 
 

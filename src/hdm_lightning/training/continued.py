@@ -27,7 +27,7 @@ OF_THE_MACHINE = (
     *("workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
 )
 """Keys of a stage and of the data that have no part in what is learned, or had none until now."""
-MEND = "restore it, or choose another name=; init= starts a new run from a model's weights"
+HINT = "restore it, or choose another name=; init= starts a new run from a model's weights"
 MOVED = "; if the model has only moved, write its new place into "
 
 
@@ -51,14 +51,14 @@ def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[Stage
             raise UserError(
                 f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
                 where=f"schedule.stages.{plan.name}.batch_size",
-                mend=f"set it to {then}; micro_batch_size may change at any time",
+                hint=f"set it to {then}; micro_batch_size may change at any time",
             )
     if all(run_folder.stage_is_done(run_dir, plan) for plan in plans):
-        mend = f"restore it, or start another run by another name=, from these weights with init={run_dir}"
-        check_finished(run_dir, settings, OF_THE_COURSE, OF_THE_MACHINE, mend)
+        hint = f"restore it, or start another run by another name=, from these weights with init={run_dir}"
+        check_finished(run_dir, settings, OF_THE_COURSE, OF_THE_MACHINE, hint)
 
 
-def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: Iterable[str], mend: str) -> None:
+def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: Iterable[str], hint: str) -> None:
     """Nothing is asked of a finished run that would change its weights: it would be done without effect.
 
     Args:
@@ -66,7 +66,7 @@ def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: It
         settings: what it is called with.
         course: keys of settings and of groups of them that the weights come of.
         free: keys and groups in them that may differ all the same.
-        mend: what to do about a difference.
+        hint: what to do about a difference.
 
     Raises:
         UserError: naming the first key that differs.
@@ -77,7 +77,7 @@ def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: It
     for key, then, now in leaves:
         if then != now and not set(key.split(".")) & set(free):
             what = f"the training in {run_dir} is over and had {then}; {now} would change nothing"
-            raise UserError(what, where=key, mend=mend)
+            raise UserError(what, where=key, hint=hint)
 
 
 def _leaves(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -97,7 +97,7 @@ def _leaves(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
 def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:
     began = configuration_of(run_dir)
     for key, then, now in () if began is None else _changed(began, settings, model):
-        raise_changed(run_dir, key, then, now, MEND, may_have_moved=key in ENCODERS)
+        raise_changed(run_dir, key, then, now, HINT, may_have_moved=key in ENCODERS)
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
@@ -112,10 +112,10 @@ def configuration_of(run_dir: Path) -> DictConfig | None:
     return OmegaConf.create(read_recorded(config))
 
 
-def raise_changed(run_dir: Path, key: str, then: Any, now: Any, mend: str, *, may_have_moved: bool = False) -> NoReturn:
+def raise_changed(run_dir: Path, key: str, then: Any, now: Any, hint: str, *, may_have_moved: bool = False) -> NoReturn:
     """Raise the `UserError` of a value that a run keeps and that is another now."""
     moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if may_have_moved else ""
-    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, mend=mend + moved)
+    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, hint=hint + moved)
 
 
 def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -13,7 +13,7 @@ from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.storage import is_local
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import settings_from
@@ -99,7 +99,7 @@ def stage_data(settings: TrainSettings, plan: StagePlan) -> DataSettings:
     try:
         return settings_from({**settings.data, **plan.settings.data}, DataSettings)
     except UserError as error:
-        raise UserError(error.what, where=f"data.{error.where}", mend=error.mend) from error
+        raise UserError(error.what, where=f"data.{error.where}", hint=error.hint) from error
 
 
 def training_stream(settings: TrainSettings, plan: StagePlan) -> StreamConfig:
@@ -118,7 +118,7 @@ def build_datamodule(settings: TrainSettings, plan: StagePlan, consumed: int) ->
     return ShardDataModule(
         training_stream(settings, plan),
         validation_stream(settings, plan, settings.validation.seed),
-        tokenise=Tokeniser(settings.text_encoder.name, plan.settings.context_length),
+        tokenize=Tokenizer(settings.text_encoder.name, plan.settings.context_length),
         batch_size=plan.settings.micro_batch_size,
         consumed=consumed,
         validation_samples=settings.validation.samples,
@@ -145,7 +145,7 @@ def sources_from(value: Any, where: str) -> tuple[Source, ...]:
     """
     entries = value if isinstance(value, list) else [value]
     if not entries:
-        raise UserError("no source is given", where=where, mend="give a folder of shards")
+        raise UserError("no source is given", where=where, hint="give a folder of shards")
     if all(isinstance(entry, str) for entry in entries):
         return (Source(urls=tuple(map(_tidy, entries))),)
     return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
@@ -156,12 +156,12 @@ def _source(entry: Any, where: str) -> Source:
         return Source(urls=(_tidy(entry),))
     known = {"urls", "weight", "index"}
     if not isinstance(entry, dict) or "urls" not in entry or set(entry) - known:
-        raise UserError(f"{entry!r} is no source", where=where, mend="give a folder, or {urls: …, weight: …}")
+        raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
     urls, index = entry["urls"], entry.get("index")
     several = urls if isinstance(urls, list) else [urls]
     for address in [*several, *([] if index is None else [index])]:
         if not isinstance(address, str):
-            raise UserError(f"{address!r} is no address", where=where, mend="give urls and index as text")
+            raise UserError(f"{address!r} is no address", where=where, hint="give urls and index as text")
     return Source(tuple(map(_tidy, several)), entry.get("weight"), index)
 
 

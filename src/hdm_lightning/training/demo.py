@@ -104,7 +104,7 @@ def _untrained(trained: TextToImage, seed: int) -> TextToImage:
     """The same pipeline around a network as it is before training."""
     torch.manual_seed(seed)
     network = XUT(trained.model.config).to(trained.device)
-    return TextToImage(network, trained.text_encoder, trained.tokeniser, trained.autoencoder, max_batch=64)
+    return TextToImage(network, trained.text_encoder, trained.tokenizer, trained.autoencoder, max_batch=64)
 
 
 def _draw_sheet(folder: Path, pipeline: TextToImage, settings: SamplingSettings, config: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.monitoring.clock import SectionClock
-from hdm_lightning.training.optimisation.clipping import ClippingModule
-from hdm_lightning.training.optimisation.optimisers import build_optimiser, build_rate_schedule
+from hdm_lightning.training.optimization.clipping import ClippingModule
+from hdm_lightning.training.optimization.optimizers import build_optimizer, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
 from hdm_lightning.training.stages import StagePlan
 
@@ -139,28 +139,28 @@ class FlowMatchingModule(ClippingModule):
         self.clock.stop("xut")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Clipping and the step itself count as the optimiser's time."""
-        self.clock.start("optimiser")
+        """Clipping and the step itself count as the optimizer's time."""
+        self.clock.start("optimizer")
 
     def on_train_start(self) -> None:
         """The wait for the first batch begins: callbacks have had their turn before the module."""
         self.clock.begin_wait()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End of the optimiser's time, where there was a step; callbacks have had their turn."""
-        self.clock.stop("optimiser")
+        """End of the optimizer's time, where there was a step; callbacks have had their turn."""
+        self.clock.stop("optimizer")
         self.clock.begin_wait()
 
     def configure_optimizers(self) -> Any:
-        """The stage's optimiser with warm-up and cosine, one tick per step."""
-        optimiser, schedule = self._optimiser_and_schedule()
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """The stage's optimizer with warm-up and cosine, one tick per step."""
+        optimizer, schedule = self._optimizer_and_schedule()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _optimiser_and_schedule(self) -> tuple[Optimizer, LambdaLR]:
+    def _optimizer_and_schedule(self) -> tuple[Optimizer, LambdaLR]:
         stage = self.plan.settings
         fused = self.trainer.precision != FLOAT16
-        optimiser = build_optimiser(self.network, stage, self.optimizer_settings, fused=fused)
-        return optimiser, build_rate_schedule(optimiser, stage)
+        optimizer = build_optimizer(self.network, stage, self.optimizer_settings, fused=fused)
+        return optimizer, build_rate_schedule(optimizer, stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where in the run this checkpoint stands, in plain values."""
@@ -181,7 +181,7 @@ class FlowMatchingModule(ClippingModule):
 
         Their number a step depends on how many processes there are now.
         """
-        keep_settings(checkpoint, self._optimiser_and_schedule())
+        keep_settings(checkpoint, self._optimizer_and_schedule())
         batches = checkpoint["hdm"]["step"] * self.plan.accumulation
         loop = checkpoint["loops"]["fit_loop"]
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), batches)

@@ -30,11 +30,11 @@ def accelerator(settings: TrainerSettings) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if settings.accelerator not in ("cpu", "cuda"):
         raise UserError(
-            f"'{settings.accelerator}' is none of auto, cpu, cuda", where="trainer.accelerator", mend="trainer=auto"
+            f"'{settings.accelerator}' is none of auto, cpu, cuda", where="trainer.accelerator", hint="trainer=auto"
         )
     if settings.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "no CUDA device is visible", where="trainer.accelerator", mend="use trainer=cpu or trainer=auto"
+            "no CUDA device is visible", where="trainer.accelerator", hint="use trainer=cpu or trainer=auto"
         )
     return settings.accelerator
 
@@ -42,13 +42,13 @@ def accelerator(settings: TrainerSettings) -> str:
 def local_devices(settings: TrainerSettings) -> int:
     """Processes on this machine, one per device."""
     if settings.devices < 0:
-        raise UserError(f"{settings.devices} is negative", where="trainer.devices", mend="0 means all devices")
+        raise UserError(f"{settings.devices} is negative", where="trainer.devices", hint="0 means all devices")
     if accelerator(settings) == "cpu":
         return max(1, settings.devices)
     present = torch.cuda.device_count()
     if settings.devices > present:
         raise UserError(
-            f"{settings.devices} devices asked for, {present} present", where="trainer.devices", mend="0 means all"
+            f"{settings.devices} devices asked for, {present} present", where="trainer.devices", hint="0 means all"
         )
     return settings.devices or present
 
@@ -68,35 +68,35 @@ def precision(settings: TrainerSettings) -> Any:
         raise UserError(
             f"'{name}' is none of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",
             where="trainer.precision",
-            mend="trainer.precision=auto",
+            hint="trainer.precision=auto",
         )
     if name == FLOAT16 and kind == "cpu":
         raise UserError(
-            "a CPU does not train in float16", where="trainer.precision", mend="use 32-true, bf16-mixed or auto"
+            "a CPU does not train in float16", where="trainer.precision", hint="use 32-true, bf16-mixed or auto"
         )
     return name
 
 
-def check_strategy(settings: TrainerSettings, optimiser: str) -> None:
-    """The strategy is known, and fits the precision, the optimiser and the other settings of the trainer.
+def check_strategy(settings: TrainerSettings, optimizer: str) -> None:
+    """The strategy is known, and fits the precision, the optimizer and the other settings of the trainer.
 
     Raises:
         UserError: naming the key, and the other one that it does not go with.
     """
     if settings.strategy not in STRATEGIES:
         what = f"'{settings.strategy}' is none of {', '.join(STRATEGIES)}"
-        raise UserError(what, where="trainer.strategy", mend="use auto")
+        raise UserError(what, where="trainer.strategy", hint="use auto")
     if settings.strategy != SHARDED:
         return
     for key, set_so, why in (
-        ("optimizer.name", optimiser == "muon", "Muon needs whole matrices, which no device holds"),
+        ("optimizer.name", optimizer == "muon", "Muon needs whole matrices, which no device holds"),
         ("trainer.precision", precision(settings) == FLOAT16, "float16 scales gradients, each device by its own part"),
         ("trainer.compress_gradients", settings.compress_gradients, "it averages gradients in float32"),
         ("trainer.static_graph", settings.static_graph, "it has no graph of parameters that could be static"),
     ):
         if set_so:
-            mend = f"change {key}, or use trainer.strategy=ddp"
-            raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, mend=mend)
+            hint = f"change {key}, or use trainer.strategy=ddp"
+            raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
 
 
 def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
@@ -108,7 +108,7 @@ def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
         return torch.bfloat16 if kind == "cuda" and half_dtype() == torch.bfloat16 else torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"'{name}' is no torch dtype", where=where, mend="auto, float32, bfloat16 or float16")
+        raise UserError(f"'{name}' is no torch dtype", where=where, hint="auto, float32, bfloat16 or float16")
     return dtype
 
 

@@ -96,14 +96,14 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
     try:
         tensors = read_tensors(path)
     except UserError as error:
-        mend = "give a run's or a model's folder, or a file of weights"
-        raise UserError(f"{path}: {error.what}", where="init", mend=mend) from error
+        hint = "give a run's or a model's folder, or a file of weights"
+        raise UserError(f"{path}: {error.what}", where="init", hint=hint) from error
     found = _own_tensors(network, tensors)
     state = network.state_dict()
     fits = {name for name, value in found.items() if name in state and value.shape == state[name].shape}
     if not fits:
         raise UserError(
-            f"no tensor of {source} fits the model", where="init", mend="choose the model= it was made with"
+            f"no tensor of {source} fits the model", where="init", hint="choose the model= it was made with"
         )
     with torch.no_grad():
         for name in fits:
@@ -127,7 +127,7 @@ def find_weights(source: str) -> Path:
     raise UserError(
         f"there is no model in {source}",
         where="init",
-        mend=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
+        hint=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
     )
 
 
@@ -154,4 +154,4 @@ def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         return own_tensors(network, strip_prefix(tensors))
     except ValueError as error:
-        raise UserError(str(error), where="init", mend="give a model of this project or a published one") from error
+        raise UserError(str(error), where="init", hint="give a model of this project or a published one") from error

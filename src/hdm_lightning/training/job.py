@@ -10,7 +10,7 @@ from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.data_settings import check_data
 from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.optimisation.optimisers import check_optimiser
+from hdm_lightning.training.optimization.optimizers import check_optimizer
 from hdm_lightning.training.preflight import (
     check_autoencoder,
     check_encoder_limits,
@@ -53,12 +53,12 @@ def check_job(config: dict[str, Any]) -> Job:
     """Check everything that can be checked before a weight is allocated.
 
     Raises:
-        UserError: naming the key or file and the mend.
+        UserError: naming the key or file and the hint.
     """
     settings = train_settings_from(config)
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
     check_guard(settings.guard)
-    check_optimiser(settings.optimizer)
+    check_optimizer(settings.optimizer)
     check_averages(settings.callbacks.ema)
     hardware.precision(settings.trainer)
     hardware.check_strategy(settings.trainer, settings.optimizer.name)

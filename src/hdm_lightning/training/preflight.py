@@ -28,7 +28,7 @@ def check_encoder_limits(settings: TrainSettings) -> None:
     }
     for where, limit in limits.items():
         if limit < 1:
-            raise UserError(f"{limit} is below 1", where=where, mend="give 1 or more; 1 takes one sample at a time")
+            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
 
 
 def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
@@ -42,7 +42,7 @@ def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
         raise UserError(
             f"the text encoder {settings.text_encoder.name} is {width} wide, the model's context {model.context_width}",
             where="model.context_width",
-            mend=f"set model.context_width={width}, or choose another text_encoder",
+            hint=f"set model.context_width={width}, or choose another text_encoder",
         )
 
 
@@ -61,7 +61,7 @@ def text_width(name: str) -> int:
         raise UserError(
             f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
             where=where,
-            mend="give a folder written by save_pretrained, of an architecture that transformers knows",
+            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
         ) from error
 
 
@@ -78,7 +78,7 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
         raise UserError(
             f"the autoencoder {settings.vae.name} has {channels} latent channels, the model {model.channels}",
             where="model.channels",
-            mend=f"set model.channels={channels}, or choose another vae",
+            hint=f"set model.channels={channels}, or choose another vae",
         )
     unit = factor * model.patch_size
     for plan in plans:
@@ -88,7 +88,7 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
                 f"{plan.settings.resolution} is not a multiple of {unit} (autoencoder factor {factor} x patch "
                 f"{model.patch_size})",
                 where=f"schedule.stages.{plan.name}.resolution",
-                mend=f"set it to {nearest}",
+                hint=f"set it to {nearest}",
             )
     return factor
 
@@ -106,7 +106,7 @@ def check_world_size(trainer: TrainerSettings) -> int:
         raise UserError(
             f"{trainer.nodes} machines, but neither torchrun nor srun has started this process",
             where="trainer.nodes",
-            mend="start the command by torchrun or srun on every machine; see docs/survival.md",
+            hint="start the command by torchrun or srun on every machine; see docs/survival.md",
         )
     return local_devices(trainer)
 
@@ -120,11 +120,11 @@ def check_stops(settings: TrainSettings, plans: list[StagePlan]) -> None:
     for plan in plans:
         stop, where = plan.settings.stop, f"schedule.stages.{plan.name}.stop"
         if stop.max_cost_usd is not None and not settings.trainer.usd_per_device_hour > 0:
-            what, mend = "no device has a price", "set trainer.usd_per_device_hour, or stop.max_hours instead"
-            raise UserError(what, where=f"{where}.max_cost_usd", mend=mend)
+            what, hint = "no device has a price", "set trainer.usd_per_device_hour, or stop.max_hours instead"
+            raise UserError(what, where=f"{where}.max_cost_usd", hint=hint)
         if stop.plateau_samples is not None and settings.validation.samples < 1:
             what = "without validation samples there is no loss that could stand still"
-            raise UserError(what, where=f"{where}.plateau_samples", mend="set validation.samples")
+            raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
 
 
 def check_init(settings: TrainSettings, plans: list[StagePlan]) -> None:
@@ -147,10 +147,10 @@ def check_guard(guard: GuardSettings) -> None:
         raise UserError(
             f"{guard.spike_factor:g} times the running mean is no spike",
             where="guard.spike_factor",
-            mend="give a factor above 1, e.g. 3, or null to look for losses that are not finite only",
+            hint="give a factor above 1, e.g. 3, or null to look for losses that are not finite only",
         )
     for key, least in (("spike_steps", 1), ("warmup_steps", 0), ("rewinds", 0)):
         if getattr(guard, key) < least:
             raise UserError(
-                f"{getattr(guard, key)} is below {least}", where=f"guard.{key}", mend=f"give {least} or more"
+                f"{getattr(guard, key)} is below {least}", where=f"guard.{key}", hint=f"give {least} or more"
             )

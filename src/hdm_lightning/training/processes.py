@@ -74,7 +74,7 @@ def require_even_machines() -> None:
         raise UserError(
             f"the machines have {told} processes, but each must have as many as the others",
             where="trainer.nodes",
-            mend=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
+            hint=f"start {min(counts.values())} on each (torchrun --nproc-per-node, srun --ntasks-per-node), "
             "or leave out the machines with fewer devices",
         )
 
@@ -112,11 +112,11 @@ def decided_by_first(decide: Callable[[], Answer]) -> Answer:
         try:
             answer = decide()
         except UserError as mistake:
-            error = (mistake.what, mistake.where, mistake.mend)
+            error = (mistake.what, mistake.where, mistake.hint)
     answer, error = from_first((answer, error))
     if error is not None:
-        what, where, mend = error
-        raise UserError(what, where=where, mend=mend)
+        what, where, hint = error
+        raise UserError(what, where=where, hint=hint)
     return answer
 
 

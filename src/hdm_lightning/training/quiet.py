@@ -7,7 +7,7 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.distributed.launcher.
 
 
 def quiet_libraries() -> None:
-    """Lower the level of chatty loggers and pass over warnings that a user of a command cannot mend."""
+    """Lower the level of chatty loggers and pass over warnings that a user of a command cannot hint."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("lightning", "torch"):

@@ -42,7 +42,7 @@ def read_recorded(file: Path) -> dict[str, Any]:
     content = _parsed(file)
     if any("${" in text for text in _texts(content)):
         what = "holds ${…}: a run records the values that it ran with, and others are not filled in"
-        raise UserError(what, where=str(file), mend=f"write the value itself there; {WHERE_FROM}")
+        raise UserError(what, where=str(file), hint=f"write the value itself there; {WHERE_FROM}")
     return content
 
 
@@ -58,18 +58,18 @@ def _parsed(file: Path) -> dict[str, Any]:
     """The values of a YAML file as they are written."""
     try:
         if file.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"is larger than {LARGEST_BYTES} bytes", where=str(file), mend=WHERE_FROM)
+            raise UserError(f"is larger than {LARGEST_BYTES} bytes", where=str(file), hint=WHERE_FROM)
         text = file.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError("holds a reference (*NAME), which no run writes", where=str(file), mend=WHERE_FROM)
+            raise UserError("holds a reference (*NAME), which no run writes", where=str(file), hint=WHERE_FROM)
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except UserError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read ({reason})", where=str(file), mend="restore the file") from error
+        raise UserError(f"cannot be read ({reason})", where=str(file), hint="restore the file") from error
     if not isinstance(content, dict):
-        raise UserError("is no mapping of keys to values", where=str(file), mend="restore the file")
+        raise UserError("is no mapping of keys to values", where=str(file), hint="restore the file")
     return {str(key): value for key, value in content.items()}
 
 
@@ -118,7 +118,7 @@ def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> Strea
                 f"the run's configuration names {address[:200]!r}; of what is recorded, only folders and http(s) "
                 "addresses are opened",
                 where=option,
-                mend=f"name the shards yourself: {option} FOLDER_OR_ADDRESS",
+                hint=f"name the shards yourself: {option} FOLDER_OR_ADDRESS",
             )
     return stream
 

@@ -67,10 +67,10 @@ def check_resume(run_dir: Path, resume: str) -> None:
         UserError: for an unknown value of `resume`, or `never` with something there.
     """
     if resume not in ("auto", "never"):
-        raise UserError(f"'{resume}' is neither 'auto' nor 'never'", where="resume", mend="resume=auto")
+        raise UserError(f"'{resume}' is neither 'auto' nor 'never'", where="resume", hint="resume=auto")
     if resume == "never" and any(run_dir.glob("*/checkpoints/step-*.ckpt")):
         raise UserError(
             f"{run_dir} already holds checkpoints",
             where="run_dir",
-            mend="choose another name=..., or resume=auto to continue, or delete the folder",
+            hint="choose another name=..., or resume=auto to continue, or delete the folder",
         )

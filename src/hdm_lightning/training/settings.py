@@ -34,7 +34,7 @@ class StageSettings:
     Attributes:
         resolution: side of the square crop in pixels.
         samples: samples to see in this stage, all devices together.
-        batch_size: samples of one optimiser step, all devices and accumulation steps together.
+        batch_size: samples of one optimizer step, all devices and accumulation steps together.
         micro_batch_size: samples that one device takes at once.
         learning_rate: base rate; each tensor's own rate follows from `optimizer.rule`.
         weight_decay: AdamW's decoupled decay.
@@ -83,7 +83,7 @@ class ScheduleSettings:
 
     Attributes:
         stages: name to stage; names begin with a letter so that they can be overridden on the command line.
-        carry_moments: hand the optimiser's moments over to the next stage.
+        carry_moments: hand the optimizer's moments over to the next stage.
     """
 
     stages: dict[str, StageSettings] = MISSING
@@ -138,11 +138,11 @@ class VaeSettings:
 
 @dataclass
 class OptimizerSettings:
-    """The optimiser's kind and its rule of learning rates.
+    """The optimizer's kind and its rule of learning rates.
 
     Attributes:
-        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest, see `training.optimisation.muon`.
-        rule: how a tensor's rate follows from the base rate, see `training.optimisation.parameter_groups`.
+        name: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest, see `training.optimization.muon`.
+        rule: how a tensor's rate follows from the base rate, see `training.optimization.parameter_groups`.
         eps: AdamW's epsilon.
         muon_momentum: Muon's momentum.
         muon_rounds: Newton–Schulz rounds of a Muon step.
@@ -255,7 +255,7 @@ class TrainerSettings:
 
 @dataclass
 class LoggerSettings:
-    """How often scalars are written, in optimiser steps, and into how many bins the loss by time falls."""
+    """How often scalars are written, in optimizer steps, and into how many bins the loss by time falls."""
 
     every_steps: int = 20
     time_bins: int = 8

@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hdm_lightning.training.sharding import load_optimiser, load_weights, whole
+from hdm_lightning.training.sharding import load_optimizer, load_weights, whole
 
 
 class ShardedStrategy(DDPStrategy):
@@ -36,8 +36,8 @@ class ShardedStrategy(DDPStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take each process's part of the moments."""
-        for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            load_optimiser(optimiser, state)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            load_optimizer(optimizer, state)
 
     def teardown(self) -> None:
         """Leave the network on its devices, where its parts belong."""

@@ -56,11 +56,11 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool
     module.load_state_dict(split, strict=strict)
 
 
-def load_optimiser(optimiser: Optimizer, state: Mapping[str, Any]) -> None:
-    """`optimiser.load_state_dict` for whole moments, numbered in the order of the groups as in its own state dict."""
-    parameters = dict(enumerate(parameter for group in optimiser.param_groups for parameter in group["params"]))
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """`optimizer.load_state_dict` for whole moments, numbered in the order of the groups as in its own state dict."""
+    parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
     moments = {number: _split_moments(each, parameters[number]) for number, each in state["state"].items()}
-    optimiser.load_state_dict({**state, "state": moments})
+    optimizer.load_state_dict({**state, "state": moments})
 
 
 def _split_moments(moments: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:

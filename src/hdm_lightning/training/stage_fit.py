@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.averaging import ema_snapshots
@@ -50,7 +50,7 @@ def fit_stage(run: "Run", plan: StagePlan, start: StartPoint, previous: dict[str
         run: what the stages share; `run.network` holds the weights to start from where `start` is the beginning.
         plan: the stage.
         start: the checkpoint to go on from, or the stage's beginning.
-        previous: the checkpoint of the stage before, for its optimiser's moments.
+        previous: the checkpoint of the stage before, for its optimizer's moments.
     """
     data = build_datamodule(run.settings, plan, consumed=start.consumed(plan.settings.batch_size))
     prepare_network(run.network, plan.settings, run.settings.trainer)
@@ -105,7 +105,7 @@ def stage_callbacks(
         validation,
         DrawPictures(
             settings.callbacks.pictures,
-            Tokeniser(settings.text_encoder.name, stage.context_length),
+            Tokenizer(settings.text_encoder.name, stage.context_length),
             run.averages,
             plan.folder(run.run_dir) / "samples",
             plan.steps_for(stage.sample_every),

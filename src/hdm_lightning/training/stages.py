@@ -17,8 +17,8 @@ class StagePlan:
         name: the stage's key in `schedule.stages`.
         settings: as configured.
         world_size: processes, one per device.
-        accumulation: micro-batches per optimiser step on each device.
-        steps: optimiser steps; `steps * batch_size` samples are seen, the configured count rounded up.
+        accumulation: micro-batches per optimizer step on each device.
+        steps: optimizer steps; `steps * batch_size` samples are seen, the configured count rounded up.
         samples_before: samples of the stages before this one, as planned.
     """
 
@@ -45,14 +45,14 @@ class StagePlan:
         return run_dir / self.folder_name
 
     def steps_for(self, samples: int) -> int:
-        """Optimiser steps that cover so many samples; 0 stays 0."""
+        """Optimizer steps that cover so many samples; 0 stays 0."""
         return -(-samples // self.settings.batch_size)
 
 
 def plan_stages(schedule: ScheduleSettings, world_size: int) -> list[StagePlan]:
     """Derive every stage's plan for `world_size` processes, or raise `UserError` naming the key."""
     if not schedule.stages:
-        raise UserError("the schedule has no stage", where="schedule.stages", mend="choose one, e.g. schedule=demo")
+        raise UserError("the schedule has no stage", where="schedule.stages", hint="choose one, e.g. schedule=demo")
     plans: list[StagePlan] = []
     for number, (name, stage) in enumerate(schedule.stages.items(), start=1):
         where = f"schedule.stages.{name}"
@@ -71,14 +71,14 @@ def _check_stop(stage: StageSettings, where: str) -> None:
     for key in ("max_hours", "max_cost_usd", "plateau_samples"):
         value = getattr(stop, key)
         if value is not None and not value > 0:
-            raise UserError(f"{value} is not positive", where=f"{where}.{key}", mend="give a positive value or null")
+            raise UserError(f"{value} is not positive", where=f"{where}.{key}", hint="give a positive value or null")
     if not stop.plateau_delta >= 0:
-        raise UserError(f"{stop.plateau_delta} is negative", where=f"{where}.plateau_delta", mend="give 0 or more")
+        raise UserError(f"{stop.plateau_delta} is negative", where=f"{where}.plateau_delta", hint="give 0 or more")
     if stop.plateau_samples is not None and not 0 < stage.validate_every <= stop.plateau_samples:
         raise UserError(
             f"a plateau of {stop.plateau_samples} samples cannot be seen with validate_every={stage.validate_every}",
             where=f"{where}.plateau_samples",
-            mend="validate at least once within it, better several times",
+            hint="validate at least once within it, better several times",
         )
 
 
@@ -87,7 +87,7 @@ def _check_name(name: str) -> None:
         raise UserError(
             "a stage's name begins with a letter and holds letters, digits, '_' and '-'",
             where=f"schedule.stages.{name}",
-            mend=f"rename it, e.g. px{name}",
+            hint=f"rename it, e.g. px{name}",
         )
 
 
@@ -99,7 +99,7 @@ def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
             f"batch_size {stage.batch_size} is not a multiple of micro_batch_size {stage.micro_batch_size} "
             f"x {world_size} device(s) = {together}",
             where=f"{where}.batch_size",
-            mend=f"set {where}.batch_size={nearest}, or a micro_batch_size that divides",
+            hint=f"set {where}.batch_size={nearest}, or a micro_batch_size that divides",
         )
     return stage.batch_size // together
 
@@ -116,7 +116,7 @@ def _check_ranges(stage: StageSettings, where: str) -> None:
     ):
         if not getattr(stage, key) > 0:
             raise UserError(
-                f"{getattr(stage, key)} is not positive", where=f"{where}.{key}", mend="give a positive value"
+                f"{getattr(stage, key)} is not positive", where=f"{where}.{key}", hint="give a positive value"
             )
     for key in (
         "weight_decay",
@@ -130,14 +130,14 @@ def _check_ranges(stage: StageSettings, where: str) -> None:
             raise UserError(
                 f"{getattr(stage, key)} is negative",
                 where=f"{where}.{key}",
-                mend="give 0 or a positive value",
+                hint="give 0 or a positive value",
             )
     for key, top in (("routing_rate", 1.0), ("final_learning_rate_ratio", 1.0001)):
         if not 0 <= getattr(stage, key) < top:
             raise UserError(
                 f"{getattr(stage, key)} is outside 0..1",
                 where=f"{where}.{key}",
-                mend="give a share, e.g. 0.5",
+                hint="give a share, e.g. 0.5",
             )
     if not all(0 <= beta < 1 for beta in stage.betas):
-        raise UserError(f"{stage.betas} are not in [0, 1)", where=f"{where}.betas", mend="e.g. [0.9, 0.98]")
+        raise UserError(f"{stage.betas} are not in [0, 1)", where=f"{where}.betas", hint="e.g. [0.9, 0.98]")

@@ -14,11 +14,11 @@ from hdm_lightning.training.settings import TrainerSettings
 def step_trainer(
     settings: TrainerSettings, steps: int, callbacks: list[Callback], logger: Logger, **options: Any
 ) -> Trainer:
-    """A trainer for so many optimiser steps on this process's device.
+    """A trainer for so many optimizer steps on this process's device.
 
     Args:
         settings: devices and precision.
-        steps: optimiser steps after which the fit ends.
+        steps: optimizer steps after which the fit ends.
         callbacks: in the order in which they act; validation, checkpoints and the progress bar are among them.
         logger: where metrics go.
         options: of `lightning.Trainer` in which the trainings differ: strategy, accumulation, clipping.

@@ -10,7 +10,7 @@ from torch import Tensor
 from hdm_lightning.data.streaming import stream
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.data_settings import training_stream
@@ -62,9 +62,9 @@ def _measure(settings: TrainSettings, plan: StagePlan, device: torch.device) -> 
         layer=text.layer,
         max_tokens=text.max_tokens,
     ).to(device)
-    tokenise = Tokeniser(text.name, plan.settings.context_length)
+    tokenize = Tokenizer(text.name, plan.settings.context_length)
     captions_only = replace(training_stream(settings, plan), quarantine=None)  # training itself will note the bad ones
-    samples = stream(captions_only, tokenise, stop=text.whiten_captions)
+    samples = stream(captions_only, tokenize, stop=text.whiten_captions)
     rows: list[Tensor] = []
     captions = ((sample.tokens, sample.length) for sample in samples if sample.weight)
     while batch := list(islice(captions, CAPTIONS_AT_ONCE)):

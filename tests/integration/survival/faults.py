@@ -55,7 +55,7 @@ def note_positions(rank: int, folder: str) -> None:
 
 
 def note_parts(rank: int, folder: str) -> None:
-    """Write how many elements this process holds, before every optimiser step, into a file of its own."""
+    """Write how many elements this process holds, before every optimizer step, into a file of its own."""
     original = FlowMatchingModule.on_before_optimizer_step
 
     def elements(tensors: Iterable[Any]) -> int:
@@ -141,7 +141,7 @@ def watch(pass_by: Callable[[str], None]) -> None:
     """Call `pass_by(point)` wherever the training passes a point."""
     wrap(_Chunks, "_sample", pass_by, before="data")
     wrap(FlowMatchingModule, "training_step", pass_by, before="forward", after="backward")
-    wrap(FlowMatchingModule, "on_before_optimizer_step", pass_by, before="optimiser")
+    wrap(FlowMatchingModule, "on_before_optimizer_step", pass_by, before="optimizer")
     wrap(ValidateFlow, "run", pass_by, before="validation begins", after="validation ends")
     wrap(
         FlowMatchingModule,
@@ -244,7 +244,7 @@ POINTS = (
     "data",
     "forward",
     "backward",
-    "optimiser",
+    "optimizer",
     "validation begins",
     "validation",
     "validation ends",

@@ -55,7 +55,7 @@ def test_two_parts_train_as_two_copies(toy, server, tmp_path):
         expected, got = validation(copies, stage), validation(parts, stage)
         assert got == pytest.approx(expected, abs=ROUNDING)
         assert abs(expected["raw"] - expected["ema_16"]) > 100 * ROUNDING  # else one could stand for the other
-    for tag in ("optimiser/gradient_norm", "optimiser/weight_norm", "loss/train", "loss/validation_power_0.200"):
+    for tag in ("optimizer/gradient_norm", "optimizer/weight_norm", "loss/train", "loss/validation_power_0.200"):
         assert scalars(parts, tag) == pytest.approx(scalars(copies, tag), rel=1e-4)
     for path in files(copies, "*.png"):
         one, two = (np.asarray(Image.open(run.folder / path)).astype(int) for run in (copies, parts))
@@ -75,7 +75,7 @@ def test_interrupted_equals_whole(toy, server, same):
     schedule = toy(stages=stages).config["schedule"] | {"carry_moments": True}
     whole, killed = (toy(name, trainer=trainer(), schedule=schedule) for name in ("whole", "killed"))
     assert server.run(whole, ranks=2) == [0, 0]
-    assert -9 in server.run(killed, ranks=2, die={"at": "optimiser", "nth": 4, "how": "kill", "on": 1})
+    assert -9 in server.run(killed, ranks=2, die={"at": "optimizer", "nth": 4, "how": "kill", "on": 1})
     assert killed.checkpoints(2) == ["step-00000002.ckpt"]
     assert server.run(killed, ranks=2) == [0, 0]
     assert same(whole.end(2), killed.end(2)) and validation(whole, 2) == validation(killed, 2)

@@ -8,7 +8,7 @@ def test_a_full_disk_during_a_save(toy, server, same):
     assert server.run(whole) == [0]
     assert server.run(filled, fill_disk={"at": 2}) == [2]
     told = server.log.read_text()
-    assert "the disk is full" in told and "step-00000004.ckpt" in told and "mend:" in told and "Traceback" not in told
+    assert "the disk is full" in told and "step-00000004.ckpt" in told and "hint:" in told and "Traceback" not in told
     checkpoints = filled.stage_folder(1) / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000002.ckpt"]
     assert read_checkpoint(checkpoints / "step-00000002.ckpt")["hdm"]["step"] == 2

@@ -16,7 +16,7 @@ STAGES = {
 POSITIONS = {"px16": 40, "px24": 32, "px32": 24}
 KINDS = {
     "data": ("data",),
-    "step": ("forward", "backward", "optimiser"),
+    "step": ("forward", "backward", "optimizer"),
     "validation": ("validation begins", "validation", "validation ends"),
     "save": ("half written", "written, not synced", "written, not in place", "in place"),
     "hand-over": ("hand-over begins", "hand-over ends", "stage not marked", "stage marked", "export begins"),

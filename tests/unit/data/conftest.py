@@ -19,7 +19,7 @@ from hdm_lightning.data.index import index_shards
 
 
 def letters(text):
-    """A tokeniser: one token a letter."""
+    """A tokenizer: one token a letter."""
     return [ord(letter) for letter in text], len(text)
 
 

@@ -131,7 +131,7 @@ def test_unusable_captions_are_faults(members, reason):
             call()
 
 
-def test_half_a_surrogate_pair_never_reaches_the_tokeniser():
+def test_half_a_surrogate_pair_never_reaches_the_tokenizer():
     members = {"json": b'{"caption": "x \\ud800 y"}'}
     assert CaptionRules().first(members) == "x y"
     with pytest.raises(SampleFault, match="not UTF-8"):

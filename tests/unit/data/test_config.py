@@ -35,7 +35,7 @@ from hdm_lightning.errors import UserError
 def test_impossible_values_are_refused(kit, make, key):
     with pytest.raises(UserError) as caught:
         make(kit)
-    assert caught.value.where == key and caught.value.mend
+    assert caught.value.where == key and caught.value.hint
 
 
 def test_a_lone_address_is_one_address():

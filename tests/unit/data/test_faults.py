@@ -210,9 +210,9 @@ def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
     strict = replace(patient, max_bad_share=0.1, bad_patience=50)
     with pytest.raises(UserError, match=r"of the last 5\d samples could not be used.*no caption") as caught:
         list(stream(strict, kit.letters, stop=1000))
-    assert caught.value.mend is not None and "quarantine" in caught.value.mend
+    assert caught.value.hint is not None and "quarantine" in caught.value.hint
     for workers in (0, 2):
-        module = ShardDataModule(replace(strict, workers=workers), None, tokenise=kit.letters, batch_size=5)
+        module = ShardDataModule(replace(strict, workers=workers), None, tokenize=kit.letters, batch_size=5)
         with pytest.raises(UserError, match="could not be used"):
             for _, _ in zip(range(100), module.train_dataloader(), strict=False):
                 pass
@@ -267,7 +267,7 @@ def _write_lines(path, job):
         quarantine.add(shard=f"s{job}", key="k" * 50, ordinal=number, reason="r" * 400, index=number)
 
 
-def test_errors_of_the_tokeniser_are_not_taken_for_bad_samples(kit, shards):
+def test_errors_of_the_tokenizer_are_not_taken_for_bad_samples(kit, shards):
     def broken(text):
         raise RuntimeError("a defect")
 

@@ -216,14 +216,14 @@ def test_damage_to_the_end_of_an_index_write_leaves_the_old_one(tmp_path, kit, m
 
 
 @pytest.mark.parametrize(
-    ("made", "what", "mend"),
+    ("made", "what", "hint"),
     [
         (None, "no such folder", "hdm-shards build"),
         ((), "no shards", "hdm-shards build"),
         (("0.tar",), "no index", "hdm-shards index"),
     ],
 )
-def test_what_is_missing_is_named_with_what_makes_it(tmp_path, made, what, mend):
+def test_what_is_missing_is_named_with_what_makes_it(tmp_path, made, what, hint):
     folder = tmp_path / "shards"
     if made is not None:
         folder.mkdir()
@@ -231,4 +231,4 @@ def test_what_is_missing_is_named_with_what_makes_it(tmp_path, made, what, mend)
             (folder / name).touch()
     with pytest.raises(UserError, match=what) as caught:
         load_index(folder)
-    assert str(folder) in caught.value.where and mend in caught.value.mend
+    assert str(folder) in caught.value.where and hint in caught.value.hint

@@ -20,13 +20,13 @@ SAVE_EVERY = 2
 TOTAL = 480
 
 
-def train(rank, world, config, tokenise, folder, meeting):
+def train(rank, world, config, tokenize, folder, meeting):
     """A training loop without a model: lockstep, a log of what it saw, a checkpoint of one integer."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     state = folder / "state.json"
     consumed = json.loads(state.read_text())["consumed"] if state.exists() else 0
-    module = ShardDataModule(config, None, tokenise=tokenise, batch_size=BATCH, consumed=consumed)
+    module = ShardDataModule(config, None, tokenize=tokenize, batch_size=BATCH, consumed=consumed)
     assert module.rank_and_world() == (rank, world)
     with (folder / f"log-{world}-{rank}-{consumed}.jsonl").open("a") as log:
         for step, batch in enumerate(module.train_dataloader(), start=1):
@@ -48,12 +48,12 @@ def train(rank, world, config, tokenise, folder, meeting):
     dist.destroy_process_group()
 
 
-def run(world, config, tokenise, folder, kill_after):
+def run(world, config, tokenize, folder, kill_after):
     """Start the ranks; kill one of them once that many samples are logged. Returns the exit codes."""
     context = multiprocessing.get_context("fork")
     meeting = folder / f"meeting-{time.monotonic_ns()}"
     ranks = [
-        context.Process(target=train, args=(rank, world, config, tokenise, folder, meeting)) for rank in range(world)
+        context.Process(target=train, args=(rank, world, config, tokenize, folder, meeting)) for rank in range(world)
     ]
     for process in ranks:
         process.start()

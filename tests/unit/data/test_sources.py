@@ -64,7 +64,7 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     folder = kit.write_shards(tmp_path, [5, 5])
 
     def module(**options):
-        return ShardDataModule(kit.stream_config(folder, **options), None, tokenise=kit.letters, batch_size=2)
+        return ShardDataModule(kit.stream_config(folder, **options), None, tokenize=kit.letters, batch_size=2)
 
     state = json.loads(json.dumps(module().state_dict()))
     module().load_state_dict(state)

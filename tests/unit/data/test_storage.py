@@ -73,11 +73,11 @@ def test_a_server_that_does_not_hang_up_after_the_last_byte_holds_up_nobody(serv
     assert time.monotonic() - begin < 10
 
 
-def test_what_only_the_user_can_mend_is_told_at_once(monkeypatch):
+def test_what_only_the_user_can_hint_is_told_at_once(monkeypatch):
     monkeypatch.setattr(storage, "PAUSE_S", 100)
     with pytest.raises(UserError, match="cannot be opened") as caught:
         load_index("nothing-of-the-kind://bucket/shards")
-    assert caught.value.where == "nothing-of-the-kind://bucket/shards/index.json" and "remote" in caught.value.mend
+    assert caught.value.where == "nothing-of-the-kind://bucket/shards/index.json" and "remote" in caught.value.hint
 
 
 def test_a_stale_handle_of_a_network_file_is_opened_anew(shards, monkeypatch):
@@ -200,10 +200,10 @@ def test_an_index_may_lie_elsewhere_and_a_missing_one_is_named(kit, server, tmp_
     assert Plan(kit.stream_config(sources=(source,))).samples == 150
     with pytest.raises(UserError, match="no index") as caught:
         load_index(f"{server.url}/nowhere")
-    assert f"hdm-shards index '{server.url}/nowhere/{{0000..0099}}.tar' --out" in caught.value.mend
+    assert f"hdm-shards index '{server.url}/nowhere/{{0000..0099}}.tar' --out" in caught.value.hint
     with pytest.raises(UserError, match="no index") as caught:
         load_index(f"{server.url}/other.json")
-    assert "`index` of the source" in caught.value.mend
+    assert "`index` of the source" in caught.value.hint
     server.trouble = lambda path, attempt: "error"
     with pytest.raises(UserError, match=r"cannot be read .*503"):
         load_index(server.url)

@@ -33,7 +33,7 @@ def number_of(image):
 
 
 def test_a_batch_is_what_the_contract_says(kit, shards):
-    module = ShardDataModule(kit.stream_config(shards), None, tokenise=kit.letters, batch_size=6)
+    module = ShardDataModule(kit.stream_config(shards), None, tokenize=kit.letters, batch_size=6)
     for batch in batches(module, 3):
         assert {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)} == {
             "image": (6, 3, 16, 16),
@@ -86,7 +86,7 @@ def test_ranks_and_workers_give_the_same_global_sequence(kit, shards, workers, w
 
 
 def test_each_sample_comes_once_a_pass_and_global_batches_cover_their_positions(kit, shards):
-    modules = [ShardDataModule(kit.stream_config(shards), None, tokenise=kit.letters, batch_size=5, consumed=150)]
+    modules = [ShardDataModule(kit.stream_config(shards), None, tokenize=kit.letters, batch_size=5, consumed=150)]
     indices = [index for batch in batches(modules[0], 60) for index in batch["index"].tolist()]
     assert indices == list(range(150, 450))
     keys = [sample.key for sample in stream(kit.stream_config(shards), kit.letters, stop=450)]
@@ -260,7 +260,7 @@ def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     config = kit.stream_config(shards, workers=1)
-    data = ShardDataModule(config, None, tokenise=kit.letters, batch_size=5, consumed=35)
+    data = ShardDataModule(config, None, tokenize=kit.letters, batch_size=5, consumed=35)
     module = Recorder()
     trainer = Trainer(
         max_steps=4,
@@ -296,6 +296,6 @@ def window_of(plan):
 def test_bad_arguments_are_named(kit, shards):
     config = kit.stream_config(shards)
     with pytest.raises(ValueError, match="consumed"):
-        ShardDataModule(config, None, tokenise=kit.letters, batch_size=2, consumed=-1)
+        ShardDataModule(config, None, tokenize=kit.letters, batch_size=2, consumed=-1)
     with pytest.raises(ValueError, match="batch_size"):
-        ShardDataModule(config, None, tokenise=kit.letters, batch_size=0).train_dataloader()
+        ShardDataModule(config, None, tokenize=kit.letters, batch_size=0).train_dataloader()

@@ -15,7 +15,7 @@ def test_validation_is_finite_complete_even_and_plain(kit, shards):
     captions = CaptionRules(drop=0.5)
     config = kit.stream_config(shards, captions=captions)
     module = ShardDataModule(
-        config, replace(config, stage="validation"), tokenise=kit.letters, batch_size=4, validation_samples=37
+        config, replace(config, stage="validation"), tokenize=kit.letters, batch_size=4, validation_samples=37
     )
     alone = [key for batch in module.val_dataloader() for key in batch["keys"]][:37]
     assert len(set(alone)) == 37
@@ -44,15 +44,15 @@ def test_validation_is_finite_complete_even_and_plain(kit, shards):
                 assert batch["lengths"].min() >= 1
         assert len(set(lengths)) == 1
         assert sorted(indices) == list(range(37))
-    everything = ShardDataModule(config, config, tokenise=kit.letters, batch_size=32, validation_samples=10**6)
+    everything = ShardDataModule(config, config, tokenize=kit.letters, batch_size=32, validation_samples=10**6)
     weights = torch.cat([batch["weight"] for batch in everything.val_dataloader()])
     assert weights.sum() == SAMPLES
-    assert ShardDataModule(config, None, tokenise=kit.letters, batch_size=4).val_dataloader() == []
+    assert ShardDataModule(config, None, tokenize=kit.letters, batch_size=4).val_dataloader() == []
 
 
 def test_validation_crops_are_centred(kit, tmp_path):
     folder = kit.write_shards(tmp_path, [9], width=40, height=16)
     config = kit.stream_config(folder)
-    module = ShardDataModule(config, config, tokenise=kit.letters, batch_size=9, validation_samples=9)
+    module = ShardDataModule(config, config, tokenize=kit.letters, batch_size=9, validation_samples=9)
     (batch,) = module.val_dataloader()
     assert batch["crop"].tolist() == [[0, 12, 16, 40]] * 9

@@ -28,7 +28,7 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
         raise UserError(
             "there is no .tar file here",
             where=str(root),
-            mend="run img2dataset with output_format=webdataset, or use `hdm-shards build folder` on its files",
+            hint="run img2dataset with output_format=webdataset, or use `hdm-shards build folder` on its files",
         )
     done = count(1)
     with progress_bar("shards", len(shards)) as show:

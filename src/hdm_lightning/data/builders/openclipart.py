@@ -69,7 +69,7 @@ class OpenClipArtOptions:
                 raise UserError(
                     f"is {getattr(self, name)}; expected {low} to {high}",
                     where=f"--{name.replace('_', '-')}",
-                    mend="choose a number in this range",
+                    hint="choose a number in this range",
                 )
 
 
@@ -246,7 +246,7 @@ def _require_renderer() -> None:
         raise UserError(
             "the package resvg-py, which renders the drawings, is not installed",
             where="hdm-shards build openclipart",
-            mend="pip install 'hdm-lightning[builders]'",
+            hint="pip install 'hdm-lightning[builders]'",
         ) from error
 
 

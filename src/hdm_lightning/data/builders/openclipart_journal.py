@@ -40,7 +40,7 @@ class Journal:
             raise UserError(
                 f"the folder holds a build with other options: {lines[0]}",
                 where=str(self.path),
-                mend="name another folder, or delete this one",
+                hint="name another folder, or delete this one",
             )
         self.outcomes = dict(line.split("\t", 1) for line in lines[1:])
 

@@ -50,23 +50,23 @@ def list_drawings(folder: Path) -> tuple[list[str], list[str]]:
 
 def _require_drawings(folder: Path, where: str) -> Path:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", where=where, mend=_MEND)
+        raise UserError(f"there is no folder {folder}", where=where, hint=_MEND)
     if next(folder.rglob("*.svg"), None) is None:
-        raise UserError(f"the folder {folder} holds no .svg file", where=where, mend=_MEND)
+        raise UserError(f"the folder {folder} holds no .svg file", where=where, hint=_MEND)
     return folder
 
 
 def _unpack(deb: Path, folder: Path) -> None:
     """Unpack the drawings of a Debian package (an ar archive around a compressed tar) below `folder`."""
     if not deb.is_file():
-        raise UserError(f"there is no file {deb}", where="--deb", mend=_MEND)
+        raise UserError(f"there is no file {deb}", where="--deb", hint=_MEND)
     for name, content in _ar_members(deb):
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(content)) as tar:
                 for member in tar.getmembers():
                     _write_member(tar, member, folder)
             return
-    raise UserError(f"{deb} holds no data.tar", where="--deb", mend=_MEND)
+    raise UserError(f"{deb} holds no data.tar", where="--deb", hint=_MEND)
 
 
 def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
@@ -91,7 +91,7 @@ def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -
 def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
-            raise UserError(f"{path} is not a Debian package", where="--deb", mend=_MEND)
+            raise UserError(f"{path} is not a Debian package", where="--deb", hint=_MEND)
         while len(header := file.read(60)) == 60:
             size = int(header[48:58])
             yield header[:16].decode().strip().rstrip("/"), file.read(size)

@@ -168,4 +168,4 @@ def _size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise UserError, naming an option, what it is and what was expected, unless the condition holds."""
     if not condition:
-        raise UserError(f"is {value!r}; expected {expected}", where=name, mend=f"change {name}")
+        raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")

@@ -75,9 +75,9 @@ def build_shards(
         UserError: there are no items, none can be used, or the folder holds another build.
     """
     if samples_per_shard < 1:
-        raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", mend="give 1 or more")
+        raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
-        raise UserError("there is no picture here", where=str(options.get("folder", out)), mend="name another folder")
+        raise UserError("there is no picture here", where=str(options.get("folder", out)), hint="name another folder")
     out.mkdir(parents=True, exist_ok=True)
     header = {**options, "samples_per_shard": samples_per_shard, "items": _digest(items)}
     rows = _open_journal(out, header)
@@ -98,9 +98,9 @@ def _finish(out: Path, rows: dict[str, dict[str, Any]], jobs: int) -> Report:
     write_text(out / REJECTED, "".join(lines), errors="backslashreplace")
     samples = sum(row["samples"] for row in rows.values())
     if not samples:
-        mend = f"see {REJECTED} for the reasons"
+        hint = f"see {REJECTED} for the reasons"
         raise UserError(
-            f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), mend=mend
+            f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
         )
     index_shards(out, jobs=jobs)
     return Report(samples, rejected)
@@ -136,7 +136,7 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]
         raise UserError(
             "the folder holds a build of other files or with other options",
             where=str(out),
-            mend="name another folder, or delete this one",
+            hint="name another folder, or delete this one",
         )
     rows: dict[str, dict[str, Any]] = {}
     for line in lines:

@@ -75,7 +75,7 @@ def require_no_shards(folder: Path) -> None:
         raise UserError(
             "the folder already holds .tar shards, and old and new samples would be read together",
             where=str(folder),
-            mend="name another folder, or delete the shards in this one",
+            hint="name another folder, or delete the shards in this one",
         )
 
 

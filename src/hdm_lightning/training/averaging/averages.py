@@ -64,7 +64,7 @@ class WeightAverages:
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
-        """Move every average after an optimiser step of `samples` samples (all devices together)."""
+        """Move every average after an optimizer step of `samples` samples (all devices together)."""
         self.samples_seen += samples
         weights = [weight.float() for weight in local_parts(self._weights())]  # no copy where they are float32 already
         for shadow, decay in zip(self.shadows, self._decays(samples), strict=True):
@@ -141,7 +141,7 @@ def _nearest(saved: list[float], halflife: float) -> int:
         raise UserError(
             "the checkpoint has no exponential average to start from",
             where="callbacks.ema.halflife_samples",
-            mend="leave it empty, as the run began",
+            hint="leave it empty, as the run began",
         )
     return min(range(len(saved)), key=lambda i: abs(saved[i] - halflife))
 
@@ -151,7 +151,7 @@ def _place(saved: list[float], width: float) -> int:
         raise UserError(
             f"the checkpoint has no power-function average of width {width} (it has: {saved or 'none'})",
             where="callbacks.ema.sigma_rel",
-            mend="keep the widths that the run began with; others are put together from them afterwards "
+            hint="keep the widths that the run began with; others are put together from them afterwards "
             "(hdm-convert --average)",
         )
     return saved.index(width)
@@ -168,11 +168,11 @@ def check_averages(settings: EmaSettings) -> None:
         ("sigma_rel", settings.sigma_rel, WIDEST),
     ):
         if any(not 0 < value <= top for value in values) or len(set(values)) < len(values):
-            mend = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
-            raise UserError(f"{values} has a value that makes no average", where=f"callbacks.ema.{key}", mend=mend)
+            hint = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
+            raise UserError(f"{values} has a value that makes no average", where=f"callbacks.ema.{key}", hint=hint)
     if settings.snapshot_dtype not in ("float16", "float32"):
         where = "callbacks.ema.snapshot_dtype"
-        raise UserError(f"'{settings.snapshot_dtype}' is neither float16 nor float32", where=where, mend="float16")
+        raise UserError(f"'{settings.snapshot_dtype}' is neither float16 nor float32", where=where, hint="float16")
 
 
 class AveragedNetwork:

@@ -103,15 +103,15 @@ def reconstruct(folder: Path, sigma_rel: float, samples: int | None = None) -> R
     """
     stored = read_snapshots(folder)
     if not stored:
-        mend = "train with callbacks.ema.sigma_rel=[0.05,0.10] and a snapshot_every"
-        raise UserError("there are no stored averages", where=str(folder), mend=mend)
+        hint = "train with callbacks.ema.sigma_rel=[0.05,0.10] and a snapshot_every"
+        raise UserError("there are no stored averages", where=str(folder), hint=hint)
     if not 0 < sigma_rel <= WIDEST:
-        raise UserError(f"{sigma_rel} is no relative width", where="--average", mend=f"above 0, at most {WIDEST}")
+        raise UserError(f"{sigma_rel} is no relative width", where="--average", hint=f"above 0, at most {WIDEST}")
     times = sorted({snapshot.samples for snapshot in stored})
     at = times[-1] if samples is None else samples
     if at not in times:
         near = min(times, key=lambda time: abs(time - at))
-        raise UserError(f"no average was stored at {at} samples", where="--samples", mend=f"the nearest is {near}")
+        raise UserError(f"no average was stored at {at} samples", where="--samples", hint=f"the nearest is {near}")
     return _combined([snapshot for snapshot in stored if snapshot.samples <= at], sigma_rel, at)
 
 
@@ -126,7 +126,7 @@ def _combined(stored: list[Snapshot], sigma_rel: float, at: int) -> Reconstructi
         raise UserError(
             f"{len(stored)} stored averages give width {sigma_rel} only to {misfit:.0%}",
             where="--average",
-            mend="ask for a width nearer to the stored ones, or store more often (callbacks.ema.snapshot_every)",
+            hint="ask for a width nearer to the stored ones, or store more often (callbacks.ema.snapshot_every)",
         )
     return Reconstruction(_weighted_sum(stored, coefficients.tolist()), at, misfit, len(stored))
 

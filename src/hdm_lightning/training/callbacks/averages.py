@@ -10,7 +10,7 @@ from hdm_lightning.training.handover import AVERAGES_KEY
 
 
 class AverageWeights(StepWatcher, Callback):
-    """Updates `averages` once per optimiser step and saves them with the checkpoint."""
+    """Updates `averages` once per optimizer step and saves them with the checkpoint."""
 
     def __init__(self, averages: WeightAverages, samples_per_step: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ SET_ASIDE = ".damaged"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` optimiser steps."""
+    """The file of the checkpoint after `step` optimizer steps."""
     return folder / f"step-{step:08d}.ckpt"
 
 
@@ -27,11 +27,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 class SaveCheckpoints(StepWatcher, Callback):
-    """Writes a checkpoint every so many optimiser steps and at the end, and keeps the newest few.
+    """Writes a checkpoint every so many optimizer steps and at the end, and keeps the newest few.
 
     Args:
         folder: where they go.
-        every: optimiser steps between two; 0 means the end only.
+        every: optimizer steps between two; 0 means the end only.
         settings: how many stay on disk, and after how many minutes one is overdue (see `callbacks.signals`).
         before: called on every process before anything is written; what it raises keeps the checkpoint off the disk.
     """

@@ -16,12 +16,12 @@ from hdm_lightning.whole_files import remove_leftovers
 
 
 class StoreAverages(StepWatcher, Callback):
-    """Writes every power-function average each so many optimiser steps and at the stage's end.
+    """Writes every power-function average each so many optimizer steps and at the stage's end.
 
     Args:
         averages: whose power-function averages are stored; their own count of samples names the files.
         folder: of the run's snapshots, one for all stages.
-        every: optimiser steps between two times; 0 means the end only.
+        every: optimizer steps between two times; 0 means the end only.
         dtype: of the files.
         whitening: folded into what is stored, so that it is of the network that the run exports.
     """

@@ -36,8 +36,8 @@ class RequireFiniteWeights(StepWatcher, Callback):
         """
         if not bool(weights_are_finite(trainer.lightning_module)):
             raise UserError(
-                f"the weights are not finite after optimiser step {trainer.global_step}",
+                f"the weights are not finite after optimizer step {trainer.global_step}",
                 where="stage",
-                mend="lower stage.learning_rate or stage.gradient_clip, or those of adversarial; this step was not "
+                hint="lower stage.learning_rate or stage.gradient_clip, or those of adversarial; this step was not "
                 "saved, and resume=auto continues from the checkpoint before it",
             )

@@ -1,4 +1,4 @@
-"""Hands the optimiser's moments of one stage to the next."""
+"""Hands the optimizer's moments of one stage to the next."""
 
 from typing import Any
 

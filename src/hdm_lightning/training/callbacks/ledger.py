@@ -58,7 +58,7 @@ class KeepLedger(StepWatcher, Callback):
     Args:
         ledger: the run's ledger.
         plan: the stage.
-        every: optimiser steps between progress lines.
+        every: optimizer steps between progress lines.
         usd_per_device_hour: price of a device.
     """
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from hdm_lightning.encoders.tokeniser import Tokeniser
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
@@ -30,23 +30,23 @@ class DrawPictures(StepWatcher, Callback):
 
     Args:
         settings: prompts, aspect ratios, solver steps, guidance.
-        tokeniser: of the text encoder.
+        tokenizer: of the text encoder.
         averages: the first average draws.
         folder: where the PNGs go.
-        every: optimiser steps between two times; 0 means the end only.
+        every: optimizer steps between two times; 0 means the end only.
     """
 
     def __init__(
         self,
         settings: SamplePictureSettings,
-        tokeniser: Tokeniser,
+        tokenizer: Tokenizer,
         averages: WeightAverages,
         folder: Path,
         every: int,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.tokeniser = tokeniser
+        self.tokenizer = tokenizer
         self.averages = averages
         self.folder = folder
         self.every = every
@@ -65,7 +65,7 @@ class DrawPictures(StepWatcher, Callback):
         pipeline = TextToImage(
             self.averages.bound(0) if self.averages.shadows else module.network,  # type: ignore[arg-type]
             module.encoders.text,
-            self.tokeniser,
+            self.tokenizer,
             module.encoders.autoencoder,
         )
         self.folder.mkdir(parents=True, exist_ok=True)

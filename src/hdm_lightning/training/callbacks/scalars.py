@@ -30,13 +30,13 @@ def log(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 
 class LogScalars(StepWatcher, Callback):
-    """Losses, rates, norms, speed, memory, data counts and the split of a step's time, every so many optimiser steps.
+    """Losses, rates, norms, speed, memory, data counts and the split of a step's time, every so many optimizer steps.
 
     Speeds count the time of training alone: what callbacks after this one take (validation, pictures, saving) is
     told as `speed/training_share`.
 
     Args:
-        every: optimiser steps between two entries.
+        every: optimizer steps between two entries.
         data: counts of the stage's data, or None.
         peak_tflops: the device's peak rate for the utilisation, None to look it up.
     """
@@ -82,7 +82,7 @@ class LogScalars(StepWatcher, Callback):
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Write where due."""
         assert isinstance(module, FlowMatchingModule)
-        module.clock.stop("optimiser")  # what the callbacks after this one do is no part of the step
+        module.clock.stop("optimizer")  # what the callbacks after this one do is no part of the step
         if due(step, self.every, last_step(trainer)):
             self.latest = self._collect(trainer, module, step)
             log(trainer, self.latest)
@@ -100,12 +100,12 @@ class LogScalars(StepWatcher, Callback):
         steps, self._since_step = step - self._since_step, step
         samples = steps * module.plan.settings.batch_size
         metrics = self._losses(module, samples)
-        metrics["optimiser/learning_rate_factor"] = self._rate_factor(trainer)
+        metrics["optimizer/learning_rate_factor"] = self._rate_factor(trainer)
         if self._gradient_norm is not None:
-            metrics["optimiser/gradient_norm"] = float(self._gradient_norm)
+            metrics["optimizer/gradient_norm"] = float(self._gradient_norm)
             self._gradient_norm = None  # a stage that ends early has none of its last step
         weights = [p.detach() for p in module.network.parameters()]
-        metrics["optimiser/weight_norm"] = float(total_norm(weights))
+        metrics["optimizer/weight_norm"] = float(total_norm(weights))
         metrics |= self._speeds(module, samples, steps)
         metrics |= {f"memory_gb/{name}": value for name, value in memory_gb(module.device).items()}
         if self.data is not None:

@@ -13,7 +13,7 @@ class StoppedBySignal(Exception):
 
 
 class StopOnSignal(StepWatcher, Callback):
-    """Turns a signal to any one process, or the first one's clock, into a common act at the end of an optimiser step.
+    """Turns a signal to any one process, or the first one's clock, into a common act at the end of an optimizer step.
 
     A signal saves and stops; a checkpoint that is overdue is written. Both are agreed on in one exchange.
 

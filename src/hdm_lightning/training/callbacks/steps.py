@@ -1,4 +1,4 @@
-"""Callbacks that act once per optimiser step, not once per micro-batch."""
+"""Callbacks that act once per optimizer step, not once per micro-batch."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 
 class StepWatcher:
-    """Mixin for callbacks: calls `on_step_end` after each micro-batch that completed an optimiser step."""
+    """Mixin for callbacks: calls `on_step_end` after each micro-batch that completed an optimizer step."""
 
     def __init__(self) -> None:
         self._last_step: int | None = None
@@ -24,7 +24,7 @@ class StepWatcher:
             self.on_step_end(trainer, pl_module, trainer.global_step)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Act after optimiser step number `step` (1 is the first)."""
+        """Act after optimizer step number `step` (1 is the first)."""
 
 
 def last_step(trainer: Trainer) -> int:

@@ -21,7 +21,7 @@ class StopStage(StepWatcher, Callback):
         settings: the budgets.
         ledger: knows the time and cost so far.
         validation: knows the latest validation losses.
-        batch_size: samples per optimiser step.
+        batch_size: samples per optimizer step.
     """
 
     def __init__(self, settings: StopSettings, ledger: KeepLedger, validation: ValidateFlow, batch_size: int) -> None:

@@ -25,7 +25,7 @@ class DrawReconstructions(StepWatcher, Callback):
         data: its `val_dataloader` yields the images.
         averages: the first average is drawn with; the raw weights where there is none.
         folder: where the PNGs go.
-        every: optimiser steps between two times; 0 means start and end only.
+        every: optimizer steps between two times; 0 means start and end only.
         count: images; 0 draws nothing.
     """
 

@@ -9,10 +9,10 @@ from hdm_lightning.training.vae.module import AutoencoderModule
 
 
 class LogVaeScalars(StepWatcher, Callback):
-    """Means of the loss terms, rate and speed, every so many optimiser steps.
+    """Means of the loss terms, rate and speed, every so many optimizer steps.
 
     Args:
-        every: optimiser steps between two entries.
+        every: optimizer steps between two entries.
     """
 
     def __init__(self, every: int) -> None:
@@ -36,7 +36,7 @@ class LogVaeScalars(StepWatcher, Callback):
         terms = module.drain_terms()
         self.latest = {f"train/{name}": value for name, value in terms.items()}
         rate = trainer.optimizers[0].param_groups[0]
-        self.latest["optimiser/learning_rate"] = float(rate["lr"])
+        self.latest["optimizer/learning_rate"] = float(rate["lr"])
         self.latest["speed/images_per_s"] = (step - first) * module.plan.settings.batch_size / (now - before)
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step * module.plan.settings.batch_size)

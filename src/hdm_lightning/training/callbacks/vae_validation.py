@@ -26,7 +26,7 @@ class ValidateAutoencoder(StepWatcher, Callback):
     Args:
         data: its `val_dataloader` yields the images.
         averages: the first average is measured; the raw weights where there is none.
-        every: optimiser steps between validations; 0 means start and end only.
+        every: optimizer steps between validations; 0 means start and end only.
         perceptual: distance to report, with its name, or None.
         features: network of the reconstructions' kernel and Fréchet distances, or None.
     """

@@ -28,7 +28,7 @@ class ValidateFlow(StepWatcher, Callback):
     Args:
         data: its `val_dataloader` yields the samples.
         averages: validated beside the raw weights.
-        every: optimiser steps between validations; 0 means start and end only.
+        every: optimizer steps between validations; 0 means start and end only.
         settings: the seed of noise and times, and the number of samples over all processes that the times are
             stratified over.
     """

@@ -143,12 +143,12 @@ def _status_of(failure: ChildFailedError, stopped: bool) -> int:
     if -status in PASSED_ON:  # before it could listen, so there was nothing to save
         return STOPPED_STATUS
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
-    mends = {
+    hints = {
         -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "
         "the same command continues from the last checkpoint",
     }
     raise UserError(
         f"process {rank} of the run {how}, and the others were stopped" + (" while stopping" if stopped else ""),
         where="training",
-        mend=mends.get(status, "see the messages above; the same command continues from the last checkpoint"),
+        hint=hints.get(status, "see the messages above; the same command continues from the last checkpoint"),
     ) from failure

@@ -40,12 +40,12 @@ def alone_in(run_dir: Path) -> Iterator[None]:
         try:
             lock = take(run_dir)
         except UserError as error:
-            refusal = (error.what, error.where, error.mend)
+            refusal = (error.what, error.where, error.hint)
     try:
         refusal = processes.from_first(refusal)
         if refusal is not None:
-            what, where, mend = refusal
-            raise UserError(what, where=where, mend=mend)
+            what, where, hint = refusal
+            raise UserError(what, where=where, hint=hint)
         stop_between_fits()
         yield
     finally:
@@ -103,7 +103,7 @@ def _refusal(lock: int, run_dir: Path) -> UserError:
     return UserError(
         f"{_holder(lock)} is at work in {run_dir}: two starts in one folder would overwrite each other's files",
         where="run_dir",
-        mend="let it work, or stop it (a SIGTERM lets it save); for another run choose another name= or run_dir=",
+        hint="let it work, or stop it (a SIGTERM lets it save); for another run choose another name= or run_dir=",
     )
 
 

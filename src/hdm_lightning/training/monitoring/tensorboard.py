@@ -20,9 +20,9 @@ def flow_layout(time_bins: int) -> Layout:
         "Is it learning?": {
             "loss: training, validation": lines("loss/.*"),
             "loss at times t: near data, middle, near noise": lines(*(tag.replace(".", r"\.") for tag in shown)),
-            "gradient norm before clipping": lines("optimiser/gradient_norm"),
-            "learning rate, share of the stage's": lines("optimiser/learning_rate_factor"),
-            "weight norm": lines("optimiser/weight_norm"),
+            "gradient norm before clipping": lines("optimizer/gradient_norm"),
+            "learning rate, share of the stage's": lines("optimizer/learning_rate_factor"),
+            "weight norm": lines("optimizer/weight_norm"),
         },
         "Is it fast?": {
             "images a second": lines("speed/images_per_s"),
@@ -49,7 +49,7 @@ VAE_LAYOUT: Layout = {
         "validation: PSNR (dB)": lines("reconstruction/psnr_db"),
         "validation: L1 error": lines("reconstruction/l1"),
         "validation: equivariance errors": lines("equivariance/(en|de)coder_(rotation|scale|scale_antialiased)$"),
-        "learning rate": lines("optimiser/learning_rate"),
+        "learning rate": lines("optimizer/learning_rate"),
     },
     "Is it fast?": {"images a second": lines("speed/images_per_s")},
 }

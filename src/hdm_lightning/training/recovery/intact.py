@@ -91,7 +91,7 @@ def require_some(folder: Path) -> None:
         raise UserError(
             f"no checkpoint is left that is not damaged ({', '.join(path.name for path in damaged)})",
             where=str(folder),
-            mend="put a copy of one there under its old name, or delete the folder to begin the stage anew",
+            hint="put a copy of one there under its old name, or delete the folder to begin the stage anew",
         )
 
 

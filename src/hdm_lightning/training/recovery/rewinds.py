@@ -24,7 +24,7 @@ class Rewind:
 
     Attributes:
         reason: what had gone wrong.
-        step: the optimiser step at which it showed.
+        step: the optimizer step at which it showed.
         checkpoint_step: the step that the stage goes on from; 0 is its beginning.
         first: position of the first sample that is skipped.
         end: position after the last one.
@@ -51,7 +51,7 @@ class StartPoint:
 
     Attributes:
         checkpoint: the file, or None for the stage's beginning.
-        step: optimiser steps done.
+        step: optimizer steps done.
         skipped: samples that rewinds have skipped before the next step.
         rewinds: lines of the record.
     """

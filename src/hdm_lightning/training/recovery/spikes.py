@@ -10,7 +10,7 @@ class Finding:
     """A step at which the training counts as gone wrong.
 
     Attributes:
-        step: the optimiser step.
+        step: the optimizer step.
         reason: what was seen, for people.
     """
 
@@ -41,7 +41,7 @@ class SpikeDetector:
         self.streak = 0
 
     def observe(self, step: int, loss: float) -> Finding | None:
-        """Take in the loss of one optimiser step; returns the finding where this step completes one."""
+        """Take in the loss of one optimizer step; returns the finding where this step completes one."""
         if not math.isfinite(loss):
             self.streak += 1
             return Finding(step, f"the loss of step {step} is not finite")

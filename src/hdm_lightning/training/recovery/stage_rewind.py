@@ -57,7 +57,7 @@ def train_stage(run: "Run", plan: StagePlan, previous: Callable[[], Path] | None
         hit = _fit(run, plan, start, checkpoint)
         if hit is None:
             return
-        gc.collect()  # the trainer that failed, its optimiser and its data workers, before the next is built
+        gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         _rewind(run, plan, hit)
 
 
@@ -126,6 +126,6 @@ def _too_many(record: Path, plan: StagePlan, hit: LossRewind, allowed: int) -> U
     return UserError(
         f"{hit}, after {allowed} rewind(s) of stage {plan.name}; suspect samples: {', '.join(hit.suspects)}",
         where=str(record),
-        mend=f"look at the samples named here and there, lower schedule.stages.{plan.name}.learning_rate or "
+        hint=f"look at the samples named here and there, lower schedule.stages.{plan.name}.learning_rate or "
         "gradient_clip, or raise guard.rewinds; the same command goes on from the last good checkpoint",
     )

@@ -1,10 +1,10 @@
-"""The LightningModule of an autoencoder with a discriminator: two optimisers on one reconstruction.
+"""The LightningModule of an autoencoder with a discriminator: two optimizers on one reconstruction.
 
 Shapes: images (B,3,H,W) in [-1, 1]; logits (B,1,h,w).
 
-Both optimisers work on the same forward pass, hence on the same τ and the same posterior noise; the discriminator
+Both optimizers work on the same forward pass, hence on the same τ and the same posterior noise; the discriminator
 judges the output as it was before the generator's step. Gradients are averaged over processes by this module, once per
-optimiser step and just before clipping: DDP's own reducer expects one backward pass over all parameters.
+optimizer step and just before clipping: DDP's own reducer expects one backward pass over all parameters.
 """
 
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.module import AutoencoderModule
 from hdm_lightning.training.vae.network import AutoencoderNetwork
 from hdm_lightning.training.vae.objective import GeneratorObjective
-from hdm_lightning.training.vae.optimisers import build_adamw, build_schedule
+from hdm_lightning.training.vae.optimizers import build_adamw, build_schedule
 from hdm_lightning.training.vae.settings import AdversarialSettings, PatchSettings
 
 GENERATOR, DISCRIMINATOR = 0, 1
-"""Places of the two optimisers."""
+"""Places of the two optimizers."""
 EXCHANGED_NUMBERS = 8 * 2**20
 """Numbers of one exchange between processes: all gradients at once would be copied twice beside themselves."""
 
@@ -71,7 +71,7 @@ class AdversarialAutoencoderModule(AutoencoderModule):
         self._micro_batches = 0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # type: ignore[override]
-        """Add both networks' gradients of a micro-batch; step both optimisers after the last of a step."""
+        """Add both networks' gradients of a micro-batch; step both optimizers after the last of a step."""
         active = self.trainer.global_step * self.plan.settings.batch_size >= self.adversarial.start_samples
         with self._own_synchronisation():
             result = self.reconstruct(batch)
@@ -129,19 +129,19 @@ class AdversarialAutoencoderModule(AutoencoderModule):
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _step(self, active: bool) -> None:
-        optimisers, schedules = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimisers, list) and isinstance(schedules, list)
+        optimizers, schedules = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizers, list) and isinstance(schedules, list)
         self._clip(self.network, self.plan.settings.gradient_clip)
-        optimisers[GENERATOR].step()
-        self._finish_step(optimisers[GENERATOR], schedules[GENERATOR])
+        optimizers[GENERATOR].step()
+        self._finish_step(optimizers[GENERATOR], schedules[GENERATOR])
         if active:
             self._clip(self.discriminator, self.adversarial.gradient_clip)
             # Past Lightning's wrapper, which would count this as another step of the trainer.
-            optimisers[DISCRIMINATOR].optimizer.step()
-            self._finish_step(optimisers[DISCRIMINATOR], schedules[DISCRIMINATOR])
+            optimizers[DISCRIMINATOR].optimizer.step()
+            self._finish_step(optimizers[DISCRIMINATOR], schedules[DISCRIMINATOR])
 
-    def _finish_step(self, optimiser: LightningOptimizer, schedule: Any) -> None:
-        optimiser.optimizer.zero_grad()
+    def _finish_step(self, optimizer: LightningOptimizer, schedule: Any) -> None:
+        optimizer.optimizer.zero_grad()
         schedule.step()
 
     def _clip(self, network: nn.Module, largest: float) -> None:
@@ -150,7 +150,7 @@ class AdversarialAutoencoderModule(AutoencoderModule):
         if largest:
             torch.nn.utils.clip_grad_norm_(parameters, largest)
 
-    def optimisers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
+    def optimizers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
         """An AdamW for each network, the autoencoder's first."""
         stage, adversarial = self.plan.settings, self.adversarial
         generator = build_adamw(self.network, stage.learning_rate, stage.betas, stage.weight_decay)

@@ -49,7 +49,7 @@ def plan_vae(settings: VaeTrainSettings, world_size: int) -> StagePlan:
         raise UserError(
             error.what.replace(rename, "stage"),
             where=(error.where or "stage").replace(rename, "stage"),
-            mend=(error.mend or "").replace(rename, "stage") or None,
+            hint=(error.hint or "").replace(rename, "stage") or None,
         ) from error
 
 
@@ -65,7 +65,7 @@ def branch_settings(settings: VaeTrainSettings) -> BranchSettings:
     try:
         return BranchSettings(**values)
     except ValueError as error:
-        raise UserError(str(error), where="equivariance", mend="see conf/vae_training for complete examples") from error
+        raise UserError(str(error), where="equivariance", hint="see conf/vae_training for complete examples") from error
 
 
 def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
@@ -90,18 +90,18 @@ def check_vae_settings(settings: VaeTrainSettings, factor: int) -> None:
 
 
 def _check_trainer(settings: VaeTrainSettings) -> None:
-    hardware.check_strategy(settings.trainer, optimiser="adamw")
+    hardware.check_strategy(settings.trainer, optimizer="adamw")
     if settings.trainer.strategy == hardware.SHARDED:
         raise UserError(
             "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train",
             where="trainer.strategy",
-            mend="use auto or ddp",
+            hint="use auto or ddp",
         )
     if hardware.precision(settings.trainer) == hardware.FLOAT16 and settings.adversarial.weight:
         raise UserError(
-            "float16 scales gradients, which the two optimisers of adversarial training would clip wrongly",
+            "float16 scales gradients, which the two optimizers of adversarial training would clip wrongly",
             where="trainer.precision",
-            mend="use bf16-mixed or 32-true",
+            hint="use bf16-mixed or 32-true",
         )
 
 
@@ -111,20 +111,20 @@ def _check_sizes(settings: VaeTrainSettings, factor: int) -> None:
         raise UserError(
             f"{resolution} px is not a multiple of the autoencoder's factor {factor}",
             where="stage.resolution",
-            mend=f"set it to {max(1, round(resolution / factor)) * factor}",
+            hint=f"set it to {max(1, round(resolution / factor)) * factor}",
         )
     if resolution < SMALLEST_SIDE:
         raise UserError(
             f"{resolution} px are too few to measure, {SMALLEST_SIDE} are needed",
             where="stage.resolution",
-            mend=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
+            hint=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
         )
     crop = settings.data.get("crop")
     if isinstance(crop, Mapping) and crop.get("buckets"):
         raise UserError(
             "the transforms of the equivariance need square pictures",
             where="data.crop.buckets",
-            mend="set it to null",
+            hint="set it to null",
         )
     smallest_trained(settings, resolution // factor)
 
@@ -143,7 +143,7 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
             raise UserError(
                 "is empty, so that the down-scaled branch would not scale",
                 where="equivariance.scale_numerators",
-                mend="give some, or equivariance.downscaled=0",
+                hint="give some, or equivariance.downscaled=0",
             )
         return cells
     scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
@@ -151,14 +151,14 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
         raise UserError(
             f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
             where="equivariance.scale_numerators",
-            mend=f"choose scale_denominator={cells} and numerators below it, or another size of the pictures",
+            hint=f"choose scale_denominator={cells} and numerators below it, or another size of the pictures",
         )
     moves = branches.flips or any(turns % 4 for turns in branches.quarter_turns)
     if max(branches.downscaled, 0 if moves else branches.equivariant) and min(scales) == 1:
         raise UserError(
             f"of these scales only 1 gives a whole size of a latent of {cells} cells, and it changes nothing",
             where="equivariance.scale_numerators",
-            mend="give numerators below scale_denominator, or set the probability of the branch to 0",
+            hint="give numerators below scale_denominator, or set the probability of the branch to 0",
         )
     return int(cells * min(scales))
 
@@ -166,14 +166,14 @@ def smallest_trained(settings: VaeTrainSettings, cells: int) -> int:
 def _check_patches(settings: VaeTrainSettings, factor: int) -> None:
     patches, resolution = settings.patches, settings.stage.resolution
     if patches.samples < 0:
-        raise UserError("is negative", where="patches.samples", mend="give 0 or a positive number")
+        raise UserError("is negative", where="patches.samples", hint="give 0 or a positive number")
     if not patches.samples:
         return
     if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
         raise UserError(
             f"{patches.size_px} px is not a multiple of the autoencoder's factor {factor} between it and {resolution}",
             where="patches.size_px",
-            mend=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
+            hint=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
         )
     smallest_trained(settings, patches.size_px // factor)
 
@@ -191,7 +191,7 @@ def _check_perceptual(settings: VaeTrainSettings, factor: int) -> None:
         raise UserError(
             f"pictures get as small as {smallest} px, {named} needs {SMALLEST_SIDES[named]} px",
             where="loss.perceptual_network",
-            mend="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
+            hint="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
         )
 
 
@@ -205,7 +205,7 @@ def _check_discriminator(settings: VaeTrainSettings, factor: int) -> None:
             f"pictures get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
             f"{smallest_side(adversarial.layers)} px",
             where="adversarial.layers",
-            mend="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
+            hint="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
         )
 
 
@@ -235,16 +235,16 @@ def autoencoder_config(settings: VaeTrainSettings) -> dict[str, Any]:
     source, config = settings.autoencoder.source, settings.autoencoder.config
     if (source is None) == (config is None):
         raise UserError(
-            "give exactly one of source (to fine-tune) and config (to train from nothing)",
+            "give exactly one of source (to fine-tune) and config (to train from scratch)",
             where="autoencoder",
-            mend="autoencoder.source=FOLDER, or choose vae_training=from_nothing_tiny",
+            hint="autoencoder.source=FOLDER, or choose vae_training=from_scratch_tiny",
         )
     if config is not None:
         if not config.get("block_out_channels"):
             raise UserError(
                 "is missing",
                 where="autoencoder.config.block_out_channels",
-                mend="e.g. [64, 128, 256], with as many down_block_types and up_block_types",
+                hint="e.g. [64, 128, 256], with as many down_block_types and up_block_types",
             )
         with torch.device("meta"):
             check_shapes(build_vae(config), where="autoencoder.config")

@@ -17,7 +17,7 @@ KEPT = ("autoencoder.config", SOURCE, "autoencoder.train_encoder", "stage.batch_
 TRAINED = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "ema", "data")
 """What the card of a finished training tells, or what its weights come of."""
 FINISHED_MEND = "restore it, or choose another name=; autoencoder.source=RUN/final starts a new run from its result"
-MEND = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
+HINT = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
 
 
 def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
@@ -35,7 +35,7 @@ def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
     judged = JUDGE if settings.adversarial.weight else ()
     for key, then, now in values_of(began, settings, (*KEPT, *judged)):
         if not _may_be(key, then, now):
-            raise_changed(run_dir, key, then, now, MEND, may_have_moved=key == SOURCE)
+            raise_changed(run_dir, key, then, now, HINT, may_have_moved=key == SOURCE)
 
 
 def _may_be(key: str, then: Any, now: Any) -> bool:

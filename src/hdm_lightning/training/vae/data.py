@@ -11,7 +11,7 @@ from hdm_lightning.training.vae.settings import VaeTrainSettings
 
 
 def no_tokens(caption: str) -> tuple[list[int], int]:
-    """Stand in for a tokeniser where captions play no part."""
+    """Stand in for a tokenizer where captions play no part."""
     return [0], 1
 
 
@@ -21,7 +21,7 @@ def build_images(settings: VaeTrainSettings, plan: StagePlan, consumed: int) -> 
     return ShardDataModule(
         training_stream(shared, plan),
         validation_stream(shared, plan, settings.validation.seed),
-        tokenise=no_tokens,
+        tokenize=no_tokens,
         batch_size=plan.settings.micro_batch_size,
         consumed=consumed,
         validation_samples=settings.validation.samples,

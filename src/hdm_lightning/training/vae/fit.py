@@ -116,7 +116,7 @@ def _feature_network(name: str | None, device: torch.device) -> FeatureNetwork |
     try:
         return None if name is None else load_feature_network(name, device)
     except UserError as error:
-        raise UserError(error.what, where="validation.features", mend=error.mend) from error
+        raise UserError(error.what, where="validation.features", hint=error.hint) from error
 
 
 def vae_callbacks(

@@ -42,7 +42,7 @@ def check_vae_job(config: dict[str, Any]) -> VaeJob:
     """Check everything that can be checked before a weight is allocated.
 
     Raises:
-        UserError: naming the key or file and the mend.
+        UserError: naming the key or file and the hint.
     """
     settings = vae_settings_from(config)
     run_folder.check_resume(Path(settings.run_dir), settings.resume)

@@ -21,11 +21,11 @@ from hdm_lightning.benchmarks.live_memory import LiveMemory
 from hdm_lightning.training.vae.adversarial import frozen_call
 from hdm_lightning.training.vae.network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.vae.objective import GeneratorObjective
-from hdm_lightning.training.vae.optimisers import build_adamw
+from hdm_lightning.training.vae.optimizers import build_adamw
 from hdm_lightning.training.vae.run import build_discriminator
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
-# The first step allocates the optimiser's moments at its end, so the second one is the fullest.
+# The first step allocates the optimizer's moments at its end, so the second one is the fullest.
 _STEPS = 2
 
 
@@ -111,18 +111,18 @@ class RehearsedStep:
         trained = [network for network in (self.network, self.judge) if network is not None]
         self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
         self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]
-        self.optimisers: list[Optimizer] = [build_adamw(network, 1e-4, (0.5, 0.9), 0.0) for network in trained]
+        self.optimizers: list[Optimizer] = [build_adamw(network, 1e-4, (0.5, 0.9), 0.0) for network in trained]
         averaged = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.averages = [each.detach().clone() for _ in settings.ema.halflife_samples for each in averaged]
 
     def __call__(self, micro_batches: int) -> None:
-        """One optimiser step."""
+        """One optimizer step."""
         for _ in range(micro_batches):
             self._micro_batch()
-        for optimiser in self.optimisers:
-            torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in self.optimizers:
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
     def _micro_batch(self) -> None:
         side = self.settings.stage.resolution

@@ -19,11 +19,11 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, randomness
 from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
-from hdm_lightning.training.optimisation.clipping import ClippingModule
+from hdm_lightning.training.optimization.clipping import ClippingModule
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.network import AutoencoderNetwork
 from hdm_lightning.training.vae.objective import GeneratorObjective
-from hdm_lightning.training.vae.optimisers import build_adamw, build_schedule
+from hdm_lightning.training.vae.optimizers import build_adamw, build_schedule
 from hdm_lightning.training.vae.settings import PatchSettings
 
 NOISE_PURPOSE = "vae posterior"
@@ -32,7 +32,7 @@ NOISE_PURPOSE = "vae posterior"
 class AutoencoderModule(ClippingModule):
     """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509).
 
-    The branch and τ of an optimiser step depend on (seed, samples seen before it), the posterior noise of a sample on
+    The branch and τ of an optimizer step depend on (seed, samples seen before it), the posterior noise of a sample on
     (seed, its index): a step is the same on any number of ranks and in any number of micro-batches.
 
     Args:
@@ -87,7 +87,7 @@ class AutoencoderModule(ClippingModule):
 
     @property
     def samples_before_step(self) -> int:
-        """Samples seen before the present optimiser step, whose micro-batches share their draws."""
+        """Samples seen before the present optimizer step, whose micro-batches share their draws."""
         return self.samples_seen - self.samples_seen % self.plan.settings.batch_size
 
     def patch(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,30 +117,30 @@ class AutoencoderModule(ClippingModule):
             return
         bad = [key for key, good in zip(batch["keys"], finite.tolist(), strict=True) if not good]
         raise UserError(
-            f"the loss is not finite at optimiser step {self.trainer.global_step + 1}; samples: {', '.join(bad[:8])}",
+            f"the loss is not finite at optimizer step {self.trainer.global_step + 1}; samples: {', '.join(bad[:8])}",
             where="stage",
-            mend="lower stage.learning_rate or stage.gradient_clip, or look at the named samples; "
+            hint="lower stage.learning_rate or stage.gradient_clip, or look at the named samples; "
             "the last checkpoint is intact and resume=auto continues from it",
         )
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine, one tick per step."""
-        pairs = self.optimisers_and_schedules()
-        return [optimiser for optimiser, _ in pairs], [
+        pairs = self.optimizers_and_schedules()
+        return [optimizer for optimizer, _ in pairs], [
             {"scheduler": schedule, "interval": "step"} for _, schedule in pairs
         ]
 
-    def optimisers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
-        """Every optimiser with its schedule, as the settings of now have it."""
+    def optimizers_and_schedules(self) -> list[tuple[Optimizer, LambdaLR]]:
+        """Every optimizer with its schedule, as the settings of now have it."""
         stage = self.plan.settings
-        optimiser = build_adamw(
+        optimizer = build_adamw(
             self.network,
             stage.learning_rate,
             stage.betas,
             stage.weight_decay,
             fused=self.trainer.precision != FLOAT16,
         )
-        return [(optimiser, build_schedule(optimiser, stage, samples=stage.samples))]
+        return [(optimizer, build_schedule(optimizer, stage, samples=stage.samples))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where in the run this checkpoint stands, in plain values."""
@@ -152,7 +152,7 @@ class AutoencoderModule(ClippingModule):
 
         Their number a step depends on how many processes there are now.
         """
-        keep_settings(checkpoint, *self.optimisers_and_schedules())
+        keep_settings(checkpoint, *self.optimizers_and_schedules())
         step = checkpoint["hdm"]["step"]
         self.samples_seen = checkpoint["hdm"]["samples"]
         batches = step * self.plan.accumulation

@@ -74,7 +74,7 @@ def build_vae(config: Mapping[str, Any], *, initial_log_variance: float = -5.0) 
         vae: AutoencoderKL = diffusers.AutoencoderKL(**config)
     except (TypeError, ValueError) as error:
         raise UserError(
-            str(error), where="autoencoder.config", mend="use the keys of a diffusers AutoencoderKL"
+            str(error), where="autoencoder.config", hint="use the keys of a diffusers AutoencoderKL"
         ) from error
     for block in vae.modules():
         if isinstance(block, ResnetBlock2D):

@@ -18,18 +18,18 @@ def check_loss(settings: VaeTrainSettings) -> None:
     """
     if settings.loss.pixel not in PIXEL_LOSSES:
         known = ", ".join(PIXEL_LOSSES)
-        raise UserError(f"'{settings.loss.pixel}' is none of {known}", where="loss.pixel", mend="choose one of them")
+        raise UserError(f"'{settings.loss.pixel}' is none of {known}", where="loss.pixel", hint="choose one of them")
     _not_negative(settings.loss, "loss", "pixel_weight", "perceptual_weight", "kl_weight")
     perceptual = settings.loss.perceptual_network is not None and settings.loss.perceptual_weight
     if not settings.loss.pixel_weight and not perceptual:
         raise UserError(
             "is 0 and there is no perceptual term: nothing asks for the picture back",
             where="loss.pixel_weight",
-            mend="give a positive weight, or a loss.perceptual_network with a weight",
+            hint="give a positive weight, or a loss.perceptual_network with a weight",
         )
     if not math.isfinite(settings.autoencoder.initial_log_variance):
         value = settings.autoencoder.initial_log_variance
-        raise UserError(f"{value} is no number", where="autoencoder.initial_log_variance", mend="e.g. -5")
+        raise UserError(f"{value} is no number", where="autoencoder.initial_log_variance", hint="e.g. -5")
     if settings.loss.perceptual_network is not None:
         require_perceptual(settings.loss.perceptual_network)
 
@@ -45,7 +45,7 @@ def check_validation(settings: VaeTrainSettings) -> None:
         raise UserError(
             "the latent statistics of the result are measured on the validation samples, so there must be some",
             where="validation.samples",
-            mend="give at least 1, better 256",
+            hint="give at least 1, better 256",
         )
     _positive(validation, "validation", "batch_size")
     _not_negative(validation, "validation", "pictures")
@@ -67,18 +67,18 @@ def check_adversarial(settings: VaeTrainSettings) -> None:
         return
     if adversarial.norm not in NORMS:
         raise UserError(
-            f"'{adversarial.norm}' is none of {', '.join(NORMS)}", where="adversarial.norm", mend="use group"
+            f"'{adversarial.norm}' is none of {', '.join(NORMS)}", where="adversarial.norm", hint="use group"
         )
     _positive(adversarial, "adversarial", "learning_rate", "channels", "layers", "adaptive_largest")
     _not_negative(adversarial, "adversarial", "weight_decay", "gradient_clip")
     if not all(0 <= beta < 1 for beta in adversarial.betas):
-        raise UserError(f"{adversarial.betas} are not in [0, 1)", where="adversarial.betas", mend="e.g. [0.5, 0.9]")
+        raise UserError(f"{adversarial.betas} are not in [0, 1)", where="adversarial.betas", hint="e.g. [0.5, 0.9]")
     if adversarial.start_samples >= settings.stage.samples:
         raise UserError(
             f"the discriminator would set in after {adversarial.start_samples} samples, when the training of "
             f"{settings.stage.samples} is over",
             where="adversarial.start_samples",
-            mend="set it below stage.samples, or adversarial.weight=0 for no discriminator",
+            hint="set it below stage.samples, or adversarial.weight=0 for no discriminator",
         )
 
 
@@ -95,14 +95,14 @@ def check_without_effect(settings: VaeTrainSettings) -> None:
         ("ema.snapshot_every", settings.ema.snapshot_every),
     ):
         if value:
-            raise UserError("has no effect on an autoencoder's training", where=where, mend="leave it out")
+            raise UserError("has no effect on an autoencoder's training", where=where, hint="leave it out")
 
 
 def _positive(group: Any, name: str, *keys: str) -> None:
     for key in keys:
         value = getattr(group, key)
         if not 0 < value < math.inf:
-            raise UserError(f"{value} is not positive and finite", where=f"{name}.{key}", mend="give such a value")
+            raise UserError(f"{value} is not positive and finite", where=f"{name}.{key}", hint="give such a value")
 
 
 def _not_negative(group: Any, name: str, *keys: str) -> None:
@@ -110,4 +110,4 @@ def _not_negative(group: Any, name: str, *keys: str) -> None:
         value = getattr(group, key)
         if not 0 <= value < math.inf:
             what = f"{value} is negative" if value < 0 else f"{value} is no finite number"
-            raise UserError(what, where=f"{name}.{key}", mend="give 0 or a positive value")
+            raise UserError(what, where=f"{name}.{key}", hint="give 0 or a positive value")

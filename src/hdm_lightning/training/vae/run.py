@@ -160,7 +160,7 @@ def _record(run: VaeRun, done: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": settings.name,
         "seed": settings.seed,
-        "start": settings.autoencoder.source or "from nothing",
+        "start": settings.autoencoder.source or "from scratch",
         "samples": done["samples"],
         "resolution": settings.stage.resolution,
         "measured_on": "held-out images" if settings.data.get("validation") else "images of the training set",

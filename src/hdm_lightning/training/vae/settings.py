@@ -14,9 +14,9 @@ class VaeSourceSettings:
 
     Attributes:
         source: a diffusers folder or hub name (`OWNER/NAME`, `OWNER/NAME/vae`) to fine-tune.
-        config: fields of a diffusers AutoencoderKL to train from nothing.
+        config: fields of a diffusers AutoencoderKL to train from scratch.
         train_encoder: False keeps the encoder, and with it the latent space, and trains the decoder alone.
-        initial_log_variance: posterior log-variance of a network from nothing; diffusers' own start (0) drowns the
+        initial_log_variance: posterior log-variance of a network from scratch; diffusers' own start (0) drowns the
             latents of the first steps in noise.
     """
 
@@ -33,7 +33,7 @@ class VaeStageSettings:
     Attributes:
         resolution: side of the square crop in pixels.
         samples: samples to see, all devices together.
-        batch_size: samples of one optimiser step, all devices and accumulation steps together.
+        batch_size: samples of one optimizer step, all devices and accumulation steps together.
         micro_batch_size: samples that one device takes at once.
         learning_rate: rate of the autoencoder.
         weight_decay: AdamW's decoupled decay.
@@ -162,7 +162,7 @@ class VaeValidationSettings:
 
 @dataclass
 class VaeLoggerSettings:
-    """Optimiser steps between two entries of the scalars, and whether progress is shown."""
+    """Optimizer steps between two entries of the scalars, and whether progress is shown."""
 
     every_steps: int = 20
     progress_bar: bool = True

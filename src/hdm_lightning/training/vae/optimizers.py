@@ -1,11 +1,11 @@
-"""The optimisers of an autoencoder and its discriminator, with their rates counted in samples."""
+"""The optimizers of an autoencoder and its discriminator, with their rates counted in samples."""
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hdm_lightning.training.optimisation.optimisers import rate_factor
+from hdm_lightning.training.optimization.optimizers import rate_factor
 from hdm_lightning.training.settings import StageSettings
 
 
@@ -23,11 +23,11 @@ def build_adamw(
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=betas, fused=fused)
 
 
-def build_schedule(optimiser: Optimizer, stage: StageSettings, *, samples: int) -> LambdaLR:
-    """Return warm-up and cosine over `samples`, one tick per step of this optimiser."""
+def build_schedule(optimizer: Optimizer, stage: StageSettings, *, samples: int) -> LambdaLR:
+    """Return warm-up and cosine over `samples`, one tick per step of this optimizer."""
 
     def factor(step: int) -> float:
         seen = (step + 1) * stage.batch_size
         return rate_factor(seen, samples, stage.warmup_samples, stage.final_learning_rate_ratio)
 
-    return LambdaLR(optimiser, factor)
+    return LambdaLR(optimizer, factor)

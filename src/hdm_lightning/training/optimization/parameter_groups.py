@@ -1,4 +1,4 @@
-"""From a network to optimiser groups: a rule gives every parameter its learning rate and weight decay.
+"""From a network to optimizer groups: a rule gives every parameter its learning rate and weight decay.
 
 Three rules:
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 class ClippingModule(LightningModule):
     """A LightningModule whose gradients are clipped also before a fused step in bfloat16.
 
-    Lightning's own clipping refuses fused optimisers under every mixed precision, since one that takes scaled
+    Lightning's own clipping refuses fused optimizers under every mixed precision, since one that takes scaled
     gradients cannot be clipped; only float16 has a scaler.
     """
 

@@ -12,7 +12,7 @@ REMEMBERED = 20_000
 TOKENISER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-class Tokeniser:
+class Tokenizer:
     """A caption's token ids, truncated and padded on the right to a fixed context length.
 
     Cheap to construct and to pickle: the vocabulary is read on first use in each process, so data workers may
@@ -37,41 +37,41 @@ class Tokeniser:
         return {**self.__dict__, "_loaded": None, "_remembered": {}}
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
-        """Tokenise one caption.
+        """Tokenize one caption.
 
         Returns:
             `context_length` ids, and how many of them count: at least 1, as a caption without any token
             becomes one padding token.
 
         Raises:
-            UserError: if the tokeniser's files cannot be had.
+            UserError: if the tokenizer's files cannot be had.
         """
         known = self._remembered.get(caption)
         if known is None:
-            known = self._tokenise(caption)
+            known = self._tokenize(caption)
             if len(self._remembered) < REMEMBERED:
                 self._remembered[caption] = known
         return known
 
-    def _tokenise(self, caption: str) -> tuple[list[int], int]:
-        tokeniser = self._tokeniser()
-        ids = tokeniser(caption, truncation=True, max_length=self.context_length)["input_ids"]
+    def _tokenize(self, caption: str) -> tuple[list[int], int]:
+        tokenizer = self._tokenizer()
+        ids = tokenizer(caption, truncation=True, max_length=self.context_length)["input_ids"]
         length = max(1, len(ids))
         return ids + [self._padding_id()] * (self.context_length - len(ids)), length
 
-    def load(self) -> "Tokeniser":
+    def load(self) -> "Tokenizer":
         """Read the vocabulary now, so that a missing one is told before training starts."""
-        self._tokeniser()
+        self._tokenizer()
         return self
 
-    def _tokeniser(self) -> Any:
+    def _tokenizer(self) -> Any:
         if self._loaded is None:
             self._loaded = _load(self.name_or_path, self.where)
         return self._loaded
 
     def _padding_id(self) -> int:
-        tokeniser = self._tokeniser()
-        for token_id in (tokeniser.pad_token_id, tokeniser.eos_token_id):
+        tokenizer = self._tokenizer()
+        for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
             if token_id is not None:
                 return int(token_id)
         return 0
@@ -83,7 +83,7 @@ def _load(name_or_path: str, where: str) -> Any:
         return read_tokenizer(folder)
     except UNREADABLE as error:
         raise UserError(
-            f"transformers cannot read a tokeniser from {folder} ({error})",
+            f"transformers cannot read a tokenizer from {folder} ({error})",
             where=where,
-            mend="give a folder with tokenizer.json and tokenizer_config.json",
+            hint="give a folder with tokenizer.json and tokenizer_config.json",
         ) from error

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices of the blocks, AdamW for all else, in one optimiser.
+"""Muon for the hidden matrices of the blocks, AdamW for all else, in one optimizer.
 
 Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one parameter of P·A x B.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from hdm_lightning.training.optimisation.parameter_groups import ParameterGroup
+from hdm_lightning.training.optimization.parameter_groups import ParameterGroup
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic that takes every singular value near 1 in five rounds (Muon, K. Jordan 2024)."""

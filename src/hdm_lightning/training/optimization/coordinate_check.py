@@ -1,6 +1,6 @@
 """Coordinate check (arXiv 2203.03466, appendix D.1): do activations keep their scale when the width grows?
 
-A few optimiser steps on one fixed batch, at each width; under a rule that transfers between widths, the scale of
+A few optimizer steps on one fixed batch, at each width; under a rule that transfers between widths, the scale of
 every activation after k steps is the same at all of them.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.optimisation.parameter_groups import parameter_groups
+from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CoordinateCheck:
     Args:
         rule: a learning-rate rule of `parameter_groups`.
         base_learning_rate: its base rate.
-        steps: optimiser steps, at a constant rate.
+        steps: optimizer steps, at a constant rate.
         batch: samples in the fixed batch.
         side: latent side in cells.
         text: text tokens.
@@ -49,14 +49,14 @@ class CoordinateCheck:
         network = XUT(self._config(width))
         latent, t, context, target = self._batch(seed)
         groups = parameter_groups(network, self.base_learning_rate, 0.0, rule=self.rule)
-        optimiser = AdamW(groups, betas=(0.9, 0.98), fused=True)  # type: ignore[arg-type]
+        optimizer = AdamW(groups, betas=(0.9, 0.98), fused=True)  # type: ignore[arg-type]
         scales: dict[str, list[float]] = {}
         _record(network, scales)
         for _ in range(self.steps):
             loss = (network(latent, t, context) - target).square().mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
             network(latent, t, context)
         return scales

@@ -1,4 +1,4 @@
-"""The optimiser of a stage and its learning-rate schedule, counted in samples."""
+"""The optimizer of a stage and its learning-rate schedule, counted in samples."""
 
 import math
 from typing import Any
@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.optimisation.muon import MuonAdamW, muon_groups
-from hdm_lightning.training.optimisation.parameter_groups import RULES, parameter_groups
+from hdm_lightning.training.optimization.muon import MuonAdamW, muon_groups
+from hdm_lightning.training.optimization.parameter_groups import RULES, parameter_groups
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 KINDS = ("adamw", "muon")
@@ -24,10 +24,10 @@ def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> fl
     return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimiser(
+def build_optimizer(
     network: nn.Module, stage: StageSettings, settings: OptimizerSettings, *, fused: bool = True
 ) -> Optimizer:
-    """The stage's optimiser over the network's parameter groups.
+    """The stage's optimizer over the network's parameter groups.
 
     Args:
         network: what is trained.
@@ -49,7 +49,7 @@ def build_optimiser(
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, eps=settings.eps, fused=fused)
 
 
-def check_optimiser(settings: OptimizerSettings) -> None:
+def check_optimizer(settings: OptimizerSettings) -> None:
     """Kind, rule and figures make sense.
 
     Raises:
@@ -58,18 +58,18 @@ def check_optimiser(settings: OptimizerSettings) -> None:
     for key, value, known in (("name", settings.name, KINDS), ("rule", settings.rule, tuple(RULES))):
         if value not in known:
             raise UserError(
-                f"'{value}' is none of {', '.join(known)}", where=f"optimizer.{key}", mend=f"optimizer.{key}={known[0]}"
+                f"'{value}' is none of {', '.join(known)}", where=f"optimizer.{key}", hint=f"optimizer.{key}={known[0]}"
             )
     if not 0 <= settings.muon_momentum < 1:
         raise UserError(
-            f"{settings.muon_momentum} is not in [0, 1)", where="optimizer.muon_momentum", mend="0.95 is usual"
+            f"{settings.muon_momentum} is not in [0, 1)", where="optimizer.muon_momentum", hint="0.95 is usual"
         )
     if settings.muon_rounds < 1:
-        raise UserError(f"{settings.muon_rounds} is below 1", where="optimizer.muon_rounds", mend="5 is usual")
+        raise UserError(f"{settings.muon_rounds} is below 1", where="optimizer.muon_rounds", hint="5 is usual")
 
 
-def build_rate_schedule(optimiser: Optimizer, stage: StageSettings) -> LambdaLR:
-    """Warm-up and cosine of the stage, one tick per optimiser step.
+def build_rate_schedule(optimizer: Optimizer, stage: StageSettings) -> LambdaLR:
+    """Warm-up and cosine of the stage, one tick per optimizer step.
 
     The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
     """
@@ -78,4 +78,4 @@ def build_rate_schedule(optimiser: Optimizer, stage: StageSettings) -> LambdaLR:
         seen = (step + 1) * stage.batch_size
         return rate_factor(seen, stage.samples, stage.warmup_samples, stage.final_learning_rate_ratio)
 
-    return LambdaLR(optimiser, factor)
+    return LambdaLR(optimizer, factor)

@@ -1,1 +1,0 @@
-"""Optimisers, parameter groups and clipping."""
