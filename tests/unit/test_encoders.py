@@ -11,10 +11,11 @@ from transformers import AutoModel, Qwen3ForCausalLM
 
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.cache import CachedTextEncoder
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors, infer_config
 from hdm_lightning.errors import UserError
 
@@ -309,3 +310,38 @@ def save_vae(folder, **changes):
     model = AutoencoderKL(**config).eval()
     model.save_pretrained(folder)
     return model
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/vae/final", "runs/vae", "my/vae/final", "here/vae", "./a/b", "a/b/", "~/a", "a\\b"]
+)
+def test_what_was_meant_as_a_folder_is_never_asked_of_the_hub(name, tmp_path, monkeypatch):
+    def asked(*arguments, **options):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert is_local_path(name)
+    with pytest.raises(UserError, match="there is no folder"):
+        locate_model(name, where="vae.name", required=["config.json"])
+    assert not any(map(is_local_path, ("Qwen/Qwen3-0.6B", "stabilityai/sdxl-vae", "owner/name/vae")))
+
+
+@pytest.mark.parametrize(
+    ("name", "made_by", "command"),
+    [
+        ("runs/vae/final", None, "hdm-train-vae data.train=SHARDS name=vae"),
+        ("elsewhere/vae/final", None, "hdm-train-vae data.train=SHARDS run_dir=elsewhere/vae"),
+        ("runs/vae/final", "hdm-train-vae data=mine name=vae", "hdm-train-vae data=mine name=vae"),
+        ("runs/other/final", "hdm-train-vae data=mine name=vae", "hdm-train-vae data.train=SHARDS name=other"),
+    ],
+)
+def test_a_run_that_is_not_there_is_told_with_the_command_that_makes_it(name, made_by, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        locate_autoencoder(name, where="vae.name", made_by=made_by)
+    assert caught.value.hint == f"train it: {command}"
+    (tmp_path / name).parent.mkdir(parents=True)
+    with pytest.raises(UserError, match="has not written its final/ yet"):
+        locate_autoencoder(name, where="vae.name", made_by=made_by)

@@ -29,7 +29,9 @@ class TagGrammar:
         kept, group, tag: the separators.
         join: what stands between the pieces in the end.
         shuffle: whether groups, and tags within a group, change places.
-        group_drop, tag_drop: chance of each group and each tag to be left out.
+        group_drop: chance of each group to be left out, where a caption has two or more: comma-separated tags are one
+            group, and a caption is not to lose all of them at once.
+        tag_drop: chance of each tag to be left out.
     """
 
     kept: str = "|||"
@@ -63,7 +65,8 @@ class TagGrammar:
         """The text with its tags shuffled and dropped, or all of them in their order where `draws` is None."""
         kept, groups = self.parse(text)
         if draws is not None:
-            groups = [group for group in groups if draws.uniform() >= self.group_drop]
+            alone = len(groups) == 1
+            groups = [group for group in groups if draws.uniform() >= self.group_drop or alone]
             groups = [[tag for tag in group if draws.uniform() >= self.tag_drop] for group in groups]
             if self.shuffle:
                 groups = draws.shuffled([draws.shuffled(group) for group in groups])

@@ -29,7 +29,8 @@ def outlive_signals(worker: int) -> None:
     A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
     by themselves when their process is done or dead.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.sources import FINAL, RUNS, locate_model
 from hdm_lightning.errors import UserError
 
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
@@ -24,13 +24,32 @@ _CELLS = 4
 _MEND = "give a folder written by AutoencoderKL.save_pretrained"
 
 
-def locate_autoencoder(name_or_path: str, *, where: str) -> Path:
+def locate_autoencoder(name_or_path: str, *, where: str, made_by: str | None = None) -> Path:
     """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.sources.locate_model`.
+
+    Args:
+        name_or_path: folder or hub name.
+        where: configuration key or argument to name in errors.
+        made_by: the command that trains it, to be told where it is a run that is not there.
 
     Raises:
         UserError: there is none.
     """
+    path = Path(name_or_path).expanduser()
+    if path.name == FINAL and not path.is_dir():
+        raise _no_run(path, name_or_path, where, made_by)
     return locate_model(name_or_path, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+
+
+def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError:
+    """What to say of a run of hdm-train-vae that is not there, or not finished."""
+    run = path.parent
+    if run.is_dir():
+        hint = "the same hdm-train-vae command goes on with it until it is finished"
+        return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
+    named = f"name={run.name}" if str(run.parent) == RUNS else f"run_dir={run}"
+    command = made_by if made_by and named in made_by.split() else f"hdm-train-vae data.train=SHARDS {named}"
+    return UserError(f"there is no folder {name!r}", where=where, hint=f"train it: {command}")
 
 
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from hdm_lightning.autoencoding.perceptual import require_perceptual
 from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.evaluation.prompt_following import as_dict
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
@@ -42,6 +45,9 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         config: conf/demo.yaml.
         autoencoder: composed configuration of hdm-train-vae.
         model: composed configuration of hdm-train.
+
+    Raises:
+        UserError: a network that one of the parts needs is not here.
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
@@ -50,6 +56,8 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         ("pictures and score", lambda: _draw(folder, config)),
     ]
     result = _read(folder)
+    if not {"autoencoder", "model"} <= set(result["seconds"]):
+        _require_networks(autoencoder, model)
     for number, (name, part) in enumerate(parts, start=1):
         if name in result["seconds"]:
             continue
@@ -63,6 +71,13 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         _write(folder, result)
     _show(folder, result)
     return 0
+
+
+def _require_networks(autoencoder: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
+    locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
+    if perceptual := autoencoder["loss"]["perceptual_network"]:
+        require_perceptual(perceptual)
 
 
 def _build_shards(folder: Path, config: dict[str, Any]) -> int:

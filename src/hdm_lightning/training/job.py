@@ -76,7 +76,7 @@ def check_job(config: dict[str, Any]) -> Job:
 
 
 def run_job(job: Job) -> int:
-    """Train; returns the exit status (0, or 143 after a signal)."""
+    """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
     from hdm_lightning.training.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
     return launch(work, job.config, job.processes)

@@ -59,7 +59,8 @@ def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[Sta
     Raises:
         UserError: naming `vae.name`, `model.channels` or a stage's resolution.
     """
-    config = read_config(locate_autoencoder(settings.vae.name, where="vae.name"), where="vae.name")
+    folder = locate_autoencoder(settings.vae.name, where="vae.name", made_by=settings.vae.made_by)
+    config = read_config(folder, where="vae.name")
     channels, factor = int(config["latent_channels"]), 2 ** (len(config["block_out_channels"]) - 1)
     if channels != model.channels:
         raise UserError(

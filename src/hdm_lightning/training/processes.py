@@ -1,6 +1,7 @@
 """What the processes of a run tell each other; every function also works without a process group."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,13 +82,13 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any process; the same answer everywhere."""
+def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Whether each flag is set on any process; the same answers everywhere, by one exchange for all."""
     if not distributed():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return list(flags)
+    values = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
 
 
 def from_first(value: Any) -> Any:

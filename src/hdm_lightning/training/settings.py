@@ -49,7 +49,7 @@ class StageSettings:
         context_length: caption tokens kept.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         validate_every: samples between validations; 0 means at the stage's end only.
-        save_every: samples between checkpoints; 0 means at the stage's end only.
+        save_every: samples between checkpoints; 0 means at the stage's end only (and see `CheckpointSettings`).
         sample_every: samples between sample pictures; 0 means at the stage's end only.
         stop: other ends of the stage.
         data: keys of the data group that differ in this stage.
@@ -124,6 +124,7 @@ class VaeSettings:
         cache_size: latents kept in memory, for small sets on a CPU; 0 means none.
         mean: per-channel latent means, where the model's own config has none.
         std: per-channel latent standard deviations, likewise.
+        made_by: the command that trains it, told where `name` is a run that is not there.
     """
 
     name: str = MISSING
@@ -132,6 +133,7 @@ class VaeSettings:
     cache_size: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
+    made_by: str | None = None
 
 
 @dataclass
@@ -176,9 +178,15 @@ class EmaSettings:
 
 @dataclass
 class CheckpointSettings:
-    """How many checkpoints of a stage stay on disk."""
+    """Which checkpoints there are beside those of `save_every`.
+
+    Attributes:
+        keep: how many of a stage stay on disk.
+        every_minutes: of training after which one is written where `save_every` has not come round; 0 means never.
+    """
 
     keep: int = 2
+    every_minutes: float = 20.0
 
 
 @dataclass

@@ -105,7 +105,7 @@ def stage_callbacks(
     validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
     guard = _guard(run, plan)
-    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep, before=guard.look)
+    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints, before=guard.look)
     callbacks: list[Callback] = [
         StopStage(stage.stop, ledger, validation, stage.batch_size),
         guard,
@@ -122,7 +122,7 @@ def stage_callbacks(
         ),
         save,
         ledger,
-        StopOnSignal(save.save),
+        StopOnSignal(save),
     ]
     if settings.schedule.carry_moments and previous is not None:
         callbacks.insert(0, CarryMoments(previous))

@@ -72,6 +72,20 @@ def test_the_kept_part_stays_in_front_groups_stay_together_and_drops_have_their_
     assert len(orders) > 60
 
 
+def test_a_caption_with_one_group_keeps_it_and_loses_tags_at_their_rate():
+    count, tags = 4000, Counter()
+    for number in range(count):
+        kept, *rest = GRAMMAR.render("me ||| a $$ b $$ c $$ d", Draws("one", number)).split(", ")
+        assert kept == "me"
+        tags.update(rest or ["none"])
+    for tag in "abcd":
+        assert abs(tags[tag] / count - 0.75) < 4 * (0.75 * 0.25 / count) ** 0.5
+    assert tags["none"] / count < 0.25**4 + 4 * (0.25**4 / count) ** 0.5
+    everything = TagGrammar(group_drop=1.0, tag_drop=0.0, shuffle=False)
+    assert everything.render("a $$ b", Draws(1)) == "a, b"
+    assert everything.render("a %% b", Draws(1)) == ""
+
+
 def test_shuffle_and_drops_can_be_turned_off():
     still = TagGrammar(shuffle=False, group_drop=0.0, tag_drop=0.0)
     assert still.render(TEXT, Draws(1)) == GRAMMAR.render(TEXT, None)

@@ -8,9 +8,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -21,9 +23,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import launched_from_outside
 from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
+from hdm_lightning.training.recovery.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, tell_interrupted
 
-STOPPED = 143
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SHUTDOWN_S = 25
 
 
@@ -33,8 +35,8 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
     One process, or processes that torchrun or SLURM have started, run the worker right here. The worker
     must be importable by name and the config plain, since other processes get both by pickling.
 
-    SIGTERM and SIGUSR1 are passed on to the processes, which save and stop in their own time. When one of them
-    dies, the others are ended.
+    SIGTERM, SIGUSR1 and Ctrl-C are passed on to the processes, which save and stop in their own time; a second Ctrl-C
+    ends them. When one of them dies, the others are ended.
 
     Raises:
         UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
@@ -54,31 +56,60 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
         max_restarts=0,
         start_method="spawn",
         monitor_interval=0.2,
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+        signals_to_handle="SIGHUP,SIGQUIT",
         shutdown_timeout=SHUTDOWN_S,
     )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
-    with signals_passed_on() as passed_on:
+    with _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
         try:
             statuses = elastic_launch(settings, start_worker)(worker, config)
+            status = max(statuses.values(), default=0)
         except ChildFailedError as failure:
-            return _status_of(failure, stopped=bool(passed_on))
+            if passed_on.count(signal.SIGINT) > 1:
+                return INTERRUPTED_STATUS
+            status = _status_of(failure, stopped=bool(passed_on))
         except SignalException as interruption:
             return 128 + int(interruption.sigval)
-    return max(statuses.values(), default=0)
+    return INTERRUPTED_STATUS if status == STOPPED_STATUS and signal.SIGINT in passed_on else status
+
+
+@contextmanager
+def _ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Keep from the workers the SIGINT that a terminal sends to every process of a command: they inherit the mask.
+
+    So they hear of each Ctrl-C once, from this process, and also while they are still importing.
+    """
+    resource_tracker.ensure_running()  # its own start would lift the mask
+    done = threading.Event()
+    ears = threading.Thread(target=done.wait, daemon=True)
+    ears.start()  # not masked: what it hears, the main thread's handler answers
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
 
 
 @contextmanager
 def signals_passed_on() -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGUSR1 on to this process's workers inside the with statement; yields those that came."""
+    """Pass signals on to this process's workers inside the with statement; yields those that came.
+
+    Ctrl-C reaches them as SIGTERM, a second one as SIGKILL.
+    """
     came: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         came.append(number)
         workers = multiprocessing.active_children()
+        if number == signal.SIGINT:
+            if not workers:
+                raise KeyboardInterrupt
+            number = signal.SIGTERM if came.count(signal.SIGINT) == 1 else signal.SIGKILL
+            tell_interrupted()
         if not workers:  # none has been started yet
-            raise SystemExit(STOPPED)
+            raise SystemExit(STOPPED_STATUS)
         for process in workers:
             assert process.pid is not None
             os.kill(process.pid, number)
@@ -95,10 +126,10 @@ def _status_of(failure: ChildFailedError, stopped: bool) -> int:
     """The exit status that a failed process asks for; workers have told their own errors already."""
     rank, first = failure.get_first_failure()
     status = int(first.exitcode)
-    if status in (2, STOPPED):
+    if status in (2, STOPPED_STATUS):
         return status
     if -status in PASSED_ON:  # before it could listen, so there was nothing to save
-        return STOPPED
+        return STOPPED_STATUS
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
     hints = {
         -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.callbacks.signals import EXIT_STATUS, StoppedBySignal
+from hdm_lightning.training.callbacks.signals import StoppedBySignal
 from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full, write_atomically
 from hdm_lightning.training.launching.run_lock import alone_in
 from hdm_lightning.training.quiet import quiet_libraries
@@ -16,7 +16,9 @@ from hdm_lightning.training.settings import TrainerSettings
 
 
 def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None]) -> int:
-    """Run `body` as one process of the run in `run_dir`; returns the exit status (0, or 143 after a signal).
+    """Run `body` as one process of the run in `run_dir`; returns the exit status.
+
+    It is 0, 143 after a signal, or 130 after Ctrl-C.
 
     Raises:
         UserError: what the body raised; machines with different numbers of processes; another start is at work in the
@@ -34,7 +36,7 @@ def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None
         except StoppedBySignal as stop:
             if processes.rank() == 0:
                 print(stop)
-            status = EXIT_STATUS
+            status = STOP.status
         except OSError as error:
             if is_disk_full(error):
                 raise disk_full_error(error.filename or "run_dir") from error

@@ -46,7 +46,7 @@ def fit_vae(run: "VaeRun") -> None:
     save_every = plan.steps_for(plan.settings.save_every)
     guard = RequireFiniteWeights((save_every, plan.steps_for(plan.settings.validate_every)))
     save = SaveCheckpoints(
-        run_folder.checkpoint_folder(run.run_dir, plan), save_every, run.settings.checkpoints.keep, before=guard.look
+        run_folder.checkpoint_folder(run.run_dir, plan), save_every, run.settings.checkpoints, before=guard.look
     )
     ledger = KeepLedger(run.ledger, plan, save.every, run.settings.trainer.usd_per_device_hour)
     validation = build_validation(run, data)
@@ -140,7 +140,7 @@ def vae_callbacks(
     ]
     if settings.logger.progress_bar and processes.rank() == 0:
         callbacks.append(ShowProgress(plan, 0, ledger, scalars, loss="train/pixel"))
-    return [*callbacks, StopOnSignal(save.save)]
+    return [*callbacks, StopOnSignal(save)]
 
 
 def vae_trainer(run: "VaeRun", callbacks: list[Callback], first_step: int) -> Trainer:

@@ -54,7 +54,7 @@ def check_vae_job(config: dict[str, Any]) -> VaeJob:
 
 
 def run_vae_job(job: VaeJob) -> int:
-    """Train; returns the exit status (0, or 143 after a signal)."""
+    """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
     from hdm_lightning.training.vae.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
     return launch(work, job.config, job.processes)
