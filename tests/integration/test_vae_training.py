@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
 from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.training import randomness
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.handover import network_weights, read_checkpoint
+from hdm_lightning.training.modules import draws
 from hdm_lightning.training.vae.checks import branch_settings, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.data import build_images
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
@@ -101,7 +101,7 @@ def hand_written_step(config, vae, judge):
     draw = draw_branch(branch_settings(settings), 8, 8, seed=settings.seed, samples_seen=0)
     assert draw.branch is Branch.EQUIVARIANT
     scale, turn = draw.transform.steps
-    noise = randomness.draw(settings.seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
+    noise = draws.draw(settings.seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
 
     def moved(tensor):
         side = int(tensor.shape[-1] * scale.vertical)

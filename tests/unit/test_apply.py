@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.apply import checkpoint_blocks, prepare_network
 from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2)
 STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.training.flow_step import LossByTime
+from hdm_lightning.training.modules.flow_step import LossByTime
 from hdm_lightning.training.monitoring.tensorboard import time_bin_tag
 
 

@@ -9,9 +9,9 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
+from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.json_lines import append_line, read_lines
-from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.recovery.rewinds import (
     Rewind,
     StartPoint,

@@ -11,11 +11,17 @@ from torch._dynamo.testing import CompileCounter
 from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.apply import checkpoint_blocks, prepare_network, shard_network
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
-from hdm_lightning.training.sharding import is_sharded, load_optimizer, load_weights, total_norm, whole
+from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network, shard_network
+from hdm_lightning.training.strategies.sharded_tensors import (
+    is_sharded,
+    load_optimizer,
+    load_weights,
+    total_norm,
+    whole,
+)
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
@@ -104,7 +110,7 @@ def test_averages_run_in_the_network_s_place_within_one_autocast(group):
     start, now = filled_network(0), filled_network(1)
     sharded = copy.deepcopy(start)
     shard_network(sharded, MIXED)
-    averages = WeightAverages(sharded, [100], ramp=0.0)
+    averages = ParameterAverages(sharded, [100], ramp=0.0)
     load_weights(sharded, now.state_dict())
     with torch.no_grad(), in_bfloat16():
         wanted_raw, wanted_average = velocity(now), velocity(start)
@@ -126,7 +132,7 @@ def test_averages_of_split_and_whole_networks_are_the_same(group):
     network, later = filled_network(0), filled_network(1)
     sharded = copy.deepcopy(network)
     shard_network(sharded, MIXED)
-    one, two = (WeightAverages(each, [100], sigma_rel=[0.1]) for each in (network, sharded))
+    one, two = (ParameterAverages(each, [100], sigma_rel=[0.1]) for each in (network, sharded))
     for each in (network, sharded):
         load_weights(each, later.state_dict())
     for averages in (one, two):

@@ -26,8 +26,8 @@ from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.bootstrap import Bootstrap
 from hdm_lightning.evaluation.results import Curve, Measure, PartResult
 from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.training import randomness
-from hdm_lightning.training.flow_step import Conditioning, crop_geometry, flow_loss
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.modules.flow_step import Conditioning, crop_geometry, flow_loss
 
 Floats = NDArray[np.float64]
 
@@ -60,10 +60,10 @@ def loss_table(pipeline: TextToImage, loader: ValidationLoader, *, seed: int, bi
             shape = (latent.shape[1], latent.shape[2], latent.shape[3])
             columns = []
             for number in range(bins):
-                draws = randomness.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
-                t = times_in_bin(draws.uniform, number, bins).to(pipeline.device)
+                drawn = draws.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
+                t = times_in_bin(drawn.uniform, number, bins).to(pipeline.device)
                 with _precision(pipeline):
-                    loss = flow_loss(pipeline.model, latent, draws.noise.to(latent.device), t, conditioning)
+                    loss = flow_loss(pipeline.model, latent, drawn.noise.to(latent.device), t, conditioning)
                 columns.append(loss.double().cpu())
         yield torch.stack(columns, dim=1)[good]
 

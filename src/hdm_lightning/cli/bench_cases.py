@@ -15,8 +15,8 @@ from hdm_lightning.models import XUT
 from hdm_lightning.models.counts import Workload, forward_flops
 from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
 from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 
 def stage_of(settings: CaseSettings) -> StageSettings:

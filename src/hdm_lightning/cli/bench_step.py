@@ -10,13 +10,13 @@ from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, r
 from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 SEED = 0
 
@@ -65,7 +65,7 @@ class TrainingStep:
         self.module.to(device)
         self.module.setup("fit")
         self.optimizer = build_optimizer(self.network, stage, optimizer)
-        self.averages = WeightAverages(self.network, [500_000] * averages)
+        self.averages = ParameterAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 
     def __call__(self) -> Tensor:

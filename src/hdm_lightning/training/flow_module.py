@@ -9,8 +9,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
-from hdm_lightning.training import randomness
-from hdm_lightning.training.flow_step import (
+from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.handover import keep_settings
+from hdm_lightning.training.hardware import FLOAT16
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.modules.flow_step import (
     Conditioning,
     LossByTime,
     Network,
@@ -19,10 +22,7 @@ from hdm_lightning.training.flow_step import (
     flow_loss,
     routed,
 )
-from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.handover import keep_settings
-from hdm_lightning.training.hardware import FLOAT16
-from hdm_lightning.training.monitoring.clock import SectionClock
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.clipping import ClippingModule
 from hdm_lightning.training.optimization.optimizers import build_optimizer, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
@@ -89,11 +89,11 @@ class FlowMatchingModule(ClippingModule):
         side_h, side_w = (size // self.encoders.autoencoder.factor for size in batch["image"].shape[-2:])
         tokens = (side_h // config.patch_size) * (side_w // config.patch_size)
         routing = stage != VALIDATION and self.plan.settings.routing_rate > 0
-        draws = randomness.draw(seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
-        stratum = randomness.strata(seed, stage, index, strata)
-        uniform = flow.stratified_uniforms(draws.uniform, stratum, strata)
-        extra = {"noise": draws.noise, "uniform": uniform}
-        return {**batch, **extra, **({} if draws.scores is None else {"scores": draws.scores})}
+        drawn = draws.draw(seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
+        stratum = draws.strata(seed, stage, index, strata)
+        uniform = flow.stratified_uniforms(drawn.uniform, stratum, strata)
+        extra = {"noise": drawn.noise, "uniform": uniform}
+        return {**batch, **extra, **({} if drawn.scores is None else {"scores": drawn.scores})}
 
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""

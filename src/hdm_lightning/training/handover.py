@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.sharding import load_optimizer, load_weights
+from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.strategies.sharded_tensors import load_optimizer, load_weights
 
 NETWORK_PREFIX = "network."
 AVERAGES_KEY = "AverageWeights"
@@ -41,7 +41,7 @@ def averaged_weights(checkpoint: dict[str, Any], which: int) -> dict[str, Tensor
     return network_weights(checkpoint) | checkpoint["callbacks"][AVERAGES_KEY]["shadows"][which]
 
 
-def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: WeightAverages) -> None:
+def hand_over(checkpoint: dict[str, Any], network: nn.Module, averages: ParameterAverages) -> None:
     """Give the next stage the weights and averages that a finished stage left on disk.
 
     A stage always starts from the file, also when the last stage ran in the same process, so that an

@@ -21,7 +21,7 @@ from hdm_lightning.models.config import WIRING
 from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.handover import NETWORK_PREFIX
-from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.text_whitening import PROJECTION, unfolded
 

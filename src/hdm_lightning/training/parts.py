@@ -5,8 +5,8 @@ from hdm_lightning.encoders.latent_cache import CachedAutoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.hardware import encoder_dtype
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.settings import TrainSettings
 
 

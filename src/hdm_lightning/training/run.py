@@ -10,19 +10,19 @@ from omegaconf import OmegaConf
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.apply import shard_network
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
-from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.initial_weights import initial_network, record_init
 from hdm_lightning.training.launching.process_body import describe_run, run_process
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.monitoring.hparams import write_hparams
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.recovery.stage_rewind import train_stage
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.strategies.parallelize import shard_network
 from hdm_lightning.training.text_whitening import run_whitening
 
 
@@ -49,7 +49,7 @@ class Run:
     network: XUT
     whitening: TextWhitening | None
     encoders: FrozenEncoders
-    averages: WeightAverages
+    averages: ParameterAverages
     ledger: Ledger
 
 
@@ -79,7 +79,7 @@ def build_run(settings: TrainSettings) -> Run:
         network=network,
         whitening=whitening,
         encoders=load_encoders(settings, kind, whitening),
-        averages=WeightAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
+        averages=ParameterAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )
 

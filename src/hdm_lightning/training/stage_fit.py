@@ -11,8 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averaging import ema_snapshots
+from hdm_lightning.training.averaging import reconstruction as ema_snapshots
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.ema_snapshots import StoreAverages
@@ -23,6 +22,7 @@ from hdm_lightning.training.callbacks.pictures import DrawPictures
 from hdm_lightning.training.callbacks.progress import ShowProgress
 from hdm_lightning.training.callbacks.scalars import LogScalars
 from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySignal
+from hdm_lightning.training.callbacks.spike_detector import SpikeDetector
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.data_settings import build_datamodule
@@ -31,12 +31,12 @@ from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.tensorboard import flow_layout, stage_logger
 from hdm_lightning.training.monitoring.throughput import stage_flops
 from hdm_lightning.training.recovery.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
-from hdm_lightning.training.recovery.spikes import SpikeDetector
-from hdm_lightning.training.sharded_strategy import ShardedStrategy
-from hdm_lightning.training.sharding import is_sharded
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.training.static_graph import StaticGraphStrategy
 from hdm_lightning.training.step_trainer import step_trainer
+from hdm_lightning.training.strategies.parallelize import prepare_network
+from hdm_lightning.training.strategies.sharded_strategy import ShardedStrategy
+from hdm_lightning.training.strategies.sharded_tensors import is_sharded
+from hdm_lightning.training.strategies.static_graph import StaticGraphStrategy
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule

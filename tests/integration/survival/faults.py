@@ -23,7 +23,7 @@ from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.recovery import stage_rewind
-from hdm_lightning.training.sharding import local_parts
+from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 
 def install(faults: dict[str, Any], rank: int) -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 
 def serve(config):

@@ -13,10 +13,10 @@ from torch.func import functional_call
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.averaging.power_function import WIDEST, step_decay
 from hdm_lightning.training.settings import EmaSettings
-from hdm_lightning.training.sharding import copy_whole, is_sharded, local_parts, whole
+from hdm_lightning.training.strategies.sharded_tensors import copy_whole, is_sharded, local_parts, whole
 
 
-class WeightAverages:
+class ParameterAverages:
     """Several averages of one network's trainable parameters, counted in samples.
 
     Exponential ones have a half-life: after a step of b samples with n samples seen in all, an average moves by
@@ -182,7 +182,7 @@ class AveragedNetwork:
     them for the time of a call, which every process makes together.
     """
 
-    def __init__(self, averages: WeightAverages, which: int) -> None:
+    def __init__(self, averages: ParameterAverages, which: int) -> None:
         self._averages = averages
         self._which = which
         self.config = getattr(averages.network, "config", None)

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.json_lines import append_line, read_lines
-from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.stages import StagePlan
 
 LONGEST_SILENCE_S = 300.0

@@ -13,13 +13,13 @@ from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
-from hdm_lightning.training.sharding import is_sharded
+from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 
 
 class DrawPictures(StepWatcher, Callback):
@@ -37,7 +37,7 @@ class DrawPictures(StepWatcher, Callback):
         self,
         settings: SamplePictureSettings,
         tokenizer: Tokenizer,
-        averages: WeightAverages,
+        averages: ParameterAverages,
         folder: Path,
         every: int,
     ) -> None:

@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.steps import StepWatcher
 from hdm_lightning.training.processes import any_of_each, gathered
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 
 class StoppedBySignal(Exception):

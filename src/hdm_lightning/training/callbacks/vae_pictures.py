@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.evaluation.autoencoder_pictures import sheet
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.processes import barrier
@@ -29,7 +29,7 @@ class DrawReconstructions(StepWatcher, Callback):
     """
 
     def __init__(
-        self, data: LightningDataModule, averages: WeightAverages, folder: Path, every: int, count: int
+        self, data: LightningDataModule, averages: ParameterAverages, folder: Path, every: int, count: int
     ) -> None:
         super().__init__()
         self.data = data

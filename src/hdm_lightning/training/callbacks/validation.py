@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from hdm_lightning.diffusion.flow import logit_normal_times
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.scalars import log
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
-from hdm_lightning.training.flow_step import Network
+from hdm_lightning.training.modules.flow_step import Network
 from hdm_lightning.training.processes import summed
 from hdm_lightning.training.settings import ValidationSettings
 
@@ -31,7 +31,7 @@ class ValidateFlow(StepWatcher, Callback):
     """
 
     def __init__(
-        self, data: LightningDataModule, averages: WeightAverages, every: int, settings: ValidationSettings
+        self, data: LightningDataModule, averages: ParameterAverages, every: int, settings: ValidationSettings
     ) -> None:
         super().__init__()
         self.data = data

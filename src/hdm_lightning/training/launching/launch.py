@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import launched_from_outside
 from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
-from hdm_lightning.training.recovery.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, tell_interrupted
+from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, tell_interrupted
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SHUTDOWN_S = 25

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 Worker = Callable[[dict[str, Any]], int]
 

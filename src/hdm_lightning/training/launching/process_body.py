@@ -11,8 +11,8 @@ from hdm_lightning.training.callbacks.signals import StoppedBySignal
 from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full, write_atomically
 from hdm_lightning.training.launching.run_lock import alone_in
 from hdm_lightning.training.quiet import quiet_libraries
-from hdm_lightning.training.recovery.stop_request import STOP
 from hdm_lightning.training.settings import TrainerSettings
+from hdm_lightning.training.stop_request import STOP
 
 
 def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None]) -> int:

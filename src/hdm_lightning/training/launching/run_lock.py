@@ -14,7 +14,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.checkpoint_io import is_disk_full
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 PATIENCE_S = 30.0
 """How long a start waits for one that is at work: a killed one takes a moment to die, a stopped one to save."""

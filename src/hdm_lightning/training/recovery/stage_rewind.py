@@ -11,9 +11,9 @@ from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network
 from hdm_lightning.training.recovery.rewinds import RECORD, Rewind, StartPoint, read_rewinds, start_point, write_rewind
-from hdm_lightning.training.sharding import load_weights
 from hdm_lightning.training.stage_fit import fit_stage
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.strategies.sharded_tensors import load_weights
 
 if TYPE_CHECKING:
     from hdm_lightning.training.run import Run

@@ -13,12 +13,12 @@ from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.launching.process_body import describe_run, run_process
-from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.checks import keeps_normalisation, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.export import export_vae
@@ -54,7 +54,7 @@ class VaeRun:
     run_dir: Path
     plan: StagePlan
     network: AutoencoderNetwork
-    averages: WeightAverages
+    averages: ParameterAverages
     discriminator: nn.Module | None
     perceptual: PerceptualDistance | None
     ledger: Ledger
@@ -111,7 +111,7 @@ def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
         run_dir=run_dir,
         plan=plan_vae(settings, processes.world_size()),
         network=network,
-        averages=WeightAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
+        averages=ParameterAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
         discriminator=build_discriminator(settings.adversarial),
         perceptual=build_perceptual(settings.loss, next(network.parameters()).device),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),

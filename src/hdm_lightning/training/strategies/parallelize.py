@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes
 from hdm_lightning.training.settings import StageSettings, TrainerSettings
-from hdm_lightning.training.sharding import is_sharded
+from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 
 
 def shard_network(network: XUT, trainer: TrainerSettings) -> None:

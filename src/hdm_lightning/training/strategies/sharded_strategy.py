@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hdm_lightning.training.sharding import load_optimizer, load_weights, whole
+from hdm_lightning.training.strategies.sharded_tensors import load_optimizer, load_weights, whole
 
 
 class ShardedStrategy(DDPStrategy):

@@ -1,0 +1,1 @@
+"""Sharding, compilation and strategies of `lightning.Trainer`, and what processes tell each other."""
