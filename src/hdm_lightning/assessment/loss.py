@@ -74,7 +74,7 @@ def _conditioning(pipeline: TextToImage, batch: Any) -> Conditioning:
     tokens = batch["tokens"][:, : int(batch["lengths"].max())].to(device)
     context = pipeline.text_encoder.encode(tokens, lengths).float()
     side_h, side_w = (side // pipeline.size_multiple for side in batch["image"].shape[-2:])
-    positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config)
+    positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config.positions)
     return Conditioning(context, lengths, positions, aspect)
 
 

@@ -14,7 +14,7 @@ from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
+from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
@@ -55,7 +55,7 @@ class TrainingStep:
         self.stage, self.device, self.dtype = stage, device, dtype
         optimizer = optimizer or OptimizerSettings()
         self.network = random_network(network, seed=SEED).to(device)
-        prepare_network(self.network, stage, TrainerSettings(compile=compiled))
+        prepare_network(self.network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
         self.encoders = FrozenEncoders(
             random_text_encoder(text, dtype=dtype, max_tokens=text_max_tokens),
             random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),

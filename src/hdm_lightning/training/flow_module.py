@@ -10,7 +10,6 @@ from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
 from hdm_lightning.training.callbacks.section_clock import SectionClock
-from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.flow_step import (
@@ -24,9 +23,11 @@ from hdm_lightning.training.modules.flow_step import (
 )
 from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.clipping import ClippingModule
+from hdm_lightning.training.optimization.moments import keep_settings
 from hdm_lightning.training.optimization.optimizers import build_optimizer, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.strategies.parallelize import is_compiled
 
 VALIDATION = "validation"
 
@@ -98,8 +99,11 @@ class FlowMatchingModule(ClippingModule):
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
         grid = (batch["image"].shape[-2] // self.token_px, batch["image"].shape[-1] // self.token_px)
-        positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config)
-        tokens, lengths = fed_tokens(batch["tokens"], batch["lengths"]), batch["lengths"]
+        positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config.positions)
+        tokens, lengths = (
+            fed_tokens(batch["tokens"], batch["lengths"], static=is_compiled(self.network)),
+            batch["lengths"],
+        )
         return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:

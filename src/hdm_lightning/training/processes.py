@@ -1,17 +1,26 @@
 """What the processes of a run tell each other; every function also works without a process group."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import adopt_outside_launch
+from hdm_lightning.training.strategies.processes import (
+    any_of_each,
+    barrier,
+    distributed,
+    from_first,
+    gathered,
+    rank,
+    summed,
+    world_size,
+)
+
+__all__ = ["any_of_each", "barrier", "distributed", "from_first", "gathered", "rank", "summed", "world_size"]
 
 
 def join_group(accelerator: str) -> bool:
@@ -25,21 +34,6 @@ def join_group(accelerator: str) -> bool:
     # Lightning read the rank from the environment when it was imported, which in a spawned process is too early.
     rank_zero_only.rank = dist.get_rank()  # type: ignore[attr-defined]
     return True
-
-
-def distributed() -> bool:
-    """Whether there is a process group with more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def rank() -> int:
-    """This process's number."""
-    return dist.get_rank() if distributed() else 0
-
-
-def world_size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if distributed() else 1
 
 
 def local_world_size() -> int:
@@ -72,44 +66,3 @@ def require_even_machines() -> None:
 def cluster_environment() -> ClusterEnvironment:
     """What tells Lightning the ranks: torchrun's variables, whatever else it would find in the environment."""
     return TorchElasticEnvironment() if distributed() else LightningEnvironment()
-
-
-def summed(values: Tensor) -> Tensor:
-    """The element-wise sum over processes."""
-    if distributed():
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
-
-
-def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Whether each flag is set on any process; the same answers everywhere, by one exchange for all."""
-    if not distributed():
-        return list(flags)
-    values = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [bool(value) for value in values.tolist()]
-
-
-def from_first(value: Any) -> Any:
-    """What the first process holds, on every process."""
-    if not distributed():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gathered(value: Any) -> list[Any]:
-    """The plain value of every process, in the order of their numbers, on every process."""
-    if not distributed():
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def barrier() -> None:
-    """Wait for every process."""
-    if distributed():
-        dist.barrier()

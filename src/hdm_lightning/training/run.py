@@ -68,7 +68,7 @@ def build_run(settings: TrainSettings) -> Run:
         print(report)
         record_init(run_dir, report)
     if settings.trainer.strategy == hardware.SHARDED and processes.distributed():
-        shard_network(network, settings.trainer)
+        shard_network(network, kind, mixed=hardware.precision(settings.trainer) == "bf16-mixed")
     network.to(device)
     ema = settings.callbacks.ema
     return Run(

@@ -53,7 +53,11 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
     """
     start = _start(run, plan)
     data = build_datamodule(run.settings, plan, consumed=start.consumed(plan.settings.batch_size))
-    prepare_network(run.network, plan.settings, run.settings.trainer)
+    prepare_network(
+        run.network,
+        activation_checkpointing=plan.settings.activation_checkpointing,
+        compiled=run.settings.trainer.compile,
+    )
     module = FlowMatchingModule(
         run.network,
         run.encoders,

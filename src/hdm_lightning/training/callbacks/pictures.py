@@ -19,6 +19,7 @@ from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
+from hdm_lightning.training.strategies.parallelize import uncompiled
 from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 
 
@@ -68,7 +69,7 @@ class DrawPictures(StepWatcher, Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for ratio in self.settings.aspect_ratios:
             height, width = size_of(ratio, module.plan.settings.resolution, pipeline.size_multiple)
-            with trainer.precision_plugin.val_step_context():
+            with trainer.precision_plugin.val_step_context(), uncompiled():
                 images = self._pictures(pipeline, height, width)
             if not trainer.is_global_zero:
                 continue

@@ -14,6 +14,7 @@ from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.modules.flow_step import Network
 from hdm_lightning.training.processes import summed
 from hdm_lightning.training.settings import ValidationSettings
+from hdm_lightning.training.strategies.parallelize import uncompiled
 
 
 class ValidateFlow(StepWatcher, Callback):
@@ -58,7 +59,7 @@ class ValidateFlow(StepWatcher, Callback):
         networks: dict[str, Network] = {"raw": module.network}
         networks |= {name: self.averages.bound(which) for which, name in enumerate(self.averages.names())}
         totals = torch.zeros(len(networks), 2, device=module.device)
-        with module.clock.paused():
+        with module.clock.paused(), uncompiled():
             for batch in self.data.val_dataloader():
                 drawn = module.with_draws(batch, VALIDATION, self.settings.samples, self.settings.seed)
                 batch = self._on_device(trainer, drawn)

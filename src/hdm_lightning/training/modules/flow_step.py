@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.diffusion import flow
-from hdm_lightning.models import XUTConfig
-from hdm_lightning.models.positions import token_positions
+from hdm_lightning.models.positions import PositionConvention, token_positions
 from hdm_lightning.models.routing import keep_from_scores
 
 Network = Callable[..., Tensor]
@@ -34,23 +33,31 @@ class Conditioning:
     log_aspect_ratio: Tensor
 
 
-def fed_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Caption tokens (B,L) as they are fed: on a CPU cut to the longest of the lengths (B,), else as padded."""
-    if tokens.device.type != "cpu":  # the longest would have to be waited for, and would change compiled shapes
+def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
+    """Caption tokens (B,L) as they are fed: as padded, or on a CPU cut to the longest of the lengths (B,).
+
+    Args:
+        tokens: (B,L) padded.
+        lengths: (B,).
+        static: whether all batches have to have one shape, as compiled graphs want it.
+    """
+    if static or tokens.device.type != "cpu":  # an accelerator would have to be waited for
         return tokens
     return tokens[:, : int(lengths.max())]
 
 
-def crop_geometry(crop: Tensor, grid: tuple[int, int], token_px: int, config: XUTConfig) -> tuple[Tensor, Tensor]:
+def crop_geometry(
+    crop: Tensor, grid: tuple[int, int], token_px: int, convention: PositionConvention
+) -> tuple[Tensor, Tensor]:
     """Token positions (B,N,2) and log aspect ratio (B,) of crops given in pixels as (top, left, full H, full W).
 
     Args:
         crop: (B, 4).
         grid: token rows and columns of the crop.
         token_px: side of a token in pixels (autoencoder factor times patch size).
-        config: for the position convention.
+        convention: of the positions.
     """
-    positions = token_positions(*grid, crop=crop / token_px, convention=config.positions)
+    positions = token_positions(*grid, crop=crop / token_px, convention=convention)
     return positions, torch.log(crop[:, 3] / crop[:, 2])
 
 

@@ -17,10 +17,10 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruc
 from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import processes
-from hdm_lightning.training.handover import keep_settings
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.optimization.clipping import ClippingModule
+from hdm_lightning.training.optimization.moments import keep_settings
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.network import AutoencoderNetwork
 from hdm_lightning.training.vae.objective import GeneratorObjective
