@@ -3,7 +3,7 @@
 Shapes: B samples, H×W pixels, L token places.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -31,3 +31,5 @@ class Batch(TypedDict):
     """`shard/key` of each sample."""
     captions: list[str]
     """The caption as chosen, before tokenization."""
+    set_size: NotRequired[int]
+    """Positions of the whole validation set; only in its batches."""

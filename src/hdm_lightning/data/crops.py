@@ -5,7 +5,7 @@ side, both ends included (arXiv 2509.06068, shifted square crop). Four numbers t
 image, from which token positions are made on the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -45,7 +45,7 @@ class CropRules:
     Attributes:
         centre: take the middle of the long side instead of a random offset.
         min_size_px: shortest side of the original that is accepted.
-        max_upscale: largest factor by which an original may be enlarged.
+        max_upscale: largest factor by which an original may be enlarged; None for any.
         max_aspect: largest ratio of the long to the short side.
         flip: mirror half of the samples, but for those whose caption names a side.
         buckets: aspect-ratio buckets instead of squares.
@@ -53,7 +53,7 @@ class CropRules:
 
     centre: bool = False
     min_size_px: int = 1
-    max_upscale: float = inf
+    max_upscale: float | None = None
     max_aspect: float = 8.0
     flip: bool = False
     buckets: Buckets | None = None
@@ -61,14 +61,17 @@ class CropRules:
     def __post_init__(self) -> None:
         if not self.max_aspect >= 1:
             raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="give 1 or more")
-        if not self.max_upscale > 0:
+        if self.max_upscale is not None and not self.max_upscale > 0:
             raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="give more than 0")
+
+    def with_block(self, samples: int) -> "CropRules":
+        """The same rules, a block of one bucket being the samples of a training step."""
+        return self if self.buckets is None else replace(self, buckets=replace(self.buckets, block=samples))
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""
         short, long = np.minimum(height, width), np.maximum(height, width)
-        needed = resolution / self.max_upscale
-        fine = (short >= self.min_size_px) & (short >= needed) & (long <= short * self.max_aspect)
+        fine = (short >= self.min_size_px) & (short >= self._smallest(resolution)) & (long <= short * self.max_aspect)
         return fine | (short == 0)
 
     def check(self, height: int, width: int, resolution: int) -> None:
@@ -76,10 +79,14 @@ class CropRules:
         short, long = min(height, width), max(height, width)
         if short < self.min_size_px:
             raise SampleFault(f"too small: {width}x{height} pixels")
-        if short < resolution / self.max_upscale:
+        if short < self._smallest(resolution):
             raise SampleFault(f"too small: {width}x{height} pixels would be enlarged too much")
         if long > short * self.max_aspect:
             raise SampleFault(f"too long: {width}x{height} pixels")
+
+    def _smallest(self, resolution: int) -> float:
+        """Shortest side of an original that needs no more enlargement than is allowed."""
+        return resolution / (inf if self.max_upscale is None else self.max_upscale)
 
     def choose(self, height: int, width: int, shape: tuple[int, int], draws: Draws, *, may_flip: bool = False) -> Crop:
         """The crop of a shape (height, width) from an original of this upright size.

@@ -1,7 +1,7 @@
 """Batches of one rank: workers that prepare samples, and their samples put back in order."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from math import ceil
 
@@ -42,7 +42,7 @@ class StreamLoader:
         tokenize: caption to (token numbers, true count); must be picklable where workers are spawned.
         batch_size: B, samples of a batch on this rank.
         rank, world: this rank has the positions g = rank (mod world).
-        start: first global position.
+        start: first global position, or what gives it at the beginning of each iteration.
         pin_memory: lay batches in page-locked memory.
     """
 
@@ -55,31 +55,41 @@ class StreamLoader:
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        start: int = 0,
+        start: int | Callable[[], int] = 0,
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        plan.require_batches(batch_size * world, start)
-        self.config, self.batch_size, self.pin_memory = config, batch_size, pin_memory
+        plan.require_batches(batch_size * world, start if isinstance(start, int) else 0)
+        self.config, self.plan, self.tokenize = config, plan, tokenize
+        self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
+        self.pin_memory = pin_memory
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
-        self._chunks = _Chunks(config, plan, tokenize, first_position(start, rank, world), world)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self._chunks())
+
+    def _chunks(self) -> "_Chunks":
+        start = self.start if isinstance(self.start, int) else self.start()
+        self.plan.require_batches(self.batch_size * self.world, start)
+        first = first_position(start, self.rank, self.world)
+        return _Chunks(self.config, self.plan, self.tokenize, first, self.world)
+
+    def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
         meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
         rows: list[tuple[Chunk, int]] = []
-        for chunk, row in in_order(self._source()):
+        for chunk, row in in_order(self._source(chunks)):
             meter.count(chunk.faults[row] or None)
             rows.append((chunk, row))
             if len(rows) == self.batch_size:
                 yield collate(rows, pin_memory=self.pin_memory)
                 rows = []
 
-    def _source(self) -> Iterator[Chunk]:
+    def _source(self, chunks: "_Chunks") -> Iterator[Chunk]:
         if self.workers == 0:
-            return iter(self._chunks)
+            return iter(chunks)
         loader = DataLoader(
-            self._chunks,
+            chunks,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=2,
@@ -131,14 +141,20 @@ class ValidationLoader(StreamLoader):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(config, plan, tokenize, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
-        samples = min(samples, plan.samples)
-        self._batches = ceil(ceil(samples / world) / batch_size)
-        self._chunks = _Chunks(
-            config, plan, tokenize, rank, world, rows=self._batches * batch_size, stop=samples, training=False
-        )
+        self.samples = min(samples, plan.samples)
 
     def __len__(self) -> int:
-        return self._batches
+        return ceil(ceil(self.samples / self.world) / self.batch_size)
+
+    def _chunks(self) -> "_Chunks":
+        rows = len(self) * self.batch_size
+        return _Chunks(
+            self.config, self.plan, self.tokenize, self.rank, self.world, rows=rows, stop=self.samples, training=False
+        )
+
+    def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
+        for batch in super()._batches(chunks):
+            yield {**batch, "set_size": self.samples}
 
 
 class _Chunks(IterableDataset[Chunk]):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hdm_lightning.data import storage
 from hdm_lightning.data.config import Source, StreamConfig
+from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.index import index_shards
 
 
@@ -75,6 +76,14 @@ def stream_config(*folders, **options):
     return StreamConfig(sources=sources, **{**defaults, **options})
 
 
+def data_module(*folders, **options):
+    """The data module of the same stream."""
+    defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
+    defaults |= {"max_bad_share": 1.0, "num_workers": 0, "tokenizer": letters, "validation_seed": 5}
+    train = [str(folder) for folder in folders]
+    return ShardDataModule(train, **{**defaults, **options})
+
+
 class ShardKit:
     """What tests of this folder share."""
 
@@ -85,6 +94,7 @@ class ShardKit:
     entries_of = staticmethod(entries_of)
     write_shards = staticmethod(write_shards)
     stream_config = staticmethod(stream_config)
+    data_module = staticmethod(data_module)
 
 
 @pytest.fixture(scope="session")

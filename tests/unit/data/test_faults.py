@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.faults import FaultMeter, Quarantine
 from hdm_lightning.data.index import index_shards, load_index
 from hdm_lightning.data.plan import Plan
@@ -212,7 +211,8 @@ def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
         list(stream(strict, kit.letters, stop=1000))
     assert caught.value.hint is not None and "quarantine" in caught.value.hint
     for workers in (0, 2):
-        module = ShardDataModule(replace(strict, workers=workers), None, tokenize=kit.letters, batch_size=5)
+        strict = {"max_bad_share": 0.1, "bad_patience": 50}
+        module = kit.data_module(tmp_path, num_workers=workers, batch_size=5, **strict)
         with pytest.raises(UserError, match="could not be used"):
             for _, _ in zip(range(100), module.train_dataloader(), strict=False):
                 pass

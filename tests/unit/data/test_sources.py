@@ -10,7 +10,6 @@ from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.config import Source
 from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.index import index_shards
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.streaming import stream
@@ -64,15 +63,16 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     folder = kit.write_shards(tmp_path, [5, 5])
 
     def module(**options):
-        return ShardDataModule(kit.stream_config(folder, **options), None, tokenize=kit.letters, batch_size=2)
+        return kit.data_module(folder, batch_size=2, **options)
 
     state = json.loads(json.dumps(module().state_dict()))
     module().load_state_dict(state)
-    module(workers=3, captions=CaptionRules(drop=0.0)).load_state_dict(state)
+    module(num_workers=3, captions=CaptionRules(drop=0.0)).load_state_dict(state)
     for change in ({"seed": 9}, {"lanes": 6}, {"crop": CropRules(buckets=Buckets(step_px=8, block=2))}):
         with pytest.raises(UserError, match="have changed"):
             module(**change).load_state_dict(state)
-    module(stage="other").load_state_dict(state)
+    with pytest.raises(UserError, match="stage 's'"):
+        module(stage="other").load_state_dict(state)
     module(resolution=32).load_state_dict(state)
     crop = CropRules(buckets=Buckets(step_px=8, block=2))
     with pytest.raises(UserError, match="have changed"):
