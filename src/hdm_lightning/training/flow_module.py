@@ -9,12 +9,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
+from hdm_lightning.training.callbacks.loss_by_time import TimeBins
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.hardware import FLOAT16
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.flow_step import (
     Conditioning,
-    LossByTime,
     Network,
     crop_geometry,
     fed_tokens,
@@ -71,14 +71,14 @@ class FlowMatchingModule(ClippingModule):
         self.token_px = encoders.autoencoder.factor * network.config.patch_size
         self.skipped, self.rewinds = skipped, rewinds
         self.sample_losses: Tensor | None = None
-        self.time_bins: LossByTime | None = None
+        self.time_bins: TimeBins | None = None
         self.clock = SectionClock()
 
     def setup(self, stage: str) -> None:
         """Move the frozen encoders, which Lightning does not know, to the device."""
         self.encoders.to(self.device)
         self.clock.device = self.device
-        self.time_bins = LossByTime(self.logger_settings.time_bins, self.device)
+        self.time_bins = TimeBins(self.logger_settings.time_bins, self.device)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Add the sample's random numbers on the CPU, so that no device has to be waited for."""

@@ -58,7 +58,7 @@ def check_job(config: dict[str, Any]) -> Job:
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
     check_guard(settings.guard)
     check_optimizer(settings.optimizer)
-    check_averages(settings.callbacks.ema)
+    check_averages(settings.callbacks.ema.halflife_samples, settings.callbacks.ema.sigma_rel)
     hardware.precision(settings.trainer)
     hardware.check_strategy(settings.trainer, settings.optimizer.name)
     processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)

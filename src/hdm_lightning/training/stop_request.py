@@ -26,10 +26,11 @@ class StopRequest:
     Attributes:
         received: whether a signal came.
         interrupted: whether it was Ctrl-C.
+        is_listening: whether the handlers are in place.
     """
 
     def __init__(self) -> None:
-        self.received = self.interrupted = False
+        self.received = self.interrupted = self.is_listening = False
 
     @property
     def status(self) -> int:
@@ -40,10 +41,12 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Listen inside the with statement, the flag down at first; afterwards the former handlers are back."""
         self.received = self.interrupted = False
+        self.is_listening = True
         previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
             yield
         finally:
+            self.is_listening = False
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -52,11 +55,11 @@ class StopRequest:
             if self.interrupted and not launched_from_outside():  # torchrun repeats what the terminal has sent
                 os._exit(INTERRUPTED_STATUS)
             self.interrupted = True
-            tell_interrupted()
+            report_interruption()
         self.received = True
 
 
-def tell_interrupted() -> None:
+def report_interruption() -> None:
     """Say what a first Ctrl-C does; safe in a handler, which may have come in the middle of another print."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, b"\ninterrupted: finishing the step and saving; Ctrl-C again ends at once\n")

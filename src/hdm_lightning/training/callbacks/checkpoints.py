@@ -1,6 +1,5 @@
 """Training checkpoints of a stage: when they are written and which are kept."""
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,20 +7,10 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.checkpoint_io import remove_leftovers
+from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, remove_leftovers
 from hdm_lightning.training.settings import CheckpointSettings
 
-PATTERN = re.compile(r"step-(\d{8})\.ckpt")
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` optimizer steps."""
-    return folder / f"step-{step:08d}.ckpt"
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The stage's checkpoints, oldest first. Each is whole: files appear under their name only when written."""
-    return sorted(path for path in folder.glob("step-*.ckpt") if PATTERN.fullmatch(path.name))
+__all__ = ["SaveCheckpoints", "checkpoint_path", "checkpoints_in"]
 
 
 class SaveCheckpoints(StepWatcher, Callback):

@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import launched_from_outside
 from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
-from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, tell_interrupted
+from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, report_interruption
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SHUTDOWN_S = 25
@@ -107,7 +107,7 @@ def signals_passed_on() -> Iterator[list[int]]:
             if not workers:
                 raise KeyboardInterrupt
             number = signal.SIGTERM if came.count(signal.SIGINT) == 1 else signal.SIGKILL
-            tell_interrupted()
+            report_interruption()
         if not workers:  # none has been started yet
             raise SystemExit(STOPPED_STATUS)
         for process in workers:

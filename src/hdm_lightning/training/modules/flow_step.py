@@ -85,27 +85,3 @@ def flow_loss(
 def routed(scores: Tensor | None, rate: float) -> Tensor | None:
     """Indices (B,K) of the image tokens that pass through the U, or None without routing."""
     return None if scores is None or rate == 0 else keep_from_scores(scores, rate)
-
-
-class LossByTime:
-    """Running mean of the loss in equal bins of the time t, kept on the device without waiting for it."""
-
-    def __init__(self, bins: int, device: torch.device) -> None:
-        self.sums = torch.zeros(bins, device=device)
-        self.counts = torch.zeros(bins, device=device)
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, t: Tensor, weight: Tensor) -> None:
-        """Add a batch's losses (B,) at times (B,) with weights (B,)."""
-        bins = (t * len(self.sums)).long().clamp_(0, len(self.sums) - 1)
-        self.sums.scatter_add_(0, bins, loss.float() * weight)
-        self.counts.scatter_add_(0, bins, weight)
-
-    def packed(self) -> Tensor:
-        """(2, bins) sums and counts, ready to be summed over processes."""
-        return torch.stack([self.sums, self.counts])
-
-    def reset(self) -> None:
-        """Start over."""
-        self.sums.zero_()
-        self.counts.zero_()

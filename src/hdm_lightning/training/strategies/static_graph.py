@@ -1,10 +1,10 @@
-"""DDP that assumes that every step uses the same parameters (`trainer.static_graph`)."""
+"""DDP that assumes that every step uses the same parameters: `Trainer(strategy="ddp_static_graph")`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 
 class StaticGraphStrategy(DDPStrategy):
@@ -28,3 +28,8 @@ class StaticGraphStrategy(DDPStrategy):
             return
         with super().block_backward_sync():
             yield
+
+
+StrategyRegistry.register(
+    "ddp_static_graph", StaticGraphStrategy, description="DDP whose steps all use the same parameters", override=True
+)
