@@ -118,7 +118,7 @@ def build_datamodule(settings: TrainSettings, plan: StagePlan, consumed: int) ->
     return ShardDataModule(
         training_stream(settings, plan),
         validation_stream(settings, plan, settings.validation.seed),
-        tokenize=Tokenizer(settings.text_encoder.name, plan.settings.context_length),
+        tokenize=Tokenizer(settings.text_encoder.name).bind(plan.settings.context_length),
         batch_size=plan.settings.micro_batch_size,
         consumed=consumed,
         validation_samples=settings.validation.samples,
