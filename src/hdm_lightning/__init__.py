@@ -7,18 +7,37 @@ from hdm_lightning.version import __version__
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule
+    from hdm_lightning.encoders.autoencoder import load_autoencoder
+    from hdm_lightning.encoders.text import load_text_encoder
+    from hdm_lightning.models import XUT, XUTConfig
+    from hdm_lightning.training.modules.flow_module import FlowModule
 
-_HOMES = {"ShardDataModule": "hdm_lightning.data.datamodule"}
+__all__ = [
+    "XUT",
+    "FlowModule",
+    "ShardDataModule",
+    "XUTConfig",
+    "__version__",
+    "load_autoencoder",
+    "load_text_encoder",
+]
+
+_PLACES = {
+    "FlowModule": "hdm_lightning.training.modules.flow_module",
+    "ShardDataModule": "hdm_lightning.data.datamodule",
+    "XUT": "hdm_lightning.models",
+    "XUTConfig": "hdm_lightning.models",
+    "load_autoencoder": "hdm_lightning.encoders.autoencoder",
+    "load_text_encoder": "hdm_lightning.encoders.text",
+}
 """Public name to the module it is defined in, which is imported at first use: torch and Lightning take seconds."""
-
-__all__ = ["ShardDataModule", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,11 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
 
+def sibling_key(where: str, key: str) -> str:
+    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where
+
+
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.handover import network_weights, read_checkpoint

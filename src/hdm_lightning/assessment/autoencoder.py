@@ -20,8 +20,8 @@ from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_p
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE, AutoencoderMeasures
 from hdm_lightning.evaluation.autoencoder_pictures import sheet

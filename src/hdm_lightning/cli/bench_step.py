@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
-from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule

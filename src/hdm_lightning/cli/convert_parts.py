@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.encoders.vae_tensors import infer_config
+from hdm_lightning.encoders.autoencoder_folder import infer_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import published_model
 from hdm_lightning.generation.bundle import BUNDLE_FORMAT, CARD_FILE

@@ -63,7 +63,7 @@ def _tokenize(arguments: argparse.Namespace) -> "Tokenize":
         return _words
     from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-    return Tokenizer(arguments.tokenizer, arguments.context_length, where="--tokenizer")
+    return Tokenizer(arguments.tokenizer, where="--tokenizer").bind(arguments.context_length)
 
 
 def _words(caption: str) -> tuple[list[int], int]:

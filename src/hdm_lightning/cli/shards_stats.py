@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tokenizer:
         from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-        tokenizer, unit = Tokenizer(arguments.tokenizer, 4096, where="--tokenizer").load(), "tokens"
+        tokenizer, unit = Tokenizer(arguments.tokenizer, where="--tokenizer").load().bind(4096), "tokens"
 
         def length_of(caption: str) -> int:
             return tokenizer(caption)[1]

@@ -71,7 +71,7 @@ def validation_stream(settings: TrainSettings, plan: StagePlan, seed: int) -> St
 
 def build_datamodule(settings: TrainSettings, plan: StagePlan, consumed: int) -> ShardDataModule:
     """The stage's data, starting after `consumed` samples of it."""
-    tokenizer = Tokenizer(settings.text_encoder.name, plan.settings.context_length)
+    tokenizer = Tokenizer(settings.text_encoder.name).bind(plan.settings.context_length)
     return datamodule_from(settings, plan, settings.validation, tokenizer, consumed)
 
 

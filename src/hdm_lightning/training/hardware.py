@@ -98,16 +98,6 @@ def check_strategy(settings: TrainerSettings, optimizer: str) -> None:
             raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
 
 
-def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
-    """Dtype of a frozen encoder; `auto` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"'{name}' is no torch dtype", where=where, hint="auto, float32, bfloat16 or float16")
-    return dtype
-
-
 def prepare_host(settings: TrainerSettings, processes: int) -> None:
     """CPU threads of this process (as asked for, else an even share of the cores) and its use of memory."""
     if accelerator(settings) == "cpu":

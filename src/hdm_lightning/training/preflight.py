@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_config
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
-from hdm_lightning.encoders.vae_folder import locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder

@@ -78,7 +78,7 @@ def build_run(settings: TrainSettings) -> Run:
         plans=plans,
         network=network,
         whitening=whitening,
-        encoders=load_encoders(settings, kind, whitening),
+        encoders=load_encoders(settings, whitening),
         averages=ParameterAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )

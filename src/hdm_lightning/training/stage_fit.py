@@ -119,7 +119,7 @@ def stage_callbacks(
         validation,
         DrawPictures(
             settings.callbacks.pictures,
-            Tokenizer(settings.text_encoder.name, stage.context_length),
+            Tokenizer(settings.text_encoder.name).bind(stage.context_length),
             run.averages,
             plan.folder(run.run_dir) / "samples",
             plan.steps_for(stage.sample_every),

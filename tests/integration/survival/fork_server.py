@@ -32,7 +32,7 @@ def main() -> None:
         if not warm:
             import torch.utils.tensorboard  # noqa: F401 (Lightning imports it in every run)
 
-            load_encoders(train_settings_from(order["config"]), "cpu")
+            load_encoders(train_settings_from(order["config"]))
             warm = True
         answers.write(json.dumps(run(order)) + "\n")
         answers.flush()

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
@@ -37,7 +37,7 @@ class DrawPictures(StepWatcher, Callback):
     def __init__(
         self,
         settings: SamplePictureSettings,
-        tokenizer: Tokenizer,
+        tokenizer: CaptionTokenizer,
         averages: ParameterAverages,
         folder: Path,
         every: int,

@@ -115,8 +115,9 @@ class MuonAdamW(Optimizer):
             "fused": fused,
             "capturable": False,
         }
-        given = list(groups)
-        super().__init__(given if all("parts" in group for group in given) else muon_groups(given), defaults)
+        given: list[Any] = list(groups)
+        split: list[Any] = given if all("parts" in group for group in given) else [*muon_groups(given)]
+        super().__init__(split, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
