@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import math
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -13,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
+from hdm_lightning.assessment import job as evaluate_job
 from hdm_lightning.assessment.job import PARTS
 from hdm_lightning.assessment.pictures import real_pictures
 from hdm_lightning.cli import convert, evaluate
@@ -27,6 +30,7 @@ CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
 )
 SMALL = ["--samples", "12", "--loss-samples", "10", "--time-bins", "4", "--resamples", "50", "--set-resamples", "10"]
+WORDS = ("red", "green", "blue", "small", "large", "star", "dark", "light")
 FEW = ["--aspect-prompts", "3", "--camera-prompts", "3", "--diversity-prompts", "3", "--diversity-seeds", "2"]
 
 
@@ -327,21 +331,74 @@ def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, cap
     assert "--size: 4 px are too few to measure\n  hint: give at least 6" in capsys.readouterr().err
 
 
-def test_what_was_measured_before_a_failure_is_kept_until_the_whole_is_there(
-    run_folder, tiny_shards, tmp_path, monkeypatch
+@pytest.fixture
+def broken_part(monkeypatch):
+    """Context in which a part of the evaluation raises an error."""
+
+    @contextmanager
+    def broken(key, error):
+        def fails(context):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_job, "PARTS", {**PARTS, key: replace(PARTS[key], run=fails)})
+            yield
+
+    return broken
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the disk was pulled out"), UserError("the disk was pulled out")])
+def test_a_part_that_fails_costs_no_other(run_folder, tiny_shards, tmp_path, broken_part, capsys, error):
+    arguments = [str(run_folder), "--data", str(tiny_shards), *SMALL, *FEW, "--out", str(tmp_path)]
+    with broken_part("loss", error):
+        assert evaluate.main([*arguments, "--parts", "loss,camera"]) == 1
+    told = capsys.readouterr().err
+    assert "loss (ema) failed" in told and "loss (raw) failed" in told and "pulled out" in told
+    result = result_of(tmp_path)
+    assert {weights: set(parts) for weights, parts in result["results"].items()} == {
+        "ema": {"camera"},
+        "raw": {"camera"},
+    }
+    assert [(one["part"], one["weights"]) for one in result["failed"]] == [("loss", "ema"), ("loss", "raw")]
+    assert all("pulled out" in one["error"] for one in result["failed"])
+    assert "pulled out" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "evaluation.partial.json").exists()
+
+
+def test_where_no_part_succeeds_the_first_error_is_the_commands(run_folder, tiny_shards, tmp_path, broken_part):
+    arguments = [str(run_folder), "--data", str(tiny_shards), *SMALL, "--parts", "loss", "--out", str(tmp_path)]
+    with broken_part("loss", RuntimeError("pulled out")), pytest.raises(RuntimeError, match="pulled out"):
+        evaluate.main(arguments)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_duplicates_among_the_pictures_leave_every_number_finite(run_folder, tmp_path):
+    with ShardWriter(tmp_path / "doubled", samples_per_shard=16) as writer:
+        for number in range(32):  # 16 different pictures, each twice, and the last of them four times more
+            shade = 15 * min(number % 16, 13)
+            file = io.BytesIO()
+            Image.linear_gradient("L").resize((40, 40)).convert("RGB").point(lambda v, s=shade: v ^ s).save(file, "PNG")
+            writer.write(f"{number:03d}", {"png": file.getvalue(), "txt": f"a {WORDS[number % 8]} circle"})
+    data = ["--data", str(tmp_path / "doubled"), "--train-data", str(tmp_path / "doubled")]
+    arguments = [str(run_folder), *data, "--weights", "raw", *SMALL, *FEW, "--samples", "32"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    result = result_of(tmp_path / "out")
+    assert not result["failed"]
+    parts = result["results"]["raw"]
+    assert {"kernel", "neighbours", "diversity", "copies"} <= set(parts)
+    values = {(key, name): one for key, part in parts.items() for name, one in part["measures"].items()}
+    assert not [where for where, one in values.items() if not all(map(math.isfinite, (one["value"], one["low"])))]
+    # Each held-out picture has its double in the training set: there is no distance to be a share of.
+    assert ("copies", "distance_ratio_features") not in values
+
+
+def test_what_was_measured_before_an_interruption_is_kept_until_the_whole_is_there(
+    run_folder, tiny_shards, tmp_path, broken_part
 ):
-    from hdm_lightning.assessment import job as evaluate_job
-
-    def fails(context):
-        raise RuntimeError("the disk was pulled out")
-
     arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "raw", *SMALL, *FEW]
     arguments += ["--parts", "loss,camera", "--out", str(tmp_path)]
-    with monkeypatch.context() as patch:
-        broken = replace(evaluate_job.PARTS["camera"], run=fails)
-        patch.setattr(evaluate_job, "PARTS", {**evaluate_job.PARTS, "camera": broken})
-        with pytest.raises(RuntimeError, match="pulled out"):
-            evaluate.main(arguments)
+    with broken_part("camera", KeyboardInterrupt()):
+        assert evaluate.main(arguments) == 130
     partial = json.loads((tmp_path / "evaluation.partial.json").read_text())
     assert not (tmp_path / "evaluation.json").exists()
     assert evaluate.main(arguments) == 0

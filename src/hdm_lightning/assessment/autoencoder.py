@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.assessment.context import Progress
+from hdm_lightning.assessment.part import failure
 from hdm_lightning.assessment.pictures import Captioned, as_picture, middle_crops, real_pictures
 from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
@@ -29,7 +30,7 @@ from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
 from hdm_lightning.evaluation.frechet import frechet_estimate, frechet_needs
 from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
 from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, frechet_name, kernel_name
-from hdm_lightning.evaluation.results import Better, Evaluation, Gallery, LeftOut, Measure, PartResult
+from hdm_lightning.evaluation.results import Better, Evaluation, Failed, Gallery, LeftOut, Measure, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.fingerprints import sha256_of_all
 from hdm_lightning.generation.pipeline import to_uint8
@@ -103,7 +104,12 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
     )
     plan = Plan(stream)
     measured = _measure(request, network, networks, real_pictures(stream, plan, request.settings.samples), progress)
-    distances, left_out = _distances(request.settings, networks, measured)
+    left_out: list[LeftOut] = []
+    failed: list[Failed] = []
+    try:
+        results = [_distances(request.settings, networks, measured, left_out)]
+    except Exception as error:  # must not cost the other part, which may have taken hours
+        results, failed = [], [failure("distances", WEIGHTS, error)]
     own = PartResult(
         "autoencoder",
         "Reconstruction and equivariance",
@@ -115,7 +121,7 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
     facts |= {"sha256": sha256_of_all(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))}
     facts |= {"latents": f"{network.channels} channels, 1/{network.factor} of the side"}
     settings = _pinned(request, networks, plan.fingerprint)
-    return Evaluation(facts, settings, {WEIGHTS: [own, distances]}, left_out, time.monotonic() - begin)
+    return Evaluation(facts, settings, {WEIGHTS: [own, *results]}, left_out, time.monotonic() - begin, failed)
 
 
 def _check_side(request: VaeRequest, factor: int) -> None:
@@ -192,10 +198,13 @@ def _of_the_set(measured: _Measured) -> dict[str, Any]:
 
 
 def _distances(
-    settings: EvaluationSettings, networks: Sequence[FeatureNetwork], measured: _Measured
-) -> tuple[PartResult, list[LeftOut]]:
-    """Fréchet distances of reconstructions to the same pictures (rFID where the network is Inception)."""
-    measures, left_out = [], []
+    settings: EvaluationSettings, networks: Sequence[FeatureNetwork], measured: _Measured, left_out: list[LeftOut]
+) -> PartResult:
+    """Fréchet distances of reconstructions to the same pictures (rFID where the network is Inception).
+
+    Those that need more pictures are added to `left_out`.
+    """
+    measures = []
     for network in networks:
         real, decoded = measured.real[network.name], measured.decoded[network.name]
         half = len(real) // 2
@@ -213,7 +222,7 @@ def _distances(
         estimate = frechet_estimate(real.to(on), decoded.to(on), settings.set_bootstrap, paired=True)
         about = f"Fréchet distance on {network.name} of reconstructions to the same pictures."
         measures.append(Measure(f"r{frechet_name(network)}", estimate, "lower", about=about))
-    return PartResult("distances", "Distance of reconstructions", measures), left_out
+    return PartResult("distances", "Distance of reconstructions", measures)
 
 
 @torch.no_grad()

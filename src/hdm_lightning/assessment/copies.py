@@ -45,7 +45,8 @@ def _run(context: Context) -> PartResult:
         found = closeness_estimates(search.drawn.distance, search.heldout.distance, context.settings.bootstrap)
         ratio = "Median distance to the nearest training picture, over that of held-out real pictures; below 1: nearer."
         closer = f"Share of drawn pictures nearer than all but {CLOSE_SHARE:.0%} of the held-out ones."
-        measures.append(Measure(f"distance_ratio_{name}", found["ratio"], "none", about=ratio))
+        if "ratio" in found:
+            measures.append(Measure(f"distance_ratio_{name}", found["ratio"], "none", about=ratio))
         measures.append(Measure(f"closer_{name}", found["closer"], "lower", about=closer, chance=CLOSE_SHARE))
     train, drawn = context.data.train, context.drawn
     rmse = pixel_rmse(train.thumbnails[by_features.drawn.row], drawn.thumbnails)

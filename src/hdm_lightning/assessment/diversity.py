@@ -25,7 +25,10 @@ def _run(context: Context) -> PartResult:
     seeds = [settings.seed + number for number in range(settings.diversity_seeds)]
     images = context.images([DrawJob(p, seed, context.sampling) for p in prompts for seed in seeds], "diversity")
     features = network.of_many(images.split(32)).cpu().reshape(len(prompts), len(seeds), -1)
-    found = diversity_estimates(features, context.data.reference.features[network.name], settings.bootstrap)
+    real = context.data.reference.features[network.name]
+    if (real == real[0]).all():
+        raise UserError("all reference pictures are equal", where="--data", hint="give a folder of different pictures")
+    found = diversity_estimates(features, real, settings.bootstrap)
     measures = [
         Measure(
             "within_prompt",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from hdm_lightning.assessment.distances import FRECHET, KERNEL
 from hdm_lightning.assessment.diversity import DIVERSITY
 from hdm_lightning.assessment.loss import LOSS
 from hdm_lightning.assessment.neighbours import NEIGHBOUR_MEASURES
-from hdm_lightning.assessment.part import Part
+from hdm_lightning.assessment.part import Part, failure
 from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.assessment.shapes import SHAPES
 from hdm_lightning.assessment.subject import Subject, load_subject
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
-from hdm_lightning.evaluation.results import Evaluation, LeftOut, PartResult
+from hdm_lightning.evaluation.results import Evaluation, Failed, LeftOut, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.settings import SamplingSettings
@@ -85,8 +85,11 @@ def evaluate(
         progress: told of each picture.
         keep: given all that was found so far after each part, which may have taken hours.
 
+    A part that fails is recorded, and the others go on.
+
     Raises:
         UserError: something is missing for what was asked for by name, or nothing can be done at all.
+        Exception: of the first part that failed, where none succeeded.
     """
     begin = time.monotonic()
     subject = load_subject(request.model, request.options)
@@ -94,30 +97,52 @@ def evaluate(
     chosen = _weights(subject, request.weights)
     data = _real_data(request, subject, sampling, progress)
     parts, left_out = _possible(request.parts, Context(data, request.settings, subject.encoders, "", sampling))
-    results: dict[str, list[PartResult]] = {weights: [] for weights in chosen}
+    outcome = _Outcome({weights: [] for weights in chosen}, left_out)
 
     def found() -> Evaluation:
         settings, seconds = _pinned(request, data, sampling), time.monotonic() - begin
-        return Evaluation(subject.facts, settings, results, left_out, seconds)
+        return Evaluation(subject.facts, settings, outcome.results, left_out, seconds, outcome.failed)
 
     for weights in chosen:
         context = Context(data, request.settings, subject.pipeline(weights), weights, sampling)
-        for result in _measured(parts, context, left_out, by_name=request.parts is not None):
-            results[weights].append(result)
+        for part in list(parts):
+            if not _measure(part, context, outcome, by_name=request.parts is not None):
+                parts.remove(part)
             keep(found())
+    outcome.require_some()
     return found(), subject.samples_seen
 
 
-def _measured(parts: list[Part], context: Context, left_out: list[LeftOut], *, by_name: bool) -> Iterator[PartResult]:
-    """Results of the parts; one that turns out impossible is left out, unless it was asked for by name."""
-    for part in list(parts):
-        try:
-            yield part.run(context)
-        except UserError as error:
-            if by_name:
-                raise
-            left_out.append(_omission(part, error))
-            parts.remove(part)
+@dataclass
+class _Outcome:
+    """What the parts came to."""
+
+    results: dict[str, list[PartResult]]
+    left_out: list[LeftOut]
+    failed: list[Failed] = field(default_factory=list)
+    first_error: Exception | None = None
+
+    def require_some(self) -> None:
+        """Raise the first error if it is all that there is."""
+        if self.first_error is not None and not any(self.results.values()):
+            raise self.first_error
+
+
+def _measure(part: Part, context: Context, outcome: _Outcome, *, by_name: bool) -> bool:
+    """Measure a part and note what comes of it; whether it can be tried on other weights.
+
+    One that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
+    must not cost what the others found in hours.
+    """
+    try:
+        outcome.results[context.weights].append(part.run(context))
+    except Exception as error:
+        if isinstance(error, UserError) and not by_name:
+            outcome.left_out.append(_omission(part, error))
+            return False
+        outcome.failed.append(failure(part.key, context.weights, error))
+        outcome.first_error = outcome.first_error or error
+    return True
 
 
 def _possible(asked: Sequence[str] | None, context: Context) -> tuple[list[Part], list[LeftOut]]:

@@ -1,10 +1,12 @@
 """What a part of an evaluation is: a key, a heading, a check that costs nothing, and the measuring."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from hdm_lightning.assessment.context import Context
-from hdm_lightning.evaluation.results import PartResult
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.results import Failed, PartResult
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,10 @@ def check_networks(context: Context) -> None:
         UserError: there is none.
     """
     context.data.require_networks()
+
+
+def failure(part: str, weights: str, error: Exception) -> Failed:
+    """The record of a part that failed."""
+    told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    trace = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    return Failed(part, weights, told, trace)

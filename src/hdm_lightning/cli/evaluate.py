@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hdm_lightning.evaluation.results import Evaluation
 
 OUTPUT_FOLDER = "evaluation"
+PART_FAILED_STATUS = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: (_evaluate_vae if kind == "vae" else _evaluate_model)(arguments))
 
 
-def _evaluate_model(arguments: argparse.Namespace) -> None:
+def _evaluate_model(arguments: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
 
     from hdm_lightning.assessment.job import EvaluationRequest, evaluate  # noqa: PLC0415
@@ -57,10 +58,10 @@ def _evaluate_model(arguments: argparse.Namespace) -> None:
     )
     with _bar() as progress:
         evaluation, samples_seen = evaluate(request, progress, lambda found: keep_partial(found, folder))
-    _show(evaluation, folder, samples_seen)
+    return _show(evaluation, folder, samples_seen)
 
 
-def _evaluate_vae(arguments: argparse.Namespace) -> None:
+def _evaluate_vae(arguments: argparse.Namespace) -> int:
     from hdm_lightning.assessment.autoencoder import VaeRequest, evaluate_vae  # noqa: PLC0415
     from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
     from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK  # noqa: PLC0415
@@ -79,7 +80,7 @@ def _evaluate_vae(arguments: argparse.Namespace) -> None:
     )
     with _bar() as progress:
         evaluation = evaluate_vae(request, progress)
-    _show(evaluation, out, 0)
+    return _show(evaluation, out, 0)
 
 
 def _device(arguments: argparse.Namespace) -> "torch.device":
@@ -121,8 +122,8 @@ def _bar() -> "Iterator[Progress]":
         yield tell
 
 
-def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> None:
-    """Print the table, write the files and name them."""
+def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> int:
+    """Write the files, print the table and what has no result, and name the files; the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
     from hdm_lightning.assessment.outputs import write_outputs  # noqa: PLC0415
@@ -136,6 +137,9 @@ def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> None:
         console.print(f"left out: {one.part}: {one.why}{hint}", highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    for failed in evaluation.failed:
+        print(f"error: {failed.part} ({failed.weights}) failed: {failed.error}", file=sys.stderr)
+    return PART_FAILED_STATUS if evaluation.failed else 0
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torchmetrics.functional.pairwise import pairwise_euclidean_distance
 
 from hdm_lightning.evaluation.bootstrap import Bootstrap, Estimate
 from hdm_lightning.evaluation.kernel_distance import mean_pairs
+from hdm_lightning.evaluation.neighbours import euclidean_distances
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,16 @@ def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -
         bootstrap: resamples prompts, and real pictures.
 
     Raises:
-        ValueError: there is no pair to compare.
+        ValueError: there is no pair to compare, or all real pictures are equal.
     """
     if by_prompt.dim() != 3 or min(by_prompt.shape[:2]) < 2 or len(real) < 2:
         shapes = f"{tuple(by_prompt.shape)}, {tuple(real.shape)}"
         raise ValueError(f"by_prompt, real: got shapes {shapes}, expected (P ≥ 2, S ≥ 2, D), (N ≥ 2, D)")
     prompts, seeds = by_prompt.shape[:2]
     scale, scales = mean_pairs(_distances(real), bootstrap, stream=2)
+    if not scale:
+        raise ValueError("real: all pictures are equal, expected different ones, whose mean distance is the unit")
+    units = np.where(scales > 0, scales, np.nan)  # among few pictures, a resample can hold equal ones only
     per_prompt = np.array([mean_pairs(_distances(of_one), _NO_INTERVAL)[0] for of_one in by_prompt])
     within = bootstrap.counts(prompts) @ per_prompt / prompts
     # Pictures of one seed number, one a prompt, differ by prompt: the mean over seeds uses every picture once a pair.
@@ -51,8 +54,8 @@ def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -
     value = float(np.mean([one for one, _ in across]))
     replicates = np.mean([many for _, many in across], axis=0)
     return Diversity(
-        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / scales, prompts, bounds=_POSITIVE),
-        across=bootstrap.centred(value / scale, replicates / scales, prompts, bounds=_POSITIVE),
+        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / units, prompts, bounds=_POSITIVE),
+        across=bootstrap.centred(value / scale, replicates / units, prompts, bounds=_POSITIVE),
         real=bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
     )
 
@@ -62,4 +65,5 @@ _NO_INTERVAL = Bootstrap(resamples=2)
 
 
 def _distances(features: Tensor) -> Tensor:
-    return pairwise_euclidean_distance(features.double(), zero_diagonal=True)
+    values = features.double()
+    return euclidean_distances(values, values)

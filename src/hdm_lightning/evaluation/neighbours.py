@@ -55,7 +55,8 @@ def neighbour_estimates(
         neighbours: k.
     """
     first, second = real[:MOST_SAMPLES].float(), generated[:MOST_SAMPLES].float()
-    matrices = (_distances(first, first), _distances(second, second), _distances(first, second))
+    pairs_of_sets = ((first, first), (second, second), (first, second))
+    matrices = [euclidean_distances(one, other) for one, other in pairs_of_sets]
     value = neighbour_statistics(*matrices, neighbours)
     replicates = []
     pairs = zip(bootstrap.rows(len(first), stream=1), bootstrap.rows(len(second), stream=2), strict=True)
@@ -83,6 +84,10 @@ def _radius(within: Tensor, neighbours: int, name: str) -> Tensor:
     return within.kthvalue(neighbours + 1, dim=1).values
 
 
-def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distances, exactly zero between equal rows (the quick formula by inner products would not be)."""
+def euclidean_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distance of each row of (N,D) to each of (M,D), (N,M), finite everywhere and exactly zero between equal rows.
+
+    The quick formula by inner products takes the root of a difference that rounding can make negative: NaN for equal
+    pictures, of which data from the web are full.
+    """
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")

@@ -46,12 +46,9 @@ Fréchet distances only at equal counts and networks; kernel distances have no s
 def report_page(evaluation: Evaluation) -> str:
     """The whole page."""
     sections = [_section(evaluation, part, title) for part, title in evaluation.parts()]
-    if evaluation.left_out:
-        rows = "".join(
-            f"<li><b>{escape(one.part)}</b>: {escape(one.why)} <i>{escape(one.hint)}</i></li>"
-            for one in evaluation.left_out
-        )
-        sections.append(f"<section><h2>Left out</h2><ul>{rows}</ul></section>")
+    failed = [(f"{one.part} ({one.weights})", one.error, "") for one in evaluation.failed]
+    left_out = [(one.part, one.why, one.hint) for one in evaluation.left_out]
+    sections += [_without_result("Failed", failed), _without_result("Left out", left_out)]
     confidence = evaluation.settings.get("bootstrap", {}).get("confidence", 0.95)
     pinned = json.dumps(dict(evaluation.settings), indent=2, ensure_ascii=False)
     settings = f"<details><summary>All settings</summary><pre>{escape(pinned)}</pre></details>"
@@ -62,6 +59,14 @@ def report_page(evaluation: Evaluation) -> str:
         sections="".join(sections),
         notes=_INTERVALS.format(confidence=confidence) + settings,
     )
+
+
+def _without_result(heading: str, parts: Sequence[tuple[str, str, str]]) -> str:
+    """A section with the name, the reason and the advice of each part; nothing where there is none."""
+    rows = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(why)} <i>{escape(advice)}</i></li>" for name, why, advice in parts
+    )
+    return f"<section><h2>{heading}</h2><ul>{rows}</ul></section>" if rows else ""
 
 
 def _facts(subject: Mapping[str, Any]) -> str:

@@ -97,6 +97,16 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A part that broke off: which weights it measured, the error as people are told it, and its traceback."""
+
+    part: str
+    weights: str
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All that was found.
 
@@ -104,8 +114,9 @@ class Evaluation:
         subject: what was evaluated: path, fingerprint, samples seen …
         settings: counts, seeds, networks with their preprocessing, sampling settings, bootstrap.
         results: for each set of weights (`ema`, `raw`) its parts.
-        left_out: parts without a result.
+        left_out: parts that could not be measured.
         seconds: how long it took.
+        failed: parts that broke off.
     """
 
     subject: Mapping[str, Any]
@@ -113,6 +124,7 @@ class Evaluation:
     results: Mapping[str, Sequence[PartResult]]
     left_out: Sequence[LeftOut] = ()
     seconds: float = 0.0
+    failed: Sequence[Failed] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but pictures, as plain values."""
@@ -122,6 +134,7 @@ class Evaluation:
             "settings": dict(self.settings),
             "results": {weights: {one.part: _part(one) for one in parts} for weights, parts in self.results.items()},
             "left_out": [asdict(one) for one in self.left_out],
+            "failed": [asdict(one) for one in self.failed],
             "seconds": round(self.seconds, 1),
         }
 
