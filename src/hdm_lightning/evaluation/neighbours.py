@@ -55,8 +55,8 @@ def neighbour_estimates(
         neighbours: k.
     """
     first, second = real[:MOST_SAMPLES].float(), generated[:MOST_SAMPLES].float()
-    pairs_of_sets = ((first, first), (second, second), (first, second))
-    matrices = [euclidean_distances(one, other) for one, other in pairs_of_sets]
+    within_real, within_generated = euclidean_distances(first, first), euclidean_distances(second, second)
+    matrices = (within_real, within_generated, euclidean_distances(first, second))
     value = neighbour_statistics(*matrices, neighbours)
     replicates = []
     pairs = zip(bootstrap.rows(len(first), stream=1), bootstrap.rows(len(second), stream=2), strict=True)
