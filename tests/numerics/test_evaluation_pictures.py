@@ -6,15 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from hdm_lightning.data.builders.shapes_samples import ShapesOptions, make_picture
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.camera_response import (
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.geometric_response import (
     content_shift,
     displacement,
+    log_anisotropy,
+    luminance,
     overlap_correlation,
     shift_response,
+    stretch_estimate,
     zoom_response,
 )
-from hdm_lightning.evaluation.stretch import log_anisotropy, luminance, stretch_estimate
 
 
 def textures(count, height, width, seed=0, cell=6):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hdm_lightning.evaluation.agreement_head import HeadTraining, fit_dual_head, rank_shares
+from hdm_lightning.metrics.agreement_head import HeadTraining, fit_dual_head, rank_shares
 
 TRAINING = HeadTraining(steps=200, batch=128)
 

@@ -13,14 +13,14 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTCo
 from hdm_lightning.assessment.clip import clip_scores, load_clip
 from hdm_lightning.assessment.pictures import Captioned, collect
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import (
+from hdm_lightning.generation.feature_networks import load_feature_network, short_name
+from hdm_lightning.metrics.features import (
     FeatureNetwork,
     Preprocessing,
     middle_square,
     thumbnails,
     with_names_apart,
 )
-from hdm_lightning.generation.feature_networks import load_feature_network, short_name
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

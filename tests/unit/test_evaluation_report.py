@@ -6,11 +6,11 @@ import re
 import numpy as np
 from rich.console import Console
 
-from hdm_lightning.evaluation.bootstrap import Estimate
 from hdm_lightning.evaluation.report_chart import chart
 from hdm_lightning.evaluation.report_html import report_page
 from hdm_lightning.evaluation.report_table import result_table
 from hdm_lightning.evaluation.results import Curve, Evaluation, Gallery, LeftOut, Measure, PartResult, rounded
+from hdm_lightning.metrics.bootstrap import Estimate
 
 
 def evaluation():

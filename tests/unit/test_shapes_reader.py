@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 
 from hdm_lightning.data.builders.shapes_samples import ShapesOptions, make_picture
-from hdm_lightning.evaluation.shapes_ideal import ideal_shapes
-from hdm_lightning.evaluation.shapes_reader import read_shapes
-from hdm_lightning.evaluation.shapes_regions import connected_components
+from hdm_lightning.metrics.shapes_ideal import ideal_shapes
+from hdm_lightning.metrics.shapes_reader import read_shapes
+from hdm_lightning.metrics.shapes_regions import connected_components
 
 SQUARE, WIDE_AND_TALL = (1.0,), (2.0, 0.5)
 

@@ -10,8 +10,8 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part
 from hdm_lightning.assessment.pictures import PictureSet
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.agreement_head import FEWEST_PAIRS, rank_shares
 from hdm_lightning.evaluation.results import Measure, PartResult
+from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, rank_shares
 
 MOST_RANKED = 2000
 

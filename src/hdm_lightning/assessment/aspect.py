@@ -10,11 +10,11 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part, check_networks
 from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
-from hdm_lightning.evaluation.stretch import stretch_estimate
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.distances import kernel_distance_estimate
+from hdm_lightning.metrics.geometric_response import stretch_estimate
 
 _SHOWN_PROMPTS = 4
 

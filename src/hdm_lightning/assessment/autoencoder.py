@@ -23,17 +23,16 @@ from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE, AutoencoderMeasures
-from hdm_lightning.evaluation.autoencoder_pictures import sheet
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
-from hdm_lightning.evaluation.frechet import frechet_estimate, frechet_needs
-from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
-from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, frechet_name, kernel_name
 from hdm_lightning.evaluation.results import Better, Evaluation, Failed, Gallery, LeftOut, Measure, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.fingerprints import sha256_of_all
 from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.autoencoder_sheet import sheet
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.distances import frechet_estimate, frechet_needs, kernel_distance_estimate
+from hdm_lightning.metrics.features import DEFAULT_NETWORK, FeatureNetwork, frechet_name, kernel_name, with_names_apart
+from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
 from hdm_lightning.training import hardware
 from hdm_lightning.training.callbacks.vae_validation import measures_of
 from hdm_lightning.training.data_settings import sources_from

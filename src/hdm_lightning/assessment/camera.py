@@ -8,10 +8,10 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part, nothing_to_check
 from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.camera_response import content_shift, shift_response, zoom_response
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.geometric_response import content_shift, shift_response, zoom_response
 
 TOLERANCE = 0.5
 _SHOWN_PROMPTS = 4

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.generation.feature_networks import (
     VISION_DOWNLOAD,
     VISION_FILES,
@@ -22,6 +21,7 @@ from hdm_lightning.generation.feature_networks import (
     short_name,
     vision_preprocessing,
 )
+from hdm_lightning.metrics.features import FeatureNetwork
 
 WHERE = "--clip"
 _TEXT_BATCH = 64

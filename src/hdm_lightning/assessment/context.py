@@ -28,11 +28,11 @@ from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.agreement_head import DualHead, HeadTraining, fit_dual_head
-from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.pipeline import TextToImage, to_uint8
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.agreement_head import DualHead, HeadTraining, fit_dual_head
+from hdm_lightning.metrics.features import FeatureNetwork
 
 DECODED = 512
 FEWEST_HELDOUT = 64

@@ -9,8 +9,8 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part
 from hdm_lightning.assessment.pictures import PictureSet, as_picture
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.nearest import CLOSE_SHARE, Nearest, closeness_estimates, nearest, pixel_rmse
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
+from hdm_lightning.metrics.neighbours import CLOSE_SHARE, Nearest, closeness_estimates, nearest, pixel_rmse
 
 PIXEL_SIDE_PX = 16
 _SHOWN_PAIRS = 8

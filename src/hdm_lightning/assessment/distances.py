@@ -6,12 +6,16 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part, check_networks
 from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.features import FeatureNetwork
-from hdm_lightning.evaluation.frechet import frechet_estimate, frechet_needs
-from hdm_lightning.evaluation.kernel_distance import CMMD_SCALE, gaussian_kernel, kernel_distance_estimate
-from hdm_lightning.evaluation.network_names import frechet_name, kernel_name
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.distances import (
+    CMMD_SCALE,
+    frechet_estimate,
+    frechet_needs,
+    gaussian_kernel,
+    kernel_distance_estimate,
+)
+from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name
 
 
 def check_frechet(context: Context) -> None:

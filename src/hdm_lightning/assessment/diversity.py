@@ -4,9 +4,9 @@ from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part
 from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.diversity import diversity_estimates
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.generation.jobs import DrawJob
+from hdm_lightning.metrics.diversity import diversity_estimates
 
 _SHOWN_PROMPTS = 4
 

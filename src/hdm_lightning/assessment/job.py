@@ -25,11 +25,11 @@ from hdm_lightning.assessment.shapes import SHAPES
 from hdm_lightning.assessment.subject import Subject, load_subject
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
 from hdm_lightning.evaluation.results import Evaluation, Failed, LeftOut, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.training import hardware
 from hdm_lightning.training.data_settings import sources_from, training_stream, validation_stream
 

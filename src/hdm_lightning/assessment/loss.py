@@ -23,9 +23,9 @@ from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.diffusion import flow
-from hdm_lightning.evaluation.bootstrap import Bootstrap
 from hdm_lightning.evaluation.results import Curve, Measure, PartResult
 from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.flow_step import Conditioning, crop_geometry, flow_loss
 

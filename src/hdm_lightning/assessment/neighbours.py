@@ -3,8 +3,8 @@
 from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.neighbours import MOST_SAMPLES, NEIGHBOURS, neighbour_estimates
 from hdm_lightning.evaluation.results import Measure, PartResult
+from hdm_lightning.metrics.neighbours import MOST_SAMPLES, NEIGHBOURS, neighbour_estimates
 
 _ABOUT = {
     "precision": "Share of drawn pictures that lie in the neighbourhood of a real one: quality.",

@@ -18,10 +18,10 @@ from hdm_lightning.data.preparation import Sample
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork, thumbnails
 from hdm_lightning.evaluation.results import Picture
 from hdm_lightning.generation.jobs import DrawJob, draw_jobs
 from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
 
 THUMBNAIL_PX = 96
 KEPT_WHOLE = 24

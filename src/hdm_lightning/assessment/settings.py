@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.features import DEFAULT_NETWORK
 
 _FEWEST = {
     "samples": 2,

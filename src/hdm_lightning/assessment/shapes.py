@@ -5,11 +5,11 @@ from hdm_lightning.assessment.part import Part
 from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.data.builders.shapes import Prompt, heldout_prompts
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.bootstrap import PERCENTILE, Estimate
-from hdm_lightning.evaluation.prompt_following import Score
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
-from hdm_lightning.evaluation.shapes_reader import MIN_SIDE_PX
 from hdm_lightning.generation.scoring import ScoredPictures, draw_and_score
+from hdm_lightning.metrics.bootstrap import PERCENTILE, Estimate
+from hdm_lightning.metrics.prompt_following import Score
+from hdm_lightning.metrics.shapes_reader import MIN_SIDE_PX
 
 _SHOWN = 12
 

@@ -64,7 +64,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
 def _evaluate_vae(arguments: argparse.Namespace) -> int:
     from hdm_lightning.assessment.autoencoder import VaeRequest, evaluate_vae  # noqa: PLC0415
     from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
-    from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK  # noqa: PLC0415
+    from hdm_lightning.metrics.features import DEFAULT_NETWORK  # noqa: PLC0415
 
     out = _output_folder(arguments.out, arguments.folder)
     perceptual = arguments.perceptual or DEFAULT_NETWORK

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.evaluation.bootstrap import Estimate
+from hdm_lightning.metrics.bootstrap import Estimate
 
 FORMAT = "hdm-lightning evaluation 1"
 Better = Literal["lower", "higher", "one", "zero", "none"]

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from hdm_lightning.autoencoding.perceptual import lite0_network
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork, Preprocessing
-from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, INCEPTION
+from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
 WHERE = "--features"
 TIMM_SCHEME = "timm:"

@@ -16,13 +16,13 @@ from hdm_lightning.autoencoding.perceptual import require_perceptual
 from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
-from hdm_lightning.evaluation.prompt_following import as_dict
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
 from hdm_lightning.training.monitoring.progress_bar import part_progress

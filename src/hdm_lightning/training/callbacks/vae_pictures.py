@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.evaluation.autoencoder_pictures import sheet
+from hdm_lightning.metrics.autoencoder_sheet import sheet
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.callbacks.vae_validation import averaged

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
-from hdm_lightning.evaluation.features import FeatureNetwork
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.features import FeatureNetwork
+from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.processes import summed

@@ -6,11 +6,9 @@ Shapes: image and output (B,3,H,W) in [-1, 1]; index and weight (B,); features (
 import torch
 from torch import Tensor
 
-from hdm_lightning.evaluation.features import FeatureNetwork
-from hdm_lightning.evaluation.frechet import frechet_distance, frechet_needs, moments
-from hdm_lightning.evaluation.kernel_distance import FEWEST_SAMPLES, kernel_distance
-from hdm_lightning.evaluation.network_names import frechet_name, kernel_name
 from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.metrics.distances import FEWEST_SAMPLES, frechet_distance, frechet_needs, kernel_distance, moments
+from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name
 from hdm_lightning.training import processes
 
 

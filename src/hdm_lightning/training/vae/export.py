@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.vae.network import AutoencoderNetwork, save_vae
 

@@ -10,8 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.generation.feature_networks import load_feature_network
+from hdm_lightning.metrics.features import FeatureNetwork
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints

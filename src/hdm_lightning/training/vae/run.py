@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.averaging.averages import ParameterAverages

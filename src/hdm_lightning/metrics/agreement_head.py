@@ -1,9 +1,9 @@
-"""A small dual head on frozen image and text features: how well a picture goes with a caption, without a CLIP.
+"""A small dual head on frozen image and text features: how well an image goes with a caption, without a CLIP.
 
 Shapes: N pairs; image features (N,I); text features (N,T); embeddings (N,E); scores (N,N).
 
 Trained with the contrastive loss of CLIP (arXiv 2103.00020, figure 3) on pairs of the training set. What the frozen
-image features do not tell (where things stand, say), such a head cannot check; its share on held-out real pairs says
+image features do not show (where things stand, say), such a head cannot check; its share on held-out real pairs says
 how much it can.
 """
 
@@ -47,7 +47,7 @@ class DualHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Cosine of every picture with every caption, (N,M)."""
+        """Cosine of every image with every caption, (N,M)."""
         return F.normalize(self.image(image_features), dim=1) @ F.normalize(self.text(text_features), dim=1).T
 
 
@@ -59,7 +59,7 @@ def fit_dual_head(
     Args:
         image_features: (N,I).
         text_features: (N,T).
-        captions: N; equal captions count as equally right for each other's pictures.
+        captions: N; equal captions count as equally right for each other's images.
         training: how.
 
     Raises:
@@ -80,10 +80,10 @@ def fit_dual_head(
 
 
 def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
-    """For each picture the share of other captions that its own outscores, (N,): 1 best, 0.5 chance.
+    """For each image the share of other captions that its own outscores, (N,): 1 best, 0.5 chance.
 
     Args:
-        scores: (N,N) of pictures with captions; the picture's own on the diagonal.
+        scores: (N,N) of images with captions; the image's own on the diagonal.
         captions: N; those equal to the own do not count.
 
     Raises:

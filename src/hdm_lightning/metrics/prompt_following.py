@@ -1,18 +1,18 @@
-"""Scores pictures of shapes against what their prompts asked for, with chance levels and bootstrap intervals.
+"""Scores images of shapes against what their prompts asked for, with chance levels and bootstrap intervals.
 
 What was asked is a mapping as in the shapes set's `.json`: `objects` (each with colour, shape, size), `relations`
 ([subject, relation, object] by position in `objects`) and `background`; everything else is ignored.
 
-How one picture counts:
+How one image counts:
 
 - One object asked: the largest object found is read; finding others costs nothing but the count.
 - Several asked: each is paired with at most one of the four largest found, by the pairing with the most right
   colours, shapes and sizes (among equals, the one that prefers larger objects). An object without partner is wrong.
 - `colour`, `shape`, `size`, `colour_and_shape`: one trial an object asked for.
 - `relation`: one trial a relation asked for, right when both partners exist and stand so to each other.
-- `count`, `background`: one trial a picture. `everything`: a picture in which all the others are right.
+- `count`, `background`: one trial an image. `everything`: an image in which all the others are right.
 
-Chance is what a model would score that draws a right picture for a prompt taken blindly from a set, all its prompts
+Chance is what a model would score that draws a right image for a prompt taken blindly from a set, all its prompts
 equally likely: the mean over all pairs of a prompt asked and a prompt taken, computed, not sampled. The set is that of
 the prompts asked, unless another is given as `blind`.
 """
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.evaluation.bootstrap import exact_reach
-from hdm_lightning.evaluation.shapes_reader import Reading, read_shapes
+from hdm_lightning.metrics.bootstrap import exact_reach
+from hdm_lightning.metrics.shapes_reader import Reading, read_shapes
 
 CRITERIA = (
     "colour",
@@ -61,7 +61,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows, as far as prompts can ask: (colour, shape, size) of each object, largest first.
+    """What an image shows, as far as prompts can ask: (colour, shape, size) of each object, largest first.
 
     `relations[i, j]` is where object i stands to object j.
     """
@@ -82,7 +82,7 @@ class Seen:
 
     @classmethod
     def from_spec(cls, spec: Spec) -> "Seen":
-        """Describe a picture that shows just what was asked for."""
+        """Describe an image that shows just what was asked for."""
         relations = {}
         for subject, relation, reference in spec.get("relations", ()):
             relations[subject, reference] = relation
@@ -100,15 +100,15 @@ def score_images(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Score]:
-    """Read pictures and score them against what was asked for, by criterion.
+    """Read images and score them against what was asked for, by criterion.
 
     Criteria without a trial (relations among single objects) are left out.
 
     Args:
-        specs: what was asked for, one a picture.
+        specs: what was asked for, one an image.
         images: uint8 (H, W, 3) each, any sizes from 32 pixels.
         blind: the prompts among which chance picks; None means `specs`.
-        seed, resamples, confidence: of the percentile bootstrap over pictures (the exact bound where all agree).
+        seed, resamples, confidence: of the percentile bootstrap over images (the exact bound where all agree).
 
     Raises:
         ValueError: when the two differ in length or are empty.
@@ -129,7 +129,7 @@ def score_seen(
     confidence: float = CONFIDENCE,
 ) -> dict[str, Score]:
     """Score what was seen against what was asked for; see `score_images`."""
-    counts = np.stack([judge(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
+    counts = np.stack([grade(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
     low, high = _intervals(counts, np.random.default_rng(seed), resamples, confidence)
     chance = chance_levels(specs, blind)
     scores = {}
@@ -141,9 +141,9 @@ def score_seen(
 
 
 def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
-    """Return each criterion's share for right pictures of prompts taken blindly from `blind` (None: from `specs`)."""
+    """Return each criterion's share for right images of prompts taken blindly from `blind` (None: from `specs`)."""
     asked, taken = _kinds(specs), _kinds(specs if blind is None else blind)
-    counts = sum(judge(spec, Seen.from_spec(other)) * n * m for spec, n in asked for other, m in taken)
+    counts = sum(grade(spec, Seen.from_spec(other)) * n * m for spec, n in asked for other, m in taken)
     return {
         name: float(right / trials)
         for name, (right, trials) in zip(CRITERIA, np.asarray(counts), strict=True)
@@ -160,8 +160,8 @@ def _kinds(specs: Sequence[Spec]) -> list[tuple[Spec, int]]:
     return list(kinds.values())
 
 
-def judge(spec: Spec, seen: Seen) -> Counts:
-    """Return (right, trials) of each criterion for one picture: int64 (criteria, 2), in the order of `CRITERIA`."""
+def grade(spec: Spec, seen: Seen) -> Counts:
+    """Return (right, trials) of each criterion for one image: int64 (criteria, 2), in the order of `CRITERIA`."""
     asked = Seen.from_spec(spec).objects
     partners = _pair(asked, seen.objects)
     attributes = np.array(
@@ -211,12 +211,12 @@ def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
 def _intervals(
     counts: Counts, rng: np.random.Generator, resamples: int, confidence: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the percentile interval of right/trials of each criterion, resampling pictures.
+    """Return the percentile interval of right/trials of each criterion, resampling images.
 
-    Where all pictures agree, the open end is the exact bound of a proportion among them.
+    Where all images agree, the open end is the exact bound of a proportion among them.
     """
-    pictures = len(counts)
-    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    images = len(counts)
+    weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
     totals = np.tensordot(weights, counts, axes=1)
     shares = totals[..., 0] / np.maximum(totals[..., 1], 1)
     tail = (1 - confidence) / 2

@@ -1,4 +1,4 @@
-"""What an autoencoder does, as pictures: reconstructions, decoded moved latents, latents as colours.
+"""What an autoencoder does, as one image: reconstructions, decoded moved latents, latents as colours.
 
 Shapes: image (B,3,f·H,f·W) in [-1, 1]; latent (B,C,H,W); a sheet (3,rows·f·H,B·f·W) in [0, 1].
 """
@@ -9,27 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Transform = Callable[[Tensor, int], Tensor]
-
-
-def principal_colours(latent: Tensor) -> Tensor:
-    """Return the first three principal components of latents as colours (B,3,H,W) in [0, 1].
-
-    The components are those of all positions of all given latents together, each with the sign that makes its largest
-    loading positive, and each stretched from its 1st to its 99th percentile. Fewer than three channels leave the rest
-    of the colours at one half.
-    """
-    batch, channels, height, width = latent.shape
-    positions = latent.detach().double().movedim(1, -1).reshape(-1, channels)
-    centred = positions - positions.mean(0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
-    axes = vectors.flip(1)[:, :3]
-    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    values = centred @ (axes * torch.where(largest < 0, -1.0, 1.0))
-    low, high = (torch.quantile(values, level, dim=0) for level in (0.01, 0.99))
-    colours = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
-    return colours.reshape(batch, height, width, 3).movedim(-1, 1).float()
+from hdm_lightning.metrics.equivariance import Transform
+from hdm_lightning.metrics.latents import principal_colours
 
 
 @torch.no_grad()

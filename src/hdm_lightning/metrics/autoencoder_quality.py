@@ -1,31 +1,18 @@
 """All measures of an autoencoder over a set of images, added up batch by batch.
 
-Shapes: image (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f); weight (B,), 0 for a hole.
+Shapes: image (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f); weight (B,), 0 for a masked sample.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
-from hdm_lightning.evaluation.autoencoder_equivariance import (
-    CentredError,
-    Transform,
-    psnr,
-    relative_error,
-)
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport, LatentStatistics, radial_power
+from hdm_lightning.metrics.equivariance import CentredError, Transform, relative_error
+from hdm_lightning.metrics.image_quality import IMAGE_MEASURES, image_quality, psnr
+from hdm_lightning.metrics.latents import LatentReport, LatentStatistics, radial_power
 
-# Five scales of an 11-pixel window: torchmetrics wants more than 10 whole sixteenths a side.
-_SMALLEST_SIDE_MS_SSIM = 176
 SPECTRUM_BINS = 8
-
-SMALLEST_SIDE = 6
-"""Side in pixels from which every measure can be taken: SSIM mirrors 5 pixels at the edges."""
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -70,11 +57,11 @@ class AutoencoderMeasures:
     def update(
         self, image: Tensor, weight: Tensor | None = None, *, cut: tuple[int, int] | None = None
     ) -> dict[str, Tensor]:
-        """Measure a batch; return the measures that each image has for itself, name to (B without holes,).
+        """Measure a batch; return the measures that each image has for itself, name to (B,) without masked samples.
 
         Args:
             image: sides that the factor divides, padded to them if need be.
-            weight: 0 for a hole; None counts all.
+            weight: 0 for a masked sample; None counts all.
             cut: height and width of the images before padding, which reconstructions are compared on.
 
         Raises:
@@ -126,29 +113,16 @@ class AutoencoderMeasures:
 
     def _all_names(self) -> list[str]:
         """Every measure that an image can have for itself."""
-        reconstruction = ["l1", "ms_ssim", "psnr_db", "ssim", *([self.perceptual_name] if self.perceptual else [])]
+        reconstruction = [*IMAGE_MEASURES, *([self.perceptual_name] if self.perceptual else [])]
         moved = [f"{key}_{name}" for name in self.transforms for key in ("decoder", "encoder", "psnr_db")]
         moved += [f"encoder_{name}_{each}" for name, group in self.transforms.items() for each in group]
         return sorted([*(f"reconstruction/{key}" for key in reconstruction), *(f"equivariance/{key}" for key in moved)])
 
     def _reconstruction(self, output: Tensor, image: Tensor) -> dict[str, Tensor]:
-        output = output.clamp(-1, 1)
-        # To [0, 1]: the comparison of means in SSIM is not that of published numbers around zero.
-        levels = (output + 1) / 2, (image + 1) / 2
-        values = {
-            "reconstruction/psnr_db": psnr(output, image),
-            "reconstruction/l1": (output - image).abs().flatten(1).mean(1),
-            "reconstruction/ssim": _per_sample(
-                structural_similarity_index_measure(*levels, data_range=1.0, reduction="none"), image
-            ),
-        }
-        if min(image.shape[-2:]) >= _SMALLEST_SIDE_MS_SSIM:
-            values["reconstruction/ms_ssim"] = _per_sample(
-                multiscale_structural_similarity_index_measure(*levels, data_range=1.0, reduction="none"), image
-            )
+        values = image_quality(output, image)
         if self.perceptual is not None:
-            values[f"reconstruction/{self.perceptual_name}"] = self.perceptual(output, image)
-        return values
+            values[self.perceptual_name] = self.perceptual(output.clamp(-1, 1), image)
+        return {f"reconstruction/{name}": value for name, value in values.items()}
 
     def _equivariance(self, image: Tensor, mean: Tensor, decoded: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -176,9 +150,3 @@ class AutoencoderMeasures:
 
 def _cut(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     return image if size is None else image[..., : size[0], : size[1]]
-
-
-def _per_sample(value: Tensor | tuple[Tensor, Tensor], image: Tensor) -> Tensor:
-    """Narrow torchmetrics' result, whose type allows for maps that are not asked for here."""
-    assert isinstance(value, Tensor)
-    return value.reshape(len(image))

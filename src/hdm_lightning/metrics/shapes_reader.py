@@ -1,8 +1,8 @@
-"""Reads a picture of coloured shapes without any learned judge: objects, colours, sizes, relations, background.
+"""Reads an image of coloured shapes without any learned network: objects, colours, sizes, relations, background.
 
 A region's contrast with the background is compared with each ideal shape of the same centre of mass and spread,
 at several degrees of blur; the best match gives shape, size and (through its least-squares amplitude) the
-colour, even where no pixel of a small blurred object shows it pure. H, W: picture; h, w: patch, in pixels.
+colour, even where no pixel of a small blurred object shows it pure. H, W: image; h, w: patch, in pixels.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.evaluation.shapes_ideal import IdealShape, ideal_shapes
-from hdm_lightning.evaluation.shapes_regions import (
+from hdm_lightning.metrics.shapes_ideal import IdealShape, ideal_shapes
+from hdm_lightning.metrics.shapes_regions import (
     Region,
     background_colour,
     dilate,
@@ -23,9 +23,9 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 MIN_SIDE_PX = 32
-# Larger pictures are averaged down by a whole factor to at least this short side.
+# Larger images are averaged down by a whole factor to at least this short side.
 WORKING_SIDE_PX = 64
-# Longer side of an object's box in short sides of the picture: from here on it is large, alone and among others.
+# Longer side of an object's box in short sides of the image: from here on it is large, alone and among others.
 LARGE_FROM_ALONE, LARGE_FROM_AMONG = 0.50, 0.36
 MAX_OBJECTS = 6
 BLURS_PX = (0.0, 0.7, 1.1, 1.6)
@@ -40,7 +40,7 @@ class ReadObject:
 
     Attributes:
         colour, shape, size: names; size is "small" or "large".
-        centre: (x, y) of its box's centre in fractions of the picture's width and height.
+        centre: (x, y) of its box's centre in fractions of the image's width and height.
         box: (left, top, right, bottom) in the same fractions.
         misfit: part of the region's energy that the shape leaves unexplained, 0 to 1.
     """
@@ -55,7 +55,7 @@ class ReadObject:
 
 @dataclass(frozen=True)
 class Reading:
-    """A picture as read: objects with the largest region first."""
+    """An image as read: objects with the largest region first."""
 
     objects: tuple[ReadObject, ...]
     background: str | None
@@ -72,27 +72,27 @@ class Reading:
 
 
 def read_shapes(image: NDArray[np.uint8]) -> Reading:
-    """Read a picture.
+    """Read an image.
 
     Args:
         image: uint8 (H, W, 3), RGB, both sides at least 32 pixels.
 
     Raises:
-        ValueError: for another shape or type, or a smaller picture.
+        ValueError: for another shape or type, or a smaller image.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE_PX:
         raise ValueError(f"image is {height}×{width}; expected at least {MIN_SIDE_PX} pixels a side")
-    picture, factor = _reduce(image)
-    background = background_colour(picture)
-    regions = find_regions(picture, background)[:MAX_OBJECTS]
-    taken = np.zeros(picture.shape[:2], dtype=bool)
+    reduced, factor = _reduce(image)
+    background = background_colour(reduced)
+    regions = find_regions(reduced, background)[:MAX_OBJECTS]
+    taken = np.zeros(reduced.shape[:2], dtype=bool)
     for region in regions:
         taken |= region.mask
     large_px = min(height, width) * (LARGE_FROM_ALONE if len(regions) == 1 else LARGE_FROM_AMONG)
-    contrast, size = picture - background, (width, height)
+    contrast, size = reduced - background, (width, height)
     objects = [_read_object(contrast, background, one, taken, factor, size, large_px) for one in regions]
     return Reading(tuple(objects), name_colour(background), width, height)
 

@@ -17,12 +17,6 @@ def relative_error(value: Tensor, reference: Tensor) -> Tensor:
     return _norm(value - reference) / _norm(reference).clamp(min=1e-12)
 
 
-def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB per sample (B,) of images in [-1, 1]; 100 where they are equal."""
-    error = (output.clamp(-1, 1) - target).div(2).square().flatten(1).mean(1)
-    return -10 * torch.log10(error.clamp(min=1e-10))
-
-
 class CentredError:
     """The encoder's equivariance error against the spread of the latents, summed up batch by batch in float64.
 

@@ -1,24 +1,39 @@
-"""Whether a picture moves as its camera was told to, by comparing it with the picture drawn without that.
+"""Whether images follow the geometry that was asked for: camera shift, camera zoom, aspect ratio.
 
 Shapes: images (B,3,H,W), uint8; grey (B,H,W).
+
+*Camera*: an image is compared with the one of the same prompt and seed drawn without the camera's move.
+
+*Stretch*: stretching an image by s in x divides its horizontal gradients by s and leaves the vertical ones. The
+logarithm of their ratio therefore rises by log s; compared with the square image of the same prompt and seed, it shows
+s.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.evaluation.stretch import luminance
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
 
 ZOOMS = 33
 """Candidates, from the stated zoom's inverse (a response of -1) to its cube (3)."""
 
+_LUMA = (0.299, 0.587, 0.114)
+_FLAT = 1e-4
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Grey levels in [0, 1], float32 (B,H,W), of uint8 images (B,3,H,W) (BT.601 weights)."""
+    weights = torch.tensor(_LUMA, device=images.device).reshape(3, 1, 1)
+    return (images.float() / 255.0 * weights).sum(1)
+
 
 def displacement(before: Tensor, after: Tensor, *, reach: float = 0.5) -> Tensor:
-    """How far the content moved from one picture to the other, in pixels (B,2) as (down, right).
+    """How far the content moved from one image to the other, in pixels (B,2) as (down, right).
 
-    The displacement within reach for which the parts that both pictures show agree best: the correlation coefficient of
+    The displacement within reach for which the parts that both images show agree best: the correlation coefficient of
     the overlap times the root of the overlap's share, so that a small overlap has to agree better. A parabola through
-    the coefficients at the peak and beside it tells fractions of a pixel.
+    the coefficients at the peak and beside it gives fractions of a pixel.
 
     Args:
         before, after: uint8 of equal shapes.
@@ -46,10 +61,10 @@ def displacement(before: Tensor, after: Tensor, *, reach: float = 0.5) -> Tensor
 
 
 def overlap_correlation(before: Tensor, after: Tensor) -> Tensor:
-    """Correlation coefficient of the overlap under every displacement of grey pictures, (B,2H,2W).
+    """Correlation coefficient of the overlap under every displacement of grey images, (B,2H,2W).
 
     Entry (y, x), negative ones from the end, compares `after`[i + y, j + x] with `before`[i, j] where both exist. All
-    at once by Fourier transforms of pictures, squares and masks (Padfield 2012, masked normalised correlation).
+    at once by Fourier transforms of images, squares and masks (Padfield 2012, masked normalised correlation).
     """
     size = (2 * before.shape[-2], 2 * before.shape[-1])
 
@@ -118,8 +133,41 @@ def zoom_response(before: Tensor, after: Tensor, zoom: float) -> Tensor:
     return responses[best] + step * _refined(scores, best)
 
 
+def log_anisotropy(images: Tensor) -> Tensor:
+    """Half the logarithm of vertical over horizontal gradient energy, (B,).
+
+    0 for content without direction; log s after stretching such content by s in x.
+    """
+    grey = luminance(images)
+    across = grey.diff(dim=2).square().mean((1, 2))
+    down = grey.diff(dim=1).square().mean((1, 2))
+    # A flat image has no direction: the floor, a hundredth of a grey level, makes it count as none.
+    return 0.5 * torch.log((down + _FLAT**2) / (across + _FLAT**2))
+
+
+def stretch_estimate(images: Tensor, squares: Tensor, bootstrap: Bootstrap) -> Estimate:
+    """Geometric mean of how much images are stretched in x against the squares of the same prompts and seeds.
+
+    1 means not at all; width / height means that squares were pulled to the frame.
+
+    Args:
+        images: (B,3,H,W).
+        squares: (B,3,X,X).
+        bootstrap: resamples pairs.
+
+    Raises:
+        ValueError: there is not one square for each image.
+    """
+    if len(images) != len(squares):
+        raise ValueError(f"squares: got {len(squares)} for {len(images)} images, expected one each")
+    difference = (log_anisotropy(images) - log_anisotropy(squares)).cpu().double().numpy()
+    found = bootstrap.mean(difference)
+    value, low, high = (float(torch.tensor(x).exp()) for x in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.samples, found.method, found.resamples)
+
+
 def _zoomed(grey: Tensor, zoom: float) -> Tensor:
-    """Grey pictures (B,H,W) as a camera nearer by `zoom` sees them; beyond the edge, NaN."""
+    """Grey images (B,H,W) as a camera nearer by `zoom` sees them; beyond the edge, NaN."""
     theta = torch.tensor([[1 / zoom, 0.0, 0.0], [0.0, 1 / zoom, 0.0]]).expand(len(grey), 2, 3)
     grid = F.affine_grid(theta, list(grey.shape), align_corners=False)
     seen = F.grid_sample(grey, grid, align_corners=False, padding_mode="border")[:, 0]

@@ -1,0 +1,178 @@
+"""Distances between two sets of features: kernel distance and Fréchet distance, each with an interval.
+
+Shapes: features (N,D) and (M,D); R resamples; mean (D,); covariance (D,D). Computed in float64.
+
+*Kernel distance*: squared maximum mean discrepancy, unbiased. With the cubic kernel this is KID (arXiv 1801.01401,
+section 4); with the Gaussian kernel on unit-length CLIP features, CMMD (arXiv 2401.09603, section 4). Values at
+different counts compare; a value below zero is chance.
+
+*Fréchet distance*: each set seen as a Gaussian (arXiv 1706.08500, equation 6). The value rises as sets get smaller, by
+an amount that depends on the features: compare it only at equal counts of the same network (arXiv 1911.07023).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate, Rows
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+FEWEST_SAMPLES = 2
+CMMD_BANDWIDTH = 10.0
+CMMD_SCALE = 1000.0
+_BLOCK_ROWS = 1024
+
+
+def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
+    """(x·y / D + 1)³ of each pair, (N,M)."""
+    return (first @ second.T / first.shape[1] + 1) ** 3
+
+
+def gaussian_kernel(first: Tensor, second: Tensor, *, bandwidth: float = CMMD_BANDWIDTH) -> Tensor:
+    """exp(−‖x − y‖² / 2σ²) of each pair, (N,M)."""
+    return torch.exp(-torch.cdist(first, second).square() / (2 * bandwidth**2))
+
+
+def euclidean_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distance of each row of (N,D) to each of (M,D), (N,M), finite everywhere and exactly zero between equal rows.
+
+    The quick formula by inner products takes the root of a difference that rounding can make negative: NaN for equal
+    images, of which data from the web are full.
+    """
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def kernel_distance_estimate(
+    real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, kernel: Kernel = cubic_kernel, scale: float = 1.0
+) -> Estimate:
+    """The kernel distance of two sets with a centred percentile interval over samples of both.
+
+    All pairs count, not averages over small subsets. Pairs of a sample with itself, which resampling makes, are left
+    out of the replicates as they are of the value.
+
+    Args:
+        real: (N,D).
+        generated: (M,D).
+        bootstrap: for the interval.
+        kernel: of two sets of features, (N,M).
+        scale: factor of the result.
+
+    Raises:
+        ValueError: the features do not belong together, or a set has fewer than two samples.
+    """
+    _require_fit(real, generated, FEWEST_SAMPLES)
+    first, second = real.double(), generated.double()
+    weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in ((1, first), (2, second))]
+    distances = (scale * _kernel_distances(kernel, first, second, weights[0], weights[1])).cpu().numpy()
+    return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
+
+
+def kernel_distance(real: Tensor, generated: Tensor, *, kernel: Kernel = cubic_kernel) -> float:
+    """The kernel distance of (N,D) and (M,D) alone, without an interval; both counts at least 2."""
+    first, second = real.double(), generated.double()
+    once = first.new_ones(1, len(first)), second.new_ones(1, len(second))
+    return float(_kernel_distances(kernel, first, second, *once))
+
+
+def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
+    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,).
+
+    Args:
+        pairwise: a value for each pair; the diagonal does not count.
+        bootstrap: for the replicates.
+        stream: of the resampling, as in `Bootstrap.counts`.
+    """
+    matrix = pairwise.double()
+    weights = _with_all(bootstrap, len(matrix), stream, matrix)
+    squares = weights.square()
+    total = ((weights @ matrix) * weights).sum(1) - squares @ matrix.diagonal()
+    means = (total / (weights.sum(1).square() - squares.sum(1))).cpu().numpy()
+    return float(means[0]), means[1:]
+
+
+def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of two Gaussians, each given by mean (D,) and covariance (D,D).
+
+    The trace of the root is that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so that its eigenvalues are real.
+    """
+    (mean_one, cov_one), (mean_two, cov_two) = first, second
+    values, vectors = torch.linalg.eigh(cov_one.double())
+    root = vectors * values.clamp(min=0).sqrt()
+    inner = torch.linalg.eigvalsh(root.T @ cov_two.double() @ root)
+    offset = (mean_one.double() - mean_two.double()).square().sum()
+    spread = cov_one.double().trace() + cov_two.double().trace() - 2 * inner.clamp(min=0).sqrt().sum()
+    return float(offset + spread)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D,D) of features (N,D), in float64."""
+    values = features.double()
+    return values.mean(0), torch.cov(values.T).reshape(values.shape[1], values.shape[1])
+
+
+def frechet_needs(width: int) -> int:
+    """Samples of each set that the Fréchet distance needs: with fewer, covariances of D features have no full rank."""
+    return width + 1
+
+
+def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, paired: bool = False) -> Estimate:
+    """The Fréchet distance of two sets with a centred percentile interval over samples of both.
+
+    Args:
+        real: (N,D).
+        generated: (M,D).
+        bootstrap: every resample costs two eigenvalue problems of size D.
+        paired: row i of one was made from row i of the other, as a reconstruction from its image. What one set of
+            images has by chance is then in both, and counts for less than between sets of different images.
+
+    Raises:
+        ValueError: a set has too few samples for its covariance.
+    """
+    _require_fit(real, generated, frechet_needs(real.shape[-1]))
+    first, second = real.double(), generated.double()
+
+    def distance(one: Rows, other: Rows) -> float:
+        rows = (torch.from_numpy(one).to(first.device), torch.from_numpy(other).to(second.device))
+        return frechet_distance(moments(first[rows[0]]), moments(second[rows[1]]))
+
+    return bootstrap.sets(distance, len(real), len(generated), bounds=(0.0, float("inf")), paired=paired)
+
+
+def _require_fit(real: Tensor, generated: Tensor, needed: int) -> None:
+    if real.dim() != 2 or real.shape[1:] != generated.shape[1:]:
+        raise ValueError(f"generated: got shape {tuple(generated.shape)}, expected (M, {real.shape[-1]})")
+    fewest = min(len(real), len(generated))
+    if fewest < needed:
+        raise ValueError(f"features: got {fewest} samples of {real.shape[1]} features, expected at least {needed}")
+
+
+def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> Tensor:
+    """(1 + R, N) counts: each sample once, then the resamples."""
+    counts = torch.from_numpy(bootstrap.counts(samples, stream)).to(like)
+    return torch.cat([torch.ones_like(counts[:1]), counts])
+
+
+def _kernel_distances(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M."""
+    within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
+    return within - 2 * _quadratic(kernel, first, second, left, right) / (len(first) * len(second))
+
+
+def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the kernel over pairs of different samples under each row of weights."""
+    squares = weights.square()
+    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
+    total = _quadratic(kernel, values, values, weights, weights) - squares @ diagonal
+    return total / (weights.sum(1).square() - squares.sum(1))
+
+
+def _quadratic(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Σᵢⱼ wᵢ k(xᵢ, yⱼ) vⱼ for each row of weights, never holding more than a block of the kernel's matrix."""
+    total = torch.zeros_like(left[:, 0])
+    for start in range(0, len(first), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        total += ((left[:, part] @ kernel(first[part], second)) * right).sum(1)
+    return total
