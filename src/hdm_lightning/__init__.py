@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from hdm_lightning.encoders.autoencoder import load_autoencoder
     from hdm_lightning.encoders.text import load_text_encoder
     from hdm_lightning.models import XUT, XUTConfig
+    from hdm_lightning.training.modules.autoencoder_module import AutoencoderModule
     from hdm_lightning.training.modules.flow_module import FlowModule
 
 __all__ = [
     "XUT",
+    "AutoencoderModule",
     "FlowModule",
     "ShardDataModule",
     "XUTConfig",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AutoencoderModule": "hdm_lightning.training.modules.autoencoder_module",
     "FlowModule": "hdm_lightning.training.modules.flow_module",
     "ShardDataModule": "hdm_lightning.data.datamodule",
     "XUT": "hdm_lightning.models",

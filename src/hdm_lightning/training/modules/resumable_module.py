@@ -53,6 +53,7 @@ class ResumableModule(LightningModule):
         self._rows: int | None = None
         self._counts = StepCounts()
         self._validated_step: int | None = None
+        self.schedules: list[LRScheduler | None] = []
 
     @property
     def accumulation(self) -> int:
@@ -150,8 +151,9 @@ class ResumableModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizers, whose schedules tick once an optimizer step."""
         pairs = self.optimizers_and_schedules()
-        schedules = [{"scheduler": schedule, "interval": "step"} for _, schedule in pairs if schedule is not None]
-        return [optimizer for optimizer, _ in pairs], schedules
+        self.schedules = [schedule for _, schedule in pairs]
+        ticking = [{"scheduler": schedule, "interval": "step"} for schedule in self.schedules if schedule is not None]
+        return [optimizer for optimizer, _ in pairs], ticking
 
     @property
     def fused(self) -> bool:
