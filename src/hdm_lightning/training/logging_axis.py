@@ -25,5 +25,5 @@ def on_sample_axis(logger: AnyLogger, module: LightningModule, samples_before: i
         del step
         return original(dict(metrics), step=samples_before + int(module.samples_trained))  # type: ignore[arg-type]
 
-    logger.log_metrics = log_metrics  # type: ignore[method-assign, assignment]
+    logger.log_metrics = log_metrics  # type: ignore[method-assign]
     return logger

@@ -1,6 +1,7 @@
 """All measures of an autoencoder on the validation images, of which `AutoencoderModule` itself logs three."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -80,6 +81,16 @@ class AutoencoderReport(Callback):
         moments = {"mean": self.latents.mean, "std": self.latents.std}
         channels = {f"latent/{name}_{c}": value for name, row in moments.items() for c, value in enumerate(row)}
         log_now(trainer, self.measures | channels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last validation's results, for a training that is killed before its end was noted."""
+        return {"measures": self.measures, "latents": None if self.latents is None else asdict(self.latents)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the last validation's results."""
+        self.measures = dict(state_dict["measures"])
+        latents = state_dict["latents"]
+        self.latents = None if latents is None else LatentReport(**latents)
 
 
 def measures_of(
