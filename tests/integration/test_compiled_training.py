@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hdm_lightning.training.flow_module import FlowMatchingModule
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
+from composed import check_job, run_job
 
 STAGES = {
     "px24": {"resolution": 24, "samples": 32, "batch_size": 4, "validate_every": 8, "sample_every": 16},

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hdm_lightning.training.data_settings import validation_stream
 from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
 
+from composed import check_job, run_job
 from hdm_lightning.assessment.loss import bin_shares, loss_table, times_in_bin
 from hdm_lightning.assessment.pictures import middle_crops, real_pictures
 from hdm_lightning.assessment.subject import find_run, load_subject
@@ -18,9 +20,7 @@ from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.data_settings import validation_stream
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in
 from hdm_lightning.training.modules import draws
 
 STAGE = {
@@ -56,9 +56,10 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         "model": MODEL,
         "text_encoder": {"name": str(tiny_text_encoder)},
         "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "threads": 1},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+        "hardware": {"threads": 1},
         "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 4}},
         "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
     }

@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hdm_lightning.training.callbacks.validation import ValidateFlow
 from omegaconf import OmegaConf
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 class Crash(Exception):

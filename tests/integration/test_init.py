@@ -8,15 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.published import export_state_dict, load_xut
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.checks import model_config_from, train_settings_from
-from hdm_lightning.training.handover import network_weights, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network, load_initial_weights
-from hdm_lightning.training.job import check_job, run_job
 
 
 def filled(config):

@@ -7,11 +7,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NEVER_GOOD_ENOUGH = {"validate_every": 8, "stop": {"plateau_samples": 8, "plateau_delta": 1e9}}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from composed import check_job, run_job
 from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -13,11 +14,9 @@ from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.models import XUT
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.handover import network_weights, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network
-from hdm_lightning.training.job import check_job, run_job
 
 CAPTIONS = ["a red square", "two blue circles on white", ""]
 

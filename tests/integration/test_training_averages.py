@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hdm_lightning.training.callbacks.averages import AverageWeights
+from hdm_lightning.training.callbacks.validation import ValidateFlow
 
+from composed import check_job, run_job
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.training.averaging.power_function import gamma_of
 from hdm_lightning.training.averaging.reconstruction import FOLDER
-from hdm_lightning.training.callbacks.averages import AverageWeights
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NAME = "output_projection.weight"
 

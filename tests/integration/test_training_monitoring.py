@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
+from hdm_lightning.training.flow_module import FlowMatchingModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from composed import check_job, run_job
 from hdm_lightning.models.counts import Workload, forward_flops
-from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
+from hdm_lightning.training.checkpoint_io import SaveCheckpoints
 from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
 
 PEAK = 0.001
 PASS = 40

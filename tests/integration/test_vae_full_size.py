@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
 from hdm_lightning.data.builders.writer import ShardWriter
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 SDXL = {
     "block_out_channels": [128, 256, 512, 512],

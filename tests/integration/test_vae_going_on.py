@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 class Crash(Exception):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 

@@ -10,19 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
-
-from hdm_lightning.autoencoding.branches import Branch, draw_branch
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.modules import draws
 from hdm_lightning.training.vae.checks import branch_settings, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.data import build_images
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 from hdm_lightning.training.vae.module import NOISE_PURPOSE
 from hdm_lightning.training.vae.run import build_vae_run
+from safetensors.torch import load_file
+
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
+from hdm_lightning.autoencoding.branches import Branch, draw_branch
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.modules import draws
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 # Groups of two channels or more, or the bias before a norm has no gradient; and wide enough that with this seed some

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.flow_module import FlowMatchingModule
+from hdm_lightning.training.vae.checks import plan_vae, vae_settings_from
+from hdm_lightning.training.vae.data import build_images
 
+from composed import check_job, run_job
 from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.training import data_settings
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.vae.checks import plan_vae, vae_settings_from
-from hdm_lightning.training.vae.data import build_images
 
 
 def equal(first, second):

@@ -5,13 +5,6 @@ import gc
 
 import pytest
 import torch
-
-from hdm_lightning.errors import UserError
-from hdm_lightning.training import json_lines
-from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
-from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.json_lines import append_line, read_lines
 from hdm_lightning.training.recovery.rewinds import (
     Rewind,
     StartPoint,
@@ -20,6 +13,12 @@ from hdm_lightning.training.recovery.rewinds import (
     start_point,
     write_rewind,
 )
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training import json_lines
+from hdm_lightning.training.callbacks.memory_use import memory_gb
+from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, read_checkpoint
+from hdm_lightning.training.json_lines import append_line, read_lines
 
 GUARD = "GuardLoss"
 

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from hdm_lightning.benchmarks.live_memory import LiveMemory
 from hdm_lightning.training.vae.checks import vae_settings_from
 from hdm_lightning.training.vae.memory import RehearsedStep, step_memory
+
+from hdm_lightning.benchmarks.live_memory import LiveMemory
 
 CONFIG = {
     "block_out_channels": [16, 32, 32],
@@ -29,7 +29,7 @@ def settings(side=64, batch=2, **groups):
             "run_dir": "x",
             "data": {"train": "x"},
             "stage": stage,
-            "ema": {"halflife_samples": [1]},
+            "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [1]}},
             "loss": {"perceptual_network": "efficientnet_lite0"},
             **groups,
         }

@@ -20,6 +20,7 @@ from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_p
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import sources_from
 from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
 from hdm_lightning.errors import UserError
@@ -34,9 +35,8 @@ from hdm_lightning.metrics.distances import frechet_estimate, frechet_needs, ker
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, FeatureNetwork, frechet_name, kernel_name, with_names_apart
 from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
 from hdm_lightning.training import hardware
-from hdm_lightning.training.callbacks.vae_validation import measures_of
-from hdm_lightning.training.data_settings import sources_from
-from hdm_lightning.training.vae.network import AutoencoderNetwork, load_vae
+from hdm_lightning.training.callbacks.autoencoder_report import measures_of
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, load_vae
 
 WEIGHTS = "vae"
 FINAL = "final"

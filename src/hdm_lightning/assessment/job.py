@@ -24,6 +24,7 @@ from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.assessment.shapes import SHAPES
 from hdm_lightning.assessment.subject import RunRecord, Subject, load_subject
 from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.rules import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.results import Evaluation, Failed, LeftOut, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
@@ -32,7 +33,6 @@ from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
-from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
 
 PARTS: Mapping[str, Part] = {

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.diffusers_folder import NETWORK
 from hdm_lightning.interop.project_folder import CONFIG, is_project_folder
@@ -19,11 +18,7 @@ from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.handover import NETWORK_PREFIX
-from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.settings import TrainSettings
-from hdm_lightning.training.text_whitening import PROJECTION, unfolded
+from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
 from hdm_lightning.whole_files import write_json
 
 MODEL_FILE = "model.safetensors"
@@ -64,21 +59,6 @@ class InitReport:
         if self.wiring:
             lines.append(f"  warning: the weights were made for another wiring: {', '.join(self.wiring)}")
         return "\n".join(map(in_one_line, lines))
-
-
-def initial_network(settings: TrainSettings, whitening: TextWhitening | None = None) -> tuple[XUT, InitReport | None]:
-    """The network that a run begins with, on the CPU and the same in every process, and what `init` gave it.
-
-    With `whitening`, what `init` learned on plain text states is turned into the same on white ones.
-    """
-    torch.manual_seed(sub_seed(settings.seed, "weights"))
-    network = XUT(model_config_from(settings.model))
-    if settings.init is None:
-        return network, None
-    report = load_initial_weights(network, settings.init)
-    if set(PROJECTION) <= set(report.loaded):
-        network.load_state_dict(unfolded(network.state_dict(), whitening))
-    return network, report
 
 
 def record_init(run_dir: Path, report: InitReport) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
+
+from hdm_lightning.training.checkpoint_io import checkpoints_in
 
 STAGE = {
     "resolution": 16,
@@ -79,11 +79,11 @@ def toy(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
             "model": MODEL,
             "text_encoder": {"name": str(tiny_text_encoder)},
             "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
             "validation": {"samples": 8, "batch_size": 2},
-            "trainer": {"accelerator": "cpu", "threads": 1},
-            "logger": {"every_steps": 2},
-            "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}},
+            "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+            "hardware": {"threads": 1},
+            "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}},
             "schedule": {"stages": {key: {**STAGE, **stage} for key, stage in (stages or {"px16": {}}).items()}},
             **changes,
         }

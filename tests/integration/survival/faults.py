@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from hdm_lightning import whole_files
-from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import run, stage_fit
 from hdm_lightning.training.callbacks.averages import AverageWeights
-from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.recovery import stage_rewind
+
+from hdm_lightning import whole_files
+from hdm_lightning.data.loader import _Chunks
+from hdm_lightning.training import run, stage_fit
+from hdm_lightning.training.checkpoint_io import SaveCheckpoints
 from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 

@@ -4,13 +4,14 @@ import copy
 import signal
 
 import pytest
-
-from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.job import check_job, run_job
 from hdm_lightning.training.launching import run_lock
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+
+from composed import check_job, run_job
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
+from hdm_lightning.errors import UserError
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """DDP that assumes that every step uses the same parameters, with accumulation and recomputed activations."""
 
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 ROUNDING = 1e-5
 
