@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.precision import auto_dtype
+from hdm_lightning.precision import default_dtype, encoder_dtype
 
 
 @runtime_checkable
@@ -88,9 +88,7 @@ def place(model: nn.Module, device: torch.device | str, *, auto: bool, keep_rang
         keep_range: with `auto`, never float16, whose largest value the model's activations exceed.
     """
     if auto:
-        dtype = auto_dtype(device)
-        if keep_range and dtype == torch.float16:
-            dtype = torch.float32
+        dtype = encoder_dtype(device) if keep_range else default_dtype(device)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(device, dtype)
     model.to(device)

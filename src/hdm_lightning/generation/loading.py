@@ -32,7 +32,8 @@ class LoadOptions:
 
     Args:
         device: where to draw.
-        autocast: lower precision of the network's computation and of the encoders; None is float32.
+        autocast: lower precision of the network's computation, and of the text encoder if it is bfloat16; None is
+            float32.
         weights: averaged ("ema") or last ("raw") weights of a bundle.
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
@@ -48,8 +49,11 @@ class LoadOptions:
 
     @property
     def encoder_dtype(self) -> torch.dtype:
-        """Dtype of the text encoder; the autoencoder, which loses more by it, stays in float32."""
-        return self.autocast or torch.float32
+        """Dtype of the text encoder; the autoencoder, which loses more by it, stays in float32.
+
+        Under float16 the text encoder does as well, as in training: its states may be beyond that range.
+        """
+        return torch.bfloat16 if self.autocast == torch.bfloat16 else torch.float32
 
 
 @dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, remove_leftovers
+from hdm_lightning.training.checkpoint_io import DAMAGED, checkpoint_path, checkpoints_in
 from hdm_lightning.training.settings import CheckpointSettings
+from hdm_lightning.whole_files import remove_leftovers
 
 __all__ = ["SaveCheckpoints", "checkpoint_path", "checkpoints_in"]
 
@@ -64,5 +65,7 @@ class SaveCheckpoints(StepWatcher, Callback):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoints_in(self.folder)[: -self.keep]:
+            set_aside = [old for old in self.folder.glob(f"step-*{DAMAGED}") if old.is_file()]
+            made_up_for = [old for old in set_aside if old.stem <= path.name]
+            for old in [*checkpoints_in(self.folder)[: -self.keep], *made_up_for]:
                 old.unlink(missing_ok=True)

@@ -9,12 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step, validation_follows, validation_metrics
-from hdm_lightning.training.checkpoint_io import (
-    checkpoint_path,
-    checkpoints_in,
-    is_whole,
-    remove_leftovers,
-)
+from hdm_lightning.training.checkpoint_io import DAMAGED, checkpoint_path, checkpoints_in, is_intact
+from hdm_lightning.whole_files import remove_leftovers
 
 CLOCK_S = 10.0
 """Seconds between two times that the processes agree on the first one's clock."""
@@ -129,7 +125,9 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         self.best_model_path = self.last_model_path = str(path)
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoints_in(self.folder)[: -self.keep]:
+            damaged = self.folder.glob(f"step-*{DAMAGED}")
+            made_up_for = [old for old in damaged if old.is_file() and old.stem <= path.name]
+            for old in [*checkpoints_in(self.folder)[: -self.keep], *made_up_for]:
                 old.unlink(missing_ok=True)
         return path
 
@@ -161,5 +159,5 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         """What Lightning takes for `ckpt_path="last"`."""
         if self.dirpath is None:
             return set()
-        newest = next((path for path in reversed(checkpoints_in(self.folder)) if is_whole(path)), None)
+        newest = next((path for path in reversed(checkpoints_in(self.folder)) if is_intact(path)), None)
         return set() if newest is None else {str(newest)}

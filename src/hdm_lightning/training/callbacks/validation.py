@@ -22,6 +22,8 @@ class ValidateFlow(StepWatcher, Callback):
 
     Samples, noise and times follow from the validation's own seed, nothing is routed or dropped, and every
     sample keeps its time in all validations, so that the values compare across stages and across runs of any seed.
+    The network runs in eager mode, also where it is compiled: batches of another shape and mode than the training's
+    would need graphs of their own, which take longer to make than all validations of a stage.
 
     Args:
         data: its `val_dataloader` yields the samples.

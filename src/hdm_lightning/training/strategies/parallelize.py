@@ -7,7 +7,7 @@ import copy
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,7 +65,17 @@ def checkpoint_blocks(network: XUT, active: bool) -> None:
     for block in network.blocks():
         block.__dict__.pop("forward", None)
         if active:
-            _replace_forward(block, partial(checkpoint, block.forward, use_reentrant=False))
+            _replace_forward(block, MethodType(_recomputed, block))
+
+
+def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
+    # Bound to the block as a method is: a graph of a partial function would belong to this one block in torch 2.9.
+    def forward(*inputs: Any) -> Tensor:
+        computed: Tensor = type(block).forward(block, *inputs)
+        return computed
+
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    return recomputed
 
 
 def compile_blocks(network: XUT) -> None:

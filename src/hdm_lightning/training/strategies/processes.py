@@ -1,11 +1,15 @@
 """What the processes of a training tell each other; every function also works without a process group."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hdm_lightning.errors import UserError
+
+Answer = TypeVar("Answer")
 
 
 def distributed() -> bool:
@@ -38,6 +42,25 @@ def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
     values = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return [bool(value) for value in values.tolist()]
+
+
+def decided_by_first(decide: Callable[[], Answer]) -> Answer:
+    """What the first process finds out, on every process; the others do not look.
+
+    Raises:
+        UserError: on every process alike, the one that the first process ran into.
+    """
+    answer, error = None, None
+    if rank() == 0:
+        try:
+            answer = decide()
+        except UserError as mistake:
+            error = (mistake.what, mistake.where, mistake.hint)
+    answer, error = from_first((answer, error))
+    if error is not None:
+        what, where, hint = error
+        raise UserError(what, where=where, hint=hint)
+    return answer
 
 
 def from_first(value: Any) -> Any:
