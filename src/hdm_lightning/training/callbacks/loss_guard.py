@@ -127,9 +127,10 @@ class LossGuard(StepWatcher, Callback):
         suspects = gathered(self._suspects(finding.step)) if finding is not None else []
         self._remember()
         if finding is not None:
-            worst = heapq.merge(*suspects, reverse=True)
+            worst = list(heapq.merge(*suspects, reverse=True))
+            unfinite = [entry for entry in worst if entry[0] == float("inf")]
             samples = heapq.merge(*map(sorted, gathered(self._seen)))
-            raise LossRewind(finding, list(samples), [key for _, key in worst][:SUSPECTS])
+            raise LossRewind(finding, list(samples), [key for _, key in unfinite or worst][:SUSPECTS])
 
     def _examine(self, module: LightningModule) -> Finding | None:
         steps = [step for step, _ in self._sums]
@@ -155,9 +156,7 @@ class LossGuard(StepWatcher, Callback):
             if samples.step == step
             for loss, key in zip(samples.losses.tolist(), samples.keys, strict=True)
         ]
-        worst = sorted(scored, reverse=True)[:SUSPECTS]
-        unfinite = [entry for entry in worst if entry[0] == float("inf")]
-        return unfinite or worst
+        return sorted(scored, reverse=True)[:SUSPECTS]
 
     def _remember(self) -> None:
         for samples in self._pending:

@@ -16,7 +16,6 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
 from hdm_lightning.autoencoding.losses import batch_mean
@@ -38,6 +37,7 @@ from hdm_lightning.training.modules.resumable_module import (
     call_optimizer,
     plain_learning_rate,
 )
+from hdm_lightning.training.modules.weighted_mean import WeightedMean
 
 NOISE_PURPOSE = "vae posterior"
 MEASURES = ("psnr", "equivariance_rotation", "equivariance_scale")
@@ -149,7 +149,7 @@ class AutoencoderModule(AdversarialSteps):
         self.scheduler_factory = lr_scheduler
         self._of_discriminator = (discriminator_learning_rate, discriminator_weight_decay, discriminator_betas)
         self.discriminator_scheduler_factory = discriminator_lr_scheduler
-        self.measures = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEASURES})
+        self.measures = nn.ModuleDict({name: WeightedMean() for name in MEASURES})
 
     @property
     def accumulation(self) -> int:
@@ -251,7 +251,7 @@ class AutoencoderModule(AdversarialSteps):
                 values[f"equivariance_{name}"] = torch.stack(errors).mean(0)
         for name, value in values.items():
             metric = self.measures[name]
-            assert isinstance(metric, MeanMetric)
+            assert isinstance(metric, WeightedMean)
             metric.update(value, weight)
             self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(weight), prog_bar=name == "psnr")
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
@@ -36,6 +35,7 @@ from hdm_lightning.training.modules.resumable_module import (
     call_optimizer,
     plain_learning_rate,
 )
+from hdm_lightning.training.modules.weighted_mean import WeightedMean
 from hdm_lightning.training.optimization.parameter_groups import ParameterGroup, parameter_groups
 from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
 
@@ -110,8 +110,7 @@ class FlowModule(ResumableModule):
         self.validation_seed = validation_seed
         self.optimizer_factory = optimizer or partial(AdamW, betas=(betas[0], betas[1]))
         self.scheduler_factory = lr_scheduler
-        # Unchecked, as a check would wait for the device; a loss that is not a number has to show.
-        self.validation_loss = MeanMetric(nan_strategy="disable")
+        self.validation_loss = WeightedMean()
 
     @property
     def text_encoder(self) -> TextEncoder:

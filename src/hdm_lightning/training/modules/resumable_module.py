@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from hdm_lightning.training.modules.resume_counts import (
     StepCounts,
@@ -98,6 +99,12 @@ class ResumableModule(LightningModule):
         self.samples_trained += self._rows_of_step * self.trainer.world_size
         self._rows_of_step = 0
         self._counts = step_counts(self.trainer, step, self.accumulation, self._samples_per_batch() or 0)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin with empty metrics: those that `Trainer.validate` has left cannot be added to outside of it."""
+        for each in self.modules():
+            if isinstance(each, Metric):
+                each.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Remember that this step has been validated."""
