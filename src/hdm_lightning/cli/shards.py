@@ -55,7 +55,7 @@ def _describe_builders(command: argparse.ArgumentParser) -> None:
 
 def _build(source: str, words: Sequence[str]) -> int:
     # Only the builder that is asked for is loaded: some need packages that others do not.
-    builder = import_module(f"hdm_lightning.data.builders.{source}")
+    builder = import_module(f"hdm_lightning.datasets.{source}")
     options = argparse.ArgumentParser(
         prog=f"hdm-shards build {source}", description=f"Build shards: {BUILDERS[source]}."
     )

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _bar() -> Iterator[Callable[[object], None]]:
     """How many shards are done, on a terminal."""
-    from hdm_lightning.data.builders.progress import progress_bar  # noqa: PLC0415 (for --help's sake)
+    from hdm_lightning.data.parallel import progress_bar  # noqa: PLC0415 (for --help's sake)
 
     done = count(1)
     with progress_bar("shards", None) as show:

@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
 from hdm_lightning.data.index import PART_EVERY, load_index, write_index
+from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.records import Index, ShardRecord
 from hdm_lightning.data.scanning import scan_shard
 from hdm_lightning.data.sources import expanded

@@ -7,10 +7,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.images import upright_size
 from hdm_lightning.data.members import IMAGE_EXTENSIONS
+from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.records import ShardRecord, pack
 from hdm_lightning.data.tar import BLOCK, Member, ReadAt, is_unsafe, members, split_name
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.images import load_upright
 from hdm_lightning.data.index import INDEX_NAME, load_index, write_index
 from hdm_lightning.data.members import read_sample
+from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.records import Index, ShardRecord
 
 MISSING = "missing"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
 from hdm_lightning.evaluation.prompt_following import as_dict
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image

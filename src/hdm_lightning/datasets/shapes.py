@@ -1,7 +1,7 @@
 """Builds shards of scenes with known answers: one to three objects with colour, shape, size and relation.
 
 Sample i of a build depends on (seed, i) and the options alone, never on the number of processes; an interrupted build
-goes on where it was.
+resumes where it was.
 """
 
 import argparse
@@ -10,7 +10,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.builders.shapes_samples import (
+from hdm_lightning.datasets.build import Item, build_shards
+from hdm_lightning.datasets.shapes_samples import (
     ENCODINGS,
     Prompt,
     ShapesOptions,
@@ -19,9 +20,8 @@ from hdm_lightning.data.builders.shapes_samples import (
     require,
     scene_prompts,
 )
-from hdm_lightning.data.builders.shapes_vocabulary import SPLITS, Split
-from hdm_lightning.data.builders.shard_build import Item, build_shards
-from hdm_lightning.data.builders.writer import Field
+from hdm_lightning.datasets.shapes_scenes import SPLITS, Split
+from hdm_lightning.datasets.writer import Field
 
 __all__ = ["Prompt", "add_arguments", "build_shapes", "heldout_prompts", "run", "scene_prompts"]
 

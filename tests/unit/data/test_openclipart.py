@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm_lightning.data.builders.openclipart import OpenClipArtOptions, build_openclipart
-from hdm_lightning.data.builders.openclipart_captions import clean_title, describe
-from hdm_lightning.data.builders.openclipart_duplicates import Miniatures
-from hdm_lightning.data.builders.openclipart_harmless import refusal
-from hdm_lightning.data.builders.openclipart_order import by_lot, folders_in_turn
-from hdm_lightning.data.builders.openclipart_records import Record, read_record
+from hdm_lightning.datasets.openclipart import OpenClipArtOptions, build_openclipart
+from hdm_lightning.datasets.openclipart_captions import clean_title, describe
+from hdm_lightning.datasets.openclipart_drawing import Miniatures
+from hdm_lightning.datasets.openclipart_selection import at_random, folders_in_turn, refusal
+from hdm_lightning.datasets.openclipart_source import Record, read_record
 from hdm_lightning.errors import UserError
 
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
@@ -261,7 +260,7 @@ def test_folders_take_turns():
     assert sorted(order[:3]) == sorted(order[3:6]) == ["big", "mid", "small"]
     assert sorted(order) == sorted(r.folder for r in records) and set(order[12:]) == {"big"}
     assert folders_in_turn(records[::-1], 3) == folders_in_turn(records, 3) != folders_in_turn(records, 4)
-    assert by_lot(records[::-1], 3) == by_lot(records, 3)
+    assert at_random(records[::-1], 3) == at_random(records, 3)
 
 
 def test_miniatures_know_a_picture_again():

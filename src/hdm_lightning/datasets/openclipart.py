@@ -1,7 +1,7 @@
 """Builds shards of the Open Clip Art collection: public-domain drawings with titles, keywords and descriptions.
 
 The build goes through the drawings in a fixed order, so that the same source, options and seed give the same shards;
-one that was interrupted goes on after its last whole shard.
+one that was interrupted continues after its last whole shard.
 """
 
 import argparse
@@ -13,22 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hdm_lightning.data.builders.openclipart_captions import describe
-from hdm_lightning.data.builders.openclipart_drawing import (
+from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.parallel import ordered_map, progress_bar
+from hdm_lightning.datasets.openclipart_captions import describe
+from hdm_lightning.datasets.openclipart_drawing import (
+    Miniatures,
     Unusable,
     encode_webp,
     render,
 )
-from hdm_lightning.data.builders.openclipart_duplicates import Miniatures
-from hdm_lightning.data.builders.openclipart_harmless import refusal
-from hdm_lightning.data.builders.openclipart_journal import Journal
-from hdm_lightning.data.builders.openclipart_order import by_lot, folders_in_turn
-from hdm_lightning.data.builders.openclipart_records import Record, read_record
-from hdm_lightning.data.builders.openclipart_source import list_drawings, open_source
-from hdm_lightning.data.builders.ordered_map import ordered_map
-from hdm_lightning.data.builders.progress import progress_bar
-from hdm_lightning.data.builders.writer import Field, write_shard
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.datasets.openclipart_journal import Journal
+from hdm_lightning.datasets.openclipart_selection import at_random, folders_in_turn, refusal
+from hdm_lightning.datasets.openclipart_source import Record, list_drawings, open_source, read_record
+from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 
 PREFIX = "openclipart"
@@ -42,12 +39,12 @@ class OpenClipArtOptions:
         resolution: length of `side` in pixels.
         side: the side that has this length, "long" or "short".
         quality: of the WebP encoding, 1 to 100.
-        count: stop after so many pictures; None takes all.
+        count: stop after so many images; None takes all.
         seed: of the order.
-        folders_in_turn: take the folders in turn, so that a small count is varied; else all by lot.
+        folders_in_turn: take the folders in turn, so that a small count is varied; else all at random.
         harmless: leave out what a word list, or a look, found sexual, violent or hateful.
         named: only drawings whose author gave them a title and keywords of their own.
-        max_image_bytes: leave out pictures that encode to more; None takes all.
+        max_image_bytes: leave out images that encode to more; None takes all.
         samples_per_shard: samples in each shard but the last.
     """
 
@@ -93,11 +90,11 @@ def build_openclipart(
     """Write shards, their index and `drawings.tsv` (one line a drawing: its shard, or why it was refused).
 
     Args:
-        folder: made when missing; a build with the same options that was interrupted in it goes on.
+        folder: made when missing; a build with the same options that was interrupted in it resumes.
         options: what the build holds.
         source, deb: a folder of drawings or the Debian package's file; neither means the installed package.
         processes: workers that render; None means one a core.
-        progress: called with the number of pictures so far.
+        progress: called with the number of images so far.
 
     Returns:
         How many drawings were kept ("kept") and refused, by reason.
@@ -116,7 +113,7 @@ def build_openclipart(
 
 
 class _Build:
-    """A build under way: what is known of earlier pictures, and the shard being filled."""
+    """A build under way: what is known of earlier images, and the shard being filled."""
 
     def __init__(
         self,
@@ -129,7 +126,7 @@ class _Build:
         self.shards = journal.shards()
         self.seen = Miniatures()
         for name in self.shards:
-            for webp in _pictures(folder / name):
+            for webp in _images(folder / name):
                 self.seen.add(webp)
         self.samples: dict[str, dict[str, Field]] = {}
         self.outcomes: dict[str, str] = {}
@@ -151,7 +148,7 @@ class _Build:
                 kept.append(found)
         if not self.journal.outcomes:
             self.journal.record({path: f"refused: {reason}" for path, reason in sorted(refused.items())})
-        order = folders_in_turn if self.options.folders_in_turn else by_lot
+        order = folders_in_turn if self.options.folders_in_turn else at_random
         return order(kept, self.options.seed)
 
     def draw(self, records: list[Record], drawings: Path, processes: int | None) -> None:
@@ -210,12 +207,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, default=default.resolution, help="in pixels (default %(default)s)")
     parser.add_argument("--side", choices=("long", "short"), default=default.side, help="side of that length")
     parser.add_argument("--quality", type=int, default=default.quality, help="of WebP (default %(default)s)")
-    parser.add_argument("--count", type=int, help="stop after so many pictures")
+    parser.add_argument("--count", type=int, help="stop after so many images")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the order")
     parser.add_argument("--folders-in-turn", action="store_true", help="vary a small count: folders take turns")
     parser.add_argument("--harmless", action="store_true", help="leave out the sexual, violent and hateful")
     parser.add_argument("--named", action="store_true", help="only drawings with a title and keywords of their own")
-    parser.add_argument("--max-image-bytes", type=int, help="leave out pictures that encode to more")
+    parser.add_argument("--max-image-bytes", type=int, help="leave out images that encode to more")
     parser.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard)
     parser.add_argument("--processes", type=int, help="default: one a core")
 
@@ -252,13 +249,13 @@ def _require_renderer() -> None:
 
 def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> _Drawn | str:
     try:
-        picture = render(drawings / record.path, options.resolution, short_side=options.side == "short")
+        image = render(drawings / record.path, options.resolution, short_side=options.side == "short")
     except Unusable as reason:
         return str(reason)
-    webp = encode_webp(picture, options.quality)
+    webp = encode_webp(image, options.quality)
     if options.max_image_bytes is not None and len(webp) > options.max_image_bytes:
         return f"encodes to more than {options.max_image_bytes} bytes"
-    return _Drawn(record, webp, picture.width, picture.height)
+    return _Drawn(record, webp, image.width, image.height)
 
 
 def _fields(drawn: _Drawn) -> dict[str, Field]:
@@ -276,7 +273,7 @@ def _fields(drawn: _Drawn) -> dict[str, Field]:
     return {"webp": drawn.webp, "txt": words.captions[0], "json": facts}
 
 
-def _pictures(shard: Path) -> Iterator[bytes]:
+def _images(shard: Path) -> Iterator[bytes]:
     with tarfile.open(shard) as tar:
         for member in tar:
             if member.name.endswith(".webp") and (file := tar.extractfile(member)) is not None:

@@ -1,4 +1,7 @@
-"""Renders a drawing: white ground, cropped to what is drawn, at an exact size. H, W: picture in pixels."""
+"""Renders a drawing (white ground, cropped to what is drawn, at an exact size) and recognizes near-duplicates.
+
+H, W: image in pixels.
+"""
 
 import io
 import re
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 # Without a resolution resvg cannot size the drawings that are measured in millimetres.
 DPI = 96
@@ -23,7 +26,7 @@ _TEXT = re.compile(rb"<(?:\w+:)?text\b[^>]*[^/]>(?:\s*<[^>]*>)*\s*[^\s<]")
 
 
 class Unusable(Exception):
-    """Why a drawing gives no picture, in a few words."""
+    """Why a drawing gives no image, in a few words."""
 
 
 def render(file: Path, side_px: int, *, short_side: bool = False) -> Image.Image:
@@ -47,14 +50,14 @@ def render(file: Path, side_px: int, *, short_side: bool = False) -> Image.Image
     return _fit(_with_margin(page, box), side_px, short_side)
 
 
-def encode_webp(picture: Image.Image, quality: int) -> bytes:
-    """Return the picture as WebP."""
+def encode_webp(image: Image.Image, quality: int) -> bytes:
+    """Return the image as WebP."""
     encoded = io.BytesIO()
-    picture.save(encoded, format="WEBP", quality=quality, method=6)
+    image.save(encoded, format="WEBP", quality=quality, method=6)
     return encoded.getvalue()
 
 
-def _render_page(file: Path, fit_px: int) -> Picture:
+def _render_page(file: Path, fit_px: int) -> Pixels:
     """Return the whole page, its long side `fit_px`: uint8 (H, W, 3)."""
     import resvg_py  # noqa: PLC0415  an optional dependency that only this builder needs
 
@@ -72,7 +75,7 @@ def _render_page(file: Path, fit_px: int) -> Picture:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def _ink_box(page: Picture) -> tuple[int, int, int, int]:
+def _ink_box(page: Pixels) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of what is not white."""
     ink = page.min(axis=2) < WHITE_FROM
     if ink.mean() == 0 or page.std(axis=(0, 1)).max() < MIN_DEVIATION:
@@ -86,7 +89,7 @@ def _ink_box(page: Picture) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _with_margin(page: Picture, box: tuple[int, int, int, int]) -> Picture:
+def _with_margin(page: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     """Crop to the box; where the edge is mostly white (no frame, no backdrop), leave a white margin."""
     left, top, right, bottom = box
     crop = page[top:bottom, left:right]
@@ -99,8 +102,48 @@ def _with_margin(page: Picture, box: tuple[int, int, int, int]) -> Picture:
     return np.pad(crop, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
 
 
-def _fit(crop: Picture, side_px: int, short_side: bool) -> Image.Image:
+def _fit(crop: Pixels, side_px: int, short_side: bool) -> Image.Image:
     height, width = crop.shape[:2]
     scale = side_px / (min if short_side else max)(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(crop).resize(size, Image.Resampling.LANCZOS)
+
+
+SIDE_PX = 24
+# Of 8-bit values: two images are one when their miniatures differ by less on average and nowhere by more.
+MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE = 2.0, 32.0
+MAX_ASPECT_RATIO = 1.05
+
+
+class Miniatures:
+    """The images seen so far."""
+
+    def __init__(self) -> None:
+        self._images: list[NDArray[np.float32]] = []
+        self._marks: list[tuple[float, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def add(self, encoded: bytes) -> bool:
+        """Add an encoded image unless it is nearly one of those seen; return whether it was new."""
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        small = np.asarray(image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX), dtype=np.float32)
+        mark = (float(np.log(image.width / image.height)), float(small.mean()))
+        if self._holds(small, mark):
+            return False
+        self._images.append(small)
+        self._marks.append(mark)
+        return True
+
+    def _holds(self, small: NDArray[np.float32], mark: tuple[float, float]) -> bool:
+        if not self._marks:
+            return False
+        # Means differ by no more than the mean of the differences does: a cheap sieve before the pixels.
+        limits = (np.log(MAX_ASPECT_RATIO), MAX_MEAN_DIFFERENCE)
+        near = (np.abs(np.array(self._marks) - mark) < limits).all(axis=1)
+        for i in np.flatnonzero(near):
+            difference = np.abs(self._images[i] - small)
+            if difference.mean() < MAX_MEAN_DIFFERENCE and difference.max() < MAX_DIFFERENCE:
+                return True
+        return False

@@ -1,4 +1,4 @@
-"""Samples of the shapes set: options, a scene's picture and truth, and prompts to ask a model with."""
+"""Samples of the shapes set: options, a scene's image and truth, and prompts to ask a model with."""
 
 import io
 from dataclasses import dataclass
@@ -8,11 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdm_lightning.data.builders.shapes_captions import captions
-from hdm_lightning.data.builders.shapes_drawing import box_of, draw
-from hdm_lightning.data.builders.shapes_scenes import Scene, pick_number, sample_scene
-from hdm_lightning.data.builders.shapes_vocabulary import SPLITS, Combination, Split, combinations
-from hdm_lightning.data.builders.writer import Field
+from hdm_lightning.datasets.shapes_drawing import box_of, draw
+from hdm_lightning.datasets.shapes_scenes import (
+    OPPOSITE,
+    SPLITS,
+    Combination,
+    Scene,
+    Split,
+    combinations,
+    pick_number,
+    sample_scene,
+)
+from hdm_lightning.datasets.writer import Field
 from hdm_lightning.errors import UserError
 
 MAX_OBJECTS = 3
@@ -76,7 +83,7 @@ class ShapesOptions:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption and what a picture of it must show, in the form of `truth` without sizes and places in pixels."""
+    """A caption and what an image of it must show, in the form of `truth` without sizes and places in pixels."""
 
     caption: str
     spec: dict[str, Any]
@@ -91,8 +98,8 @@ def make_scene(options: ShapesOptions, index: int) -> Scene:
     return sample_scene(rng, width=width, height=height, objects=number, choices=choices, variation=options.variation)
 
 
-def make_picture(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """Return sample `index` as a picture, uint8 (H, W, 3), and its truth."""
+def make_image(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return sample `index` as an image, uint8 (H, W, 3), and its truth."""
     scene = make_scene(options, index)
     return draw(scene), truth(scene)
 
@@ -100,7 +107,7 @@ def make_picture(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8],
 def truth(scene: Scene) -> dict[str, Any]:
     """Return what stands in a sample's `.json`.
 
-    `objects`: colour, shape, size, and in fractions of the picture's width and height `centre` [x, y] and `box`
+    `objects`: colour, shape, size, and in fractions of the image's width and height `centre` [x, y] and `box`
     [left, top, right, bottom]; `relations`: [subject, relation, object] by position in `objects`; `background`;
     `width` and `height` in pixels; `captions`, the plainest first.
     """
@@ -119,7 +126,7 @@ def truth(scene: Scene) -> dict[str, Any]:
 
 
 def scene_prompts(count: int, *, split: Split = "all", objects: int = 1, seed: int = 0) -> list[Prompt]:
-    """Return prompts of a split in a fixed order: its combinations come in rotation, backgrounds by lot.
+    """Return prompts of a split in a fixed order: its combinations come in rotation, backgrounds at random.
 
     `spec` holds `objects` (colour, shape, size), `relations` and `background` as in `truth`.
     """
@@ -139,10 +146,10 @@ def heldout_prompts(count: int = 128, *, objects: int = 1, seed: int = 0) -> lis
 
 
 def make_fields(options: ShapesOptions, index: int) -> dict[str, Field]:
-    """Return sample `index` as members of a shard: the encoded picture, its plainest caption and its truth."""
-    picture, facts = make_picture(options, index)
+    """Return sample `index` as members of a shard: the encoded image, its plainest caption and its truth."""
+    image, facts = make_image(options, index)
     encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, **ENCODINGS[options.encoding])
+    Image.fromarray(image).save(encoded, **ENCODINGS[options.encoding])
     return {options.encoding: encoded.getvalue(), "txt": facts["captions"][0], "json": facts}
 
 
@@ -169,3 +176,59 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise UserError, naming an option, what it is and what was expected, unless the condition holds."""
     if not condition:
         raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")
+
+
+_LONG_FORM = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
+
+
+def captions(scene: Scene) -> list[str]:
+    """Return the captions of a scene, the plainest first.
+
+    Example: "a large red circle left of a small blue star on a yellow background".
+    """
+    names = [noun_phrase(o.combination) for o in scene.objects]
+    ground = f"{_article(scene.background)} {scene.background} background"
+    if len(names) == 1:
+        return _of_one(scene.objects[0].combination, scene.background, ground)
+    relations = [relation for _, relation, _ in scene.relations]
+    return _of_two(names, relations[0], ground) if len(names) == 2 else _of_three(names, relations, ground)
+
+
+def noun_phrase(combination: Combination) -> str:
+    """Return "a large red circle"."""
+    return f"a {combination.size} {combination.colour} {combination.shape}"
+
+
+def _of_one(what: Combination, background: str, ground: str) -> list[str]:
+    return [
+        f"{noun_phrase(what)} on {ground}",
+        f"{ground} with {noun_phrase(what)}",
+        f"one {what.colour} {what.shape} on {background}, {what.size}",
+        f"{_article(what.colour)} {what.colour} {what.shape} that is {what.size}, on {ground}",
+    ]
+
+
+def _of_two(names: list[str], relation: str, ground: str) -> list[str]:
+    first, second = names
+    return [
+        f"{first} {relation} {second} on {ground}",
+        f"{second} {OPPOSITE[relation]} {first} on {ground}",
+        f"{first} {_LONG_FORM[relation]} {second}, on {ground}",
+        f"on {ground}, {first} {relation} {second}",
+        f"{ground} with two objects: {first} {_LONG_FORM[relation]} {second}",
+    ]
+
+
+def _of_three(names: list[str], relations: list[str], ground: str) -> list[str]:
+    first, second, third = names
+    sideways, upright = relations
+    return [
+        f"{first} {sideways} {second} and {upright} {third} on {ground}",
+        f"{first} {upright} {third} and {_LONG_FORM[sideways]} {second}, on {ground}",
+        f"on {ground}, {second} {OPPOSITE[sideways]} {first}, and {third} {OPPOSITE[upright]} {first}",
+        f"{ground} with three objects: {first} {sideways} {second} and {upright} {third}",
+    ]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -1,11 +1,11 @@
-"""Makes captions of a drawing's title, keywords and description, leaving out what describes no picture."""
+"""Makes captions of a drawing's title, keywords and description, leaving out what describes no image."""
 
 import html
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from hdm_lightning.data.builders.openclipart_records import Record
+from hdm_lightning.datasets.openclipart_source import Record
 
 MAX_KEYWORDS = 6
 MAX_DESCRIPTION_CHARACTERS = 300
@@ -119,7 +119,7 @@ def clean_keywords(record: Record, title: str) -> tuple[str, ...]:
 
 
 def clean_description(description: str, title: str) -> str:
-    """Return a description that is a short sentence about the picture, else ""."""
+    """Return a description that is a short sentence about the image, else ""."""
     text = _words(description)
     if _NOT_A_DESCRIPTION.search(text) or len(text) > MAX_DESCRIPTION_CHARACTERS:
         return ""
@@ -127,7 +127,7 @@ def clean_description(description: str, title: str) -> str:
 
 
 def _card_title(record: Record) -> str:
-    """Return "six of diamonds" for the playing cards, whose suit and rank only the file's name tells."""
+    """Return "six of diamonds" for the playing cards, whose suit and rank only the file's name says."""
     found = _CARD.match(PurePosixPath(record.path).stem)
     if not found:
         return ""

@@ -1,4 +1,4 @@
-"""The journal of a build: one line a drawing, kept or refused, from which an interrupted build goes on.
+"""The journal of a build: one line a drawing, kept or refused, from which an interrupted build resumes.
 
 Lines are `path<TAB>outcome`, where the outcome is `shard NAME` or `refused: REASON`. They are appended once the
 shard that they lead up to has its name, so that the journal never runs ahead of the shards.
@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from hdm_lightning.data.builders.writer import require_no_shards
+from hdm_lightning.datasets.writer import require_no_shards
 from hdm_lightning.errors import UserError
 
 NAME = "drawings.tsv"

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from hdm_lightning.data.builders.writer import ShardWriter, write_shard
+from hdm_lightning.datasets.writer import ShardWriter, write_shard
 from hdm_lightning.errors import UserError
 
 

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hdm_lightning.data.builders.shapes import build_shapes, heldout_prompts
-from hdm_lightning.data.builders.shapes_drawing import DISTANCES, EXTENTS, draw
-from hdm_lightning.data.builders.shapes_samples import ShapesOptions, make_scene, truth
-from hdm_lightning.data.builders.shapes_scenes import GAP, MARGIN, Scene, SceneObject
-from hdm_lightning.data.builders.shapes_vocabulary import (
+from hdm_lightning.datasets.shapes import build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes_drawing import DISTANCES, EXTENTS, draw
+from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_scene, truth
+from hdm_lightning.datasets.shapes_scenes import (
     COLOURS,
+    GAP,
+    MARGIN,
     MIN_CONTRAST,
     SHAPES,
     SIZES,
     Combination,
+    Scene,
+    SceneObject,
     combinations,
     is_held_out,
 )

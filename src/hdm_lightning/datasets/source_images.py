@@ -1,4 +1,4 @@
-"""Files of pictures and captions to the fields of a sample: checked, shrunk and encoded as asked."""
+"""Files of images and captions to the fields of a sample: checked, shrunk and encoded as asked."""
 
 import argparse
 import io
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from hdm_lightning.data.builders.writer import Field
 from hdm_lightning.data.captions import CaptionRules, parse_record
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.images import format_of, load_upright
+from hdm_lightning.datasets.writer import Field
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -19,14 +19,14 @@ ENCODINGS = ("keep", "webp", "jpeg")
 
 
 @dataclass(frozen=True)
-class PictureOptions:
-    """How pictures go into shards.
+class ImageOptions:
+    """How images go into shards.
 
     Attributes:
         encoding: `keep` leaves JPEG, PNG and WebP files as they are and writes others as WebP.
-        quality: of pictures that are encoded anew, 1 to 100.
-        short_side_px: larger pictures are shrunk to this short side; None leaves them.
-        min_size_px: pictures with a smaller short side are rejected.
+        quality: of images that are encoded anew, 1 to 100.
+        short_side_px: larger images are shrunk to this short side; None leaves them.
+        min_size_px: images with a smaller short side are rejected.
     """
 
     encoding: str = "keep"
@@ -35,14 +35,14 @@ class PictureOptions:
     min_size_px: int = 1
 
 
-def list_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it and sorted; hidden ones are left out."""
+def list_images(folder: Path) -> list[str]:
+    """Paths of all images below a folder, relative to it and sorted; hidden ones are left out."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
 
-def picture_field(data: bytes, options: PictureOptions) -> dict[str, Field]:
-    """The picture under the extension of its format, after a full decode.
+def image_field(data: bytes, options: ImageOptions) -> dict[str, Field]:
+    """The image under the extension of its format, after a full decode.
 
     Raises:
         SampleFault: it cannot be used.
@@ -62,11 +62,11 @@ def picture_field(data: bytes, options: PictureOptions) -> dict[str, Field]:
     return _encoded(image, "JPEG" if options.encoding == "jpeg" or _keeps_jpeg(kind, options) else "WEBP", options)
 
 
-def _keeps_jpeg(kind: str, options: PictureOptions) -> bool:
+def _keeps_jpeg(kind: str, options: ImageOptions) -> bool:
     return options.encoding == "keep" and kind == "JPEG"
 
 
-def _encoded(image: Image.Image, kind: str, options: PictureOptions) -> dict[str, Field]:
+def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, Field]:
     buffer = io.BytesIO()
     more = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
     try:
@@ -77,26 +77,26 @@ def _encoded(image: Image.Image, kind: str, options: PictureOptions) -> dict[str
 
 
 def caption_fields(
-    picture: Path, extensions: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
+    image: Path, extensions: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
 ) -> dict[str, Field]:
-    """The caption beside a picture, and its record with `record` added.
+    """The caption beside an image, and its record with `record` added.
 
     Args:
-        picture: file whose name with another extension is the caption.
+        image: file whose name with another extension is the caption.
         extensions: of caption files, first found first, without dots.
         record: what else the JSON record is to say.
-        allow_missing: a picture without a caption is used.
+        allow_missing: an image without a caption is used.
 
     Raises:
         SampleFault: the caption is missing or cannot be read.
     """
     raw: dict[str, bytes] = {}
     for extension in extensions:
-        beside = picture.with_suffix(f".{extension}")
+        beside = image.with_suffix(f".{extension}")
         if beside.is_file():
             raw["txt"] = beside.read_bytes()
             break
-    beside = picture.with_suffix(".json")
+    beside = image.with_suffix(".json")
     if beside.is_file():
         raw["json"] = beside.read_bytes()
     CaptionRules(allow_missing=allow_missing).first(raw)
@@ -104,19 +104,19 @@ def caption_fields(
     return {**fields, "json": {**(parse_record(raw["json"]) if "json" in raw else {}), **record}}
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that all builders from picture files share."""
-    parser.add_argument("folder", help="folder with the pictures, searched to any depth")
-    parser.add_argument("--out", required=True, help="folder for the shards; an interrupted build goes on there")
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that all builders from image files share."""
+    parser.add_argument("folder", help="folder with the images, searched to any depth")
+    parser.add_argument("--out", required=True, help="folder for the shards; an interrupted build resumes there")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave files as they are")
     parser.add_argument("--quality", type=int, default=92, help="of what is encoded anew (default %(default)s)")
-    parser.add_argument("--short-side", type=int, metavar="PX", help="shrink larger pictures to this short side")
-    parser.add_argument("--min-size", type=int, default=1, metavar="PX", help="reject pictures with a smaller side")
-    parser.add_argument("--allow-missing", action="store_true", help="keep pictures without a caption")
+    parser.add_argument("--short-side", type=int, metavar="PX", help="shrink larger images to this short side")
+    parser.add_argument("--min-size", type=int, default=1, metavar="PX", help="reject images with a smaller side")
+    parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
     parser.add_argument("--processes", type=int, help="default: one a core")
 
 
-def picture_options(arguments: argparse.Namespace) -> PictureOptions:
-    """The options that `add_picture_arguments` asked for."""
-    return PictureOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)
+def image_options(arguments: argparse.Namespace) -> ImageOptions:
+    """The options that `add_image_arguments` asked for."""
+    return ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hdm_lightning.data.builders.openclipart_duplicates import Miniatures
-from hdm_lightning.data.builders.openclipart_excluded import EXCLUDED
 from hdm_lightning.data.index import load_index
+from hdm_lightning.datasets.openclipart_drawing import Miniatures
+from hdm_lightning.datasets.openclipart_selection import EXCLUDED
 
-FOLDER = Path(__file__).parents[2] / "data/openclipart-mini"
+FOLDER = Path(__file__).parents[3] / "data/openclipart-mini"
 
 
 @pytest.fixture(scope="module")

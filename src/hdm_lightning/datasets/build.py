@@ -1,4 +1,4 @@
-"""Builds shards from a list of items in parallel; a build that was interrupted goes on where it was.
+"""Builds shards from a list of items in parallel; a build that was interrupted resumes where it was.
 
 Shard i holds what becomes of the items from i·n on, so that shards do not depend on each other. A journal has one
 line a finished shard; what it does not name is built again.
@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hdm_lightning.data.builders.ordered_map import available_cores, ordered_map
-from hdm_lightning.data.builders.progress import progress_bar
-from hdm_lightning.data.builders.writer import Field, require_no_shards, write_shard
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
+from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
 
 JOURNAL = "build.jsonl"
@@ -62,7 +61,7 @@ def build_shards(
     """Write shards, their index and `rejected.tsv`, one line a rejected file.
 
     Args:
-        out: made when missing; a build with the same items and options that was interrupted in it goes on.
+        out: made when missing; a build with the same items and options that was interrupted in it resumes.
         items: in order; key of a sample is its number in this list.
         make: what makes a sample of an item.
         options: what shapes the build, to notice that a folder holds another one.
@@ -76,7 +75,7 @@ def build_shards(
     if samples_per_shard < 1:
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
-        raise UserError("there is no picture here", where=str(options.get("folder", out)), hint="name another folder")
+        raise UserError("there is no image here", where=str(options.get("folder", out)), hint="name another folder")
     out.mkdir(parents=True, exist_ok=True)
     header = {**options, "samples_per_shard": samples_per_shard, "items": _digest(items)}
     rows = _open_journal(out, header)

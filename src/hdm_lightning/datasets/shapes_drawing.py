@@ -1,4 +1,4 @@
-"""Draws a scene with smooth edges from signed distances. H, W: picture in pixels; h, w: an object's patch.
+"""Draws a scene with smooth edges from signed distances. H, W: image in pixels; h, w: an object's patch.
 
 Every shape fills a box whose longer side is 1 and whose centre is the origin; y runs down. A pixel's cover is
 1/2 − d/pixel clipped to [0, 1] for the signed distance d of its centre from the outline (negative inside).
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.builders.shapes_scenes import Scene, SceneObject
-from hdm_lightning.data.builders.shapes_vocabulary import COLOURS
+from hdm_lightning.datasets.shapes_scenes import COLOURS, Scene, SceneObject
 
 Floats = NDArray[np.floating[Any]]
 Distance = Callable[[Floats, Floats], Floats]
@@ -20,16 +19,16 @@ Box = tuple[float, float, float, float]
 
 
 def draw(scene: Scene) -> NDArray[np.uint8]:
-    """Return the picture of a scene: uint8 (H, W, 3), RGB."""
-    picture = np.empty((scene.height, scene.width, 3), dtype=np.float32)
-    picture[:] = COLOURS[scene.background]
+    """Return the image of a scene: uint8 (H, W, 3), RGB."""
+    image = np.empty((scene.height, scene.width, 3), dtype=np.float32)
+    image[:] = COLOURS[scene.background]
     for thing in scene.objects:
-        _paint(picture, thing, min(scene.width, scene.height))
-    return np.rint(picture).astype(np.uint8)
+        _paint(image, thing, min(scene.width, scene.height))
+    return np.rint(image).astype(np.uint8)
 
 
 def box_of(thing: SceneObject, scene: Scene) -> Box:
-    """Return the object's tight box (left, top, right, bottom) in fractions of the picture's width and height."""
+    """Return the object's tight box (left, top, right, bottom) in fractions of the image's width and height."""
     short = min(scene.width, scene.height)
     width, height = EXTENTS[thing.combination.shape]
     x, y = thing.centre
@@ -38,17 +37,17 @@ def box_of(thing: SceneObject, scene: Scene) -> Box:
     return (x - reach_x) / across, (y - reach_y) / down, (x + reach_x) / across, (y + reach_y) / down
 
 
-def _paint(picture: Floats, thing: SceneObject, short: int) -> None:
+def _paint(image: Floats, thing: SceneObject, short: int) -> None:
     side = thing.diameter * short
     x, y = thing.centre[0] * short, thing.centre[1] * short
     reach = side / 2 + 1
-    left, right = max(0, math.floor(x - reach)), min(picture.shape[1], math.ceil(x + reach))
-    top, bottom = max(0, math.floor(y - reach)), min(picture.shape[0], math.ceil(y + reach))
+    left, right = max(0, math.floor(x - reach)), min(image.shape[1], math.ceil(x + reach))
+    top, bottom = max(0, math.floor(y - reach)), min(image.shape[0], math.ceil(y + reach))
     across = ((np.arange(left, right, dtype=np.float32) + 0.5 - x) / side)[None, :]
     down = ((np.arange(top, bottom, dtype=np.float32) + 0.5 - y) / side)[:, None]
     distance = DISTANCES[thing.combination.shape](across, down) * side
     cover = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-    patch = picture[top:bottom, left:right]
+    patch = image[top:bottom, left:right]
     patch += cover * (np.array(COLOURS[thing.combination.colour], dtype=np.float32) - patch)
 
 

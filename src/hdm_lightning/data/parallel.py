@@ -1,11 +1,15 @@
-"""Maps a function over items in several processes: results in the items' order, a bounded number in flight."""
+"""Work over many items: in several processes, in the items' order, with a progress bar."""
 
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,3 +45,12 @@ def ordered_map(
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function to be called with the number of samples done; `total` None means unknown."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)

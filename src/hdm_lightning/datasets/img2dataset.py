@@ -6,10 +6,9 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import available_cores
-from hdm_lightning.data.builders.progress import progress_bar
-from hdm_lightning.data.builders.shard_build import REJECTED
 from hdm_lightning.data.index import Index, index_shards
+from hdm_lightning.data.parallel import available_cores, progress_bar
+from hdm_lightning.datasets.build import REJECTED
 from hdm_lightning.errors import UserError
 
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
@@ -59,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index as the arguments say and print what was found."""
     index = index_img2dataset(arguments.folder, processes=arguments.processes)
-    told = downloads(arguments.folder)
-    if told:
-        print(f"img2dataset: {told['successes']} of {told['count']} downloads succeeded")
+    counts = downloads(arguments.folder)
+    if counts:
+        print(f"img2dataset: {counts['successes']} of {counts['count']} downloads succeeded")
     left_out = sum(len(shard.skip) for shard in index.shards)
     print(f"{index.samples} samples in {len(index.shards)} shards, {left_out} left out: {arguments.folder}")
     return 0

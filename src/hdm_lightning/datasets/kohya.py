@@ -1,6 +1,6 @@
-"""Builds shards from a folder laid out for kohya's trainers: `10_name/` holds pictures to be seen ten times.
+"""Builds shards from a folder laid out for kohya's trainers: `10_name/` holds images to be seen ten times.
 
-Captions stand beside the pictures. Their parts, in whatever separators, are written in the grammar of
+Captions stand beside the images. Their parts, in whatever separators, are written in the grammar of
 `data.captions`: `kept ||| tag $$ tag %% tag $$ tag`. Captions in a `.json` stay as they are.
 """
 
@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.builders.pictures import (
-    PictureOptions,
-    add_picture_arguments,
-    caption_fields,
-    list_pictures,
-    picture_field,
-    picture_options,
-)
-from hdm_lightning.data.builders.shard_build import Item, Report, build_shards
-from hdm_lightning.data.builders.writer import Field
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.datasets.build import Item, Report, build_shards
+from hdm_lightning.datasets.source_images import (
+    ImageOptions,
+    add_image_arguments,
+    caption_fields,
+    image_field,
+    image_options,
+    list_images,
+)
+from hdm_lightning.datasets.writer import Field
 
 CAPTION_EXTENSIONS = ("caption", "txt")
 _REPEATS = re.compile(r"^(\d+)_(.*)$")
@@ -52,41 +52,41 @@ def build_kohya(
     out: str | Path,
     options: KohyaOptions | None = None,
     *,
-    pictures: PictureOptions | None = None,
+    images: ImageOptions | None = None,
     allow_missing: bool = False,
     samples_per_shard: int = 1000,
     processes: int | None = None,
 ) -> Report:
-    """Write shards of all pictures below a folder; those without any caption have their folder's name as caption.
+    """Write shards of all images below a folder; those without any caption have their folder's name as caption.
 
     Args:
-        folder, out: pictures, and where the shards go.
+        folder, out: images, and where the shards go.
         options: how captions and repeats are read.
-        pictures: how pictures are encoded; None leaves them as they are.
-        allow_missing: keep pictures that have no caption and whose folder has no name.
+        images: how images are encoded; None leaves them as they are.
+        allow_missing: keep images that have no caption and whose folder has no name.
         samples_per_shard, processes: as for `build_shards`.
 
     Raises:
-        UserError: there is no picture, none can be used, or `out` holds another build.
+        UserError: there is no image, none can be used, or `out` holds another build.
     """
-    options, pictures = options or KohyaOptions(), pictures or PictureOptions()
+    options, images = options or KohyaOptions(), images or ImageOptions()
     root = Path(folder).resolve()
     items = []
-    for name in list_pictures(root):
+    for name in list_images(root):
         repeats = repeats_and_class(name)[0] if options.apply_repeats else 1
         items += [Item(name, repeat) for repeat in range(repeats)]
     return build_shards(
         Path(out),
         items,
-        partial(_sample, root, options, pictures, allow_missing),
-        options={"folder": str(root), "allow_missing": allow_missing, **asdict(options), **asdict(pictures)},
+        partial(_sample, root, options, images, allow_missing),
+        options={"folder": str(root), "allow_missing": allow_missing, **asdict(options), **asdict(images)},
         samples_per_shard=samples_per_shard,
         processes=processes,
     )
 
 
 def repeats_and_class(name: str) -> tuple[int, str]:
-    """How often a picture is to be seen, and what it shows, by the innermost folder of the form `10_name`."""
+    """How often an image is to be seen, and what it shows, by the innermost folder of the form `10_name`."""
     for part in reversed(Path(name).parent.parts):
         match = _REPEATS.match(part)
         if match:
@@ -109,7 +109,7 @@ def canonical_caption(text: str, options: KohyaOptions) -> str:
 
 
 def _sample(
-    root: Path, options: KohyaOptions, pictures: PictureOptions, allow_missing: bool, item: Item
+    root: Path, options: KohyaOptions, images: ImageOptions, allow_missing: bool, item: Item
 ) -> dict[str, Field]:
     path, (repeats, shown) = root / item.name, repeats_and_class(item.name)
     record = {"source": item.name, "repeats": repeats, "repeat": item.repeat}
@@ -121,7 +121,7 @@ def _sample(
             raise SampleFault("no caption")
     if text or "txt" in fields:
         fields["txt"] = text
-    return {**picture_field(path.read_bytes(), pictures), **fields}
+    return {**image_field(path.read_bytes(), images), **fields}
 
 
 def _has_caption(record: Field) -> bool:
@@ -130,12 +130,12 @@ def _has_caption(record: Field) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build kohya`."""
-    add_picture_arguments(parser)
+    add_image_arguments(parser)
     parser.add_argument("--kept-separator", default="|||", help="after the part that is kept (default '%(default)s')")
     parser.add_argument("--group-separator", default="%%", help="between groups of tags (default '%(default)s')")
     parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
     parser.add_argument("--keep-tokens", type=int, default=0, help="first tags to keep where no part is marked so")
-    parser.add_argument("--ignore-repeats", action="store_true", help="write each picture once")
+    parser.add_argument("--ignore-repeats", action="store_true", help="write each image once")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.folder,
         arguments.out,
         options,
-        pictures=picture_options(arguments),
+        images=image_options(arguments),
         allow_missing=arguments.allow_missing,
         samples_per_shard=arguments.samples_per_shard,
         processes=arguments.processes,
