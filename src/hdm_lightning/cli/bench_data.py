@@ -13,7 +13,8 @@ from hdm_lightning.benchmarks.record import write_json
 from hdm_lightning.benchmarks.timing import Timing
 from hdm_lightning.cli.bench_part import check_counts, duration
 from hdm_lightning.data.benchmark import DecodingSpeed, LoadingSpeed, measure_decoding, measure_loading
-from hdm_lightning.data.config import Source, StreamConfig
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import Source
 
 _CONTEXT = 256
 

@@ -12,7 +12,7 @@ from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.records import Index
+    from hdm_lightning.data.index import Index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Index and print one line a folder."""
-    from hdm_lightning.data.index import index_shards  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.remote_index import index_remote  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.scanning import index_remote, index_shards  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.storage import is_local  # noqa: PLC0415 (as above)
 
     remote = [place for place in arguments.places if not is_local(place)]

@@ -8,7 +8,7 @@ from hdm_lightning.cli.counts import at_least
 from hdm_lightning.cli.outputs import require_picture
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.streaming import Tokenize
+    from hdm_lightning.data.samples import Tokenize
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.captions import CaptionRules, TagGrammar  # noqa: PLC0415 (for --help's sake)
     from hdm_lightning.data.contact import contact_sheet  # noqa: PLC0415 (as above)
     from hdm_lightning.data.crops import CropRules  # noqa: PLC0415 (as above)
-    from hdm_lightning.data.streaming import Source, StreamConfig, stream  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.rules import StreamConfig  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.samples import stream  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.sources import Source  # noqa: PLC0415 (loads torch)
 
     require_picture(Path(arguments.out), "--out")
     config = StreamConfig(

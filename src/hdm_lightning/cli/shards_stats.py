@@ -19,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, draw the picture."""
-    from hdm_lightning.data.charts import draw  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.statistics import as_table, collect  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.statistics import (  # noqa: PLC0415 (as above)
+        as_table,
+        collect,
+        draw,
+    )
 
     if arguments.picture:
         require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))

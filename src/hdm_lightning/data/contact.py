@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hdm_lightning.data.preparation import Sample
+from hdm_lightning.data.samples import Sample
 
 Convention = Literal["area", "long_side"]
 

@@ -7,13 +7,12 @@ from math import ceil
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hdm_lightning.data.batch import Batch
-from hdm_lightning.data.chunks import Chunk, chunk_samples, collate, in_order, pack_chunk
-from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.batch import Batch, Chunk, chunk_samples, collate, in_order, pack_chunk
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Preparation, Sample, Tokenize
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 
 WORKER_TIMEOUT_S = 900
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
@@ -120,7 +119,7 @@ def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 class ValidationLoader(StreamLoader):
     """A finite loader over the first positions of a fixed order, with as many batches on every rank.
 
-    Each position is given by one rank; the last batches are filled up with holes of weight 0, so that no rank waits
+    Each position is given by one rank; the last batches are filled up with masked samples, so that no rank waits
     for another. Captions are the first ones, never dropped.
 
     Args:
@@ -189,5 +188,5 @@ class _Chunks(IterableDataset[Chunk]):
     def _sample(self, preparation: Preparation, row: int) -> Sample:
         position = self.first + row * self.world
         if self.stop is not None and position >= self.stop:
-            return preparation.hole(position)
+            return preparation.masked(position)
         return preparation.sample(position)

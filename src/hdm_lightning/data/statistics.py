@@ -1,19 +1,22 @@
-"""What a set of shards holds, in numbers: samples, sizes, shapes, captions."""
+"""What a set of shards holds, in numbers (samples, sizes, shapes, captions) and as histograms."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
-from hdm_lightning.data.sources import resolve
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import Source, resolve
+from hdm_lightning.errors import UserError
 
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 ASPECTS = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -136,3 +139,30 @@ def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float
         for name, count, part in zip(names, counts.tolist(), share.tolist(), strict=True)
         if count
     ]
+
+
+def draw(found: Statistics, path: str | Path) -> None:
+    """Histograms of short sides, aspect ratios and caption lengths, written as an image file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
+        raise UserError("pictures need matplotlib", where="--picture", hint=hint) from error
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    sides, shapes, captions = figure.subplots(1, 3)
+    _histogram(sides, found.short_side, "short side [pixels]")
+    _histogram(shapes, np.log2(np.maximum(found.aspect, 1e-3)), "log₂(width / height)")
+    _histogram(captions, found.caption_lengths, f"caption length [{found.caption_unit}]")
+    sides.set_ylabel("samples")
+    figure.suptitle(f"{found.samples} samples in {found.shards} shards, {found.bytes / 1e9:.2f} GB")
+    figure.savefig(path, dpi=120)
+
+
+def _histogram(axes: Any, values: Any, label: str) -> None:
+    if len(values):
+        axes.hist(values, bins=40)
+    axes.set_xlabel(label)

@@ -1,6 +1,8 @@
 """Bytes of shards and indices wherever they lie: local files, http(s), pipes, and all that fsspec reaches."""
 
+import errno
 import os
+import stat
 import threading
 import time
 import urllib.error
@@ -53,7 +55,7 @@ class LocalFiles:
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)
         if handle is None:
-            handle = self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._handles[path] = _open_file(path)
             if len(self._handles) > self._limit:
                 os.close(self._handles.popitem(last=False)[1])
         else:
@@ -67,6 +69,14 @@ class LocalFiles:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _open_file(path: str) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 def is_local(url: str) -> bool:

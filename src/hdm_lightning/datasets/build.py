@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import index_shards
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
 

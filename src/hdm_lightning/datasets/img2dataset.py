@@ -6,8 +6,9 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
-from hdm_lightning.data.index import Index, index_shards
+from hdm_lightning.data.index import Index
 from hdm_lightning.data.parallel import available_cores, progress_bar
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.build import REJECTED
 from hdm_lightning.errors import UserError
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from hdm_lightning.data.index import index_shards
 from hdm_lightning.data.parallel import ordered_map, progress_bar
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.openclipart_captions import describe
 from hdm_lightning.datasets.openclipart_drawing import (
     Miniatures,

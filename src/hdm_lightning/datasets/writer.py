@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 Field = bytes | str | Mapping[str, object]

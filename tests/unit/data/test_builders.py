@@ -13,7 +13,7 @@ from PIL import Image
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
 from hdm_lightning.datasets import build as shard_build
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset

@@ -6,13 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.config import Source
-from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
 
 

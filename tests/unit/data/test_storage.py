@@ -12,13 +12,13 @@ from collections import Counter
 import pytest
 
 from hdm_lightning.data import reader, storage
-from hdm_lightning.data.config import Source
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.read_ahead import ReadAhead
+from hdm_lightning.data.reader import ReadAhead
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.sources import Source
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
-from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 
 
@@ -249,7 +249,7 @@ def test_local_files_keep_few_open(shards):
 
 def test_a_silent_server_does_not_hold_up_the_end_of_the_process():
     code = """
-from hdm_lightning.data.read_ahead import ReadAhead
+from hdm_lightning.data.reader import ReadAhead
 import time
 ahead = ReadAhead(2)
 print(ahead.submit(lambda: 6 * 7).result())
