@@ -19,7 +19,7 @@ from hdm_lightning.data.samples import Sample
 class Batch(TypedDict):
     """What every loader of this project yields.
 
-    A hole (a sample that could not be read) keeps its row: a black image, a crop of the whole of it, one padding
+    A masked sample (one that could not be read) keeps its row: a black image, a crop of the whole of it, one padding
     token, an empty caption and weight 0, so that shapes, order and the plan of every other sample stay as they were.
     """
 
@@ -34,7 +34,7 @@ class Batch(TypedDict):
     index: Tensor
     """int64 (B,): position in the stage's global order."""
     weight: Tensor
-    """float32 (B,): 1, or 0 for a hole."""
+    """float32 (B,): 1, or 0 for a masked sample."""
     keys: list[str]
     """`shard/key` of each sample."""
     captions: list[str]

@@ -169,7 +169,7 @@ def benchmark_images(count: int = 8, *, quality: int = 88) -> list[bytes]:
 
 
 def synthetic_photograph(height: int, width: int, seed: int) -> Image.Image:
-    """A picture with the statistics of photographs: amplitudes falling with frequency, surfaces with edges.
+    """An image with the statistics of photographs: amplitudes falling with frequency, surfaces with edges.
 
     Noise whose amplitude falls as frequency^-1.4 lies on discs of random sizes that cover each other ("dead leaves").
     """

@@ -28,7 +28,7 @@ class Buckets:
         step_px: heights and widths are multiples of this.
         max_aspect: largest ratio of the long to the short side of a shape.
         block: positions of the global order that share a shape. The samples of a micro-batch over all ranks must
-            divide it, and it must stay the same when a run goes on with other ranks. A bucket with fewer samples is
+            divide it, and it must stay the same when a run resumes on other ranks. A bucket with fewer samples is
             not used; its images go to the nearest one that is.
     """
 

@@ -44,7 +44,7 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
     turn, scale = orientation(image), 1
     height, width = image.height, image.width
     crop = choose(width, height) if is_sideways(turn) else choose(height, width)
-    if is_jpeg := image.format in ("JPEG", "MPO"):  # MPO: phones put a second picture behind the first
+    if is_jpeg := image.format in ("JPEG", "MPO"):  # MPO: phones put a second image behind the first
         full = (crop.full_height, crop.full_width)
         scale = reduction(height, width, *(full[::-1] if is_sideways(turn) else full), exactly=turn != 1)
     if turn != 1:
@@ -168,7 +168,7 @@ def turned(image: Image.Image, turn: int) -> Image.Image:
 
 
 def format_of(data: bytes) -> str:
-    """Pillow's name of the format that the first bytes tell.
+    """Pillow's name of the format, by the first bytes.
 
     Raises:
         SampleFault: it is none that is read here.
@@ -210,7 +210,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def decode_jpeg(data: bytes, header: ImageFile.ImageFile, scale: int) -> NDArray[np.uint8] | None:
-    """The pixels of an intact colour JPEG at a reduced scale.
+    """The pixels of an intact RGB JPEG at a reduced scale.
 
     Args:
         data: the file.

@@ -19,10 +19,10 @@ WORKER_TIMEOUT_S = 900
 
 
 STOP_GRACE_S = 120
-"""How long a worker that got SIGTERM goes on, so that its process can finish the step and save."""
+"""How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
 
-def outlive_signals(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Let a worker not die at once of the signals that ask its process to save and stop.
 
     A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
@@ -92,13 +92,13 @@ class StreamLoader:
             num_workers=self.workers,
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=_ignore_stop_signals,
         )
-        return told_of_deaths(loader)
+        return naming_dead_workers(loader)
 
 
-def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes; that one has died or is stuck is said, whatever breaks first.
+def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of worker processes, with an error that says so where one has died or is stuck.
 
     torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
 
@@ -112,8 +112,8 @@ def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     except RuntimeError as error:
         if "timed out" not in str(error):
             raise
-        told = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(told) from error
+        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+        raise RuntimeError(what) from error
 
 
 class ValidationLoader(StreamLoader):

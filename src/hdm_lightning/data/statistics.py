@@ -69,7 +69,7 @@ def collect(
     Args:
         urls: folders, shards or brace patterns.
         captions: how captions are found; None for the defaults.
-        caption_samples: how many captions are read, by lot.
+        caption_samples: how many captions are read, at random.
         length_of: length of a caption in `caption_unit`; None counts words.
 
     Raises:
@@ -77,15 +77,15 @@ def collect(
     """
     source = Source(tuple(urls))
     records = [record for _, record in resolve(source)]
-    tables = [record.table() for record in records]
+    heights, widths = zip(*(record.shapes() for record in records), strict=True)
     lengths, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
     return Statistics(
         shards=len(records),
         samples=sum(record.samples for record in records),
         bytes=sum(record.bytes for record in records),
         left_out=Counter(reason.partition(":")[0] for record in records for reason in record.skip.values()),
-        height=np.concatenate([table.height for table in tables]),
-        width=np.concatenate([table.width for table in tables]),
+        height=np.concatenate(heights),
+        width=np.concatenate(widths),
         caption_lengths=lengths,
         caption_unit=caption_unit,
         bad_captions=bad,
@@ -124,8 +124,8 @@ def as_table(found: Statistics) -> str:
     if len(found.caption_lengths):
         marks = np.percentile(found.caption_lengths, (5, 50, 95, 99, 100))
         names = ("5%", "50%", "95%", "99%", "longest")
-        told = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
-        lines.append(f"  {found.caption_unit}: {told}")
+        marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
+        lines.append(f"  {found.caption_unit}: {marked}")
     return "\n".join(lines)
 
 
@@ -151,7 +151,7 @@ def draw(found: Statistics, path: str | Path) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
     except ImportError as error:
         hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
-        raise UserError("pictures need matplotlib", where="--picture", hint=hint) from error
+        raise UserError("histograms need matplotlib", where="--picture", hint=hint) from error
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     sides, shapes, captions = figure.subplots(1, 3)
     _histogram(sides, found.short_side, "short side [pixels]")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import threading
 import time
@@ -9,12 +10,14 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from http.client import HTTPResponse
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hdm_lightning.errors import UserError
 
 T = TypeVar("T")
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 OPEN_FILES = 64
 TRIES = 5
 PAUSE_S = 0.5
@@ -149,28 +152,59 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
 
 
 def _http(url: str, start: int, end: int | None) -> bytes:
+    """Bytes [start, end); what a server or proxy leaves out of a range is asked for again from there on."""
+    data, whole = _http_part(url, start, end)
+    while data and whole is not None and start + len(data) < (whole if end is None else min(end, whole)):
+        part, whole = _http_part(url, start + len(data), end)
+        if not part:
+            raise ConnectionError(f"{url}: the server gives nothing after byte {start + len(data)}")
+        data += part
+    return data
+
+
+def _http_part(url: str, start: int, end: int | None) -> tuple[bytes, int | None]:
+    """The bytes of one reply, and the size of the file where the reply is a range and says so."""
     request = urllib.request.Request(url)
     if start or end is not None:
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        with _opener().open(request, timeout=TIMEOUT_S) as reply:
             return _body(reply, start, end)
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
             raise FileNotFoundError(f"{url}: HTTP {error.code}") from error
         if error.code == 416:  # the file ends before the range begins
-            return b""
+            return b"", None
         raise
 
 
-def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("http://", "https://")):
+            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {newurl[:100]}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
+def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int | None]:
     """The wanted bytes of a reply, which may be the range or, from a plain server, the whole file.
 
     Raises:
-        ConnectionError: the connection ended before the bytes did.
+        ConnectionError: another range came, or the connection ended before the bytes did.
         TimeoutError: they came too slowly.
     """
-    begin, wanted = (0, None) if reply.status == 206 else (start, None if end is None else end - start)
+    begin, whole = start, None
+    if reply.status == 206:
+        begin, (first, whole) = 0, _content_range(reply)
+        if first not in (None, start):
+            raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
+    wanted = None if end is None else end - start
     length = reply.headers.get("Content-Length")
     if length is not None:  # not all servers hang up after the last byte
         rest = max(0, int(length) - begin)
@@ -180,7 +214,13 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
     data = b"".join(_parts(read, wanted))
     if length is not None and len(data) < (wanted or 0):
         raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
-    return data
+    return data, whole
+
+
+def _content_range(reply: HTTPResponse) -> tuple[int | None, int | None]:
+    """First byte of a partial reply and size of the whole file, None for what it does not say."""
+    found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
+    return (None, None) if found is None else (int(found[1]), None if found[2] == "*" else int(found[2]))
 
 
 def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:

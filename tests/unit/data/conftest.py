@@ -159,7 +159,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(503)
         if not file.is_file() or trouble == "gone":
             return self.send_error(404)
+        if trouble == "elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1/000.tar")
+            return self.end_headers()
         body, status = file.read_bytes(), 200
+        whole, start = len(body), 0
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if found and "no ranges" not in (trouble or ""):
             start, end = int(found[1]), int(found[2] or len(body)) + 1
@@ -167,6 +172,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.send_error(416)
             body, status = body[start:end], 206
         self.send_response(status)
+        if trouble in ("capped", "shifted"):
+            start += 512 * (trouble == "shifted")
+            body = body[:3000]
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{whole}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if "trickle" in (trouble or ""):

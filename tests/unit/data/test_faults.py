@@ -324,3 +324,17 @@ def test_strange_pictures_are_used_where_they_can_be(kit, tmp_path):
     assert len(samples) == 8 and all(sample.weight == 1 for sample in samples)
     crops = {sample.key.split("/")[1]: sample.crop for sample in samples}
     assert crops["turned"][2:] == (21, 16) and crops["cmyk"][2:] == (16, 21)
+
+
+def test_the_quarantine_begins_a_line_of_its_own_and_follows_no_link(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"shard": "half a li')
+    Quarantine(str(path)).add(shard="s", key="k", ordinal=1, reason="r", index=2)
+    first, second = path.read_text().splitlines()
+    assert first == '{"shard": "half a li' and json.loads(second)["ordinal"] == 1
+    victim, link = tmp_path / "victim", tmp_path / "link.jsonl"
+    victim.write_text("mine")
+    link.symlink_to(victim)
+    with pytest.raises(OSError):
+        Quarantine(str(link)).add(shard="s", key="k", ordinal=1, reason="r", index=2)
+    assert victim.read_text() == "mine"

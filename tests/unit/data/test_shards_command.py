@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from hdm_lightning.cli.shards import BUILDERS, COMMANDS, main
-from hdm_lightning.data.contact import contact_sheet, crop_positions
 from hdm_lightning.data.index import load_index
+from hdm_lightning.data.preview import crop_positions
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.statistics import collect
 from hdm_lightning.models.positions import token_positions
@@ -209,8 +209,6 @@ def test_positions_on_the_sheet_are_those_of_the_network(kit, folder, convention
             assert np.allclose(crop_positions(sample, convention), expected, atol=1e-5)
             seen.add(sample.crop)
     assert len(seen) > 3
-    with pytest.raises(ValueError, match="at least one sample"):
-        contact_sheet([])
 
 
 def test_index_json_is_plain(folder):
