@@ -13,12 +13,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.members import Columns, Forms, Layout, unpack_rows
+from hdm_lightning.data.members import Columns, Layout, SampleTable, unpack_rows
 from hdm_lightning.data.storage import is_local, read_whole
 from hdm_lightning.data.tar import BLOCK, is_unsafe
 from hdm_lightning.errors import UserError
@@ -28,27 +28,6 @@ READABLE = (1, 2)
 """Formats that can be read; the first one has no members, so that its samples are parsed."""
 
 INDEX_NAME = "index.json"
-
-
-class SampleTable(NamedTuple):
-    """Samples of one shard, in the order of the archive; int64 (n,) each.
-
-    `start` and `size` are bytes, `height` and `width` pixels of the upright image (0 where unknown). `forms` is None
-    where an index of the first format says nothing of members.
-    """
-
-    ordinal: NDArray[np.int64]
-    start: NDArray[np.int64]
-    size: NDArray[np.int64]
-    height: NDArray[np.int64]
-    width: NDArray[np.int64]
-    forms: Forms | None
-
-    def take(self, rows: NDArray[np.generic]) -> "SampleTable":
-        """Those of some rows (or of a mask)."""
-        forms = None if self.forms is None else self.forms.take(rows)
-        ordinal, start, size, height, width = (column[rows] for column in self[:5])
-        return SampleTable(ordinal, start, size, height, width, forms)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,27 @@ class Forms:
         return gaps[self.layout] * BLOCK + (-(-self.sizes // BLOCK) * BLOCK).sum(axis=1)
 
 
+class SampleTable(NamedTuple):
+    """Samples of one shard, in the order of the archive; int64 (n,) each.
+
+    `start` and `size` are bytes, `height` and `width` pixels of the upright image (0 where unknown). `forms` is None
+    where an index of the first format says nothing of members.
+    """
+
+    ordinal: NDArray[np.int64]
+    start: NDArray[np.int64]
+    size: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    forms: Forms | None
+
+    def take(self, rows: NDArray[np.generic]) -> "SampleTable":
+        """Those of some rows (or of a mask)."""
+        forms = None if self.forms is None else self.forms.take(rows)
+        ordinal, start, size, height, width = (column[rows] for column in self[:5])
+        return SampleTable(ordinal, start, size, height, width, forms)
+
+
 @dataclass(frozen=True)
 class Columns:
     """What an index says of each sample of a shard, used or not, as `pack` wrote it.

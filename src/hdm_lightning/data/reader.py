@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import SampleTable
-from hdm_lightning.data.members import Form, RawSample, parse_sample
+from hdm_lightning.data.members import Form, RawSample, SampleTable, parse_sample
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.rules import StreamConfig

@@ -12,7 +12,8 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.index import SampleTable, ShardRecord, index_file, load_index
+from hdm_lightning.data.index import ShardRecord, index_file, load_index
+from hdm_lightning.data.members import SampleTable
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
 
