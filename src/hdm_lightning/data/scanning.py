@@ -51,19 +51,13 @@ def index_shards(
     names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
     if not names:
         raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
+    states = {name: _state(root / name) for name in names}
     known = _unchanged(root) if new_only else {}
-    with _Part(root / PART_NAME) as part:
-        states = {name: _state(root / name) for name in names}
-        known |= {name: record for name, record in part.read(states).items() if name in states}
-        missing = [name for name in names if name not in known]
-        scanned = ordered_map(partial(scan_shard, root), missing, processes=min(jobs, len(missing)))
-        for name, record in zip(missing, scanned, strict=True):
-            if progress is not None:
-                progress(record)
-            known[name] = record
-            part.append(record, states[name])
-        index = Index(str(root), tuple(known[name] for name in names))
-        write_index(index, root / INDEX_NAME)
+    unread = {name: name for name in names if name not in known}
+    known |= _scan_all(unread, partial(scan_shard, root), root / PART_NAME, states, jobs, progress)
+    index = Index(str(root), tuple(known[name] for name in names))
+    write_index(index, root / INDEX_NAME)
+    (root / PART_NAME).unlink()
     return index
 
 
@@ -84,49 +78,51 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     urls = [url for pattern in patterns for url in expanded(pattern)]
     folder, out = _common_folder(urls, patterns), Path(out)
     digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
-    with _Part(out.with_name(f".{out.stem}-{digest}-part.jsonl")) as part:
-        known = part.read()
-        missing = [url for url in urls if _name(url) not in known]
-        for record in ordered_map(_scan_remote, missing, processes=min(jobs, len(missing))):
-            known[record.name] = record
-            if progress is not None:
-                progress(record)
-            part.append(record)
-        index = Index(folder, tuple(known[_name(url)] for url in urls))
-        write_index(index, out)
+    part = out.with_name(f".{out.stem}-{digest}-part.jsonl")
+    known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)
+    index = Index(folder, tuple(known[_name(url)] for url in urls))
+    write_index(index, out)
+    part.unlink()
     return index
 
 
-class _Part:
-    """The shards that an indexing under way has read: one line each, appended, so that writing stays linear."""
+def _scan_all(
+    shards: Mapping[str, str],
+    scan: Callable[[str], ShardRecord],
+    part: Path,
+    states: Mapping[str, list[int]],
+    jobs: int,
+    progress: Progress | None,
+) -> dict[str, ShardRecord]:
+    """The records of shards by name, from `scan(shard)` or from what an interrupted call has left in `part`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Each record that is read adds its line to that file, so that writing stays linear in the shards.
+    """
+    known = {name: record for name, record in _read_part(part, states).items() if name in shards}
+    missing = [name for name in shards if name not in known]
+    found = ordered_map(scan, (shards[name] for name in missing), processes=min(jobs, len(missing)))
+    with part.open("a", encoding="utf-8") as handle:
+        for name, record in zip(missing, found, strict=True):
+            if progress is not None:
+                progress(record)
+            known[name] = record
+            handle.write(json.dumps({**as_entry(record), "state": states.get(name)}) + "\n")
+            handle.flush()
+    return known
 
-    def __enter__(self) -> "_Part":
-        return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self.path.unlink(missing_ok=True)
-
-    def read(self, states: Mapping[str, list[int]] | None = None) -> dict[str, ShardRecord]:
-        """The records by name; with the shards' present states, only of those that have not changed since."""
-        found = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        for line in lines:
-            try:
-                entry: dict[str, Any] = json.loads(line)
-                record = from_entry(entry)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # the last line of a call that was killed
-            if states is None or entry.get("state") == states.get(record.name):
-                found[record.name] = record
-        return found
-
-    def append(self, record: ShardRecord, state: list[int] | None = None) -> None:
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({**as_entry(record), "state": state}) + "\n")
+def _read_part(part: Path, states: Mapping[str, list[int]]) -> dict[str, ShardRecord]:
+    """The records that an interrupted call has left, of shards that have not changed since."""
+    found = {}
+    for line in part.read_text(encoding="utf-8").splitlines() if part.is_file() else []:
+        try:
+            entry: dict[str, Any] = json.loads(line)
+            record = from_entry(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the last line of a call that was killed
+        if entry.get("state") == states.get(record.name):
+            found[record.name] = record
+    return found
 
 
 def _state(path: Path) -> list[int]:

@@ -107,26 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build as the arguments say and print one line of what was written."""
-    options = {name: value for name, value in vars(args).items() if name in _BUILD_OPTIONS}
-    folder = build_shapes(args.out, **options)
+    folder = build_shapes(args.out, **{name: value for name, value in vars(args).items() if name != "out"})
     print(f"{args.count} scenes, split {args.split}, short side {args.resolution} px: {folder}")
     return 0
-
-
-_BUILD_OPTIONS = (
-    "count",
-    "seed",
-    "resolution",
-    "aspects",
-    "continuous_aspects",
-    "multiple",
-    "objects",
-    "split",
-    "encoding",
-    "variation",
-    "samples_per_shard",
-    "processes",
-)
 
 
 def _sample(options: ShapesOptions, item: Item) -> dict[str, Field]:
