@@ -20,7 +20,7 @@ from hdm_lightning.assessment.job import PARTS
 from hdm_lightning.assessment.pictures import real_pictures
 from hdm_lightning.cli import convert, evaluate
 from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
-from hdm_lightning.data.builders.writer import ShardWriter
+from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.training.callbacks.vae_validation import measured_transforms
 from hdm_lightning.training.data_settings import sources_from

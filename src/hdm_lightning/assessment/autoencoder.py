@@ -18,8 +18,8 @@ from hdm_lightning.assessment.pictures import Captioned, as_picture, middle_crop
 from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple, padded_size
 from hdm_lightning.errors import UserError

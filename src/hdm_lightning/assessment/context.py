@@ -24,9 +24,9 @@ from hdm_lightning.assessment.pictures import (
     real_pictures,
 )
 from hdm_lightning.assessment.settings import EvaluationSettings
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.pipeline import TextToImage, to_uint8

@@ -23,7 +23,7 @@ from hdm_lightning.assessment.part import Part, failure
 from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.assessment.shapes import SHAPES
 from hdm_lightning.assessment.subject import RunRecord, Subject, load_subject
-from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.results import Evaluation, Failed, LeftOut, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from hdm_lightning.assessment.context import Context, RealData, require_reference
 from hdm_lightning.assessment.part import Part, nothing_to_check
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.results import Curve, Measure, PartResult
 from hdm_lightning.generation.pipeline import TextToImage

@@ -3,7 +3,7 @@
 from hdm_lightning.assessment.context import Context
 from hdm_lightning.assessment.part import Part
 from hdm_lightning.assessment.pictures import as_picture
-from hdm_lightning.data.builders.shapes import Prompt, heldout_prompts
+from hdm_lightning.datasets.shapes import Prompt, heldout_prompts
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.generation.scoring import ScoredPictures, draw_and_score

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, StopOnSignal
+from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
