@@ -10,7 +10,8 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class ShardRecord:
         Raises:
             UserError: the record contradicts itself.
         """
-        with _named(self.name):
+        with _naming(self.name):
             height, width = self.columns.shapes(self.count)
         used = self._used()
         return height[used], width[used]
@@ -76,12 +77,12 @@ class ShardRecord:
         Raises:
             UserError: the record contradicts itself.
         """
-        with _named(self.name):
+        with _naming(self.name):
             height, width = self.columns.shapes(self.count)
             forms = self.columns.forms(self.count) if self.columns.blocks is None else None
             size = forms.range_bytes() if forms else unpack_rows(self.columns.blocks or b"", self.count) * BLOCK
             start = self.first_block * BLOCK + np.cumsum(size) - size
-            if len(size) and int(start[-1] + size[-1]) > self.bytes:
+            if self.first_block * BLOCK + size.sum(dtype=np.float64) > self.bytes:
                 raise ValueError("samples lie beyond the end of the shard")
         return SampleTable(np.arange(self.count), start, size, height, width, forms).take(self._used())
 
@@ -108,19 +109,14 @@ class Index:
         return f"{self.base.rstrip('/')}/{shard.name}"
 
 
-class _named:
-    """Turns what is wrong with a record into a `UserError` that names its shard."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and not isinstance(error, UserError):
-            what = f"the index contradicts itself: {error}"
-            raise UserError(what, where=self.name, hint="run `hdm-shards index` again") from error
+@contextmanager
+def _naming(shard: str) -> Iterator[None]:
+    """Turn what is wrong with a record into a `UserError` that names its shard."""
+    try:
+        yield
+    except ValueError as error:
+        what, hint = f"the index contradicts itself: {error}", "run `hdm-shards index` again"
+        raise UserError(what, where=shard, hint=hint) from error
 
 
 def write_index(index: Index, path: Path) -> None:

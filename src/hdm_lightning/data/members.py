@@ -193,7 +193,7 @@ class Columns:
 
 
 def pack(column: Sequence[int] | NDArray[np.int64]) -> bytes:
-    """A column of numbers in [0, 2^64): all lowest bytes, then all second ones, and so on, deflated."""
+    """A column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
     numbers = np.asarray(column, dtype="<u8")
     width = 4 if not len(numbers) or numbers.max() < 1 << 32 else 8
     planes = numbers.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
@@ -210,8 +210,10 @@ def unpack(packed: bytes, count: int) -> NDArray[np.int64]:
     width = 8 if len(raw) > 4 * count else 4
     if len(raw) != width * count:
         raise ValueError("a column has not as many entries as there are samples")
-    planes = np.ascontiguousarray(raw.reshape(width, count).T)
-    return planes.view(f"<u{width}")[:, 0].astype(np.int64)
+    numbers = np.ascontiguousarray(raw.reshape(width, count).T).view(f"<u{width}")[:, 0]
+    if width == 8 and numbers.max() >> 62:
+        raise ValueError("a column holds a number beyond all sizes")
+    return numbers.astype(np.int64)
 
 
 def unpack_rows(packed: bytes, count: int) -> NDArray[np.int64]:

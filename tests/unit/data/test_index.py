@@ -408,6 +408,7 @@ def test_records_that_make_no_sense_are_refused_with_the_file(tmp_path, kit, cha
         {"layouts": []},
         {"sizes": []},
         {"check": base64.b64encode(pack([1])).decode()},
+        {"sizes": [base64.b64encode(pack([2**61] * 3)).decode()] * 3},
     ],
 )
 def test_records_that_contradict_themselves_are_told_at_the_start(tmp_path, kit, change):
