@@ -66,8 +66,8 @@ def test_the_ledger_adds_up_over_starts_and_kinds_of_ends(flow_module, shard_dat
         ("progress", "px16", 8, 200.0),
         ("rewind", "px16", 16, 200.0),
         ("start", "px16", 8, None),
-        ("progress", "px16", 16, 300.0),  # after five minutes without a line
-        ("end", "px16", 24, 100.0),
+        ("progress", "px16", 24, 400.0),  # after more than five minutes without a line
+        ("end", "px16", 24, 0.0),
         ("start", "px24", 0, None),
         ("progress", "px24", 8, 400.0),
         ("end", "px24", 8, 0.0),
