@@ -1,5 +1,8 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
@@ -19,3 +22,10 @@ class UserError(ValueError):
         if self.hint:
             lines.append(f"  hint: {self.hint}")
         return "\n".join(lines)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the closest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else "choose one of " + ", ".join(names)

@@ -1,4 +1,4 @@
-"""A CLIP as a judge: image features, and its score of a picture with a caption (arXiv 2104.08718).
+"""A CLIP: image features, and its score of an image with a caption (arXiv 2104.08718).
 
 Shapes: images (B,3,H,W), uint8; features (B,D).
 """
@@ -28,7 +28,7 @@ _TEXT_BATCH = 64
 
 
 @dataclass(frozen=True)
-class ClipJudge:
+class Clip:
     """A CLIP-like dual encoder.
 
     Args:
@@ -60,7 +60,7 @@ class ClipJudge:
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """100 · max(cosine, 0) of each picture with its caption, (B,), as torchmetrics' CLIPScore gives it.
+    """100 · max(cosine, 0) of each image with its caption, (B,), as torchmetrics' CLIPScore gives it.
 
     Args:
         image_features, text_features: unit vectors (B,D).
@@ -68,11 +68,11 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     return 100 * (image_features * text_features).sum(1).clamp(min=0)
 
 
-def load_clip(name: str, device: torch.device) -> ClipJudge:
+def load_clip(name: str, device: torch.device) -> Clip:
     """A CLIP by hub name or folder.
 
     Raises:
-        UserError: it cannot be had, or is no model of pictures and texts.
+        UserError: it cannot be had, or is no model of images and texts.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import)
 
@@ -83,12 +83,12 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
         raise UserError(error.what, where=WHERE, hint=hint) from error
     model = read_vision_model(folder, WHERE)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise UserError(f"{name} is no model of pictures and texts", where=WHERE, hint="give a CLIP or SigLIP")
+        raise UserError(f"{name} is no model of images and texts", where=WHERE, hint="give a CLIP or SigLIP")
     model = model.to(device)
     preprocessing = vision_preprocessing(folder, WHERE)
 
-    def image_features(pictures: Tensor) -> Tensor:
-        return F.normalize(pooled(model.get_image_features(pixel_values=pictures)), dim=1)
+    def image_features(images: Tensor) -> Tensor:
+        return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
 
     with torch.no_grad():
         side = preprocessing.side_px or 224
@@ -97,4 +97,4 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
-    return ClipJudge(short, network, model, AutoTokenizer.from_pretrained(str(folder), local_files_only=True), length)
+    return Clip(short, network, model, AutoTokenizer.from_pretrained(str(folder), local_files_only=True), length)
