@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -305,6 +307,11 @@ def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shard
     reasons = {one["part"]: one["why"] for one in result["left_out"]}
     assert reasons["kernel"] == reasons["aspect"] == "its package is not installed"
     assert evaluate.main([*arguments, "--parts", "kernel", "--out", str(tmp_path / "o")]) == 2
+
+
+def test_help_waits_for_no_torch():
+    check = "import sys, hdm_lightning.cli.evaluate; sys.exit(bool({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 def test_every_part_leads_to_a_function():

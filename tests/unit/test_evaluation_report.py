@@ -65,7 +65,8 @@ def test_json_holds_every_number():
     measure = found["results"]["raw"]["loss"]["measures"]["loss"]
     assert (measure["value"], measure["low"], measure["high"], measure["samples"]) == (2.0, 1.9, 2.2, 7)
     assert (measure["unit"], measure["chance"], measure["better"]) == ("nats", 0.5, "lower")
-    assert found["results"]["ema"]["loss"]["curves"][0]["points"][2]["value"] == 3.0
+    (curve,) = found["results"]["ema"]["loss"]["curves"]
+    assert curve["points"][2]["value"] == 3.0 and set(curve) == {"title", "x_label", "y_label", "x", "points"}
     assert found["left_out"] == [{"part": "shapes", "why": "no shapes", "hint": "build some"}]
     assert found["failed"][0]["traceback"] == "Traceback"
     assert (found["date"], found["command"]) == ("2031-05-04T03:02:01+00:00", "hdm-evaluate 'runs/toy & co'")

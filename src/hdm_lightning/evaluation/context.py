@@ -143,20 +143,26 @@ def needs(*requirements: Requirement) -> Callable[[Callable[[Context], Found]], 
 
 def feature_networks(context: Context) -> None:
     """A feature network can be had."""
-    context.real.require_networks()
+    if context.real.missing is not None:
+        raise context.real.missing
+
+
+def training_images(context: Context, part: str, needed: int, hint: str) -> None:
+    """The training set is known, and large enough."""
+    if context.real.train_stream is None:
+        raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
+    have = context.real.train_count
+    if have < needed:
+        what = f"{part} needs at least {needed} training images, there are {have}"
+        raise UserError(what, where="--train-samples", hint=hint)
 
 
 def agreement_head(context: Context) -> None:
-    """The agreement head can be trained: there are networks, and the training set is known and large enough."""
-    context.real.require_networks()
-    context.real.require_train("the agreement head")
-    have, needed = context.real.train_count, 2 * FEWEST_PAIRS
-    if have < needed:
-        raise UserError(
-            f"the agreement head learns from at least {needed} training images, there are {have}",
-            where="--train-samples",
-            hint=f"give --train-samples {needed} and a training set with as many, or --clip NAME",
-        )
+    """The agreement head can be trained."""
+    feature_networks(context)
+    needed = 2 * FEWEST_PAIRS
+    hint = f"give --train-samples {needed} and a training set with as many, or --clip NAME"
+    training_images(context, "the agreement head", needed, hint)
 
 
 def holds(requirement: Requirement, context: Context) -> bool:

@@ -5,7 +5,9 @@ Shapes: image (B,3,H,W); features (N,D).
 
 import dataclasses
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +20,7 @@ from hdm_lightning.data.plan import Plan
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.evaluate_model import Outcome
-from hdm_lightning.evaluation.image_sets import Captioned, Progress, middle_crops, pixels, real_images
+from hdm_lightning.evaluation.image_sets import Progress, middle_crops, pixels, real_images
 from hdm_lightning.evaluation.request import VaeRequest
 from hdm_lightning.evaluation.results import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure
 from hdm_lightning.generation.feature_networks import load_feature_network
@@ -43,15 +44,8 @@ _SHEET_PX = 1100
 _HIGHER = ("psnr", "ssim")
 
 
-@dataclasses.dataclass
-class _Measured:
-    """What one pass over the images leaves: measures, their values by image, and features by network."""
-
-    measures: AutoencoderMeasures
-    values: dict[str, Tensor]
-    real: dict[str, Tensor]
-    decoded: dict[str, Tensor]
-    first: Tensor
+Columns = dict[tuple[str, str], Tensor]
+"""What one pass leaves of all images: ("value", measure) (N,); ("real" | "decoded", network) features (N,D)."""
 
 
 def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) -> Evaluation:
@@ -73,17 +67,31 @@ def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) 
         dataclasses.replace(stream, captions=dataclasses.replace(stream.captions, allow_missing=True))
     )
     plan = Plan(stream)
-    images = (part for batch in real_images(stream, plan, request.samples) for part in _split(batch, request))
-    measured = _measure(request, device, network, networks, images, progress)
-    outcome = Outcome({WEIGHTS: {"autoencoder": _own(request, network, measured)}})
+    found = Evaluation(
+        _facts(named, folder, network), _pinned(request, networks, plan.fingerprint), {WEIGHTS: {}}, TITLES
+    )
+    name = request.perceptual
+    perceptual = None if name == "none" else (name, perceptual_distance(name, where="--perceptual").to(device))
+    measures = measures_of(network, padded_size(request.size, 1, network.factor)[0], perceptual)
+    batches = (part for each in real_images(stream, plan, request.samples) for part in each.images.split(request.batch))
+    columns, first = _measure(request, network, networks, measures, batches, progress)
+    found.results[WEIGHTS]["autoencoder"] = _own(request, measures, columns, _gallery(network, first))
     try:
-        outcome.results[WEIGHTS]["distances"] = _distances(request, networks, measured, outcome.left_out)
+        found.results[WEIGHTS]["distances"] = _distances(request, networks, columns, found.left_out)
     except Exception as error:  # must not cost the other part, which may have taken hours
-        outcome.fail("distances", WEIGHTS, error)
-    facts = {"name": named.name if named.name != FINAL else named.parent.name, "model": str(named)}
-    facts |= {"sha256": sha256_of_all(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))}
-    facts |= {"latents": f"{network.channels} channels, 1/{network.factor} of the side"}
-    return outcome.evaluation(facts, _pinned(request, networks, plan.fingerprint), TITLES, time.monotonic() - begin)
+        found.fail("distances", WEIGHTS, error)
+    found.seconds = time.monotonic() - begin
+    return found
+
+
+def _facts(named: Path, folder: Path, network: AutoencoderNetwork) -> dict[str, str]:
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return {
+        "name": named.name if named.name != FINAL else named.parent.name,
+        "model": str(named),
+        "sha256": sha256_of_all(weights),
+        "latents": f"{network.channels} channels, 1/{network.factor} of the side",
+    }
 
 
 def _check_side(request: VaeRequest, factor: int) -> None:
@@ -96,67 +104,54 @@ def _check_side(request: VaeRequest, factor: int) -> None:
         raise UserError(what, where="--size", hint=f"give at least {SMALLEST_SIDE}")
 
 
-def _split(batch: Captioned, request: VaeRequest) -> Sequence[Tensor]:
-    return batch.images.split(request.batch)
-
-
 @torch.no_grad()
 def _measure(
     request: VaeRequest,
-    device: torch.device,
     network: AutoencoderNetwork,
     networks: Sequence[FeatureNetwork],
-    images: Iterator[Tensor],
+    measures: AutoencoderMeasures,
+    batches: Iterator[Tensor],
     progress: Progress,
-) -> _Measured:
-    """One pass over batches of uint8 images."""
-    name = request.perceptual
-    perceptual = None if name == "none" else (name, perceptual_distance(name, where="--perceptual").to(device))
-    measures = measures_of(network, padded_size(request.size, 1, network.factor)[0], perceptual)
-    tables: list[dict[str, Tensor]] = []
+) -> tuple[Columns, Tensor]:
+    """One pass over batches of uint8 images; returns what it leaves, and the first images in [-1, 1]."""
+    parts: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     first: list[Tensor] = []
     done = 0
-    for part in images:
-        height, width = part.shape[-2:]
-        padded = pad_to_multiple(part, network.factor, request.on_indivisible)
-        image = padded.to(device).float() / 127.5 - 1.0
-        values = measures.update(image, cut=(height, width))
+    for batch in batches:
+        height, width = batch.shape[-2:]
+        padded = pad_to_multiple(batch, network.factor, request.on_indivisible)
+        image = padded.to(next(network.parameters()).device).float() / 127.5 - 1.0
+        for key, value in measures.update(image, cut=(height, width)).items():
+            parts["value", key].append(value.cpu())
         back = cut_to(to_uint8(network.decode(network.posterior(image).mean)).cpu(), height, width)
-        tables.append({f"value/{key}": value.cpu() for key, value in values.items()})
-        tables[-1] |= {f"real/{one.name}": one(part).cpu() for one in networks}
-        tables[-1] |= {f"decoded/{one.name}": one(back).cpu() for one in networks}
+        for one in networks:
+            parts["real", one.name].append(one(batch).cpu())
+            parts["decoded", one.name].append(one(back).cpu())
         first = first or [image[:_SHOWN]]
-        done += len(part)
+        done += len(batch)
         progress("autoencoder", done, request.samples)
     if done < 2:
         raise UserError(f"there are {done} usable images, two are needed", where="--data", hint="give more")
-    columns = {
-        kind: {
-            key.removeprefix(f"{kind}/"): torch.cat([table[key] for table in tables])
-            for key in tables[0]
-            if key.startswith(f"{kind}/")
-        }
-        for kind in ("value", "real", "decoded")
-    }
-    return _Measured(measures, columns["value"], columns["real"], columns["decoded"], first[0])
+    return {key: torch.cat(each) for key, each in parts.items()}, first[0]
 
 
-def _own(request: VaeRequest, network: AutoencoderNetwork, measured: _Measured) -> Found:
+def _own(request: VaeRequest, measures: AutoencoderMeasures, columns: Columns, gallery: Gallery) -> Found:
     """Means of what each image has for itself, and in the record the statistics of all latents together.
 
     Those no single image has, and no resampling of images spreads. `latents_mean` and `latents_std`, per channel, are
     what training wants to find in an autoencoder's config.json.
     """
-    measures = [
-        Measure(key.replace("/", "_"), request.bootstrap.mean(value), _better(key), "dB" * ("_db" in key))
-        for key, value in measured.values.items()
+    values = {name: column for (kind, name), column in columns.items() if kind == "value"}
+    means = [
+        Measure(key.replace("/", "_"), request.bootstrap.mean(value), _better(key), "dB" if "_db" in key else "")
+        for key, value in values.items()
     ]
-    report, latents = measured.measures.report(), measured.measures.latent_report()
+    latents = measures.latent_report()
     record: dict[str, Any] = {"resolution": request.size}
     record["perceptual"] = None if request.perceptual == "none" else request.perceptual
-    record |= {key: round(value, 6) for key, value in report.items() if key not in measured.values}
+    record |= {key: round(value, 6) for key, value in measures.report().items() if key not in values}
     record |= {"latents_mean": list(latents.mean), "latents_std": list(latents.std)}
-    return Found(measures, galleries=[_gallery(network, measured.first)], record=record)
+    return Found(means, galleries=[gallery], record=record)
 
 
 def _better(key: str) -> Better:
@@ -164,7 +159,7 @@ def _better(key: str) -> Better:
 
 
 def _distances(
-    request: VaeRequest, networks: Sequence[FeatureNetwork], measured: _Measured, left_out: list[LeftOut]
+    request: VaeRequest, networks: Sequence[FeatureNetwork], columns: Columns, left_out: list[LeftOut]
 ) -> Found:
     """Fréchet distances of reconstructions to the same images (rFID where the network is Inception).
 
@@ -172,7 +167,7 @@ def _distances(
     """
     measures = []
     for network in networks:
-        real, decoded = measured.real[network.name], measured.decoded[network.name]
+        real, decoded = columns["real", network.name], columns["decoded", network.name]
         half, needed = len(real) // 2, frechet_needs(network.width)
         if half >= FEWEST_SAMPLES:
             kernel = kernel_distance_estimate(real[half:], decoded[:half], request.bootstrap)

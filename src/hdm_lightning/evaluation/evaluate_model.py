@@ -2,22 +2,21 @@
 
 import dataclasses
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context
-from hdm_lightning.evaluation.image_sets import Progress
+from hdm_lightning.evaluation.image_sets import Progress, middle_crops
 from hdm_lightning.evaluation.parts import PARTS, Part
 from hdm_lightning.evaluation.real_data import RealData
 from hdm_lightning.evaluation.request import EvaluationSettings, ModelRequest
-from hdm_lightning.evaluation.results import Evaluation, Failed, Found, LeftOut
+from hdm_lightning.evaluation.results import Evaluation, LeftOut
 from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
@@ -33,7 +32,8 @@ def evaluate(
 ) -> tuple[Evaluation, int]:
     """Evaluate a model; returns what was found, and the training samples behind the model.
 
-    A part that fails is recorded, and the others are measured.
+    A part that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
+    is recorded, and the others are measured.
 
     Args:
         request: what and how.
@@ -50,71 +50,33 @@ def evaluate(
     sampling = _sampling(subject, request.drawing.given())
     chosen = _weights(subject, request.weights)
     real = _real_data(request, options, subject, sampling, progress)
-    parts, left_out = _possible(request.asked, Context(real, request.settings, subject.encoders, "", sampling))
-    outcome = Outcome({weights: {} for weights in chosen}, left_out)
-
-    def found() -> Evaluation:
-        settings, titles = _pinned(request, options, real, sampling), {key: part.title for key, part in PARTS.items()}
-        return outcome.evaluation(subject.facts, settings, titles, time.monotonic() - begin)
-
+    titles = {key: part.title for key, part in PARTS.items()}
+    settings = _pinned(request, options, real, sampling)
+    found = Evaluation(subject.facts, settings, {weights: {} for weights in chosen}, titles)
+    parts = _possible(request.asked, Context(real, request.settings, subject.encoders, "", sampling), found)
+    errors: list[Exception] = []
     for weights in chosen:
         context = Context(real, request.settings, subject.pipeline(weights), weights, sampling)
         for part in list(parts):
-            if not _measure(part, context, outcome, by_name=bool(request.asked)):
-                parts.remove(part)
-            keep(found())
-    outcome.require_some()
-    return found(), subject.samples_seen
+            try:
+                found.results[weights][part.key] = part.load()(context)
+            except Exception as error:  # must not cost what the others found in hours
+                if isinstance(error, UserError) and not request.asked:
+                    found.left_out.append(_omission(part, error))
+                    parts.remove(part)
+                else:
+                    found.fail(part.key, weights, error)
+                    errors.append(error)
+            found.seconds = time.monotonic() - begin
+            keep(found)
+    if errors and not any(found.results.values()):
+        raise errors[0]
+    return found, subject.samples_seen
 
 
-@dataclass
-class Outcome:
-    """What the parts came to."""
-
-    results: dict[str, dict[str, Found]]
-    left_out: list[LeftOut] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
-    first_error: Exception | None = None
-
-    def fail(self, part: str, weights: str, error: Exception) -> None:
-        """Record a part that failed."""
-        user = isinstance(error, UserError)
-        text = str(error) if user else f"{type(error).__name__}: {error}"
-        trace = "" if user else "".join(traceback.format_exception(error))
-        self.failed.append(Failed(part, weights, text, trace))
-        self.first_error = self.first_error or error
-
-    def require_some(self) -> None:
-        """Raise the first error if it is all that there is."""
-        if self.first_error is not None and not any(self.results.values()):
-            raise self.first_error
-
-    def evaluation(
-        self, subject: Mapping[str, Any], settings: Mapping[str, Any], titles: Mapping[str, str], seconds: float
-    ) -> Evaluation:
-        """All of it as results."""
-        return Evaluation(subject, settings, self.results, titles, self.left_out, self.failed, seconds)
-
-
-def _measure(part: Part, context: Context, outcome: Outcome, *, by_name: bool) -> bool:
-    """Measure a part and note what comes of it; whether it can be tried on other weights.
-
-    One that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
-    must not cost what the others found in hours.
-    """
-    try:
-        outcome.results[context.weights][part.key] = part.load()(context)
-    except Exception as error:
-        if isinstance(error, UserError) and not by_name:
-            outcome.left_out.append(_omission(part, error))
-            return False
-        outcome.fail(part.key, context.weights, error)
-    return True
-
-
-def _possible(asked: Sequence[str], context: Context) -> tuple[list[Part], list[LeftOut]]:
+def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[Part]:
     """The parts to do; those not asked for by name are left out where something is missing for them."""
-    parts, left_out = [], []
+    parts = []
     for key in asked or PARTS:
         try:
             PARTS[key].load().require(context)
@@ -122,8 +84,8 @@ def _possible(asked: Sequence[str], context: Context) -> tuple[list[Part], list[
         except UserError as error:
             if asked:
                 raise
-            left_out.append(_omission(PARTS[key], error))
-    return parts, left_out
+            found.left_out.append(_omission(PARTS[key], error))
+    return parts
 
 
 def _omission(part: Part, error: UserError) -> LeftOut:
@@ -170,7 +132,8 @@ def _real_data(
     if clip is not None:  # it may be a feature network as well
         clip = dataclasses.replace(clip, network=networks.pop())
     reference, train = _streams(request, subject, sampling.height)
-    real = RealData(request.settings, reference, train, networks, clip, progress, missing)
+    streams = middle_crops(reference), None if train is None else middle_crops(train)
+    real = RealData(request.settings, *streams, networks, clip, progress, missing)
     real.require_indices(train_named=bool(request.train_data))
     return real
 
@@ -215,13 +178,12 @@ def _train_stream(request: ModelRequest, run: RunRecord | None, plain: StreamCon
 
 def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, sampling: SamplingSettings) -> dict[str, Any]:
     """Everything that the numbers depend on besides the model."""
-    settings = request.settings
-    streams: dict[str, Any] = {"reference": _described(real.reference_stream, real.reference_plan.fingerprint)}
+    streams = {"reference": _described(real.reference_stream, real.reference_plan)}
     if real.train_stream is not None and real.train_plan is not None:
-        streams["train"] = _described(real.train_stream, real.train_plan.fingerprint)
+        streams["train"] = _described(real.train_stream, real.train_plan)
     return {
-        **settings.to_json(),
-        "bootstrap": dataclasses.asdict(settings.bootstrap),
+        **request.settings.to_json(),
+        "bootstrap": dataclasses.asdict(request.settings.bootstrap),
         "sampling": sampling.to_json(),
         "networks": [network.to_json() for network in real.all_networks],
         "data": streams,
@@ -230,10 +192,6 @@ def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, samplin
     }
 
 
-def _described(stream: StreamConfig, fingerprint: str) -> dict[str, Any]:
-    return {
-        "sources": [list(source.urls) for source in stream.sources],
-        "resolution": stream.resolution,
-        "crop": "middle square",
-        "order": fingerprint,
-    }
+def _described(stream: StreamConfig, plan: Plan) -> dict[str, Any]:
+    sources = [list(source.urls) for source in stream.sources]
+    return {"sources": sources, "resolution": stream.resolution, "crop": "middle square", "order": plan.fingerprint}

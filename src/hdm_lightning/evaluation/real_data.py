@@ -1,7 +1,8 @@
 """The real images that a model is compared with, made when a part first asks for them, once for all weights."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,60 +16,43 @@ from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
-from hdm_lightning.evaluation.image_sets import (
-    Captioned,
-    ImageSet,
-    Progress,
-    collect,
-    middle_crops,
-    real_images,
-    reported,
-)
+from hdm_lightning.evaluation.image_sets import ImageSet, Progress, collect, real_images, reported
 from hdm_lightning.evaluation.request import EvaluationSettings
 from hdm_lightning.generation.pipeline import TextToImage, to_uint8
-from hdm_lightning.metrics.agreement_head import DualHead, HeadTraining, fit_dual_head
+from hdm_lightning.metrics.agreement_head import DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
 
 DECODED = 512
 FEWEST_HELDOUT = 64
 FEWEST_REFERENCE = 2
 
-TextFeatures = Callable[[Sequence[str]], Tensor]
 
-
+@dataclass
 class RealData:
     """The real images that a model is compared with, and what is made of them alone.
 
-    Args:
+    Attributes:
         settings: counts.
-        reference: held-out images with captions: prompts, and the other side of distances.
-        train: the training set, to look for copies and to train the agreement head; None if it is not known.
+        reference_stream: held-out images with captions: prompts, and the other side of distances.
+        train_stream: the training set, to look for copies and to train the agreement head; None if it is not known.
         networks: feature networks, the first of which serves diversity, copies and agreement; none where they cannot
             be had.
         clip: a CLIP, or None.
         progress: called for images read.
         missing: why there are no feature networks, where there are none.
+        kept: values sample by sample of the weights measured so far, by measure and weights, for paired differences.
     """
 
-    def __init__(
-        self,
-        settings: EvaluationSettings,
-        reference: StreamConfig,
-        train: StreamConfig | None,
-        networks: Sequence[FeatureNetwork],
-        clip: Clip | None,
-        progress: Progress,
-        missing: UserError | None = None,
-    ) -> None:
-        self.settings, self.networks, self.clip, self.progress = settings, networks, clip, progress
-        self._missing = missing
-        self.reference_stream = middle_crops(reference)
-        self.train_stream = None if train is None else middle_crops(train)
-        self.kept: dict[str, dict[str, NDArray[np.float64]]] = {}
-        """Values sample by sample of the weights measured so far, by measure and weights, for paired differences."""
-        self._head: DualHead | None = None
-        self._head_keys: set[str] = set()
-        self._decoded: ImageSet | None = None
+    settings: EvaluationSettings
+    reference_stream: StreamConfig
+    train_stream: StreamConfig | None
+    networks: Sequence[FeatureNetwork]
+    clip: Clip | None
+    progress: Progress
+    missing: UserError | None = None
+    kept: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    _head: tuple[DualHead, set[str]] | None = None
+    _decoded: ImageSet | None = None
 
     @property
     def all_networks(self) -> list[FeatureNetwork]:
@@ -100,10 +84,11 @@ class RealData:
     @cached_property
     def reference(self) -> ImageSet:
         """The reference images."""
-        batches = real_images(self.reference_stream, self.reference_plan, self.settings.samples)
-        images = collect(
-            reported(batches, self.progress, "reading reference images", self.reference_count), self.all_networks
+        count, batches = (
+            self.reference_count,
+            real_images(self.reference_stream, self.reference_plan, self.settings.samples),
         )
+        images = collect(reported(batches, self.progress, "reading reference images", count), self.all_networks)
         require_reference(len(images))
         return images
 
@@ -112,8 +97,8 @@ class RealData:
         """The training images, features of the first network only."""
         assert self.train_stream is not None
         assert self.train_plan is not None
-        batches = real_images(self.train_stream, self.train_plan, self.train_count)
-        return collect(reported(batches, self.progress, "reading training images", self.train_count), self.networks[:1])
+        count, batches = self.train_count, real_images(self.train_stream, self.train_plan, self.train_count)
+        return collect(reported(batches, self.progress, "reading training images", count), self.networks[:1])
 
     @cached_property
     def first_record(self) -> dict[str, Any]:
@@ -124,16 +109,6 @@ class RealData:
         except ValueError:
             return {}
         return record if isinstance(record, dict) else {}
-
-    def require_networks(self) -> None:
-        """Raise what stood in the way of the feature networks, if anything did."""
-        if self._missing is not None:
-            raise self._missing
-
-    def require_train(self, part: str) -> None:
-        """Raise UserError if the training set is not known."""
-        if self.train_stream is None:
-            raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
 
     def require_indices(self, *, train_named: bool) -> None:
         """Read the indices of both sets now: what is missing would end the evaluation after hours.
@@ -151,15 +126,19 @@ class RealData:
                 raise
             self.train_stream = None
 
+    @torch.no_grad()
     def decoded(self, pipeline: TextToImage) -> ImageSet:
         """The first half of the reference images, at most `DECODED`, encoded and decoded by the autoencoder."""
         if self._decoded is None:
             count = min(DECODED, self.reference_count // 2)
-            batches = _reconstructed(pipeline, real_images(self.reference_stream, self.reference_plan, count))
+            batches = (
+                batch._replace(images=_reconstructed(pipeline, batch.images))
+                for batch in real_images(self.reference_stream, self.reference_plan, count)
+            )
             self._decoded = collect(reported(batches, self.progress, "encoding and decoding", count), self.networks)
         return self._decoded
 
-    def head(self, text_features: TextFeatures) -> DualHead:
+    def head(self, text_features: Callable[[Sequence[str]], Tensor]) -> DualHead:
         """The agreement head, trained on training images without those kept for `heldout_rows`."""
         if self._head is None:
             kept = set(self.reference.keys[: max(FEWEST_HELDOUT, len(self.train) // 3)])
@@ -167,30 +146,24 @@ class RealData:
             captions = [self.train.captions[row] for row in rows]
             self.progress("training the agreement head", 0, 1)
             features = self.train.features[self.networks[0].name][rows]
-            training = HeadTraining(seed=self.settings.seed)
-            self._head = fit_dual_head(features, text_features(captions), captions, training)
-            self._head_keys = {self.train.keys[row] for row in rows}
+            head = fit_dual_head(features, text_features(captions), captions, seed=self.settings.seed)
+            self._head = head, {self.train.keys[row] for row in rows}
             self.progress("training the agreement head", 1, 1)
-        return self._head
+        return self._head[0]
 
     def heldout_rows(self) -> list[int]:
         """Reference images that the agreement head was not trained on."""
-        return [row for row, key in enumerate(self.reference.keys) if key not in self._head_keys]
+        seen = self._head[1] if self._head else ()
+        return [row for row, key in enumerate(self.reference.keys) if key not in seen]
 
 
 def require_reference(count: int) -> None:
     """Raise UserError if there are fewer reference images than any part can do with."""
     if count < FEWEST_REFERENCE:
-        raise UserError(
-            f"there are {count} reference images that can be read, at least {FEWEST_REFERENCE} are needed",
-            where="--data",
-            hint="give a folder with more",
-        )
+        what = f"there are {count} reference images that can be read, at least {FEWEST_REFERENCE} are needed"
+        raise UserError(what, where="--data", hint="give a folder with more")
 
 
-@torch.no_grad()
-def _reconstructed(pipeline: TextToImage, batches: Iterator[Captioned]) -> Iterator[Captioned]:
-    for batch in batches:
-        image = batch.images.to(pipeline.device).float() / 127.5 - 1.0
-        decoded = pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))
-        yield batch._replace(images=to_uint8(decoded).cpu())
+def _reconstructed(pipeline: TextToImage, images: Tensor) -> Tensor:
+    image = images.to(pipeline.device).float() / 127.5 - 1.0
+    return to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))).cpu()

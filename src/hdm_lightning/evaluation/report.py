@@ -85,11 +85,9 @@ def chart(curves: Mapping[str, Curve]) -> Markup:
 
 def _charts(by_weights: Mapping[str, Found]) -> dict[str, dict[str, Curve]]:
     """Curves by title and by weights."""
-    charts: dict[str, dict[str, Curve]] = {}
-    for weights, found in by_weights.items():
-        for curve in found.curves:
-            charts.setdefault(curve.title, {})[weights] = curve
-    return charts
+    titles = dict.fromkeys(curve.title for found in by_weights.values() for curve in found.curves)
+    pairs = [(weights, curve) for weights, found in by_weights.items() for curve in found.curves]
+    return {title: {weights: curve for weights, curve in pairs if curve.title == title} for title in titles}
 
 
 def _ticks(bottom: float, top: float) -> list[float]:
@@ -145,18 +143,14 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
             + (f", away from “{one['negative_prompt']}”" if one["negative_prompt"] else "")
         )
     facts |= {key: settings[key] for key in ("samples", "seed") if key in settings}
-    for name, data in _sources(settings.get("data", {})).items():
-        facts[f"{name} images"] = f"{_plain(data['sources'])}, {data['resolution']} px"
+    data = settings.get("data", {})
+    for name, each in ({"real": data} if "sources" in data else data).items():  # an autoencoder's has one set
+        facts[f"{name} images"] = f"{_plain(each['sources'])}, {each['resolution']} px"
     facts |= {
         "date": f"{evaluation.date.replace('T', ' ')}, took {evaluation.seconds:.0f} s",
         "command": evaluation.command,
     }
     return {str(key).replace("_", " "): _plain(value) for key, value in facts.items() if value not in (None, "")}
-
-
-def _sources(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sets of real images by name: an autoencoder's evaluation has one."""
-    return {"real": data} if "sources" in data else data
 
 
 def _plain(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What an evaluation found, as plain values: measures with intervals, curves, galleries, and what was left out."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.bootstrap import Estimate
 
 FORMAT = "hdm-lightning evaluation 1"
@@ -59,10 +61,9 @@ class Curve:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values, the estimates as `points`."""
-        return {
-            **{name: value for name, value in vars(self).items() if name != "estimates"},
-            "points": [asdict(estimate) for estimate in self.estimates],
-        }
+        values = asdict(self)
+        values["points"] = values.pop("estimates")
+        return values
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ class Failed:
     traceback: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
-    """All that was found.
+    """All that was found, filled in part by part.
 
     Attributes:
         subject: what was evaluated: path, fingerprint, samples seen …
@@ -137,30 +138,38 @@ class Evaluation:
         left_out: parts that could not be measured.
         failed: parts that broke off.
         seconds: how long it took.
-        date: when it ended, ISO 8601 with the offset from UTC.
+        date: when it began, ISO 8601 with the offset from UTC.
         command: the command line that asked for it.
     """
 
     subject: Mapping[str, Any]
     settings: Mapping[str, Any]
-    results: Mapping[str, Mapping[str, Found]]
+    results: dict[str, dict[str, Found]]
     titles: Mapping[str, str] = field(default_factory=dict)
-    left_out: Sequence[LeftOut] = ()
-    failed: Sequence[Failed] = ()
+    left_out: list[LeftOut] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
     seconds: float = 0.0
     date: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
     command: str = ""
 
+    def fail(self, part: str, weights: str, error: Exception) -> None:
+        """Record a part that broke off."""
+        if isinstance(error, UserError):
+            self.failed.append(Failed(part, weights, str(error)))
+        else:
+            trace = "".join(traceback.format_exception(error))
+            self.failed.append(Failed(part, weights, f"{type(error).__name__}: {error}", trace))
+
     def to_json(self) -> dict[str, Any]:
         """Everything but images, as plain values."""
+        results = {
+            weights: {part: found.to_json() for part, found in parts.items()} for weights, parts in self.results.items()
+        }
         return {
             "format": FORMAT,
             "subject": dict(self.subject),
             "settings": dict(self.settings),
-            "results": {
-                weights: {part: found.to_json() for part, found in parts.items()}
-                for weights, parts in self.results.items()
-            },
+            "results": results,
             "left_out": [asdict(one) for one in self.left_out],
             "failed": [asdict(one) for one in self.failed],
             "seconds": round(self.seconds, 1),

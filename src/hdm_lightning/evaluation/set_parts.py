@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
-from hdm_lightning.evaluation.context import Context, feature_networks, needs
+from hdm_lightning.evaluation.context import Context, feature_networks, needs, training_images
 from hdm_lightning.evaluation.image_sets import ImageSet, pixels
 from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
 from hdm_lightning.metrics.distances import (
@@ -146,14 +146,8 @@ def neighbours(context: Context) -> Found:
 
 def enough_training_images(context: Context) -> None:
     """The training set is known, and large enough to be searched for copies."""
-    context.real.require_train("the search for copies")
-    if context.real.train_count < FEWEST_TRAIN:
-        raise UserError(
-            f"the search for copies needs at least {FEWEST_TRAIN} training images, there are "
-            f"{context.real.train_count}",
-            where="--train-data",
-            hint=f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}",
-        )
+    hint = f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}"
+    training_images(context, "the search for copies", FEWEST_TRAIN, hint)
 
 
 @needs(feature_networks, enough_training_images)
