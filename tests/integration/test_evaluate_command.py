@@ -258,7 +258,7 @@ def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny
             for batch in list(real_images(stream, plan, count))[:1]
         )
 
-    monkeypatch.setattr("hdm_lightning.evaluation.real_data.real_images", broken)
+    monkeypatch.setattr("hdm_lightning.evaluation.context.real_images", broken)
     arguments = ["--data", str(tiny_shards), "--out", str(tmp_path), *SMALL, "--parts", "neighbours"]
     assert evaluate.main([str(run_folder), *arguments]) == 2
     errors = capsys.readouterr().err

@@ -13,8 +13,7 @@ from hdm_lightning.evaluation.context import Context, agreement_head, feature_ne
 from hdm_lightning.evaluation.image_sets import pixels
 from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.metrics.distances import kernel_distance_estimate
-from hdm_lightning.metrics.diversity import diversity_estimates
+from hdm_lightning.metrics.distances import diversity_estimates, kernel_distance_estimate
 from hdm_lightning.metrics.geometric_response import content_shift, shift_response, stretch_estimate, zoom_response
 
 TOLERANCE = 0.5

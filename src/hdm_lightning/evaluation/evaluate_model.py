@@ -11,10 +11,9 @@ from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
-from hdm_lightning.evaluation.context import Context
+from hdm_lightning.evaluation.context import Context, RealData
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops
 from hdm_lightning.evaluation.parts import PARTS, Part
-from hdm_lightning.evaluation.real_data import RealData
 from hdm_lightning.evaluation.request import EvaluationSettings, ModelRequest
 from hdm_lightning.evaluation.results import Evaluation, LeftOut
 from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject

@@ -21,8 +21,7 @@ from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.diffusion import flow
-from hdm_lightning.evaluation.context import Context, needs
-from hdm_lightning.evaluation.real_data import RealData, require_reference
+from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
 from hdm_lightning.evaluation.results import Curve, Found, Measure
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.metrics.bootstrap import Bootstrap
