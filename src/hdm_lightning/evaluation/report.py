@@ -68,7 +68,7 @@ def chart(curves: Mapping[str, Curve]) -> Markup:
     estimates = [estimate for curve in curves.values() for estimate in curve.estimates]
     bottom, top = _room(min(one.low for one in estimates), max(one.high for one in estimates))
     start, end = _room(min(first.x), max(first.x))
-    picture = _TEMPLATES.get_template("chart.svg").render(
+    drawing = _TEMPLATES.get_template("chart.svg").render(
         curve=first,
         series={name: list(zip(curve.x, curve.estimates, strict=True)) for name, curve in curves.items()},
         ticks=_ticks(bottom, top),
@@ -80,7 +80,7 @@ def chart(curves: Mapping[str, Curve]) -> Markup:
         right=_RIGHT,
         bottom=_BOTTOM,
     )
-    return Markup(picture)
+    return Markup(drawing)
 
 
 def _charts(by_weights: Mapping[str, Found]) -> dict[str, dict[str, Curve]]:
