@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.arguments import Parser, add_flags, read
+from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.cli.outputs import require_folder
 from hdm_lightning.errors import UserError
@@ -24,6 +24,7 @@ from hdm_lightning.evaluation.request import (
     VaeRequest,
     ratios_from,
 )
+from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,12 @@ _FEATURES = (
     "feature network: efficientnet_lite0 (default, offline), inception (torch-fidelity), timm:NAME, or a transformers "
     "vision model by hub name or folder"
 )
+_MODEL = Flags(ModelRequest, {"model": "MODEL", "parts": "--parts A,B,…"})
+_SETTINGS, _DRAWING = (
+    Flags(EvaluationSettings),
+    Flags(Drawing, {"size": "--size PX", "negative_prompt": "--negative-prompt TEXT"}),
+)
+_VAE = Flags(VaeRequest, {"folder": "FOLDER", "size": "--size PX"})
 _DESCRIPTION = """Measure a model, every number with an interval.
 
 MODEL is a run's folder, its final/ folder, a weights file in it, a published single file, or a training
@@ -58,49 +65,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["hdm-evaluate", *given])
     if given[:1] == ["vae"]:
-        return run_command(lambda: _evaluate_vae(read(VaeRequest, _vae_parser().parse_args(given[1:])), command))
+        return run_command(lambda: _evaluate_vae(_VAE.read(_vae_parser().parse_args(given[1:])), command))
     return run_command(lambda: _evaluate_model(_model_request(_model_parser().parse_args(given)), command))
 
 
 def _model_parser() -> Parser:
     parts = "\n".join(f"  {part.key:<11} {part.about}" for part in PARTS.values())
     parser = Parser("hdm-evaluate", description=_DESCRIPTION, epilog=f"parts:\n{parts}\n{_EXAMPLES}")
-    parser.add_argument("model", metavar="MODEL", help="run, final/ folder, weights file or checkpoint")
+    _MODEL.add(parser, only=["model"])
     what = parser.add_argument_group("what to measure, and against what")
-    add_flags(what, ModelRequest, only=["parts"])
+    _MODEL.add(what, only=["parts"])
     _add_repeated(what, "--data", "folder of reference shards with captions")
     _add_repeated(what, "--train-data", "folder of training shards")
     _add_repeated(what, "--features", _FEATURES)
-    add_flags(what, EvaluationSettings, only=["clip"])
+    _SETTINGS.add(what, only=["clip"])
     counts = parser.add_argument_group("how many")
-    add_flags(counts, Counts)
+    Flags(Counts).add(counts)
     ratios = "aspect ratios, as in 1:2,2:3,3:2,2:1 (default)"
     counts.add_argument("--ratios", dest="ratios_text", metavar="W:H,…", help=ratios)
-    add_flags(parser.add_argument_group("seeds and intervals"), Intervals)
-    add_flags(parser.add_argument_group("how to draw (defaults: the model's own)"), Drawing)
+    Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
+    _DRAWING.add(parser.add_argument_group("how to draw (defaults: the model's own)"))
     model = parser.add_argument_group("model")
     _add_repeated(model, "--weights", "ema, raw or file; by default all there are")
-    add_flags(model, ModelRequest, only=["text_encoder", "vae", "precision"])
-    add_flags(parser.add_argument_group("output and machine"), Machine)
+    _MODEL.add(model, only=["text_encoder", "vae", "precision"])
+    Flags(Machine).add(parser.add_argument_group("output and machine"))
     return parser
 
 
 def _model_request(given: argparse.Namespace) -> ModelRequest:
-    settings = read(EvaluationSettings, given)
+    settings = _SETTINGS.read(given)
     if given.ratios_text is not None:
         settings = dataclasses.replace(settings, ratios=ratios_from(given.ratios_text))
-    return dataclasses.replace(read(ModelRequest, given), settings=settings, drawing=read(Drawing, given))
+    return dataclasses.replace(_MODEL.read(given), settings=settings, drawing=_DRAWING.read(given))
 
 
 def _vae_parser() -> Parser:
     about = "Measure an autoencoder on held-out images, every number with an interval."
     parser = Parser("hdm-evaluate vae", description=about)
-    parser.add_argument("folder", metavar="FOLDER", help="diffusers AutoencoderKL, or a hdm-train-vae run")
+    _VAE.add(parser, only=["folder", "size", "on_indivisible", "samples", "perceptual"])
     _add_repeated(parser, "--data", "folder of shards that it was not trained on", required=True)
     _add_repeated(parser, "--features", _FEATURES)
-    add_flags(parser, VaeRequest, only=["size", "on_indivisible", "samples", "perceptual"])
-    add_flags(parser.add_argument_group("seeds and intervals"), Intervals)
-    add_flags(parser.add_argument_group("output and machine"), VaeRequest, only=["out", "device", "batch"])
+    Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
+    _VAE.add(parser.add_argument_group("output and machine"), only=["out", "device", "batch"])
     return parser
 
 
@@ -190,7 +196,8 @@ def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: in
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""
-        console.print(f"left out: {one.part}: {one.why}{hint}", highlight=False, markup=False, soft_wrap=True)
+        line = in_one_line(f"left out: {one.part}: {one.why}{hint}")
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     for failed in evaluation.failed:

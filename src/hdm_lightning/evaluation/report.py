@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
+from rich.markup import escape
 from rich.table import Table
 
 from hdm_lightning.evaluation.results import Curve, Evaluation, Found, Group, rounded
+from hdm_lightning.printable import in_one_line
 
 ENLARGED_BELOW_PX = 128
 _ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1", "zero": "→ 0", "none": ""}
@@ -49,12 +51,14 @@ def result_table(evaluation: Evaluation) -> Table:
     table.add_column("of", justify="right", no_wrap=True)
     for part, title in evaluation.parts().items():
         table.add_section()
-        table.add_row(f"[bold]{title}[/bold]")
+        table.add_row(f"[bold]{escape(in_one_line(title))}[/bold]")
         for row in evaluation.measures(part):
             cells = [rounded(row[name].estimate) if name in row else ("", "") for name in evaluation.results]
             known = next(iter(row.values()))
             numbers = (text for cell in cells for text in cell)
-            table.add_row(f"  {known.name}", _ARROWS[known.better], *numbers, str(known.estimate.samples))
+            table.add_row(
+                escape(in_one_line(f"  {known.name}")), _ARROWS[known.better], *numbers, str(known.estimate.samples)
+            )
     return table
 
 
