@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.metrics.autoencoder_quality import Transform
+from hdm_lightning.metrics.equivariance import Transform
 from hdm_lightning.metrics.latents import principal_colours
 
 
