@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from hdm_lightning.printable import in_one_line, printable
 
 
+def sibling_key(where: str, key: str) -> str:
+    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where
+
+
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
 

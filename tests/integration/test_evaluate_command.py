@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from hdm_lightning.cli import convert, evaluate
-from hdm_lightning.data.builders.writer import ShardWriter
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.datasets.writer import ShardWriter
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.context import Measuring
 from hdm_lightning.evaluation.image_sets import real_images

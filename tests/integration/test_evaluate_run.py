@@ -18,10 +18,10 @@ from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training import randomness
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.data_settings import validation_stream
 from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.modules import draws
 
 STAGE = {
     "resolution": 16,
@@ -180,8 +180,8 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     images = torch.cat([batch.images for batch in real_images(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)
     for number in range(2):
-        draws = randomness.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
-        expected = (draws.noise - latents).square().flatten(1).mean(1)
+        drawn = draws.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
+        expected = (drawn.noise - latents).square().flatten(1).mean(1)
         torch.testing.assert_close(table[:, number], expected.double(), rtol=1e-4, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def test_an_odd_latent_is_turned_and_not_halved(measured):
 
 
 def test_the_latents_statistics_normalise_them(measured, tiny_autoencoder, tiny_shards):
-    from hdm_lightning.data.config import StreamConfig
     from hdm_lightning.data.plan import Plan
+    from hdm_lightning.data.rules import StreamConfig
     from hdm_lightning.evaluation.image_sets import middle_crops, real_images
     from hdm_lightning.training.data_settings import sources_from
 

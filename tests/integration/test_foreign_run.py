@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle

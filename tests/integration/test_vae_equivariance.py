@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.training.callbacks.vae_validation import measured_transforms

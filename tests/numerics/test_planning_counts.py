@@ -25,7 +25,7 @@ from hdm_lightning.planning.memory import COMPILED_SHARE, device_memory
 from hdm_lightning.planning.operations import operations
 from hdm_lightning.planning.recipe import Recipe, StageRecipe
 from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CPU = torch.device("cpu")

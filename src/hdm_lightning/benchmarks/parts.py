@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.encoders.text import MAX_TOKENS, TransformersTextEncoder
-from hdm_lightning.encoders.vae import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.planning.architectures import GEMMA3_1B, GEMMA3_270M, QWEN3_0_6B, SDXL_AUTOENCODER

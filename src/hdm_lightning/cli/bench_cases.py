@@ -15,8 +15,8 @@ from hdm_lightning.models import XUT
 from hdm_lightning.models.counts import Workload, forward_flops
 from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
 from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 
 def stage_of(settings: CaseSettings) -> StageSettings:
@@ -60,7 +60,11 @@ def sample_case(settings: CaseSettings) -> Case:
     """Pictures from prompts: text, guided solver steps, decoding."""
     parts, device, dtype = settings.parts, settings.torch_device, settings.torch_dtype
     network = random_network(parts.network).to(device).eval()
-    prepare_network(network, stage_of(settings), TrainerSettings(compile=settings.compile))
+    prepare_network(
+        network,
+        activation_checkpointing=stage_of(settings).activation_checkpointing,
+        compiled=settings.compile,
+    )
     text = random_text_encoder(parts.text, dtype=dtype, max_tokens=settings.tokens).to(device)
     autoencoder = random_autoencoder(parts.autoencoder, dtype=dtype, max_pixels=settings.pixels).to(device)
     pipeline = TextToImage(
@@ -92,7 +96,7 @@ def sampling_flops(settings: CaseSettings) -> int:
 
 def _prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
     stage = StageSettings(activation_checkpointing=checkpointing)
-    prepare_network(network, stage, TrainerSettings(compile=compiled))
+    prepare_network(network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
 
 
 BUILDERS: Mapping[str, Callable[[CaseSettings], Case]] = {

@@ -123,9 +123,10 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
     from hdm_lightning.evaluation.evaluate_model import evaluate  # noqa: PLC0415
     from hdm_lightning.evaluation.result_files import keep_partial  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
+    from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415
 
     device = _device(request)
-    precision = request.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    precision = request.precision or dtype_name(default_dtype(device))
     options = LoadOptions(
         device=device,
         autocast=None if precision == "float32" else getattr(torch, precision),
@@ -155,8 +156,8 @@ def _device(machine: Machine) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device", where="--device", hint="give cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no CUDA device {device.index or 0}", where="--device", hint="give another, or cpu")
     return device
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.builders.shapes import heldout_prompts
+from hdm_lightning.datasets.shapes import heldout_prompts
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip, clip_scores
 from hdm_lightning.evaluation.context import Context, agreement_head, holds, needs

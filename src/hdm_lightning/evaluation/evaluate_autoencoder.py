@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops, pixels, real_images
 from hdm_lightning.evaluation.request import VaeRequest

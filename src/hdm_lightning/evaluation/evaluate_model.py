@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, RealData
@@ -21,6 +21,7 @@ from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
+from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
 from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
@@ -186,7 +187,7 @@ def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, samplin
         "sampling": sampling.to_json(),
         "networks": [network.to_json() for network in real.all_networks],
         "data": streams,
-        "precision": str(options.autocast or torch.float32).removeprefix("torch."),
+        "precision": dtype_name(options.autocast or torch.float32),
         "environment": hardware.environment(),
     }
 

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
 from hdm_lightning.evaluation.results import Curve, Found, Measure
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.metrics.bootstrap import Bootstrap
-from hdm_lightning.training import randomness
-from hdm_lightning.training.flow_step import Conditioning, crop_geometry, flow_loss
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.modules.flow_step import Conditioning, crop_geometry, flow_loss
 
 Floats = NDArray[np.float64]
 
@@ -59,10 +59,10 @@ def loss_table(pipeline: TextToImage, loader: ValidationLoader, *, seed: int, bi
             shape = (latent.shape[1], latent.shape[2], latent.shape[3])
             columns = []
             for number in range(bins):
-                draws = randomness.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
-                t = times_in_bin(draws.uniform, number, bins).to(pipeline.device)
+                drawn = draws.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
+                t = times_in_bin(drawn.uniform, number, bins).to(pipeline.device)
                 with _precision(pipeline):
-                    loss = flow_loss(pipeline.model, latent, draws.noise.to(latent.device), t, conditioning)
+                    loss = flow_loss(pipeline.model, latent, drawn.noise.to(latent.device), t, conditioning)
                 columns.append(loss.double().cpu())
         yield torch.stack(columns, dim=1)[good]
 
@@ -73,7 +73,7 @@ def _conditioning(pipeline: TextToImage, batch: Any) -> Conditioning:
     tokens = batch["tokens"][:, : int(batch["lengths"].max())].to(device)
     context = pipeline.text_encoder.encode(tokens, lengths).float()
     side_h, side_w = (side // pipeline.size_multiple for side in batch["image"].shape[-2:])
-    positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config)
+    positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config.positions)
     return Conditioning(context, lengths, positions, aspect)
 
 

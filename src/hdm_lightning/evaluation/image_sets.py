@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Sample
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Sample, stream
 from hdm_lightning.data.storage import is_local
-from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.results import Pixels
 from hdm_lightning.generation.jobs import DrawJob, draw_jobs

@@ -155,7 +155,7 @@ class ModelRequest(Machine):
         weights: by default all there are.
         text_encoder: name or folder instead of the model's own.
         vae: name or folder instead of the model's own.
-        precision: by default bfloat16 on cuda.
+        precision: by default, on cuda bfloat16 if it has it, else float16; on the CPU float32.
         settings: counts, seeds, networks.
         drawing: how to draw.
 

@@ -213,13 +213,12 @@ def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
 
 
 def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> TextToImage:
-    kind = "cuda" if options.device.type == "cuda" else "cpu"
-    frozen = load_encoders(run.settings, kind)
+    frozen = load_encoders(run.settings)
     frozen.to(options.device)
     return TextToImage(
         network.to(options.device),
         frozen.text,
-        Tokenizer(run.settings.text_encoder.name, plan.settings.context_length),
+        Tokenizer(run.settings.text_encoder.name).bind(plan.settings.context_length),
         frozen.autoencoder,
         max_batch=options.max_batch,
         autocast=options.autocast,

@@ -92,7 +92,7 @@ def gathered_bytes(recipe: Recipe) -> int:
     """The most that a device holds of a sharded network beyond its part.
 
     Two blocks (the next is gathered while one runs) and the conditioning in the precision of the activations,
-    embeddings and output in float32: see `training.apply.shard_network`.
+    embeddings and output in float32: see `training.strategies.parallelize.shard_network`.
     """
     counts, network = parameter_counts(recipe.network), recipe.network
     plain = counts.encoder // (network.depth * network.encoder_blocks)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import SMALLEST_SIDES
 from hdm_lightning.autoencoding.transforms import exact_scales
-from hdm_lightning.encoders.vae_folder import check_shapes, locate_autoencoder, read_config
+from hdm_lightning.encoders.autoencoder_folder import check_shapes, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
