@@ -1,4 +1,4 @@
-"""A CLIP as a judge: image features, and its score of a picture with a caption (arXiv 2104.08718).
+"""A CLIP: image features, and its score of an image with a caption (arXiv 2104.08718).
 
 Shapes: images (B,3,H,W), uint8; features (B,D).
 """
@@ -29,7 +29,7 @@ _TEXT_BATCH = 64
 
 
 @dataclass(frozen=True)
-class ClipJudge:
+class Clip:
     """A CLIP-like dual encoder.
 
     Args:
@@ -61,7 +61,7 @@ class ClipJudge:
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """100 · max(cosine, 0) of each picture with its caption, (B,), as torchmetrics' CLIPScore gives it.
+    """100 · max(cosine, 0) of each image with its caption, (B,), as torchmetrics' CLIPScore gives it.
 
     Args:
         image_features, text_features: unit vectors (B,D).
@@ -69,11 +69,11 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     return 100 * (image_features * text_features).sum(1).clamp(min=0)
 
 
-def load_clip(name: str, device: torch.device) -> ClipJudge:
+def load_clip(name: str, device: torch.device) -> Clip:
     """A CLIP by hub name or folder.
 
     Raises:
-        UserError: it cannot be had, or is no model of pictures and texts.
+        UserError: it cannot be had, or is no model of images and texts.
     """
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
@@ -82,12 +82,12 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
         raise UserError(error.what, where=WHERE, hint=hint) from error
     model = read_vision_model(folder, WHERE)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise UserError(f"{name} is no model of pictures and texts", where=WHERE, hint="give a CLIP or SigLIP")
+        raise UserError(f"{name} is no model of images and texts", where=WHERE, hint="give a CLIP or SigLIP")
     model = model.to(device)
     preprocessing = vision_preprocessing(folder, WHERE)
 
-    def image_features(pictures: Tensor) -> Tensor:
-        return F.normalize(pooled(model.get_image_features(pixel_values=pictures)), dim=1)
+    def image_features(images: Tensor) -> Tensor:
+        return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
 
     with torch.no_grad():
         side = preprocessing.side_px or 224
@@ -101,4 +101,4 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
-    return ClipJudge(short, network, model, tokenizer, length)
+    return Clip(short, network, model, tokenizer, length)

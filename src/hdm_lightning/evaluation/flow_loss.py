@@ -1,4 +1,4 @@
-"""Part `loss`: the flow-matching loss on held-out pictures by time, with fixed noise and times.
+"""The part `loss`: the flow-matching loss on held-out images by time, with fixed noise and times.
 
 Shapes: B batch, N samples, K bins of the time t, C channels, H×W latent grid.
 
@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdm_lightning.assessment.context import Context, RealData, require_reference
-from hdm_lightning.assessment.part import Part, nothing_to_check
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.diffusion import flow
-from hdm_lightning.evaluation.results import Curve, Measure, PartResult
+from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
+from hdm_lightning.evaluation.results import Curve, Found, Measure
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.training.modules import draws
@@ -84,23 +83,25 @@ def _precision(pipeline: TextToImage) -> contextlib.AbstractContextManager[objec
     return torch.autocast(pipeline.device.type, dtype=pipeline.autocast)
 
 
-def _run(context: Context) -> PartResult:
-    settings, data = context.settings, context.data
-    bootstrap, shares = settings.bootstrap, bin_shares(settings.time_bins).numpy()
-    table = _losses(context, data.reference_stream, data.reference_plan, "flow loss")
+@needs()
+def measure_loss(context: Context) -> Found:
+    """Flow loss on held-out images over all times and by time, on training images, and against other weights."""
+    settings, real = context.settings, context.real
+    bootstrap, bins, shares = settings.bootstrap, settings.time_bins, bin_shares(settings.time_bins).numpy()
+    table = _losses(context, real.reference_stream, real.reference_plan, "flow loss")
     whole = table @ shares
-    about = "Mean squared error of the velocity on held-out pictures, over the times as training draws them."
+    about = "Mean squared error of the velocity on held-out images, over the times as training draws them."
     measures = [Measure("flow_loss", bootstrap.mean(whole), "lower", about=about)]
-    measures += _of_training(context, shares) + _against_others(data, context.weights, whole, bootstrap)
+    measures += _of_training(context, shares) + _against_others(real, context.weights, whole, bootstrap)
+    edges = [number / bins for number in range(bins + 1)]
     estimates = tuple(bootstrap.mean(column) for column in table.T)
-    edges = [number / settings.time_bins for number in range(settings.time_bins + 1)]
     for (low, high), estimate in zip(pairwise(edges), estimates, strict=True):
-        about = f"The same at times from {low:g} (picture) to {high:g} (noise: 1)."
+        about = f"The same at times from {low:g} (image) to {high:g} (noise: 1)."
         measures.append(Measure(f"flow_loss_t_{low:.3g}_{high:.3g}", estimate, "lower", about=about))
     centres = tuple((low + high) / 2 for low, high in pairwise(edges))
     curve = Curve("Flow loss by time (1 is noise)", "time t", "loss", centres, estimates)
-    record = {"samples": len(table), "time_bins": settings.time_bins, "share_of_training_times": shares.tolist()}
-    return PartResult("loss", LOSS.title, measures, curves=[curve], record=record)
+    record = {"samples": len(table), "time_bins": bins, "share_of_training_times": shares.tolist()}
+    return Found(measures, curves=[curve], record=record)
 
 
 def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Floats:
@@ -108,39 +109,32 @@ def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Fl
     loader = ValidationLoader(
         stream, plan, pipeline.tokenizer, samples=settings.loss_samples, batch_size=pipeline.max_batch
     )
-    tables, name = [], f"{what} ({context.weights})"
+    tables = []
     for part in loss_table(pipeline, loader, seed=settings.seed, bins=settings.time_bins):
         tables.append(part)
-        context.data.progress(name, len(tables), len(loader))
+        context.progress(what, len(tables), len(loader))
     table = torch.cat(tables)
     require_reference(len(table))
     return table.numpy()
 
 
 def _of_training(context: Context, shares: Floats) -> list[Measure]:
-    """The loss on training pictures, where those are others than the held-out ones."""
-    data = context.data
-    if (
-        data.train_stream is None
-        or data.train_plan is None
-        or data.train_stream.sources == data.reference_stream.sources
-    ):
+    """The loss on training images, where those are others than the held-out ones."""
+    stream, plan = context.real.train_stream, context.real.train_plan
+    if stream is None or plan is None or stream.sources == context.real.reference_stream.sources:
         return []
-    table = _losses(context, data.train_stream, data.train_plan, "flow loss of training pictures")
-    about = "The same on training pictures: far below the held-out loss where the model learned its set by heart."
+    table = _losses(context, stream, plan, "flow loss of training images")
+    about = "The same on training images: far below the held-out loss where the model learned its set by heart."
     return [Measure("flow_loss_of_training", context.settings.bootstrap.mean(table @ shares), "none", about=about)]
 
 
-def _against_others(data: RealData, weights: str, whole: Floats, bootstrap: Bootstrap) -> list[Measure]:
+def _against_others(real: RealData, weights: str, whole: Floats, bootstrap: Bootstrap) -> list[Measure]:
     """Differences from the weights measured before, sample by sample: noise and times are the same."""
     about = "Difference of the flow loss, sample by sample; below 0: these weights are better."
-    earlier = data.kept.setdefault("flow_loss", {})
+    earlier = real.kept.setdefault("flow_loss", {})
     found = [
         Measure(f"flow_loss_minus_{name}", bootstrap.mean(whole - other), "lower", about=about)
         for name, other in earlier.items()
     ]
     earlier[weights] = whole
     return found
-
-
-LOSS = Part("loss", "Flow loss", nothing_to_check, _run)

@@ -1,10 +1,10 @@
-"""Real and drawn pictures of an evaluation: read or drawn batch by batch, kept as features and thumbnails.
+"""Real and drawn images of an evaluation: read or drawn batch by batch, kept as features and thumbnails.
 
-Shapes: B pictures of a batch, N in all, images (B,3,H,W), uint8.
+Shapes: B images of a batch, N in all, images (B,3,H,W), uint8.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import Sample, stream
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.results import Picture
+from hdm_lightning.evaluation.results import Pixels
 from hdm_lightning.generation.jobs import DrawJob, draw_jobs
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
@@ -26,9 +26,12 @@ THUMBNAIL_PX = 96
 KEPT_WHOLE = 24
 READ_BATCH = 32
 
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many are done, of how many)."""
+
 
 class Captioned(NamedTuple):
-    """A batch of pictures with their captions and names."""
+    """A batch of images with their captions and names."""
 
     images: Tensor
     captions: list[str]
@@ -36,8 +39,8 @@ class Captioned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """What is kept of many pictures.
+class ImageSet:
+    """What is kept of many images.
 
     Attributes:
         captions, keys: N each.
@@ -56,11 +59,11 @@ class PictureSet:
         return len(self.captions)
 
 
-def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> PictureSet:
+def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> ImageSet:
     """Run the networks over batches and keep what later parts need.
 
     Raises:
-        UserError: there is no picture at all.
+        UserError: there is no image at all.
     """
     captions: list[str] = []
     keys: list[str] = []
@@ -75,10 +78,10 @@ def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) ->
         for network in networks:
             features[network.name].append(network(batch.images).cpu())
     if not captions:
-        hint = "`hdm-shards verify FOLDER` tells what is wrong with them"
-        raise UserError("none of the pictures looked at can be read", hint=hint)
+        hint = "`hdm-shards verify FOLDER` says what is wrong with them"
+        raise UserError("none of the images looked at can be read", hint=hint)
     joined = {name: torch.cat(parts) for name, parts in features.items()}
-    return PictureSet(captions, keys, joined, torch.cat(small), whole)
+    return ImageSet(captions, keys, joined, torch.cat(small), whole)
 
 
 def middle_crops(config: StreamConfig) -> StreamConfig:
@@ -88,8 +91,8 @@ def middle_crops(config: StreamConfig) -> StreamConfig:
     return replace(config, crop=crop, captions=captions, quarantine=None, workers=0, memory_cache_gb=0.0)
 
 
-def real_pictures(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
-    """The first pictures of a stream's fixed order; those that cannot be read are left out.
+def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
+    """The first images of a stream's fixed order; those that cannot be read are left out.
 
     Args:
         config: as `middle_crops` gives it.
@@ -111,14 +114,24 @@ def _address(plan: Plan, sample: Sample) -> str:
     return f"{folder}/{sample.key.rpartition('/')[2]}"
 
 
-def drawn_pictures(pipeline: TextToImage, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
-    """Pictures of jobs, in order, as many at once as the pipeline takes."""
+def drawn_images(pipeline: TextToImage, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
+    """Images of jobs, in order, as many at once as the pipeline takes."""
     for start in range(0, len(jobs), pipeline.max_batch):
         done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))
         images = torch.stack([image for _, image in done])
         yield Captioned(images, [job.prompt for job, _ in done], [str(job.seed) for job, _ in done])
 
 
-def as_picture(image: Tensor) -> Picture:
+def reported(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:
+    """The batches, with progress reported after each."""
+    done = 0
+    progress(what, 0, count)
+    for batch in batches:
+        yield batch
+        done += len(batch.captions)
+        progress(what, done, count)
+
+
+def pixels(image: Tensor) -> Pixels:
     """A uint8 tensor (3,H,W) as an array (H,W,3)."""
     return image.permute(1, 2, 0).cpu().numpy()

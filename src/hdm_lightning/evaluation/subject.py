@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle
 from hdm_lightning.generation.fingerprints import sha256_of
 from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bundle, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.models import XUT
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
@@ -137,10 +138,10 @@ def _from_model(path: Path, options: LoadOptions) -> Subject:
     bundle = found[0] if found else None
     weights: dict[str, Path] = {FILE: path} if bundle is None else _weight_files(path, bundle)
     first = next(iter(weights))
-    loaded = load_text_to_image(path, _with_weights(options, first))
+    loaded = load_text_to_image(path, replace(options, weights=first if first in WEIGHT_FILES else EMA))  # type: ignore[arg-type]
     networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.model}
     if bundle is not None:
-        networks |= {name: _loader(bundle, name) for name in weights if name != first}
+        networks |= {name: partial(bundle.load_model, name) for name in weights if name != first}  # type: ignore[arg-type]
         hashes = {name: sha256_of(file) for name, file in weights.items()}
     else:
         hashes = {first: loaded.fingerprint}
@@ -166,14 +167,6 @@ def _weight_files(path: Path, bundle: Bundle) -> dict[str, Path]:
     return present
 
 
-def _with_weights(options: LoadOptions, weights: str) -> LoadOptions:
-    return LoadOptions(**{**vars(options), "weights": weights if weights in WEIGHT_FILES else EMA})
-
-
-def _loader(bundle: Bundle, weights: str) -> Callable[[], XUT]:
-    return lambda: bundle.load_model(weights)  # type: ignore[arg-type]
-
-
 def _newest(folder: Path) -> Path:
     found = sorted(folder.glob("*/checkpoints/step-*.ckpt"))
     if not found:
@@ -189,7 +182,7 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     run = find_run(path)
     if run is None:
         raise UserError(
-            "lies in no run's folder, so that nothing tells its network and encoders",
+            "lies in no run's folder, so that its network and encoders are not known",
             where=str(path),
             hint="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
         )
@@ -206,21 +199,17 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     whitening_file = run.folder / run_folder.WHITENING
     whitening = TextWhitening.load(whitening_file) if run.settings.text_encoder.whiten_captions else None
     facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
-    pictures = run.settings.callbacks.pictures
-    side = plan.settings.resolution
-    sampling = {"height": side, "width": side, "steps": pictures.steps, "guidance_scale": pictures.guidance_scale}
-    networks = {name: _network_of(config, folded(state, whitening)) for name, state in states.items()}
+    side, drawn = plan.settings.resolution, run.settings.callbacks.pictures
+    sampling = {"height": side, "width": side, "steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
+    networks = {name: partial(_network, config, folded(state, whitening)) for name, state in states.items()}
     shared = _encoders(run, plan, options, next(iter(networks.values()))())
     return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
 
 
-def _network_of(config: Any, state: Mapping[str, torch.Tensor]) -> Callable[[], XUT]:
-    def build() -> XUT:
-        network = XUT(config)
-        network.load_state_dict(dict(state))
-        return network
-
-    return build
+def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
+    network = XUT(config)
+    network.load_state_dict(dict(state))
+    return network
 
 
 def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> TextToImage:
