@@ -69,7 +69,7 @@ def tiny_shards(tmp_path_factory):
     """Folder of three shards with 40 small pictures of varied shape and captions of known words."""
     from PIL import Image
 
-    from hdm_lightning.data.builders.writer import ShardWriter
+    from hdm_lightning.datasets.writer import ShardWriter
 
     folder = tmp_path_factory.mktemp("shards")
     random = np.random.default_rng(0)
@@ -113,8 +113,9 @@ def another_start():
 @pytest.fixture
 def free():
     """Function of a run's folder that says whether another process gets it at once."""
-    from hdm_lightning.errors import UserError
     from hdm_lightning.training.launching import run_lock
+
+    from hdm_lightning.errors import UserError
 
     def asked(folder):
         pid = os.fork()

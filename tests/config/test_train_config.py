@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
+from hdm_lightning.training.data_settings import sources_from, training_stream
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -15,7 +16,6 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.config import PRESETS, PUBLISHED
 from hdm_lightning.training.checks import model_config_from, train_settings_from
-from hdm_lightning.training.data_settings import sources_from, training_stream
 from hdm_lightning.training.stages import plan_stages
 
 CONF = Path(hdm_lightning.conf.__file__).parent

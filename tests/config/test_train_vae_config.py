@@ -6,14 +6,14 @@ from pathlib import Path
 
 import hdm_lightning.conf
 import pytest
+from hdm_lightning.training.vae.checks import branch_settings, check_vae_settings, plan_vae, vae_settings_from
+from hdm_lightning.training.vae.settings import VaeTrainSettings
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.vae.checks import branch_settings, check_vae_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae.settings import VaeTrainSettings
 
 CONF = Path(hdm_lightning.conf.__file__).parent
 PRESETS = sorted(path.stem for path in (CONF / "vae_training").glob("*.yaml"))

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from hdm_lightning.training.callbacks.validation import ValidateFlow
 from PIL import Image
 
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
-from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.run_folder import is_finished
 
 JOBS = {(seed, residual) for seed in (0, 1) for residual in ("input", "normed")}

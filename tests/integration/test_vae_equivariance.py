@@ -11,9 +11,9 @@ from hdm_lightning.training.data_settings import sources_from
 
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
@@ -80,7 +80,7 @@ def block_means(side):
         transforms=measured_transforms(side // 4),
     )
     stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), side, 1, stage="validation"))
-    for batch in real_pictures(stream, Plan(stream), 64):
+    for batch in real_images(stream, Plan(stream), 64):
         measures.update(batch.images / 127.5 - 1)
     return measures.report()
 

@@ -11,9 +11,9 @@ from hdm_lightning.training.vae.checks import plan_vae, vae_settings_from
 from hdm_lightning.training.vae.data import build_images
 
 from composed import check_job, run_job
-from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
+from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.training import data_settings
 
 

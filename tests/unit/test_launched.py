@@ -8,9 +8,6 @@ import time
 from functools import partial
 
 import pytest
-
-from hdm_lightning.errors import UserError
-from hdm_lightning.training import processes
 from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.launching.launched import (
     adopt_outside_launch,
@@ -22,6 +19,9 @@ from hdm_lightning.training.launching.launched import (
 )
 from hdm_lightning.training.launching.launched_process import delay_s, start_worker
 from hdm_lightning.training.preflight import check_world_size
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training import processes
 from hdm_lightning.training.settings import TrainerSettings
 
 TASK = {  # srun --nodes 2 --ntasks 6, third task of the second machine

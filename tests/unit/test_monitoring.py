@@ -12,6 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hdm_lightning.training.callbacks.ledger import KeepLedger, Ledger
+from hdm_lightning.training.monitoring import throughput
+from hdm_lightning.training.monitoring.data_counts import DataCounts
+from hdm_lightning.training.monitoring.hparams import flat_settings
+from hdm_lightning.training.monitoring.throughput import peak_tflops, stage_flops, training_flops
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,14 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training.callbacks import progress
-from hdm_lightning.training.callbacks.ledger import KeepLedger, Ledger
 from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.modules.flow_step import fed_tokens
-from hdm_lightning.training.monitoring import throughput
-from hdm_lightning.training.monitoring.data_counts import DataCounts
-from hdm_lightning.training.monitoring.hparams import flat_settings
-from hdm_lightning.training.monitoring.throughput import peak_tflops, stage_flops, training_flops
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import plan_stages
 

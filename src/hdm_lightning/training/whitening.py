@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.config import StreamConfig
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.training import run_folder

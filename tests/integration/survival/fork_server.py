@@ -12,12 +12,12 @@ import sys
 import time
 
 import faults
-
-from hdm_lightning.one_machine import meeting_place
-from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.launching.launched_process import start_worker
 from hdm_lightning.training.parts import load_encoders
 from hdm_lightning.training.run import work
+
+from hdm_lightning.one_machine import meeting_place
+from hdm_lightning.training.checks import train_settings_from
 
 GRACE_S = 20.0
 

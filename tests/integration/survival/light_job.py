@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from hdm_lightning.training.launching.launch import launch
 
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.training import processes
-from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.stop_request import STOP
 
 

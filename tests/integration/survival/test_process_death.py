@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from hdm_lightning.training.launching.launch import launch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LIGHT = Path(__file__).with_name("light_job.py")
 PATIENCE_S = 300  # for starts on a busy machine; what is measured is far shorter
