@@ -1,12 +1,12 @@
 """A run on white text states: the folder keeps the map, and the exported model reads plain states."""
 
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from composed import check_job, run_job
+from composed import check_job, composed, run_job
 from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -15,8 +15,7 @@ from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.models import XUT
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.initial_weights import initial_network
+from hdm_lightning.training.flow_run import FlowRecipe
 
 CAPTIONS = ["a red square", "two blue circles on white", ""]
 
@@ -56,13 +55,21 @@ def test_the_exported_model_reads_plain_states(run):
     assert torch.allclose(evaluated.text_projection.weight, exported.text_projection.weight)
 
 
-def test_starting_from_it_turns_it_back(run):
+def test_starting_from_it_turns_it_back(run, tmp_path):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    settings = replace(train_settings_from(run), init=str(folder))
+    config, recipe = composed({**run, "init": str(folder)}), FlowRecipe()
     trained = load_bundle(folder / "final").load_model("ema")
-    network, report = initial_network(settings, whitening)
-    assert report is not None and "text_projection.weight" in report.loaded
+    network = XUT(trained.config)
+    begun = SimpleNamespace(
+        config=config,
+        plans=recipe.plans(config, 1),
+        run_dir=tmp_path,
+        network=network,
+        parts={"whitening": whitening},
+    )
+    recipe.begin(begun)
+    assert "text_projection.weight" in begun.parts["init"].loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)
     assert torch.allclose(weight, trained.text_projection.weight, atol=1e-5)
     assert torch.allclose(bias, trained.text_projection.bias, atol=1e-5)

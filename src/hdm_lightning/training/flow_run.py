@@ -24,7 +24,7 @@ from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
 from hdm_lightning.training.initial_weights import load_initial_weights, record_init
 from hdm_lightning.training.model_flops import stage_flops
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import Recipe, with_stage
+from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
 from hdm_lightning.training.record import recorded_values
 from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
 from hdm_lightning.training.strategies import processes
@@ -53,6 +53,7 @@ class FlowRecipe(Recipe):
         "hardware": Hardware,
         "schedule": Schedule,
     }
+    others = (*COMMON, "init", "model", "text_encoder", "vae")
     sharded = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
