@@ -30,7 +30,7 @@ def test_the_latents_statistics_normalise_them(measured, tiny_autoencoder, tiny_
     from hdm_lightning.assessment.pictures import middle_crops, real_pictures
     from hdm_lightning.data.config import StreamConfig
     from hdm_lightning.data.plan import Plan
-    from hdm_lightning.training.data_settings import sources_from
+    from hdm_lightning.data.rules import sources_from
 
     stream = middle_crops(StreamConfig(sources_from([str(tiny_shards)], "data"), 28, 1, stage="validation"))
     pictures = torch.cat([batch.images for batch in real_pictures(stream, Plan(stream), 6)])

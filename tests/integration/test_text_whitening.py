@@ -1,7 +1,6 @@
 """A run on white text states: the folder keeps the map, and the exported model reads plain states."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.models import XUT
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-from hdm_lightning.training.flow_run import FlowRecipe
+from hdm_lightning.training.flow_run import first_network
 
 CAPTIONS = ["a red square", "two blue circles on white", ""]
 
@@ -55,21 +54,12 @@ def test_the_exported_model_reads_plain_states(run):
     assert torch.allclose(evaluated.text_projection.weight, exported.text_projection.weight)
 
 
-def test_starting_from_it_turns_it_back(run, tmp_path):
+def test_starting_from_it_turns_it_back(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    config, recipe = composed({**run, "init": str(folder)}), FlowRecipe()
     trained = load_bundle(folder / "final").load_model("ema")
-    network = XUT(trained.config)
-    begun = SimpleNamespace(
-        config=config,
-        plans=recipe.plans(config, 1),
-        run_dir=tmp_path,
-        network=network,
-        parts={"whitening": whitening},
-    )
-    recipe.begin(begun)
-    assert "text_projection.weight" in begun.parts["init"].loaded
+    network, report = first_network(composed({**run, "init": str(folder)}), whitening)
+    assert report is not None and "text_projection.weight" in report.loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)
     assert torch.allclose(weight, trained.text_projection.weight, atol=1e-5)
     assert torch.allclose(bias, trained.text_projection.bias, atol=1e-5)
