@@ -50,10 +50,8 @@ def test_scalars_of_a_run(finished):
     assert {value for _, value in tags["seen/masked"]} == {0}
     assert 0 < tags["memory_gb/host"][-1][1] <= tags["memory_gb/host_peak"][-1][1] * 1.01
     assert all(0 < value <= 1 for _, value in tags["speed/training_share"])
-    parts = sum(
-        tags[f"step_time_ms/{name}"][-1][1]
-        for name in ("data", "encode_images", "encode_text", "network", "backward", "optimizer")
-    )
+    names = ("data", "vae", "text", "xut", "backward", "optimizer")
+    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in names)
     assert 0.5 < parts / tags["step_time_ms/whole"][-1][1] < 1.05
     second, _ = scalars(run_dir / "02-px32" / "tensorboard")
     assert second["train/loss_mean"][-1][0] == 64  # one axis over stages
@@ -81,9 +79,9 @@ def test_validation_and_saving_are_no_part_of_a_step(toy_job, tmp_path, monkeypa
     config["trainer"]["log_every_n_steps"] = 4
     assert run_job(check_job(config)) == 0
     tags, _ = scalars(tmp_path / "01-px16" / "tensorboard")
-    first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("encode_images", "network", "optimizer", "whole")}
-    assert first["optimizer"] < 200 and first["encode_images"] < 200
-    assert 200 <= first["network"] < first["whole"] < 600  # two micro-batches a step
+    first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("vae", "xut", "optimizer", "whole")}
+    assert first["optimizer"] < 200 and first["vae"] < 200
+    assert 200 <= first["xut"] < first["whole"] < 600  # two micro-batches a step
 
 
 def test_every_chart_of_the_first_page_shows_something(finished):

@@ -58,10 +58,9 @@ def measures(folder, side, equivariance, seed=0):
         "loss": {"pixel": "l2", "perceptual_network": None},
         "equivariance": {"scale_numerators": size["numerators"], "scale_denominator": 8, **equivariance},
         "data": {"train": TRAINING, "validation": HELD_OUT, "num_workers": 0, "memory_cache_gb": 0.5},
-        "validation": {"samples": 64, "pictures": 0},
+        "validation": {"samples": 64, "images": 0},
         "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [200]}},
         "trainer": {"accelerator": "cpu"},
-        "logger": {"progress_bar": False},
     }
     assert run_vae_job(check_vae_job(config)) == 0
     return json.loads((folder / "final" / "measures.json").read_text())["measures"]
