@@ -1,4 +1,4 @@
-"""What a user of Lightning and Hydra expects of hdm-train: loggers, callbacks, debugging, parts of a package of his own."""
+"""What a user of Lightning and Hydra expects of hdm-train: loggers, callbacks, debugging, parts of packages of his own."""
 
 import csv
 import json
