@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hdm_lightning.training.data_settings import validation_stream
 from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
@@ -22,6 +21,7 @@ from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.training.checkpoint_io import checkpoints_in
 from hdm_lightning.training.modules import draws
+from hdm_lightning.training.recorded import recorded_validation_stream
 
 STAGE = {
     "resolution": 16,
@@ -144,7 +144,7 @@ def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     record = find_run(run / "final")
     assert record is not None
-    stream = middle_crops(validation_stream(record.settings, record.plan, record.settings.seed))
+    stream = middle_crops(recorded_validation_stream(record.settings, record.plan, None))
     plan = Plan(stream)
     pictures = list(real_images(stream, plan, 12))
     keys = [key for batch in pictures for key in batch.keys]
@@ -174,7 +174,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
         for parameter in pipeline.model.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
-    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
+    stream = middle_crops(recorded_validation_stream(subject.run.settings, subject.run.plan, None))
     plan = Plan(stream)
     loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from hdm_lightning.training.preflight import text_width
 from transformers import T5Config, T5EncoderModel
 
 from hdm_lightning.encoders.autoencoder import load_autoencoder
@@ -17,6 +16,7 @@ from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.generation.feature_networks import load_feature_network
+from hdm_lightning.training.flow_checks import text_width
 
 CODE = """
 import pathlib

@@ -20,6 +20,8 @@ from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
 SEED = 0
+SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
+"""Parts of a step, and what reports call them."""
 
 
 class TrainingStep:
@@ -66,7 +68,7 @@ class TrainingStep:
         )
         self.module.to(device)
         self.clock = SectionClock()
-        self.module.section = self.clock.section  # type: ignore[method-assign]
+        self.module.section = lambda name: self.clock.section(SECTIONS[name])  # type: ignore[method-assign]
         self.module.encoders.to(device)
         groups: list[Any] = [*self.module.parameter_groups()]
         self.optimizer = MuonAdamW(groups) if muon else torch.optim.AdamW(groups, betas=stage.betas, fused=True)

@@ -41,6 +41,7 @@ def check(config: DictConfig, recipe: "AutoencoderRecipe", plan: StagePlan) -> N
     factor = autoencoder_factor(groups["autoencoder"])
     stage = with_stage(config, plan, **recipe.stage_values(config, plan))
     check_settings(groups, stage, plan, factor)
+    _check_crop(stage)
     check_call(stage, "module", supplied=("autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"))
     check_call(stage, "data", supplied=("tokenizer",))
     judged = JUDGED if groups["adversarial"].weight else ()
@@ -141,6 +142,16 @@ def _check_sizes(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
             hint=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
         )
     smallest_trained(groups["equivariance"], resolution // factor)
+
+
+def _check_crop(stage: DictConfig) -> None:
+    crop = plain(stage, "data").get("crop")
+    if isinstance(crop, dict) and crop.get("buckets"):
+        raise UserError(
+            "the transforms of the equivariance need square images",
+            where="data.crop.buckets",
+            hint="set it to null",
+        )
 
 
 def branch_settings(equivariance: Equivariance) -> BranchSettings:

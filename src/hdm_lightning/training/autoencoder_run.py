@@ -35,7 +35,7 @@ from hdm_lightning.training.groups import (
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import Recipe, group
+from hdm_lightning.training.recipe import COMMON, Recipe, group
 from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.tensorboard_page import VAE_LAYOUT, Layout
@@ -57,6 +57,7 @@ class AutoencoderRecipe(Recipe):
         "guard": Guard,
         "hardware": Hardware,
     }
+    others = COMMON
     sharded = False
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:

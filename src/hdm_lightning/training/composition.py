@@ -43,7 +43,7 @@ UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 def _as_user_error(error: ValidationError, where: str, kind: Any = None) -> UserError:
     first = min(error.errors(), key=lambda each: each["type"] not in UNKNOWN)
-    steps = [str(step) for step in first["loc"] if not str(step).startswith("function-")]
+    steps = [step for step in first["loc"] if isinstance(step, str) and not step.startswith("function-")]
     key = ".".join([each for each in (where, *steps) if each])
     if first["type"] in UNKNOWN:
         for step in steps[:-1]:

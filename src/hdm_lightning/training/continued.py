@@ -75,8 +75,10 @@ def configuration_of(run_dir: Path) -> DictConfig | None:
 
 def _check_kept(run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str]) -> None:
     for key in kept:
-        for name, before, present in _leaves(key, _value(began, key), _value(now, key)):
-            if (name.endswith("._target_") and before is None) or _may_be(name, before, present):
+        values = (key, _value(began, key), _value(now, key))
+        for name, before, present in _leaves(*values) if key == "model" else [values]:
+            unknown = name.endswith("._target_") and before is None  # to the version that it began with
+            if unknown or _may_be(name, before, present):
                 continue
             moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if name in ENCODERS else ""
             hint = f"restore it, or choose another name=; {_another(now, run_dir)}"
@@ -128,8 +130,8 @@ def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     """
     if not (isinstance(before, dict) and isinstance(now, dict)):
         yield key, before, now
-    elif lost := set(before) - set(now) - {"_target_"}:
-        yield f"{key}.{min(lost)}", before[min(lost)], None
+    elif set(before) - set(now) - {"_target_"}:
+        yield key, sorted(before), sorted(now)
     else:
         for name in before:
             if name in now:

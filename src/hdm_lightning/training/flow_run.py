@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.whitening import WhitenedTextEncoder
+from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.models import XUT
@@ -21,10 +21,10 @@ from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, parse, plain
 from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
-from hdm_lightning.training.initial_weights import load_initial_weights, record_init
+from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.model_flops import stage_flops
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import Recipe, with_stage
+from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
 from hdm_lightning.training.record import recorded_values
 from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
 from hdm_lightning.training.strategies import processes
@@ -53,6 +53,7 @@ class FlowRecipe(Recipe):
         "hardware": Hardware,
         "schedule": Schedule,
     }
+    others = (*COMMON, "init", "model", "text_encoder", "vae")
     sharded = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
@@ -83,24 +84,16 @@ class FlowRecipe(Recipe):
         run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
         run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
         run.parts["whitening"] = whitening
-        torch.manual_seed(sub_seed(int(config.seed), "weights"))
-        return build(config, "model")
+        return fresh_network(run.config)
 
     def begin(self, run: "Run") -> None:
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
-        config = with_stage(run.config, run.plans[0])
-        torch.manual_seed(sub_seed(int(config.seed), "weights"))
-        fresh: nn.Module = build(config, "model")
-        source = config.get("init")
-        if source is not None:
-            report = load_initial_weights(fresh, source)  # type: ignore[arg-type]
-            if set(PROJECTION) <= set(report.loaded):
-                fresh.load_state_dict(unfolded(fresh.state_dict(), run.parts["whitening"]))
-            if processes.rank() == 0 and "init" not in run.parts:
-                print(report)
-                record_init(run.run_dir, report)
-            run.parts["init"] = report
-        load_weights(run.network, fresh.state_dict())
+        network, report = first_network(run.config, run.parts["whitening"])
+        if report is not None and processes.rank() == 0 and "init" not in run.parts:
+            print(report)
+            record_init(run.run_dir, report)
+        run.parts["init"] = report
+        load_weights(run.network, network.state_dict())
 
     def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
         """The network, prepared for the stage, and the encoders."""
@@ -146,6 +139,27 @@ class FlowRecipe(Recipe):
         if processes.rank() == 0:
             export_pipeline(run, read_checkpoint(checkpoint))
             write_hparams(run)
+
+
+def fresh_network(config: DictConfig) -> nn.Module:
+    """The network of a configuration with the weights that its seed gives, on the CPU."""
+    torch.manual_seed(sub_seed(int(config.seed), "weights"))
+    network: nn.Module = build(config, "model")
+    return network
+
+
+def first_network(config: DictConfig, whitening: TextWhitening | None = None) -> tuple[nn.Module, InitReport | None]:
+    """The network that a run begins with, and what `init` gave it.
+
+    With `whitening`, what `init` learned on plain text states is turned into the same on whitened ones.
+    """
+    network = fresh_network(config)
+    if config.get("init") is None:
+        return network, None
+    report = load_initial_weights(network, config.init)
+    if set(PROJECTION) <= set(report.loaded):
+        network.load_state_dict(unfolded(network.state_dict(), whitening))
+    return network, report
 
 
 def _device(config: DictConfig) -> torch.device:

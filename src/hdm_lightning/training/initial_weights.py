@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.diffusers_folder import NETWORK
@@ -66,7 +66,7 @@ def record_init(run_dir: Path, report: InitReport) -> None:
     write_json(run_dir / RECORD, asdict(report))
 
 
-def load_initial_weights(network: XUT, source: str) -> InitReport:
+def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     """Copy every tensor that fits from a run's folder, a model folder or a file of tensors into the network.
 
     Raises:
@@ -94,7 +94,7 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
         missing=sorted(set(state) - set(found)),
         reshaped=sorted((set(state) & set(found)) - fits),
         unused=sorted(set(found) - set(state)),
-        wiring=_other_wiring(network.config, tensors, path),
+        wiring=_other_wiring(network.config, tensors, path) if isinstance(network, XUT) else [],
     )
 
 
@@ -126,12 +126,13 @@ def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> 
     ]
 
 
-def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
     own = {name.removeprefix(NETWORK_PREFIX): value for name, value in tensors.items()}  # a training checkpoint's too
     if any(name in own for name in network.state_dict()):
         return own
     try:
+        assert isinstance(network, XUT), "only an XUT has published names"
         return own_tensors(network, strip_prefix(tensors))
-    except ValueError as error:
+    except (AssertionError, ValueError) as error:
         raise UserError(str(error), where="init", hint="give a model of this project or a published one") from error

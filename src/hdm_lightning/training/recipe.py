@@ -15,15 +15,24 @@ if TYPE_CHECKING:
     from hdm_lightning.training.schedule import Run
 
 
+COMMON = (
+    *("name", "run_dir", "seed", "resume", "stage"),
+    *("data", "module", "optimizer", "lr_scheduler", "trainer", "callbacks", "logger"),
+)
+"""Keys of every training."""
+
+
 class Recipe(ABC):
     """One kind of training: what its configuration must say, and what it builds and leaves behind.
 
     Attributes:
         groups: the groups of plain keys, with their schemas.
+        others: all other keys of the configuration.
         sharded: whether the network can be split over devices.
     """
 
     groups: ClassVar[dict[str, type[Any]]]
+    others: ClassVar[tuple[str, ...]]
     sharded: ClassVar[bool]
 
     @abstractmethod
