@@ -57,9 +57,9 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     composed = _own_copy(config)
     recipe = recipe_of(composed)
     known = [*recipe.groups, *recipe.others]
-    for name in composed:
+    for name in map(str, composed):
         if name not in known:
-            raise UserError(f"unknown key '{name}'", where=str(name), hint=did_you_mean(str(name), known))
+            raise UserError(f"unknown key '{name}'", where=name, hint=did_you_mean(name, known))
     for name in ("name", "run_dir", "seed"):
         plain(composed, name)
     run_folder.check_resume(Path(composed.run_dir), plain(composed, "resume"))
