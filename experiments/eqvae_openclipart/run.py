@@ -20,9 +20,9 @@ from PIL import Image
 from hdm_lightning.assessment.pictures import middle_crops, real_pictures
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import sources_from
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.training.modules.measured_transforms import measured_transforms
-from hdm_lightning.data.rules import sources_from
 
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
