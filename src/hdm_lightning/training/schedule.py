@@ -109,7 +109,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
 
 
 def report_profile(trainer: Trainer) -> None:
-    """Print what a profiler (`trainer.profiler=simple`) has found, as Lightning's own messages are kept off the screen."""
+    """Print what a profiler (`trainer.profiler=simple`) has found: Lightning's own messages are kept off the screen."""
     summary = trainer.profiler.summary()  # type: ignore[attr-defined]
     if summary and trainer.is_global_zero:
         print(summary, flush=True)
