@@ -34,12 +34,9 @@ def composed(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     """Function of a command and overrides that gives a configuration whose models and data are here."""
 
     def compose_with(command, *overrides):
-        here = [
-            f"data.train={tiny_shards}",
-            f"run_dir={tmp_path / 'run'}",
-            "trainer.accelerator=cpu",
-            "trainer.devices=1",
-        ]
+        here = [f"data.train={tiny_shards}", f"run_dir={tmp_path / 'run'}", "data.crop.max_upscale=null"]
+        here += ["trainer.accelerator=cpu"]
+        here += [] if any("trainer.devices" in each for each in overrides) else ["trainer.devices=1"]
         if command == "train":
             here += [f"text_encoder.name={tiny_text_encoder}", f"vae.name={tiny_autoencoder}"]
             here += ["model.context_width=16"]

@@ -150,7 +150,12 @@ class AutoencoderRecipe(Recipe):
         """The measures of the last validation, and the latents' moments."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         report = next(each for each in callbacks if isinstance(each, AutoencoderReport))
-        assert report.latents is not None
+        if report.latents is None:
+            raise UserError(
+                "its last checkpoint is of an earlier version, which kept no measures, and its training is over",
+                where="run_dir",
+                hint="delete that checkpoint, so that the training ends again, or start another run by another name=",
+            )
         return {"measures": report.measures, "latents": asdict(report.latents)}
 
     def export(self, run: "Run", checkpoint: Path) -> None:

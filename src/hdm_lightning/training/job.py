@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
@@ -113,13 +115,23 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
     check_call(config, "lr_scheduler")
     for groups in ("callbacks", "logger"):
         for name, node in (config[groups] or {}).items():
-            if node is None:
+            if node is None or name in _left_out(groups, config):
                 continue
             if not has_target(node):
                 known = [each for each in config[groups] if has_target(config[groups][each])]
                 hint = f"give {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
                 raise UserError("says nothing that could be called", where=f"{groups}.{name}", hint=hint)
             check_call(config, f"{groups}.{name}")
+
+
+def _left_out(groups: str, config: DictConfig) -> set[str]:
+    """Callbacks that `callbacks=none` has left out, of which a preset of this package still gives a setting."""
+    if groups != "callbacks":
+        return set()
+    folder = resources.files("hdm_lightning.conf") / "callbacks"
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    usual = {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))}
+    return {name for name in usual if name in config.callbacks and not has_target(config.callbacks[name])}
 
 
 def run_job(job: Job) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.training import run_folder
+from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
@@ -21,6 +21,7 @@ from hdm_lightning.training.callbacks.weight_averages import WeightAverages, ave
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build
 from hdm_lightning.training.recipe import Recipe, with_stage
+from hdm_lightning.training.record import recorded_text
 from hdm_lightning.training.rewind import (
     RECORD,
     StartPoint,
@@ -34,6 +35,7 @@ from hdm_lightning.training.stage_parts import stage_callbacks, stage_loggers, s
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
+from hdm_lightning.whole_files import write_json, write_text
 
 
 @dataclass
@@ -74,11 +76,19 @@ def run_schedule(run: Run) -> None:
         return
     find = partial(run_folder.next_stage, run.run_dir, run.plans)
     while (pending := processes.decided_by_first(find)) is not None:
+        describe(run)
         fit_stage(run, pending)
     end = run_folder.stage_end(run.run_dir, run.plans[-1])
     assert end is not None
     run.recipe.export(run, end)
     processes.barrier()
+
+
+def describe(run: Run) -> None:
+    """Write the configuration and the environment that the run trains with; the first process works."""
+    if processes.rank() == 0:
+        write_text(run.run_dir / run_folder.CONFIG, recorded_text(run.config))
+        write_json(run.run_dir / run_folder.ENVIRONMENT, hardware.environment())
 
 
 def fit_stage(run: Run, plan: StagePlan) -> None:

@@ -11,12 +11,11 @@ from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
 from hdm_lightning.training.composition import plain
 from hdm_lightning.training.quiet import quiet_libraries
 from hdm_lightning.training.recipe import group, recipe_of
-from hdm_lightning.training.record import recorded_text
 from hdm_lightning.training.run_lock import alone_in
 from hdm_lightning.training.schedule import Run, run_schedule
 from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.whole_files import disk_full_error, is_disk_full, write_json, write_text
+from hdm_lightning.whole_files import disk_full_error, is_disk_full
 
 
 def work(order: dict[str, Any]) -> int:
@@ -49,7 +48,6 @@ def work(order: dict[str, Any]) -> int:
                     bool(OmegaConf.select(config, "schedule.carry_moments")),
                 )
                 run.network = recipe.build(run)
-                _describe(run)
                 run_schedule(run)
         except StoppedBySignal as stop:
             if processes.rank() == 0:
@@ -62,10 +60,3 @@ def work(order: dict[str, Any]) -> int:
         if several:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()
     return status
-
-
-def _describe(run: Run) -> None:
-    """Write the run's configuration and environment; the first process works."""
-    if processes.rank() == 0 and not run.is_trial:
-        write_text(run.run_dir / run_folder.CONFIG, recorded_text(run.config))
-        write_json(run.run_dir / run_folder.ENVIRONMENT, hardware.environment())

@@ -61,11 +61,23 @@ class SampleImages(StepWatcher, Callback):
         self.aspect_ratios, self.seed, self.context_length = tuple(aspect_ratios), seed, context_length
         self.solver = {"steps": steps, "guidance_scale": guidance_scale, "shift": shift}
         self.samples_before = samples_before
+        self._drawn_at = -1
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Draw where due; the first process draws, the others wait, or draw along where the network is split."""
-        if not self.prompts or not due(step, self.every_n_steps, last_step(trainer)):
+        """Draw where due."""
+        if due(step, self.every_n_steps, last_step(trainer)):
+            self._draw_once(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the end, whatever ended the fit."""
+        if trainer.global_step:
+            self._draw_once(trainer, pl_module)
+
+    def _draw_once(self, trainer: Trainer, module: LightningModule) -> None:
+        """The first process draws, the others wait, or draw along where the network is split."""
+        if not self.prompts or self._drawn_at == trainer.global_step:
             return
+        self._drawn_at = trainer.global_step
         if trainer.is_global_zero or is_sharded(module.network):  # type: ignore[arg-type]
             self.draw(trainer, module)
         barrier()
