@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.checks import model_config_from, train_settings_from

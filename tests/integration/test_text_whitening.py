@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.evaluation.subject import load_subject
 from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.models import XUT

@@ -12,6 +12,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.metrics.distances import (
+    diversity_estimates,
     frechet_distance,
     frechet_estimate,
     gaussian_kernel,
@@ -19,7 +20,6 @@ from hdm_lightning.metrics.distances import (
     mean_pairs,
     moments,
 )
-from hdm_lightning.metrics.diversity import diversity_estimates
 from hdm_lightning.metrics.neighbours import euclidean_distances, neighbour_estimates
 
 FEW = Bootstrap(resamples=10)

@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
-from hdm_lightning.assessment.clip import load_clip
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.training.preflight import text_width
 

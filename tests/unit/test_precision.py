@@ -66,11 +66,12 @@ def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, c
     assert sample._loaded_with(arguments, None, torch.device(name)) == {"precision": dtype}
     assert CaseSettings(device=name).torch_dtype == getattr(torch, dtype)
     requests = []
-    monkeypatch.setattr("hdm_lightning.assessment.job.evaluate", lambda request, *_: requests.append(request))
+    target = "hdm_lightning.evaluation.evaluate_model.evaluate"
+    monkeypatch.setattr(target, lambda request, options, *_: requests.append(options))
     with pytest.raises(TypeError):  # nothing was evaluated
-        evaluate._evaluate_model(evaluate.parse([str(tmp_path), "--device", name])[1])
-    assert requests[0].options.autocast == (None if dtype == "float32" else getattr(torch, dtype))
-    assert requests[0].options.encoder_dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        evaluate.main([str(tmp_path), "--device", name])
+    assert requests[0].autocast == (None if dtype == "float32" else getattr(torch, dtype))
+    assert requests[0].encoder_dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
 def loss_of(network):

@@ -7,23 +7,22 @@ from math import ceil
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hdm_lightning.data.batch import Batch
-from hdm_lightning.data.chunks import Chunk, chunk_samples, collate, in_order, pack_chunk
-from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.batch import Batch, Chunk, chunk_samples, collate, in_order, pack_chunk
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Preparation, Sample, Tokenize
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 
 WORKER_TIMEOUT_S = 900
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
 
 
 STOP_GRACE_S = 120
-"""How long a worker that got SIGTERM goes on, so that its process can finish the step and save."""
+"""How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
 
-def outlive_signals(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Let a worker not die at once of the signals that ask its process to save and stop.
 
     A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
@@ -94,13 +93,13 @@ class StreamLoader:
             num_workers=self.workers,
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=_ignore_stop_signals,
         )
-        return told_of_deaths(loader)
+        return naming_dead_workers(loader)
 
 
-def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes; that one has died or is stuck is said, whatever breaks first.
+def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of worker processes, with an error that says so where one has died or is stuck.
 
     torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
 
@@ -114,14 +113,14 @@ def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     except RuntimeError as error:
         if "timed out" not in str(error):
             raise
-        told = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(told) from error
+        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+        raise RuntimeError(what) from error
 
 
 class ValidationLoader(StreamLoader):
     """A finite loader over the first positions of a fixed order, with as many batches on every rank.
 
-    Each position is given by one rank; the last batches are filled up with holes of weight 0, so that no rank waits
+    Each position is given by one rank; the last batches are filled up with masked samples, so that no rank waits
     for another. Captions are the first ones, never dropped.
 
     Args:
@@ -190,5 +189,5 @@ class _Chunks(IterableDataset[Chunk]):
     def _sample(self, preparation: Preparation, row: int) -> Sample:
         position = self.first + row * self.world
         if self.stop is not None and position >= self.stop:
-            return preparation.hole(position)
+            return preparation.masked(position)
         return preparation.sample(position)

@@ -1,57 +1,69 @@
-"""Plain values, as a configuration or a caller gives them, to sources and rules; every mistake names its key."""
+"""What a stream of samples is made from, as plain values, and rules from a configuration's plain values.
+
+Every mistake names its key.
+"""
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from hdm_lightning.data.buckets import Buckets
-from hdm_lightning.data.config import Source
-from hdm_lightning.data.storage import is_local
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
 
 Rules = TypeVar("Rules")
 
-SOURCE_KEYS = ("urls", "weight", "index")
 FIXED = {Buckets: ("block",)}
 """Fields that follow from other settings, so that no key may set them."""
 
 
-def sources_from(value: Any, where: str) -> tuple[Source, ...]:
-    """The sources that a value means.
+@dataclass(frozen=True)
+class StreamConfig:
+    """A stream of samples: where from, in which order, cut and captioned how.
 
-    Args:
-        value: a folder, shard, brace pattern or address; a list of them, which makes one source; or a list in which
-            a source is a mapping of `urls`, `weight` and `index`.
-        where: the value's key.
-
-    Raises:
-        UserError: it is none of these.
+    Attributes:
+        sources: at least one.
+        resolution: side of the square crop in pixels.
+        context_length: token places of a caption.
+        seed, stage: what order, crops and captions depend on.
+        crop, captions: the rules.
+        lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
+        window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
+        workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own; 0 works
+            in the training process.
+        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
+        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
+        quarantine: file that gets one line of JSON a bad sample, or None.
+        cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
+        memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
     """
-    entries = [value] if isinstance(value, str | os.PathLike | Mapping) else value
-    if not isinstance(entries, Sequence) or not entries:
-        raise UserError("no source is given", where=where, hint="give a folder of shards")
-    if all(isinstance(entry, str | os.PathLike) for entry in entries):
-        return (Source(urls=tuple(map(_tidy, entries))),)
-    return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
 
+    sources: tuple[Source, ...]
+    resolution: int
+    context_length: int
+    seed: int = 0
+    stage: str = ""
+    crop: CropRules = field(default_factory=CropRules)
+    captions: CaptionRules = field(default_factory=CaptionRules)
+    lanes: int = 96
+    window: int = 32
+    workers: int = 0
+    max_bad_share: float = 0.05
+    bad_patience: int = 1000
+    quarantine: str | None = None
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
+    memory_cache_gb: float = 0.0
 
-def _source(entry: Any, where: str) -> Source:
-    if isinstance(entry, str | os.PathLike):
-        return Source(urls=(_tidy(entry),))
-    if not isinstance(entry, Mapping) or "urls" not in entry or set(entry) - set(SOURCE_KEYS):
-        raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
-    urls = entry["urls"]
-    several = [urls] if isinstance(urls, str | os.PathLike) else urls
-    return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))
-
-
-def _tidy(url: str | os.PathLike[str]) -> str:
-    """A local path without `~` and `..`: a configuration may name what lies beside a folder not made yet."""
-    text = os.fspath(url)
-    return os.path.normpath(os.path.expanduser(text)) if is_local(text) else text
+    def __post_init__(self) -> None:
+        for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="give a share from 0 to 1")
 
 
 def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:

@@ -8,42 +8,23 @@ how much it can.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EMBEDDING_WIDTH = 128
-HIDDEN_WIDTH = 256
 FEWEST_PAIRS = 256
-_CHECKS = 20
-_KEPT_OUT = 0.1
-
-
-@dataclass(frozen=True)
-class HeadTraining:
-    """How a head is trained: AdamW steps on batches of pairs, from a seed; the best of 20 states on kept-out pairs."""
-
-    steps: int = 600
-    batch: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    seed: int = 0
+_EMBEDDING_WIDTH, _HIDDEN_WIDTH = 128, 256
+_LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 0.05
+_CHECKS, _KEPT_OUT = 20, 0.1
 
 
 class DualHead(nn.Module):
-    """Two small perceptrons that map standardised features to unit vectors of one space.
-
-    Args:
-        image_features: (N,I) to standardise by.
-        text_features: (N,T) likewise.
-    """
+    """Two small perceptrons that map features, standardised by those given (N,I) and (N,T), to unit vectors."""
 
     def __init__(self, image_features: Tensor, text_features: Tensor) -> None:
         super().__init__()
-        self.image = _branch(image_features)
-        self.text = _branch(text_features)
+        self.image, self.text = _branch(image_features), _branch(text_features)
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -52,31 +33,51 @@ class DualHead(nn.Module):
 
 
 def fit_dual_head(
-    image_features: Tensor, text_features: Tensor, captions: Sequence[str], training: HeadTraining | None = None
+    image_features: Tensor,
+    text_features: Tensor,
+    captions: Sequence[str],
+    *,
+    steps: int = 600,
+    batch: int = 256,
+    seed: int = 0,
 ) -> DualHead:
-    """Train a head on pairs; the global random state is left as it was.
+    """Train a head by AdamW and return the best of 20 states on kept-out pairs; the global random state stays.
 
     Args:
         image_features: (N,I).
         text_features: (N,T).
         captions: N; equal captions count as equally right for each other's images.
-        training: how.
+        steps: of the optimizer.
+        batch: pairs a step.
+        seed: of weights, split and batches.
 
     Raises:
         ValueError: there are too few pairs, or not one caption each.
     """
-    training = training or HeadTraining()
     pairs = len(captions)
     if not pairs == len(image_features) == len(text_features) or pairs < FEWEST_PAIRS:
         raise ValueError(f"captions: got {pairs} pairs, expected at least {FEWEST_PAIRS}, one row of features each")
-    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    groups = torch.tensor([numbers[caption] for caption in captions], device=image_features.device)
+    data = (image_features.float(), text_features.float(), _groups(captions, image_features.device))
     with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(training.seed)
+        torch.manual_seed(seed)
         order = torch.randperm(pairs)
         kept_out, used = order[: int(_KEPT_OUT * pairs)], order[int(_KEPT_OUT * pairs) :]
-        head = DualHead(image_features[used].float(), text_features[used].float()).to(image_features.device)
-        return _trained(head, (image_features.float(), text_features.float(), groups), used, kept_out, training)
+        head = DualHead(data[0][used], data[1][used]).to(image_features.device)
+        optimizer = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        best, state = float("inf"), {}
+        for step in range(1, steps + 1):
+            rows = used[torch.randint(len(used), (min(batch, len(used)),))]
+            loss = _contrast(head, *(part[rows] for part in data))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % max(1, steps // _CHECKS) == 0:
+                with torch.no_grad():
+                    checked = float(_contrast(head, *(part[kept_out] for part in data)))
+                if checked < best:
+                    best, state = checked, {name: value.clone() for name, value in head.state_dict().items()}
+        head.load_state_dict(state)
+    return head.eval().requires_grad_(False)
 
 
 def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
@@ -87,38 +88,21 @@ def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
         captions: N; those equal to the own do not count.
 
     Raises:
-        ValueError: all captions are equal, so that there is nothing to tell apart.
+        ValueError: all captions are equal, so that none is another.
     """
-    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    groups = torch.tensor([numbers[caption] for caption in captions], device=scores.device)
+    groups = _groups(captions, scores.device)
     other = groups[:, None] != groups[None, :]
     if not other.any(1).all():
-        raise ValueError("captions: all are equal, expected different ones to tell apart")
+        raise ValueError("captions: all are equal, expected different ones")
     own = scores.diagonal()[:, None]
     won = (own > scores).double() + 0.5 * (own == scores).double()
     return (won * other).sum(1) / other.sum(1)
 
 
-def _trained(
-    head: DualHead, data: tuple[Tensor, Tensor, Tensor], used: Tensor, kept_out: Tensor, training: HeadTraining
-) -> DualHead:
-    """The head's state that is best on the kept-out pairs."""
-    optimizer = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    every = max(1, training.steps // _CHECKS)
-    best, state = float("inf"), {}
-    for step in range(1, training.steps + 1):
-        rows = used[torch.randint(len(used), (min(training.batch, len(used)),))]
-        loss = _contrast(head, *(part[rows] for part in data))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % every == 0:
-            with torch.no_grad():
-                checked = float(_contrast(head, *(part[kept_out] for part in data)))
-            if checked < best:
-                best, state = checked, {name: value.clone() for name, value in head.state_dict().items()}
-    head.load_state_dict(state)
-    return head.eval().requires_grad_(False)
+def _groups(captions: Sequence[str], device: torch.device) -> Tensor:
+    """A number (N,) for each caption, equal for equal ones."""
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    return torch.tensor([numbers[caption] for caption in captions], device=device)
 
 
 def _contrast(head: DualHead, image_features: Tensor, text_features: Tensor, groups: Tensor) -> Tensor:
@@ -145,9 +129,5 @@ class _Standardise(nn.Module):
 
 
 def _branch(features: Tensor) -> nn.Sequential:
-    return nn.Sequential(
-        _Standardise(features),
-        nn.Linear(features.shape[1], HIDDEN_WIDTH),
-        nn.GELU(),
-        nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
-    )
+    hidden = nn.Linear(features.shape[1], _HIDDEN_WIDTH)
+    return nn.Sequential(_Standardise(features), hidden, nn.GELU(), nn.Linear(_HIDDEN_WIDTH, _EMBEDDING_WIDTH))

@@ -1,4 +1,4 @@
-"""All measures of an autoencoder over a set of images, added up batch by batch.
+"""How good an autoencoder is over a set of images, added up batch by batch: reconstruction, equivariance, latents.
 
 Shapes: image (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f); weight (B,), 0 for a masked sample.
 """

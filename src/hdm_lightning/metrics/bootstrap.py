@@ -70,7 +70,7 @@ class Bootstrap:
             raise ValueError(f"confidence: got {self.confidence}, expected between 0 and 1")
 
     def counts(self, samples: int, stream: int = 0) -> NDArray[np.int64]:
-        """How often each sample is in each resample, (R, N); `stream` tells the sets of one statistic apart."""
+        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart."""
         random = np.random.default_rng([self.seed, stream])
         return random.multinomial(samples, np.full(samples, 1 / samples), size=self.resamples)
 

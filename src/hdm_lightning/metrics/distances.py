@@ -1,6 +1,6 @@
-"""Distances between two sets of features: kernel distance and Fréchet distance, each with an interval.
+"""Distances of sets of features: kernel distance, Fréchet distance, diversity, each with an interval.
 
-Shapes: features (N,D) and (M,D); R resamples; mean (D,); covariance (D,D). Computed in float64.
+Shapes: features (N,D) and (M,D); R resamples; mean (D,); covariance (D,D); P prompts, S seeds. Computed in float64.
 
 *Kernel distance*: squared maximum mean discrepancy, unbiased. With the cubic kernel this is KID (arXiv 1801.01401,
 section 4); with the Gaussian kernel on unit-length CLIP features, CMMD (arXiv 2401.09603, section 4). Values at
@@ -8,9 +8,12 @@ different counts compare; a value below zero is chance.
 
 *Fréchet distance*: each set seen as a Gaussian (arXiv 1706.08500, equation 6). The value rises as sets get smaller, by
 an amount that depends on the features: compare it only at equal counts of the same network (arXiv 1911.07023).
+
+*Diversity*: how different images of one prompt are, as a share of how different real images are.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +27,8 @@ FEWEST_SAMPLES = 2
 CMMD_BANDWIDTH = 10.0
 CMMD_SCALE = 1000.0
 _BLOCK_ROWS = 1024
+_POSITIVE = (0.0, float("inf"))
+_NO_INTERVAL = Bootstrap(resamples=2)
 
 
 def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
@@ -93,6 +98,52 @@ def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple
     return float(means[0]), means[1:]
 
 
+@dataclass(frozen=True)
+class Diversity:
+    """Mean distances of pairs of images, each with its interval.
+
+    Attributes:
+        within: of one prompt with different seeds, over the real images' mean distance.
+        across: of different prompts, over the same.
+        real: the real images' mean distance, in units of the features.
+    """
+
+    within: Estimate
+    across: Estimate
+    real: Estimate
+
+
+def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> Diversity:
+    """Diversity of images drawn P × S.
+
+    Args:
+        by_prompt: features (P,S,D), at least two prompts of two seeds.
+        real: features (N,D) of at least two real images.
+        bootstrap: resamples prompts, and real images.
+
+    Raises:
+        ValueError: there is no pair to compare, or all real images are equal.
+    """
+    if by_prompt.dim() != 3 or min(by_prompt.shape[:2]) < 2 or len(real) < 2:
+        shapes = f"{tuple(by_prompt.shape)}, {tuple(real.shape)}"
+        raise ValueError(f"by_prompt, real: got shapes {shapes}, expected (P ≥ 2, S ≥ 2, D), (N ≥ 2, D)")
+    prompts, seeds = by_prompt.shape[:2]
+    scale, scales = mean_pairs(_to_each_other(real), bootstrap, stream=2)
+    if not scale:
+        raise ValueError("real: all images are equal, expected different ones, whose mean distance is the unit")
+    units = np.where(scales > 0, scales, np.nan)  # among few images, a resample can hold equal ones only
+    per_prompt = np.array([mean_pairs(_to_each_other(of_one), _NO_INTERVAL)[0] for of_one in by_prompt])
+    within = bootstrap.counts(prompts) @ per_prompt / prompts
+    # Images of one seed number, one a prompt, differ by prompt: the mean over seeds uses every image once a pair.
+    across = [mean_pairs(_to_each_other(by_prompt[:, seed]), bootstrap) for seed in range(seeds)]
+    value, replicates = np.mean([one for one, _ in across]), np.mean([many for _, many in across], axis=0)
+    return Diversity(
+        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / units, prompts, bounds=_POSITIVE),
+        across=bootstrap.centred(float(value) / scale, replicates / units, prompts, bounds=_POSITIVE),
+        real=bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
+    )
+
+
 def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
     """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of two Gaussians, each given by mean (D,) and covariance (D,D).
 
@@ -138,7 +189,7 @@ def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, p
         rows = (torch.from_numpy(one).to(first.device), torch.from_numpy(other).to(second.device))
         return frechet_distance(moments(first[rows[0]]), moments(second[rows[1]]))
 
-    return bootstrap.sets(distance, len(real), len(generated), bounds=(0.0, float("inf")), paired=paired)
+    return bootstrap.sets(distance, len(real), len(generated), bounds=_POSITIVE, paired=paired)
 
 
 def _require_fit(real: Tensor, generated: Tensor, needed: int) -> None:
@@ -176,3 +227,8 @@ def _quadratic(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, righ
         part = slice(start, start + _BLOCK_ROWS)
         total += ((left[:, part] @ kernel(first[part], second)) * right).sum(1)
     return total
+
+
+def _to_each_other(features: Tensor) -> Tensor:
+    values = features.double()
+    return euclidean_distances(values, values)

@@ -28,16 +28,7 @@ from numpy.typing import NDArray
 from hdm_lightning.metrics.bootstrap import exact_reach
 from hdm_lightning.metrics.shapes_reader import Reading, read_shapes
 
-CRITERIA = (
-    "colour",
-    "shape",
-    "size",
-    "colour_and_shape",
-    "relation",
-    "count",
-    "background",
-    "everything",
-)
+CRITERIA = ("colour", "shape", "size", "colour_and_shape", "relation", "count", "background", "everything")
 MAX_PARTNERS = 4
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -91,32 +82,15 @@ class Seen:
         return cls(objects, relations, spec["background"])
 
 
-def score_images(
-    specs: Sequence[Spec],
-    images: Sequence[NDArray[np.uint8]],
-    *,
-    blind: Sequence[Spec] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> dict[str, Score]:
-    """Read images and score them against what was asked for, by criterion.
-
-    Criteria without a trial (relations among single objects) are left out.
-
-    Args:
-        specs: what was asked for, one an image.
-        images: uint8 (H, W, 3) each, any sizes from 32 pixels.
-        blind: the prompts among which chance picks; None means `specs`.
-        seed, resamples, confidence: of the percentile bootstrap over images (the exact bound where all agree).
+def score_images(specs: Sequence[Spec], images: Sequence[NDArray[np.uint8]], **options: Any) -> dict[str, Score]:
+    """Read images, uint8 (H, W, 3) of any sizes from 32 pixels, and score them as `score_seen` does.
 
     Raises:
-        ValueError: when the two differ in length or are empty.
+        ValueError: there is not one image for each of the specs, or none at all.
     """
     if len(specs) != len(images) or not specs:
         raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
-    seen = [Seen.from_reading(read_shapes(image)) for image in images]
-    return score_seen(specs, seen, blind=blind, seed=seed, resamples=resamples, confidence=confidence)
+    return score_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], **options)
 
 
 def score_seen(
@@ -128,16 +102,24 @@ def score_seen(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Score]:
-    """Score what was seen against what was asked for; see `score_images`."""
+    """Score what was seen against what was asked for, by criterion.
+
+    Criteria without a trial (relations among single objects) are left out.
+
+    Args:
+        specs: what was asked for, one an image.
+        seen: what the images show.
+        blind: the prompts among which chance picks; None means `specs`.
+        seed, resamples, confidence: of the percentile bootstrap over images (the exact bound where all agree).
+    """
     counts = np.stack([grade(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
     low, high = _intervals(counts, np.random.default_rng(seed), resamples, confidence)
     chance = chance_levels(specs, blind)
-    scores = {}
-    for i, name in enumerate(CRITERIA):
-        right, trials = (int(total) for total in counts[:, i].sum(axis=0))
-        if trials:
-            scores[name] = Score(right, trials, right / trials, float(low[i]), float(high[i]), chance[name])
-    return scores
+    return {
+        name: Score(int(right), int(trials), right / trials, float(low[i]), float(high[i]), chance[name])
+        for i, (name, (right, trials)) in enumerate(zip(CRITERIA, counts.sum(axis=0).tolist(), strict=True))
+        if trials
+    }
 
 
 def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
@@ -164,27 +146,20 @@ def grade(spec: Spec, seen: Seen) -> Counts:
     """Return (right, trials) of each criterion for one image: int64 (criteria, 2), in the order of `CRITERIA`."""
     asked = Seen.from_spec(spec).objects
     partners = _pair(asked, seen.objects)
-    attributes = np.array(
-        [
-            [p is not None and wanted[k] == seen.objects[p][k] for k in range(3)]
-            for wanted, p in zip(asked, partners, strict=True)
-        ]
-    ).reshape(len(asked), 3)
-    relations = [
-        seen.relations.get((partners[subject], partners[reference])) == relation
-        for subject, relation, reference in spec.get("relations", ())
-    ]
+    pairs = list(zip(asked, partners, strict=True))
+    right = [[p is not None and wanted[k] == seen.objects[p][k] for wanted, p in pairs] for k in range(3)]
     trials = {
-        "colour": attributes[:, 0],
-        "shape": attributes[:, 1],
-        "size": attributes[:, 2],
-        "colour_and_shape": attributes[:, 0] & attributes[:, 1],
-        "relation": np.array(relations, dtype=bool),
-        "count": np.array([len(seen.objects) == len(asked)]),
-        "background": np.array([seen.background == spec["background"]]),
+        **dict(zip(("colour", "shape", "size"), right, strict=True)),
+        "colour_and_shape": [colour and shape for colour, shape in zip(right[0], right[1], strict=True)],
+        "relation": [
+            seen.relations.get((partners[subject], partners[reference])) == relation
+            for subject, relation, reference in spec.get("relations", ())
+        ],
+        "count": [len(seen.objects) == len(asked)],
+        "background": [seen.background == spec["background"]],
     }
-    trials["everything"] = np.array([all(outcome.all() for outcome in trials.values())])
-    return np.array([[trials[name].sum(), trials[name].size] for name in CRITERIA], dtype=np.int64)
+    trials["everything"] = [all(map(all, trials.values()))]
+    return np.array([[sum(trials[name]), len(trials[name])] for name in CRITERIA], dtype=np.int64)
 
 
 def as_dict(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:

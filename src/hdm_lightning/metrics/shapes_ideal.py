@@ -82,14 +82,6 @@ def _corner_weights(pixels: int, origin: float, scale: float) -> Floats:
     return np.diff(weights, axis=0)
 
 
-def _circle(x: Floats, y: Floats) -> Mask:
-    return x**2 + y**2 <= 0.25
-
-
-def _square(x: Floats, y: Floats) -> Mask:
-    return (np.abs(x) <= 0.5) & (np.abs(y) <= 0.5)
-
-
 def _triangle(x: Floats, y: Floats) -> Mask:
     height = math.sqrt(3) / 2
     return (y <= height / 2) & (2 * height * np.abs(x) <= y + height / 2)
@@ -105,14 +97,6 @@ def _star(x: Floats, y: Floats) -> Mask:
     return beyond.sum(axis=0) <= 1
 
 
-def _cross(x: Floats, y: Floats) -> Mask:
-    return np.minimum(np.abs(x), np.abs(y)) <= 1 / 6
-
-
-def _ring(x: Floats, y: Floats) -> Mask:
-    return (x**2 + y**2 <= 0.25) & (x**2 + y**2 >= 0.28**2)
-
-
 def _heart(x: Floats, y: Floats) -> Mask:
     # A square standing on its corner, with discs on its two upper edges as diameters.
     radius = 1 / (2 + math.sqrt(2))
@@ -123,17 +107,13 @@ def _heart(x: Floats, y: Floats) -> Mask:
     return ((x - offset) ** 2 + (y + offset) ** 2 <= radius**2) | (x + np.abs(y) <= 2 * offset)
 
 
-def _diamond(x: Floats, y: Floats) -> Mask:
-    return np.abs(x) / 0.375 + np.abs(y) / 0.5 <= 1
-
-
 INSIDE_TESTS: dict[str, Callable[[Floats, Floats], Mask]] = {
-    "circle": _circle,
-    "square": _square,
+    "circle": lambda x, y: x**2 + y**2 <= 0.25,
+    "square": lambda x, y: (np.abs(x) <= 0.5) & (np.abs(y) <= 0.5),
     "triangle": _triangle,
     "star": _star,
-    "cross": _cross,
-    "ring": _ring,
+    "cross": lambda x, y: np.minimum(np.abs(x), np.abs(y)) <= 1 / 6,
+    "ring": lambda x, y: (x**2 + y**2 <= 0.25) & (x**2 + y**2 >= 0.28**2),
     "heart": _heart,
-    "diamond": _diamond,
+    "diamond": lambda x, y: np.abs(x) / 0.375 + np.abs(y) / 0.5 <= 1,
 }

@@ -44,17 +44,17 @@ def name_colour(colour: Floats) -> str | None:
     return _NAMES[nearest] if distances[nearest] <= MAX_NAMING_DISTANCE else None
 
 
-def background_colour(reduced: Floats) -> Floats:
+def background_colour(image: Floats) -> Floats:
     """Return the background's RGB: the median of the border's pixels of its most frequent colour name."""
-    border = np.concatenate([reduced[0], reduced[-1], reduced[1:-1, 0], reduced[1:-1, -1]])
+    border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     nearest = np.linalg.norm(border[:, None] - _REFERENCES, axis=2).argmin(axis=1)
     commonest = np.bincount(nearest, minlength=len(_NAMES)).argmax()
     return np.median(border[nearest == commonest], axis=0)
 
 
-def find_regions(reduced: Floats, background: Floats) -> list[Region]:
+def find_regions(image: Floats, background: Floats) -> list[Region]:
     """Return the regions that stand out from the background, largest first; specks are left out."""
-    contrast = np.linalg.norm(reduced - background, axis=2)
+    contrast = np.linalg.norm(image - background, axis=2)
     short = min(contrast.shape)
     local = _largest_within(contrast, max(1, round(CONTRAST_REACH * short)))
     labels, count = connected_components(contrast > np.maximum(MIN_CONTRAST, RELATIVE_CONTRAST * local))

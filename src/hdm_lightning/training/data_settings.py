@@ -6,12 +6,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Tokenize
-from hdm_lightning.data.rules import rules_from, sources_from
+from hdm_lightning.data.rules import StreamConfig, rules_from
+from hdm_lightning.data.samples import Tokenize
+from hdm_lightning.data.sources import sources_from
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
@@ -23,7 +23,7 @@ from hdm_lightning.training.vae.settings import VaeValidationSettings
 
 @dataclass
 class DataSettings:
-    """Sources and rules of the training and validation streams; see `data.config.StreamConfig`.
+    """Sources and rules of the training and validation streams; see `data.rules.StreamConfig`.
 
     Attributes:
         train: a folder, shard, brace pattern or address; or a list of them; or a list of

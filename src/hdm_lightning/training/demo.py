@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import require_perceptual
-from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.generation.contact_sheet import contact_sheet

@@ -14,8 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.data.config import Source, StreamConfig
-from hdm_lightning.data.sources import expanded
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import Source, expanded
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.checks import train_settings_from

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hdm_lightning import ShardDataModule
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
 
 BATCH = 3
 SAVE_EVERY = 2

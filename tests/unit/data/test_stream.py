@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from hdm_lightning.data import reader
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
-from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.index import ShardRecord
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.records import ShardRecord
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 SAMPLES = 150
