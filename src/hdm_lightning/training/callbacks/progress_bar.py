@@ -27,6 +27,9 @@ class Progress(RichProgressBar):
         kwargs: of `RichProgressBar`.
     """
 
+    wants_metrics = False
+    """It asks for the loss itself, now and then; what modules show in a bar is copied from the device at every step."""
+
     def __init__(
         self,
         stage: str | None = None,

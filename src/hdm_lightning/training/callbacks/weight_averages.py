@@ -112,7 +112,7 @@ class WeightAverages(StepWatcher, Callback):
         if self._sums is not None:
             totals, self._sums = summed(self._sums), None
             for name, (total, count) in zip(self._averages.names(), totals, strict=True):
-                pl_module.log(f"val/loss_{name}", total / count)
+                pl_module.log(f"val/loss_{name}", total / count, sync_dist=True)  # equal everywhere
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the weights back, before anything is saved."""

@@ -38,6 +38,7 @@ from hdm_lightning.training.modules.resumable_module import (
     plain_learning_rate,
 )
 from hdm_lightning.training.modules.weighted_mean import WeightedMean
+from hdm_lightning.training.strategies.processes import averaged
 
 NOISE_PURPOSE = "vae posterior"
 MEASURES = ("psnr", "equivariance_rotation", "equivariance_scale")
@@ -226,12 +227,12 @@ class AutoencoderModule(AdversarialSteps):
 
     def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Log the terms (B,) and the loss () of a micro-batch."""
-        several, rows = self.trainer.world_size > 1, len(weight)
-        reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight).detach()
-        both = {"train/loss": loss.detach(), "train/reconstruction": reconstruction}
-        self.log_dict(both, prog_bar=True, batch_size=rows, sync_dist=several)
-        self.log_dict({f"train/{name}": term.detach().float().mean() for name, term in terms.items()}, batch_size=rows)
-        self.log("lr", plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate), batch_size=rows)
+        reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight)
+        both = averaged(torch.stack([loss, reconstruction]).detach())
+        rate = plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate)
+        metrics: dict[str, Tensor | float] = {"train/loss": both[0], "train/reconstruction": both[1], "lr": rate}
+        metrics |= {f"train/{name}": term.detach().float().mean() for name, term in terms.items()}
+        self.log_step(metrics, len(weight), shown=["train/loss", "train/reconstruction"])
 
     # Validation
 
