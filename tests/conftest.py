@@ -87,7 +87,7 @@ def tiny_shards(tmp_path_factory):
 @pytest.fixture
 def another_start():
     """Context of a run's folder that another process holds; yields its id, and kills it at the end."""
-    from hdm_lightning.training.launching import run_lock
+    from hdm_lightning.training import run_lock
 
     @contextmanager
     def held(folder, then=lambda: time.sleep(300)):
@@ -114,7 +114,7 @@ def another_start():
 def free():
     """Function of a run's folder that says whether another process gets it at once."""
     from hdm_lightning.errors import UserError
-    from hdm_lightning.training.launching import run_lock
+    from hdm_lightning.training import run_lock
 
     def asked(folder):
         pid = os.fork()

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.rules import StreamConfig, sources_from
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.training.callbacks.vae_validation import measured_transforms
-from hdm_lightning.training.data_settings import sources_from
+from hdm_lightning.training.modules.measured_transforms import measured_transforms
 
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
@@ -117,7 +116,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
         f"stage.samples={samples}",
         f"patches.samples={samples * 7 // 8}",
         "validation.samples=128",
-        "ema.halflife_samples=[1000]",
+        "callbacks.weight_averages.halflife_samples=[1000]",
         *overrides,
     )
 
@@ -133,7 +132,7 @@ def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> Non
         "~schedule.stages.px48",
         f"schedule.stages.px64.samples={samples}",
         "schedule.stages.px64.sample_every=0",
-        "callbacks.pictures.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",
+        "callbacks.sample_images.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",
         "validation.samples=240",
     )
 
@@ -142,11 +141,11 @@ def on_drawings(folder: Path, seed: int) -> list[str]:
     """What both trainings have in common: three shards train, the fourth is held out."""
     return [
         "trainer=cpu",
-        "trainer.threads=1",
+        "hardware.threads=1",
         "data=openclipart_mini",
         f"data.train=[{','.join(TRAINING)}]",
         f"data.validation={HELD_OUT}",
-        "data.workers=0",
+        "data.num_workers=0",
         f"run_dir={folder}",
         f"seed={seed}",
     ]

@@ -19,7 +19,7 @@ def planned(*overrides):
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
         config = compose("plan_autoencoder", overrides=list(overrides))
-    return plan_autoencoder(OmegaConf.to_container(config, resolve=True))
+    return plan_autoencoder(config)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():

@@ -16,13 +16,14 @@ from hdm_lightning.planning.machine import Host
 from hdm_lightning.planning.paper import PAPER_HOURS
 from hdm_lightning.planning.recipe import Dataset
 from hdm_lightning.planning.settings import AssumptionSettings, DatasetSettings, HostSettings
+from hdm_lightning.training.record import recorded_values
 
 
 def planned(*overrides):
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
         config = compose("plan", overrides=list(overrides))
-    return run_plan(OmegaConf.to_container(config, resolve=True))
+    return run_plan(recorded_values(config))
 
 
 def test_the_paper_s_schedule_from_the_configuration():
@@ -73,12 +74,12 @@ def test_overrides_reach_the_forecast():
     )
     assert changed["stages"][1]["hours"] == pytest.approx(0.1 * usual["stages"][1]["hours"], rel=1e-3)
     assert changed["stages"][0]["rent_usd"] == pytest.approx(2 * usual["stages"][0]["rent_usd"])
-    slow = planned("trainer.compile=false").content
+    slow = planned("hardware.compile=false").content
     assert slow["stages"][0]["hours"] > 1.1 * usual["stages"][0]["hours"]
 
 
 def test_every_kind_of_average_takes_memory_and_disk():
-    one, three = planned().content, planned("callbacks.ema.sigma_rel=[0.05,0.1]").content
+    one, three = planned().content, planned("callbacks.weight_averages.sigma_rel=[0.05,0.1]").content
     weights = 4 * 343_176_208
     assert one["stages"][0]["memory"]["averages"] == weights
     assert three["stages"][0]["memory"]["averages"] == 3 * weights

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
 
+from composed import check_job, run_job
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
@@ -18,10 +19,9 @@ from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.data_settings import validation_stream
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in
 from hdm_lightning.training.modules import draws
+from hdm_lightning.training.recorded import recorded_validation_stream
 
 STAGE = {
     "resolution": 16,
@@ -56,9 +56,10 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         "model": MODEL,
         "text_encoder": {"name": str(tiny_text_encoder)},
         "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "threads": 1},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+        "hardware": {"threads": 1},
         "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 4}},
         "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
     }
@@ -143,7 +144,7 @@ def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     record = find_run(run / "final")
     assert record is not None
-    stream = middle_crops(validation_stream(record.settings, record.plan, record.settings.seed))
+    stream = middle_crops(recorded_validation_stream(record.settings, record.plan, None))
     plan = Plan(stream)
     pictures = list(real_images(stream, plan, 12))
     keys = [key for batch in pictures for key in batch.keys]
@@ -173,7 +174,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
         for parameter in pipeline.model.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
-    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
+    stream = middle_crops(recorded_validation_stream(subject.run.settings, subject.run.plan, None))
     plan = Plan(stream)
     loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))

@@ -28,9 +28,8 @@ def test_an_odd_latent_is_turned_and_not_halved(measured):
 
 def test_the_latents_statistics_normalise_them(measured, tiny_autoencoder, tiny_shards):
     from hdm_lightning.data.plan import Plan
-    from hdm_lightning.data.rules import StreamConfig
+    from hdm_lightning.data.rules import StreamConfig, sources_from
     from hdm_lightning.evaluation.image_sets import middle_crops, real_images
-    from hdm_lightning.training.data_settings import sources_from
 
     stream = middle_crops(StreamConfig(sources_from([str(tiny_shards)], "data"), 28, 1, stage="validation"))
     pictures = torch.cat([batch.images for batch in real_images(stream, Plan(stream), 6)])

@@ -3,10 +3,12 @@
 import json
 import shutil
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli import evaluate
@@ -64,8 +66,13 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
             },
         }
     )
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(settings)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(settings)))
     return folder
+
+
+def plain(settings):
+    """Settings as the YAML of an earlier version had them."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.generation.feature_networks import load_feature_network
-from hdm_lightning.training.preflight import text_width
+from hdm_lightning.training.flow_checks import text_width
 
 CODE = """
 import pathlib

@@ -8,7 +8,7 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpoint, newest_intact, read_intact
-from hdm_lightning.training.recovery.rewinds import newest_position, start_point
+from hdm_lightning.training.rewind import newest_position, start_point
 
 
 class Evil:

@@ -12,8 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.averaging.averages import ParameterAverages
-from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
+from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network, shard_network
 from hdm_lightning.training.strategies.sharded_tensors import (
     is_sharded,
@@ -24,8 +23,6 @@ from hdm_lightning.training.strategies.sharded_tensors import (
 )
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
-STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
-MIXED = TrainerSettings(accelerator="cpu", precision="bf16-mixed")
 
 
 @pytest.fixture
@@ -152,7 +149,10 @@ def test_moments_go_into_a_split_optimizer_and_come_out_whole(group):
     sharded = copy.deepcopy(network)
     shard_network(sharded, "cpu", mixed=True)
     assert is_sharded(sharded) and not is_sharded(network)
-    plain, split = (build_optimizer(each, STAGE, OptimizerSettings()) for each in (network, sharded))
+    plain, split = (
+        torch.optim.AdamW([*parameter_groups(each, 0.5, 0.01, rule="mup")], betas=(0.9, 0.98), fused=True)
+        for each in (network, sharded)
+    )
     velocity(network).square().mean().backward()
     plain.step()
     load_optimizer(split, plain.state_dict())

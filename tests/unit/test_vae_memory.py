@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.training.vae.checks import vae_settings_from
-from hdm_lightning.training.vae.memory import RehearsedStep, step_memory
+from hdm_lightning.training.autoencoder_memory import RehearsedStep, StepSettings, step_memory
+from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
+from hdm_lightning.training.composition import parse
+from hdm_lightning.training.stages import AutoencoderStageSettings
 
 CONFIG = {
     "block_out_channels": [16, 32, 32],
@@ -23,17 +25,9 @@ CONFIG = {
 def settings(side=64, batch=2, **groups):
     stage = {"resolution": side, "samples": 1, "batch_size": batch, "micro_batch_size": batch, "learning_rate": 1.0}
     stage |= groups.pop("stage", {})
-    return vae_settings_from(
-        {
-            "name": "x",
-            "run_dir": "x",
-            "data": {"train": "x"},
-            "stage": stage,
-            "ema": {"halflife_samples": [1]},
-            "loss": {"perceptual_network": "efficientnet_lite0"},
-            **groups,
-        }
-    )
+    groups = {"loss": {"perceptual_network": "efficientnet_lite0"}, **groups}
+    parsed = {name: parse(kind, groups.get(name, {}), name) for name, kind in AutoencoderRecipe.groups.items()}
+    return StepSettings(parsed, parse(AutoencoderStageSettings, stage, "stage"), averages=1)
 
 
 ADVERSARIAL = {"adversarial": {"weight": 0.5, "channels": 32}}
@@ -82,7 +76,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
-from hdm_lightning.training.vae.memory import RehearsedStep
+from hdm_lightning.training.autoencoder_memory import RehearsedStep
 RehearsedStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()

@@ -16,9 +16,9 @@ from hdm_lightning.generation.png import write_png
 from hdm_lightning.generation.record import ImageRecord
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.interop.tensor_files import write_tensors
-from hdm_lightning.training.callbacks.ledger import Ledger
+from hdm_lightning.training import run_lock
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.training.launching import run_lock
 from hdm_lightning.whole_files import is_disk_full, remove_leftovers, replacing, write_atomically, write_text
 
 

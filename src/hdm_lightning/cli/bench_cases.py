@@ -15,7 +15,7 @@ from hdm_lightning.models import XUT
 from hdm_lightning.models.counts import Workload, forward_flops
 from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
 from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
 
@@ -49,7 +49,7 @@ def step_case(settings: CaseSettings) -> Case:
     )
 
     def sections() -> Mapping[str, Any]:
-        seconds = step.module.clock.drain()
+        seconds = step.clock.drain()
         return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
 
     batch = settings.batch
@@ -95,8 +95,7 @@ def sampling_flops(settings: CaseSettings) -> int:
 
 
 def _prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
-    stage = StageSettings(activation_checkpointing=checkpointing)
-    prepare_network(network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
+    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
 
 
 BUILDERS: Mapping[str, Callable[[CaseSettings], Case]] = {

@@ -30,6 +30,5 @@ def demo(config: DictConfig) -> None:
         sys.exit(status)
 
 
-def _composed(name: str, overrides: list[str]) -> dict[str, Any]:
-    config = compose(name, overrides=overrides)
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    return compose(name, overrides=overrides)

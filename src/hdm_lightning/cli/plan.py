@@ -5,9 +5,8 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hdm_lightning.cli.hydra_app import run_hydra
 
@@ -29,9 +28,10 @@ def plan(config: DictConfig) -> None:
     from rich.console import Console  # noqa: PLC0415 (keeps --help quick, as do the imports of torch below)
 
     from hdm_lightning.cli.plan_job import run_plan  # noqa: PLC0415
+    from hdm_lightning.training.record import recorded_values  # noqa: PLC0415
     from hdm_lightning.whole_files import write_json  # noqa: PLC0415
 
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = recorded_values(config)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     result = run_plan(plain, tell=lambda text: console.print(text, style="dim"))
     console.print(result.report)
@@ -47,9 +47,8 @@ def plan_of_autoencoder(config: DictConfig) -> None:
     from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
     from hdm_lightning.whole_files import write_json  # noqa: PLC0415
 
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    result = plan_autoencoder(plain, tell=lambda text: console.print(text, style="dim"))
+    result = plan_autoencoder(config, tell=lambda text: console.print(text, style="dim"))
     console.print(autoencoder_report(result))
     if result.out is not None:
         write_json(Path(result.out), result.to_json())

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +15,13 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.planning.architectures import AUTOENCODERS
 from hdm_lightning.planning.gpus import Gpu, parse_gpus
 from hdm_lightning.planning.memory import GIB
+from hdm_lightning.training.autoencoder_checks import autoencoder_config, check_settings
+from hdm_lightning.training.autoencoder_memory import StepMemory, StepSettings, step_memory
+from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.vae.checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae.memory import StepMemory, step_memory
-from hdm_lightning.training.vae.settings import VaeTrainSettings
+from hdm_lightning.training.composition import plain
+from hdm_lightning.training.groups import AutoencoderSource
+from hdm_lightning.training.recipe import group, with_stage
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.
 _STAND_IN = "efficientnet_lite0"
@@ -75,30 +79,40 @@ class AutoencoderPlan:
         }
 
 
-def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> AutoencoderPlan:
+def plan_autoencoder(
+    config: DictConfig | Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None
+) -> AutoencoderPlan:
     """Forecast a composed configuration.
 
     Raises:
         UserError: naming the key and the hint.
     """
+    config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
-    wanted = settings_from({key: config[key] for key in own if key in config}, AutoencoderPlanSettings)
-    settings = vae_settings_from({key: value for key, value in config.items() if key not in own})
+    wanted = settings_from({key: plain(config, key) for key in own if key in config}, AutoencoderPlanSettings)
     gpu, count = parse_gpus(wanted.gpus)
     room = _room_gib(wanted, gpu)
     if wanted.out is not None:
         require_file(Path(wanted.out), "out")
-    fields = _config_of(settings)
-    if settings.loss.perceptual_network is not None:
-        settings = replace(settings, loss=replace(settings.loss, perceptual_network=_STAND_IN))
-    check_vae_settings(settings, 2 ** (len(fields["block_out_channels"]) - 1))
-    accumulates = plan_vae(settings, count).accumulation > 1
-    mixed = not settings.trainer.precision.startswith("32")
+    recipe = AutoencoderRecipe()
+    groups = {name: group(config, recipe, name) for name in recipe.groups}
+    fields = _config_of(groups["autoencoder"])
+    if groups["loss"].perceptual_network is not None:
+        groups["loss"] = replace(groups["loss"], perceptual_network=_STAND_IN)
+    (stage,) = recipe.plans(config, count)
+    config.trainer.accelerator = "cpu"  # whatever is here, the plan is for another machine
+    precision = str(plain(config, "trainer.precision"))
+    config.trainer.precision = "auto" if precision == "16-mixed" else precision
+    filled = with_stage(config, stage, **recipe.stage_values(config, stage))
+    check_settings(groups, filled, stage, 2 ** (len(fields["block_out_channels"]) - 1))
+    averages = plain(config, "callbacks").get("weight_averages") or {}
+    settings = StepSettings(groups, stage.settings, len(averages.get("halflife_samples", ())))
+    mixed = not precision.startswith("32")
 
     def measured(micro_batch: int) -> StepMemory:
         tell(f"rehearsing a step of {micro_batch} × {settings.stage.resolution} px")
-        stage = replace(settings.stage, micro_batch_size=micro_batch)
-        return step_memory(replace(settings, stage=stage), fields, mixed=mixed, accumulates=accumulates)
+        other = replace(settings, stage=replace(settings.stage, micro_batch_size=micro_batch))
+        return step_memory(other, fields, mixed=mixed, accumulates=stage.accumulation > 1)
 
     asked = settings.stage.micro_batch_size
     memory = measured(asked)
@@ -154,13 +168,12 @@ def _room_gib(wanted: AutoencoderPlanSettings, gpu: Gpu) -> float:
     return room
 
 
-def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:
+def _config_of(source: AutoencoderSource) -> dict[str, Any]:
     """Fields of the autoencoder, as this package knows them or its folder says."""
-    source = settings.autoencoder.source
-    if source is not None and source in AUTOENCODERS and settings.autoencoder.config is None:
-        return dict(AUTOENCODERS[source])
+    if source.source is not None and source.source in AUTOENCODERS and source.config is None:
+        return dict(AUTOENCODERS[source.source])
     try:
-        return autoencoder_config(settings)
+        return autoencoder_config(source)
     except UserError as error:
         known = ", ".join(AUTOENCODERS)
         raise UserError(error.what, where=error.where, hint=f"{error.hint}; known without it: {known}") from error

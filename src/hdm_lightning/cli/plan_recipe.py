@@ -16,7 +16,6 @@ from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED, STRATEGIES
 from hdm_lightning.training.optimization.optimizers import check_optimizer
-from hdm_lightning.training.preflight import check_encoder_limits
 from hdm_lightning.training.settings import TrainerSettings, TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
@@ -51,7 +50,12 @@ def recipe_from(settings: TrainSettings, wanted: PlanSettings, encoders: Encoder
     """
     _check_trainer(settings.trainer)
     check_optimizer(settings.optimizer)
-    check_encoder_limits(settings)
+    for where, limit in (
+        ("text_encoder.max_tokens", settings.text_encoder.max_tokens),
+        ("vae.max_pixels", settings.vae.max_pixels),
+    ):
+        if limit < 1:
+            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
     network = model_config_from(settings.model)
     autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
     text = _architecture(TextArchitecture, encoders.text, "text_encoder.name")

@@ -130,7 +130,7 @@ def _seconds(
         text_max_tokens=recipe.text_max_tokens,
         autoencoder_max_pixels=recipe.autoencoder_max_pixels,
         averages=recipe.averages,
-        optimizer=settings.optimizer,
+        muon=recipe.muon,
     )
     return time_call(step, device, warmup=probe.warmup, repeats=probe.steps).median
 
@@ -140,7 +140,7 @@ def _mixed_dtype(device: torch.device) -> torch.dtype:
 
 
 def _one_micro_batch(stage: StageSettings, micro: int) -> StageSettings:
-    return replace(stage, batch_size=micro, micro_batch_size=micro)
+    return StageSettings(**{**vars(stage), "batch_size": micro, "micro_batch_size": micro})
 
 
 def _measured_cpu() -> Gpu:

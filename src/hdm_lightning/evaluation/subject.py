@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
@@ -19,13 +21,13 @@ from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bun
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
-from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.flow_checks import model_config_from
 from hdm_lightning.training.recorded import is_training, recorded_settings
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
-from hdm_lightning.training.text_whitening import folded
+from hdm_lightning.training.whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
 
@@ -192,7 +194,7 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     plan = next((one for one in plans if one.name == place["stage"]), run.plan)
     config = model_config_from(run.settings.model)
     states = {RAW: network_weights(checkpoint)}
-    averages = checkpoint["callbacks"].get(AVERAGES_KEY, {}).get("shadows", [])
+    averages = (averages_state(checkpoint) or {}).get("shadows", [])
     if averages:
         states = {EMA: {**states[RAW], **averages[0]}, **states}
     seen = plan.samples_before + int(place["samples"])
@@ -213,13 +215,15 @@ def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
 
 
 def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> TextToImage:
-    frozen = load_encoders(run.settings)
-    frozen.to(options.device)
+    text, vae = dict(vars(run.settings.text_encoder)), dict(vars(run.settings.vae))
+    text.pop("whiten_captions"), vae.pop("made_by")
+    encoder, autoencoder = load_text_encoder(**text), load_autoencoder(**vae)
+    encoder.to(options.device), autoencoder.to(options.device)
     return TextToImage(
         network.to(options.device),
-        frozen.text,
+        encoder,
         Tokenizer(run.settings.text_encoder.name).bind(plan.settings.context_length),
-        frozen.autoencoder,
+        autoencoder,
         max_batch=options.max_batch,
         autocast=options.autocast,
     )

@@ -22,7 +22,7 @@ NETWORK_PREFIX = "network."
 PATTERN = re.compile(r"step-(\d{8})\.ckpt")
 DAMAGED = ".damaged"
 """Ending of a checkpoint that was found damaged."""
-_PARTS = ("state_dict", "callbacks")
+_PARTS = ("hdm", "state_dict", "callbacks")
 
 
 class DamagedCheckpoint(UserError):

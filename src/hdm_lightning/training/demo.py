@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -25,9 +27,13 @@ from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.monitoring.progress_bar import part_progress
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 from hdm_lightning.whole_files import write_atomically, write_json
+
+
+def part_progress() -> Progress:
+    """A bar to use as a context manager; it shows itself in a terminal only."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
@@ -38,7 +44,7 @@ def demo_processes() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], model: dict[str, Any]) -> int:
+def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, model: DictConfig) -> int:
     """Run the parts that are not done yet, then show the result; returns the exit status.
 
     Args:
@@ -52,7 +58,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
-        ("autoencoder", lambda: run_vae_job(check_vae_job(autoencoder))),
+        ("autoencoder", lambda: run_job(check_job(autoencoder))),
         ("model", lambda: run_job(check_job(model))),
         ("pictures and score", lambda: _draw(folder, config)),
     ]
@@ -74,7 +80,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
     return 0
 
 
-def _require_networks(autoencoder: dict[str, Any], model: dict[str, Any]) -> None:
+def _require_networks(autoencoder: DictConfig, model: DictConfig) -> None:
     """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
     locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
     if perceptual := autoencoder["loss"]["perceptual_network"]:

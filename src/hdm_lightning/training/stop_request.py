@@ -5,12 +5,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from hdm_lightning.training.launching.launched import launched_from_outside
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+from hdm_lightning.training.outside_launch import launched_from_outside
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED_STATUS, INTERRUPTED_STATUS = 143, 130
@@ -21,7 +17,7 @@ class StopRequest:
     """Whether this process has been asked to stop.
 
     The handlers set a flag and do nothing else: what stops the processes of a run together must be decided by all
-    of them at the same place (see `callbacks.signals`). A second Ctrl-C does not wait for that.
+    of them at the same place (see `callbacks.stop_on_signal`). A second Ctrl-C does not wait for that.
 
     Attributes:
         received: whether a signal came.
@@ -67,10 +63,3 @@ def report_interruption() -> None:
 
 STOP = StopRequest()
 """The request of this process: signals belong to a process, so there is one."""
-
-
-def without_own_signals(trainer: "Trainer") -> "Trainer":
-    """The trainer, which leaves the handlers alone: its own broadcast on SIGTERM waits for ever for processes
-    that did not get the signal."""
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from hdm_lightning.cli.errors import run_command
-from hdm_lightning.training import processes
-from hdm_lightning.training.launching.launch import launch
+from hdm_lightning.training import world
+from hdm_lightning.training.launch import launch
 from hdm_lightning.training.stop_request import STOP
 
 
@@ -42,7 +42,7 @@ def deaf(config):
 
 def die(config):
     """One process dies, the other waits in a collective, its ears shut as in a run."""
-    processes.join_group("cpu")
+    world.join_group("cpu")
     Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
     with STOP.listening():
         dist.barrier()

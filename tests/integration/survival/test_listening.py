@@ -1,6 +1,5 @@
 """What a run on several processes of one machine listens on: loopback, and nothing else."""
 
-import json
 import os
 import stat
 import subprocess
@@ -9,15 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from composed import composed
 from hdm_lightning import one_machine
 
 JOB = """
-import json, sys
-from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.run import work
+import sys
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.worker import work
 if __name__ == "__main__":
-    sys.exit(launch(work, json.load(open(sys.argv[1])), 2))
+    sys.exit(launch(work, {"config": open(sys.argv[1]).read()}, 2))
 """
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -80,12 +81,12 @@ def test_the_watch_sees_a_port_that_is_open_to_all():
 def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
     """A real training with data workers, also where the cluster says to use its network; its files are the group's."""
     job = toy("two")
-    job.config["data"]["workers"] = 1
+    job.config["data"]["num_workers"] = 1
     (tmp_path / "job.py").write_text(JOB)
-    (tmp_path / "config.json").write_text(json.dumps(job.config))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed(job.config)))
     meetings = tmp_path / "tmp"
     meetings.mkdir()
-    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.json")]
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.yaml")]
     environment = {**os.environ, "TMPDIR": str(meetings), "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, umask=0o027)
     addresses, processes = watch(process)

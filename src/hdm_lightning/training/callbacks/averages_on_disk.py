@@ -26,6 +26,7 @@ class StoreAverages(StepWatcher, Callback):
     Args:
         folder: of the files.
         every_n_steps: optimizer steps between two times; 0 means the end only.
+        every_n_samples: the same in samples of all processes, rounded up to steps.
         dtype: of the files.
         transform: what becomes of the tensors by name before they are written, such as the folding of a whitening.
     """
@@ -36,12 +37,14 @@ class StoreAverages(StepWatcher, Callback):
         every_n_steps: int = 0,
         dtype: Literal["float16", "float32"] = "float16",
         transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        *,
+        every_n_samples: int = 0,
     ) -> None:
         super().__init__()
         if dtype not in ("float16", "float32"):
             where = "callbacks.ema.snapshot_dtype"
             raise UserError(f"'{dtype}' is neither float16 nor float32", where=where, hint="float16")
-        self.folder, self.every_n_steps = Path(folder), every_n_steps
+        self.folder, self.every_n_steps, self.every_n_samples = Path(folder), every_n_steps, every_n_samples
         self.dtype = torch.float16 if dtype == "float16" else torch.float32
         self.transform = transform
         self._stored_at = -1
@@ -58,7 +61,10 @@ class StoreAverages(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Store where due."""
-        if due(step, self.every_n_steps, last_step(trainer)):
+        every = self.every_n_steps
+        if self.every_n_samples and not every:
+            every = -(-self.every_n_samples // int(module.samples_per_step))  # type: ignore[arg-type]
+        if due(step, every, last_step(trainer)):
             self.store(_averages(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -150,3 +150,8 @@ class PlateauStopping(EarlyStopping):
         """Go on from there."""
         self.best, self.best_samples = float(state_dict["best"]), int(state_dict["best_samples"])
         self.reason = state_dict["reason"]
+
+
+def plateau_stopping(samples: int | None, **settings: Any) -> PlateauStopping | None:
+    """A `PlateauStopping`, or None where `samples` is None."""
+    return None if samples is None else PlateauStopping(samples, **settings)

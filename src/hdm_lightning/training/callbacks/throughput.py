@@ -10,7 +10,7 @@ from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.section_timer import SectionTimer
 from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now
-from hdm_lightning.training.monitoring.throughput import peak_tflops, training_flops
+from hdm_lightning.training.model_flops import peak_tflops, training_flops
 from hdm_lightning.training.strategies.processes import summed
 
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from hdm_lightning.training import processes
+from hdm_lightning.training.strategies import processes
 
 
 def is_sharded(network: nn.Module) -> bool:
