@@ -21,7 +21,7 @@ from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
 from hdm_lightning.autoencoding.losses import batch_mean
 from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
-from hdm_lightning.autoencoding.transforms import apply_to_pair
+from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.equivariance import relative_error
 from hdm_lightning.metrics.image_quality import psnr
@@ -29,7 +29,6 @@ from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSte
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance
 from hdm_lightning.training.modules.draws import draw
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 from hdm_lightning.training.modules.resumable_module import (
     FLOAT16,
     OptimizerFactory,
