@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import sources_from
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
 TRAINING = [str(DRAWINGS / f"openclipart-0000{number}.tar") for number in range(3)]

@@ -16,7 +16,6 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training import model_flops
 from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.model_flops import peak_tflops, stage_flops, training_flops
 from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.stages import StageSettings
@@ -81,32 +80,6 @@ def test_tokens_are_cut_to_the_longest_caption_on_a_cpu():
     assert torch.equal(fed_tokens(tokens, lengths, static=False), tokens[:, :5])
     assert torch.equal(fed_tokens(tokens, lengths, static=True), tokens)
     assert fed_tokens(tokens.to("meta"), lengths, static=False).shape == (2, 12)
-
-
-def test_waiting_counts_as_data_time(monkeypatch):
-    clock, now = SectionClock(), [10.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock.end_wait()
-    assert clock.drain() == {}
-    clock.begin_wait()
-    now[0] = 10.25
-    clock.end_wait()
-    assert clock.drain() == {"data": 0.25}
-
-
-def test_what_happens_while_the_clock_is_paused_does_not_count(monkeypatch):
-    clock, now = SectionClock(), [10.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock.add("xut", 0.5)
-    clock.start("optimizer")
-    with clock.paused():
-        clock.add("vae", 1.0)
-        clock.start("optimizer")
-        now[0] += 1.0
-        clock.stop("optimizer")
-    now[0] += 1.0
-    clock.stop("optimizer")
-    assert clock.drain() == {"xut": 0.5, "optimizer": 2.0}
 
 
 def test_settings_are_flattened_without_what_says_nothing_about_the_run():

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.metrics.features import FeatureNetwork
 from hdm_lightning.metrics.latents import LatentReport
@@ -16,7 +17,6 @@ from hdm_lightning.training.callbacks.steps import log_now
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
 from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 from hdm_lightning.training.strategies.processes import summed
 
 

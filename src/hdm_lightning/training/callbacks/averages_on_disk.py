@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.averaging.reconstruction import read_snapshots, write_snapshot
-from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.strategies.processes import rank
 from hdm_lightning.training.strategies.sharded_tensors import whole
@@ -84,9 +84,7 @@ class StoreAverages(StepWatcher, Callback):
 
 
 def _averages(trainer: Trainer) -> ParameterAverages:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for each in callbacks:
-        if isinstance(each, WeightAverages):
-            assert each.state is not None
-            return each.state
-    raise UserError("there are no averages to store", where="StoreAverages", hint="add WeightAverages before it")
+    found = find_callback(trainer, WeightAverages)
+    if found is None or found.state is None:
+        raise UserError("there are no averages to store", where="StoreAverages", hint="add WeightAverages before it")
+    return found.state

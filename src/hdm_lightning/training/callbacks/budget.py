@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
-from hdm_lightning.training.callbacks.steps import StepWatcher, validation_metrics
+from hdm_lightning.training.callbacks.steps import StepWatcher, find_callback, samples_trained, validation_metrics
 from hdm_lightning.training.strategies.processes import from_first
 
 
@@ -47,8 +47,7 @@ class Budget(StepWatcher, Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for a ledger."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self._ledger = next((each for each in callbacks if isinstance(each, KeepLedger)), None)
+        self._ledger = find_callback(trainer, KeepLedger)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit that had ended, and was killed before that was noted, takes no further step."""
@@ -134,7 +133,7 @@ class PlateauStopping(EarlyStopping):
         metrics = [value for name, value in validation_metrics(trainer).items() if name.startswith(self.monitor)]
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not metrics:
             return
-        samples = int(getattr(pl_module, "samples_trained", trainer.global_step))
+        samples = samples_trained(trainer, pl_module)
         if min(metrics) < self.best - abs(self.min_delta):
             self.best, self.best_samples = min(metrics), samples
         if samples - self.best_samples >= self.samples:

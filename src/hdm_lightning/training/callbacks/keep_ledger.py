@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
 from hdm_lightning.training.json_lines import append_line, read_lines
 
@@ -99,7 +99,7 @@ class KeepLedger(StepWatcher, Callback):
         assert self.stage is not None
         self._mark = self._begin = time.monotonic()
         self._running = True
-        restarts, samples = self.ledger.starts(self.stage), _samples(trainer, pl_module)
+        restarts, samples = self.ledger.starts(self.stage), samples_trained(trainer, pl_module)
         self.ledger.append("start", stage=self.stage, samples=samples, restarts=restarts, devices=self.devices)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
@@ -134,7 +134,7 @@ class KeepLedger(StepWatcher, Callback):
         self.ledger.append(
             event,
             stage=self.stage,
-            samples=_samples(trainer, module),
+            samples=samples_trained(trainer, module),
             seconds=round(seconds, 3),
             device_hours=round(hours, 6),
             cost_usd=round(hours * self.usd_per_device_hour, 6),
@@ -165,7 +165,3 @@ class KeepLedger(StepWatcher, Callback):
         if self._running:
             self._running = False
             self.note(event, trainer, module, **values)
-
-
-def _samples(trainer: Trainer, module: LightningModule) -> int:
-    return int(getattr(module, "samples_trained", trainer.global_step))

@@ -4,10 +4,11 @@ import sys
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
+from hdm_lightning.training.callbacks.steps import find_callback, samples_trained
 
 REFRESH_S = 0.5
 """Between two looks at the loss, for which the device is waited for."""
@@ -26,6 +27,9 @@ class Progress(RichProgressBar):
         loss: name of the logged loss to show.
         kwargs: of `RichProgressBar`.
     """
+
+    wants_metrics = False
+    """It asks for the loss itself, now and then; what modules show in a bar is copied from the device at every step."""
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class Progress(RichProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._begin = (time.monotonic(), _samples(pl_module))
+        self._begin = (time.monotonic(), samples_trained(trainer, pl_module))
         self._printed = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -79,7 +83,7 @@ class Progress(RichProgressBar):
     def state(self, trainer: Trainer, module: LightningModule) -> dict[str, str]:
         """Samples, speed, loss, time left, and what was spent, as far as they are known."""
         began, first = self._begin
-        samples = _samples(module)
+        samples = samples_trained(trainer, module)
         rate = (samples - first) / max(time.monotonic() - began, 1e-9)
         total = trainer.max_steps * int(getattr(module, "samples_per_step", 1)) if trainer.max_steps > 0 else None
         parts = {"samples": f"{samples:,}" + (f"/{total:,} samples" if total else " samples")}
@@ -102,8 +106,7 @@ class Progress(RichProgressBar):
 
     def _spent(self, trainer: Trainer) -> str | None:
         """Dollars where a device has a price, else hours of devices."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        ledger = next((each for each in callbacks if isinstance(each, KeepLedger)), None)
+        ledger = find_callback(trainer, KeepLedger)
         if ledger is None:
             return None
         return (
@@ -116,7 +119,3 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, whole = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
-
-
-def _samples(module: LightningModule) -> int:
-    return int(getattr(module, "samples_trained", 0))

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.training.callbacks.image_logging import default_folder, log_image
-from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
+from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.strategies.parallelize import uncompiled
 from hdm_lightning.training.strategies.processes import barrier
@@ -100,13 +102,26 @@ class SampleImages(StepWatcher, Callback):
                 log_image(trainer, f"samples/{width}x{height}", sheet, seen)
 
     def _pipeline(self, trainer: Trainer, module: Any) -> TextToImage:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        averages = next((each for each in callbacks if isinstance(each, WeightAverages)), None)
+        averages = find_callback(trainer, WeightAverages)
         averaged = averages is not None and averages.state is not None and averages.state.shadows
         network: Any = averages.bound(0) if averages is not None and averaged else module.network
         tokenizer = module.text_encoder.tokenizer
         bound: CaptionTokenizer = tokenizer.bind(self.context_length)
         return TextToImage(network, module.text_encoder, bound, module.autoencoder)
+
+
+def default_folder(trainer: Trainer, folder: Path | None) -> Path:
+    """The folder as given, or `samples` where the trainer's first logger writes."""
+    return folder or Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+
+
+def log_image(trainer: Trainer, tag: str, image: Image.Image, step: int) -> None:
+    """Give an image to every logger that takes one (TensorBoard, and those with a `log_image`)."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            logger.log_image(key=tag, images=[image], step=step)
 
 
 def size_of(aspect_ratio: float, resolution: int, multiple: int) -> tuple[int, int]:

@@ -19,7 +19,6 @@ class SectionClock:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._open: dict[str, float | torch.cuda.Event] = {}
         self.device = torch.device("cpu")
-        self.waiting_since: float | None = None
 
     def start(self, name: str) -> None:
         """Open a section."""
@@ -44,29 +43,6 @@ class SectionClock:
             yield
         finally:
             self.stop(name)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside the with statement no section counts; those that were open before stay so."""
-        kept = self._seconds, self._events, self._open
-        self._seconds, self._events, self._open = defaultdict(float), [], {}
-        try:
-            yield
-        finally:
-            self._seconds, self._events, self._open = kept
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds measured elsewhere."""
-        self._seconds[name] += seconds
-
-    def begin_wait(self) -> None:
-        """All that belongs to a batch is done; what comes now is waiting for the next one."""
-        self.waiting_since = time.perf_counter()
-
-    def end_wait(self) -> None:
-        """The batch is here: the time since `begin_wait` counts as the section "data"."""
-        if self.waiting_since is not None:
-            self.add("data", time.perf_counter() - self.waiting_since)
 
     def drain(self) -> dict[str, float]:
         """Seconds per section since the last call; waits for the device once."""

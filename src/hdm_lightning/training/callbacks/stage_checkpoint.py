@@ -9,7 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step, validation_follows, validation_metrics
-from hdm_lightning.training.checkpoint_io import DAMAGED, checkpoint_path, checkpoints_in, is_intact
+from hdm_lightning.training.checkpoint_io import (
+    DAMAGED,
+    DamagedCheckpoint,
+    checkpoint_path,
+    checkpoints_in,
+    compare_checksums,
+)
 from hdm_lightning.whole_files import remove_leftovers
 
 CLOCK_S = 10.0
@@ -159,5 +165,14 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         """What Lightning takes for `ckpt_path="last"`."""
         if self.dirpath is None:
             return set()
-        newest = next((path for path in reversed(checkpoints_in(self.folder)) if is_intact(path)), None)
+        newest = next((path for path in reversed(checkpoints_in(self.folder)) if _is_whole(path)), None)
         return set() if newest is None else {str(newest)}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written; nothing is set aside, as every process asks."""
+    try:
+        compare_checksums(path)
+    except DamagedCheckpoint:
+        return False
+    return True

@@ -1,11 +1,13 @@
 """Callbacks that act once per optimizer step, not once per micro-batch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
 
 class StepWatcher:
@@ -67,3 +69,14 @@ def trained_network(module: LightningModule) -> nn.Module:
     """`module.network`, or the module itself where it has none."""
     network = getattr(module, "network", None)
     return network if isinstance(network, nn.Module) else module
+
+
+def samples_trained(trainer: Trainer, module: LightningModule) -> int:
+    """`module.samples_trained`, or optimizer steps where it does not count samples."""
+    return int(getattr(module, "samples_trained", trainer.global_step))
+
+
+def find_callback(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+    """The trainer's first callback of a kind, or None."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, kind)), None)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.section_timer import SectionTimer
-from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now
+from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now, samples_trained
 from hdm_lightning.training.model_flops import peak_tflops, training_flops
 from hdm_lightning.training.strategies.processes import summed
 
@@ -40,7 +40,7 @@ class Throughput(StepWatcher, Callback):
         self._timer = SectionTimer(pl_module.device, self._fetching)
         self._timer.attach(trainer)
         self._since = self._left = time.perf_counter()
-        self._since_step, self._since_samples = trainer.global_step, _samples(trainer, pl_module)
+        self._since_step, self._since_samples = trainer.global_step, samples_trained(trainer, pl_module)
         self._aside_s, self._flops = 0.0, 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -87,7 +87,7 @@ class Throughput(StepWatcher, Callback):
 
     def _speeds(self, trainer: Trainer, module: LightningModule, step: int) -> dict[str, float]:
         assert self._timer is not None
-        samples, steps = _samples(trainer, module), step - self._since_step
+        samples, steps = samples_trained(trainer, module), step - self._since_step
         trained, self._since_step, self._since_samples = samples - self._since_samples, step, samples
         sections = self._timer.clock.drain()  # on CUDA this waits for the device
         now = time.perf_counter()
@@ -114,7 +114,3 @@ def batch_flops(module: LightningModule, batch: Any) -> int:
     text = module.fed_tokens(batch).shape[1]  # type: ignore[operator]
     rate = float(module.routing_rate)  # type: ignore[arg-type]
     return len(batch["tokens"]) * training_flops(config, (height, width), text, rate)
-
-
-def _samples(trainer: Trainer, module: LightningModule) -> int:
-    return int(getattr(module, "samples_trained", trainer.global_step))

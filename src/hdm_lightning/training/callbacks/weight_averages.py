@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from hdm_lightning.training.averaging.averages import AveragedNetwork, ParameterAverages, check_averages
-from hdm_lightning.training.callbacks.steps import StepWatcher, trained_network
+from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained, trained_network
 from hdm_lightning.training.strategies.processes import summed
 
 KEY, OLD_KEY = "WeightAverages", "AverageWeights"
@@ -69,11 +69,11 @@ class WeightAverages(StepWatcher, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here."""
         super().on_train_start(trainer, pl_module)
-        self._counted = _samples(trainer, pl_module)
+        self._counted = samples_trained(trainer, pl_module)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Move the averages towards the new weights."""
-        before, self._counted = self._counted, _samples(trainer, module)
+        before, self._counted = self._counted, samples_trained(trainer, module)
         self._averages.update(self._counted - before)
 
     # Validation
@@ -112,7 +112,7 @@ class WeightAverages(StepWatcher, Callback):
         if self._sums is not None:
             totals, self._sums = summed(self._sums), None
             for name, (total, count) in zip(self._averages.names(), totals, strict=True):
-                pl_module.log(f"val/loss_{name}", total / count)
+                pl_module.log(f"val/loss_{name}", total / count, sync_dist=True)  # equal everywhere
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the weights back, before anything is saved."""
@@ -156,7 +156,3 @@ def averages_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The averages in a training checkpoint, or None; also in one of an older version."""
     states = checkpoint.get("callbacks", {})
     return states.get(KEY) or states.get(OLD_KEY)
-
-
-def _samples(trainer: Trainer, module: LightningModule) -> int:
-    return int(getattr(module, "samples_trained", trainer.global_step))

@@ -129,7 +129,7 @@ class AdversarialSteps(ResumableModule):
         real, fake = discriminator(result.target.detach()), discriminator(result.output.detach())
         per_sample = discriminator_hinge(real, fake)
         terms = {"discriminator": per_sample, "logits_real": real, "logits_fake": fake}
-        self.log_dict({f"train/{name}": term.detach().float().mean() for name, term in terms.items()})
+        self.log_step({f"train/{name}": term.detach().float().mean() for name, term in terms.items()}, len(weight))
         return batch_mean(per_sample, weight)
 
     def _own_synchronisation(self) -> AbstractContextManager[None]:

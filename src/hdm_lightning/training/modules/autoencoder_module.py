@@ -21,7 +21,7 @@ from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
 from hdm_lightning.autoencoding.losses import batch_mean
 from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
-from hdm_lightning.autoencoding.transforms import apply_to_pair
+from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.equivariance import relative_error
 from hdm_lightning.metrics.image_quality import psnr
@@ -29,7 +29,6 @@ from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSte
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance
 from hdm_lightning.training.modules.draws import draw
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 from hdm_lightning.training.modules.resumable_module import (
     FLOAT16,
     OptimizerFactory,
@@ -38,6 +37,7 @@ from hdm_lightning.training.modules.resumable_module import (
     plain_learning_rate,
 )
 from hdm_lightning.training.modules.weighted_mean import WeightedMean
+from hdm_lightning.training.strategies.processes import averaged
 
 NOISE_PURPOSE = "vae posterior"
 MEASURES = ("psnr", "equivariance_rotation", "equivariance_scale")
@@ -226,12 +226,12 @@ class AutoencoderModule(AdversarialSteps):
 
     def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Log the terms (B,) and the loss () of a micro-batch."""
-        several, rows = self.trainer.world_size > 1, len(weight)
-        reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight).detach()
-        both = {"train/loss": loss.detach(), "train/reconstruction": reconstruction}
-        self.log_dict(both, prog_bar=True, batch_size=rows, sync_dist=several)
-        self.log_dict({f"train/{name}": term.detach().float().mean() for name, term in terms.items()}, batch_size=rows)
-        self.log("lr", plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate), batch_size=rows)
+        reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight)
+        both = averaged(torch.stack([loss, reconstruction]).detach())
+        rate = plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate)
+        metrics: dict[str, Tensor | float] = {"train/loss": both[0], "train/reconstruction": both[1], "lr": rate}
+        metrics |= {f"train/{name}": term.detach().float().mean() for name, term in terms.items()}
+        self.log_step(metrics, len(weight), shown=["train/loss", "train/reconstruction"])
 
     # Validation
 

@@ -38,6 +38,7 @@ from hdm_lightning.training.modules.resumable_module import (
 from hdm_lightning.training.modules.weighted_mean import WeightedMean
 from hdm_lightning.training.optimization.parameter_groups import ParameterGroup, parameter_groups
 from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
+from hdm_lightning.training.strategies.processes import averaged
 
 VALIDATION = "validation"
 """In place of a stage's name in the draws of a validation."""
@@ -155,9 +156,8 @@ class FlowModule(ResumableModule):
         losses = self.losses(batch, self.network, t)
         loss = (losses * batch["weight"]).mean()
         self.count_batch(len(losses))
-        several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(losses), sync_dist=several)
-        self.log("lr", plain_learning_rate(self.trainer.optimizers[0], self.learning_rate), batch_size=len(losses))
+        rate = plain_learning_rate(self.trainer.optimizers[0], self.learning_rate)
+        self.log_step({"train/loss": averaged(loss.detach()), "lr": rate}, len(losses), shown=["train/loss"])
         return {"loss": loss, "sample_losses": losses.detach(), "times": t}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

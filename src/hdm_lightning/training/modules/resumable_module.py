@@ -1,14 +1,14 @@
 """What the modules of flow matching and of autoencoders share: exact counts, resuming, optimizers and clipping."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
@@ -72,6 +72,18 @@ class ResumableModule(LightningModule):
     def _samples_per_batch(self) -> int | None:
         rows = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None) or self._rows
         return None if rows is None else int(rows) * self.trainer.world_size
+
+    def log_step(self, metrics: Mapping[str, Tensor | float], rows: int, *, shown: Sequence[str] = ()) -> None:
+        """Log metrics of a micro-batch of so many rows without waiting for the device.
+
+        Lightning copies numbers to the device, and what a progress bar may show back from it, both at once: numbers are
+        made there instead, and those of `shown` are shown only by a bar that wants them (see `callbacks.Progress`).
+        """
+        bar: Any = self.trainer.progress_bar_callback
+        wanted = bar is not None and bar.is_enabled and getattr(bar, "wants_metrics", True)
+        for name, value in metrics.items():
+            tensor = value.detach() if torch.is_tensor(value) else torch.full((), value, device=self.device)
+            self.log(name, tensor, prog_bar=wanted and name in shown, batch_size=rows)
 
     def section(self, name: str) -> AbstractContextManager[Any]:
         """A part of a step under its name, for the trainer's profiler (`Trainer(profiler=…)`, `Throughput`)."""

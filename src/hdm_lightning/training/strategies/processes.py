@@ -35,6 +35,14 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def averaged(values: Tensor) -> Tensor:
+    """The element-wise mean over processes, for which a device need not be waited for.
+
+    Lightning's `self.log(…, sync_dist=True)` has a barrier before each, which stops the host.
+    """
+    return summed(values) / world_size() if distributed() else values
+
+
 def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Whether each flag is set on any process; the same answers everywhere, by one exchange for all."""
     if not distributed():
