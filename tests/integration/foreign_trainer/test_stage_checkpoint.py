@@ -14,9 +14,9 @@ from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.checkpoint_io import (
     AtomicCheckpointIO,
     checkpoints_in,
-    is_whole,
+    is_intact,
+    newest_intact,
     read_checkpoint,
-    set_aside_damaged,
 )
 
 
@@ -119,10 +119,11 @@ def test_damaged_ones_are_set_aside(saving, tmp_path, damage):
         data = bytearray(path.read_bytes())
         data[len(data) // 3] ^= 0x10
         path.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
-    renamed = set_aside_damaged(tmp_path)
-    assert [path.name for path in renamed] == ["step-00000006.ckpt.damaged", "step-00000004.ckpt.damaged"]
-    assert steps_in(tmp_path) == [2] and is_whole(checkpoints_in(tmp_path)[0])
-    assert set_aside_damaged(tmp_path) == []
+    assert newest_intact(tmp_path) == checkpoints_in(tmp_path)[0]
+    renamed = sorted(path.name for path in tmp_path.glob("*.damaged"))
+    assert renamed == ["step-00000004.ckpt.damaged", "step-00000006.ckpt.damaged"]
+    assert steps_in(tmp_path) == [2] and is_intact(checkpoints_in(tmp_path)[0])
+    assert newest_intact(tmp_path) == checkpoints_in(tmp_path)[0]
 
 
 def test_a_kill_while_saving_leaves_the_file_that_was_there(tmp_path):
@@ -138,7 +139,7 @@ def test_a_kill_while_saving_leaves_the_file_that_was_there(tmp_path):
             plugin.save_checkpoint(new, path)
             os._exit(0)
         os.waitpid(pid, 0)
-        assert is_whole(path)
+        assert is_intact(path)
         found.add(float(torch.load(path)["weights"].mean()))
     assert found == {0.0, 1.0}
 
