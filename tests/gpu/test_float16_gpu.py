@@ -25,7 +25,7 @@ def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, ti
             "validation": {"samples": 8, "batch_size": 4},
             "optimizer": {"name": name},
             "trainer": {"accelerator": "cuda", "devices": 1, "precision": precision},
-            "callbacks": {"progress_bar": False},
+            "callbacks": {"progress": None},
             "schedule": {"stages": {"px16": {**stage, "context_length": 8, "gradient_clip": 1.0}}},
         }
         assert run_job(check_job(config)) == 0

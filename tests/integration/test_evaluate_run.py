@@ -60,7 +60,7 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         "validation": {"samples": 4, "batch_size": 4},
         "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
         "hardware": {"threads": 1},
-        "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 4}},
+        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
         "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
     }
     assert run_job(check_job(config)) == 0

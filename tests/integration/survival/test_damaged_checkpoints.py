@@ -8,7 +8,7 @@ import pytest
 from hdm_lightning.training.checkpoint_io import checkpoints_in
 
 TWO = {"px16": {"samples": 32, "save_every": 8}, "px24": {"samples": 24, "save_every": 8, "resolution": 24}}
-KEEP = {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 3}}
+KEEP = {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 3}}
 
 
 def cut(path):
