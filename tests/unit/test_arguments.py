@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from annotated_types import Ge, Interval, Lt
 
-from hdm_lightning.cli.arguments import Flag, Parser, add_flags, changed, check_limits, read
+from hdm_lightning.cli.arguments import Flags, Parser, check_group
 from hdm_lightning.errors import UserError
 
 
@@ -41,8 +41,8 @@ class Job(Common):
         mode: nothing of the kind.
     """
 
-    folder: Annotated[str, Flag("FOLDER")] = "here"
-    sides: Annotated[tuple[int, ...], Ge(8), Flag("--resolution", "PX")] = (256,)
+    folder: str = "here"
+    sides: Annotated[tuple[int, ...], Ge(8)] = (256,)
     batch_size: Annotated[int, Ge(1)] = 4
     rate: Annotated[float, Ge(0), Lt(1)] = 0.5
     mode: Literal["train", "forward"] = "train"
@@ -60,10 +60,13 @@ class Needy:
     name: str
 
 
-def given(*arguments, kind=Job, **options):
+JOB = Flags(Job, {"folder": "FOLDER", "sides": "--resolution PX"})
+
+
+def given(*arguments, flags=JOB, **options):
     parser = Parser(prog="hdm-x")
-    add_flags(parser, kind, **options)
-    return read(kind, parser.parse_args(list(arguments)))
+    flags.add(parser, **options)
+    return flags.read(parser.parse_args(list(arguments)))
 
 
 def test_nothing_given_is_the_dataclass_itself():
@@ -84,7 +87,7 @@ def test_only_some_fields_get_flags():
 
 def test_help_is_the_docstring_with_the_defaults():
     parser = Parser(prog="hdm-x")
-    add_flags(parser, Job)
+    JOB.add(parser)
     text = " ".join(parser.format_help().split())
     for part in (
         "--resolution PX [PX ...] of the images, in pixels; several are taken one after the other (default: 256)",
@@ -119,16 +122,16 @@ def test_mistakes_name_the_flag_and_what_helps(arguments, where, hint):
 
 
 def test_a_field_without_default_is_required():
-    assert given("--name", "x", kind=Needy) == Needy("x")
+    assert given("--name", "x", flags=Flags(Needy)) == Needy("x")
     with pytest.raises(UserError, match="--name"):
-        given(kind=Needy)
+        given(flags=Flags(Needy))
 
 
 def test_mistakes_of_a_part_are_told_by_its_own_options():
     parser = Parser(prog="hdm-x")
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
-    add_flags(parts.add_parser("one"), Job, only=["rate"])
-    add_flags(parts.add_parser("two"), Job, only=["batch_size"])
+    JOB.add(parts.add_parser("one"), only=["rate"])
+    JOB.add(parts.add_parser("two"), only=["batch_size"])
     for arguments, where, hint in [
         (["two", "--batch-sise=1"], "hdm-x two", "did you mean '--batch-size'?"),
         (["tow"], "PART", "did you mean 'two'?"),
@@ -141,8 +144,8 @@ def test_mistakes_of_a_part_are_told_by_its_own_options():
 
 
 def test_one_field_changed_by_text():
-    assert changed(Job(), "batch-size=8", where="--against", only=["batch_size"]) == Job(batch_size=8)
-    assert changed(Job(), "fast=yes", where="--against", only=["fast"]) == Job(fast=True)
+    assert JOB.changed(Job(), "batch-size=8", where="--against", only=["batch_size"]) == Job(batch_size=8)
+    assert JOB.changed(Job(), "fast=yes", where="--against", only=["fast"]) == Job(fast=True)
     for change, hint in [
         ("batch_sise=8", "did you mean 'batch_size'?"),
         ("batch_size", "KEY=VALUE"),
@@ -151,16 +154,16 @@ def test_one_field_changed_by_text():
         ("rate=0", "batch_size"),
     ]:
         with pytest.raises(UserError) as caught:
-            changed(Job(), change, where="--against", only=["batch_size", "fast"])
+            JOB.changed(Job(), change, where="--against", only=["batch_size", "fast"])
         assert caught.value.where == "--against"
         assert hint in caught.value.hint
 
 
 def test_limits_of_a_group_of_keys_name_the_key():
     with pytest.raises(UserError) as caught:
-        check_limits(Job(batch_size=0), group="data")
+        check_group(Job(batch_size=0), "data")
     assert caught.value.where == "data.batch_size"
 
 
 def test_a_namespace_of_other_flags_is_left_alone():
-    assert read(Common, argparse.Namespace(part="x", out="a")) == Common(Path("a"))
+    assert Flags(Common).read(argparse.Namespace(part="x", out="a")) == Common(Path("a"))

@@ -1,20 +1,20 @@
 """Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
 
 A field's annotation says how its text is read: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch), ``Literal``
-(choices), ``X | None``, ``tuple[X, ...]`` (several values). In ``Annotated`` may stand limits (`annotated_types.Ge`,
-`Gt`, `Le`, `Lt`, `Interval`) and a `Flag`. The help is the field's line under "Attributes:" in the class docstring.
-Nothing slow is imported here, so that ``--help`` stays quick; the modules of such dataclasses should do the same.
+(choices), ``X | None``, ``tuple[X, ...]`` (several values); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`,
+`Le`, `Lt`, `Interval`). The help is the field's line under "Attributes:" in the class docstring. Nothing slow is
+imported here, so that ``--help`` stays quick; the modules of such dataclasses should do the same.
 """
 
 import argparse
 import inspect
 import operator
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hdm_lightning.errors import UserError, did_you_mean
 
@@ -29,19 +29,6 @@ _LIMITS = {
     "le": (operator.le, "is more than {}", "give {} or less"),
     "lt": (operator.lt, "is not less than {}", "give less than {}"),
 }
-
-
-@dataclass(frozen=True)
-class Flag:
-    """How a field stands on the command line, where that does not follow from its name and kind.
-
-    Attributes:
-        name: of the option, with its dashes; without dashes, the field is a positional argument of that name.
-        metavar: stands for the value in the help.
-    """
-
-    name: str = ""
-    metavar: str = ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,108 +56,116 @@ class Parser(argparse.ArgumentParser):
         raise UserError(what, where=where, hint=hint)
 
 
-def add_flags(parser: argparse._ActionsContainer, kind: type, *, only: Collection[str] | None = None) -> None:
-    """Add a flag for each field of a dataclass.
+@dataclass(frozen=True)
+class Flags(Generic[Settings]):
+    """The flags of a dataclass.
 
-    Args:
-        parser: or an argument group.
-        kind: the dataclass; read the result with `read`.
-        only: names of the fields to add; None adds all. Fields left out keep their defaults.
+    Attributes:
+        kind: the dataclass.
+        names: fields whose flag is not just their name, as ``{"context_length": "--context N"}``; a name without
+            dashes makes a positional argument. The second word stands for the value in the help.
     """
-    texts = _documented(kind)
-    for entry, annotation in _annotated_fields(kind):
-        if only is None or entry.name in only:
-            _add_flag(parser, entry, annotation, texts.get(entry.name, ""))
+
+    kind: type[Settings]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def add(self, parser: argparse._ActionsContainer, *, only: Collection[str] | None = None) -> None:
+        """Add the flags to a parser or a group of one.
+
+        Args:
+            parser: to add to; nothing given leaves the dataclass's own defaults.
+            only: names of the fields to add; None adds all.
+        """
+        texts = _documented(self.kind)
+        for entry, annotation in _annotated_fields(self.kind):
+            if only is None or entry.name in only:
+                self._add_flag(parser, entry, annotation, texts.get(entry.name, ""))
+
+    def read(self, given: argparse.Namespace) -> Settings:
+        """The dataclass as given on the command line, its limits checked.
+
+        Raises:
+            UserError: a value cannot be read or is outside its limits; names the flag.
+        """
+        values = {
+            entry.name: _convert(annotation, getattr(given, entry.name), self.flag(entry.name))
+            for entry, annotation in _annotated_fields(self.kind)
+            if hasattr(given, entry.name)
+        }
+        settings = self.kind(**values)
+        _check(settings, self.flag)
+        return settings
+
+    def changed(self, settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
+        """The dataclass with one field replaced as in ``key=value``.
+
+        Args:
+            settings: to change.
+            change: the field's name, with underscores or dashes, and the value's text.
+            where: what to name in errors.
+            only: names of the fields that may change.
+
+        Raises:
+            UserError: the key is unknown, or the value of another kind or outside its limits.
+        """
+        key, equals, text = change.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals or name not in only:
+            hint = did_you_mean(name, only) if equals else f"give KEY=VALUE, KEY one of {', '.join(only)}"
+            raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
+        annotation = {entry.name: kind for entry, kind in _annotated_fields(self.kind)}[name]
+        value = _convert(annotation, text.strip(), where)
+        settings = replace(settings, **{name: value})  # type: ignore[type-var]
+        _check(settings, lambda _name: where)
+        return settings
+
+    def flag(self, name: str) -> str:
+        """The flag of a field."""
+        return self.names.get(name, "--" + name.replace("_", "-")).split()[0]
+
+    def _add_flag(self, parser: argparse._ActionsContainer, entry: Field[Any], annotation: Any, text: str) -> None:
+        kind, many = _kind(annotation)
+        flag, required = self.flag(entry.name), entry.default is MISSING and entry.default_factory is MISSING
+        options: dict[str, Any] = {"help": _help(text, entry.default), "default": argparse.SUPPRESS}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction if entry.default else "store_true"
+            parser.add_argument(flag, dest=entry.name, **options)
+            return
+        own = self.names.get(entry.name, "").split()[flag.startswith("-") :]
+        options["metavar"] = own[0] if own else _metavar(kind)
+        if many:
+            options["nargs"] = "+"
+        if flag.startswith("-"):
+            parser.add_argument(flag, dest=entry.name, required=required, **options)
+            return
+        if not required:
+            options["nargs"] = "*" if many else "?"
+        parser.add_argument(entry.name, **options)
 
 
-def read(kind: type[Settings], given: argparse.Namespace) -> Settings:
-    """The dataclass as given on a command line made by `add_flags`, its limits checked.
+def check_group(values: Any, group: str) -> None:
+    """Check the limits of a dataclass whose fields are keys of a configuration's group.
 
     Raises:
-        UserError: a value cannot be read or is outside its limits; names the flag.
+        UserError: a number is outside the limits of its annotation; names the key.
     """
-    values = {
-        entry.name: _convert(annotation, getattr(given, entry.name), flag_name(entry.name, annotation))
-        for entry, annotation in _annotated_fields(kind)
-        if hasattr(given, entry.name)
-    }
-    return check_limits(kind(**values))
+    _check(values, lambda name: f"{group}.{name}" if group else name)
 
 
-def changed(settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
-    """The dataclass with one field replaced as in ``key=value``.
-
-    Args:
-        settings: to change.
-        change: the field's name, with underscores or dashes, and the value's text.
-        where: the flag or key to name in errors.
-        only: names of the fields that may change.
-
-    Raises:
-        UserError: the key is unknown, or the value of another kind or outside its limits.
-    """
-    key, equals, text = change.partition("=")
-    name = key.strip().replace("-", "_")
-    if not equals or name not in only:
-        hint = did_you_mean(name, only) if equals else f"give KEY=VALUE, KEY one of {', '.join(only)}"
-        raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
-    annotation = {entry.name: kind for entry, kind in _annotated_fields(type(settings))}[name]
-    return check_limits(replace(settings, **{name: _convert(annotation, text.strip(), where)}), where=where)  # type: ignore[type-var]
-
-
-def check_limits(values: Settings, *, where: str | None = None, group: str | None = None) -> Settings:
-    """The same dataclass, if every field is within the limits of its annotation.
-
-    Args:
-        values: a dataclass.
-        where: what to name in errors; by default the field's flag.
-        group: where the fields are keys of a configuration, the group that they stand in.
-
-    Raises:
-        UserError: a number is outside its limits.
-    """
+def _check(values: Any, where: Any) -> None:
     for entry, annotation in _annotated_fields(type(values)):
         value = getattr(values, entry.name)
         for each in value if isinstance(value, list | tuple) else [value]:
-            key = f"{group}.{entry.name}" if group else where or flag_name(entry.name, annotation)
-            _check_number(each, annotation, key)
-    return values
+            if isinstance(each, int | float) and not isinstance(each, bool):
+                _check_number(each, _constraints(annotation), where(entry.name))
 
 
-def flag_name(name: str, annotation: Any) -> str:
-    """The option that stands for a field of that name and annotation."""
-    return _flag(annotation).name or "--" + name.replace("_", "-")
-
-
-def _check_number(value: Any, annotation: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    for constraint in _metadata(annotation):
+def _check_number(value: float, constraints: Iterable[Any], where: str) -> None:
+    for constraint in constraints:
         for key, (holds, complaint, hint) in _LIMITS.items():
             limit = getattr(constraint, key, None)
             if limit is not None and not holds(value, limit):
                 raise UserError(f"{value} {complaint.format(limit)}", where=where, hint=hint.format(limit))
-
-
-def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any], annotation: Any, text: str) -> None:
-    kind, many = _kind(annotation)
-    name, required = flag_name(entry.name, annotation), entry.default is MISSING and entry.default_factory is MISSING
-    options: dict[str, Any] = {"help": _help(text, entry.default), "default": argparse.SUPPRESS}
-    if kind is bool:
-        if entry.default:
-            parser.add_argument(name, dest=entry.name, action=argparse.BooleanOptionalAction, **options)
-        else:
-            parser.add_argument(name, dest=entry.name, action="store_true", **options)
-        return
-    options["metavar"] = _flag(annotation).metavar or _metavar(kind)
-    if many:
-        options["nargs"] = "+"
-    if name.startswith("-"):
-        parser.add_argument(name, dest=entry.name, required=required, **options)
-        return
-    if not required:
-        options["nargs"] = "*" if many else "?"
-    parser.add_argument(entry.name, **options)
 
 
 def _convert(annotation: Any, given: Any, where: str) -> Any:
@@ -205,14 +200,10 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _metadata(annotation: Any) -> Sequence[Any]:
+def _constraints(annotation: Any) -> list[Any]:
     """What stands beside the kind in ``Annotated``; pydantic's Field holds its limits once more."""
     beside = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return [inner for each in beside for inner in getattr(each, "metadata", [each])]
-
-
-def _flag(annotation: Any) -> Flag:
-    return next((each for each in _metadata(annotation) if isinstance(each, Flag)), Flag())
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.training.apply import prepare_network
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule

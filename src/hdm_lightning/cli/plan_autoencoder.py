@@ -1,22 +1,27 @@
 """`hdm-plan autoencoder`: the memory of an autoencoder's training on a device, and what fits."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hdm_lightning.cli.arguments import check_group
+from hdm_lightning.cli.autoencoder_step import AutoencoderStep
 from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.architectures import AUTOENCODERS
-from hdm_lightning.planning.gpus import Gpu, parse_gpus
-from hdm_lightning.planning.memory import GIB
+from hdm_lightning.profiling.architectures import AUTOENCODERS
+from hdm_lightning.profiling.forecast import plain
+from hdm_lightning.profiling.gpus import parse_gpus
+from hdm_lightning.profiling.live_memory import StepMemory, step_memory
+from hdm_lightning.profiling.memory import GIB
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.vae.checks import autoencoder_config, check_vae_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae.memory import StepMemory, step_memory
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.
@@ -36,7 +41,7 @@ class AutoencoderPlanSettings:
 
     gpus: str = "4x5090"
     gpu_memory_gib: float | None = None
-    reserve_gib: float = 1.5
+    reserve_gib: Annotated[float, Ge(0)] = 1.5
     out: str | None = None
 
 
@@ -69,10 +74,8 @@ class AutoencoderPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sums included."""
-        memory = {**asdict(self.memory), "kept": self.memory.kept, "passing": self.memory.passing}
-        return {**{key: value for key, value in asdict(self).items() if key != "out"}, "memory": memory} | {
-            "fits": self.fits
-        }
+        content: dict[str, Any] = plain(self)
+        return {key: value for key, value in content.items() if key != "out"}
 
 
 def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> AutoencoderPlan:
@@ -85,24 +88,23 @@ def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] =
     wanted = settings_from({key: config[key] for key in own if key in config}, AutoencoderPlanSettings)
     settings = vae_settings_from({key: value for key, value in config.items() if key not in own})
     gpu, count = parse_gpus(wanted.gpus)
-    room = _room_gib(wanted, gpu)
+    room = _room_gib(wanted, gpu.memory_gib)
     if wanted.out is not None:
         require_file(Path(wanted.out), "out")
-    fields = _config_of(settings)
-    if settings.loss.perceptual_network is not None:
-        settings = replace(settings, loss=replace(settings.loss, perceptual_network=_STAND_IN))
-    check_vae_settings(settings, 2 ** (len(fields["block_out_channels"]) - 1))
-    accumulates = plan_vae(settings, count).accumulation > 1
-    mixed = not settings.trainer.precision.startswith("32")
+    fields, asked = _config_of(settings), settings.stage.micro_batch_size
+    settings = _checked(settings, 2 ** (len(fields["block_out_channels"]) - 1))
+    micro_batches = 2 if plan_vae(settings, count).accumulation > 1 else 1
 
-    def measured(micro_batch: int) -> StepMemory:
-        tell(f"rehearsing a step of {micro_batch} × {settings.stage.resolution} px")
-        stage = replace(settings.stage, micro_batch_size=micro_batch)
-        return step_memory(replace(settings, stage=stage), fields, mixed=mixed, accumulates=accumulates)
+    def rehearsed(samples: int) -> StepMemory:
+        tell(f"rehearsing a step of {samples} × {settings.stage.resolution} px")
+        sized = replace(settings, stage=replace(settings.stage, micro_batch_size=samples))
+        build = partial(AutoencoderStep, sized, fields, mixed=not settings.trainer.precision.startswith("32"))
+        return step_memory(build, micro_batches=micro_batches)
 
-    asked = settings.stage.micro_batch_size
-    memory = measured(asked)
-    largest = _largest(asked, memory, measured(asked + 1), (room - wanted.reserve_gib) * GIB)
+    memory, one_more = rehearsed(asked), rehearsed(asked + 1)
+    # The line through the two: the parts of a peak grow with samples.
+    free = (room - wanted.reserve_gib) * GIB - memory.peak
+    largest = max(0, asked + int(free // max(1, one_more.peak - memory.peak)))
     return AutoencoderPlan(
         f"{count}x{gpu.name}", room, wanted.reserve_gib, settings.stage.resolution, asked, memory, largest, wanted.out
     )
@@ -138,20 +140,26 @@ def _notes(plan: AutoencoderPlan) -> list[str]:
     return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
 
 
-def _largest(asked: int, memory: StepMemory, one_more: StepMemory, room: float) -> int:
-    """The largest micro-batch that fits, by the line through two rehearsals; the parts of a peak grow with samples."""
-    each = max(1, one_more.peak - memory.peak)
-    return max(0, asked + int((room - memory.peak) // each))
-
-
-def _room_gib(wanted: AutoencoderPlanSettings, gpu: Gpu) -> float:
-    room = gpu.memory_gib if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
-    if wanted.reserve_gib < 0:
-        raise UserError(f"{wanted.reserve_gib} is negative", where="reserve_gib", hint="give 0 or more")
+def _room_gib(wanted: AutoencoderPlanSettings, of_the_table: float) -> float:
+    room = of_the_table if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
+    check_group(wanted, "")
     if room <= wanted.reserve_gib:
         what = f"{room:g} GiB leave nothing beside the {wanted.reserve_gib:g} that are not tensors"
         raise UserError(what, where="gpu_memory_gib", hint="give more, or a smaller reserve_gib")
     return room
+
+
+def _checked(settings: VaeTrainSettings, factor: int) -> VaeTrainSettings:
+    """The settings, if they can be trained with on the machine planned for, with stand-ins for what is not here."""
+    loss = (
+        settings.loss
+        if settings.loss.perceptual_network is None
+        else replace(settings.loss, perceptual_network=_STAND_IN)
+    )
+    settings = replace(settings, loss=loss)
+    elsewhere = replace(settings.trainer, accelerator="auto")  # the device is that of another machine
+    check_vae_settings(replace(settings, trainer=elsewhere), factor)
+    return settings
 
 
 def _config_of(settings: VaeTrainSettings) -> dict[str, Any]:

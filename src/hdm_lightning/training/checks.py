@@ -65,6 +65,21 @@ def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
         raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
+def check_encoder_limits(settings: TrainSettings) -> None:
+    """What the frozen encoders take at once is at least something.
+
+    Raises:
+        UserError: naming `text_encoder.max_tokens` or `vae.max_pixels`.
+    """
+    limits = {
+        "text_encoder.max_tokens": settings.text_encoder.max_tokens,
+        "vae.max_pixels": settings.vae.max_pixels,
+    }
+    for where, limit in limits.items():
+        if limit < 1:
+            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
+
+
 def _as_user_error(error: OmegaConfBaseException) -> UserError:
     where = error.full_key or "configuration"
     if isinstance(error, MissingMandatoryValue):

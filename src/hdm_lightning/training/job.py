@@ -6,14 +6,13 @@ from typing import Any
 
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.averaging.averages import check_averages
-from hdm_lightning.training.checks import model_config_from, train_settings_from
+from hdm_lightning.training.checks import check_encoder_limits, model_config_from, train_settings_from
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.data_settings import check_data
 from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.optimization.optimizers import check_optimizer
 from hdm_lightning.training.preflight import (
     check_autoencoder,
-    check_encoder_limits,
     check_guard,
     check_init,
     check_stops,

@@ -15,21 +15,6 @@ from hdm_lightning.training.settings import GuardSettings, TrainerSettings, Trai
 from hdm_lightning.training.stages import StagePlan
 
 
-def check_encoder_limits(settings: TrainSettings) -> None:
-    """What the frozen encoders take at once is at least something.
-
-    Raises:
-        UserError: naming `text_encoder.max_tokens` or `vae.max_pixels`.
-    """
-    limits = {
-        "text_encoder.max_tokens": settings.text_encoder.max_tokens,
-        "vae.max_pixels": settings.vae.max_pixels,
-    }
-    for where, limit in limits.items():
-        if limit < 1:
-            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
-
-
 def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
     """The text encoder exists and is as wide as the network's context.
 

@@ -1,13 +1,18 @@
 """The forecast of a whole schedule on a machine: time, memory, disk, energy and money, stage by stage."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from hdm_lightning.planning.assumptions import USUAL, Assumptions
-from hdm_lightning.planning.duration import StepTime, exchange_seconds, exchanges_of_step, step_time
-from hdm_lightning.planning.machine import Machine
-from hdm_lightning.planning.memory import (
+from hdm_lightning.profiling.duration import (
+    Assumptions,
+    StepTime,
+    exchange_seconds,
+    exchanges_of_step,
+    step_time,
+)
+from hdm_lightning.profiling.gpus import Machine
+from hdm_lightning.profiling.memory import (
     GIB,
     DeviceMemory,
     device_memory,
@@ -16,8 +21,8 @@ from hdm_lightning.planning.memory import (
     sample_activation_bytes,
     usable_micro_batch,
 )
-from hdm_lightning.planning.operations import Operations, operations
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.operations import Operations
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 
 DOES_NOT_FIT = "memory (does not fit)"
 # Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
@@ -135,11 +140,11 @@ class Forecast:
         """Plain values, sums and derived numbers included."""
         sums = ("hours", "device_hours", "kwh", "rent_usd", "electricity_usd", "total_flops", "tokens", "exchange_gb")
         return {
-            "machine": {"name": self.machine.name, **asdict(self.machine)},
-            "recipe": {**asdict(replace(self.recipe, stages=())), "parameters": self.recipe.parameters},
-            "assumptions": asdict(self.assumptions),
-            "stages": [_stage_json(stage) for stage in self.stages],
-            "storage": asdict(self.storage),
+            "machine": plain(self.machine),
+            "recipe": plain(replace(self.recipe, stages=())),
+            "assumptions": plain(self.assumptions),
+            "stages": plain(self.stages),
+            "storage": plain(self.storage),
             "total": {name: self.total(name) for name in sums},
         }
 
@@ -147,7 +152,7 @@ class Forecast:
 def forecast(
     recipe: Recipe,
     machine: Machine,
-    assumptions: Assumptions = USUAL,
+    assumptions: Assumptions | None = None,
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Forecast:
@@ -156,41 +161,37 @@ def forecast(
     Args:
         recipe: what is trained.
         machine: where.
-        assumptions: figures behind it.
+        assumptions: figures behind it; the usual ones by default.
         utilisation: measured figures by stage name, in place of the assumed one.
 
     Raises:
         ValueError: a stage's resolution does not fit the autoencoder and patch.
     """
-    measured = dict(utilisation or {})
+    assumed, measured = assumptions or Assumptions(), utilisation or {}
     stages = tuple(
-        _stage(recipe, stage, machine, assumptions, measured.get(stage.name, assumptions.utilisation))
+        _stage(recipe, stage, machine, assumed, measured.get(stage.name, assumed.utilisation))
         for stage in recipe.stages
     )
-    return Forecast(machine, recipe, assumptions, stages, _storage(recipe, machine))
+    return Forecast(machine, recipe, assumed, stages, _storage(recipe, machine))
 
 
 def _stage(
     recipe: Recipe, stage: StageRecipe, machine: Machine, assumptions: Assumptions, utilisation: float
 ) -> StageForecast:
-    fit = {"devices": machine.count, "reserve_gib": assumptions.reserve_gib}
-    room = machine.gpu.memory_gib
-    largest = {
-        again: largest_micro_batch(recipe, replace(stage, checkpointing=again), room, **fit)  # type: ignore[arg-type]
-        for again in (False, True)
-    }
-    own = largest[stage.checkpointing]
-    micro = usable_micro_batch(stage, machine.count, min(own, stage.micro_batch_size))
-    running = replace(stage, micro_batch_size=max(1, micro))
-    text_batch, images = fitting_encoder_batches(recipe, running, room, **fit)  # type: ignore[arg-type]
-    step = step_time(recipe, stage, machine, max(1, micro), utilisation)
-    work, count = recipe.work(stage), operations(recipe, stage)
-    hours = stage.steps * step.total / 3600
-    rate = stage.batch_size / step.total
-    power = machine.count * machine.gpu.power_w * assumptions.power_share + machine.host.power_w
-    kwh = hours * power / 1000
-    exchanges = exchanges_of_step(recipe, stage, machine.count, max(1, micro))
-    memory = device_memory(recipe, stage, devices=machine.count, reserve_gib=assumptions.reserve_gib)
+    room, devices, gpu = machine.gpu.memory_gib, machine.count, machine.gpu
+    fit: dict[str, Any] = {"devices": devices, "reserve_gib": assumptions.reserve_gib}
+    either_way = {again: replace(stage, checkpointing=again) for again in (False, True)}
+    largest = {again: largest_micro_batch(recipe, changed, room, **fit) for again, changed in either_way.items()}
+    activations = [stage.micro_batch_size * sample_activation_bytes(recipe, each) for each in either_way.values()]
+    micro = usable_micro_batch(stage, devices, min(largest[stage.checkpointing], stage.micro_batch_size))
+    running = max(1, micro)
+    encoder_batches = fitting_encoder_batches(recipe, replace(stage, micro_batch_size=running), room, **fit)
+    memory = device_memory(recipe, stage, **fit)
+    work, count = recipe.work(stage), recipe.operations(stage)
+    step = step_time(recipe, stage, machine, running, utilisation)
+    exchanges = exchanges_of_step(recipe, stage, devices, running) * exchange_seconds(recipe, gpu, devices)
+    hours, rate = stage.steps * step.total / 3600, stage.batch_size / step.total
+    kwh = hours * (devices * gpu.power_w * assumptions.power_share + machine.host.power_w) / 1000
     return StageForecast(
         stage=stage,
         image_tokens=work.image,
@@ -200,37 +201,30 @@ def _stage(
         operations=count,
         total_flops=float(count.total) * stage.samples,
         micro_batch=micro,
-        largest_micro_batch=own,
+        largest_micro_batch=largest[stage.checkpointing],
         largest_checkpointed=largest[True],
         largest_plain=largest[False],
         memory=memory,
-        activations_plain=_activations(recipe, stage, again=False),
-        activations_checkpointed=_activations(recipe, stage, again=True),
+        activations_plain=activations[0],
+        activations_checkpointed=activations[1],
         fits=memory.total <= room * GIB,
-        text_batch=text_batch,
-        autoencoder_batch=images,
+        text_batch=encoder_batches[0],
+        autoencoder_batch=encoder_batches[1],
         step=step,
         utilisation=utilisation,
-        mfu=count.model * rate / (machine.count * machine.gpu.peak_tflops * 1e12),
+        mfu=count.model * rate / (devices * gpu.peak_tflops * 1e12),
         images_per_s=rate,
         hours=hours,
-        device_hours=hours * machine.count,
+        device_hours=hours * devices,
         read_mb_s=rate * recipe.dataset.image_kb / 1e3,
-        exchange_gb=stage.steps
-        * exchanges
-        * exchange_seconds(recipe, machine.gpu, machine.count)
-        * machine.gpu.link_gb_s,
+        exchange_gb=stage.steps * exchanges * gpu.link_gb_s,
         kwh=kwh,
         rent_usd=hours * machine.usd_per_hour,
         electricity_usd=kwh * assumptions.usd_per_kwh,
         binds=step.binds() if micro else DOES_NOT_FIT,
-        notes=_notes(recipe, stage, machine, micro, largest, (text_batch, images)),
+        notes=_notes(recipe, stage, machine, micro, largest, encoder_batches),
         savings=_savings(recipe, stage, machine, largest[False]) if micro else (),
     )
-
-
-def _activations(recipe: Recipe, stage: StageRecipe, *, again: bool) -> int:
-    return stage.micro_batch_size * sample_activation_bytes(recipe, replace(stage, checkpointing=again))
 
 
 def _notes(
@@ -267,7 +261,7 @@ def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain
     plain = usable_micro_batch(stage, machine.count, largest_plain)
     if not stage.checkpointing or plain * recipe.work(stage).full < _ENOUGH_TOKENS:
         return ()
-    key, count = f"schedule.stages.{stage.name}", operations(recipe, stage)
+    key, count = f"schedule.stages.{stage.name}", recipe.operations(stage)
     change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
     return (f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations",)
 
@@ -288,15 +282,10 @@ def _storage(recipe: Recipe, machine: Machine) -> Storage:
     )
 
 
-def _stage_json(stage: StageForecast) -> dict[str, Any]:
-    derived = {
-        "memory": {**asdict(stage.memory), "fixed": stage.memory.fixed, "total": stage.memory.total},
-        "operations": {
-            **asdict(stage.operations),
-            "network": stage.operations.network,
-            "total": stage.operations.total,
-            "model": stage.operations.model,
-        },
-        "step": {**asdict(stage.step), "device": stage.step.device, "total": stage.step.total},
-    }
-    return {**asdict(stage), **derived}
+def plain(value: Any) -> Any:
+    """A dataclass with its properties as plain values, for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        derived = [key for key, each in vars(type(value)).items() if isinstance(each, property)]
+        names = [entry.name for entry in fields(value)] + [key for key in derived if not key.startswith("_")]
+        return {name: plain(getattr(value, name)) for name in names}
+    return [plain(each) for each in value] if isinstance(value, tuple) else value

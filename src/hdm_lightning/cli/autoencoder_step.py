@@ -1,23 +1,21 @@
-"""What a training step of an autoencoder keeps in memory, rehearsed on tensors that have shapes but no contents.
+"""A training step of an autoencoder on empty images, for `profiling.live_memory` to rehearse.
 
 Shapes: image (B,3,H,W).
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import diffusers  # noqa: F401 (a rehearsal may not be the first to import it)
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0
 from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hinge, generator_adversarial
 from hdm_lightning.autoencoding.perceptual import lite0_distance
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
-from hdm_lightning.benchmarks.live_memory import LiveMemory
 from hdm_lightning.training.vae.adversarial import frozen_call
 from hdm_lightning.training.vae.network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.vae.objective import GeneratorObjective
@@ -25,72 +23,17 @@ from hdm_lightning.training.vae.optimizers import build_adamw
 from hdm_lightning.training.vae.run import build_discriminator
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
-# The first step allocates the optimizer's moments at its end, so the second one is the fullest.
-_STEPS = 2
 
+class AutoencoderStep:
+    """Plain steps on whole images, with discriminator and perceptual network as configured.
 
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top.
-
-    Attributes:
-        parameters: of the autoencoder.
-        weights: of both networks and the perceptual one.
-        gradients: of what is trained.
-        moments: two for each trained weight.
-        averages: of the autoencoder's weights.
-        peak: the most that is alive at once, all of the above included where they are alive then.
-    """
-
-    parameters: int
-    weights: int
-    gradients: int
-    moments: int
-    averages: int
-    peak: int
-
-    @property
-    def kept(self) -> int:
-        """What stays from step to step."""
-        return self.weights + self.moments + self.averages
-
-    @property
-    def passing(self) -> int:
-        """What comes and goes within a step: activations, gradients, temporaries."""
-        return self.peak - self.kept
-
-
-def step_memory(settings: VaeTrainSettings, config: dict[str, Any], *, mixed: bool, accumulates: bool) -> StepMemory:
-    """Rehearse plain steps on whole images, with discriminator and perceptual network as configured.
-
-    Kernels are those of a CPU, whose attention keeps no square matrix, as a GPU's does not. Nothing is compiled.
     LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
 
     Args:
         settings: of the run.
         config: fields of the AutoencoderKL.
         mixed: bfloat16 autocast, as on a GPU; else float32.
-        accumulates: several micro-batches make a step, so that gradients wait beside activations.
     """
-    import diffusers  # noqa: F401, PLC0415 (seconds to import; inside the rehearsal it would make empty constants)
-
-    with FakeTensorMode(), LiveMemory() as memory:
-        step = RehearsedStep(settings, config, mixed=mixed)
-        for _ in range(_STEPS):
-            step(2 if accumulates else 1)
-        trained = sum(_bytes(parameter) for parameter in step.trained)
-        return StepMemory(
-            parameters=sum(parameter.numel() for parameter in step.network.parameters()),
-            weights=sum(_bytes(tensor) for network in step.networks for tensor in network.state_dict().values()),
-            gradients=trained,
-            moments=2 * trained,
-            averages=sum(map(_bytes, step.averages)),
-            peak=memory.peak_bytes,
-        )
-
-
-class RehearsedStep:
-    """All that a step works on, and the step; on real tensors outside of a rehearsal."""
 
     def __init__(self, settings: VaeTrainSettings, config: dict[str, Any], *, mixed: bool) -> None:
         self.settings, self.mixed = settings, mixed
@@ -102,13 +45,13 @@ class RehearsedStep:
             if parameter.dim() == 4:  # as in training; an empty tensor's module cannot be converted as a whole
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.network = network.train()
-        self.judge = build_discriminator(settings.adversarial)
+        self.discriminator = build_discriminator(settings.adversarial)
         named = settings.loss.perceptual_network
         perceptual = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
         self.objective = GeneratorObjective(
             settings.loss, None if perceptual is None else partial(lite0_distance, perceptual)
         )
-        trained = [network for network in (self.network, self.judge) if network is not None]
+        trained = [network for network in (self.network, self.discriminator) if network is not None]
         self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
         self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]
         self.optimizers: list[Optimizer] = [build_adamw(network, 1e-4, (0.5, 0.9), 0.0) for network in trained]
@@ -132,17 +75,17 @@ class RehearsedStep:
             output = self.network.decode(posterior.sample(torch.zeros_like(posterior.mean)))
             loss = self._generator_loss(Reconstruction(output, image, posterior))
         loss.backward()
-        if self.judge is not None:
+        if self.discriminator is not None:
             with self._precision():
-                judged = discriminator_hinge(self.judge(image), self.judge(output.detach())).mean()
-            judged.backward()
+                hinge = discriminator_hinge(self.discriminator(image), self.discriminator(output.detach())).mean()
+            hinge.backward()
 
     def _generator_loss(self, result: Reconstruction) -> Tensor:
         terms = self.objective.terms(result)
         loss = self.objective.total(terms).mean()
-        if self.judge is None:
+        if self.discriminator is None:
             return loss
-        adversarial = generator_adversarial(frozen_call(self.judge, result.output)).mean()
+        adversarial = generator_adversarial(frozen_call(self.discriminator, result.output)).mean()
         reconstruction, last = self.objective.reconstruction(terms).mean(), self.network.last_layer()
         gradients = [torch.autograd.grad(one, last, retain_graph=True)[0] for one in (reconstruction, adversarial)]
         balance = adaptive_weight(gradients[0], gradients[1], self.settings.adversarial.adaptive_largest)
@@ -150,7 +93,3 @@ class RehearsedStep:
 
     def _precision(self) -> Any:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.mixed else nullcontext()
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

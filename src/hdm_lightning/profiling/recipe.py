@@ -1,12 +1,21 @@
 """What is to be trained, as plain values: network, encoders, data and stages."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from annotated_types import Gt
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.models.counts import Workload, parameter_counts
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
-from hdm_lightning.planning.text_cost import TextArchitecture
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.operations import (
+    BLOCKS,
+    Operations,
+    Workload,
+    network_operations,
+    network_parts,
+    parameter_count,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class StageRecipe:
         return -(-self.samples // self.batch_size)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dataset:
     """The training set, as far as disks and decoders care.
 
@@ -51,9 +60,9 @@ class Dataset:
         image_mpx: mean size of an encoded image in megapixels.
     """
 
-    images: int = 8_469_000
-    image_kb: float = 250.0
-    image_mpx: float = 2.0
+    images: Annotated[int, Gt(0)] = 8_469_000
+    image_kb: Annotated[float, Gt(0)] = 250.0
+    image_mpx: Annotated[float, Gt(0)] = 2.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class Recipe:
     stages: tuple[StageRecipe, ...]
     text: TextArchitecture
     autoencoder: AutoencoderArchitecture
-    dataset: Dataset = Dataset()
+    dataset: Dataset = field(default_factory=Dataset)
     text_max_tokens: int = 65_536
     autoencoder_max_pixels: int = 5_500_000
     averages: int = 1
@@ -95,13 +104,14 @@ class Recipe:
     @property
     def parameters(self) -> int:
         """Parameters of the network."""
-        return parameter_counts(self.network).total
+        return parameter_count(self.network)
 
     @property
     def moments(self) -> int:
         """Numbers that the optimizer keeps."""
-        counts = parameter_counts(self.network)
-        return 2 * counts.total - (counts.blocks if self.muon else 0)  # nearly all of a block is matrices
+        parts = network_parts(self.network)
+        blocks = sum(parts[name].parameters for name in BLOCKS)
+        return 2 * self.parameters - (blocks if self.muon else 0)  # nearly all of a block is matrices
 
     @property
     def element_bytes(self) -> int:
@@ -118,6 +128,13 @@ class Recipe:
         if rest:
             raise ValueError(f"resolution is {stage.resolution}; expected a multiple of {self.autoencoder.factor}")
         return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
+
+    def operations(self, stage: StageRecipe, *, fused_attention: bool = True) -> Operations:
+        """Operations of one sample of a stage; captions are padded to the stage's context length."""
+        work, side = self.work(stage), stage.resolution
+        network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
+        encode, text = self.autoencoder.encode_flops(side, side), self.text.flops(stage.context_length)
+        return replace(network, autoencoder=encode, text=text)
 
     def captions_at_once(self, stage: StageRecipe) -> int:
         """Captions as long as a stage's context that the text encoder takes at once."""
