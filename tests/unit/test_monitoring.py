@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks import progress
 from hdm_lightning.training.callbacks.ledger import KeepLedger, Ledger
 from hdm_lightning.training.flow_step import fed_tokens
@@ -26,7 +27,7 @@ from hdm_lightning.training.monitoring.clock import SectionClock
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.hparams import flat_settings
 from hdm_lightning.training.monitoring.memory_use import memory_gb
-from hdm_lightning.training.monitoring.throughput import peak_tflops, stage_flops, training_flops
+from hdm_lightning.training.monitoring.throughput import peak_tflops, stage_flops
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import plan_stages
 

@@ -24,10 +24,10 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _KINDS = {int: "a whole number", float: "a number"}
 _METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 _LIMITS = {
-    "ge": (operator.ge, "is less than {}", "give {} or more"),
-    "gt": (operator.gt, "is not more than {}", "give more than {}"),
-    "le": (operator.le, "is more than {}", "give {} or less"),
-    "lt": (operator.lt, "is not less than {}", "give less than {}"),
+    "ge": (operator.ge, "is below {}", "give {} or more"),
+    "gt": (operator.gt, "is not above {}", "give more than {}"),
+    "le": (operator.le, "is above {}", "give {} or less"),
+    "lt": (operator.lt, "is not below {}", "give less than {}"),
 }
 
 

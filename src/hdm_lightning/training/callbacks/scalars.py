@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.flow_step import fed_tokens
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.monitoring.tensorboard import time_bin_tag
-from hdm_lightning.training.monitoring.throughput import peak_tflops, training_flops
+from hdm_lightning.training.monitoring.throughput import peak_tflops
 from hdm_lightning.training.processes import summed
 from hdm_lightning.training.sharding import total_norm
 
