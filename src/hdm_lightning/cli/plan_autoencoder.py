@@ -30,42 +30,26 @@ _STAND_IN = "efficientnet_lite0"
 
 @dataclass
 class AutoencoderPlanSettings:
-    """The keys beside those of `hdm-train-vae`.
+    """The keys beside those of `hdm-train-vae`."""
 
-    Attributes:
-        gpus: a count and a name, ``4x5090``.
-        gpu_memory_gib: memory of one device in place of the table's.
-        reserve_gib: memory that is not tensors.
-        out: file for the forecast as JSON; None writes none.
-    """
-
-    gpus: str = "4x5090"
-    gpu_memory_gib: float | None = None
-    reserve_gib: Annotated[float, Ge(0)] = 1.5
-    out: str | None = None
+    gpus: str = "4x5090"  # a count and a name, ``4x5090``
+    gpu_memory_gib: float | None = None  # memory of one device in place of the table's
+    reserve_gib: Annotated[float, Ge(0)] = 1.5  # memory that is not tensors
+    out: str | None = None  # file for the forecast as JSON; None writes none
 
 
 @dataclass(frozen=True)
 class AutoencoderPlan:
-    """A forecast.
+    """A forecast."""
 
-    Attributes:
-        machine: as asked for.
-        memory_gib, reserve_gib: of one device, and what of it is not tensors.
-        resolution, micro_batch: pixels, and samples a device takes at once.
-        memory: of a step with that micro-batch.
-        largest: the largest micro-batch that fits, 0 if not even one sample does.
-        out: file to write, or None.
-    """
-
-    machine: str
-    memory_gib: float
-    reserve_gib: float
-    resolution: int
-    micro_batch: int
-    memory: StepMemory
-    largest: int
-    out: str | None
+    machine: str  # as asked for
+    memory_gib: float  # of one device
+    reserve_gib: float  # what of it is not tensors
+    resolution: int  # pixels
+    micro_batch: int  # samples a device takes at once
+    memory: StepMemory  # of a step with that micro-batch
+    largest: int  # the largest micro-batch that fits, 0 if not even one sample does
+    out: str | None  # file to write
 
     @property
     def fits(self) -> bool:

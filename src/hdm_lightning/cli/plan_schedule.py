@@ -37,44 +37,28 @@ _MISSING = "???"
 
 @dataclass
 class ProbeSettings:
-    """A measurement on the machine at hand.
+    """A measurement on the machine at hand."""
 
-    Attributes:
-        steps: optimizer steps timed for each stage, after `warmup`.
-        warmup: steps before.
-        micro_batch: samples at once; 0 takes what the forecast says fits.
-        stages: names of the stages to measure; empty measures all.
-    """
-
-    steps: Annotated[int, Gt(0)] = 5
-    warmup: Annotated[int, Ge(0)] = 2
-    micro_batch: Annotated[int, Ge(0)] = 0
-    stages: list[str] = field(default_factory=list)
+    steps: Annotated[int, Gt(0)] = 5  # optimizer steps timed for each stage, after `warmup`
+    warmup: Annotated[int, Ge(0)] = 2  # steps before
+    micro_batch: Annotated[int, Ge(0)] = 0  # samples at once; 0 takes what the forecast says fits
+    stages: list[str] = field(default_factory=list)  # names of the stages to measure; empty measures all
 
 
 @dataclass
 class PlanSettings:
-    """Everything that `hdm-plan` asks beyond the training run's own keys.
+    """Everything that `hdm-plan` asks beyond the training run's own keys."""
 
-    Attributes:
-        gpus: a count and a name, ``4x5090``; a list of them; or ``here``, the machine at hand.
-        gpu: figures that replace the table's; None keeps one. See `gpus.Gpu`.
-        host, dataset, assumptions: what else the forecast is made of.
-        budget_usd: propose a schedule for this money; None forecasts the schedule as it is.
-        probe: measure steps on the machine at hand and recalibrate.
-        probe_settings: how.
-        out: file for the forecast as JSON; None writes none.
-    """
-
-    gpus: Any = "4x5090"
+    gpus: Any = "4x5090"  # a count and a name, ``4x5090``; a list of them; or ``here``, the machine at hand
+    # figures that replace the table's; None keeps one. See `gpus.Gpu`
     gpu: dict[str, Any] = field(default_factory=dict)
     host: Host = field(default_factory=Host)
     dataset: Dataset = field(default_factory=Dataset)
     assumptions: Assumptions = field(default_factory=Assumptions)
-    budget_usd: float | None = None
-    probe: bool = False
+    budget_usd: float | None = None  # propose a schedule for this money; None forecasts the schedule as it is
+    probe: bool = False  # measure steps on the machine at hand and recalibrate
     probe_settings: ProbeSettings = field(default_factory=ProbeSettings)
-    out: str | None = None
+    out: str | None = None  # file for the forecast as JSON; None writes none
 
 
 @dataclass(frozen=True)
@@ -87,17 +71,11 @@ class EncoderConfigs:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What the command prints and writes.
+    """What the command prints and writes."""
 
-    Attributes:
-        report: for the terminal.
-        content: for the JSON file.
-        out: that file, or None.
-    """
-
-    report: RenderableType
-    content: dict[str, Any]
-    out: str | None
+    report: RenderableType  # for the terminal
+    content: dict[str, Any]  # for the JSON file
+    out: str | None  # that file, or None
 
 
 def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> PlanResult:

@@ -33,23 +33,14 @@ def require_at_hand(machine: Machine) -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """Steps of a schedule's stages on one device of the machine at hand, with random weights.
-
-    Attributes:
-        run: the training run.
-        encoders: configurations of its encoders.
-        recipe: what is trained.
-        machine: this one.
-        settings: how many steps, and of which stages.
-        assumptions: for what fits.
-    """
+    """Steps of a schedule's stages on one device of the machine at hand, with random weights."""
 
     run: TrainSettings
     encoders: EncoderConfigs
     recipe: Recipe
     machine: Machine
     settings: ProbeSettings
-    assumptions: Assumptions
+    assumptions: Assumptions  # of the forecast that says what fits
 
     def utilisation(self, tell: Callable[[str], None]) -> dict[str, float]:
         """Stage name to utilisation: time at the data sheet's rates over measured time.

@@ -17,21 +17,13 @@ _FEWEST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Proposal:
-    """A schedule for a budget.
+    """A schedule for a budget."""
 
-    Attributes:
-        budget_usd: what may be spent.
-        forecast: of the proposed schedule.
-        share: proposed samples over those of the schedule it was made from.
-        dropped: stages left out, the highest resolutions first to go.
-        overrides: what makes hdm-train run it.
-    """
-
-    budget_usd: float
-    forecast: Forecast
-    share: float
-    dropped: tuple[str, ...]
-    overrides: tuple[str, ...]
+    budget_usd: float  # what may be spent
+    forecast: Forecast  # of the proposed schedule
+    share: float  # proposed samples over those of the schedule it was made from
+    dropped: tuple[str, ...]  # stages left out, the highest resolutions first to go
+    overrides: tuple[str, ...]  # what makes hdm-train run it
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, those of the forecast beside the others."""

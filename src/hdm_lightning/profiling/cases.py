@@ -38,21 +38,13 @@ PrepareNetwork = Callable[[XUT, bool, bool], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings of one case, and what they come to.
-
-    Attributes:
-        settings: as asked for.
-        parts: network and encoders of the size.
-        device: where it runs.
-        dtype: of autocast and of the encoders.
-        side_px, latent_side: of the images and of their latents.
-    """
+    """Settings of one case, and what they come to."""
 
     settings: CaseSettings
     parts: Size
     device: torch.device
-    dtype: torch.dtype
-    side_px: int
+    dtype: torch.dtype  # of autocast and of the encoders
+    side_px: int  # of the images
     latent_side: int
 
     @classmethod
@@ -127,25 +119,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time.
+    """Something to time."""
 
-    Attributes:
-        name: what it is.
-        call: does it once.
-        samples: images or captions of one call.
-        flops: operations of one call.
-        model_flops: those of them that MFU counts.
-        held: tensors that stay between calls.
-        values: further figures, read after timing.
-    """
-
-    name: str
-    call: Call
-    samples: int
-    flops: float
-    model_flops: float
-    held: Callable[[], Iterable[Tensor]]
-    values: Callable[[], Mapping[str, Any]] = field(default=dict)
+    name: str  # what it is
+    call: Call  # does it once
+    samples: int  # images or captions of one call
+    flops: float  # operations of one call
+    model_flops: float  # those of them that MFU counts
+    held: Callable[[], Iterable[Tensor]]  # tensors that stay between calls
+    values: Callable[[], Mapping[str, Any]] = field(default=dict)  # further figures, read after timing
 
 
 def autoencoder_case(setup: Setup) -> Case:

@@ -33,21 +33,15 @@ _AVERAGE_BYTES = 12
 
 @dataclass
 class Assumptions:
-    """Figures behind a forecast, beyond data sheets and counting; a probe replaces the first.
+    """Figures behind a forecast, beyond data sheets and counting; a probe replaces the first."""
 
-    Attributes:
-        utilisation: time that the device would need at its data sheet's rates (peak operations, and full bandwidth
-            for what lies between matrix products) over the time it takes.
-        reserve_gib: memory that is not tensors: the driver's context, libraries' workspaces, what the allocator
-            cannot use.
-        power_share: share of the GPUs' power limit drawn while training.
-        usd_per_kwh: price of electricity, for a machine of one's own.
-    """
-
+    # time that the device would need at its data sheet's rates (peak operations, and full bandwidth for what lies
+    # between matrix products) over the time it takes
     utilisation: Annotated[float, Interval(gt=0, le=1)] = CALIBRATED_UTILISATION
+    # memory that is not tensors: the driver's context, libraries' workspaces, what the allocator cannot use
     reserve_gib: Annotated[float, Ge(0)] = 1.5
-    power_share: Annotated[float, Interval(gt=0, le=1)] = 0.9
-    usd_per_kwh: Annotated[float, Ge(0)] = 0.30
+    power_share: Annotated[float, Interval(gt=0, le=1)] = 0.9  # share of the GPUs' power limit drawn while training
+    usd_per_kwh: Annotated[float, Ge(0)] = 0.30  # price of electricity, for a machine of one's own
 
 
 @dataclass(frozen=True)

@@ -29,25 +29,16 @@ _PEAK_COPIES = 4
 
 @dataclass(frozen=True)
 class TextArchitecture:
-    """The sizes of a transformer language model.
-
-    Attributes:
-        layers: blocks.
-        width: D.
-        heads, key_value_heads, head_dim: of the attention.
-        hidden: M.
-        vocabulary: rows of the embedding.
-        gated: whether the feed-forward is a gated pair (three matrices) or plain (two).
-    """
+    """The sizes of a transformer language model."""
 
     layers: int
-    width: int
+    width: int  # D
     heads: int
     key_value_heads: int
     head_dim: int
-    hidden: int
-    vocabulary: int
-    gated: bool = True
+    hidden: int  # M
+    vocabulary: int  # rows of the embedding
+    gated: bool = True  # whether the feed-forward is a gated pair (three matrices) or plain (two)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TextArchitecture":
@@ -110,24 +101,14 @@ class TextArchitecture:
 
 @dataclass(frozen=True)
 class AutoencoderArchitecture:
-    """The sizes of an AutoencoderKL.
+    """The sizes of an AutoencoderKL."""
 
-    Attributes:
-        widths: channels of each level, from full resolution down.
-        residual_blocks: of each level of the encoder.
-        latent_channels: of the latent.
-        attention: whether the middle has a self-attention.
-        quant: whether a 1×1 convolution follows the encoder.
-        post_quant: whether one precedes the decoder.
-        image_channels: of the image.
-    """
-
-    widths: tuple[int, ...]
-    residual_blocks: int
+    widths: tuple[int, ...]  # channels of each level, from full resolution down
+    residual_blocks: int  # of each level of the encoder
     latent_channels: int
-    attention: bool = True
-    quant: bool = True
-    post_quant: bool = True
+    attention: bool = True  # whether the middle has a self-attention
+    quant: bool = True  # whether a 1×1 convolution follows the encoder
+    post_quant: bool = True  # whether one precedes the decoder
     image_channels: int = 3
 
     @classmethod

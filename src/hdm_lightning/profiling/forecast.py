@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from hdm_lightning.profiling.duration import (
-    Assumptions,
-    StepTime,
-    exchange_seconds,
-    exchanges_of_step,
-    step_time,
-)
+from hdm_lightning.profiling.duration import Assumptions, StepTime, exchange_seconds, exchanges_of_step, step_time
 from hdm_lightning.profiling.gpus import Machine
 from hdm_lightning.profiling.memory import (
     GIB,
@@ -31,100 +25,55 @@ _ENOUGH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage.
+    """One stage."""
 
-    Attributes:
-        stage: as asked for.
-        image_tokens, text_tokens, kept_tokens: of one sample; kept are the image tokens inside the U.
-        tokens: image and text tokens of all samples.
-        operations: of one sample.
-        total_flops: of all samples, all devices together.
-        micro_batch: samples a device takes at once in this forecast: the stage's, or the largest divisor that fits.
-        largest_micro_batch: the largest that fits as the stage is.
-        largest_checkpointed, largest_plain: the same with and without activation checkpointing.
-        memory: of one device, with the stage's own micro-batch.
-        activations_plain, activations_checkpointed: bytes of activations of that micro-batch, either way.
-        fits: whether that fits.
-        text_batch, autoencoder_batch: captions and images of `micro_batch` to encode at once so that it fits.
-        step: seconds of one optimizer step.
-        utilisation: in force.
-        mfu: model operations over the peak.
-        images_per_s: all devices together.
-        hours: wall clock.
-        device_hours: times devices.
-        read_mb_s: what the loaders read.
-        exchange_gb: bytes of gradients (sharded, also of weights) each device sends, whole stage, 10^9.
-        kwh: electricity.
-        rent_usd: device hours at the GPU's price.
-        electricity_usd: the energy at its price, for a machine of one's own.
-        binds: what the largest share of a step goes to.
-        notes: what to set so that it fits; empty where it does.
-        savings: what may be set so that it takes fewer operations.
-    """
-
-    stage: StageRecipe
-    image_tokens: int
-    text_tokens: int
-    kept_tokens: int
-    tokens: int
-    operations: Operations
-    total_flops: float
-    micro_batch: int
-    largest_micro_batch: int
-    largest_checkpointed: int
-    largest_plain: int
-    memory: DeviceMemory
-    activations_plain: int
-    activations_checkpointed: int
-    fits: bool
-    text_batch: int
-    autoencoder_batch: int
-    step: StepTime
-    utilisation: float
-    mfu: float
-    images_per_s: float
-    hours: float
-    device_hours: float
-    read_mb_s: float
-    exchange_gb: float
-    kwh: float
-    rent_usd: float
-    electricity_usd: float
-    binds: str
-    notes: tuple[str, ...]
-    savings: tuple[str, ...]
+    stage: StageRecipe  # as asked for
+    image_tokens: int  # of one sample
+    text_tokens: int  # of one sample
+    kept_tokens: int  # image tokens of one sample inside the U
+    tokens: int  # image and text tokens of all samples
+    operations: Operations  # of one sample
+    total_flops: float  # of all samples, all devices together
+    micro_batch: int  # samples a device takes at once in this forecast: the stage's, or the largest divisor that fits
+    largest_micro_batch: int  # the largest that fits as the stage is
+    largest_checkpointed: int  # the same with activation checkpointing
+    largest_plain: int  # and without
+    memory: DeviceMemory  # of one device, with the stage's own micro-batch
+    activations_plain: int  # bytes of activations of the stage's own micro-batch without checkpointing
+    activations_checkpointed: int  # and with it
+    fits: bool  # whether the stage's own micro-batch does
+    text_batch: int  # captions of `micro_batch` to encode at once so that it fits
+    autoencoder_batch: int  # images of `micro_batch` to encode at once so that it fits
+    step: StepTime  # seconds of one optimizer step
+    utilisation: float  # in force
+    mfu: float  # model operations over the peak
+    images_per_s: float  # all devices together
+    hours: float  # wall clock
+    device_hours: float  # hours times devices
+    read_mb_s: float  # what the loaders read
+    exchange_gb: float  # bytes of gradients (sharded, also of weights) each device sends, whole stage, 10^9
+    kwh: float  # electricity
+    rent_usd: float  # device hours at the GPU's price
+    electricity_usd: float  # the energy at its price, for a machine of one's own
+    binds: str  # what the largest share of a step goes to
+    notes: tuple[str, ...]  # what to set so that it fits; empty where it does
+    savings: tuple[str, ...]  # what may be set so that it takes fewer operations
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Disk and network, 10^9 bytes.
+    """Disk and network, 10^9 bytes."""
 
-    Attributes:
-        dataset_gb: the shards.
-        checkpoint_gb: one training checkpoint.
-        checkpoints_gb: all that stay, with the exported weights.
-        cache_gb: what latents (half precision, every resolution) and captions would take instead of encoding anew.
-        download_hours: the shards over the network.
-    """
-
-    dataset_gb: float
-    checkpoint_gb: float
-    checkpoints_gb: float
-    cache_gb: float
-    download_hours: float
+    dataset_gb: float  # the shards
+    checkpoint_gb: float  # one training checkpoint
+    checkpoints_gb: float  # all that stay, with the exported weights
+    cache_gb: float  # what latents (half precision, every resolution) and captions would take instead of encoding anew
+    download_hours: float  # the shards over the network
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A whole schedule.
-
-    Attributes:
-        machine: the hardware.
-        recipe: what is trained.
-        assumptions: figures behind it.
-        stages: in order.
-        storage: disk and network.
-    """
+    """A whole schedule."""
 
     machine: Machine
     recipe: Recipe
@@ -258,11 +207,11 @@ def _notes(
 
 def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain: int) -> tuple[str, ...]:
     """What to set so that a stage that runs anyway recomputes nothing, where that leaves the GPU enough to do."""
-    plain = usable_micro_batch(stage, machine.count, largest_plain)
-    if not stage.checkpointing or plain * recipe.work(stage).full < _ENOUGH_TOKENS:
+    micro = usable_micro_batch(stage, machine.count, largest_plain)
+    if not stage.checkpointing or micro * recipe.work(stage).full < _ENOUGH_TOKENS:
         return ()
     key, count = f"schedule.stages.{stage.name}", recipe.operations(stage)
-    change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={plain}"
+    change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={micro}"
     return (f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations",)
 
 

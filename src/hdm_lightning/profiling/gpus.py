@@ -25,55 +25,32 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of device.
+    """One kind of device."""
 
-    Attributes:
-        name: key in `GPUS`.
-        peak_tflops: dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations a second.
-        memory_gib: memory, in 2^30 bytes.
-        bandwidth_gb_s: memory bandwidth, in 10^9 bytes a second.
-        link_gb_s: bus bandwidth of an all-reduce among several of them in one machine.
-        power_w: board power limit.
-        usd_per_hour: rent of one.
-    """
-
-    name: str
-    peak_tflops: float
-    memory_gib: float
-    bandwidth_gb_s: float
-    link_gb_s: float
-    power_w: float
-    usd_per_hour: float
+    name: str  # key in `GPUS`
+    peak_tflops: float  # dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations a second
+    memory_gib: float  # memory, in 2^30 bytes
+    bandwidth_gb_s: float  # memory bandwidth, in 10^9 bytes a second
+    link_gb_s: float  # bus bandwidth of an all-reduce among several of them in one machine
+    power_w: float  # board power limit
+    usd_per_hour: float  # rent of one
 
 
 @dataclass
 class Host:
-    """What feeds the GPUs.
+    """What feeds the GPUs."""
 
-    Attributes:
-        cores: CPU cores that prepare samples.
-        decode_mpx_per_core_s: megapixels that one core decodes, resizes and crops in a second.
-        disk_mb_s: reading speed of the disk with the shards, 10^6 bytes a second.
-        network_mb_s: download speed, 10^6 bytes a second.
-        power_w: what the machine draws beside its GPUs.
-    """
-
-    cores: Annotated[int, Gt(0)] = 32
+    cores: Annotated[int, Gt(0)] = 32  # CPU cores that prepare samples
+    # megapixels that one core decodes, resizes and crops in a second
     decode_mpx_per_core_s: Annotated[float, Gt(0)] = 40.0
-    disk_mb_s: Annotated[float, Gt(0)] = 2000.0
-    network_mb_s: Annotated[float, Gt(0)] = 100.0
-    power_w: Annotated[float, Ge(0)] = 250.0
+    disk_mb_s: Annotated[float, Gt(0)] = 2000.0  # reading speed of the disk with the shards, 10^6 bytes a second
+    network_mb_s: Annotated[float, Gt(0)] = 100.0  # download speed, 10^6 bytes a second
+    power_w: Annotated[float, Ge(0)] = 250.0  # what the machine draws beside its GPUs
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs of one kind in one machine.
-
-    Attributes:
-        gpu: the kind.
-        count: how many.
-        host: the rest of the machine.
-    """
+    """GPUs of one kind in one machine."""
 
     gpu: Gpu
     count: int = 1

@@ -86,23 +86,14 @@ class TrainingStep(Protocol):
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top.
+    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top."""
 
-    Attributes:
-        parameters: of the model (not bytes).
-        weights: of all networks.
-        gradients: of what is trained.
-        moments: two for each trained weight.
-        averages: of the model's weights.
-        peak: the most that is alive at once, all of the above included where they are alive then.
-    """
-
-    parameters: int
-    weights: int
-    gradients: int
-    moments: int
-    averages: int
-    peak: int
+    parameters: int  # of the model (not bytes)
+    weights: int  # of all networks
+    gradients: int  # of what is trained
+    moments: int  # two for each trained weight
+    averages: int  # of the model's weights
+    peak: int  # the most that is alive at once, all of the above included where they are alive then
 
     @property
     def kept(self) -> int:

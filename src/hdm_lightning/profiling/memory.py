@@ -3,6 +3,8 @@
 Shapes: S tokens of a block, D width, M hidden width of the SwiGLU, H heads, L text tokens.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -172,16 +174,7 @@ def largest_micro_batch(
         )
         return needed.total <= memory_gib * GIB
 
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high < stage.batch_size and fits(high):
-        low, high = high, 2 * high
-    high = min(high, stage.batch_size + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return _most(stage.batch_size, fits)
 
 
 def fitting_encoder_batches(
@@ -194,19 +187,21 @@ def fitting_encoder_batches(
         trial = replace(recipe, text_max_tokens=tokens, autoencoder_max_pixels=pixels)
         return device_memory(trial, stage, devices=devices, reserve_gib=reserve_gib).total <= memory_gib * GIB
 
-    images = min(recipe.images_at_once(stage), stage.micro_batch_size)
-    text = min(recipe.captions_at_once(stage), stage.micro_batch_size)
-    while images > 1 and not fits(1, images):
-        images -= 1
-    while text > 1 and not fits(text, images):
-        text -= 1
-    return text, images
+    most_images = min(recipe.images_at_once(stage), stage.micro_batch_size)
+    most_captions = min(recipe.captions_at_once(stage), stage.micro_batch_size)
+    images = max(1, _most(most_images, lambda count: fits(1, count)))
+    return max(1, _most(most_captions, lambda count: fits(count, images))), images
 
 
 def usable_micro_batch(stage: StageRecipe, devices: int, largest: int) -> int:
     """The largest micro-batch of at most ``largest`` that divides the stage's batch on so many devices; 0 if none."""
     per_device = stage.batch_size // devices
     return next((size for size in range(min(largest, per_device), 0, -1) if per_device % size == 0), 0)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to the limit that fits, where all smaller ones do; 0 if none."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
 
 
 def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:

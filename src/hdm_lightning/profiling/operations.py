@@ -74,19 +74,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the network holds.
+    """What one part of the network holds."""
 
-    Attributes:
-        parameters: numbers that are trained.
-        matrix_elements: those of them in matrices that tokens are multiplied with.
-        attentions: how often tokens attend to tokens.
-        largest_block: parameters of its largest transformer block; 0 where there is none.
-    """
-
-    parameters: int
-    matrix_elements: int
-    attentions: int
-    largest_block: int
+    parameters: int  # numbers that are trained
+    matrix_elements: int  # those of them in matrices that tokens are multiplied with
+    attentions: int  # how often tokens attend to tokens
+    largest_block: int  # parameters of its largest transformer block; 0 where there is none
 
 
 @lru_cache(maxsize=64)
@@ -123,21 +116,13 @@ def attention_score_flops(config: XUTConfig, work: Workload) -> int:
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of one training sample, as the kernels do them.
+    """Floating-point operations of one training sample, as the kernels do them."""
 
-    Attributes:
-        forward: of the network.
-        backward: of the network; fused attention computes its scores again there.
-        recompute: second forward pass of the blocks under activation checkpointing.
-        autoencoder: encoding the image.
-        text: encoding the caption.
-    """
-
-    forward: int
-    backward: int
-    recompute: int
-    autoencoder: int = 0
-    text: int = 0
+    forward: int  # of the network
+    backward: int  # of the network; fused attention computes its scores again there
+    recompute: int  # second forward pass of the blocks under activation checkpointing
+    autoencoder: int = 0  # encoding the image
+    text: int = 0  # encoding the caption
 
     @property
     def network(self) -> int:

@@ -27,19 +27,12 @@ TINY_NETWORK = XUTConfig(
 
 @dataclass(frozen=True)
 class Size:
-    """A network with the encoders it is trained with.
-
-    Attributes:
-        network: the XUT.
-        text: a transformers configuration.
-        autoencoder: a diffusers AutoencoderKL configuration.
-        resolution: of the images, where none is asked for.
-    """
+    """A network with the encoders it is trained with."""
 
     network: XUTConfig
-    text: Mapping[str, Any]
-    autoencoder: Mapping[str, Any]
-    resolution: int = 256
+    text: Mapping[str, Any]  # a transformers configuration
+    autoencoder: Mapping[str, Any]  # a diffusers AutoencoderKL configuration
+    resolution: int = 256  # of the images, where none is asked for
 
 
 SIZES: Mapping[str, Size] = {

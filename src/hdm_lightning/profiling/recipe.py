@@ -20,29 +20,17 @@ from hdm_lightning.profiling.operations import (
 
 @dataclass(frozen=True)
 class StageRecipe:
-    """One stage; sizes in pixels, progress in samples.
-
-    Attributes:
-        name: the stage's name.
-        resolution: side of the square crop.
-        samples: samples seen, all devices together.
-        batch_size: samples of an optimizer step, all devices together.
-        micro_batch_size: samples that one device takes at once.
-        routing_rate: share of image tokens that skip the U.
-        context_length: caption tokens.
-        checkpointing: whether the blocks' activations are recomputed.
-        warmup_samples: samples of the warm-up.
-    """
+    """One stage; sizes in pixels, progress in samples."""
 
     name: str
-    resolution: int
-    samples: int
-    batch_size: int
-    micro_batch_size: int
-    routing_rate: float = 0.0
-    context_length: int = 256
-    checkpointing: bool = False
-    warmup_samples: int = 0
+    resolution: int  # side of the square crop
+    samples: int  # samples seen, all devices together
+    batch_size: int  # samples of an optimizer step, all devices together
+    micro_batch_size: int  # samples that one device takes at once
+    routing_rate: float = 0.0  # share of image tokens that skip the U
+    context_length: int = 256  # caption tokens
+    checkpointing: bool = False  # whether the blocks' activations are recomputed
+    warmup_samples: int = 0  # samples of the warm-up
 
     @property
     def steps(self) -> int:
@@ -52,54 +40,31 @@ class StageRecipe:
 
 @dataclass
 class Dataset:
-    """The training set, as far as disks and decoders care.
+    """The training set, as far as disks and decoders care."""
 
-    Attributes:
-        images: different images.
-        image_kb: mean size of an encoded image with its caption, 10^3 bytes.
-        image_mpx: mean size of an encoded image in megapixels.
-    """
-
-    images: Annotated[int, Gt(0)] = 8_469_000
-    image_kb: Annotated[float, Gt(0)] = 250.0
-    image_mpx: Annotated[float, Gt(0)] = 2.0
+    images: Annotated[int, Gt(0)] = 8_469_000  # different images
+    image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an encoded image with its caption, 10^3 bytes
+    image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an encoded image in megapixels
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole schedule.
-
-    Attributes:
-        network: the XUT.
-        stages: in order.
-        text: the text encoder.
-        autoencoder: the autoencoder.
-        dataset: the training set.
-        text_max_tokens: of the captions encoded at once, together; one caption always is.
-        autoencoder_max_pixels: of the images encoded at once, together; one image always is.
-        averages: weight averages kept.
-        muon: whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest.
-        compiled: whether the network is compiled.
-        half_gradients: whether gradients are exchanged in bfloat16.
-        sharded: whether weights, gradients, moments and averages are split over the devices (FSDP2).
-        mixed: bfloat16 autocast over float32 weights; otherwise everything is float32.
-        checkpoints_kept: of each stage.
-    """
+    """A whole schedule."""
 
     network: XUTConfig
     stages: tuple[StageRecipe, ...]
     text: TextArchitecture
     autoencoder: AutoencoderArchitecture
     dataset: Dataset = field(default_factory=Dataset)
-    text_max_tokens: int = 65_536
-    autoencoder_max_pixels: int = 5_500_000
-    averages: int = 1
-    muon: bool = False
-    compiled: bool = True
-    half_gradients: bool = False
-    sharded: bool = False
-    mixed: bool = True
-    checkpoints_kept: int = 2
+    text_max_tokens: int = 65_536  # of the captions encoded at once, together; one caption always is
+    autoencoder_max_pixels: int = 5_500_000  # of the images encoded at once, together; one image always is
+    averages: int = 1  # weight averages kept
+    muon: bool = False  # whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest
+    compiled: bool = True  # whether the network is compiled
+    half_gradients: bool = False  # whether gradients are exchanged in bfloat16
+    sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
+    mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
+    checkpoints_kept: int = 2  # of each stage
 
     @property
     def parameters(self) -> int:
