@@ -21,19 +21,10 @@ from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextA
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.operations import Operations, Workload, network_operations
-from hdm_lightning.profiling.random_parts import (
-    Size,
-    random_autoencoder,
-    random_network,
-    random_text_encoder,
-    size_of,
-)
+from hdm_lightning.profiling.random_parts import Size, random_autoencoder, random_network, random_text_encoder, size_of
 from hdm_lightning.profiling.record import measurement
 from hdm_lightning.profiling.system import chosen_device
 from hdm_lightning.profiling.timing import Call, Timing, wait_for
-
-PrepareNetwork = Callable[[XUT, bool, bool], None]
-"""Applies (checkpointing, compile) to a network in place, as training does."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +146,12 @@ def text_case(setup: Setup) -> Case:
     return Case("text", lambda: encoder.encode(tokens, lengths), batch, flops, flops, lambda: tensors(encoder.model))
 
 
-def network_case(setup: Setup, prepare: PrepareNetwork) -> Case:
+def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Case:
     """The network on random latents: forward and backward pass with routing, or the forward pass alone.
 
     Args:
         setup: of the case.
-        prepare: applies checkpointing and compilation as training does.
+        prepare: applies (checkpointing, compilation) in place, as training does.
 
     Raises:
         UserError: the mode is neither.
@@ -225,7 +216,7 @@ def peak_bytes(case: Case, device: torch.device, *, compiled: bool = False, besi
         torch.cuda.reset_peak_memory_stats(device)
         case.call()
         wait_for(device)
-        return torch.cuda.max_memory_allocated(device) - sum(held_bytes(other) for other in beside)
+        return torch.cuda.max_memory_allocated(device) - sum(_held_bytes(other) for other in beside)
     if compiled:
         return 0
     memory = LiveMemory()
@@ -235,10 +226,10 @@ def peak_bytes(case: Case, device: torch.device, *, compiled: bool = False, besi
     return memory.peak_bytes
 
 
-def held_bytes(case: Case) -> int:
-    """Bytes of the tensors that stay between a case's calls, each storage once."""
-    storages = {each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in case.held()}
-    return sum(storages.values())
+def _held_bytes(case: Case) -> int:
+    memory = LiveMemory()
+    memory.hold(*case.held())
+    return memory.bytes
 
 
 def tensors(*modules: nn.Module) -> list[Tensor]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,13 +19,12 @@ from hdm_lightning.profiling.architectures import (
     TINY_TEXT,
 )
 
-TINY_NETWORK = XUTConfig(
+_TINY = XUTConfig(
     width=64, mlp_width=192, heads=2, head_dim=32, context_width=32, depth=2, decoder_blocks=1, blocks_after=1
 )
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """A network with the encoders it is trained with."""
 
     network: XUTConfig
@@ -36,7 +34,7 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "tiny": Size(TINY_NETWORK, TINY_TEXT, TINY_AUTOENCODER, resolution=64),
+    "tiny": Size(_TINY, TINY_TEXT, TINY_AUTOENCODER, resolution=64),
     "xut_small": Size(XUTConfig.preset("xut_small"), GEMMA3_270M, SDXL_AUTOENCODER),
     "xut_base": Size(XUTConfig.preset("xut_base"), QWEN3_0_6B, SDXL_AUTOENCODER),
     "xut_large": Size(XUTConfig.preset("xut_large"), GEMMA3_1B, SDXL_AUTOENCODER),
@@ -44,14 +42,14 @@ SIZES: Mapping[str, Size] = {
 """The sizes of arXiv 2509.06068, table 1, with their text encoders, and one for quick runs."""
 
 
-def size_of(name: str, *, where: str = "--size") -> Size:
+def size_of(name: str) -> Size:
     """The size of that name.
 
     Raises:
         UserError: there is none.
     """
     if name not in SIZES:
-        raise UserError(f"no size is called {name!r}", where=where, hint=did_you_mean(name, SIZES))
+        raise UserError(f"no size is called {name!r}", where="--size", hint=did_you_mean(name, SIZES))
     return SIZES[name]
 
 
