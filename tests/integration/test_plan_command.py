@@ -75,10 +75,10 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     probe = ["probe=true", "probe_settings.steps=3", "probe_settings.stages=[px256]", "probe_settings.micro_batch=2"]
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         config = compose("plan", overrides=[*TINY_RUN, *encoders, *probe])
-    told = []
-    content = run_plan(OmegaConf.to_container(config, resolve=True), tell=told.append).content
-    assert len(told) == 1
-    rate = float(told[0].split()[1])  # images/s as measured, one device
+    lines = []
+    content = run_plan(OmegaConf.to_container(config, resolve=True), log=lines.append).content
+    assert len(lines) == 1
+    rate = float(lines[0].split()[1])  # images/s as measured, one device
     assert content["machine"]["gpu"]["name"] == "cpu"
     assert not content["recipe"]["mixed"]
     first, last = content["stages"]

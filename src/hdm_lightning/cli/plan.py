@@ -30,7 +30,7 @@ def schedule(config: DictConfig) -> None:
     from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch: --help stays quick)
 
     console = _console()
-    result = run_plan(_plain(config), tell=lambda text: console.print(text, style="dim"))
+    result = run_plan(_plain(config), log=lambda text: console.print(text, style="dim"))
     _finish(console, result.report, result.content, result.out)
 
 
@@ -39,7 +39,7 @@ def autoencoder(config: DictConfig) -> None:
     from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
 
     console = _console()
-    result = plan_autoencoder(_plain(config), tell=lambda text: console.print(text, style="dim"))
+    result = plan_autoencoder(_plain(config), log=lambda text: console.print(text, style="dim"))
     _finish(console, autoencoder_report(result), result.to_json(), result.out)
 
 

@@ -62,7 +62,7 @@ class AutoencoderPlan:
         return {key: value for key, value in content.items() if key != "out"}
 
 
-def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> AutoencoderPlan:
+def plan_autoencoder(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> AutoencoderPlan:
     """Forecast a composed configuration.
 
     Raises:
@@ -80,7 +80,7 @@ def plan_autoencoder(config: Mapping[str, Any], *, tell: Callable[[str], None] =
     micro_batches = 2 if plan_vae(settings, count).accumulation > 1 else 1
 
     def rehearsed(samples: int) -> StepMemory:
-        tell(f"rehearsing a step of {samples} × {settings.stage.resolution} px")
+        log(f"rehearsing a step of {samples} × {settings.stage.resolution} px")
         sized = replace(settings, stage=replace(settings.stage, micro_batch_size=samples))
         build = partial(AutoencoderStep, sized, fields, mixed=not settings.trainer.precision.startswith("32"))
         return step_memory(build, micro_batches=micro_batches)

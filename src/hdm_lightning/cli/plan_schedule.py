@@ -78,12 +78,12 @@ class PlanResult:
     out: str | None  # that file, or None
 
 
-def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda _text: None) -> PlanResult:
+def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
     """Forecast a composed configuration.
 
     Args:
         config: the keys of a training run and those of `PlanSettings`.
-        tell: hears of what takes a while.
+        log: called with a line about what takes a while.
 
     Raises:
         UserError: naming the key and the hint.
@@ -98,7 +98,7 @@ def run_plan(config: Mapping[str, Any], *, tell: Callable[[str], None] = lambda 
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
     if not spellings:
         raise UserError("names no machine", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
-    plans = [_forecast(settings, wanted, encoders, str(spelling), tell) for spelling in spellings]
+    plans = [_forecast(settings, wanted, encoders, str(spelling), log) for spelling in spellings]
     if len(plans) > 1:
         if wanted.budget_usd is not None:
             raise UserError("a budget needs one machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
@@ -126,7 +126,7 @@ def _forecast(
     wanted: PlanSettings,
     encoders: EncoderConfigs,
     spelling: str,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Forecast:
     found = machine_at_hand() if spelling == HERE else Machine(*parse_gpus(spelling))
     machine = Machine(override(found.gpu, wanted.gpu), found.count, wanted.host)
@@ -140,7 +140,7 @@ def _forecast(
 
         require_at_hand(machine)
         probe = Probe(settings, encoders, recipe, machine, wanted.probe_settings, assumptions)
-        utilisation = probe.utilisation(tell)
+        utilisation = probe.utilisation(log)
         assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
     return forecast(recipe, machine, assumptions, utilisation=utilisation)
 
@@ -185,7 +185,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
 
 
 def _check_trainer(trainer: TrainerSettings) -> None:
-    """What hdm-train would refuse on any machine; what it refuses on some, it tells there."""
+    """What hdm-train would refuse on any machine; what it refuses on some, it reports there."""
     for key, known in (("precision", ("auto", *PRECISIONS)), ("strategy", STRATEGIES)):
         value = getattr(trainer, key)
         if value not in known:

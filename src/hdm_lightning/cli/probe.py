@@ -42,13 +42,13 @@ class Probe:
     settings: ProbeSettings
     assumptions: Assumptions  # of the forecast that says what fits
 
-    def utilisation(self, tell: Callable[[str], None]) -> dict[str, float]:
+    def utilisation(self, log: Callable[[str], None]) -> dict[str, float]:
         """Stage name to utilisation: time at the data sheet's rates over measured time.
 
         Stages that are not measured get the mean of those that are.
 
         Args:
-            tell: hears the result of each stage.
+            log: called with the result of each stage.
 
         Raises:
             UserError: an unknown stage is asked for, or no sample fits.
@@ -71,7 +71,7 @@ class Probe:
             seconds = self._seconds(expected.stage, micro)
             single = replace(expected.stage, batch_size=micro, micro_batch_size=micro)
             found[name] = step_time(self.recipe, single, one, micro, 1.0).ideal / seconds
-            tell(f"{name}: {micro / seconds:.2f} images/s on one device, utilisation {found[name]:.3f}")
+            log(f"{name}: {micro / seconds:.2f} images/s on one device, utilisation {found[name]:.3f}")
         mean = sum(found.values()) / len(found)
         return {name: found.get(name, mean) for name in names}
 
