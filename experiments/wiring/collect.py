@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from hdm_lightning.data.builders.shapes import heldout_prompts
+from hdm_lightning.datasets.shapes import heldout_prompts
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings

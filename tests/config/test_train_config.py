@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.errors import UserError
-from hdm_lightning.models import XUTConfig
-from hdm_lightning.models.config import PRESETS
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.config import PRESETS, PUBLISHED
 from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.data_settings import sources_from, training_stream
 from hdm_lightning.training.stages import plan_stages
@@ -49,7 +49,36 @@ def test_every_choice_passes_the_typed_check(override):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_model_presets_are_those_of_the_package(name):
+    """As Hydra composes them, which knows more of YAML's defaults than the package does."""
     assert XUTConfig(**composed(f"model={name}").model) == XUTConfig.preset(name)
+
+
+def test_every_model_file_is_a_preset():
+    assert sorted(PRESETS) == sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+def test_presets_with_changes_make_networks():
+    network = XUT.from_preset("xut_tiny", context_width=24, depth=1)
+    assert (network.config.width, network.config.context_width, len(network.encoder)) == (256, 24, 1)
+    same = XUT.from_fields(**network.config.to_json())
+    assert same.config == network.config
+    with pytest.raises(ValueError, match=r"unknown XUT fields \['widht'\]"):
+        XUT.from_preset("xut_tiny", widht=8)
+
+
+def test_the_released_wiring_and_the_paper_s_sizes_are_as_published():
+    """arXiv 2509.06068, table 1: width, MLP, heads, head dim, text width, decoder blocks."""
+    table = {
+        "xut_small": (896, 3072, 14, 64, 640, 2),
+        "xut_base": (1024, 3072, 16, 64, 1024, 3),
+        "xut_large": (1280, 4096, 10, 128, 1152, 3),
+    }
+    names = ("width", "mlp_width", "heads", "head_dim", "context_width", "decoder_blocks")
+    for preset, values in table.items():
+        assert tuple(getattr(XUTConfig.preset(preset), name) for name in names) == values
+    wiring = {"residual": "normed", "skips": "last", "positions": "long_side", "rope_init": "all_pi"}
+    assert dict(PUBLISHED) == wiring
+    assert XUTConfig.preset("published") == XUTConfig.preset("xut_base", **wiring)
 
 
 def test_the_paper_s_recipe_has_the_paper_s_numbers():

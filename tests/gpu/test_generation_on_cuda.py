@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
@@ -28,7 +28,7 @@ def test_cpu_and_cuda_draw_the_same(tiny_text_encoder, tiny_autoencoder, autocas
         pipeline = TextToImage(
             model.to(device),
             load_text_encoder(str(tiny_text_encoder)).to(device),
-            Tokenizer(str(tiny_text_encoder), 16),
+            Tokenizer(str(tiny_text_encoder)).bind(16),
             load_autoencoder(str(tiny_autoencoder)).to(device),
             autocast=autocast,
         )

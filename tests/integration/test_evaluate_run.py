@@ -10,18 +10,18 @@ from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
 
-from hdm_lightning.assessment.loss import bin_shares, loss_table, times_in_bin
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.assessment.subject import find_run, load_subject
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_bin
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training import randomness
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.data_settings import validation_stream
 from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.modules import draws
 
 STAGE = {
     "resolution": 16,
@@ -145,7 +145,7 @@ def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     assert record is not None
     stream = middle_crops(validation_stream(record.settings, record.plan, record.settings.seed))
     plan = Plan(stream)
-    pictures = list(real_pictures(stream, plan, 12))
+    pictures = list(real_images(stream, plan, 12))
     keys = [key for batch in pictures for key in batch.keys]
     loader = ValidationLoader(stream, plan, lambda _: ([0], 1), samples=12, batch_size=4)
     expected = [(key, image) for batch in loader for key, image in zip(batch["keys"], batch["image"], strict=True)]
@@ -177,11 +177,11 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     plan = Plan(stream)
     loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
-    images = torch.cat([batch.images for batch in real_pictures(stream, plan, 7)]).float() / 127.5 - 1
+    images = torch.cat([batch.images for batch in real_images(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)
     for number in range(2):
-        draws = randomness.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
-        expected = (draws.noise - latents).square().flatten(1).mean(1)
+        drawn = draws.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
+        expected = (drawn.noise - latents).square().flatten(1).mean(1)
         torch.testing.assert_close(table[:, number], expected.double(), rtol=1e-4, atol=1e-5)
 
 

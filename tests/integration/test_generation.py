@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import one_by_one
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
 from hdm_lightning.generation.branches import velocities
@@ -54,7 +54,7 @@ def pipeline(tiny_text_encoder, tiny_autoencoder):
     return TextToImage(
         filled_xut(CONFIG),
         load_text_encoder(str(tiny_text_encoder)),
-        Tokenizer(str(tiny_text_encoder), 16),
+        Tokenizer(str(tiny_text_encoder)).bind(16),
         load_autoencoder(str(tiny_autoencoder)),
         max_batch=4,
     )
@@ -377,7 +377,7 @@ def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_t
     tensors |= {"vae_mean": vae.mean, "vae_std": vae.std}
     save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "hdm.safetensors")
     loaded = load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
-    expected = TextToImage(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
+    expected = TextToImage(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
     assert_same_pictures(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected(PROMPTS, [1, 2, 3, 4], SETTINGS))
     with pytest.raises(UserError, match="--text-encoder"):
         load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions())

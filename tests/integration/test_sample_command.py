@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hdm_lightning.cli import sample
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.png import read_record
 from hdm_lightning.generation.record import ImageRecord

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.generation.bundle import save_bundle
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage
@@ -117,7 +117,7 @@ def expected(tiny_text_encoder):
         # The time frequencies are a formula: half precision in a file does not round them.
         model.time_embedding.frequencies.copy_(network().time_embedding.frequencies)
         encoder = load_text_encoder(str(tiny_text_encoder))
-        pipeline = TextToImage(model, encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
+        pipeline = TextToImage(model, encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
         return pipeline([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
 
     return {dtype: draw(dtype) for dtype in (torch.float32, torch.float16)}

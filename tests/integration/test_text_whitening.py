@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.evaluation.subject import load_subject
 from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.models import XUT
@@ -43,7 +43,7 @@ def run(tmp_path_factory, toy_job):
 def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"], 8)
+    plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
     exported = load_bundle(folder / "final").load_model("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]

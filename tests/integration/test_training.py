@@ -111,7 +111,8 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch):
     assert done[0]["validation"] == done[1]["validation"]
 
 
-def test_a_signal_saves_and_stops_with_143_and_the_run_goes_on(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypatch, capfd, number, status):
     whole = {**config, "run_dir": str(tmp_path / "whole")}
     assert run_job(check_job(whole)) == 0
     with monkeypatch.context() as patch:
@@ -120,15 +121,27 @@ def test_a_signal_saves_and_stops_with_143_and_the_run_goes_on(config, tmp_path,
         def send(self, trainer, module, at):
             original(self, trainer, module, at)
             if (module.plan.name, at) == ("px16", 3):  # no checkpoint is due here
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
         patch.setattr(ValidateFlow, "on_step_end", send)
-        assert run_job(check_job(config)) == 143
+        assert run_job(check_job(config)) == status
+    told = capfd.readouterr()
+    assert "interrupted; the same command goes on from step 3" in told.out
+    assert ("Ctrl-C again ends at once" in told.err) == (number == signal.SIGINT)
     saved = [path.name for path in checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")]
     assert saved[-1] == "step-00000003.ckpt"
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0.0, [6]), (20.0, [6]), (1e-9, [1, 2, 3, 4, 5, 6])])
+def test_a_checkpoint_is_written_after_so_many_minutes(config, minutes, steps):
+    stage = {**config["schedule"]["stages"]["px16"], "samples": 48, "batch_size": 8, "save_every": 0}
+    callbacks = {**config["callbacks"], "checkpoints": {"keep": 9, "every_minutes": minutes}}
+    assert run_job(check_job({**config, "callbacks": callbacks, "schedule": {"stages": {"px16": stage}}})) == 0
+    saved = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
+    assert [int(path.stem.removeprefix("step-")) for path in saved] == steps
 
 
 def test_resume_never_refuses_a_folder_with_a_run(config):

@@ -8,8 +8,8 @@ import torch
 
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
-from hdm_lightning.training.averaging.ema_snapshots import FOLDER
 from hdm_lightning.training.averaging.power_function import gamma_of
+from hdm_lightning.training.averaging.reconstruction import FOLDER
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.validation import ValidateFlow

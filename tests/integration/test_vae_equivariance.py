@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.training.callbacks.vae_validation import measured_transforms
 from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
@@ -79,7 +79,7 @@ def block_means(side):
         transforms=measured_transforms(side // 4),
     )
     stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), side, 1, stage="validation"))
-    for batch in real_pictures(stream, Plan(stream), 64):
+    for batch in real_images(stream, Plan(stream), 64):
         measures.update(batch.images / 127.5 - 1)
     return measures.report()
 

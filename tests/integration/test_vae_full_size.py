@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from hdm_lightning.data.builders.writer import ShardWriter
+from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job

@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.training import randomness
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.handover import network_weights, read_checkpoint
+from hdm_lightning.training.modules import draws
 from hdm_lightning.training.vae.checks import branch_settings, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.data import build_images
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
@@ -101,7 +101,7 @@ def hand_written_step(config, vae, judge):
     draw = draw_branch(branch_settings(settings), 8, 8, seed=settings.seed, samples_seen=0)
     assert draw.branch is Branch.EQUIVARIANT
     scale, turn = draw.transform.steps
-    noise = randomness.draw(settings.seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
+    noise = draws.draw(settings.seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
 
     def moved(tensor):
         side = int(tensor.shape[-1] * scale.vertical)
@@ -263,6 +263,18 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
         assert expected and all(torch.equal(got[key], value) for key, value in expected.items())
     exported = [load_file(Path(c["run_dir"]) / "final/diffusion_pytorch_model.safetensors") for c in (whole, config)]
     assert all(torch.equal(exported[1][key], value) for key, value in exported[0].items())
+
+
+def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys):
+    assert run_vae_job(check_vae_job(config)) == 0
+    newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
+    whole, content = last_checkpoint(config)["state_dict"], bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    assert run_vae_job(check_vae_job(config)) == 0
+    assert f"{newest} is damaged (the checksum of" in capsys.readouterr().out
+    again = last_checkpoint(config)["state_dict"]
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch, changed):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
+from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.training import data_settings
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import FlowMatchingModule

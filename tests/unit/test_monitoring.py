@@ -21,12 +21,12 @@ from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks import progress
 from hdm_lightning.training.callbacks.ledger import KeepLedger, Ledger
-from hdm_lightning.training.flow_step import fed_tokens
+from hdm_lightning.training.callbacks.memory_use import memory_gb
+from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.monitoring import throughput
-from hdm_lightning.training.monitoring.clock import SectionClock
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.hparams import flat_settings
-from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.monitoring.throughput import peak_tflops, stage_flops
 from hdm_lightning.training.settings import ScheduleSettings, StageSettings
 from hdm_lightning.training.stages import plan_stages
@@ -76,7 +76,7 @@ def test_resident_memory_follows_an_allocation_of_known_size():
 
 def test_the_peak_is_the_process_own_and_not_that_of_the_one_that_started_it():
     block = np.ones(75_000_000)  # 0.6 GB here, while the other process starts
-    use = "from hdm_lightning.training.monitoring.memory_use import memory_gb"
+    use = "from hdm_lightning.training.callbacks.memory_use import memory_gb"
     code = f"import torch; {use}; print(memory_gb(torch.device('cpu')))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     figures = ast.literal_eval(told)
@@ -96,9 +96,10 @@ def test_data_counts_know_passes_and_different_bad_samples(tmp_path):
 
 
 def test_tokens_are_cut_to_the_longest_caption_on_a_cpu():
-    tokens = torch.arange(24).view(2, 12)
-    assert torch.equal(fed_tokens(tokens, torch.tensor([3, 5])), tokens[:, :5])
-    assert fed_tokens(tokens.to("meta"), torch.tensor([3, 5])).shape == (2, 12)
+    tokens, lengths = torch.arange(24).view(2, 12), torch.tensor([3, 5])
+    assert torch.equal(fed_tokens(tokens, lengths, static=False), tokens[:, :5])
+    assert torch.equal(fed_tokens(tokens, lengths, static=True), tokens)
+    assert fed_tokens(tokens.to("meta"), lengths, static=False).shape == (2, 12)
 
 
 def test_waiting_counts_as_data_time(monkeypatch):

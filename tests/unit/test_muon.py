@@ -7,7 +7,7 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.handover import carry_moments
+from hdm_lightning.training.optimization.moments import carry_moments
 from hdm_lightning.training.optimization.muon import (
     COEFFICIENTS,
     MuonAdamW,

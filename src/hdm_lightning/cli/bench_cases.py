@@ -12,8 +12,8 @@ from hdm_lightning.models import XUT
 from hdm_lightning.profiling.cases import Case, Setup, autoencoder_case, network_case, tensors, text_case
 from hdm_lightning.profiling.operations import Workload, forward_flops
 from hdm_lightning.profiling.random_parts import random_network
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 
 def step_case(setup: Setup) -> Case:
@@ -80,7 +80,7 @@ def sampling_flops(setup: Setup) -> int:
 
 def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
     """Make a network ready as training does."""
-    prepare_network(network, StageSettings(activation_checkpointing=checkpointing), TrainerSettings(compile=compiled))
+    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
 
 
 BUILDERS: Mapping[str, Callable[[Setup], Case]] = {

@@ -18,12 +18,14 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.loading import decoding_rate, measure_data
-from hdm_lightning.profiling.record import measurement, record, report, write_json
+from hdm_lightning.profiling.record import measurement, record, report
 from hdm_lightning.profiling.timing import compare, time_in_turn
+from hdm_lightning.whole_files import write_json
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
@@ -119,10 +121,9 @@ def _finish(shown: RenderableType, content: dict[str, Any], out: Path | None) ->
 
 
 def _rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
         timing, rate = system.matmul(device, dtype, side, repeats=settings.repeats)
-        name = f"matmul {str(dtype).removeprefix('torch.')}"
-        yield measurement(name, timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
+        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
     timing, rate = system.memory_bandwidth(device, mib=mib, repeats=settings.repeats)
     yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
     for name, (timing, rate) in system.disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
@@ -175,7 +176,7 @@ def _binding(
     settings: SystemSettings, measured: dict[str, dict[str, Any]], device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """What binds in each stage of the schedule on this machine as measured."""
-    half = "bfloat16" if device.type == "cuda" else "float32"
+    half = dtype_name(default_dtype(device))
     overrides = [
         *_chosen(settings),
         "gpus=here",

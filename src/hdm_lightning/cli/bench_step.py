@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
-from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.frozen import FrozenEncoders
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
+from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 SEED = 0
 
@@ -55,17 +55,19 @@ class TrainingStep:
         self.stage, self.device, self.dtype = stage, device, dtype
         optimizer = optimizer or OptimizerSettings()
         self.network = random_network(network, seed=SEED).to(device)
-        prepare_network(self.network, stage, TrainerSettings(compile=compiled))
+        prepare_network(self.network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
         self.encoders = FrozenEncoders(
             random_text_encoder(text, dtype=dtype, max_tokens=text_max_tokens),
             random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),
         )
         plan = StagePlan(1, "bench", stage, 1, 1, max(1, stage.samples // stage.batch_size), 0)
-        self.module = FlowMatchingModule(self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED)
+        self.module = FlowMatchingModule(
+            self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED, static_shapes=compiled
+        )
         self.module.to(device)
         self.module.setup("fit")
         self.optimizer = build_optimizer(self.network, stage, optimizer)
-        self.averages = WeightAverages(self.network, [500_000] * averages)
+        self.averages = ParameterAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 
     def __call__(self) -> Tensor:

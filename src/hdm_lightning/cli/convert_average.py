@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.release import Release
-from hdm_lightning.training.averaging.ema_snapshots import FOLDER, reconstruct
+from hdm_lightning.training.averaging.reconstruction import FOLDER, reconstruct
 
 
 def with_average(release: Release, run_dir: Path, sigma_rel: float, samples: int | None) -> tuple[Release, str]:

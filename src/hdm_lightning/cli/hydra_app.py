@@ -16,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hdm_lightning.cli.errors import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
 from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import printable
 
-TRACEBACK = "HDM_TRACEBACK"
 LONGEST_FOLDER_NAME = 120
 STOPPED = 143
 """Exit status of a job that saved and ended because of a signal."""
@@ -30,6 +31,10 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
 
     A task returns None or a number (for sweepers), raises `UserError`, or exits.
     """
+    return run_command(lambda: _run(task, config_name))
+
+
+def _run(task: Callable[[DictConfig], Any], config_name: str) -> int:
     mistakes: list[UserError] = []
 
     @functools.wraps(task)
@@ -39,7 +44,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         try:
             return task(config)
         except UserError as error:
-            if os.environ.get(TRACEBACK) == "1":
+            if os.environ.get(TRACEBACK_VARIABLE) == "1":
                 raise
             mistakes.append(error)  # Hydra would print the overrides above the message
             return None
@@ -60,11 +65,11 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     except BrokenPipeError:  # `--help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds no closed pipe
         return 0
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get(TRACEBACK) == "1":
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"error: {_first_lines(error)}", file=sys.stderr)
-        return 2
+        print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
+        return USER_ERROR_STATUS
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
 
@@ -74,7 +79,7 @@ def end_job(status: int) -> None:
 
     In a sweep a failed job raises, so that the next one has its turn; a signal ends the sweep.
     """
-    if status and in_sweep() and status != STOPPED:
+    if status and in_sweep() and status not in (STOPPED, INTERRUPTED_STATUS):
         raise RuntimeError(f"the job's processes ended with exit status {status}; see the messages above")
     if status:
         sys.exit(status)
@@ -112,7 +117,5 @@ def _telling_of_slurm() -> Iterator[None]:
 
 
 def _first_lines(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error)
     lines = [line for line in str(error).splitlines() if line.strip() and "object_type=" not in line]
     return "\n".join([*lines[:24], "  hint: `--cfg job` shows every key, `--help` the groups and their choices"])

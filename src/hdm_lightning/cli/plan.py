@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, RenderableType
 
 from hdm_lightning.cli.hydra_app import run_hydra
+from hdm_lightning.whole_files import write_json
 
 AUTOENCODER = "autoencoder"
 # Wide enough for a schedule of four stages where the output is no terminal.
@@ -52,8 +53,6 @@ def _console() -> Console:
 
 
 def _finish(console: Console, report: RenderableType, content: dict[str, Any], out: str | None) -> None:
-    from hdm_lightning.profiling.record import write_json  # noqa: PLC0415
-
     console.print(report)
     if out is not None:
         write_json(Path(out), content)

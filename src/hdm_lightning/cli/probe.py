@@ -8,6 +8,7 @@ import torch
 from hdm_lightning.cli.bench_step import TrainingStep
 from hdm_lightning.cli.plan_schedule import EncoderConfigs, ProbeSettings
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import half_dtype
 from hdm_lightning.profiling.duration import Assumptions, step_time
 from hdm_lightning.profiling.forecast import forecast
 from hdm_lightning.profiling.gpus import CPU, Machine
@@ -77,13 +78,14 @@ class Probe:
 
     def _seconds(self, stage: StageRecipe, micro: int) -> float:
         device = torch.device("cpu" if self.machine.gpu.name == CPU else "cuda")
+        half = half_dtype(device) if device.type == "cuda" else torch.bfloat16
         step = TrainingStep(
             self.recipe.network,
             self.encoders.text,
             self.encoders.autoencoder,
             replace(self.run.schedule.stages[stage.name], batch_size=micro, micro_batch_size=micro),
             device=device,
-            dtype=torch.bfloat16 if self.recipe.mixed else torch.float32,
+            dtype=half if self.recipe.mixed else torch.float32,
             compiled=self.recipe.compiled,
             text_max_tokens=self.recipe.text_max_tokens,
             autoencoder_max_pixels=self.recipe.autoencoder_max_pixels,

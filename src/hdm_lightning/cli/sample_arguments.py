@@ -130,7 +130,11 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     group.add_argument("--text-encoder", metavar="NAME", help="name or folder instead of the model's own")
     group.add_argument("--vae", metavar="NAME", help="name or folder instead of the model's own")
     group.add_argument("--device", help="cpu, cuda, cuda:1 … (default: cuda if there is one)")
-    group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: on cuda bfloat16 if it has it, else float16",
+    )
     group.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from hdm_lightning.cli.counts import at_least
 from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.records import Index
+    from hdm_lightning.data.index import Index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Index and print one line a folder."""
-    from hdm_lightning.data.index import index_shards  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.remote_index import index_remote  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.scanning import index_remote, index_shards  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.storage import is_local  # noqa: PLC0415 (as above)
 
     remote = [place for place in arguments.places if not is_local(place)]
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _bar() -> Iterator[Callable[[object], None]]:
     """How many shards are done, on a terminal."""
-    from hdm_lightning.data.builders.progress import progress_bar  # noqa: PLC0415 (for --help's sake)
+    from hdm_lightning.data.parallel import progress_bar  # noqa: PLC0415 (for --help's sake)
 
     done = count(1)
     with progress_bar("shards", None) as show:
@@ -61,4 +61,4 @@ def _tell(index: "Index", place: str) -> None:
     print(f"{place}: {index.samples} samples in {len(index.shards)} shards, {left_out} left out")
     for shard in index.shards:
         if shard.note:
-            print(f"  {shard.name}: {shard.note}")
+            print(f"  {in_one_line(shard.name)}: {in_one_line(shard.note)}")

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device."""
+"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device.
+
+One that jumps at some times, as guidance does at the edges of its interval, has a method `piece(t)`: the velocity that
+is smooth in time and holds around t, equal to that of another time where no jump lies between. A step is made with the
+piece of its beginning alone, and nothing is extrapolated from one piece into the next.
+"""
 
 Progress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
@@ -43,10 +48,11 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None 
     uncorrected step leaves the order as it is. Arguments as for `euler`.
     """
     for now, then in _steps(grid, progress):
-        slope = velocity(x, now).to(x.dtype)
+        piece = _piece(velocity, now)
+        slope = piece(x, now).to(x.dtype)
         ahead = x + (then - now) * slope
         if then > 0.0:
-            slope = 0.5 * (slope + velocity(ahead, then).to(x.dtype))
+            slope = 0.5 * (slope + piece(ahead, then).to(x.dtype))
         x = x + (then - now) * slope
     return x
 
@@ -54,7 +60,8 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None 
 def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
     """Two-step Adams–Bashforth on steps of any length: second order, one evaluation a step.
 
-    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's.
+    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's, and so is
+    the first one behind a jump of the velocity.
     Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, progress, order=2)
@@ -63,7 +70,8 @@ def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, progress: Pro
 def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
     """Three-step Adams–Bashforth on steps of any length: third order, one evaluation a step.
 
-    The first step is Heun's (one evaluation more), the second one two-step. Arguments as for `euler`.
+    The first step is Heun's (one evaluation more), the second one two-step, and so again behind a jump of the velocity.
+    Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, progress, order=3)
 
@@ -80,11 +88,15 @@ SOLVERS: Mapping[str, Solver] = {
 def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None, *, order: int) -> Tensor:
     """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, section III.1 and III.5)."""
     slopes: list[tuple[float, Tensor]] = []
+    before = None
     for now, then in _steps(grid, progress):
-        slope = velocity(x, now).to(x.dtype)
+        piece = _piece(velocity, now)
+        if piece != before:
+            slopes, before = [], piece
+        slope = piece(x, now).to(x.dtype)
         if order > 2 and not slopes and then > 0.0:
             ahead = x + (then - now) * slope
-            x = x + 0.5 * (then - now) * (slope + velocity(ahead, then).to(x.dtype))
+            x = x + 0.5 * (then - now) * (slope + piece(ahead, then).to(x.dtype))
             slopes = [(now, slope)]
             continue
         slopes = [(now, slope), *slopes[: order - 1]]
@@ -92,6 +104,11 @@ def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, progress: Prog
         for weight, (_, earlier) in zip(weights, slopes, strict=True):
             x = x + weight * earlier
     return x
+
+
+def _piece(velocity: Velocity, t: float) -> Velocity:
+    piece: Callable[[float], Velocity] | None = getattr(velocity, "piece", None)
+    return velocity if piece is None else piece(t)
 
 
 def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: float) -> list[float]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from hdm_lightning.errors import UserError
 
 PACKAGE_SCHEME = "package:"
+RUNS, FINAL = "runs", "final"
+"""Where trainings write unless told otherwise, and the folder of what they made."""
 
 # Names that could not be had, with the reason: a second request does not wait for the network again.
 _unreachable: dict[str, str] = {}
@@ -17,6 +19,8 @@ def locate_model(
     name_or_path: str, *, where: str, required: Sequence[str], download: Sequence[str] | None = None
 ) -> Path:
     """The local folder that holds a pretrained model, downloaded from the hub at most once.
+
+    The hub is not asked for what was meant as a folder; see `is_local_path`.
 
     Args:
         name_or_path: a folder; `package:NAME/FOLDER` for files inside an installed Python package; or a hub
@@ -67,8 +71,19 @@ def _folder_here(name: str) -> Path | None:
     return _snapshot(f"{owner}/{repository}", "/".join(inside), ["config.json"], local_files_only=True)[0]
 
 
+def is_local_path(name: str) -> bool:
+    """Whether a name that leads nowhere here was meant as a folder, so that the hub is not asked for it.
+
+    It begins as paths do, lies below a folder that exists here or below `runs`, or names a run's `final`.
+    """
+    parts = name.split("/")
+    if name[:1] in (".", "/", "~") or "\\" in name or not all(parts):
+        return True
+    return len(parts) > 1 and (parts[0] == RUNS or FINAL in parts or Path(parts[0]).is_dir())
+
+
 def _is_hub_name(name: str) -> bool:
-    return name.count("/") >= 1 and name[0] not in "./~" and "\\" not in name and not name.endswith("/")
+    return "/" in name and not is_local_path(name)
 
 
 def _complete(folder: Path, required: Sequence[str]) -> bool:

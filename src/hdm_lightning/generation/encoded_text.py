@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EncodedText:
 
 
 def encode_texts(
-    texts: Sequence[str], text_encoder: TextEncoder, tokenizer: Tokenizer, device: torch.device
+    texts: Sequence[str], text_encoder: TextEncoder, tokenizer: CaptionTokenizer, device: torch.device
 ) -> EncodedText:
     """Encode prompts on a device."""
     ids, counts = zip(*map(tokenizer, texts), strict=True)

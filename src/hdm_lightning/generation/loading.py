@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import published_model
 from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, Weights, load_bundle
@@ -32,7 +32,8 @@ class LoadOptions:
 
     Args:
         device: where to draw.
-        autocast: lower precision of the network's computation and of the encoders; None is float32.
+        autocast: lower precision of the network's computation, and of the text encoder if it is bfloat16; None is
+            float32.
         weights: averaged ("ema") or last ("raw") weights of a bundle.
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
@@ -48,8 +49,11 @@ class LoadOptions:
 
     @property
     def encoder_dtype(self) -> torch.dtype:
-        """Dtype of the text encoder; the autoencoder, which loses more by it, stays in float32."""
-        return self.autocast or torch.float32
+        """Dtype of the text encoder; the autoencoder, which loses more by it, stays in float32.
+
+        Under float16 the text encoder does as well, as in training: its states may be beyond that range.
+        """
+        return torch.bfloat16 if self.autocast == torch.bfloat16 else torch.float32
 
 
 @dataclass
@@ -120,7 +124,7 @@ def _from_bundle(bundle: Bundle, weights: Weights, options: LoadOptions) -> Load
             where=str(bundle.folder),
             hint="name one with --vae, the one the network was trained with",
         )
-    autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), where="vae")
+    autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), dtype=torch.float32, where="vae")
     require_fit("vae", "latent channels", autoencoder.channels, bundle.latent_channels)
     require_fit("vae", "pixels a latent cell", autoencoder.factor, bundle.latent_factor)
     pipeline = _pipeline(bundle.load_model(weights), bundle.text_encoder, autoencoder, options)
@@ -133,7 +137,9 @@ def _from_published(model: PublishedModel, options: LoadOptions) -> LoadedModel:
         source = TextEncoderSource(options.text_encoder, context_length=published_model.CONTEXT_LENGTH)
     else:
         source = model.text_encoder()
-    autoencoder = load_autoencoder(options.vae, where="vae") if options.vae else model.load_autoencoder()
+    autoencoder = (
+        load_autoencoder(options.vae, dtype=torch.float32, where="vae") if options.vae else model.load_autoencoder()
+    )
     pipeline = _pipeline(model.load_model(), source, autoencoder, options)
     return LoadedModel(pipeline, model.sampling, model.path, model.weight_files)
 
@@ -148,7 +154,7 @@ def _pipeline(
     return TextToImage(
         network.to(options.device),
         text_encoder.to(options.device),
-        Tokenizer(name, source.context_length, where="text_encoder"),
+        Tokenizer(name, where="text_encoder").bind(source.context_length),
         autoencoder.to(options.device),
         max_batch=options.max_batch,
         autocast=options.autocast,

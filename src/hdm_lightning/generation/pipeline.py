@@ -12,7 +12,7 @@ from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import Guide, guided
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.branches import Branch, View, velocities
 from hdm_lightning.generation.encoded_text import EncodedText, encode_texts
 from hdm_lightning.generation.fitting import check_request, require_fit
@@ -44,7 +44,7 @@ class TextToImage:
         self,
         model: XUT,
         text_encoder: TextEncoder,
-        tokenizer: Tokenizer,
+        tokenizer: CaptionTokenizer,
         autoencoder: ImageAutoencoder,
         *,
         max_batch: int = 8,

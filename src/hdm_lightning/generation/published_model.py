@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
-from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors
+import torch
+
+from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import diffusers_folder
@@ -60,7 +62,7 @@ class PublishedModel:
         """The network on the CPU, in evaluation mode, in float32 whatever the file has: autocast lowers it."""
         return self.release.network.float().eval()
 
-    def load_autoencoder(self) -> KLAutoencoder:
+    def load_autoencoder(self) -> ImageAutoencoder:
         """The autoencoder beside the network in float32, normalised as the file says.
 
         Raises:
@@ -68,7 +70,7 @@ class PublishedModel:
         """
         release = self.release
         if self.path.is_dir() and release.vae:
-            return load_autoencoder(str(self.path / diffusers_folder.VAE), where=str(self.path))
+            return load_autoencoder(str(self.path / diffusers_folder.VAE), dtype=torch.float32, where=str(self.path))
         if not release.vae or release.vae_mean is None or release.vae_std is None:
             raise UserError(
                 "holds no autoencoder with its normalisation (vae., vae_mean, vae_std, or a folder vae/)",

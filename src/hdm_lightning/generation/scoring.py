@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.prompt_following import RESAMPLES, Score, score_images
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.prompt_following import RESAMPLES, Score, score_images
 
 _USUAL = Bootstrap(RESAMPLES)
 

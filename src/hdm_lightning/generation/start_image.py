@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hdm_lightning.data.decode import load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.images import load_upright, upright_size
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.settings import SamplingSettings
 

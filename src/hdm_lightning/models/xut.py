@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,28 @@ class XUT(nn.Module):
         self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
         self.output_projection = Linear(width, patch_values)
         initialize(self, config.rope_init, zero_outputs=[self.output_projection])
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """A new network of a preset, such as ``xut_base``, with some fields of its configuration replaced.
+
+        Args:
+            name: one of `models.config.PRESETS`.
+            changes: fields of `XUTConfig`.
+
+        Raises:
+            ValueError: no such preset, no such field, or a value out of range.
+        """
+        return cls(XUTConfig.preset(name, **changes))
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> Self:
+        """A new network from the fields of `XUTConfig`; those left out take their defaults.
+
+        Raises:
+            ValueError: no such field, or a value out of range.
+        """
+        return cls(XUTConfig.from_json(fields))
 
     def blocks(self) -> Iterator[XUTBlock]:
         """All blocks in the order of the forward pass."""

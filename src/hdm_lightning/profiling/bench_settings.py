@@ -32,7 +32,7 @@ class CaseSettings:
         size: tiny, xut_small, xut_base or xut_large.
         resolution: side of the images in pixels (default: 256; of tiny 64).
         batch: samples at once.
-        dtype: of autocast and of the encoders; auto is bfloat16 on CUDA, float32 on a CPU.
+        dtype: of autocast and of the encoders; auto is float32 on a CPU, on CUDA bfloat16 if it has it, else float16.
         compile: compile the network.
         checkpointing: recompute activations.
         routing_rate: share of image tokens that skip the U.

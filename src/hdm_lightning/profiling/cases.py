@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdm_lightning.encoders.autoencoder import KLAutoencoder
 from hdm_lightning.encoders.text import TransformersTextEncoder
-from hdm_lightning.encoders.vae import KLAutoencoder
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.models import XUT
 from hdm_lightning.models.routing import random_keep
+from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
@@ -51,8 +52,7 @@ class Setup:
         if side < unit or side % unit:
             hint = f"e.g. --resolution {max(1, round(side / unit)) * unit}"
             raise UserError(f"{side} is not a multiple of {unit}", where="--resolution", hint=hint)
-        auto = "bfloat16" if device.type == "cuda" else "float32"
-        dtype = getattr(torch, auto if settings.dtype == "auto" else settings.dtype)
+        dtype = default_dtype(device) if settings.dtype == "auto" else getattr(torch, settings.dtype)
         return cls(settings, parts, device, dtype, side, side // factor)
 
     @property
@@ -104,8 +104,8 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with what `auto` came to."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {**asdict(self.settings), "resolution": self.side_px, "dtype": dtype, "device": self.device.type}
+        came_to = {"resolution": self.side_px, "dtype": dtype_name(self.dtype), "device": self.device.type}
+        return {**asdict(self.settings), **came_to}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.encoders.text import MAX_TOKENS, TransformersTextEncoder
-from hdm_lightning.encoders.vae import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.profiling.architectures import (

@@ -1,9 +1,6 @@
 """One benchmark's result: rows of plain values, what ran and where, as a table and as JSON."""
 
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -101,14 +98,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all, its folder made if need be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -1,85 +1,41 @@
 """The `data` group of a configuration: what a stage's streams are made from, checked key by key."""
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
-from hdm_lightning.data.buckets import Buckets
-from hdm_lightning.data.captions import CaptionRules, TagGrammar
-from hdm_lightning.data.config import Source, StreamConfig
+from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.storage import is_local
+from hdm_lightning.data.rules import StreamConfig, rules_from
+from hdm_lightning.data.samples import Tokenize
+from hdm_lightning.data.sources import sources_from
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.settings import TrainSettings, ValidationSettings
 from hdm_lightning.training.stages import StagePlan
-
-
-@dataclass
-class BucketSettings:
-    """Aspect-ratio buckets instead of square crops; see `data.buckets.Buckets`."""
-
-    step_px: int = 64
-    max_aspect: float = 2.0
-
-
-@dataclass
-class CropSettings:
-    """Which images are taken and how they are cut; see `data.crops.CropRules`. None means no limit."""
-
-    centre: bool = False
-    min_size_px: int = 1
-    max_upscale: float | None = None
-    max_aspect: float = 8.0
-    flip: bool = False
-    buckets: BucketSettings | None = None
-
-
-@dataclass
-class TagSettings:
-    """The tag grammar of captions; see `data.captions.TagGrammar`."""
-
-    kept: str = "|||"
-    group: str = "%%"
-    tag: str = "$$"
-    join: str = ", "
-    shuffle: bool = True
-    group_drop: float = 0.3
-    tag_drop: float = 0.25
-
-
-@dataclass
-class CaptionSettings:
-    """How captions are found and changed; see `data.captions.CaptionRules`."""
-
-    prefer: str = "txt"
-    fields: list[str] = field(default_factory=lambda: ["captions", "caption"])
-    drop: float = 0.1
-    tags: TagSettings | None = None
-    clean: bool = True
-    allow_missing: bool = False
+from hdm_lightning.training.vae.settings import VaeValidationSettings
 
 
 @dataclass
 class DataSettings:
-    """Sources and rules of the training and validation streams; see `data.config.StreamConfig`.
+    """Sources and rules of the training and validation streams; see `data.rules.StreamConfig`.
 
     Attributes:
         train: a folder, shard, brace pattern or address; or a list of them; or a list of
             `{urls: …, weight: …, index: …}`.
         validation: the same; None validates on the first samples of a fixed order of the training set.
+        crop, captions: keys of `data.crops.CropRules` and `data.captions.CaptionRules`.
     """
 
     train: Any = MISSING
     validation: Any = None
-    crop: CropSettings = field(default_factory=CropSettings)
-    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    crop: Any = None
+    captions: Any = None
     workers: int = 4
     lanes: int = 96
     window: int = 32
@@ -115,15 +71,47 @@ def validation_stream(settings: TrainSettings, plan: StagePlan, seed: int) -> St
 
 def build_datamodule(settings: TrainSettings, plan: StagePlan, consumed: int) -> ShardDataModule:
     """The stage's data, starting after `consumed` samples of it."""
-    return ShardDataModule(
-        training_stream(settings, plan),
-        validation_stream(settings, plan, settings.validation.seed),
-        tokenize=Tokenizer(settings.text_encoder.name, plan.settings.context_length),
+    tokenizer = Tokenizer(settings.text_encoder.name).bind(plan.settings.context_length)
+    return datamodule_from(settings, plan, settings.validation, tokenizer, consumed)
+
+
+def datamodule_from(
+    settings: TrainSettings,
+    plan: StagePlan,
+    validation: ValidationSettings | VaeValidationSettings,
+    tokenizer: Tokenize | None,
+    consumed: int,
+) -> ShardDataModule:
+    """The data module of a stage, whose position a rewind may have moved: `consumed` wins over a checkpoint's."""
+    data = stage_data(settings, plan)
+    module = ShardDataModule(
+        data.train,
+        resolution=plan.settings.resolution,
         batch_size=plan.settings.micro_batch_size,
+        tokenizer=tokenizer,
+        context_length=plan.settings.context_length,
+        validation=data.validation,
+        validation_samples=validation.samples,
+        validation_batch_size=validation.batch_size,
+        validation_seed=validation.seed,
+        num_workers=data.workers,
+        seed=settings.seed,
+        stage=plan.name,
+        crop=data.crop,
+        captions=data.captions,
+        lanes=data.lanes,
+        window=data.window,
+        max_bad_share=data.max_bad_share,
+        bad_patience=data.bad_patience,
+        cache_dir=data.cache_dir,
+        cache_gb=data.cache_gb,
+        memory_cache_gb=data.memory_cache_gb,
+        quarantine=f"{settings.run_dir}/{run_folder.QUARANTINE}",
         consumed=consumed,
-        validation_samples=settings.validation.samples,
-        validation_batch_size=settings.validation.batch_size,
+        samples_per_step=plan.settings.batch_size,
     )
+    module.skip_to(consumed)
+    return module
 
 
 def check_data(settings: TrainSettings, plan: StagePlan) -> None:
@@ -137,53 +125,17 @@ def check_data(settings: TrainSettings, plan: StagePlan) -> None:
         Plan(validation_stream(settings, plan, settings.validation.seed))
 
 
-def sources_from(value: Any, where: str) -> tuple[Source, ...]:
-    """The sources that a value of `data.train` or `data.validation` means.
-
-    Raises:
-        UserError: when it is none of the spellings.
-    """
-    entries = value if isinstance(value, list) else [value]
-    if not entries:
-        raise UserError("no source is given", where=where, hint="give a folder of shards")
-    if all(isinstance(entry, str) for entry in entries):
-        return (Source(urls=tuple(map(_tidy, entries))),)
-    return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
-
-
-def _source(entry: Any, where: str) -> Source:
-    if isinstance(entry, str):
-        return Source(urls=(_tidy(entry),))
-    known = {"urls", "weight", "index"}
-    if not isinstance(entry, dict) or "urls" not in entry or set(entry) - known:
-        raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
-    urls = entry["urls"]
-    several = urls if isinstance(urls, list) else [urls]
-    return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))
-
-
-def _tidy(url: str) -> str:
-    """A local path without `~` and `..`: a configuration may name what lies beside a folder not made yet."""
-    return os.path.normpath(os.path.expanduser(url)) if is_local(url) else url
-
-
 def _stream(settings: TrainSettings, plan: StagePlan, sources: Any, order: str, seed: int) -> StreamConfig:
     data = stage_data(settings, plan)
-    crop, captions = dict(vars(data.crop)), dict(vars(data.captions))
-    if crop["max_upscale"] is None:
-        del crop["max_upscale"]
-    if data.crop.buckets is not None:  # a step's samples share a shape, on every rank
-        crop["buckets"] = Buckets(**vars(data.crop.buckets), block=plan.settings.batch_size)
-    captions["fields"] = tuple(captions["fields"])
-    captions["tags"] = TagGrammar(**vars(data.captions.tags)) if data.captions.tags else None
+    crop = rules_from(data.crop, CropRules, "data.crop")
     return StreamConfig(
         sources=sources_from(sources, f"data.{'validation' if order == 'validation' else 'train'}"),
         resolution=plan.settings.resolution,
         context_length=plan.settings.context_length,
         seed=seed,
         stage=order,
-        crop=CropRules(**crop),
-        captions=CaptionRules(**captions),
+        crop=crop.with_block(plan.settings.batch_size),  # a step's samples share a shape, on every rank
+        captions=rules_from(data.captions, CaptionRules, "data.captions"),
         lanes=data.lanes,
         window=data.window,
         workers=data.workers,

@@ -12,18 +12,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
-from hdm_lightning.evaluation.prompt_following import as_dict
+from hdm_lightning.autoencoding.perceptual import require_perceptual
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
 from hdm_lightning.training.monitoring.progress_bar import part_progress
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.whole_files import write_atomically, write_json
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
@@ -42,6 +46,9 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         config: conf/demo.yaml.
         autoencoder: composed configuration of hdm-train-vae.
         model: composed configuration of hdm-train.
+
+    Raises:
+        UserError: a network that one of the parts needs is not here.
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
@@ -50,6 +57,8 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         ("pictures and score", lambda: _draw(folder, config)),
     ]
     result = _read(folder)
+    if not {"autoencoder", "model"} <= set(result["seconds"]):
+        _require_networks(autoencoder, model)
     for number, (name, part) in enumerate(parts, start=1):
         if name in result["seconds"]:
             continue
@@ -63,6 +72,13 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
         _write(folder, result)
     _show(folder, result)
     return 0
+
+
+def _require_networks(autoencoder: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
+    locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
+    if perceptual := autoencoder["loss"]["perceptual_network"]:
+        require_perceptual(perceptual)
 
 
 def _build_shards(folder: Path, config: dict[str, Any]) -> int:
@@ -98,7 +114,8 @@ def _draw_sheet(folder: Path, pipeline: TextToImage, settings: SamplingSettings,
         sized = SamplingSettings.from_json({**settings.to_json(), "height": height, "width": width})
         images += list(pipeline(prompts, list(range(len(prompts))), sized))
     captions = prompts * len(config["sizes"])
-    contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts)).save(folder / "samples.png")
+    sheet = contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts))
+    write_atomically(folder / "samples.png", lambda file: sheet.save(file, "PNG"))
 
 
 def _scores(pipeline: TextToImage, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
@@ -143,4 +160,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    write_json(folder / RESULT, result)

@@ -9,21 +9,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from hdm_lightning.data.batch import Batch
 from hdm_lightning.diffusion import flow
 from hdm_lightning.models import XUT
-from hdm_lightning.training import randomness
-from hdm_lightning.training.flow_step import (
+from hdm_lightning.training.callbacks.loss_by_time import TimeBins
+from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.hardware import FLOAT16
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.modules.flow_step import (
     Conditioning,
-    LossByTime,
     Network,
     crop_geometry,
     fed_tokens,
     flow_loss,
     routed,
 )
-from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.handover import keep_settings
-from hdm_lightning.training.hardware import FLOAT16
-from hdm_lightning.training.monitoring.clock import SectionClock
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.optimization.clipping import ClippingModule
+from hdm_lightning.training.optimization.moments import keep_settings
 from hdm_lightning.training.optimization.optimizers import build_optimizer, build_rate_schedule
 from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings
 from hdm_lightning.training.stages import StagePlan
@@ -43,6 +43,7 @@ class FlowMatchingModule(ClippingModule):
         seed: the run's seed.
         skipped: samples of the stage that rewinds have skipped, for the checkpoint.
         rewinds: rewinds of the stage so far, for the checkpoint.
+        static_shapes: feed captions as padded, whatever their lengths: for a compiled network.
 
     Attributes:
         sample_losses: losses (B,) of the last micro-batch.
@@ -59,6 +60,7 @@ class FlowMatchingModule(ClippingModule):
         *,
         skipped: int = 0,
         rewinds: int = 0,
+        static_shapes: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -69,15 +71,16 @@ class FlowMatchingModule(ClippingModule):
         self.seed = seed
         self.token_px = encoders.autoencoder.factor * network.config.patch_size
         self.skipped, self.rewinds = skipped, rewinds
+        self.static_shapes = static_shapes
         self.sample_losses: Tensor | None = None
-        self.time_bins: LossByTime | None = None
+        self.time_bins: TimeBins | None = None
         self.clock = SectionClock()
 
     def setup(self, stage: str) -> None:
         """Move the frozen encoders, which Lightning does not know, to the device."""
         self.encoders.to(self.device)
         self.clock.device = self.device
-        self.time_bins = LossByTime(self.logger_settings.time_bins, self.device)
+        self.time_bins = TimeBins(self.logger_settings.time_bins, self.device)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Add the sample's random numbers on the CPU, so that no device has to be waited for."""
@@ -89,18 +92,22 @@ class FlowMatchingModule(ClippingModule):
         side_h, side_w = (size // self.encoders.autoencoder.factor for size in batch["image"].shape[-2:])
         tokens = (side_h // config.patch_size) * (side_w // config.patch_size)
         routing = stage != VALIDATION and self.plan.settings.routing_rate > 0
-        draws = randomness.draw(seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
-        stratum = randomness.strata(seed, stage, index, strata)
-        uniform = flow.stratified_uniforms(draws.uniform, stratum, strata)
-        extra = {"noise": draws.noise, "uniform": uniform}
-        return {**batch, **extra, **({} if draws.scores is None else {"scores": draws.scores})}
+        drawn = draws.draw(seed, stage, index, (config.channels, side_h, side_w), tokens if routing else 0)
+        stratum = draws.strata(seed, stage, index, strata)
+        uniform = flow.stratified_uniforms(drawn.uniform, stratum, strata)
+        extra = {"noise": drawn.noise, "uniform": uniform}
+        return {**batch, **extra, **({} if drawn.scores is None else {"scores": drawn.scores})}
 
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
         grid = (batch["image"].shape[-2] // self.token_px, batch["image"].shape[-1] // self.token_px)
-        positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config)
-        tokens, lengths = fed_tokens(batch["tokens"], batch["lengths"]), batch["lengths"]
-        return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
+        positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config.positions)
+        lengths = batch["lengths"]
+        return Conditioning(self.encoders.context(self.fed_tokens(batch), lengths), lengths, positions, aspect)
+
+    def fed_tokens(self, batch: dict[str, Any]) -> Tensor:
+        """The batch's caption tokens (B, L) as they are fed."""
+        return fed_tokens(batch["tokens"], batch["lengths"], static=self.static_shapes)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
         """Loss (B,) at times t (B,) of a batch that has its draws."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import half_dtype
 from hdm_lightning.training.host_memory import keep_freed_memory
 from hdm_lightning.training.settings import TrainerSettings
 from hdm_lightning.version import __version__
@@ -62,7 +63,7 @@ def precision(settings: TrainerSettings) -> Any:
     if name == "auto":
         if kind == "cpu":
             return "32-true"
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else FLOAT16
+        return "bf16-mixed" if half_dtype() == torch.bfloat16 else FLOAT16
     if name not in PRECISIONS:
         raise UserError(
             f"'{name}' is none of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",
@@ -96,16 +97,6 @@ def check_strategy(settings: TrainerSettings, optimizer: str) -> None:
         if set_so:
             hint = f"change {key}, or use trainer.strategy=ddp"
             raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
-
-
-def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
-    """Dtype of a frozen encoder; `auto` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if kind == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"'{name}' is no torch dtype", where=where, hint="auto, float32, bfloat16 or float16")
-    return dtype
 
 
 def prepare_host(settings: TrainerSettings, processes: int) -> None:

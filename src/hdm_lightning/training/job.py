@@ -43,8 +43,9 @@ class Job:
         return Path(self.settings.run_dir)
 
     def is_finished(self) -> bool:
-        """Whether the run has exported its model."""
-        return (self.run_dir / run_folder.FINAL / "model.safetensors").exists()
+        """Whether the run has done all stages of its schedule and exported its model."""
+        plans = plan_stages(self.settings.schedule, world_size=1)
+        return run_folder.is_finished(self.run_dir) and all(run_folder.stage_is_done(self.run_dir, p) for p in plans)
 
 
 def check_job(config: dict[str, Any]) -> Job:
@@ -57,7 +58,7 @@ def check_job(config: dict[str, Any]) -> Job:
     run_folder.check_resume(Path(settings.run_dir), settings.resume)
     check_guard(settings.guard)
     check_optimizer(settings.optimizer)
-    check_averages(settings.callbacks.ema)
+    check_averages(settings.callbacks.ema.halflife_samples, settings.callbacks.ema.sigma_rel)
     hardware.precision(settings.trainer)
     hardware.check_strategy(settings.trainer, settings.optimizer.name)
     processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
@@ -75,7 +76,13 @@ def check_job(config: dict[str, Any]) -> Job:
 
 
 def run_job(job: Job) -> int:
-    """Train; returns the exit status (0, or 143 after a signal)."""
+    """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
     from hdm_lightning.training.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
+    if job.is_finished():
+        print(
+            f"{job.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
+            f"needs another name=; init={job.run_dir} starts it from these weights",
+            flush=True,
+        )
     return launch(work, job.config, job.processes)

@@ -1,6 +1,7 @@
 """A schedule of stages inside one process: build the parts once, then one fit after another."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ from omegaconf import OmegaConf
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.models import XUT
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.apply import shard_network
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.export import export_final
-from hdm_lightning.training.frozen import FrozenEncoders
 from hdm_lightning.training.initial_weights import initial_network, record_init
 from hdm_lightning.training.launching.process_body import describe_run, run_process
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.monitoring.hparams import write_hparams
 from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.recovery.intact import intact_end
 from hdm_lightning.training.recovery.stage_rewind import train_stage
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.strategies.parallelize import shard_network
 from hdm_lightning.training.text_whitening import run_whitening
 
 
@@ -49,7 +51,7 @@ class Run:
     network: XUT
     whitening: TextWhitening | None
     encoders: FrozenEncoders
-    averages: WeightAverages
+    averages: ParameterAverages
     ledger: Ledger
 
 
@@ -68,7 +70,7 @@ def build_run(settings: TrainSettings) -> Run:
         print(report)
         record_init(run_dir, report)
     if settings.trainer.strategy == hardware.SHARDED and processes.distributed():
-        shard_network(network, settings.trainer)
+        shard_network(network, kind, mixed=hardware.precision(settings.trainer) == "bf16-mixed")
     network.to(device)
     ema = settings.callbacks.ema
     return Run(
@@ -78,27 +80,30 @@ def build_run(settings: TrainSettings) -> Run:
         plans=plans,
         network=network,
         whitening=whitening,
-        encoders=load_encoders(settings, kind, whitening),
-        averages=WeightAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
+        encoders=load_encoders(settings, whitening),
+        averages=ParameterAverages(network, ema.halflife_samples, ema.ramp, ema.sigma_rel),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
     )
 
 
 def run_schedule(run: Run) -> None:
     """Run every stage that is not done yet, each from what the one before it left on disk, then export."""
-    previous: StagePlan | None = None
     for plan in run.plans:
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, plan)):
-            train_stage(run, plan, None if previous is None else _checkpoint_of(run, previous))
-        previous = plan
-    if previous is not None:
-        export_final(run, _checkpoint_of(run, previous))
-        write_hparams(run)
+            _train(run, plan)
+    export_final(run, _end_of(run, run.plans[-1]))
+    write_hparams(run)
 
 
-def _checkpoint_of(run: Run, plan: StagePlan) -> Path:
-    path = run_folder.newest_checkpoint(run.run_dir, plan)
-    assert path is not None, f"stage {plan.name} is done but has no checkpoint"
+def _train(run: Run, plan: StagePlan) -> None:
+    before = [each for each in run.plans if each.number < plan.number]
+    train_stage(run, plan, partial(_end_of, run, before[-1]) if before else None)
+
+
+def _end_of(run: Run, plan: StagePlan) -> Path:
+    """The last checkpoint of a stage that has been done; where it is damaged, the stage is trained to its end again."""
+    while (path := processes.decided_by_first(partial(intact_end, run.run_dir, plan))) is None:
+        _train(run, plan)
     return path
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.whole_files import write_json
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -21,24 +22,42 @@ DONE = "done.json"
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
     """Folder of a stage's checkpoints."""
-    return plan.folder(run_dir) / "checkpoints"
+    return plan.folder(run_dir) / CHECKPOINTS
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
-    """The stage's newest whole checkpoint."""
+    """The stage's newest checkpoint by its name."""
     found = checkpoints_in(checkpoint_folder(run_dir, plan))
     return found[-1] if found else None
 
 
 def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
-    """Whether the stage has ended and left its last checkpoint."""
-    return (plan.folder(run_dir) / DONE).exists() and newest_checkpoint(run_dir, plan) is not None
+    """Whether the stage has ended and its last checkpoint is there."""
+    return stage_end(run_dir, plan) is not None
+
+
+def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
+    """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
+    try:
+        steps = int(json.loads((plan.folder(run_dir) / DONE).read_text())["steps"])
+    except (OSError, ValueError, LookupError, TypeError):  # killed before it was written, or damaged
+        return None
+    path = checkpoint_path(checkpoint_folder(run_dir, plan), steps)
+    return path if path.exists() else None
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has exported its model or its autoencoder to the end.
+
+    A model's config.json is written after its card, an autoencoder's card after its config.json: both are there only
+    when all is.
+    """
+    return all((run_dir / FINAL / name).exists() for name in ("config.json", "README.md"))
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
     """Record the end of a stage; written last, after its checkpoint."""
-    text = json.dumps(summary, indent=2) + "\n"
-    write_atomically(plan.folder(run_dir) / DONE, lambda file: file.write(text.encode()))
+    write_json(plan.folder(run_dir) / DONE, summary)
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

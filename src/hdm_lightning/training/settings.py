@@ -49,7 +49,7 @@ class StageSettings:
         context_length: caption tokens kept.
         activation_checkpointing: recompute each block in the backward pass to save memory.
         validate_every: samples between validations; 0 means at the stage's end only.
-        save_every: samples between checkpoints; 0 means at the stage's end only.
+        save_every: samples between checkpoints; 0 means at the stage's end only (and see `CheckpointSettings`).
         sample_every: samples between sample pictures; 0 means at the stage's end only.
         stop: other ends of the stage.
         data: keys of the data group that differ in this stage.
@@ -97,7 +97,7 @@ class TextEncoderSettings:
     Attributes:
         name: hub name, folder, or `package:` and a folder inside an installed Python package.
         layer: which hidden state is the context; -1 is the last.
-        dtype: `auto` (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+        dtype: `auto` (bfloat16 on CUDA devices that have it, float32 elsewhere) or a torch dtype's name.
         max_tokens: of the captions encoded at once, together, padding included; one caption always is.
         cache_size: caption embeddings kept in memory; 0 means none.
         whiten_captions: training captions on which the states' mean and covariance are measured, to be made
@@ -124,6 +124,7 @@ class VaeSettings:
         cache_size: latents kept in memory, for small sets on a CPU; 0 means none.
         mean: per-channel latent means, where the model's own config has none.
         std: per-channel latent standard deviations, likewise.
+        made_by: the command that trains it, told where `name` is a run that is not there.
     """
 
     name: str = MISSING
@@ -132,6 +133,7 @@ class VaeSettings:
     cache_size: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
+    made_by: str | None = None
 
 
 @dataclass
@@ -176,9 +178,15 @@ class EmaSettings:
 
 @dataclass
 class CheckpointSettings:
-    """How many checkpoints of a stage stay on disk."""
+    """Which checkpoints there are beside those of `save_every`.
+
+    Attributes:
+        keep: how many of a stage stay on disk.
+        every_minutes: of training after which one is written where `save_every` has not come round; 0 means never.
+    """
 
     keep: int = 2
+    every_minutes: float = 20.0
 
 
 @dataclass
@@ -223,8 +231,8 @@ class TrainerSettings:
         nodes: machines; more than one needs torchrun or SLURM around the command.
         strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` (`hdm-train` only): network, moments
             and averages split over them, see docs/decisions.md.
-        precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
-        compile: compile the network in place.
+        precision: Lightning's precision, or `auto` (bf16-mixed, 16-mixed without bf16, 32-true on CPU).
+        compile: compile the network block by block, for the shapes of the training.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.

@@ -11,8 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averaging import ema_snapshots
+from hdm_lightning.training.averaging import reconstruction as ema_snapshots
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.ema_snapshots import StoreAverages
@@ -23,6 +22,7 @@ from hdm_lightning.training.callbacks.pictures import DrawPictures
 from hdm_lightning.training.callbacks.progress import ShowProgress
 from hdm_lightning.training.callbacks.scalars import LogScalars
 from hdm_lightning.training.callbacks.signals import StopOnSignal, StoppedBySignal
+from hdm_lightning.training.callbacks.spike_detector import SpikeDetector
 from hdm_lightning.training.callbacks.stops import StopStage
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.data_settings import build_datamodule
@@ -30,30 +30,34 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.tensorboard import flow_layout, stage_logger
 from hdm_lightning.training.monitoring.throughput import stage_flops
-from hdm_lightning.training.recovery.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
-from hdm_lightning.training.recovery.spikes import SpikeDetector
-from hdm_lightning.training.sharded_strategy import ShardedStrategy
-from hdm_lightning.training.sharding import is_sharded
+from hdm_lightning.training.recovery.rewinds import StartPoint
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.training.static_graph import StaticGraphStrategy
 from hdm_lightning.training.step_trainer import step_trainer
+from hdm_lightning.training.strategies.parallelize import prepare_network
+from hdm_lightning.training.strategies.sharded_strategy import ShardedStrategy
+from hdm_lightning.training.strategies.sharded_tensors import is_sharded
+from hdm_lightning.training.strategies.static_graph import StaticGraphStrategy
 
 if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule
     from hdm_lightning.training.run import Run
 
 
-def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> None:
-    """Train one stage to its end, from its own newest checkpoint if there is one.
+def fit_stage(run: "Run", plan: StagePlan, start: StartPoint, previous: dict[str, Any] | None) -> None:
+    """Train one stage to its end.
 
     Args:
-        run: what the stages share; `run.network` holds the weights to start from.
+        run: what the stages share; `run.network` holds the weights to start from where `start` is the beginning.
         plan: the stage.
+        start: the checkpoint to go on from, or the stage's beginning.
         previous: the checkpoint of the stage before, for its optimizer's moments.
     """
-    start = _start(run, plan)
     data = build_datamodule(run.settings, plan, consumed=start.consumed(plan.settings.batch_size))
-    prepare_network(run.network, plan.settings, run.settings.trainer)
+    prepare_network(
+        run.network,
+        activation_checkpointing=plan.settings.activation_checkpointing,
+        compiled=run.settings.trainer.compile,
+    )
     module = FlowMatchingModule(
         run.network,
         run.encoders,
@@ -63,6 +67,7 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
         run.settings.seed,
         skipped=start.skipped,
         rewinds=start.rewinds,
+        static_shapes=run.settings.trainer.compile,
     )
     callbacks = stage_callbacks(run, plan, data, previous)
     trainer = stage_trainer(run, plan, callbacks, first_step=start.step)
@@ -74,17 +79,6 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
     except (LossRewind, StoppedBySignal) as end:
         ledger.note("rewind" if isinstance(end, LossRewind) else "stop", trainer, module, reason=str(end))
         raise
-
-
-def _start(run: "Run", plan: StagePlan) -> StartPoint:
-    """Where the fit begins, decided by the first process, which clears away what a rewind has superseded."""
-    start = None
-    if processes.rank() == 0:
-        checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
-        start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
-        remove_superseded(checkpoints, start)
-    decided: StartPoint = processes.from_first(start)
-    return decided
 
 
 def stage_callbacks(
@@ -105,7 +99,7 @@ def stage_callbacks(
     validation = ValidateFlow(data, run.averages, plan.steps_for(stage.validate_every), settings.validation)
     folder = run_folder.checkpoint_folder(run.run_dir, plan)
     guard = _guard(run, plan)
-    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints.keep, before=guard.look)
+    save = SaveCheckpoints(folder, save_every, settings.callbacks.checkpoints, before=guard.look)
     callbacks: list[Callback] = [
         StopStage(stage.stop, ledger, validation, stage.batch_size),
         guard,
@@ -115,14 +109,14 @@ def stage_callbacks(
         validation,
         DrawPictures(
             settings.callbacks.pictures,
-            Tokenizer(settings.text_encoder.name, stage.context_length),
+            Tokenizer(settings.text_encoder.name).bind(stage.context_length),
             run.averages,
             plan.folder(run.run_dir) / "samples",
             plan.steps_for(stage.sample_every),
         ),
         save,
         ledger,
-        StopOnSignal(save.save),
+        StopOnSignal(save),
     ]
     if settings.schedule.carry_moments and previous is not None:
         callbacks.insert(0, CarryMoments(previous))

@@ -7,8 +7,8 @@ from lightning.pytorch.loggers import Logger
 
 from hdm_lightning.training import hardware, processes
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.training.recovery.stop_request import without_own_signals
 from hdm_lightning.training.settings import TrainerSettings
+from hdm_lightning.training.stop_request import without_own_signals
 
 
 def step_trainer(

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
-from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.data_settings import training_stream
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.whole_files import write_atomically
 
 CAPTIONS_AT_ONCE = 256
 PROJECTION = ("text_projection.weight", "text_projection.bias")
@@ -58,11 +58,11 @@ def _measure(settings: TrainSettings, plan: StagePlan, device: torch.device) -> 
     text = settings.text_encoder
     encoder = load_text_encoder(
         text.name,
-        dtype=hardware.encoder_dtype(text.dtype, device.type, "text_encoder.dtype"),
+        dtype=text.dtype,
         layer=text.layer,
         max_tokens=text.max_tokens,
     ).to(device)
-    tokenize = Tokenizer(text.name, plan.settings.context_length)
+    tokenize = Tokenizer(text.name).bind(plan.settings.context_length)
     captions_only = replace(training_stream(settings, plan), quarantine=None)  # training itself will note the bad ones
     samples = stream(captions_only, tokenize, stop=text.whiten_captions)
     rows: list[Tensor] = []

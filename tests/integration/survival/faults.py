@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 
+from hdm_lightning import whole_files
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import checkpoint_io, run, stage_fit
+from hdm_lightning.training import run, stage_fit
 from hdm_lightning.training.callbacks.averages import AverageWeights
+from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.validation import ValidateFlow
 from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
 from hdm_lightning.training.launching import run_lock
 from hdm_lightning.training.recovery import stage_rewind
-from hdm_lightning.training.sharding import local_parts
+from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 
 def install(faults: dict[str, Any], rank: int) -> None:
@@ -151,7 +153,7 @@ def watch(pass_by: Callable[[str], None]) -> None:
     halve_writes(pass_by)
     wrap(torch, "save", pass_by, after="written, not synced")
     checkpoint = lambda source, target: str(target).endswith(".ckpt")  # noqa: E731
-    wrap(checkpoint_io.os, "replace", pass_by, before="written, not in place", after="in place", only=checkpoint)
+    wrap(whole_files.os, "replace", pass_by, before="written, not in place", after="in place", only=checkpoint)
     wrap(stage_rewind, "hand_over", pass_by, before="hand-over begins", after="hand-over ends")
     wrap(stage_rewind, "write_rewind", pass_by, before="rewind not noted", after="rewind noted")
     wrap(stage_fit.run_folder, "mark_stage_done", pass_by, before="stage not marked", after="stage marked")
@@ -220,6 +222,12 @@ def lose_patience(rank: int, seconds: float) -> None:
     run_lock.PATIENCE_S = seconds
 
 
+def never_overdue(rank: int, on: int) -> None:
+    """Stop the clock of a process that says when a checkpoint is overdue."""
+    if rank == on:
+        SaveCheckpoints.is_overdue = lambda self: False
+
+
 INSTALLERS = {
     "note_positions": note_positions,
     "note_parts": note_parts,
@@ -230,6 +238,7 @@ INSTALLERS = {
     "fill_disk": fill_disk,
     "limit_files": limit_files,
     "lose_patience": lose_patience,
+    "never_overdue": never_overdue,
 }
 POINTS = (
     "data",

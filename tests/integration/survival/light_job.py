@@ -1,6 +1,7 @@
 """Two processes without a training in them, for what the launcher does: `light_job.py MODE FOLDER`.
 
-`serve`: work until asked to stop, then return 143. `die`: process 1 kills itself while process 0 waits for it.
+`serve`: work until asked to stop, then return 143. `deaf`: never stop. `die`: process 1 kills itself while process 0
+waits for it.
 Each process writes its number as NAME into FOLDER once it is at work.
 """
 
@@ -14,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from hdm_lightning.cli.errors import run_command
+from hdm_lightning.training import processes
 from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training.stop_request import STOP
 
 
 def serve(config):
@@ -27,9 +29,20 @@ def serve(config):
     return 143
 
 
+def deaf(config):
+    """Hear the signal, say so, and work on."""
+    with STOP.listening():
+        Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
+        while not STOP.received:
+            time.sleep(0.02)
+        Path(config["folder"], f"heard{os.environ['RANK']}").touch()
+        time.sleep(600)
+    return 0
+
+
 def die(config):
     """One process dies, the other waits in a collective, its ears shut as in a run."""
-    dist.init_process_group("gloo")
+    processes.join_group("cpu")
     Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
     with STOP.listening():
         dist.barrier()
@@ -42,4 +55,4 @@ def die(config):
 
 if __name__ == "__main__":
     mode, folder = sys.argv[1:]
-    sys.exit(run_command(lambda: launch({"serve": serve, "die": die}[mode], {"folder": folder}, 2)))
+    sys.exit(run_command(lambda: launch({"serve": serve, "deaf": deaf, "die": die}[mode], {"folder": folder}, 2)))

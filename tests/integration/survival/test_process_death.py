@@ -20,7 +20,8 @@ PATIENCE_S = 300  # for starts on a busy machine; what is measured is far shorte
 
 def start(mode, folder):
     folder.mkdir()
-    job = subprocess.Popen([sys.executable, str(LIGHT), mode, str(folder)], stderr=subprocess.PIPE, text=True)
+    line = [sys.executable, str(LIGHT), mode, str(folder)]
+    job = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + PATIENCE_S
     while not all((folder / rank).exists() and (folder / rank).read_text() for rank in "01"):
         assert time.monotonic() < deadline and job.poll() is None, job.stderr.read()
@@ -40,6 +41,24 @@ def test_signals_to_the_command_reach_its_processes_and_a_death_is_told(tmp_path
     assert "process 1 of the run was killed by SIGKILL" in told and "the others were stopped" in told
     assert "Traceback" not in told
     assert not any(Path(f"/proc/{pid}").exists() for pid in [*asked[1], *killed[1]])
+
+
+def test_ctrl_c_is_heard_once_by_every_process_and_a_second_one_ends_them(tmp_path):
+    """As a terminal sends it: to all processes of the command."""
+    served, deaf = start("serve", tmp_path / "served"), start("deaf", tmp_path / "deaf")
+    for job, _ in (served, deaf):
+        os.killpg(job.pid, signal.SIGINT)
+    assert served[0].wait(PATIENCE_S) == 130
+    deadline = time.monotonic() + PATIENCE_S
+    while not all((tmp_path / "deaf" / f"heard{rank}").exists() for rank in "01"):
+        assert time.monotonic() < deadline and deaf[0].poll() is None
+        time.sleep(0.05)
+    os.killpg(deaf[0].pid, signal.SIGINT)
+    assert deaf[0].wait(30) == 130
+    for job, workers in (served, deaf):
+        told = job.stderr.read()
+        assert "Traceback" not in told and "Ctrl-C again ends at once" in told
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_one_process_and_processes_started_from_outside_run_right_here(monkeypatch):
@@ -72,6 +91,14 @@ def whole_on_two(toy, server):
     whole = toy("whole")
     assert server.run(whole, 2) == [0, 0]
     return whole
+
+
+def test_the_first_process_alone_says_when_a_checkpoint_is_overdue(toy, server):
+    """The other one's clock never says so: without agreement the processes would wait for each other for ever."""
+    callbacks = {"progress_bar": False, "checkpoints": {"keep": 9, "every_minutes": 1e-9}}
+    run = toy("minutes", {"px16": {"samples": 24, "save_every": 0}}, callbacks=callbacks)
+    assert server.run(run, 2, never_overdue={"on": 1}) == [0, 0]
+    assert run.checkpoints() == [f"step-{step:08d}.ckpt" for step in (1, 2, 3)]
 
 
 def test_no_scalar_before_the_checkpoint_is_lost(toy, server):

@@ -1,6 +1,7 @@
 """Captions: choice, grammar, cleaning, faults."""
 
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_the_kept_part_stays_in_front_groups_stay_together_and_drops_have_their_
     for tag in ("red", "night", "street"):
         assert abs(tags[tag] / count - 0.7 * 0.75) < 4 * (0.525 * 0.475 / count) ** 0.5
     assert len(orders) > 60
+
+
+def test_a_caption_with_one_group_keeps_it_and_loses_tags_at_their_rate():
+    count, tags = 4000, Counter()
+    for number in range(count):
+        kept, *rest = GRAMMAR.render("me ||| a $$ b $$ c $$ d", Draws("one", number)).split(", ")
+        assert kept == "me"
+        tags.update(rest or ["none"])
+    for tag in "abcd":
+        assert abs(tags[tag] / count - 0.75) < 4 * (0.75 * 0.25 / count) ** 0.5
+    assert tags["none"] / count < 0.25**4 + 4 * (0.25**4 / count) ** 0.5
+    everything = TagGrammar(group_drop=1.0, tag_drop=0.0, shuffle=False)
+    assert everything.render("a $$ b", Draws(1)) == "a, b"
+    assert everything.render("a %% b", Draws(1)) == ""
 
 
 def test_shuffle_and_drops_can_be_turned_off():
@@ -158,3 +173,15 @@ def test_captions_that_name_a_side():
     tags = ("sword_in_left_hand", "facing_right", "left-handed", "a lefthanded man", "leftwards", "counterclockwise")
     assert all(names_a_side(tag) for tag in tags)
     assert np.mean([names_a_side(word) for word in ("left", "right", "rightmost", "up")]) == 0.75
+
+
+def test_captions_and_records_without_end_are_refused_before_they_cost_time():
+    """Alternating combining marks are put in order in quadratic time: two megabytes would take hours."""
+    slow, rules, begin = "a" + "\u0301\u0327" * 500_000, CaptionRules(), time.monotonic()
+    members = [{"txt": slow.encode()}, {"json": json.dumps({"caption": slow[:80_000]}).encode()}]
+    members.append({"json": b'{"caption": "' + b"x" * (5 << 20) + b'"}'})
+    for each in members:
+        with pytest.raises(SampleFault, match="too long"):
+            rules.first(each)
+    assert time.monotonic() - begin < 1
+    assert rules.first({"txt": b"word " * 10_000}).startswith("word word")

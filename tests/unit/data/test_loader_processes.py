@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hdm_lightning.data import loader
-from hdm_lightning.data.loader import StreamLoader, told_of_deaths
+from hdm_lightning.data.loader import StreamLoader, naming_dead_workers
 from hdm_lightning.data.plan import Plan
 
 
@@ -67,7 +67,7 @@ def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
         yield "a chunk"
         raise error
 
-    handed = told_of_deaths(chunks())
+    handed = naming_dead_workers(chunks())
     assert next(handed) == "a chunk"
     with pytest.raises(RuntimeError, match="worker was killed"):
         next(handed)

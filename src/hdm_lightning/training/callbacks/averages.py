@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher
 from hdm_lightning.training.handover import AVERAGES_KEY
 
@@ -12,7 +12,7 @@ from hdm_lightning.training.handover import AVERAGES_KEY
 class AverageWeights(StepWatcher, Callback):
     """Updates `averages` once per optimizer step and saves them with the checkpoint."""
 
-    def __init__(self, averages: WeightAverages, samples_per_step: int) -> None:
+    def __init__(self, averages: ParameterAverages, samples_per_step: int) -> None:
         super().__init__()
         self.averages = averages
         self.samples_per_step = samples_per_step

@@ -1,25 +1,17 @@
 """Training checkpoints of a stage: when they are written and which are kept."""
 
-import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.checkpoint_io import remove_leftovers
+from hdm_lightning.training.checkpoint_io import DAMAGED, checkpoint_path, checkpoints_in
+from hdm_lightning.training.settings import CheckpointSettings
+from hdm_lightning.whole_files import remove_leftovers
 
-PATTERN = re.compile(r"step-(\d{8})\.ckpt")
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the checkpoint after `step` optimizer steps."""
-    return folder / f"step-{step:08d}.ckpt"
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The stage's checkpoints, oldest first. Each is whole: files appear under their name only when written."""
-    return sorted(path for path in folder.glob("step-*.ckpt") if PATTERN.fullmatch(path.name))
+__all__ = ["SaveCheckpoints", "checkpoint_path", "checkpoints_in"]
 
 
 class SaveCheckpoints(StepWatcher, Callback):
@@ -28,20 +20,29 @@ class SaveCheckpoints(StepWatcher, Callback):
     Args:
         folder: where they go.
         every: optimizer steps between two; 0 means the end only.
-        keep: how many stay on disk.
+        settings: how many stay on disk, and after how many minutes one is overdue (see `callbacks.signals`).
         before: called on every process before anything is written; what it raises keeps the checkpoint off the disk.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int, before: Callable[[Trainer], None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        settings: CheckpointSettings,
+        before: Callable[[Trainer], None] | None = None,
+    ) -> None:
         super().__init__()
         self.before = before
         self.folder = folder
         self.every = every
-        self.keep = max(1, keep)
+        self.keep = max(1, settings.keep)
+        self.longest_s = 60 * settings.every_minutes
+        self._saved_at = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear what a killed process left half-written."""
         super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
 
@@ -49,6 +50,10 @@ class SaveCheckpoints(StepWatcher, Callback):
         """Save where due."""
         if due(step, self.every, last_step(trainer)):
             self.save(trainer)
+
+    def is_overdue(self) -> bool:
+        """Whether more than the longest time has passed on this process since a checkpoint was written."""
+        return 0 < self.longest_s <= time.monotonic() - self._saved_at
 
     def save(self, trainer: Trainer) -> None:
         """Save now, on every process together; what was saved at this step already stays."""
@@ -58,6 +63,9 @@ class SaveCheckpoints(StepWatcher, Callback):
         if self.before is not None:
             self.before(trainer)
         trainer.save_checkpoint(path, weights_only=False)
+        self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoints_in(self.folder)[: -self.keep]:
+            set_aside = [old for old in self.folder.glob(f"step-*{DAMAGED}") if old.is_file()]
+            made_up_for = [old for old in set_aside if old.stem <= path.name]
+            for old in [*checkpoints_in(self.folder)[: -self.keep], *made_up_for]:
                 old.unlink(missing_ok=True)

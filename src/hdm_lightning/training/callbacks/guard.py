@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from hdm_lightning.training.callbacks.spike_detector import Finding, SpikeDetector
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import gathered, summed
-from hdm_lightning.training.recovery.spikes import Finding, SpikeDetector
-from hdm_lightning.training.sharding import local_parts
+from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 GUARD_KEY = "GuardLoss"
 KEYS_KEPT = 500_000

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hdm_lightning.training.handover import carry_moments
+from hdm_lightning.training.optimization.moments import carry_moments
 
 
 class CarryMoments(Callback):

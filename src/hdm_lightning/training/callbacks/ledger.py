@@ -1,55 +1,19 @@
 """The run's ledger: one JSON line per event, across restarts."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.json_lines import append_line, read_lines
-from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.stages import StagePlan
+
+__all__ = ["KeepLedger", "Ledger"]
 
 LONGEST_SILENCE_S = 300.0
 """What a `kill -9` between two checkpoints may hide of the time and the money spent."""
-
-
-class Ledger:
-    """Appends events to `ledger.jsonl` and adds up what was spent, restarts included."""
-
-    def __init__(self, path: Path, writes: bool) -> None:
-        self.path = path
-        self.writes = writes
-
-    def append(self, event: str, **values: Any) -> None:
-        """Write one line and sync it, so that a crash loses at most the line being written."""
-        if not self.writes:
-            return
-        append_line(self.path, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
-
-    def events(self) -> list[dict[str, Any]]:
-        """All whole lines."""
-        return read_lines(self.path)
-
-    def seconds_spent(self, stage: str | None = None) -> float:
-        """Wall-clock seconds of training so far, of one stage or of all."""
-        return self._total("seconds", stage)
-
-    def device_hours_spent(self, stage: str | None = None) -> float:
-        """Hours times devices so far, of one stage or of all; starts may have been on different numbers of devices."""
-        return self._total("device_hours", stage)
-
-    def cost_spent_usd(self, stage: str | None = None) -> float:
-        """Dollars so far, of one stage or of all, each start at the price it had."""
-        return self._total("cost_usd", stage)
-
-    def _total(self, key: str, stage: str | None) -> float:
-        return sum(event.get(key, 0.0) for event in self.events() if stage is None or event.get("stage") == stage)
-
-    def starts(self, stage: str) -> int:
-        """How often the stage was started."""
-        return sum(event["event"] == "start" and event.get("stage") == stage for event in self.events())
 
 
 class KeepLedger(StepWatcher, Callback):

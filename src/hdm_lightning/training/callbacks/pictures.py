@@ -1,6 +1,7 @@
 """Pictures of fixed prompts while training goes on, drawn with the averaged weights."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.generation.png import to_pil
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
-from hdm_lightning.training.sharding import is_sharded
+from hdm_lightning.training.strategies.parallelize import uncompiled
+from hdm_lightning.training.strategies.sharded_tensors import is_sharded
+from hdm_lightning.whole_files import write_atomically
 
 
 class DrawPictures(StepWatcher, Callback):
@@ -36,8 +39,8 @@ class DrawPictures(StepWatcher, Callback):
     def __init__(
         self,
         settings: SamplePictureSettings,
-        tokenizer: Tokenizer,
-        averages: WeightAverages,
+        tokenizer: CaptionTokenizer,
+        averages: ParameterAverages,
         folder: Path,
         every: int,
     ) -> None:
@@ -68,12 +71,13 @@ class DrawPictures(StepWatcher, Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for ratio in self.settings.aspect_ratios:
             height, width = size_of(ratio, module.plan.settings.resolution, pipeline.size_multiple)
-            with trainer.precision_plugin.val_step_context():
+            with trainer.precision_plugin.val_step_context(), uncompiled():
                 images = self._pictures(pipeline, height, width)
             if not trainer.is_global_zero:
                 continue
             sheet = contact_sheet([to_pil(image) for image in images], self.settings.prompts)
-            sheet.save(self.folder / f"{seen:012d}-{width}x{height}.png")
+            path = self.folder / f"{seen:012d}-{width}x{height}.png"
+            write_atomically(path, partial(sheet.save, format="PNG"))
             self._log(trainer, np.asarray(sheet), f"samples/{width}x{height}", seen)
 
     def _pictures(self, pipeline: TextToImage, height: int, width: int) -> torch.Tensor:

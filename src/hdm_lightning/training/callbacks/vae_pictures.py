@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.evaluation.autoencoder_pictures import sheet
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.metrics.autoencoder_sheet import sheet
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.vae.module import AutoencoderModule, signed
+from hdm_lightning.whole_files import write_atomically
 
 
 class DrawReconstructions(StepWatcher, Callback):
@@ -29,7 +30,7 @@ class DrawReconstructions(StepWatcher, Callback):
     """
 
     def __init__(
-        self, data: LightningDataModule, averages: WeightAverages, folder: Path, every: int, count: int
+        self, data: LightningDataModule, averages: ParameterAverages, folder: Path, every: int, count: int
     ) -> None:
         super().__init__()
         self.data = data
@@ -58,7 +59,8 @@ class DrawReconstructions(StepWatcher, Callback):
             seen = trainer.global_step * module.plan.settings.batch_size
             self.folder.mkdir(parents=True, exist_ok=True)
             levels = (drawn * 255).round().byte().movedim(0, -1).cpu().numpy()
-            Image.fromarray(levels).save(self.folder / f"{seen:012d}.png")
+            picture = Image.fromarray(levels)
+            write_atomically(self.folder / f"{seen:012d}.png", lambda file: picture.save(file, "PNG"))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("autoencoder", drawn, seen)

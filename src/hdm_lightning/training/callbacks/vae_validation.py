@@ -8,10 +8,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
-from hdm_lightning.evaluation.features import FeatureNetwork
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.features import FeatureNetwork
+from hdm_lightning.metrics.latents import LatentReport
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.processes import summed
 from hdm_lightning.training.vae.distances import ReconstructionDistances
@@ -34,7 +34,7 @@ class ValidateAutoencoder(StepWatcher, Callback):
     def __init__(
         self,
         data: LightningDataModule,
-        averages: WeightAverages,
+        averages: ParameterAverages,
         every: int,
         perceptual: tuple[str, PerceptualDistance] | None = None,
         features: FeatureNetwork | None = None,
@@ -83,7 +83,7 @@ class ValidateAutoencoder(StepWatcher, Callback):
             logger.log_metrics(self.measures | channels, step=trainer.global_step * module.plan.settings.batch_size)
 
 
-def averaged(network: AutoencoderNetwork, averages: WeightAverages) -> AutoencoderNetwork:
+def averaged(network: AutoencoderNetwork, averages: ParameterAverages) -> AutoencoderNetwork:
     """Return a frozen copy of the network with its first average, or with its own weights where there is none."""
     result = copy.deepcopy(network).eval().requires_grad_(False)
     if averages.shadows:

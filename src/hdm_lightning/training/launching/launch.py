@@ -8,9 +8,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,11 +22,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.one_machine import meeting_place
 from hdm_lightning.training.launching.launched import launched_from_outside
 from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
+from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, report_interruption
 
-STOPPED = 143
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SHUTDOWN_S = 25
 
 
@@ -33,8 +37,8 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
     One process, or processes that torchrun or SLURM have started, run the worker right here. The worker
     must be importable by name and the config plain, since other processes get both by pickling.
 
-    SIGTERM and SIGUSR1 are passed on to the processes, which save and stop in their own time. When one of them
-    dies, the others are ended.
+    SIGTERM, SIGUSR1 and Ctrl-C are passed on to the processes, which save and stop in their own time; a second Ctrl-C
+    ends them. When one of them dies, the others are ended.
 
     Raises:
         UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
@@ -44,41 +48,80 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
         return run_worker(worker, config)
     if processes == 1 or launched_from_outside():
         return worker(config)
-    settings = LaunchConfig(
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
+    with meeting_place() as place, _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
+        try:
+            start = elastic_launch(_launch_config(processes, place / "rendezvous"), start_worker)
+            statuses = start(str(place / "group"), worker, config)
+            status = max(statuses.values(), default=0)
+        except ChildFailedError as failure:
+            if passed_on.count(signal.SIGINT) > 1:
+                return INTERRUPTED_STATUS
+            status = _status_of(failure, stopped=bool(passed_on))
+        except SignalException as interruption:
+            return 128 + int(interruption.sigval)
+    return INTERRUPTED_STATUS if status == STOPPED_STATUS and signal.SIGINT in passed_on else status
+
+
+def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
+    """What starts so many processes on this machine, which find each other by a file."""
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         run_id=uuid.uuid4().hex,
         nproc_per_node=processes,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=str(rendezvous),
+        rdzv_configs={"store_type": "file"},
+        local_addr="localhost",
         max_restarts=0,
         start_method="spawn",
         monitor_interval=0.2,
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+        signals_to_handle="SIGHUP,SIGQUIT",
         shutdown_timeout=SHUTDOWN_S,
     )
-    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
-    with signals_passed_on() as passed_on:
-        try:
-            statuses = elastic_launch(settings, start_worker)(worker, config)
-        except ChildFailedError as failure:
-            return _status_of(failure, stopped=bool(passed_on))
-        except SignalException as interruption:
-            return 128 + int(interruption.sigval)
-    return max(statuses.values(), default=0)
+
+
+@contextmanager
+def _ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Keep from the workers the SIGINT that a terminal sends to every process of a command: they inherit the mask.
+
+    So they hear of each Ctrl-C once, from this process, and also while they are still importing.
+    """
+    resource_tracker.ensure_running()  # its own start would lift the mask
+    done = threading.Event()
+    ears = threading.Thread(target=done.wait, daemon=True)
+    ears.start()  # not masked: what it hears, the main thread's handler answers
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
 
 
 @contextmanager
 def signals_passed_on() -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGUSR1 on to this process's workers inside the with statement; yields those that came."""
+    """Pass signals on to this process's workers inside the with statement; yields those that came.
+
+    Ctrl-C reaches them as SIGTERM, a second one as SIGKILL.
+    """
     came: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         came.append(number)
         workers = multiprocessing.active_children()
+        if number == signal.SIGINT:
+            if not workers:
+                raise KeyboardInterrupt
+            if came.count(signal.SIGINT) > 1:
+                number = signal.SIGKILL
+            else:
+                number = signal.SIGTERM
+                report_interruption()
         if not workers:  # none has been started yet
-            raise SystemExit(STOPPED)
+            raise SystemExit(STOPPED_STATUS)
         for process in workers:
             assert process.pid is not None
             os.kill(process.pid, number)
@@ -95,10 +138,10 @@ def _status_of(failure: ChildFailedError, stopped: bool) -> int:
     """The exit status that a failed process asks for; workers have told their own errors already."""
     rank, first = failure.get_first_failure()
     status = int(first.exitcode)
-    if status in (2, STOPPED):
+    if status in (2, STOPPED_STATUS):
         return status
     if -status in PASSED_ON:  # before it could listen, so there was nothing to save
-        return STOPPED
+        return STOPPED_STATUS
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
     hints = {
         -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "

@@ -18,7 +18,7 @@ LEFT_OUT = (
     r"run_dir|name|resume|(logger|guard|trainer)\..*",
     r"callbacks\.(checkpoints|pictures|extra)\..*|callbacks\.progress_bar|callbacks\.ema\.snapshot_.*",
     r"data\.(workers|lanes|window|max_bad_share|bad_patience|cache_dir|cache_gb|memory_cache_gb)",
-    r"(text_encoder|vae)\.(max_tokens|max_pixels|cache_size)",
+    r"(text_encoder|vae)\.(max_tokens|max_pixels|cache_size|made_by)",
     r"schedule\.stages\.\w+\.(micro_batch_size|activation_checkpointing|validate_every|save_every|sample_every)",
 )
 """Settings that say where a run lies, what it shows and how fast it is, not what it learns: patterns of whole keys."""

@@ -84,7 +84,8 @@ class MuonAdamW(Optimizer):
     mean square is 0.2 · rate as AdamW's is: rates and decays tuned for AdamW carry over.
 
     Args:
-        groups: from `muon_groups`; a group's `parts` say which of the two trains it.
+        groups: parameter groups with `names`, as `FlowModule.parameter_groups` gives them, or those of `muon_groups`;
+            a group's `parts` say which of the two trains it.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         momentum: Muon's.
@@ -114,7 +115,9 @@ class MuonAdamW(Optimizer):
             "fused": fused,
             "capturable": False,
         }
-        super().__init__(groups, defaults)
+        given: list[Any] = list(groups)
+        split: list[Any] = given if all("parts" in group for group in given) else [*muon_groups(given)]
+        super().__init__(split, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

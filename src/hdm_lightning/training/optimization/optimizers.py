@@ -1,6 +1,5 @@
 """The optimizer of a stage and its learning-rate schedule, counted in samples."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,17 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.optimization.muon import MuonAdamW, muon_groups
 from hdm_lightning.training.optimization.parameter_groups import RULES, parameter_groups
+from hdm_lightning.training.optimization.schedules import rate_factor, warmup_cosine
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 
+__all__ = ["build_optimizer", "build_rate_schedule", "check_optimizer", "rate_factor"]
+
 KINDS = ("adamw", "muon")
-
-
-def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> float:
-    """Share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
-    if samples < warmup:
-        return samples / warmup
-    progress = min(1.0, (samples - warmup) / max(1, total - warmup))
-    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_optimizer(
@@ -69,13 +63,11 @@ def check_optimizer(settings: OptimizerSettings) -> None:
 
 
 def build_rate_schedule(optimizer: Optimizer, stage: StageSettings) -> LambdaLR:
-    """Warm-up and cosine of the stage, one tick per optimizer step.
-
-    The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
-    """
-
-    def factor(step: int) -> float:
-        seen = (step + 1) * stage.batch_size
-        return rate_factor(seen, stage.samples, stage.warmup_samples, stage.final_learning_rate_ratio)
-
-    return LambdaLR(optimizer, factor)
+    """Warm-up and cosine of the stage, one tick per optimizer step."""
+    return warmup_cosine(
+        optimizer,
+        samples=stage.samples,
+        samples_per_step=stage.batch_size,
+        warmup_samples=stage.warmup_samples,
+        final_ratio=stage.final_learning_rate_ratio,
+    )

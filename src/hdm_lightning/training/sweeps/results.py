@@ -90,12 +90,6 @@ def final_losses(run_dir: Path) -> dict[str, float]:
     return dict(found.get("measures") or found.get("validation") or {})
 
 
-def is_finished(run_dir: Path) -> bool:
-    """Whether the job has exported its model."""
-    final = run_dir / run_folder.FINAL
-    return (final / "model.safetensors").exists() or (final / "measures.json").exists()
-
-
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
     """All jobs of a sweep, done ones first by their objective.
 
@@ -136,7 +130,7 @@ def _folders(sweep_dir: Path) -> list[Path]:
 
 def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapping[str, Any] | None) -> JobResult:
     failed = folder / FAILED
-    status = "done" if is_finished(folder) else "failed" if failed.exists() else "unfinished"
+    status = "done" if run_folder.is_finished(folder) else "failed" if failed.exists() else "unfinished"
     events = Ledger(folder / run_folder.LEDGER, writes=False).events()
     return JobResult(
         folder=folder,
@@ -157,7 +151,9 @@ def _same(text: str | None, value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    return OmegaConf.create(f"value: {text}").value
+    """The value that an override's text stands for; nothing in it is resolved."""
+    plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    return plain["value"] if isinstance(plain, dict) else None
 
 
 def _overrides(folder: Path) -> dict[str, str]:

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import SMALLEST_SIDES
 from hdm_lightning.autoencoding.transforms import exact_scales
-from hdm_lightning.encoders.vae_folder import check_shapes, locate_autoencoder, read_config
+from hdm_lightning.encoders.autoencoder_folder import check_shapes, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE
+from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.checks import settings_from

@@ -4,29 +4,15 @@ from collections.abc import Mapping
 
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.training.data_settings import training_stream, validation_stream
+from hdm_lightning.training.data_settings import datamodule_from, training_stream, validation_stream
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
 
-def no_tokens(caption: str) -> tuple[list[int], int]:
-    """Stand in for a tokenizer where captions play no part."""
-    return [0], 1
-
-
 def build_images(settings: VaeTrainSettings, plan: StagePlan, consumed: int) -> ShardDataModule:
     """Return the data, starting after `consumed` samples."""
-    shared = _shared(settings)
-    return ShardDataModule(
-        training_stream(shared, plan),
-        validation_stream(shared, plan, settings.validation.seed),
-        tokenize=no_tokens,
-        batch_size=plan.settings.micro_batch_size,
-        consumed=consumed,
-        validation_samples=settings.validation.samples,
-        validation_batch_size=settings.validation.batch_size,
-    )
+    return datamodule_from(_shared(settings), plan, settings.validation, None, consumed)
 
 
 def check_images(settings: VaeTrainSettings, plan: StagePlan) -> None:

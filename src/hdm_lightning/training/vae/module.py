@@ -16,10 +16,11 @@ from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
 from hdm_lightning.autoencoding.transforms import apply_to_pair
 from hdm_lightning.errors import UserError
-from hdm_lightning.training import processes, randomness
-from hdm_lightning.training.handover import keep_settings
+from hdm_lightning.training import processes
 from hdm_lightning.training.hardware import FLOAT16
+from hdm_lightning.training.modules import draws
 from hdm_lightning.training.optimization.clipping import ClippingModule
+from hdm_lightning.training.optimization.moments import keep_settings
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.network import AutoencoderNetwork
 from hdm_lightning.training.vae.objective import GeneratorObjective
@@ -67,7 +68,7 @@ class AutoencoderModule(ClippingModule):
         """Add each sample's posterior noise on the CPU, so that it is the same on every kind of device."""
         height, width = (size // self.network.factor for size in batch["image"].shape[-2:])
         shape = (self.network.channels, height, width)
-        return {**batch, "noise": randomness.draw(self.seed, NOISE_PURPOSE, batch["index"], shape, 0).noise}
+        return {**batch, "noise": draws.draw(self.seed, NOISE_PURPOSE, batch["index"], shape, 0).noise}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss over the micro-batch; holes count as zero, so that the mean's divisor never changes."""

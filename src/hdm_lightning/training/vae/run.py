@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
-from hdm_lightning.evaluation.autoencoder_latents import LatentReport
+from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import hardware, processes, run_folder
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.ledger import Ledger
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.launching.process_body import describe_run, run_process
-from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.recovery.intact import intact_end
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.checks import keeps_normalisation, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.export import export_vae
@@ -54,7 +56,7 @@ class VaeRun:
     run_dir: Path
     plan: StagePlan
     network: AutoencoderNetwork
-    averages: WeightAverages
+    averages: ParameterAverages
     discriminator: nn.Module | None
     perceptual: PerceptualDistance | None
     ledger: Ledger
@@ -111,7 +113,7 @@ def build_vae_run(settings: VaeTrainSettings) -> VaeRun:
         run_dir=run_dir,
         plan=plan_vae(settings, processes.world_size()),
         network=network,
-        averages=WeightAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
+        averages=ParameterAverages(network, settings.ema.halflife_samples, settings.ema.ramp),
         discriminator=build_discriminator(settings.adversarial),
         perceptual=build_perceptual(settings.loss, next(network.parameters()).device),
         ledger=Ledger(run_dir / run_folder.LEDGER, writes=processes.rank() == 0),
@@ -125,20 +127,18 @@ def work(config: dict[str, Any]) -> int:
     def body() -> None:
         run_folder.check_resume(Path(settings.run_dir), settings.resume)  # again: another start may just have ended
         run = build_vae_run(settings)
-        if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
+        while (end := processes.decided_by_first(partial(intact_end, run.run_dir, run.plan))) is None:
             describe_run(run.run_dir, run.config_text)
             fit_vae(run)
-        finish_vae(run)
+        finish_vae(run, end)
 
     return run_process(settings.trainer, Path(settings.run_dir), body)
 
 
-def finish_vae(run: VaeRun) -> None:
+def finish_vae(run: VaeRun, end: Path) -> None:
     """Write `final/` from the last checkpoint and the measures taken there; the first process works."""
     if processes.rank() == 0:
-        path = run_folder.newest_checkpoint(run.run_dir, run.plan)
-        assert path is not None, "the training is done but has no checkpoint"
-        hand_over(read_checkpoint(path), run.network, run.averages)
+        hand_over(read_checkpoint(end), run.network, run.averages)
         done = json.loads((run.plan.folder(run.run_dir) / run_folder.DONE).read_text())
         export_vae(
             run.run_dir / run_folder.FINAL,
