@@ -136,6 +136,16 @@ def test_the_largest_micro_batch_is_the_last_that_fits(checkpointing):
     assert peak(largest) <= 24 * GIB < peak(largest + 1)
 
 
+def test_a_micro_batch_is_at_most_the_batch_however_much_memory_there_is():
+    small = replace(PAPER.stages[0], resolution=64)
+    assert [largest_micro_batch(PAPER, replace(small, batch_size=n), 10_000) for n in (1, 2, 511, 512)] == [
+        1,
+        2,
+        511,
+        512,
+    ]
+
+
 def test_checkpointing_fits_more_and_less_memory_fits_less():
     for plan in (forecast(PAPER, Machine(GPUS[name], 4)) for name in ("3090", "5090")):
         for stage in plan.stages:
