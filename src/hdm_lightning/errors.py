@@ -1,5 +1,7 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
+from hdm_lightning.printable import in_one_line, printable
+
 
 def sibling_key(where: str, key: str) -> str:
     """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
@@ -8,6 +10,8 @@ def sibling_key(where: str, key: str) -> str:
 
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
+
+    Its text has no control characters, whatever was found in a file of somebody else's.
 
     Args:
         what: what was found and what was expected, in one or two sentences.
@@ -20,7 +24,7 @@ class UserError(ValueError):
         super().__init__(what, where, hint)
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        lines = [f"{in_one_line(self.where)}: {self.what}" if self.where else self.what]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))

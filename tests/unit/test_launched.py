@@ -129,7 +129,7 @@ def test_a_worker_tells_its_error_and_ends(error, status, tmp_path, monkeypatch)
     def worker():
         os.dup2(os.open(tmp_path / "told", os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w")
-        start_worker(fail, {})
+        start_worker("", fail, {})
 
     assert exit_status(forked(worker)) == status
     told = (tmp_path / "told").read_text()
@@ -170,7 +170,7 @@ def test_a_worker_dies_with_its_parent(tmp_path):
             time.sleep(60)
             return 0
 
-        forked(lambda: start_worker(worker, {}))
+        forked(lambda: start_worker("", worker, {}))
         time.sleep(60)
 
     pid = forked(parent)

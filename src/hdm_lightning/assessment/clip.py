@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork
@@ -74,8 +75,6 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     Raises:
         UserError: it cannot be had, or is no model of pictures and texts.
     """
-    from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import)
-
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
@@ -97,4 +96,9 @@ def load_clip(name: str, device: torch.device) -> ClipJudge:
     network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
-    return ClipJudge(short, network, model, AutoTokenizer.from_pretrained(str(folder), local_files_only=True), length)
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
+    return ClipJudge(short, network, model, tokenizer, length)

@@ -22,7 +22,7 @@ from hdm_lightning.assessment.neighbours import NEIGHBOUR_MEASURES
 from hdm_lightning.assessment.part import Part, failure
 from hdm_lightning.assessment.settings import EvaluationSettings
 from hdm_lightning.assessment.shapes import SHAPES
-from hdm_lightning.assessment.subject import Subject, load_subject
+from hdm_lightning.assessment.subject import RunRecord, Subject, load_subject
 from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork, with_names_apart
@@ -31,7 +31,8 @@ from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.training import hardware
-from hdm_lightning.training.data_settings import sources_from, training_stream, validation_stream
+from hdm_lightning.training.data_settings import sources_from
+from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
 
 PARTS: Mapping[str, Part] = {
     part.key: part
@@ -235,18 +236,32 @@ def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[S
             hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
     plain = StreamConfig((), side, subject.encoders.tokenizer.context_length, seed=0, stage="validation")
-    reference = plain if run is None else _resized(validation_stream(run.settings, run.plan, run.settings.seed), side)
-    if request.data:
-        reference = dataclasses.replace(reference, sources=sources_from(list(request.data), "--data"))
-    train = None if run is None else _resized(training_stream(run.settings, run.plan), side)
-    if request.train_data:
-        sources = sources_from(list(request.train_data), "--train-data")
-        train = dataclasses.replace(train or plain, stage="train", sources=sources)
-    return reference, train
+    given = sources_from(list(request.data), "--data") if request.data else None
+    if run is None:
+        assert given is not None
+        reference = dataclasses.replace(plain, sources=given)
+    else:
+        reference = dataclasses.replace(recorded_validation_stream(run.settings, run.plan, given), resolution=side)
+    return reference, _train_stream(request, run, plain)
 
 
-def _resized(stream: StreamConfig, side: int) -> StreamConfig:
-    return dataclasses.replace(stream, resolution=side)
+def _train_stream(request: EvaluationRequest, run: RunRecord | None, plain: StreamConfig) -> StreamConfig | None:
+    """The training stream: what was given, or the run's own where the reference is the run's own, too.
+
+    The run's own is done without where it is not to be opened, as where it is not on this machine.
+    """
+    given = sources_from(list(request.train_data), "--train-data") if request.train_data else None
+    if run is None:
+        return None if given is None else dataclasses.replace(plain, stage="train", sources=given)
+    if given is None and request.data:
+        return None
+    try:
+        train = recorded_training_stream(run.settings, run.plan, given)
+    except UserError:
+        if given is not None:
+            raise
+        return None
+    return dataclasses.replace(train, stage=train.stage if given is None else "train", resolution=plain.resolution)
 
 
 def _pinned(request: EvaluationRequest, data: RealData, sampling: SamplingSettings) -> dict[str, Any]:

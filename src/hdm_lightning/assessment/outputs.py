@@ -1,6 +1,5 @@
 """Where an evaluation goes: JSON, a static HTML report, TensorBoard."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 from hdm_lightning.evaluation.report_html import report_page
 from hdm_lightning.evaluation.results import Evaluation, Gallery
 from hdm_lightning.generation.contact_sheet import contact_sheet
-from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.whole_files import write_json, write_text
 
 RESULT_FILE = "evaluation.json"
 PARTIAL_FILE = "evaluation.partial.json"
@@ -34,15 +33,13 @@ def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(evaluation, folder / RESULT_FILE)
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
-    page = report_page(evaluation)
-    write_atomically(folder / REPORT_FILE, lambda file: file.write(page.encode()))
+    write_text(folder / REPORT_FILE, report_page(evaluation))
     write_tensorboard(evaluation, folder / TENSORBOARD_FOLDER, samples_seen)
     return [folder / RESULT_FILE, folder / REPORT_FILE, folder / TENSORBOARD_FOLDER]
 
 
 def _write_json(evaluation: Evaluation, path: Path) -> None:
-    text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_json(path, evaluation.to_json())
 
 
 def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:

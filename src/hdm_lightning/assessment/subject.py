@@ -1,15 +1,13 @@
 """What is evaluated: a run, a bundle, a published model or a checkpoint, and a pipeline for all its weights."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
@@ -20,9 +18,10 @@ from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bun
 from hdm_lightning.generation.pipeline import TextToImage
 from hdm_lightning.models import XUT
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checks import model_config_from, recorded_settings_from
+from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
 from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.recorded import is_training, recorded_settings
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 from hdm_lightning.training.text_whitening import folded
@@ -90,28 +89,34 @@ def load_subject(path: Path, options: LoadOptions) -> Subject:
 
 
 def find_run(path: Path) -> RunRecord | None:
-    """The run whose folder holds `path`, with its last stage; None where no folder above is a run's.
+    """The run that `path` is or lies in, at a model's or a checkpoint's place in it, with the run's last stage.
+
+    None where there is no run: other folders above are somebody else's, and their config.yaml is not looked at.
 
     Raises:
         UserError: the run's config.yaml has mistakes.
     """
-    for folder in [path, *path.resolve().parents[:3]]:
-        config = folder / run_folder.CONFIG
-        if config.is_file() and (settings := _settings(config)) is not None:
-            return RunRecord(folder, settings, plan_stages(settings.schedule, 1)[-1])
-    return None
+    folder = _run_folder(path.resolve())
+    config = folder / run_folder.CONFIG
+    if not config.is_file() or (settings := _settings(config)) is None:
+        return None
+    return RunRecord(folder, settings, plan_stages(settings.schedule, 1)[-1])
+
+
+def _run_folder(path: Path) -> Path:
+    """The folder that would be the run's: RUN of RUN, RUN/final, RUN/NN-STAGE/checkpoints and of files in these."""
+    folder = path if path.is_dir() else path.parent
+    if folder.name == FINAL_FOLDER:
+        return folder.parent
+    if folder.name == run_folder.CHECKPOINTS and re.match(r"\d+-", folder.parent.name):
+        return folder.parent.parent
+    return folder
 
 
 def _settings(config: Path) -> TrainSettings | None:
     """The settings of a run; None for a config.yaml of something else, which the name is common for."""
     try:
-        content = OmegaConf.load(config)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None
-    if not isinstance(content, DictConfig) or not {"model", "schedule"} <= set(content):
-        return None
-    try:
-        return recorded_settings_from(content)
+        return recorded_settings(config) if is_training(config) else None
     except UserError as error:
         raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
 

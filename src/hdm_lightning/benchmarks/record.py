@@ -1,13 +1,12 @@
 """One benchmark's result: what ran, where, how fast; written as JSON."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.benchmarks.timing import Comparison, Timing
+from hdm_lightning.whole_files import write_json
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,3 @@ class Record:
     def write(self, file: Path) -> None:
         """Write the JSON file, whole or not at all."""
         write_json(file, self.to_json())
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all, its folder made if need be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from hdm_lightning import one_machine
 from hdm_lightning.benchmarks.timing import Timing, time_call
 
 _MIB = 2**20
@@ -100,8 +101,8 @@ def all_reduce(processes: int, *, mib: int = 256, repeats: int = 10) -> tuple[Ti
     """
     if processes < 2:
         raise ValueError(f"processes: got {processes}, expected at least 2")
-    with tempfile.TemporaryDirectory(prefix="hdm-bench-") as folder:
-        meeting, result = Path(folder) / "meeting", Path(folder) / "seconds"
+    with one_machine.meeting_place() as folder:
+        meeting, result = folder / "meeting", folder / "seconds"
         spawn(_sum_worker, (processes, str(meeting), str(result), mib, repeats), nprocs=processes)
         seconds = tuple(float(line) for line in result.read_text().split())
     timing = Timing(seconds)
@@ -113,9 +114,8 @@ def _sum_worker(rank: int, processes: int, meeting: str, result: str, mib: int, 
     device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpus else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes
-    )
+    one_machine.will_meet_at(meeting)
+    one_machine.join("nccl" if on_gpus else "gloo", rank, processes)
     try:
         tensor = torch.ones(mib * _MIB // 4, device=device)
         timing = time_call(lambda: dist.all_reduce(tensor), device, warmup=3, repeats=repeats)

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hdm_lightning.benchmarks.machine import describe_machine
-from hdm_lightning.benchmarks.record import write_json
 from hdm_lightning.benchmarks.timing import Timing
 from hdm_lightning.cli.bench_part import check_counts, duration
 from hdm_lightning.data.benchmark import DecodingSpeed, LoadingSpeed, measure_decoding, measure_loading
 from hdm_lightning.data.config import Source, StreamConfig
+from hdm_lightning.whole_files import write_json
 
 _CONTEXT = 256
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line, printable
 
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
@@ -69,7 +70,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     source, destination = arguments.source, arguments.destination
     layout, release = detect_layout(source), _read(arguments)
     if destination is None:
-        print(f"{source}: {layout}\n{describe(release)}")
+        print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
     if destination.exists() and not arguments.force:
         raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
@@ -100,7 +101,7 @@ def _read(arguments: argparse.Namespace) -> "Release":
 
     release = read_release(arguments.source)
     if release.left_out:
-        shown = ", ".join(release.left_out[:5])
+        shown = ", ".join(map(in_one_line, release.left_out[:5]))
         print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
     if arguments.average is not None:
         release = _averaged(release, arguments)
@@ -113,7 +114,7 @@ def _averaged(release: "Release", arguments: argparse.Namespace) -> "Release":
     from hdm_lightning.cli.convert_average import with_average  # noqa: PLC0415  (torch, for --help's sake)
 
     averaged, told = with_average(release, arguments.source, arguments.average, arguments.samples)
-    print(told)
+    print(printable(told))
     return averaged
 
 

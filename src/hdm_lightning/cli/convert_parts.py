@@ -19,6 +19,8 @@ from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.models.counts import parameter_counts
+from hdm_lightning.printable import in_one_line
+from hdm_lightning.whole_files import write_text
 
 
 def describe(release: Release) -> str:
@@ -34,7 +36,7 @@ def describe(release: Release) -> str:
         f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
         f"text encoder  {_tensors(release.text_encoder)}{_recorded(release.settings.get('text_encoder'))}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(in_one_line, lines))
 
 
 def with_vae(release: Release, folder: Path) -> Release:
@@ -55,7 +57,7 @@ def write_project(release: Release, folder: Path, text_encoder: str | None) -> N
     release = replace(release, settings=_project_settings(release, text_encoder, folder))
     project_folder.write_project(folder, release)
     description = {**release.settings, "xut": release.network.config.to_json()}
-    (folder / CARD_FILE).write_text(model_card(description), encoding="utf-8")
+    write_text(folder / CARD_FILE, model_card(description))
 
 
 def write_published(release: Release, path: Path) -> None:

@@ -11,6 +11,7 @@ from hdm_lightning.cli.errors import run_command
 from hdm_lightning.cli.evaluate_arguments import parse, parts_of, sampling_given, settings_given
 from hdm_lightning.cli.outputs import require_folder
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,8 @@ def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> int:
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""
-        console.print(f"left out: {one.part}: {one.why}{hint}", highlight=False, markup=False, soft_wrap=True)
+        line = in_one_line(f"left out: {one.part}: {one.why}{hint}")
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     for failed in evaluation.failed:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hdm_lightning.cli.errors import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
 from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import printable
 
 LONGEST_FOLDER_NAME = 120
 STOPPED = 143
@@ -67,7 +68,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
-        print(f"error: {_first_lines(error)}", file=sys.stderr)
+        print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
         return USER_ERROR_STATUS
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)

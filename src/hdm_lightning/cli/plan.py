@@ -28,8 +28,8 @@ def plan(config: DictConfig) -> None:
     """Forecast, print, and write what was asked for."""
     from rich.console import Console  # noqa: PLC0415 (keeps --help quick, as do the imports of torch below)
 
-    from hdm_lightning.benchmarks.record import write_json  # noqa: PLC0415
     from hdm_lightning.cli.plan_job import run_plan  # noqa: PLC0415
+    from hdm_lightning.whole_files import write_json  # noqa: PLC0415
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -44,8 +44,8 @@ def plan_of_autoencoder(config: DictConfig) -> None:
     """The same of an autoencoder's training."""
     from rich.console import Console  # noqa: PLC0415 (keeps --help quick, as do the imports of torch below)
 
-    from hdm_lightning.benchmarks.record import write_json  # noqa: PLC0415
     from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.whole_files import write_json  # noqa: PLC0415
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)

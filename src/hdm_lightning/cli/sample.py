@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.cli.sample_arguments import parser, prompts_of, settings_given, sizes_of
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     _warn_of_long(prompts, loaded)
     if record:
         for what in album.differences_from(record):
-            print(f"warning: {what} is not the one that {arguments.repeat} was drawn with", file=sys.stderr)
+            told = f"warning: {what} is not the one that {arguments.repeat} was drawn with"
+            print(in_one_line(told), file=sys.stderr)
     _draw(arguments, loaded, jobs, album)
 
 
@@ -58,7 +60,7 @@ def _warn_of_long(prompts: list[str], loaded: "LoadedModel") -> None:
     for prompt in dict.fromkeys(prompts):
         if tokenizer(prompt)[1] == tokenizer.context_length:
             what = f"{prompt[:40]!r}… fills the {tokenizer.context_length} tokens of text that the model reads"
-            print(f"warning: {what}; whatever comes after is left out", file=sys.stderr)
+            print(f"warning: {in_one_line(what)}; whatever comes after is left out", file=sys.stderr)
 
 
 def _record_to_repeat(arguments: argparse.Namespace) -> "ImageRecord | None":

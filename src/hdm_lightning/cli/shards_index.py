@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hdm_lightning.cli.counts import at_least
 from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     from hdm_lightning.data.records import Index
@@ -61,4 +62,4 @@ def _tell(index: "Index", place: str) -> None:
     print(f"{place}: {index.samples} samples in {len(index.shards)} shards, {left_out} left out")
     for shard in index.shards:
         if shard.note:
-            print(f"  {shard.name}: {shard.note}")
+            print(f"  {in_one_line(shard.name)}: {in_one_line(shard.note)}")

@@ -1,6 +1,5 @@
 """Sweeps: a job that fails is noted and does not hold up the others, and a summary stands at the end."""
 
-import json
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line, printable
+from hdm_lightning.whole_files import write_json
 
 FAILED = "failed.json"
 """In a job's folder while its last attempt has failed; `training.sweeps.results` reads it."""
@@ -59,8 +60,8 @@ def run_swept_job(task: Callable[[DictConfig], Any], config: DictConfig, folder:
         fixable = isinstance(error, UserError)
         told = str(error) if fixable else f"{type(error).__name__}: {error}"
     first = told.splitlines()[0]
-    print(told if fixable else trace, file=sys.stderr)
-    (folder / FAILED).write_text(json.dumps({"error": first, "trace": trace}, indent=2) + "\n")
+    print(printable(told if fixable else trace), file=sys.stderr)
+    write_json(folder / FAILED, {"error": first, "trace": trace})
     raise JobFailed(f"{folder.name}: {first}")
 
 
@@ -77,5 +78,5 @@ def finish_sweep() -> int:
     done = sum(job.status == "done" for job in results)
     print(f"{done} of {len(results)} jobs done, {len(failed)} failed; {sweep.folder / 'summary.md'}")
     for job in failed:
-        print(f"  failed: {job.folder.name}: {job.error}")
+        print(f"  failed: {job.folder.name}: {in_one_line(job.error)}")
     return 1 if failed else 0

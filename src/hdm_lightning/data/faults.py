@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import is_link_error, link_error, no_follow
 
 
 class SampleFault(Exception):
@@ -31,7 +32,10 @@ class Quarantine:
         row = {"shard": shard, "key": key, "ordinal": ordinal, "reason": reason[:500], "index": index}
         line = (json.dumps(row) + "\n").encode()
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            handle = no_follow(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError as error:
+            raise link_error(self.path) if is_link_error(error) else error from error
         try:
             os.write(handle, line)
         finally:

@@ -15,6 +15,7 @@ from hdm_lightning.data.records import Index, ShardRecord
 from hdm_lightning.data.scanning import scan_shards
 from hdm_lightning.data.storage import is_local, read_whole
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import replacing
 
 __all__ = ["INDEX_NAME", "Index", "ShardRecord", "index_shards", "load_index", "write_index"]
 
@@ -78,12 +79,8 @@ def _known(root: Path, file: Path) -> dict[str, ShardRecord]:
 def write_index(index: Index, path: Path) -> None:
     """Write an index so that a reader sees the old one or the new one, never a part."""
     document = {"format": FORMAT, "samples": index.samples, "shards": [asdict(shard) for shard in index.shards]}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as handle:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         json.dump(document, handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
 
 
 def load_index(location: str | os.PathLike[str]) -> Index:
@@ -140,7 +137,7 @@ def _parse(raw: bytes, file: str) -> Index:
             raise
         hint = "run `hdm-shards index` again"
         raise UserError(f"the index cannot be read ({error!r})", where=file, hint=hint) from error
-    return Index(document.get("base") or file.rpartition("/")[0] or ".", shards)
+    return Index(file.rpartition("/")[0] or ".", shards)
 
 
 def _record(entry: Mapping[str, object]) -> ShardRecord:

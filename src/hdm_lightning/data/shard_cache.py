@@ -11,6 +11,7 @@ from pathlib import Path
 from hdm_lightning.data.records import ShardRecord
 from hdm_lightning.data.storage import read_range, with_retries
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import no_follow
 
 PART_BYTES = 32 << 20
 STALE_S = 3600
@@ -95,7 +96,7 @@ class ShardCache:
                 if total + wanted > self.limit:
                     entry.unlink(missing_ok=True)
                     total -= held[entry][1]
-            with temporary.open("wb") as handle:
+            with open(temporary, "wb", opener=no_follow) as handle:
                 handle.truncate(wanted)
             return True
 
@@ -115,7 +116,7 @@ def _states(paths: Iterable[Path]) -> dict[Path, tuple[float, int]]:
 def _fetch(url: str, record: ShardRecord, temporary: Path, copy: Path) -> None:
     digest = hashlib.sha256()
     try:
-        with temporary.open("r+b" if temporary.exists() else "wb") as handle:
+        with open(temporary, "r+b" if temporary.exists() else "wb", opener=no_follow) as handle:
             for start in range(0, record.bytes, PART_BYTES):
                 part = read_range(url, start, min(start + PART_BYTES, record.bytes))
                 digest.update(part)
@@ -129,6 +130,6 @@ def _fetch(url: str, record: ShardRecord, temporary: Path, copy: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
+    with open(path, "w", opener=no_follow) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

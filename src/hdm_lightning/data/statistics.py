@@ -14,6 +14,7 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.sources import resolve
+from hdm_lightning.printable import in_one_line
 
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 ASPECTS = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -114,7 +115,7 @@ def as_table(found: Statistics) -> str:
         f"samples    {found.samples}",
         f"size       {found.bytes / 1e9:.2f} GB, {found.bytes / max(found.samples, 1) / 1e3:.1f} kB a sample",
     ]
-    lines += [f"left out   {count} × {reason}" for reason, count in found.left_out.most_common()]
+    lines += [f"left out   {count} × {in_one_line(reason)}" for reason, count in found.left_out.most_common()]
     lines += ["", "short side in pixels", *_bars(found.short_side, SIDES_PX, "{:g}")]
     lines += ["", "width / height", *_bars(found.aspect, ASPECTS, "{:.2f}")]
     lines += ["", f"captions ({len(found.caption_lengths)} read, {found.bad_captions} missing or unreadable)"]

@@ -7,9 +7,11 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cache
 from http.client import HTTPResponse
 from typing import TypeVar
 
+from hdm_lightning.data.redirects import RefusedRedirect, SafeRedirects
 from hdm_lightning.errors import UserError
 
 T = TypeVar("T")
@@ -104,20 +106,20 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
         pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
 
     Raises:
-        FileNotFoundError, UserError: as soon as `action` raises it.
+        FileNotFoundError, UserError, RefusedRedirect: as soon as `action` raises it.
         OSError: every try failed.
     """
     tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
     for attempt in range(tries - 1):
         try:
             return action()
-        except (FileNotFoundError, UserError):
+        except (FileNotFoundError, UserError, RefusedRedirect):
             raise
         except Exception:  # each kind of store has exceptions of its own
             time.sleep(pause_s * 2**attempt)
     try:
         return action()
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, UserError, RefusedRedirect):
         raise
     except Exception as error:
         raise OSError(f"gave up after {tries} tries: {error}") from error
@@ -143,7 +145,7 @@ def _http(url: str, start: int, end: int | None) -> bytes:
     if start or end is not None:
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+        with _opener().open(request, timeout=TIMEOUT_S) as reply:
             return _body(reply, start, end)
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
@@ -151,6 +153,11 @@ def _http(url: str, start: int, end: int | None) -> bytes:
         if error.code == 416:  # the file ends before the range begins
             return b""
         raise
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(SafeRedirects)
 
 
 def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:

@@ -13,6 +13,7 @@ from hdm_lightning.data.images import load_upright
 from hdm_lightning.data.index import INDEX_NAME, load_index, write_index
 from hdm_lightning.data.members import read_sample
 from hdm_lightning.data.records import Index, ShardRecord
+from hdm_lightning.printable import in_one_line
 
 MISSING = "missing"
 
@@ -28,7 +29,7 @@ class Problem:
 
     def __str__(self) -> str:
         sample = "" if self.ordinal is None else f" sample {self.ordinal} ({self.key or 'unreadable'})"
-        return f"{self.shard}{sample}: {self.reason}"
+        return in_one_line(f"{self.shard}{sample}: {self.reason}")
 
 
 def verify(

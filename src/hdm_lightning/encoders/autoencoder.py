@@ -3,7 +3,6 @@
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +17,7 @@ from hdm_lightning.encoders.autoencoder_folder import (
     locate_autoencoder,
     read_autoencoder,
     read_config,
+    write_autoencoder,
 )
 from hdm_lightning.encoders.base import ImageAutoencoder, place
 from hdm_lightning.encoders.caches import CachedAutoencoder
@@ -195,15 +195,9 @@ class KLAutoencoder:
         return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder`."""
+        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
         weights = None if self.source is None else self.source / WEIGHTS_FILE
-        if weights is None or not weights.is_file():
-            self.model.save_pretrained(str(folder))
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_config(str(folder))
-        if not (folder / WEIGHTS_FILE).exists() or not weights.samefile(folder / WEIGHTS_FILE):
-            shutil.copyfile(weights, folder / WEIGHTS_FILE)
+        write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
 
     def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(image.device.type, enabled=False):

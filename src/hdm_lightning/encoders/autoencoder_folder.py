@@ -4,22 +4,28 @@ Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hdm_lightning.encoders.pretrained import UNREADABLE
 from hdm_lightning.encoders.sources import FINAL, RUNS, locate_model
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import replacing
 
 VAE_FOLDER = "vae"
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
 # Repositories also hold half-precision variants and single files of other layouts.
 AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS_FILE = f"{WEIGHTS}.safetensors"
 
 AutoencoderKL = Any
 """A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
@@ -110,9 +116,14 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
     read_config(folder, where=where)
     try:
         model, loading = AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=any(folder.glob(f"{WEIGHTS}*.safetensors")),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except UNREADABLE as error:
         what = f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})"
         raise UserError(what, where=where, hint=_HINT) from error
     if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
@@ -120,6 +131,32 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
         raise UserError(what, where=where, hint=_HINT)
     check_shapes(model, where=where)
     return model
+
+
+def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None = None) -> None:
+    """Write a diffusers folder, each file whole or not at all and readable as the umask says; config.json comes last.
+
+    Args:
+        model: an AutoencoderKL.
+        folder: made if missing; files of the same names are replaced.
+        weights: file to copy in place of the model's own weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            shutil.copyfile(weights, temporary)
+    with TemporaryDirectory(dir=folder, prefix=".") as inside:
+        if weights is None:
+            model.save_pretrained(inside, safe_serialization=True)
+        else:
+            model.save_config(inside)
+        for file in sorted(Path(inside).iterdir(), key=lambda file: (file.name == "config.json", file.name)):
+            with replacing(folder / file.name) as temporary:
+                os.replace(file, temporary)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return second.exists() and first.samefile(second)
 
 
 def check_shapes(model: AutoencoderKL, *, where: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
@@ -202,14 +203,10 @@ def _blocks(model: Any) -> Any:
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
-
     try:
         with _quiet_transformers():
-            return AutoModel.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
-            )
-    except (OSError, ValueError, KeyError) as error:
+            return read_transformer(folder, dtype=dtype)
+    except UNREADABLE as error:
         raise UserError(
             f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
             where=where,

@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
@@ -95,12 +96,10 @@ class CaptionTokenizer:
 
 
 def _load(name: str, where: str) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import, needed in few processes)
-
     folder = locate_model(name, where=where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return read_tokenizer(folder)
+    except UNREADABLE as error:
         raise UserError(
             f"transformers cannot read a tokenizer from {folder} ({error})",
             where=where,

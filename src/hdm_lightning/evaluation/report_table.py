@@ -1,8 +1,10 @@
 """An evaluation as a table in the terminal."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from hdm_lightning.evaluation.results import Evaluation, Measure, rounded
+from hdm_lightning.printable import in_one_line
 
 ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1", "zero": "→ 0", "none": ""}
 
@@ -19,12 +21,12 @@ def result_table(evaluation: Evaluation) -> Table:
     table.add_column("of", justify="right", no_wrap=True)
     for part, title in evaluation.parts():
         table.add_section()
-        table.add_row(f"[bold]{title}[/bold]")
+        table.add_row(f"[bold]{escape(in_one_line(title))}[/bold]")
         for name in measure_names(evaluation, part):
             found = [measure_of(evaluation, each, part, name) for each in weights]
             cells = [cell for one in found for cell in (rounded(one.estimate) if one else ("", ""))]
             known = next(one for one in found if one)
-            table.add_row(f"  {name}", ARROWS[known.better], *cells, str(known.estimate.samples))
+            table.add_row(escape(in_one_line(f"  {name}")), ARROWS[known.better], *cells, str(known.estimate.samples))
     return table
 
 

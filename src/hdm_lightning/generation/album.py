@@ -11,6 +11,7 @@ from hdm_lightning.generation.fingerprints import sha256_of
 from hdm_lightning.generation.jobs import DrawJob
 from hdm_lightning.generation.png import to_pil, write_png
 from hdm_lightning.generation.record import ImageRecord
+from hdm_lightning.whole_files import write_atomically
 
 SLUG_LENGTH = 48
 
@@ -77,7 +78,8 @@ class Album:
         """Write the contact sheet of all pictures added."""
         pictures, captions = zip(*self._sheet, strict=True)
         path = self.folder / f"sheet-{self._first:04d}.png"
-        contact_sheet([to_pil(picture) for picture in pictures], captions).save(path)
+        sheet = contact_sheet([to_pil(picture) for picture in pictures], captions)
+        write_atomically(path, lambda file: sheet.save(file, "PNG"))
         return path
 
 

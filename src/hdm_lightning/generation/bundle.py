@@ -7,10 +7,8 @@ final/  model.safetensors   averaged weights        config.json   what the rest 
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +23,7 @@ from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop.mismatch import check_tensors
 from hdm_lightning.interop.tensor_files import read_tensors
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.whole_files import replacing, write_json, write_text
 
 BUNDLE_FORMAT = "hdm-lightning model 1"
 CONFIG_FILE = "config.json"
@@ -118,13 +117,13 @@ def save_bundle(
     for kind, state in (("ema", model_state), ("raw", raw_state)):
         if state is not None:
             tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-            _replace(folder / WEIGHT_FILES[kind], partial(save_file, tensors))
+            with replacing(folder / WEIGHT_FILES[kind]) as temporary:
+                save_file(tensors, temporary)
     autoencoder.save(bundle.vae_folder)
     description = _description(bundle)
     card = model_card(description, keeps_raw=raw_state is not None)
-    _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CARD_FILE, card)
+    write_json(folder / CONFIG_FILE, description)
     return bundle
 
 
@@ -164,10 +163,3 @@ def _description(bundle: Bundle) -> dict[str, Any]:
         "training": dict(bundle.training),
         "sampling": dict(bundle.sampling),
     }
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name in the same folder, then rename it."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork, Preprocessing
@@ -75,11 +76,9 @@ def read_vision_model(folder: Path, where: str = WHERE) -> Any:
     Raises:
         UserError: transformers cannot read one.
     """
-    from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
-
     try:
-        model = AutoModel.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        model = read_transformer(folder)
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"transformers cannot read a model from {folder} ({reason})", where=where) from error
     return model.eval().requires_grad_(False)

@@ -4,7 +4,6 @@ Shapes: H×W pixels.
 """
 
 import json
-import os
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.record import ImageRecord
+from hdm_lightning.whole_files import write_atomically
 
 RECORD_KEY = "hdm-lightning"
 
@@ -33,9 +33,7 @@ def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
     text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
     text.add_itxt("Description", record.prompt)
     text.add_text("Software", "hdm-lightning")
-    temporary = path.with_name(path.name + ".part")
-    to_pil(image).save(temporary, format="PNG", pnginfo=text)
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=text))
 
 
 def read_record(path: Path) -> ImageRecord:

@@ -7,8 +7,9 @@ from pathlib import Path
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.release import Release, release_from_tensors
-from hdm_lightning.interop.tensor_files import read_sharded, write_json, write_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, write_tensors
 from hdm_lightning.interop.vae_folder import WEIGHTS, read_vae_folder, write_vae_folder
+from hdm_lightning.whole_files import write_json
 
 NETWORK, VAE, PREFIX = "unet", "vae", "model."
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.mismatch import check_tensors
 from hdm_lightning.interop.release import Release
-from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, write_json, write_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder, write_vae_folder
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.whole_files import write_json
 
 WEIGHTS, CONFIG, VAE, TEXT_ENCODER = "model.safetensors", "config.json", "vae", "text_encoder"
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import replacing
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of files that torch.save writes."""
@@ -67,28 +66,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         contiguous[name] = tensor.clone() if place in storages else tensor
         storages.add(place)
 
-    def write(temporary: Path) -> None:
+    with replacing(path) as temporary:
         if path.suffix == ".safetensors":
             save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
         else:
             torch.save({"state_dict": contiguous} if path.suffix == ".ckpt" else contiguous, temporary)
-
-    _replace(path, write)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, replaced only when whole."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:

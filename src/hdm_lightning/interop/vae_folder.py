@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hdm_lightning.interop.tensor_files import read_sharded, write_json, write_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, write_tensors
+from hdm_lightning.whole_files import write_json
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -51,11 +52,17 @@ def write_vae_folder(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> None:
-    """Write what `read_vae_folder` reads and diffusers' ``AutoencoderKL.from_pretrained`` too."""
+    """Write what `read_vae_folder` reads and diffusers' ``AutoencoderKL.from_pretrained`` too.
+
+    Mean and standard deviation are the whole normalisation, so the scaling factor, which diffusers applies on top of
+    them, becomes 1.
+    """
     written = {"_class_name": "AutoencoderKL", **config}
     for key, value in (("latents_mean", mean), ("latents_std", std)):
         if value is not None:
             written[key] = value.double().flatten().tolist()
+    if mean is not None and std is not None:
+        written |= {"scaling_factor": 1.0, "shift_factor": None}
     write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
     write_json(folder / "config.json", written)
 

@@ -14,9 +14,6 @@ from hdm_lightning.training.settings import TrainSettings
 
 Settings = TypeVar("Settings")
 
-RETIRED = (("text_encoder", "max_batch"), ("vae", "max_batch"))
-"""Keys that runs of earlier versions have in their config.yaml, and that changed nothing in what they learned."""
-
 
 def settings_from(config: DictConfig | Mapping[str, Any], kind: type[Settings]) -> Settings:
     """Turn a composed configuration into the settings dataclass `kind`, or raise `UserError` naming the key."""
@@ -42,15 +39,6 @@ def _is_group(shape: DictConfig, key: str) -> bool:
 def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
     """Settings of `hdm-train`."""
     return settings_from(config, TrainSettings)
-
-
-def recorded_settings_from(config: DictConfig) -> TrainSettings:
-    """Settings that stand in a run's config.yaml, also where an earlier version wrote it; see `RETIRED`."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for group, key in RETIRED:
-        if isinstance(plain.get(group), dict):
-            plain[group].pop(key, None)
-    return train_settings_from(plain)
 
 
 def model_config_from(model: Mapping[str, Any]) -> XUTConfig:

@@ -12,6 +12,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.recorded import read_recorded
 from hdm_lightning.training.recovery.rewinds import read_position
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
@@ -54,13 +55,15 @@ def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> Non
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
-    """The configuration that the run last started with, or None where it has not started."""
+    """The configuration that the run last started with, or None where it has not started.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     config = run_dir / run_folder.CONFIG
     if not config.exists():
         return None
-    began = OmegaConf.load(config)
-    assert isinstance(began, DictConfig)
-    return began
+    return OmegaConf.create(read_recorded(config))
 
 
 def raise_changed(run_dir: Path, key: str, then: Any, now: Any, hint: str, *, may_have_moved: bool = False) -> NoReturn:
@@ -71,7 +74,7 @@ def raise_changed(run_dir: Path, key: str, then: Any, now: Any, hint: str, *, ma
 
 def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:
     """Key, value that a run began with, and value of now, of what a run cannot change and is to change."""
-    saved = asdict(model_config_from(OmegaConf.to_container(began.model, resolve=True)))  # type: ignore[arg-type]
+    saved = asdict(model_config_from(OmegaConf.to_container(began.model)))  # type: ignore[arg-type]
     yield from ((f"model.{key}", saved[key], value) for key, value in asdict(model).items() if value != saved[key])
     for key, then, now in values_of(began, settings, (*KEPT, *ENCODERS, WHITENED)):
         if key in ENCODERS and same_model(then, now):

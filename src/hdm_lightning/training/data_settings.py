@@ -157,9 +157,12 @@ def _source(entry: Any, where: str) -> Source:
     known = {"urls", "weight", "index"}
     if not isinstance(entry, dict) or "urls" not in entry or set(entry) - known:
         raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
-    urls = entry["urls"]
+    urls, index = entry["urls"], entry.get("index")
     several = urls if isinstance(urls, list) else [urls]
-    return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))
+    for address in [*several, *([] if index is None else [index])]:
+        if not isinstance(address, str):
+            raise UserError(f"{address!r} is no address", where=where, hint="give urls and index as text")
+    return Source(tuple(map(_tidy, several)), entry.get("weight"), index)
 
 
 def _tidy(url: str) -> str:

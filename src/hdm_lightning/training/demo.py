@@ -27,6 +27,7 @@ from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
 from hdm_lightning.training.monitoring.progress_bar import part_progress
 from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.whole_files import write_atomically, write_json
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
@@ -113,7 +114,8 @@ def _draw_sheet(folder: Path, pipeline: TextToImage, settings: SamplingSettings,
         sized = SamplingSettings.from_json({**settings.to_json(), "height": height, "width": width})
         images += list(pipeline(prompts, list(range(len(prompts))), sized))
     captions = prompts * len(config["sizes"])
-    contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts)).save(folder / "samples.png")
+    sheet = contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts))
+    write_atomically(folder / "samples.png", lambda file: sheet.save(file, "PNG"))
 
 
 def _scores(pipeline: TextToImage, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
@@ -158,4 +160,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    write_json(folder / RESULT, result)

@@ -18,12 +18,13 @@ from hdm_lightning.interop.tensor_files import read_tensors
 from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
-from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.handover import NETWORK_PREFIX
 from hdm_lightning.training.randomness import sub_seed
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.text_whitening import PROJECTION, unfolded
+from hdm_lightning.whole_files import write_json
 
 MODEL_FILE = "model.safetensors"
 PLACES = (MODEL_FILE, f"final/{MODEL_FILE}", f"{WEIGHTS}.safetensors", f"{NETWORK}/{WEIGHTS}.safetensors")
@@ -62,7 +63,7 @@ class InitReport:
                 lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
         if self.wiring:
             lines.append(f"  warning: the weights were made for another wiring: {', '.join(self.wiring)}")
-        return "\n".join(lines)
+        return "\n".join(map(in_one_line, lines))
 
 
 def initial_network(settings: TrainSettings, whitening: TextWhitening | None = None) -> tuple[XUT, InitReport | None]:
@@ -82,8 +83,7 @@ def initial_network(settings: TrainSettings, whitening: TextWhitening | None = N
 
 def record_init(run_dir: Path, report: InitReport) -> None:
     """Write every name of the report into the run's folder."""
-    text = json.dumps(asdict(report), indent=2) + "\n"
-    write_atomically(run_dir / RECORD, lambda file: file.write(text.encode()))
+    write_json(run_dir / RECORD, asdict(report))
 
 
 def load_initial_weights(network: XUT, source: str) -> InitReport:

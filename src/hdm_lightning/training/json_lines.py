@@ -5,18 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full
+from hdm_lightning.whole_files import disk_full_error, is_disk_full, is_link_error, link_error, no_follow
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
     """Write one line and sync it; what a crash cut short before it stays a line of its own.
 
     Raises:
-        UserError: when the disk is full.
+        UserError: when the disk is full, or the file is a symbolic link.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("a+b") as file:
+        with open(path, "a+b", opener=no_follow) as file:
             if file.tell() and not _ends_a_line(path):
                 file.write(b"\n")
             file.write(json.dumps(values).encode() + b"\n")
@@ -25,6 +25,8 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise disk_full_error(path) from error
+        if is_link_error(error):
+            raise link_error(path) from error
         raise
 
 

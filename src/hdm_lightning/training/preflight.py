@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_config
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer_config
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.errors import UserError
@@ -46,11 +47,22 @@ def check_text_encoder(settings: TrainSettings, model: XUTConfig) -> None:
 
 
 def text_width(name: str) -> int:
-    """Width of a text encoder's hidden states, from its configuration file alone."""
-    from transformers import AutoConfig  # noqa: PLC0415 (seconds to import)
+    """Width of a text encoder's hidden states, from its configuration file alone.
 
-    folder = locate_model(name, where="text_encoder.name", required=MODEL_FILES)
-    return int(AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config().hidden_size)
+    Raises:
+        UserError: there is none, or transformers cannot read its configuration.
+    """
+    where = "text_encoder.name"
+    folder = locate_model(name, where=where, required=MODEL_FILES)
+    try:
+        return int(read_transformer_config(folder).get_text_config().hidden_size)
+    except (*UNREADABLE, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
+            where=where,
+            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
+        ) from error
 
 
 def check_autoencoder(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> int:

@@ -10,18 +10,26 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from hdm_lightning import one_machine
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import adopt_outside_launch
 
 
 def join_group(accelerator: str) -> bool:
-    """Join the process group when torchrun's or SLURM's environment says that there are several processes."""
+    """Join the process group when the environment says that there are several processes.
+
+    Those of one machine's own launcher meet by a file, those of torchrun and SLURM at an address and a port.
+    """
     adopt_outside_launch()
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return False
     if accelerator == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
+    backend = "nccl" if accelerator == "cuda" else "gloo"
+    if one_machine.MEETING_FILE in os.environ:
+        one_machine.join(backend, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    else:
+        dist.init_process_group(backend)
     # Lightning read the rank from the environment when it was imported, which in a spawned process is too early.
     rank_zero_only.rank = dist.get_rank()  # type: ignore[attr-defined]
     return True

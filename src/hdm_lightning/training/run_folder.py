@@ -1,15 +1,15 @@
 """Where things stand inside a run's folder, and what is already done there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.whole_files import write_json
 
 CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -21,7 +21,7 @@ DONE = "done.json"
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
     """Folder of a stage's checkpoints."""
-    return plan.folder(run_dir) / "checkpoints"
+    return plan.folder(run_dir) / CHECKPOINTS
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
@@ -37,8 +37,7 @@ def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
     """Record the end of a stage; written last, after its checkpoint."""
-    text = json.dumps(summary, indent=2) + "\n"
-    write_atomically(plan.folder(run_dir) / DONE, lambda file: file.write(text.encode()))
+    write_json(plan.folder(run_dir) / DONE, summary)
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

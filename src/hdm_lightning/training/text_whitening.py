@@ -13,10 +13,10 @@ from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.training import processes, run_folder
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.data_settings import training_stream
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.whole_files import write_atomically
 
 CAPTIONS_AT_ONCE = 256
 PROJECTION = ("text_projection.weight", "text_projection.bias")

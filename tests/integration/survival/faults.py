@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from hdm_lightning import whole_files
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import checkpoint_io, run, stage_fit
+from hdm_lightning.training import run, stage_fit
 from hdm_lightning.training.callbacks.averages import AverageWeights
 from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
 from hdm_lightning.training.callbacks.validation import ValidateFlow
@@ -152,7 +153,7 @@ def watch(pass_by: Callable[[str], None]) -> None:
     halve_writes(pass_by)
     wrap(torch, "save", pass_by, after="written, not synced")
     checkpoint = lambda source, target: str(target).endswith(".ckpt")  # noqa: E731
-    wrap(checkpoint_io.os, "replace", pass_by, before="written, not in place", after="in place", only=checkpoint)
+    wrap(whole_files.os, "replace", pass_by, before="written, not in place", after="in place", only=checkpoint)
     wrap(stage_rewind, "hand_over", pass_by, before="hand-over begins", after="hand-over ends")
     wrap(stage_rewind, "write_rewind", pass_by, before="rewind not noted", after="rewind noted")
     wrap(stage_fit.run_folder, "mark_stage_done", pass_by, before="stage not marked", after="stage marked")

@@ -8,12 +8,12 @@ Like the launcher, it ends all processes of a run when one of them has failed.
 import json
 import os
 import signal
-import socket
 import sys
 import time
 
 import faults
 
+from hdm_lightning.one_machine import meeting_place
 from hdm_lightning.training.checks import train_settings_from
 from hdm_lightning.training.launching.launched_process import start_worker
 from hdm_lightning.training.parts import load_encoders
@@ -40,18 +40,16 @@ def main() -> None:
 
 def run(order: dict) -> list[int]:
     """Fork the ranks of one run and wait for all; returns their exit statuses, minus the signal for a killed one."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
     pids: list[int] = []
-    for rank in range(order["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            os.setpgid(0, pids[0] if pids else 0)
-            child(order, rank, port)
-        pids.append(pid)
-        os.setpgid(pid, pids[0])  # here as well, since either process may be the first to get there
-    return wait_for(pids)
+    with meeting_place() as place:
+        for rank in range(order["ranks"]):
+            pid = os.fork()
+            if pid == 0:
+                os.setpgid(0, pids[0] if pids else 0)
+                child(order, rank, str(place / "group"))
+            pids.append(pid)
+            os.setpgid(pid, pids[0])  # here as well, since either process may be the first to get there
+        return wait_for(pids)
 
 
 def wait_for(pids: list[int]) -> list[int]:
@@ -78,7 +76,7 @@ def end(pids: set[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def child(order: dict, rank: int, port: int) -> None:
+def child(order: dict, rank: int, meeting: str) -> None:
     """One rank, as the launcher would start it; does not return."""
     status = 1
     try:
@@ -86,10 +84,10 @@ def child(order: dict, rank: int, port: int) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         ranks = order["ranks"]
-        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-        os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks), GROUP_RANK="0")
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
+        os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
         faults.install(order["faults"], rank)
-        status = start_worker(work, order["config"])
+        status = start_worker(meeting, work, order["config"])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hdm_lightning.cli.errors import run_command
+from hdm_lightning.training import processes
 from hdm_lightning.training.launching.launch import launch
 from hdm_lightning.training.recovery.stop_request import STOP
 
@@ -41,7 +42,7 @@ def deaf(config):
 
 def die(config):
     """One process dies, the other waits in a collective, its ears shut as in a run."""
-    dist.init_process_group("gloo")
+    processes.join_group("cpu")
     Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
     with STOP.listening():
         dist.barrier()

@@ -11,6 +11,7 @@ from hdm_lightning.data.builders.progress import progress_bar
 from hdm_lightning.data.builders.shard_build import REJECTED
 from hdm_lightning.data.index import Index, index_shards
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import write_text
 
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 
@@ -34,7 +35,7 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
         jobs = processes or available_cores()
         index = index_shards(root, jobs=jobs, progress=lambda record: show(next(done)))
     lines = [f"{shard.name}#{ordinal}\t{reason}\n" for shard in index.shards for ordinal, reason in shard.skip.items()]
-    (root / REJECTED).write_text("".join(lines), encoding="utf-8")
+    write_text(root / REJECTED, "".join(lines))
     return index
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hdm_lightning.data.builders.writer import require_no_shards
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import no_follow
 
 NAME = "drawings.tsv"
 
@@ -64,7 +65,7 @@ class Journal:
         return whole.decode().splitlines()
 
     def _append(self, lines: list[str]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with open(self.path, "a", encoding="utf-8", opener=no_follow) as file:
             file.writelines(f"{line}\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from hdm_lightning.data.builders.writer import Field, require_no_shards, write_s
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import index_shards
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import no_follow, write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
@@ -94,7 +95,7 @@ def build_shards(
 def _finish(out: Path, rows: dict[str, dict[str, Any]], jobs: int) -> Report:
     rejected = sorted({(name, reason) for row in rows.values() for name, reason in row["rejected"]})
     lines = (f"{name}\t{' '.join(reason.split())}\n" for name, reason in rejected)
-    (out / REJECTED).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    write_text(out / REJECTED, "".join(lines), errors="backslashreplace")
     samples = sum(row["samples"] for row in rows.values())
     if not samples:
         hint = f"see {REJECTED} for the reasons"
@@ -149,7 +150,7 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", opener=no_follow) as file:
         if file.tell() and not path.read_bytes().endswith(b"\n"):
             file.write("\n")
         file.write(json.dumps(row, sort_keys=True) + "\n")

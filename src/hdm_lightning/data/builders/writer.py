@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO, Self
 
 from hdm_lightning.data.index import index_shards
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import Replacement
 
 Field = bytes | str | Mapping[str, object]
 
@@ -95,9 +95,8 @@ class _Shard:
     """One tar under construction at a temporary name."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.file: IO[bytes] = self.temporary.open("wb")
+        self.new = Replacement(path)
+        self.file: IO[bytes] = self.new.temporary.open("wb")
         self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, key: str, fields: Mapping[str, Field]) -> None:
@@ -111,14 +110,12 @@ class _Shard:
 
     def finish(self) -> None:
         self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.close()
-        os.replace(self.temporary, self.path)
+        self.new.commit()
 
     def discard(self) -> None:
         self.file.close()
-        self.temporary.unlink(missing_ok=True)
+        self.new.discard()
 
 
 def _encode(field: Field) -> bytes:

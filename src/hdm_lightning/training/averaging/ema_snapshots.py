@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.averaging.power_function import WIDEST, Profile, combination, gamma_of, residual
-from hdm_lightning.training.checkpoint_io import write_atomically
+from hdm_lightning.whole_files import write_atomically
 
 FOLDER = "ema_snapshots"
 WORST_FIT = 0.05

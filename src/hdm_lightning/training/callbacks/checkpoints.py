@@ -8,8 +8,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.checkpoint_io import remove_leftovers
 from hdm_lightning.training.settings import CheckpointSettings
+from hdm_lightning.whole_files import remove_leftovers
 
 PATTERN = re.compile(r"step-(\d{8})\.ckpt")
 

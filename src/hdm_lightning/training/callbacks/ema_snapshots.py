@@ -10,9 +10,9 @@ from hdm_lightning.training import processes
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.averaging.ema_snapshots import read_snapshots, write_snapshot
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
-from hdm_lightning.training.checkpoint_io import remove_leftovers
 from hdm_lightning.training.sharding import whole
 from hdm_lightning.training.text_whitening import folded
+from hdm_lightning.whole_files import remove_leftovers
 
 
 class StoreAverages(StepWatcher, Callback):

@@ -1,6 +1,7 @@
 """Pictures of fixed prompts while training goes on, drawn with the averaged weights."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.settings import SamplePictureSettings
 from hdm_lightning.training.sharding import is_sharded
+from hdm_lightning.whole_files import write_atomically
 
 
 class DrawPictures(StepWatcher, Callback):
@@ -73,7 +75,8 @@ class DrawPictures(StepWatcher, Callback):
             if not trainer.is_global_zero:
                 continue
             sheet = contact_sheet([to_pil(image) for image in images], self.settings.prompts)
-            sheet.save(self.folder / f"{seen:012d}-{width}x{height}.png")
+            path = self.folder / f"{seen:012d}-{width}x{height}.png"
+            write_atomically(path, partial(sheet.save, format="PNG"))
             self._log(trainer, np.asarray(sheet), f"samples/{width}x{height}", seen)
 
     def _pictures(self, pipeline: TextToImage, height: int, width: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from hdm_lightning.training.callbacks.steps import StepWatcher, due
 from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.processes import barrier
 from hdm_lightning.training.vae.module import AutoencoderModule, signed
+from hdm_lightning.whole_files import write_atomically
 
 
 class DrawReconstructions(StepWatcher, Callback):
@@ -58,7 +59,8 @@ class DrawReconstructions(StepWatcher, Callback):
             seen = trainer.global_step * module.plan.settings.batch_size
             self.folder.mkdir(parents=True, exist_ok=True)
             levels = (drawn * 255).round().byte().movedim(0, -1).cpu().numpy()
-            Image.fromarray(levels).save(self.folder / f"{seen:012d}.png")
+            picture = Image.fromarray(levels)
+            write_atomically(self.folder / f"{seen:012d}.png", lambda file: picture.save(file, "PNG"))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image("autoencoder", drawn, seen)

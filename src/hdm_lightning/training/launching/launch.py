@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.one_machine import meeting_place
 from hdm_lightning.training.launching.launched import launched_from_outside
 from hdm_lightning.training.launching.launched_process import Worker, run_worker, start_worker
 from hdm_lightning.training.recovery.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, tell_interrupted
@@ -46,24 +48,12 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
         return run_worker(worker, config)
     if processes == 1 or launched_from_outside():
         return worker(config)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        run_id=uuid.uuid4().hex,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn",
-        monitor_interval=0.2,
-        signals_to_handle="SIGHUP,SIGQUIT",
-        shutdown_timeout=SHUTDOWN_S,
-    )
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
-    with _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
+    with meeting_place() as place, _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
         try:
-            statuses = elastic_launch(settings, start_worker)(worker, config)
+            start = elastic_launch(_launch_config(processes, place / "rendezvous"), start_worker)
+            statuses = start(str(place / "group"), worker, config)
             status = max(statuses.values(), default=0)
         except ChildFailedError as failure:
             if passed_on.count(signal.SIGINT) > 1:
@@ -72,6 +62,25 @@ def launch(worker: Worker, config: dict[str, Any], processes: int) -> int:
         except SignalException as interruption:
             return 128 + int(interruption.sigval)
     return INTERRUPTED_STATUS if status == STOPPED_STATUS and signal.SIGINT in passed_on else status
+
+
+def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
+    """What starts so many processes on this machine, which find each other by a file."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        run_id=uuid.uuid4().hex,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(rendezvous),
+        rdzv_configs={"store_type": "file"},
+        local_addr="localhost",
+        max_restarts=0,
+        start_method="spawn",
+        monitor_interval=0.2,
+        signals_to_handle="SIGHUP,SIGQUIT",
+        shutdown_timeout=SHUTDOWN_S,
+    )
 
 
 @contextmanager

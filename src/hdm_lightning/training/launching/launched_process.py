@@ -12,6 +12,8 @@ from typing import Any
 import torch.distributed as dist
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.one_machine import will_meet_at
+from hdm_lightning.printable import printable
 from hdm_lightning.training.recovery.stop_request import STOP
 
 Worker = Callable[[dict[str, Any]], int]
@@ -20,9 +22,13 @@ USER_ERROR_STATUS = 2
 PR_SET_PDEATHSIG = 1
 
 
-def start_worker(worker: Worker, config: dict[str, Any]) -> int:
-    """Run the worker in this process, started by `training.launching.launch`; returns its exit status."""
+def start_worker(meeting: str, worker: Worker, config: dict[str, Any]) -> int:
+    """Run the worker in this process, started by `training.launching.launch`; returns its exit status.
+
+    The file `meeting` is where the processes find each other.
+    """
     end_with_parent()
+    will_meet_at(meeting)
     return run_worker(worker, config)
 
 
@@ -63,8 +69,9 @@ def told(error: Exception) -> str:
     if isinstance(error, UserError):
         return f"error: {error}\n"
     if not lost_connection(error):
-        return "".join(traceback.format_exception(error))
-    return "" if STOP.received else f"process {os.environ.get('RANK', '0')} lost its connection to another: {error}\n"
+        return printable("".join(traceback.format_exception(error)))
+    lost = f"process {os.environ.get('RANK', '0')} lost its connection to another: {error}\n"
+    return "" if STOP.received else printable(lost)
 
 
 def lost_connection(error: Exception) -> bool:

@@ -1,6 +1,5 @@
 """What every training process does around its work: quiet libraries, signals, process group, host settings, lock."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import torch.distributed as dist
 
 from hdm_lightning.training import hardware, processes, run_folder
 from hdm_lightning.training.callbacks.signals import StoppedBySignal
-from hdm_lightning.training.checkpoint_io import disk_full_error, is_disk_full, write_atomically
 from hdm_lightning.training.launching.run_lock import alone_in
 from hdm_lightning.training.quiet import quiet_libraries
 from hdm_lightning.training.recovery.stop_request import STOP
 from hdm_lightning.training.settings import TrainerSettings
+from hdm_lightning.whole_files import disk_full_error, is_disk_full, write_json, write_text
 
 
 def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None]) -> int:
@@ -37,9 +36,9 @@ def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None
             if processes.rank() == 0:
                 print(stop)
             status = STOP.status
-        except OSError as error:
+        except Exception as error:  # each library has one of its own for a full disk
             if is_disk_full(error):
-                raise disk_full_error(error.filename or "run_dir") from error
+                raise disk_full_error(getattr(error, "filename", None) or "run_dir") from error
             raise
         if multiple:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()
@@ -49,7 +48,5 @@ def run_process(trainer: TrainerSettings, run_dir: Path, body: Callable[[], None
 def describe_run(run_dir: Path, config_text: str) -> None:
     """Write the run's configuration and environment; the first process works."""
     if processes.rank() == 0:
-        environment = json.dumps(hardware.environment(), indent=2) + "\n"
-        for name, text in ((run_folder.CONFIG, config_text), (run_folder.ENVIRONMENT, environment)):
-            content = text.encode()
-            write_atomically(run_dir / name, lambda file, content=content: file.write(content))
+        write_text(run_dir / run_folder.CONFIG, config_text)
+        write_json(run_dir / run_folder.ENVIRONMENT, hardware.environment())

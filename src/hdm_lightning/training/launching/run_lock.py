@@ -11,10 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.callbacks.signals import stop_between_fits
-from hdm_lightning.training.checkpoint_io import is_disk_full
 from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.whole_files import is_disk_full, is_link_error, link_error, no_follow
 
 PATIENCE_S = 30.0
 """How long a start waits for one that is at work: a killed one takes a moment to die, a stopped one to save."""
@@ -30,7 +31,8 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     process closes any descriptor of the file, so that nothing else may open the file here.
 
     Raises:
-        UserError: on every process alike, another start is at work in the folder and does not end.
+        UserError: on every process alike, another start is at work in the folder and does not end, or the lock's file
+            is a symbolic link.
         StoppedBySignal: on every process alike, one was asked to stop meanwhile.
     """
     lock, refusal = None, None
@@ -57,12 +59,12 @@ def take(run_dir: Path) -> int | None:
     None where there can be no lock, which is told, and where a signal ended the waiting.
 
     Raises:
-        UserError: another process holds the lock and keeps it.
+        UserError: another process holds the lock and keeps it, or the lock's file is a symbolic link.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
         try:
-            lock = os.open(run_dir / run_folder.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = no_follow(str(run_dir / run_folder.LOCK), os.O_RDWR | os.O_CREAT)
             undo.callback(os.close, lock)
             if not _locked(lock, run_dir):
                 return None
@@ -70,6 +72,8 @@ def take(run_dir: Path) -> int | None:
         except OSError as error:
             if is_disk_full(error):
                 raise
+            if is_link_error(error):
+                raise link_error(run_dir / run_folder.LOCK) from error
             print(f"{run_dir} cannot be locked ({error.strerror}): a second start in it would go unnoticed", flush=True)
             return None
         undo.pop_all()
@@ -115,6 +119,6 @@ def _holder(lock: int) -> str:
     """Who holds the lock, by what it has written."""
     try:
         signed = json.loads(os.pread(lock, 4096, 0))
-        return f"process {signed['pid']} on {signed['host']} (since {signed['since']})"
+        return in_one_line(f"process {signed['pid']} on {signed['host']} (since {signed['since']})")
     except (ValueError, KeyError, TypeError):
         return "another process"

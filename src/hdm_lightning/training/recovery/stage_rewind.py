@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.callbacks.guard import GUARD_KEY, LossRewind
 from hdm_lightning.training.callbacks.signals import stop_between_fits
@@ -66,8 +67,8 @@ def _rewind(run: "Run", plan: StagePlan, hit: LossRewind) -> None:
         rewind = skip_window(hit, begun, back, plan.settings.batch_size)
         write_rewind(folder, rewind)
         print(
-            f"{plan.name}: {rewind.reason}; going back to step {back.step} and skipping samples {rewind.first} to "
-            f"{rewind.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})",
+            f"{plan.name}: {in_one_line(rewind.reason)}; going back to step {back.step} and skipping samples "
+            f"{rewind.first} to {rewind.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})",
             flush=True,
         )
     processes.barrier()

@@ -157,7 +157,9 @@ def _same(text: str | None, value: Any) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    return OmegaConf.create(f"value: {text}").value
+    """The value that an override's text stands for; nothing in it is resolved."""
+    plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    return plain["value"] if isinstance(plain, dict) else None
 
 
 def _overrides(folder: Path) -> dict[str, str]:

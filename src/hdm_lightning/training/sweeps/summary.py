@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.sweeps.results import JobResult, Setting, read_results, settings_of
+from hdm_lightning.whole_files import write_atomically
 
 ROW_HEIGHT_IN, WIDTH_IN = 0.32, 9.0
 DOT, MEAN, BASELINE = "#2463c4", "#1d2129", "#c2551b"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.evaluation.autoencoder_latents import LatentReport
-from hdm_lightning.training.checkpoint_io import write_atomically
 from hdm_lightning.training.vae.network import AutoencoderNetwork, save_vae
+from hdm_lightning.whole_files import write_json, write_text
 
 MEASURES_FILE = "measures.json"
 _MEASURED = "(z - mean) / std with `latents_mean`, `latents_std` of config.json"
@@ -77,8 +77,7 @@ def export_vae(
     statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
     save_vae(network.vae, folder, None if keep_normalisation else statistics)
     report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / MEASURES_FILE, lambda file: file.write(text.encode()))
+    write_json(folder / MEASURES_FILE, report)
     share = training.get("equivariance", {}).get("equivariant", 0)
     card = _CARD.format(
         name=name,
@@ -94,4 +93,4 @@ def export_vae(
         measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),
         training=json.dumps(training, indent=2, ensure_ascii=False),
     )
-    write_atomically(folder / "README.md", lambda file: file.write(card.encode()))
+    write_text(folder / "README.md", card)

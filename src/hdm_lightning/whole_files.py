@@ -1,0 +1,148 @@
+"""Files that appear whole or not at all, readable as the umask says, and never written through a symbolic link.
+
+A folder may come from somebody else, so a name in it may be a link to any file of the user's.
+"""
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from hdm_lightning.errors import UserError
+
+TEMPORARY = ".tmp"
+
+
+class Replacement:
+    """A new file beside `path` that takes its place by `commit`.
+
+    Args:
+        path: file to make or replace; its folder is made if missing. A link of this name is replaced, not followed.
+
+    Attributes:
+        path: as given.
+        temporary: the new file, empty at first; libraries that write by a name may also put another one there.
+
+    Raises:
+        UserError: `path` is a folder or a device.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise UserError("is no ordinary file, and will not be replaced", where=str(path), hint="name another file")
+        self.path = path
+        self.temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
+        handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
+        os.close(handle)
+
+    def commit(self) -> None:
+        """Put the file in place once it is on the disk."""
+        handle = os.open(self.temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(handle, self._mode)  # safetensors puts one of mode 0600 there
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(self.temporary, self.path)
+        _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the file; what was there before stays."""
+        self.temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the name of an empty file beside `path`, which takes its place at the end of the with statement.
+
+    Raises:
+        UserError: the disk is full, or `path` is no ordinary file. As with any exception, the old file is intact and
+            the new one removed.
+    """
+    new: Replacement | None = None
+    try:
+        new = Replacement(path)
+        yield new.temporary
+        new.commit()
+    except BaseException as error:
+        if new is not None:
+            new.discard()
+        if is_disk_full(error):
+            raise disk_full_error(path) from error
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write(file)` fill a new file, then put it in place of `path`; see `replacing`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a text as UTF-8; see `replacing`."""
+    content = text.encode("utf-8", errors)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON; see `replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def is_link_error(error: OSError) -> bool:
+    """Whether `no_follow` has met a symbolic link."""
+    return error.errno == errno.ELOOP
+
+
+def link_error(path: Path | str) -> UserError:
+    """What to tell of a symbolic link in the place of a file that is to be written."""
+    return UserError(
+        "is a symbolic link, which could lead to any of your files, so nothing is written to it",
+        where=str(path),
+        hint="delete the link, and look where the folder comes from",
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in `folder`."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
+def disk_full_error(path: Path | str) -> UserError:
+    """What to tell when `path` could not be written because the disk, a quota or a size limit is reached."""
+    return UserError(
+        "the disk is full; what was there before is intact",
+        where=str(path),
+        hint="free space or set run_dir to another disk, then run the same command again",
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk, a quota or a limit of file sizes is reached."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    if type(error).__name__ == "SafetensorError":  # tells the number in its text alone
+        return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    # torch's zip writer reports a short write as a RuntimeError about the stream's position.
+    return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
