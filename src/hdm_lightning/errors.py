@@ -1,11 +1,9 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
+import difflib
+from collections.abc import Iterable
+
 from hdm_lightning.printable import in_one_line, printable
-
-
-def sibling_key(where: str, key: str) -> str:
-    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
-    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where
 
 
 class UserError(ValueError):
@@ -27,4 +25,14 @@ class UserError(ValueError):
         lines = [f"{in_one_line(self.where)}: {self.what}" if self.where else self.what]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return printable("\n".join(lines))
+
+
+import difflib
+from collections.abc import Iterable
+
+from hdm_lightning.printable import in_one_line, printable
+
+
+def sibling_key(where: str, key: str) -> str:
+    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.models import inputs, routing
+from hdm_lightning.models.attention import Linear
 from hdm_lightning.models.blocks import XUTBlock
 from hdm_lightning.models.conditioning import (
     AspectRatioEmbedding,
@@ -23,8 +24,6 @@ from hdm_lightning.models.conditioning import (
 )
 from hdm_lightning.models.config import XUTConfig
 from hdm_lightning.models.initialization import initialize
-from hdm_lightning.models.linear import Linear
-from hdm_lightning.models.patches import patchify, unpatchify
 from hdm_lightning.models.positions import token_positions as full_positions
 
 
@@ -138,7 +137,7 @@ class XUT(nn.Module):
         for block in self.blocks_after:
             sequence = sequence.through(block)
         patches = self.output_projection(sequence.tokens[:, :tokens])
-        return unpatchify(patches, self.config.patch_size, latent.shape[2], latent.shape[3])
+        return inputs.unpatchify(patches, self.config.patch_size, latent.shape[2], latent.shape[3])
 
     def _embed(
         self,
@@ -150,7 +149,7 @@ class XUT(nn.Module):
         log_aspect_ratio: Tensor | None,
     ) -> TokenSequence:
         dtype = self.patch_embedding.weight.dtype
-        patches = patchify(latent.to(dtype), self.config.patch_size)
+        patches = inputs.patchify(latent.to(dtype), self.config.patch_size)
         (batch, tokens), text = patches.shape[:2], context.shape[1]
         key_mask = None
         if context_lengths is not None:
