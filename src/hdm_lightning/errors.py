@@ -25,12 +25,14 @@ class UserError(ValueError):
         lines = [f"{in_one_line(self.where)}: {self.what}" if self.where else self.what]
         if self.hint:
             lines.append(f"  hint: {self.hint}")
+        return printable("\n".join(lines))
 
 
-import difflib
-from collections.abc import Iterable
-
-from hdm_lightning.printable import in_one_line, printable
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the closest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else "choose one of " + ", ".join(names)
 
 
 def sibling_key(where: str, key: str) -> str:
