@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from hdm_lightning.data.builders.shapes import heldout_prompts
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
 
@@ -27,7 +27,7 @@ def measure(job: Path, prompts: int) -> dict[str, object]:
     """One job's wiring, seed, final losses and scores on held-out single objects."""
     config = yaml.safe_load((job / "config.yaml").read_text())
     done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
-    loaded = load_text_to_image(job, LoadOptions(max_batch=64))
+    loaded = load_pipeline(job, LoadOptions(max_batch=64))
     asked = heldout_prompts(prompts)
     settings = SamplingSettings.from_json(loaded.sampling)
     scored = draw_and_score(loaded.pipeline, [p.caption for p in asked], [p.spec for p in asked], settings)

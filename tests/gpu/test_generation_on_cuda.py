@@ -6,7 +6,7 @@ import torch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
 
@@ -25,7 +25,7 @@ def test_cpu_and_cuda_draw_the_same(tiny_text_encoder, tiny_autoencoder, autocas
     def drawn(device, autocast):
         model = XUT(CONFIG)
         model.load_state_dict(state)
-        pipeline = TextToImage(
+        pipeline = HDMPipeline(
             model.to(device),
             load_text_encoder(str(tiny_text_encoder)).to(device),
             Tokenizer(str(tiny_text_encoder)).bind(16),

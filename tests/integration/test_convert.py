@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdm_lightning.cli.convert import main
-from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.interop import published
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -57,7 +57,7 @@ def test_to_a_project_folder_and_back_bit_for_bit(released: Path, tmp_path: Path
 def test_the_project_folder_is_a_bundle_that_computes_the_same(released: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours"
     assert convert(released, ours, "--text-encoder", "some/encoder", "--dtype", "float32") == 0
-    bundle = load_bundle(ours)
+    bundle = read_pipeline_folder(ours)
     assert (bundle.xut, bundle.text_encoder.name, bundle.latent_factor) == (CONFIG, "some/encoder", 4)
     written = json.loads((ours / "vae" / "config.json").read_text())
     assert written["latents_mean"] == load_file(released)["vae_mean"].double().flatten().tolist()

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
 from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.recorded import LARGEST_BYTES, read_recorded, recorded_training_stream
@@ -33,7 +34,7 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     }  # fmt: skip
     config: XUTConfig = model_config_from(model)
     torch.manual_seed(0)
-    save_bundle(
+    save_final(
         folder / "final",
         XUT(config).state_dict(),
         xut=config,

@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import one_by_one
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
-from hdm_lightning.generation.branches import velocities
-from hdm_lightning.generation.bundle import load_bundle, save_bundle
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage, to_uint8
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.guidance import velocities
+from hdm_lightning.generation.image_files import image_size, read_image, to_uint8
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.generation.start_image import image_size, read_image
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.positions import token_positions
 
@@ -51,7 +52,7 @@ def filled_xut(config: XUTConfig) -> XUT:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_text_encoder, tiny_autoencoder):
-    return TextToImage(
+    return HDMPipeline(
         filled_xut(CONFIG),
         load_text_encoder(str(tiny_text_encoder)),
         Tokenizer(str(tiny_text_encoder)).bind(16),
@@ -274,7 +275,7 @@ def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencode
     with pytest.raises(ValueError, match="images"):
         pipeline(PROMPTS[:1], [0], SETTINGS, images=torch.zeros(1, 3, 8, 8))
     with pytest.raises(UserError, match="16 vectors, while the network was made for 24"):
-        TextToImage(
+        HDMPipeline(
             XUT(dataclasses.replace(CONFIG, context_width=24)),
             pipeline.text_encoder,
             pipeline.tokenizer,
@@ -312,7 +313,7 @@ def test_settings_survive_json():
 
 def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
     raw = {name: value + 0.01 for name, value in pipeline.model.state_dict().items()}
-    save_bundle(
+    save_final(
         tmp_path / "final",
         pipeline.model.state_dict(),
         xut=CONFIG,
@@ -322,24 +323,24 @@ def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
         training={"samples": 7},
         sampling={"steps": 3},
     )
-    bundle = load_bundle(tmp_path / "final")
+    bundle = read_pipeline_folder(tmp_path / "final")
     assert (bundle.xut, bundle.training, bundle.sampling) == (CONFIG, {"samples": 7}, {"steps": 3})
     assert "hdm-sample" in (tmp_path / "final" / "README.md").read_text()
     expected = pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS)
     for path in (tmp_path, tmp_path / "final", tmp_path / "final" / "model.safetensors"):
-        loaded = load_text_to_image(path, LoadOptions(max_batch=4))
+        loaded = load_pipeline(path, LoadOptions(max_batch=4))
         assert torch.equal(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected)
-    last = load_text_to_image(tmp_path, LoadOptions(weights="raw"))
+    last = load_pipeline(tmp_path, LoadOptions(weights="raw"))
     for name, value in last.pipeline.model.state_dict().items():
         assert torch.equal(value, raw[name])
 
 
 def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
     with pytest.raises(UserError, match="does not exist"):
-        load_text_to_image(tmp_path / "nowhere", LoadOptions())
+        load_pipeline(tmp_path / "nowhere", LoadOptions())
     with pytest.raises(UserError, match="holds no trained model"):
-        load_text_to_image(tmp_path, LoadOptions())
-    save_bundle(
+        load_pipeline(tmp_path, LoadOptions())
+    save_final(
         tmp_path,
         pipeline.model.state_dict(),
         xut=CONFIG,
@@ -347,17 +348,17 @@ def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
         autoencoder=pipeline.autoencoder,
     )
     with pytest.raises(UserError, match="there is no model_raw"):
-        load_text_to_image(tmp_path, LoadOptions(weights="raw"))
+        load_pipeline(tmp_path, LoadOptions(weights="raw"))
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"model\.safetensors: it is no readable safetensors file"):
-        load_text_to_image(tmp_path, LoadOptions())
+        load_pipeline(tmp_path, LoadOptions())
     (tmp_path / "model.safetensors").write_bytes(whole)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["text_projection.bias"] = torch.zeros(3)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"mis-shaped \(1\): text_projection.bias \(3,\) instead of \(32,\)"):
-        load_text_to_image(tmp_path, LoadOptions())
+        load_pipeline(tmp_path, LoadOptions())
 
 
 def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_text_encoder):
@@ -376,8 +377,8 @@ def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_t
     tensors |= {f"vae.{name}": value for name, value in vae.model.state_dict().items()}
     tensors |= {"vae_mean": vae.mean, "vae_std": vae.std}
     save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "hdm.safetensors")
-    loaded = load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
-    expected = TextToImage(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
+    loaded = load_pipeline(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
+    expected = HDMPipeline(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
     assert_same_pictures(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected(PROMPTS, [1, 2, 3, 4], SETTINGS))
     with pytest.raises(UserError, match="--text-encoder"):
-        load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions())
+        load_pipeline(tmp_path / "hdm.safetensors", LoadOptions())

@@ -12,10 +12,9 @@ from PIL import Image
 
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.png import read_record
-from hdm_lightning.generation.record import ImageRecord
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.image_files import ImageRecord, read_record
 from hdm_lightning.models import XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -28,7 +27,7 @@ def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_bundle(
+    save_final(
         folder / "final",
         state,
         xut=CONFIG,

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.png import read_record
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.image_files import read_record
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
@@ -117,7 +117,7 @@ def expected(tiny_text_encoder):
         # The time frequencies are a formula: half precision in a file does not round them.
         model.time_embedding.frequencies.copy_(network().time_embedding.frequencies)
         encoder = load_text_encoder(str(tiny_text_encoder))
-        pipeline = TextToImage(model, encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
+        pipeline = HDMPipeline(model, encoder, Tokenizer(str(tiny_text_encoder)).bind(512), vae)
         return pipeline([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
 
     return {dtype: draw(dtype) for dtype in (torch.float32, torch.float16)}
@@ -141,9 +141,7 @@ def test_every_layout_draws_the_same(tmp_path, tiny_text_encoder, expected, writ
 
 @pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__.removeprefix("write_"))
 def test_half_precision_files_run_in_float32(tmp_path, tiny_text_encoder, write):
-    loaded = load_text_to_image(
-        write(tmp_path / "hdm", torch.float16), LoadOptions(text_encoder=str(tiny_text_encoder))
-    )
+    loaded = load_pipeline(write(tmp_path / "hdm", torch.float16), LoadOptions(text_encoder=str(tiny_text_encoder)))
     assert {value.dtype for value in loaded.pipeline.model.state_dict().values()} == {torch.float32}
     assert loaded.pipeline.autoencoder.dtype == torch.float32
 
@@ -154,13 +152,13 @@ def test_half_precision_folders_of_ours_run_in_float32(tmp_path, tiny_text_encod
     for number, path in enumerate([tmp_path / "ours", tmp_path / "ours" / "model.safetensors"]):
         assert sample.main([str(path), *DRAW, "--out", str(tmp_path / str(number))]) == 0
         assert np.abs(pixels(tmp_path / str(number)) - expected[torch.float16]).max() <= 3
-    model = load_text_to_image(tmp_path / "ours", LoadOptions()).pipeline.model
+    model = load_pipeline(tmp_path / "ours", LoadOptions()).pipeline.model
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
 def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, tiny_text_encoder, tiny_autoencoder):
     """Also the autoencoder's configuration, which its tensors do not tell in full."""
-    save_bundle(
+    save_final(
         tmp_path / "final",
         network().state_dict(),
         xut=CONFIG,
@@ -237,7 +235,7 @@ def test_a_run_finds_its_text_encoder_from_elsewhere(tmp_path, tiny_text_encoder
     relative = TextEncoderSource("data/words", context_length=16)
     monkeypatch.chdir(project)
     final = project / "runs" / "toy" / "final"
-    save_bundle(final, network().state_dict(), xut=CONFIG, text_encoder=relative, autoencoder=autoencoder())
+    save_final(final, network().state_dict(), xut=CONFIG, text_encoder=relative, autoencoder=autoencoder())
     monkeypatch.chdir(elsewhere)
     command = [str(final.parent), *DRAW, "--out"]
     assert sample.main([*command, "a"]) == 0

@@ -10,8 +10,8 @@ from hdm_lightning.assessment.subject import load_subject
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
 from hdm_lightning.training.checks import train_settings_from
@@ -44,7 +44,7 @@ def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
     plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
-    exported = load_bundle(folder / "final").load_model("raw")
+    exported = read_pipeline_folder(folder / "final").load_model("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
     trained.load_state_dict(network_weights(read_checkpoint(newest)))
@@ -61,7 +61,7 @@ def test_starting_from_it_turns_it_back(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
     settings = replace(train_settings_from(run), init=str(folder))
-    trained = load_bundle(folder / "final").load_model("ema")
+    trained = read_pipeline_folder(folder / "final").load_model("ema")
     network, report = initial_network(settings, whitening)
     assert report is not None and "text_projection.weight" in report.loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)

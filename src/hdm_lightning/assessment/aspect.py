@@ -13,7 +13,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.evaluation.stretch import stretch_estimate
-from hdm_lightning.generation.jobs import DrawJob
+from hdm_lightning.generation.image_writer import DrawJob
 from hdm_lightning.generation.settings import SamplingSettings
 
 _SHOWN_PROMPTS = 4

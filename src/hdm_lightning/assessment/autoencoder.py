@@ -32,8 +32,7 @@ from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
 from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, frechet_name, kernel_name
 from hdm_lightning.evaluation.results import Better, Evaluation, Failed, Gallery, LeftOut, Measure, PartResult
 from hdm_lightning.generation.feature_networks import load_feature_network
-from hdm_lightning.generation.fingerprints import sha256_of_all
-from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.generation.image_files import sha256_of, to_uint8
 from hdm_lightning.training import hardware
 from hdm_lightning.training.callbacks.vae_validation import measures_of
 from hdm_lightning.training.data_settings import sources_from
@@ -118,7 +117,7 @@ def evaluate_vae(request: VaeRequest, progress: Progress) -> Evaluation:
         record={"resolution": request.resolution, "perceptual": request.perceptual, **_of_the_set(measured)},
     )
     facts = {"name": named.name if named.name != FINAL else named.parent.name, "model": str(named)}
-    facts |= {"sha256": sha256_of_all(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))}
+    facts |= {"sha256": sha256_of(*sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]))}
     facts |= {"latents": f"{network.channels} channels, 1/{network.factor} of the side"}
     settings = _pinned(request, networks, plan.fingerprint)
     return Evaluation(facts, settings, {WEIGHTS: [own, *results]}, left_out, time.monotonic() - begin, failed)

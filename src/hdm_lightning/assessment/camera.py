@@ -10,7 +10,7 @@ from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.camera_response import content_shift, shift_response, zoom_response
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
-from hdm_lightning.generation.jobs import DrawJob
+from hdm_lightning.generation.image_writer import DrawJob
 from hdm_lightning.generation.settings import SamplingSettings
 
 TOLERANCE = 0.5

@@ -30,8 +30,9 @@ from hdm_lightning.data.reader import Reader
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.agreement_head import DualHead, HeadTraining, fit_dual_head
 from hdm_lightning.evaluation.features import FeatureNetwork
-from hdm_lightning.generation.jobs import DrawJob
-from hdm_lightning.generation.pipeline import TextToImage, to_uint8
+from hdm_lightning.generation.image_files import to_uint8
+from hdm_lightning.generation.image_writer import DrawJob
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 
 DECODED = 512
@@ -136,7 +137,7 @@ class RealData:
         if self.train_stream is None:
             raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
 
-    def decoded(self, pipeline: TextToImage) -> PictureSet:
+    def decoded(self, pipeline: HDMPipeline) -> PictureSet:
         """The first half of the reference pictures, at most `DECODED`, as the autoencoder gives them back."""
         if self._decoded is None:
             count = min(DECODED, self.reference_count // 2)
@@ -184,7 +185,7 @@ class Context:
 
     data: RealData
     settings: EvaluationSettings
-    pipeline: TextToImage
+    pipeline: HDMPipeline
     weights: str
     sampling: SamplingSettings
     _text: dict[str, Tensor] = field(default_factory=dict)
@@ -215,10 +216,10 @@ class Context:
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            ids, counts = zip(*map(self.pipeline.tokenizer, part), strict=True)
+            ids, counts = zip(*map(self.pipeline.caption_tokenizer, part), strict=True)
             lengths = torch.tensor(counts, device=self.pipeline.device)
             tokens = torch.tensor([row[: max(counts)] for row in ids], device=self.pipeline.device)
-            context = self.pipeline.text_encoder.encode(tokens, lengths).float()
+            context = self.pipeline.encoder.encode(tokens, lengths).float()
             last = context[torch.arange(len(part), device=context.device), lengths - 1]
             both = torch.cat([context.sum(1) / lengths[:, None], last], dim=1).cpu()
             self._text.update(zip(part, both, strict=True))
@@ -246,7 +247,7 @@ def told(batches: Iterable[Captioned], progress: Progress, what: str, count: int
 
 
 @torch.no_grad()
-def _through_autoencoder(pipeline: TextToImage, batches: Iterable[Captioned]) -> Iterator[Captioned]:
+def _through_autoencoder(pipeline: HDMPipeline, batches: Iterable[Captioned]) -> Iterator[Captioned]:
     for batch in batches:
         image = batch.images.to(pipeline.device).float() / 127.5 - 1.0
         decoded = pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))

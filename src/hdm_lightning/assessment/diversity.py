@@ -6,7 +6,7 @@ from hdm_lightning.assessment.pictures import as_picture
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.diversity import diversity_estimates
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
-from hdm_lightning.generation.jobs import DrawJob
+from hdm_lightning.generation.image_writer import DrawJob
 
 _SHOWN_PROMPTS = 4
 

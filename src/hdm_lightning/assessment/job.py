@@ -235,7 +235,7 @@ def _streams(request: EvaluationRequest, subject: Subject, side: int) -> tuple[S
             where="--data",
             hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
-    plain = StreamConfig((), side, subject.encoders.tokenizer.context_length, seed=0, stage="validation")
+    plain = StreamConfig((), side, subject.encoders.caption_tokenizer.context_length, seed=0, stage="validation")
     given = sources_from(list(request.data), "--data") if request.data else None
     if run is None:
         assert given is not None

@@ -20,8 +20,8 @@ from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.features import FeatureNetwork, thumbnails
 from hdm_lightning.evaluation.results import Picture
-from hdm_lightning.generation.jobs import DrawJob, draw_jobs
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
+from hdm_lightning.generation.pipeline import HDMPipeline
 
 THUMBNAIL_PX = 96
 KEPT_WHOLE = 24
@@ -112,7 +112,7 @@ def _address(plan: Plan, sample: Sample) -> str:
     return f"{folder}/{sample.key.rpartition('/')[2]}"
 
 
-def drawn_pictures(pipeline: TextToImage, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
+def drawn_pictures(pipeline: HDMPipeline, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
     """Pictures of jobs, in order, as many at once as the pipeline takes."""
     for start in range(0, len(jobs), pipeline.max_batch):
         done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))

@@ -9,7 +9,7 @@ from hdm_lightning.evaluation.bootstrap import PERCENTILE, Estimate
 from hdm_lightning.evaluation.prompt_following import Score
 from hdm_lightning.evaluation.results import Gallery, Measure, PartResult
 from hdm_lightning.evaluation.shapes_reader import MIN_SIDE_PX
-from hdm_lightning.generation.scoring import ScoredPictures, draw_and_score
+from hdm_lightning.generation.scoring import ScoredImages, draw_and_score
 
 _SHOWN = 12
 
@@ -43,7 +43,7 @@ def _run(context: Context) -> PartResult:
     return PartResult("shapes", SHAPES.title, measures, galleries=galleries, record={"split": "heldout"})
 
 
-def _scored(context: Context, prompts: list[Prompt], what: str) -> tuple[tuple[str, ...], ScoredPictures]:
+def _scored(context: Context, prompts: list[Prompt], what: str) -> tuple[tuple[str, ...], ScoredImages]:
     captions = [prompt.caption for prompt in prompts]
 
     def tell(done: int, total: int) -> None:
@@ -63,7 +63,7 @@ def _scored(context: Context, prompts: list[Prompt], what: str) -> tuple[tuple[s
     return tuple(captions[:_SHOWN]), scored
 
 
-def _measures(scored: ScoredPictures, prefix: str, what: str, resamples: int) -> list[Measure]:
+def _measures(scored: ScoredImages, prefix: str, what: str, resamples: int) -> list[Measure]:
     return [
         Measure(
             f"{prefix}_{name}",

@@ -1,8 +1,9 @@
 """Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
 
 A field's annotation says how its text is read: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch), ``Literal``
-(choices), ``X | None``, ``tuple[X, ...]`` (several values). In ``Annotated`` may stand limits (`annotated_types.Ge`,
-`Gt`, `Le`, `Lt`, `Interval`) and a `Flag`. The help is the field's line under "Attributes:" in the class docstring.
+(choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag may be
+repeated). In ``Annotated`` may stand limits (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`) and a `Flag`. The help
+is the field's line under "Attributes:" in the class docstring.
 Nothing slow is imported here, so that ``--help`` stays quick; the modules of such dataclasses should do the same.
 """
 
@@ -163,8 +164,11 @@ def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any], annotation:
             parser.add_argument(name, dest=entry.name, action="store_true", **options)
         return
     options["metavar"] = _flag(annotation).metavar or _metavar(kind)
-    if many:
-        options["nargs"] = "+"
+    if many and get_origin(_present(annotation)) is list:
+        options["action"] = "append"
+    elif many:
+        each = get_args(_present(annotation))
+        options["nargs"] = "+" if Ellipsis in each else len(each)
     if name.startswith("-"):
         parser.add_argument(name, dest=entry.name, required=required, **options)
         return
@@ -205,6 +209,14 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
+def _present(annotation: Any) -> Any:
+    """The kind of a value that is not None."""
+    kind = _bare(annotation)
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return kind
+
+
 def _metadata(annotation: Any) -> Sequence[Any]:
     """What stands beside the kind in ``Annotated``; pydantic's Field holds its limits once more."""
     beside = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
@@ -217,9 +229,7 @@ def _flag(annotation: Any) -> Flag:
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
     """The kind of one value, and whether there may be several."""
-    kind = _bare(annotation)
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(each for each in get_args(kind) if each is not type(None))
+    kind = _present(annotation)
     return (get_args(kind)[0], True) if get_origin(kind) in (tuple, list) else (kind, False)
 
 

@@ -100,7 +100,8 @@ class TransformersTextEncoder:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        assert self._tokenizer is not None, "built without a tokenizer"
+        if self._tokenizer is None:
+            raise AttributeError("this text encoder was built without a tokenizer")
         return self._tokenizer
 
     def to(self, device: torch.device | str) -> Self:

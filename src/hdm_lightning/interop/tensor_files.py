@@ -40,18 +40,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return _read_pickled(path)
 
 
+def shards(path: Path) -> tuple[Path, ...]:
+    """The files that a safetensors file consists of: itself, or those that its index names; none if it is not there.
+
+    Raises:
+        UserError: its index cannot be read.
+    """
+    index = path.with_name(f"{path.name}.index.json")
+    if path.is_file() or not index.is_file():
+        return (path,) if path.is_file() else ()
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        parts = sorted({Path(place).name for place in places})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is no index of weights ({error!r})", where=str(index), hint="get the folder again") from error
+    return tuple(path.with_name(part) for part in parts)
+
+
 def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
     """The tensors of ``stem`` in a diffusers or transformers folder, in one file or several; None if there are none."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: tensor for part in parts for name, tensor in read_tensors(folder / part).items()}
-    variants = sorted(folder.glob(f"{stem}.safetensors")) + sorted(folder.glob(f"{stem}.*.safetensors"))
-    pickled = folder / f"{stem}.bin"
-    for path in (*variants, pickled):
-        if path.is_file():
-            return read_tensors(path)
-    return None
+    files = shards(folder / f"{stem}.safetensors")
+    for variant in (*sorted(folder.glob(f"{stem}.*.safetensors")), folder / f"{stem}.bin"):
+        files = files or ((variant,) if variant.is_file() else ())
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()} if files else None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hdm_lightning.encoders.autoencoder_folder import WEIGHTS
 from hdm_lightning.interop.tensor_files import read_sharded, write_tensors
 from hdm_lightning.whole_files import write_json
-
-WEIGHTS = "diffusion_pytorch_model"
 
 
 class VaeFiles(NamedTuple):

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.training import processes, run_folder
 from hdm_lightning.training.handover import averaged_weights, network_weights, read_checkpoint
 from hdm_lightning.training.text_whitening import folded
@@ -21,7 +21,7 @@ def export_final(run: "Run", checkpoint_path: Path) -> None:
         last = run.plans[-1].settings
         raw = folded(network_weights(checkpoint), run.whitening)
         averaged = folded(averaged_weights(checkpoint, 0), run.whitening) if run.averages.shadows else raw
-        save_bundle(
+        save_final(
             run.run_dir / run_folder.FINAL,
             averaged,
             xut=run.network.config,

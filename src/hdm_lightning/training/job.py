@@ -45,7 +45,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether the run has exported its model."""
-        return (self.run_dir / run_folder.FINAL / "model.safetensors").exists()
+        return any((self.run_dir / file).exists() for file in run_folder.MODEL_FILES)
 
 
 def check_job(config: dict[str, Any]) -> Job:

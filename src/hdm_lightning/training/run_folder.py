@@ -16,6 +16,8 @@ QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
+MODEL_FILES = (f"{FINAL}/model_index.json", f"{FINAL}/model.safetensors")
+"""What a finished run has, now and in the layout of before."""
 DONE = "done.json"
 
 

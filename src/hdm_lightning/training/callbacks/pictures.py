@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.png import to_pil
+from hdm_lightning.generation.image_files import to_pil
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
@@ -61,11 +61,12 @@ class DrawPictures(StepWatcher, Callback):
 
     def _draw(self, trainer: Trainer, module: FlowMatchingModule) -> None:
         seen = samples_seen(trainer)
-        pipeline = TextToImage(
-            self.averages.bound(0) if self.averages.shadows else module.network,  # type: ignore[arg-type]
-            module.encoders.text,
-            self.tokenizer,
+        pipeline = HDMPipeline(
+            self.averages.bound(0) if self.averages.shadows else module.network,
             module.encoders.autoencoder,
+            text_encoder=module.encoders.text,
+            tokenizer=self.tokenizer.tokenizer,
+            context_length=self.tokenizer.context_length,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         for ratio in self.settings.aspect_ratios:
@@ -79,7 +80,7 @@ class DrawPictures(StepWatcher, Callback):
             write_atomically(path, partial(sheet.save, format="PNG"))
             self._log(trainer, np.asarray(sheet), f"samples/{width}x{height}", seen)
 
-    def _pictures(self, pipeline: TextToImage, height: int, width: int) -> torch.Tensor:
+    def _pictures(self, pipeline: HDMPipeline, height: int, width: int) -> torch.Tensor:
         settings = SamplingSettings(
             height=height,
             width=width,
@@ -88,7 +89,7 @@ class DrawPictures(StepWatcher, Callback):
             shift=self.settings.shift,
         )
         seeds = [self.settings.seed + number for number in range(len(self.settings.prompts))]
-        return pipeline(self.settings.prompts, seeds, settings)
+        return pipeline.draw(self.settings.prompts, seeds, settings)
 
     def _log(self, trainer: Trainer, sheet: np.ndarray, tag: str, seen: int) -> None:
         for logger in trainer.loggers:

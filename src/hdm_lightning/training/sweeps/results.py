@@ -92,8 +92,8 @@ def final_losses(run_dir: Path) -> dict[str, float]:
 
 def is_finished(run_dir: Path) -> bool:
     """Whether the job has exported its model."""
-    final = run_dir / run_folder.FINAL
-    return (final / "model.safetensors").exists() or (final / "measures.json").exists()
+    files = (*run_folder.MODEL_FILES, f"{run_folder.FINAL}/measures.json")
+    return any((run_dir / file).exists() for file in files)
 
 
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:

@@ -10,7 +10,7 @@ from hdm_lightning.evaluation.features import FeatureNetwork
 from hdm_lightning.evaluation.frechet import frechet_distance, frechet_needs, moments
 from hdm_lightning.evaluation.kernel_distance import FEWEST_SAMPLES, kernel_distance
 from hdm_lightning.evaluation.network_names import frechet_name, kernel_name
-from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.training import processes
 
 

@@ -1,32 +1,75 @@
-"""The network's predictions that guidance combines: one branch for each text and routing rate.
+"""What guidance combines: prompts as the network reads them, and its predictions for each text and routing rate.
 
-Shapes: B pictures, C latent channels, h×w latent, N image tokens, K kept tokens.
+Shapes: B images or prompts, L text tokens, D width of the text encoder, C latent channels, h×w latent, N image tokens,
+K kept tokens.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.generation.encoded_text import EncodedText, joined
-from hdm_lightning.models import XUT
+from hdm_lightning.encoders.base import TextEncoder
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.models.routing import keep_from_scores
 
 
 @dataclass(frozen=True)
-class View:
-    """What all branches of a batch of pictures share.
+class EncodedText:
+    """Encoded prompts.
 
     Attributes:
-        model: the network.
+        context: float32 (B, L, D), cut to the longest prompt.
+        lengths: int64 (B,) tokens that count, or None where all L do.
+    """
+
+    context: Tensor
+    lengths: Tensor | None
+
+
+def encode_texts(
+    texts: Sequence[str], text_encoder: TextEncoder, tokenizer: CaptionTokenizer, device: torch.device
+) -> EncodedText:
+    """Encode prompts on a device."""
+    ids, counts = zip(*map(tokenizer, texts), strict=True)
+    longest = max(counts)
+    lengths = torch.tensor(counts, device=device)
+    tokens = torch.tensor([row[:longest] for row in ids], device=device)
+    context = text_encoder.encode(tokens, lengths).float()
+    return EncodedText(context, None if min(counts) == longest else lengths)
+
+
+def joined(texts: Sequence[EncodedText]) -> EncodedText:
+    """Several batches of prompts as one, (ΣB, max L, D); the shorter ones padded with tokens that do not count."""
+    longest = max(text.context.shape[1] for text in texts)
+    context = torch.cat([F.pad(text.context, (0, 0, 0, longest - text.context.shape[1])) for text in texts])
+    if all(text.lengths is None and text.context.shape[1] == longest for text in texts):
+        return EncodedText(context, None)
+    return EncodedText(context, torch.cat([_lengths(text) for text in texts]))
+
+
+def _lengths(text: EncodedText) -> Tensor:
+    if text.lengths is not None:
+        return text.lengths
+    batch, length = text.context.shape[:2]
+    return torch.full((batch,), length, device=text.context.device)
+
+
+@dataclass(frozen=True)
+class View:
+    """What all branches of a batch of images share.
+
+    Attributes:
+        model: the network, or what is called like it.
         positions: (1, N, 2) of the image tokens.
-        generators: one for each picture, on the CPU: where its routing comes from.
+        generators: one for each image: where its routing comes from.
         autocast: lower precision to compute in, or None.
     """
 
-    model: XUT
+    model: Callable[..., Tensor]
     positions: Tensor
     generators: Sequence[torch.Generator]
     autocast: torch.dtype | None
@@ -36,7 +79,9 @@ class View:
         if rate == 0.0:
             return None
         tokens = self.positions.shape[1]
-        scores = torch.stack([torch.rand(tokens, generator=generator) for generator in self.generators])
+        scores = torch.stack(
+            [torch.rand(tokens, generator=generator, device=generator.device).cpu() for generator in self.generators]
+        )
         return keep_from_scores(scores, rate).to(self.positions.device)
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
@@ -51,7 +96,7 @@ class Branch:
     """The network's velocity under one text and one routing rate; callable as `diffusion.sampling.Velocity`.
 
     Attributes:
-        view: shared with the other branches of the same pictures.
+        view: shared with the other branches of the same images.
         text: B prompts.
         rate: share of image tokens that skip the U.
     """
