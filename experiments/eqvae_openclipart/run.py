@@ -125,7 +125,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
 def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> None:
     """Train one XUT on the autoencoder's latents; all else is the same."""
     command(
-        folder / "final" / "model.safetensors",
+        folder / "final" / "model_index.json",
         "hdm-train",
         "experiment=demo",
         *on_drawings(folder, seed),

@@ -8,12 +8,14 @@ from hdm_lightning.version import __version__
 if TYPE_CHECKING:
     from hdm_lightning.encoders.autoencoder import load_autoencoder
     from hdm_lightning.encoders.text import load_text_encoder
+    from hdm_lightning.generation.pipeline import HDMPipeline
     from hdm_lightning.models import XUT, XUTConfig
 
-__all__ = ["XUT", "XUTConfig", "__version__", "load_autoencoder", "load_text_encoder"]
+__all__ = ["XUT", "HDMPipeline", "XUTConfig", "__version__", "load_autoencoder", "load_text_encoder"]
 
 # Read on first use: torch alone takes seconds.
 _PLACES = {
+    "HDMPipeline": "hdm_lightning.generation.pipeline",
     "XUT": "hdm_lightning.models",
     "XUTConfig": "hdm_lightning.models",
     "load_autoencoder": "hdm_lightning.encoders.autoencoder",

@@ -82,7 +82,7 @@ def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
     checkpoint, result = losses_of(last, tmp_path / "checkpoint")
     assert checkpoint == pytest.approx(whole, rel=1e-5)
     assert result["subject"]["samples_seen"] == 64
-    raw, _ = losses_of(run / "final" / "model_raw.safetensors", tmp_path / "raw")
+    raw, _ = losses_of(run / "final" / "transformer/diffusion_pytorch_model.raw.safetensors", tmp_path / "raw")
     assert raw == {"raw": pytest.approx(whole["raw"], rel=1e-5)}
 
 

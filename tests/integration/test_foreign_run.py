@@ -115,7 +115,7 @@ def test_the_run_itself_is_evaluated_on_its_own_data(run, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["http://127.0.0.1:9/0.tar", "{{pipe:touch {mark};,x}}/0.tar"])
-@pytest.mark.parametrize("named", [[], ["final"], ["final/model.safetensors"]])
+@pytest.mark.parametrize("named", [[], ["final"], ["final/transformer/diffusion_pytorch_model.safetensors"]])
 def test_a_command_in_its_configuration_never_runs(foreign, tiny_shards, tmp_path, capsys, pattern, named):
     mark, shards = tmp_path / "ran", str(tiny_shards)
     source = {"urls": pattern.format(mark=mark), "index": f"pipe:touch {mark}; cat {shards}/index.json"}
@@ -194,10 +194,11 @@ def test_a_configuration_in_a_shared_folder_above_is_not_looked_at(run, tmp_path
     models.mkdir(parents=True)
     for place in (tmp_path, tmp_path / "shared"):
         shutil.copy(run / "config.yaml", place)
-    shutil.copy(run / "final" / "model.safetensors", models)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    shutil.copy(run / "final" / weights, models / "model.safetensors")
     assert find_run(models / "model.safetensors") is None
     assert find_run(models) is None
-    assert find_run(run).folder == find_run(run / "final" / "model.safetensors").folder == run
+    assert find_run(run).folder == find_run(run / "final" / weights).folder == run
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def rows(folder):
 
 
 def exported(folder):
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/config.json")}
+    return {
+        path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/model_index.json")
+    }
 
 
 def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):

@@ -194,6 +194,8 @@ def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn
     if kept < depth:
         del blocks[kept:]
         model.config.update({"num_hidden_layers": kept, _CUT: True})
+        if getattr(model.config, "layer_types", None):  # of each block, in newer architectures
+            model.config.layer_types = list(model.config.layer_types[:kept])
     return model
 
 

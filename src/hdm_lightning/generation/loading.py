@@ -23,7 +23,9 @@ from hdm_lightning.generation.storage import DOWNLOAD
 from hdm_lightning.interop import published
 from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
 from hdm_lightning.interop.pipeline_folder import (
+    CONFIG,
     INDEX,
+    TRANSFORMER,
     PipelineFolder,
     Weights,
     holding,
@@ -135,6 +137,12 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
 
 def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     """A published file, .safetensors or torch's (weights only), in any precision, or a diffusers folder."""
+    if (path / TRANSFORMER / CONFIG).is_file():
+        raise UserError(
+            f"is not whole: {INDEX}, which is written last, is missing",
+            where=str(path),
+            hint="the command of the run writes it when it is given again",
+        )
     if path.is_dir() and not any(path.glob(f"{WEIGHTS}*")) and not any(path.glob(f"*/{WEIGHTS}*")):
         raise UserError(
             f"holds no trained model: neither final/{INDEX} nor a diffusers network",

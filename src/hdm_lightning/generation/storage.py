@@ -17,7 +17,14 @@ from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.model_card import model_card
-from hdm_lightning.interop.pipeline_folder import CARD, COMPONENTS, INDEX, PIPELINE_CLASS, read_pipeline_folder
+from hdm_lightning.interop.pipeline_folder import (
+    CARD,
+    COMPONENTS,
+    INDEX,
+    PIPELINE_CLASS,
+    is_pipeline_folder,
+    read_pipeline_folder,
+)
 from hdm_lightning.whole_files import move_in, write_text
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
@@ -57,7 +64,11 @@ class StoredPipeline(DiffusionPipeline):
         """
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
-        folder = Path(name).expanduser() / "final"
+        path = Path(name).expanduser()
+        if old := [place for place in (path, path / "final") if _is_old(place)]:
+            hint = f"hdm-convert {old[0]} FOLDER writes it anew; hdm-sample reads it as it is"
+            raise UserError("has the layout of before diffusers' pipelines", where=str(old[0]), hint=hint)
+        folder = path / "final"
         if not (folder / INDEX).is_file():
             required = [INDEX, *(f"{part}/*" for part in _KNOWN if part not in options)]
             folder = locate_model(name, where="model", required=required, download=DOWNLOAD, **hub)
@@ -67,6 +78,7 @@ class StoredPipeline(DiffusionPipeline):
             options["text_encoder"] = _referred(found.text_encoder, options)
         if not found.inside and "tokenizer" not in options and found.text_encoder is not None:
             options["tokenizer"] = Tokenizer(found.text_encoder.name, where="text_encoder").transformers
+        options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         return super().from_pretrained(str(folder), **options)
 
     def save_pretrained(
@@ -130,6 +142,10 @@ class StoredPipeline(DiffusionPipeline):
         text = {"layer": config.text_encoder_layer, "context_length": config.context_length}
         named = {"name": config.text_encoder_name, **text} if config.text_encoder_name else None
         return model_card(dict(self.transformer.config), named, config.training, inside=included)
+
+
+def _is_old(folder: Path) -> bool:
+    return not (folder / INDEX).is_file() and is_pipeline_folder(folder)
 
 
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:

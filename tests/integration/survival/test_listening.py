@@ -93,7 +93,7 @@ def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
     assert processes >= 3
     assert addresses and addresses <= LOOPBACK
     assert not list(meetings.glob("hdm-meeting-*"))
-    assert (job.folder / "final" / "model.safetensors").exists()
+    assert (job.folder / "final" / "model_index.json").exists()
 
 
 def test_the_meeting_place_is_private_and_goes():
