@@ -170,7 +170,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     subject = load_subject(run, LoadOptions(max_batch=5))
     pipeline = subject.pipeline("ema")
     with torch.no_grad():
-        for parameter in pipeline.model.output_projection.parameters():
+        for parameter in pipeline.network.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
     stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))

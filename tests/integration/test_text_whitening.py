@@ -44,7 +44,7 @@ def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
     plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
-    exported = read_pipeline_folder(folder / "final").load_model("raw")
+    exported = read_pipeline_folder(folder / "final").load_network("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
     trained.load_state_dict(network_weights(read_checkpoint(newest)))
@@ -61,7 +61,7 @@ def test_starting_from_it_turns_it_back(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
     settings = replace(train_settings_from(run), init=str(folder))
-    trained = read_pipeline_folder(folder / "final").load_model("ema")
+    trained = read_pipeline_folder(folder / "final").load_network("ema")
     network, report = initial_network(settings, whitening)
     assert report is not None and "text_projection.weight" in report.loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer
+from hdm_lightning.generation.settings import check_seeds
 from hdm_lightning.models.routing import keep_from_scores
 
 
@@ -140,3 +141,19 @@ def _one_pass(branches: Sequence[Branch], keep: Tensor | None, x: Tensor, t: flo
             keep=keep,
         )
     return predicted.to(x.dtype)
+
+
+def generators_of(
+    count: int,
+    each: int,
+    seed: int | Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> list[torch.Generator]:
+    """A generator for each of `count` images, of which `each` stand side by side for one prompt."""
+    if generator is not None:
+        return [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,)))
+    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + number % each for number in range(count)]
+    check_seeds(seeds)
+    return [torch.Generator().manual_seed(int(one)) for one in seeds]

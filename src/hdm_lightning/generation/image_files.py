@@ -23,6 +23,8 @@ from hdm_lightning.whole_files import write_atomically
 
 RECORD_FORMAT = "hdm-lightning image 1"
 RECORD_KEY = "hdm-lightning"
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+"""As what a pipeline gives its images; latents stay as they are."""
 
 T = TypeVar("T")
 
@@ -152,6 +154,21 @@ def fitted(image: Image.Image, settings: SamplingSettings) -> Tensor:
     scaled = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8)
     return pixels.reshape(1, settings.height, settings.width, 3).permute(0, 3, 1, 2)
+
+
+def start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
+    """What `count` images start from, uint8 (B, 3, H, W)."""
+    if isinstance(image, Image.Image):
+        image = fitted(upright(image), settings)
+    return image.expand(count, -1, -1, -1) if image is not None and len(image) == 1 else image
+
+
+def converted(images: Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W) in [−1, 1] as `output_type` says."""
+    if output_type == "pil":
+        return [to_pil(image) for image in to_uint8(images).cpu()]
+    images = (images + 1.0) / 2.0
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def image_size(path: Path) -> tuple[int, int]:

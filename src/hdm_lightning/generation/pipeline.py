@@ -23,8 +23,8 @@ from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
-from hdm_lightning.generation.guidance import Branch, EncodedText, View, encode_texts, velocities
-from hdm_lightning.generation.image_files import fitted, to_pil, to_uint8, upright
+from hdm_lightning.generation.guidance import Branch, EncodedText, View, encode_texts, generators_of, velocities
+from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
 from hdm_lightning.generation.settings import SamplingSettings, check_request, check_seeds, require_fit
 from hdm_lightning.generation.storage import StoredPipeline
 from hdm_lightning.models import XUT
@@ -35,9 +35,6 @@ Progress = Callable[[int, int], None]
 
 StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 """As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to go on with, or None."""
-
-
-OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
 
 class HDMPipeline(StoredPipeline):
@@ -242,21 +239,13 @@ class HDMPipeline(StoredPipeline):
         Raises:
             ValueError: if an argument is unknown, or does not fit the others or the network.
         """
-        named = {
-            "height": height,
-            "width": width,
-            "steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "negative_prompt": negative_prompt,
-        }
-        if isinstance(image, Image.Image):
-            named |= {key: side for key, side in zip(("width", "height"), image.size, strict=True) if not named[key]}
-        given = {key: value for key, value in {**named, **settings}.items() if value is not None}
-        chosen = SamplingSettings.from_json({**self.sampling_defaults, **given})
+        settings |= {"height": height, "width": width, "steps": num_inference_steps}
+        settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+        chosen = self._chosen(settings, image.size if isinstance(image, Image.Image) else None)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
-        generators = _generators(len(prompts), num_images_per_prompt, seed, generator)
-        images = _start_images(image, chosen, len(prompts))
+        generators = generators_of(len(prompts), num_images_per_prompt, seed, generator)
+        images = start_images(image, chosen, len(prompts))
         check_request(prompts, len(generators), chosen, images, self.size_multiple)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: got {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
@@ -272,7 +261,7 @@ class HDMPipeline(StoredPipeline):
                 return (callback_on_step_end(self, done - 1, grid[done - 1], shown) or {}).get("latents", x)
 
             latent = self._latents(prompts, generators, chosen, images, on_step)
-        drawn: Any = latent if output_type == "latent" else _converted(self._decoded(latent, chosen), output_type)
+        drawn: Any = latent if output_type == "latent" else converted(self._decoded(latent, chosen), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
 
@@ -320,6 +309,12 @@ class HDMPipeline(StoredPipeline):
             drawn.append(to_uint8(self._decoded(latent, settings)).cpu())
         self.maybe_free_model_hooks()
         return torch.cat(drawn)
+
+    def _chosen(self, given: dict[str, Any], size: tuple[int, int] | None) -> SamplingSettings:
+        """The settings that are given, else the model's own; by default an image keeps its size (width, height)."""
+        own = {} if size is None else {"width": size[0], "height": size[1]}
+        given = {key: value for key, value in given.items() if value is not None}
+        return SamplingSettings.from_json({**self.sampling_defaults, **own, **given})
 
     def _latents(
         self,
@@ -393,34 +388,3 @@ def _model_of(encoder: Any) -> Any:
     if isinstance(encoder, CachedTextEncoder):
         encoder = encoder.encoder
     return encoder.model if isinstance(encoder, KLAutoencoder | TransformersTextEncoder) else encoder
-
-
-def _generators(
-    count: int,
-    each: int,
-    seed: int | Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> list[torch.Generator]:
-    """A generator for each of `count` images, of which `each` stand side by side for one prompt."""
-    if generator is not None:
-        return [generator] * count if isinstance(generator, torch.Generator) else list(generator)
-    if seed is None:
-        seed = int(torch.randint(2**62, (1,)))
-    seeds = list(seed) if isinstance(seed, Sequence) else [int(seed) + number % each for number in range(count)]
-    check_seeds(seeds)
-    return [torch.Generator().manual_seed(int(one)) for one in seeds]
-
-
-def _start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
-    """What `count` images start from, uint8 (B, 3, H, W)."""
-    if isinstance(image, Image.Image):
-        image = fitted(upright(image), settings)
-    return image.expand(count, -1, -1, -1) if image is not None and len(image) == 1 else image
-
-
-def _converted(images: Tensor, output_type: str) -> Any:
-    """Images (B, 3, H, W) in [−1, 1] as `output_type` says."""
-    if output_type == "pil":
-        return [to_pil(image) for image in to_uint8(images).cpu()]
-    images = (images + 1.0) / 2.0
-    return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()

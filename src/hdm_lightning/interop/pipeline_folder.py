@@ -24,9 +24,8 @@ from torch import Tensor
 from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.mismatch import check_tensors
 from hdm_lightning.interop.model_card import model_card
-from hdm_lightning.interop.tensor_files import read_tensors, shards, write_tensors
+from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, shards, write_tensors
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.whole_files import write_json, write_text
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.mismatch import check_tensors, listed
 from hdm_lightning.interop.names import published_names
+from hdm_lightning.interop.tensor_files import check_tensors, listed
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.conditioning import time_frequencies
 from hdm_lightning.models.config import WIRING
