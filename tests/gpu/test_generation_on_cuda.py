@@ -8,7 +8,7 @@ from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.precision import auto_dtype
+from hdm_lightning.precision import encoder_dtype
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
@@ -75,6 +75,6 @@ def test_encoders_take_the_dtype_that_suits_the_card(tiny_text_encoder, tiny_aut
     text, vae = load_text_encoder(str(tiny_text_encoder)), load_autoencoder(str(tiny_autoencoder))
     assert text.dtype == vae.dtype == torch.float32
     text.to("cuda"), vae.to("cuda")
-    assert text.dtype == auto_dtype("cuda") and vae.dtype in (auto_dtype("cuda"), torch.float32)
+    assert text.dtype == vae.dtype == encoder_dtype(torch.device("cuda"))
     image = torch.rand(1, 3, 16, 16, device="cuda")
     assert vae.encode(image).dtype == torch.float32 and vae.encode(image).device.type == "cuda"

@@ -1,5 +1,6 @@
 """Going on with settings other than those that a run began with: what counts, and what is refused."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -149,7 +150,48 @@ def test_a_run_on_white_states_keeps_them(toy_job, tmp_path):
     assert caught.value.where == "text_encoder.whiten_captions" and "8, not 0" in caught.value.what
 
 
-def test_a_stage_that_is_done_may_be_told_another_batch_size(interrupted):
+def test_a_stage_that_is_done_may_be_told_another_batch_size_while_another_is_to_come(interrupted):
     assert run_job(check_job(interrupted)) == 0
-    interrupted["schedule"]["stages"]["px16"]["batch_size"] = 16
+    stages = interrupted["schedule"]["stages"]
+    stages["px24"] = {**stages["px16"], "resolution": 24}
+    stages["px16"]["batch_size"] = 16
     check_job(interrupted)
+
+
+def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, tiny_shards, tmp_path, capsys):
+    def changed(run="run", **changes):
+        config = toy_job(tmp_path / run, px16={"samples": 16, **changes.pop("stage", {})})
+        return {**config, **{key: {**config.get(key, {}), **value} for key, value in changes.items()}}
+
+    assert run_job(check_job(changed())) == 0
+    assert "finished" not in capsys.readouterr().out
+    final = tmp_path / "run" / "final"
+    weights = (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    more = {"data": {"workers": 1}, "stage": {"save_every": 8}, "callbacks": {"pictures": {"steps": 3}}}
+    assert run_job(check_job(changed(**more))) == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} is finished: there is nothing to train" in told and f"init={tmp_path / 'run'}" in told
+    assert (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert json.loads((final / "model_index.json").read_text())["sampling"]["steps"] == 3
+    copied = tmp_path / "other shards"
+    shutil.copytree(tiny_shards, copied)
+    for where, changes in {
+        "schedule.stages.px16.samples": {"stage": {"samples": 32}},
+        "schedule.stages.px16.batch_size": {"stage": {"batch_size": 16}},
+        "data.train": {"data": {"train": str(copied)}},
+    }.items():
+        with pytest.raises(UserError, match="is over and had") as caught:
+            check_job(changed(**changes))
+        assert caught.value.where == where and f"init={tmp_path / 'run'}" in caught.value.hint
+    new = {**changed("new", stage={"samples": 24}), "init": str(tmp_path / "run")}  # what the message says to type
+    assert run_job(check_job(new)) == 0
+
+
+def test_a_stage_added_to_a_finished_run_is_trained(toy_job, tmp_path):
+    first = {"samples": 16}
+    assert run_job(check_job(toy_job(tmp_path / "run", px16=first))) == 0
+    assert run_job(check_job(toy_job(tmp_path / "run", px16=first, px24={"samples": 16, "resolution": 24}))) == 0
+    assert checkpoints_in(tmp_path / "run" / "02-px24" / "checkpoints")
+    with pytest.raises(UserError, match="is over and had") as caught:  # its final/ would become that of the first stage
+        check_job(toy_job(tmp_path / "run", px16=first))
+    assert caught.value.where == "schedule.stages"

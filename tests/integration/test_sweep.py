@@ -12,6 +12,7 @@ from PIL import Image
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
 from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.run_folder import is_finished
 
 JOBS = {(seed, residual) for seed in (0, 1) for residual in ("input", "normed")}
 
@@ -78,6 +79,20 @@ def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
     after = exported(folder)
     assert {name: after[name] for name in before} == before
     check_summary(folder)
+
+
+@pytest.mark.parametrize("kind", ["model", "autoencoder"])
+def test_a_job_is_finished_when_the_file_that_is_written_last_is_there(tmp_path, kind):
+    """In the order in which `save_bundle` and `export_vae` write them."""
+    names = {
+        "model": ["model.safetensors", "model_raw.safetensors", "README.md", "config.json"],
+        "autoencoder": ["config.json", "diffusion_pytorch_model.safetensors", "measures.json", "README.md"],
+    }
+    (tmp_path / "final").mkdir()
+    for name in names[kind]:
+        assert not is_finished(tmp_path)
+        (tmp_path / "final" / name).touch()
+    assert is_finished(tmp_path)
 
 
 def check_summary(folder):

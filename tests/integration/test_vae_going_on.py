@@ -144,6 +144,7 @@ def test_a_training_that_is_over_is_described_as_it_was(toy_vae_config, changed)
         "equivariance.equivariant": {"equivariance": {"equivariant": 0.0}},
         "loss.pixel": {"loss": {"pixel": "l2"}},
         "seed": {"seed": 7},
+        "data.lanes": {"data": {"lanes": 2}},
         "patches": {"patches": {"size_px": 8, "samples": 8}},
     }.items():
         with pytest.raises(UserError, match="is over") as caught:

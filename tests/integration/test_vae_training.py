@@ -265,6 +265,18 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
     assert all(torch.equal(exported[1][key], value) for key, value in exported[0].items())
 
 
+def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys):
+    assert run_vae_job(check_vae_job(config)) == 0
+    newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
+    whole, content = last_checkpoint(config)["state_dict"], bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    assert run_vae_job(check_vae_job(config)) == 0
+    assert f"{newest} is damaged (the checksum of" in capsys.readouterr().out
+    again = last_checkpoint(config)["state_dict"]
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
 def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch, changed):
     original = ValidateAutoencoder.on_step_end
 

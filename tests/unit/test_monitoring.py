@@ -95,9 +95,10 @@ def test_data_counts_know_passes_and_different_bad_samples(tmp_path):
 
 
 def test_tokens_are_cut_to_the_longest_caption_on_a_cpu():
-    tokens = torch.arange(24).view(2, 12)
-    assert torch.equal(fed_tokens(tokens, torch.tensor([3, 5])), tokens[:, :5])
-    assert fed_tokens(tokens.to("meta"), torch.tensor([3, 5])).shape == (2, 12)
+    tokens, lengths = torch.arange(24).view(2, 12), torch.tensor([3, 5])
+    assert torch.equal(fed_tokens(tokens, lengths, static=False), tokens[:, :5])
+    assert torch.equal(fed_tokens(tokens, lengths, static=True), tokens)
+    assert fed_tokens(tokens.to("meta"), lengths, static=False).shape == (2, 12)
 
 
 def test_waiting_counts_as_data_time(monkeypatch):

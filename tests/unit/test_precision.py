@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from hdm_lightning.benchmarks.settings import CaseSettings
+from hdm_lightning.cli import evaluate, sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.precision import encoder_dtype
 from hdm_lightning.training import hardware
 from hdm_lightning.training.optimization.optimizers import build_optimizer
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
@@ -27,12 +30,45 @@ def test_precisions_that_do_not_train_are_refused_on_a_cpu(precision, hint):
     assert hint in caught.value.hint
 
 
-@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])
-def test_auto_is_float16_where_a_gpu_lacks_bfloat16(monkeypatch, has_bfloat16, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
-    assert hardware.precision(TrainerSettings(accelerator="cuda")) == expected
-    assert hardware.precision(TrainerSettings(accelerator="cuda", precision="16-mixed")) == "16-mixed"
+@pytest.fixture
+def card(monkeypatch):
+    """Function of the compute capabilities of the CUDA devices that torch then finds."""
+
+    def present(*capabilities):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        index = lambda device: device.index or 0 if device else 0  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[index(device)])
+
+    return present
+
+
+def test_auto_is_float16_where_a_gpu_only_emulates_bfloat16(card):
+    for capability, name, encoders in (
+        ((7, 0), "16-mixed", torch.float32),
+        ((7, 5), "16-mixed", torch.float32),
+        ((8, 0), "bf16-mixed", torch.bfloat16),
+        ((12, 0), "bf16-mixed", torch.bfloat16),
+    ):
+        card(capability)
+        assert hardware.precision(TrainerSettings(accelerator="cuda")) == name
+        assert hardware.precision(TrainerSettings(accelerator="cuda", precision="16-mixed")) == "16-mixed"
+        assert encoder_dtype(torch.device("cuda")) == encoders
+        assert encoder_dtype(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("cpu", "float32"), ("cuda", "float16"), ("cuda:1", "bfloat16")])
+def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, card, name, dtype):
+    """Drawing, evaluation and timing, on a machine with a T4 and an RTX 4090, where no option names a precision."""
+    card((7, 5), (8, 9))
+    assert sample._loaded_with("m", sample.Machine(), None, torch.device(name)) == {"precision": dtype}
+    assert CaseSettings(device=name).torch_dtype == getattr(torch, dtype)
+    requests = []
+    monkeypatch.setattr("hdm_lightning.assessment.job.evaluate", lambda request, *_: requests.append(request))
+    with pytest.raises(TypeError):  # nothing was evaluated
+        evaluate._evaluate_model(evaluate.parse([str(tmp_path), "--device", name])[1])
+    assert requests[0].options.autocast == (None if dtype == "float32" else getattr(torch, dtype))
+    assert requests[0].options.encoder_dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
 def loss_of(network):

@@ -12,7 +12,7 @@ from hdm_lightning import load_autoencoder, load_text_encoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, place
 from hdm_lightning.encoders.caches import CachedAutoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.precision import auto_dtype, parse_dtype
+from hdm_lightning.precision import parse_dtype
 
 
 def test_importing_the_package_imports_nothing_slow():
@@ -72,13 +72,7 @@ def test_a_saved_autoencoder_states_one_normalisation(tmp_path, tiny_autoencoder
     torch.testing.assert_close(again.encode(image), (raw - 0.1) / 2.0)
 
 
-def test_auto_follows_the_device(monkeypatch):
-    assert auto_dtype("cpu") == torch.float32
-    for real, dtype in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True, real=real: real or including_emulation
-        )
-        assert auto_dtype("cuda:1") == dtype
+def test_dtypes_have_names():
     assert parse_dtype("auto", where="vae.dtype") is None
     assert parse_dtype("float16", where="vae.dtype") == parse_dtype(torch.float16, where="") == torch.float16
     with pytest.raises(UserError, match=r"vae\.dtype: is 'half'"):

@@ -28,7 +28,7 @@ def save(folder, step, skipped=0, rewinds=0, streak=0):
     folder.mkdir(exist_ok=True)
     path = checkpoint_path(folder, step)
     position = {"step": step, "skipped": skipped, "rewinds": rewinds}
-    torch.save({"hdm": position, "callbacks": {GUARD: {"streak": streak}}}, path)
+    torch.save({"hdm": position, "state_dict": {}, "callbacks": {GUARD: {"streak": streak}}}, path)
     return path
 
 

@@ -30,6 +30,7 @@ from hdm_lightning.evaluation.results import Evaluation, Failed, LeftOut, PartRe
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
 from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
@@ -276,7 +277,7 @@ def _pinned(request: EvaluationRequest, data: RealData, sampling: SamplingSettin
         "sampling": sampling.to_json(),
         "networks": [network.to_json() for network in data.judges],
         "data": streams,
-        "precision": str(request.options.autocast or torch.float32).removeprefix("torch."),
+        "precision": dtype_name(request.options.autocast or torch.float32),
         "environment": hardware.environment(),
     }
 

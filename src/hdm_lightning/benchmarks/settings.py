@@ -8,6 +8,7 @@ import torch
 
 from hdm_lightning.benchmarks.parts import Size, size_of
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import default_dtype, dtype_name
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -20,7 +21,7 @@ class CaseSettings:
         size: a name in `parts.SIZES`.
         resolution: side of the images in pixels; 0 takes the size's own.
         batch: samples at once.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` (bfloat16 on CUDA, float32 on a CPU).
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` (float32 on a CPU, `half_dtype` on CUDA).
         compile: whether the network is compiled.
         checkpointing: whether its activations are recomputed.
         routing_rate: share of image tokens that skip the U.
@@ -80,7 +81,7 @@ class CaseSettings:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of autocast and of the encoders."""
         if self.dtype == "auto":
-            return torch.bfloat16 if self.torch_device.type == "cuda" else torch.float32
+            return default_dtype(self.torch_device)
         return getattr(torch, self.dtype)
 
     def checked(self) -> "CaseSettings":
@@ -140,7 +141,7 @@ class CaseSettings:
         return {
             **values,
             "resolution": self.side_px,
-            "dtype": str(self.torch_dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.torch_dtype),
             "device": self.torch_device.type,
         }
 

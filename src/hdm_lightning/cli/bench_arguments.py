@@ -54,7 +54,11 @@ def _add_part(command: argparse.ArgumentParser, name: str) -> None:
     _add_common(command, repeats=10)
     command.add_argument("--size", default="xut_base", help="xut_small, xut_base (default), xut_large or tiny")
     command.add_argument("--batch", type=int, default=1, metavar="N", help="samples at once (default: 1)")
-    command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: bfloat16 on CUDA)")
+    command.add_argument(
+        "--dtype",
+        default="auto",
+        help="float32, bfloat16, float16 (default: on CUDA bfloat16 if it has it)",
+    )
     if name != "text":
         command.add_argument("--resolution", type=int, default=0, metavar="PX", help="of the images (default: 256)")
     if name in ("vae", "xut"):

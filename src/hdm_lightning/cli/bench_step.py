@@ -61,7 +61,9 @@ class TrainingStep:
             random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),
         )
         plan = StagePlan(1, "bench", stage, 1, 1, max(1, stage.samples // stage.batch_size), 0)
-        self.module = FlowMatchingModule(self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED)
+        self.module = FlowMatchingModule(
+            self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED, static_shapes=compiled
+        )
         self.module.to(device)
         self.module.setup("fit")
         self.optimizer = build_optimizer(self.network, stage, optimizer)

@@ -21,6 +21,7 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_job import PlanResult, run_plan
 from hdm_lightning.data.benchmark import SIZES, benchmark_images, measure_decoding
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
 
 _MATMUL = {"cuda": 8192, "cpu": 1536}
 _MIB = {"cuda": 1024, "cpu": 256}
@@ -61,9 +62,9 @@ def bench_system(given: argparse.Namespace) -> Record:
 
 def _rates(device: torch.device, size: int, mib: int, given: argparse.Namespace) -> list[Measurement]:
     result = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
         timing, rate = system.matmul(device, dtype, size, repeats=given.repeats)
-        name = f"matmul {str(dtype).removeprefix('torch.')}"
+        name = f"matmul {dtype_name(dtype)}"
         result.append(Measurement(name, timing, flops=2.0 * size**3, values={"tflop_per_s": rate / 1e12}))
     timing, rate = system.memory_bandwidth(device, mib=mib, repeats=given.repeats)
     result.append(Measurement("memory copy", timing, values={"gb_per_s": rate / 1e9}))
@@ -127,7 +128,7 @@ def _planned(overrides: list[str]) -> PlanResult:
 
 def _binding(given: argparse.Namespace, measured: dict[str, dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """Plan the schedule on this machine as measured; print what binds in each stage."""
-    half = "bfloat16" if device.type == "cuda" else "float32"
+    half = dtype_name(default_dtype(device))
     overrides = [
         *_chosen(given),
         "gpus=here",

@@ -36,11 +36,12 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     from hdm_lightning.assessment.outputs import keep_partial  # noqa: PLC0415
     from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
+    from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415
 
     parts = parts_of(arguments)
     folder = _output_folder(arguments.out, arguments.model)
     device = _device(arguments)
-    precision = arguments.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    precision = arguments.precision or dtype_name(default_dtype(device))
     request = EvaluationRequest(
         model=arguments.model,
         settings=EvaluationSettings(**settings_given(arguments, EvaluationSettings)),
@@ -94,8 +95,8 @@ def _device(arguments: argparse.Namespace) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device", where="--device", hint="give cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no CUDA device {device.index or 0}", where="--device", hint="give another, or cpu")
     return device
 
 

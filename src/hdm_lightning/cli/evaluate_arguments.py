@@ -84,7 +84,11 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--weights", action="append", choices=("ema", "raw", "file"), help="default: all there are")
     group.add_argument("--text-encoder", metavar="NAME", help="name or folder instead of the model's own")
     group.add_argument("--vae", metavar="NAME", help="name or folder instead of the model's own")
-    group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on cuda")
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: on cuda bfloat16 if it has it, else float16",
+    )
     _add_machine(command, batch=8)
     return command
 

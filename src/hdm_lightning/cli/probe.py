@@ -18,6 +18,7 @@ from hdm_lightning.planning.gpus import Gpu, find_gpu
 from hdm_lightning.planning.machine import Machine
 from hdm_lightning.planning.recipe import Recipe, StageRecipe
 from hdm_lightning.planning.settings import ProbeSettings
+from hdm_lightning.precision import half_dtype
 from hdm_lightning.training.settings import StageSettings, TrainSettings
 
 _CPU_MATMUL = 1536
@@ -124,7 +125,7 @@ def _seconds(
         encoders.autoencoder,
         _one_micro_batch(settings.schedule.stages[stage.name], micro),
         device=device,
-        dtype=torch.bfloat16 if recipe.mixed else torch.float32,
+        dtype=_mixed_dtype(device) if recipe.mixed else torch.float32,
         compiled=recipe.compiled,
         text_max_tokens=recipe.text_max_tokens,
         autoencoder_max_pixels=recipe.autoencoder_max_pixels,
@@ -132,6 +133,10 @@ def _seconds(
         optimizer=settings.optimizer,
     )
     return time_call(step, device, warmup=probe.warmup, repeats=probe.steps).median
+
+
+def _mixed_dtype(device: torch.device) -> torch.dtype:
+    return half_dtype(device) if device.type == "cuda" else torch.bfloat16
 
 
 def _one_micro_batch(stage: StageSettings, micro: int) -> StageSettings:

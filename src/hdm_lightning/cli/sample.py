@@ -238,9 +238,9 @@ def _loaded_with(
 
     Where the command names another model than the image's, that model's own encoders serve.
     """
-    from hdm_lightning.precision import auto_dtype  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415  (torch, for --help's sake)
 
-    known = {"precision": str(auto_dtype(device)).removeprefix("torch."), **(record.loaded_with if record else {})}
+    known = {"precision": dtype_name(default_dtype(device)), **(record.loaded_with if record else {})}
     if model is not None:
         known = {"precision": known["precision"]}
     given = {"precision": machine.precision, "text_encoder": machine.text_encoder, "vae": machine.vae}

@@ -17,7 +17,8 @@ def main() -> None:
 def train(config: DictConfig) -> float | None:
     """Check and run one job; returns the final validation loss of the averaged weights, for sweepers."""
     from hdm_lightning.training.job import check_job, run_job  # noqa: PLC0415 (torch and transformers take seconds)
-    from hdm_lightning.training.sweeps.results import is_finished, objective  # noqa: PLC0415 (as above)
+    from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)
+    from hdm_lightning.training.sweeps.results import objective  # noqa: PLC0415 (as above)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     run_dir = Path(output_dir() if in_sweep() else plain["run_dir"]).absolute()

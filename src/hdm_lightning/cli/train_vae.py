@@ -16,7 +16,8 @@ def main() -> None:
 
 def train_vae(config: DictConfig) -> float | None:
     """Check and run one job; returns the validation's L1 error, for sweepers."""
-    from hdm_lightning.training.sweeps.results import is_finished, objective  # noqa: PLC0415 (torch takes seconds)
+    from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (torch takes seconds)
+    from hdm_lightning.training.sweeps.results import objective  # noqa: PLC0415 (as above)
     from hdm_lightning.training.vae.job import check_vae_job, run_vae_job  # noqa: PLC0415 (as above)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

@@ -53,10 +53,53 @@ class Guide:
         return self.scale != 1.0 and self.interval[0] <= t <= self.interval[1]
 
 
-def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_by_one) -> Velocity:
-    """The strong velocity pushed away from each weak one: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ).
+@dataclass(frozen=True)
+class Pushed:
+    """The strong velocity pushed away from each weak one: strong + Σ (scaleᵢ − 1)·(strong − weakᵢ), at any time.
 
     With one guide this is `extrapolate(weak, strong, scale)`.
+
+    Args:
+        strong: the prediction to be improved.
+        guides: the weaker ones, whatever their intervals.
+        evaluate: gives the values of the strong velocity and of the guides', in this order.
+    """
+
+    strong: Velocity
+    guides: tuple[Guide, ...]
+    evaluate: Evaluate
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The value at (x, t)."""
+        base, *weaker = self.evaluate([self.strong, *(guide.velocity for guide in self.guides)], x, t)
+        total = base
+        for guide, weak in zip(self.guides, weaker, strict=True):
+            total = total + extrapolate(weak, base, guide.scale) - base
+        return total
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The strong velocity pushed away from the weak ones whose intervals hold the time, see `Pushed`.
+
+    It jumps where a guide begins or ends to act; the solvers ask for the `piece` that a step is made with.
+    """
+
+    strong: Velocity
+    guides: tuple[Guide, ...]
+    evaluate: Evaluate
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The value at (x, t)."""
+        return self.piece(t)(x, t)
+
+    def piece(self, t: float) -> Pushed:
+        """The velocity under the guides that act at time t, also for other times."""
+        return Pushed(self.strong, tuple(guide for guide in self.guides if guide.acts_at(t)), self.evaluate)
+
+
+def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_by_one) -> Guided:
+    """The strong velocity guided away from weaker ones.
 
     Args:
         strong: the prediction to be improved.
@@ -64,13 +107,4 @@ def guided(strong: Velocity, guides: Sequence[Guide], evaluate: Evaluate = one_b
         evaluate: gives the values of the strong velocity and of the guides that act at a time, in this order;
             for velocities that are cheaper together.
     """
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        acting = [guide for guide in guides if guide.acts_at(t)]
-        base, *weaker = evaluate([strong, *(guide.velocity for guide in acting)], x, t)
-        total = base
-        for guide, weak in zip(acting, weaker, strict=True):
-            total = total + extrapolate(weak, base, guide.scale) - base
-        return total
-
-    return velocity
+    return Guided(strong, tuple(guides), evaluate)

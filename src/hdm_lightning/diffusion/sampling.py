@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device."""
+"""v(x, t): the velocity of a whole batch at one time; a float, so that choices by time never wait for a device.
+
+One that jumps at some times, as guidance does at the edges of its interval, has a method `piece(t)`: the velocity that
+is smooth in time and holds around t, equal to that of another time where no jump lies between. A step is made with the
+piece of its beginning alone, and nothing is extrapolated from one piece into the next.
+"""
 
 OnStep = Callable[[int, Tensor], Tensor]
 """Called after each step with (steps done, the state); returns the state to go on from."""
@@ -47,10 +52,11 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchang
     uncorrected step leaves the order as it is. Arguments as for `euler`.
     """
     for done, now, then in _steps(grid):
-        slope = velocity(x, now).to(x.dtype)
+        piece = _piece(velocity, now)
+        slope = piece(x, now).to(x.dtype)
         ahead = x + (then - now) * slope
         if then > 0.0:
-            slope = 0.5 * (slope + velocity(ahead, then).to(x.dtype))
+            slope = 0.5 * (slope + piece(ahead, then).to(x.dtype))
         x = on_step(done, x + (then - now) * slope)
     return x
 
@@ -58,7 +64,8 @@ def heun(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchang
 def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Two-step Adams–Bashforth on steps of any length: second order, one evaluation a step.
 
-    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's.
+    The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's, and so is
+    the first one behind a jump of the velocity.
     Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, on_step, order=2)
@@ -67,7 +74,8 @@ def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnSt
 def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Three-step Adams–Bashforth on steps of any length: third order, one evaluation a step.
 
-    The first step is Heun's (one evaluation more), the second one two-step. Arguments as for `euler`.
+    The first step is Heun's (one evaluation more), the second one two-step, and so again behind a jump of the velocity.
+    Arguments as for `euler`.
     """
     return _adams_bashforth(velocity, x, grid, on_step, order=3)
 
@@ -84,11 +92,15 @@ SOLVERS: Mapping[str, Solver] = {
 def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep, *, order: int) -> Tensor:
     """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, section III.1 and III.5)."""
     slopes: list[tuple[float, Tensor]] = []
+    before = None
     for done, now, then in _steps(grid):
-        slope = velocity(x, now).to(x.dtype)
+        piece = _piece(velocity, now)
+        if piece != before:
+            slopes, before = [], piece
+        slope = piece(x, now).to(x.dtype)
         if order > 2 and not slopes and then > 0.0:
             ahead = x + (then - now) * slope
-            x = on_step(done, x + 0.5 * (then - now) * (slope + velocity(ahead, then).to(x.dtype)))
+            x = on_step(done, x + 0.5 * (then - now) * (slope + piece(ahead, then).to(x.dtype)))
             slopes = [(now, slope)]
             continue
         slopes = [(now, slope), *slopes[: order - 1]]
@@ -97,6 +109,11 @@ def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnSte
             x = x + weight * earlier
         x = on_step(done, x)
     return x
+
+
+def _piece(velocity: Velocity, t: float) -> Velocity:
+    piece: Callable[[float], Velocity] | None = getattr(velocity, "piece", None)
+    return velocity if piece is None else piece(t)
 
 
 def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: float) -> list[float]:

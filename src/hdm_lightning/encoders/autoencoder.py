@@ -45,8 +45,7 @@ def load_autoencoder(
         name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name
             `OWNER/NAME` or `OWNER/NAME/vae`; or `package:NAME/FOLDER`.
         dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
-            `auto` is bfloat16, float16 or float32, as suits the device that the autoencoder is moved to, but never
-            float16 where the model's `force_upcast` says that it exceeds its range.
+            `auto` follows the device that the autoencoder is moved to: bfloat16 on CUDA that has it, else float32.
         max_pixels: of the images encoded or decoded at once, together; one image always is.
         cache_size: images whose latents are remembered in RAM; 0 remembers none.
         mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
@@ -152,7 +151,7 @@ class KLAutoencoder:
 
     def to(self, device: torch.device | str) -> Self:
         """Move weights and normalisation to a device."""
-        place(self.model, device, auto=self._auto, keep_range=bool(self.model.config.force_upcast))
+        place(self.model, device, auto=self._auto)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
 

@@ -48,8 +48,8 @@ def load_text_encoder(
 
     Args:
         name: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
-        dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` is bfloat16,
-            float16 or float32, as suits the device that the encoder is moved to.
+        dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` follows
+            the device that the encoder is moved to: bfloat16 on CUDA that has it, else float32.
         layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
             −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
             final norm). Later blocks are dropped.

@@ -44,8 +44,8 @@ class LoadOptions:
 
     Args:
         device: where to draw.
-        autocast: lower precision of the network's computation and of the text encoder; None is float32. The
-            autoencoder, which loses more by it, stays in float32.
+        autocast: lower precision of the network's computation, and of the text encoder if it is bfloat16; None is
+            float32. The autoencoder, which loses more by it, stays in float32.
         weights: averaged ("ema") or last ("raw") weights of a pipeline's folder.
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
@@ -58,6 +58,14 @@ class LoadOptions:
     text_encoder: str | None = None
     vae: str | None = None
     max_batch: int = 8
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """Dtype of the text encoder.
+
+        Under float16 it is float32, as in training: its states may be beyond that range.
+        """
+        return torch.bfloat16 if self.autocast == torch.bfloat16 else torch.float32
 
 
 @dataclass
@@ -202,7 +210,7 @@ def _pipeline(
 ) -> HDMPipeline:
     """Network, in float32 whatever its file has, and encoders on the device, checked against each other."""
     name = options.text_encoder or source.name
-    encoder = load_text_encoder(name, dtype=options.autocast or torch.float32, layer=source.layer, where="text_encoder")
+    encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
     own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")
     solving = {key: sampling[key] for key in ("solver", "shift") if key in sampling}
     pipeline = HDMPipeline(

@@ -5,8 +5,6 @@ Shapes: B batch, S tokens, D width.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,15 +28,16 @@ class ModulatedNorm(nn.Module):
         dtype = tokens.dtype
         # The norm accumulates in float32 by itself. Autocast would also hand back, and keep for the backward
         # pass, float32 copies of the sequence, twice the memory and traffic.
-        with _without_autocast(tokens.device.type):
+        with torch.autocast(_autocast_device(tokens), enabled=False):
             normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
             gain = (self.weight * modulation.gain).to(dtype)
             return torch.addcmul(modulation.shift.to(dtype), normed, gain)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    # On the meta device, where shapes and operations are counted, there is none to leave.
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+def _autocast_device(tokens: Tensor) -> str:
+    # The meta device, on which shapes and operations are counted, has no autocast, so that any other's will do. Asking
+    # torch which device has one would break the graph: the compiler of torch 2.11 cannot trace the question.
+    return "cpu" if tokens.is_meta else tokens.device.type
 
 
 class SwiGLU(nn.Module):

@@ -3,20 +3,26 @@
 None of them changes the names in a state dict, so checkpoints are the same with and without them.
 """
 
+import copy
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from hdm_lightning.models import XUT
+from hdm_lightning.models.blocks import XUTBlock
+from hdm_lightning.models.conditioning import BlockModulation
 from hdm_lightning.training import hardware, processes
 from hdm_lightning.training.settings import StageSettings, TrainerSettings
-from hdm_lightning.training.sharding import is_sharded
+
+GRAPHS = 256
+"""Graphs that dynamo may make of a function before it gives up: three a shape, of which buckets have tens."""
 
 
 def shard_network(network: XUT, trainer: TrainerSettings) -> None:
@@ -45,18 +51,10 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def prepare_network(network: XUT, stage: StageSettings, trainer: TrainerSettings) -> None:
-    """Make the network ready for a stage; calling it again for another stage undoes what the first asked for.
-
-    A sharded network is compiled block by block, between a block's gathering and its giving up.
-    """
+    """Make the network ready for a stage; calling it again for another stage undoes what the first asked for."""
     checkpoint_blocks(network, stage.activation_checkpointing)
     if trainer.compile:
-        torch.compiler.reset()  # else the graphs of the stage before would count towards dynamo's limit for a function
-    if trainer.compile and is_sharded(network):
-        for block in network.blocks():
-            _replace_forward(block, torch.compile(block.forward))
-    elif trainer.compile:
-        network.compile()
+        compile_blocks(network)
 
 
 def checkpoint_blocks(network: XUT, active: bool) -> None:
@@ -64,7 +62,60 @@ def checkpoint_blocks(network: XUT, active: bool) -> None:
     for block in network.blocks():
         block.__dict__.pop("forward", None)
         if active:
-            _replace_forward(block, partial(checkpoint, block.forward, use_reentrant=False))
+            _replace_forward(block, MethodType(_recomputed, block))
+
+
+def _recomputed(block: XUTBlock, *inputs: Any) -> Tensor:
+    # Bound to the block as a method is: a graph of a partial function would belong to this one block in torch 2.9.
+    def forward(*inputs: Any) -> Tensor:
+        return XUTBlock.forward(block, *inputs)
+
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    return recomputed
+
+
+def compile_blocks(network: XUT) -> None:
+    """Compile each block by itself, with what recomputes it, for static shapes.
+
+    Blocks of a kind share a graph, so that few are made and in seconds. A sharded block is gathered before its graph
+    and given up after it; under DDP a block's gradients are exchanged as soon as its graph has made them. A block that
+    cannot be traced whole is an error. Every shape gets a graph of its own: call the network `uncompiled` with shapes
+    that come up now and then.
+    """
+    torch.compiler.reset()  # else the graphs of the stage before would count towards the limit
+    torch._dynamo.config.recompile_limit = GRAPHS
+    torch._dynamo.config.optimize_ddp = False  # it would cut a block's graph where a bucket of gradients is full
+    for block in network.blocks():
+        _replace_forward(block, _CompiledForward(block.forward))
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside the with statement everything that is compiled runs in eager mode, and no graph is made."""
+    return torch.compiler.set_stance("force_eager")
+
+
+class _CompiledForward:
+    """A block's forward, compiled; a copy of the block compiles its own."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self._forward = forward
+        self._compiled = torch.compile(forward, fullgraph=True, dynamic=False)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        modulation: BlockModulation,
+        key_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        # The first block of the decoder reads the very tensor that it goes on from. The compiler would make a graph
+        # for the case that both are one.
+        read = tokens.view_as(tokens) if memory is tokens else memory
+        return self._compiled(tokens, positions, modulation, key_mask, read)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_CompiledForward":
+        return _CompiledForward(copy.deepcopy(self._forward, memo))
 
 
 def _replace_forward(block: nn.Module, forward: Callable[..., Any]) -> None:

@@ -13,13 +13,20 @@ from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checks import model_config_from
 from hdm_lightning.training.recorded import read_recorded
-from hdm_lightning.training.recovery.rewinds import read_position
+from hdm_lightning.training.recovery.rewinds import newest_position
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan
 
 KEPT = ("optimizer.name", "text_encoder.layer", "vae.mean", "vae.std")
 ENCODERS = ("text_encoder.name", "vae.name")
 WHITENED = "text_encoder.whiten_captions"
+OF_THE_COURSE = ("seed", "init", "optimizer", "data", "schedule.stages")
+"""What the weights of a finished run come of."""
+OF_THE_MACHINE = (
+    *("micro_batch_size", "activation_checkpointing", "validate_every", "save_every", "sample_every", "stop"),
+    *("workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
+)
+"""Keys of a stage and of the data that have no part in what is learned, or had none until now."""
 HINT = "restore it, or choose another name=; init= starts a new run from a model's weights"
 MOVED = "; if the model has only moved, write its new place into "
 
@@ -29,23 +36,62 @@ def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[Stage
 
     Raises:
         UserError: naming what a run keeps, the network and all that gives its inputs and targets their meaning, or a
-            `batch_size`, which a stage keeps.
+            `batch_size`, which a stage keeps, or what would change nothing since all stages are done.
     """
     run_dir = Path(settings.run_dir)
-    newest = [(plan, run_folder.newest_checkpoint(run_dir, plan)) for plan in plans]
-    if not any(path for _, path in newest):
+    newest = [(plan, newest_position(run_folder.checkpoint_folder(run_dir, plan))) for plan in plans]
+    if not any(position for _, position in newest):
         return
     _check_kept(run_dir, settings, model)
-    for plan, path in newest:
-        if path is None or run_folder.stage_is_done(run_dir, plan):
+    for plan, position in newest:
+        if position is None or run_folder.stage_is_done(run_dir, plan):
             continue
-        then, now = read_position(path)["batch_size"], plan.settings.batch_size
+        then, now = position["batch_size"], plan.settings.batch_size
         if then != now:
             raise UserError(
                 f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
                 where=f"schedule.stages.{plan.name}.batch_size",
                 hint=f"set it to {then}; micro_batch_size may change at any time",
             )
+    if all(run_folder.stage_is_done(run_dir, plan) for plan in plans):
+        hint = f"restore it, or start another run by another name=, from these weights with init={run_dir}"
+        check_finished(run_dir, settings, OF_THE_COURSE, OF_THE_MACHINE, hint)
+
+
+def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: Iterable[str], hint: str) -> None:
+    """Nothing is asked of a finished run that would change its weights: it would be done without effect.
+
+    Args:
+        run_dir: the run's folder.
+        settings: what it is called with.
+        course: keys of settings and of groups of them that the weights come of.
+        free: keys and groups in them that may differ all the same.
+        hint: what to do about a difference.
+
+    Raises:
+        UserError: naming the first key that differs.
+    """
+    began = configuration_of(run_dir)
+    groups = () if began is None else values_of(began, settings, course)
+    leaves = (leaf for group in groups for leaf in _leaves(*group))
+    for key, then, now in leaves:
+        if then != now and not set(key.split(".")) & set(free):
+            what = f"the training in {run_dir} is over and had {then}; {now} would change nothing"
+            raise UserError(what, where=key, hint=hint)
+
+
+def _leaves(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The single values of a group, key by key; of groups that have lost keys, what they have.
+
+    A key that a later version has brought is not in the record and does not count.
+    """
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        yield key, then, now
+    elif set(then) - set(now):
+        yield key, sorted(then), sorted(now)
+    else:
+        for name in then:
+            yield from _leaves(f"{key}.{name}", then[name], now[name])
 
 
 def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:

@@ -43,6 +43,7 @@ class FlowMatchingModule(ClippingModule):
         seed: the run's seed.
         skipped: samples of the stage that rewinds have skipped, for the checkpoint.
         rewinds: rewinds of the stage so far, for the checkpoint.
+        static_shapes: feed captions as padded, whatever their lengths: for a compiled network.
 
     Attributes:
         sample_losses: losses (B,) of the last micro-batch.
@@ -59,6 +60,7 @@ class FlowMatchingModule(ClippingModule):
         *,
         skipped: int = 0,
         rewinds: int = 0,
+        static_shapes: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -69,6 +71,7 @@ class FlowMatchingModule(ClippingModule):
         self.seed = seed
         self.token_px = encoders.autoencoder.factor * network.config.patch_size
         self.skipped, self.rewinds = skipped, rewinds
+        self.static_shapes = static_shapes
         self.sample_losses: Tensor | None = None
         self.time_bins: LossByTime | None = None
         self.clock = SectionClock()
@@ -99,8 +102,12 @@ class FlowMatchingModule(ClippingModule):
         """Encode the captions and place the crops."""
         grid = (batch["image"].shape[-2] // self.token_px, batch["image"].shape[-1] // self.token_px)
         positions, aspect = crop_geometry(batch["crop"], grid, self.token_px, self.network.config)
-        tokens, lengths = fed_tokens(batch["tokens"], batch["lengths"]), batch["lengths"]
-        return Conditioning(self.encoders.context(tokens, lengths), lengths, positions, aspect)
+        lengths = batch["lengths"]
+        return Conditioning(self.encoders.context(self.fed_tokens(batch), lengths), lengths, positions, aspect)
+
+    def fed_tokens(self, batch: dict[str, Any]) -> Tensor:
+        """The batch's caption tokens (B, L) as they are fed."""
+        return fed_tokens(batch["tokens"], batch["lengths"], static=self.static_shapes)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
         """Loss (B,) at times t (B,) of a batch that has its draws."""

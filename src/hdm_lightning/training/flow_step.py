@@ -34,9 +34,15 @@ class Conditioning:
     log_aspect_ratio: Tensor
 
 
-def fed_tokens(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Caption tokens (B,L) as they are fed: on a CPU cut to the longest of the lengths (B,), else as padded."""
-    if tokens.device.type != "cpu":  # the longest would have to be waited for, and would change compiled shapes
+def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
+    """Caption tokens (B,L) as they are fed: as padded, or on a CPU cut to the longest of the lengths (B,).
+
+    Args:
+        tokens: (B,L) padded.
+        lengths: (B,).
+        static: whether all batches have to have one shape, as compiled graphs want it.
+    """
+    if static or tokens.device.type != "cpu":  # an accelerator would have to be waited for
         return tokens
     return tokens[:, : int(lengths.max())]
 

@@ -1,6 +1,8 @@
 """What goes from one stage to the next, or from a stage's checkpoint into its next start."""
 
 import copy
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.sharding import load_optimizer, load_weights
 
 NETWORK_PREFIX = "network."
 AVERAGES_KEY = "AverageWeights"
+
+
+class DamagedCheckpoint(UserError):
+    """A file that stands for a training checkpoint and cannot be read as one.
+
+    Attributes:
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        hint = "take another checkpoint of the run; `hdm-train` itself goes on from the newest one that is whole"
+        super().__init__(f"is damaged: {reason}", where=str(path), hint=hint)
+        self.reason = reason
 
 
 def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
@@ -23,8 +39,24 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         path: the file.
         lazily: leave the tensors on disk until they are used; their memory is shared by the processes of a machine and
             given up where it is short.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
     """
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DamagedCheckpoint(path, "it is cut off, or no checkpoint at all")
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+    except pickle.UnpicklingError as error:  # whose message advises to load it all the same
+        raise DamagedCheckpoint(path, "it holds more than plain data, or is cut off") from error
+    except DamagedCheckpoint:  # a ValueError, as all of the user's errors are
+        raise
+    except OSError as error:
+        raise DamagedCheckpoint(path, error.strerror or "it cannot be read") from error
+    except (RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
+        message = str(error).strip() or type(error).__name__
+        raise DamagedCheckpoint(path, message.splitlines()[0][:160]) from error
     return loaded
 
 

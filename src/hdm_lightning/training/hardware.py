@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import half_dtype
 from hdm_lightning.training.host_memory import keep_freed_memory
 from hdm_lightning.training.settings import TrainerSettings
 from hdm_lightning.version import __version__
@@ -62,7 +63,7 @@ def precision(settings: TrainerSettings) -> Any:
     if name == "auto":
         if kind == "cpu":
             return "32-true"
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else FLOAT16
+        return "bf16-mixed" if half_dtype() == torch.bfloat16 else FLOAT16
     if name not in PRECISIONS:
         raise UserError(
             f"'{name}' is none of auto, {', '.join(PRECISIONS)}: weights kept in half precision lose small updates",

@@ -44,8 +44,9 @@ class Job:
         return Path(self.settings.run_dir)
 
     def is_finished(self) -> bool:
-        """Whether the run has exported its model."""
-        return any((self.run_dir / file).exists() for file in run_folder.MODEL_FILES)
+        """Whether the run has done all stages of its schedule and exported its model."""
+        plans = plan_stages(self.settings.schedule, world_size=1)
+        return run_folder.is_finished(self.run_dir) and all(run_folder.stage_is_done(self.run_dir, p) for p in plans)
 
 
 def check_job(config: dict[str, Any]) -> Job:
@@ -79,4 +80,10 @@ def run_job(job: Job) -> int:
     """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
     from hdm_lightning.training.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
+    if job.is_finished():
+        print(
+            f"{job.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
+            f"needs another name=; init={job.run_dir} starts it from these weights",
+            flush=True,
+        )
     return launch(work, job.config, job.processes)

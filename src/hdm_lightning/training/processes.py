@@ -1,8 +1,8 @@
 """What the processes of a run tell each other; every function also works without a process group."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch import Tensor
 from hdm_lightning import one_machine
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.launching.launched import adopt_outside_launch
+
+Answer = TypeVar("Answer")
 
 
 def join_group(accelerator: str) -> bool:
@@ -97,6 +99,25 @@ def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
     values = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return [bool(value) for value in values.tolist()]
+
+
+def decided_by_first(decide: Callable[[], Answer]) -> Answer:
+    """What the first process finds out, on every process; the others do not look.
+
+    Raises:
+        UserError: on every process alike, the one that the first process ran into.
+    """
+    answer, error = None, None
+    if rank() == 0:
+        try:
+            answer = decide()
+        except UserError as mistake:
+            error = (mistake.what, mistake.where, mistake.hint)
+    answer, error = from_first((answer, error))
+    if error is not None:
+        what, where, hint = error
+        raise UserError(what, where=where, hint=hint)
+    return answer
 
 
 def from_first(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A schedule of stages inside one process: build the parts once, then one fit after another."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hdm_lightning.training.initial_weights import initial_network, record_init
 from hdm_lightning.training.launching.process_body import describe_run, run_process
 from hdm_lightning.training.monitoring.hparams import write_hparams
 from hdm_lightning.training.parts import load_encoders
+from hdm_lightning.training.recovery.intact import intact_end
 from hdm_lightning.training.recovery.stage_rewind import train_stage
 from hdm_lightning.training.settings import TrainSettings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -86,19 +88,22 @@ def build_run(settings: TrainSettings) -> Run:
 
 def run_schedule(run: Run) -> None:
     """Run every stage that is not done yet, each from what the one before it left on disk, then export."""
-    previous: StagePlan | None = None
     for plan in run.plans:
         if not processes.from_first(run_folder.stage_is_done(run.run_dir, plan)):
-            train_stage(run, plan, None if previous is None else _checkpoint_of(run, previous))
-        previous = plan
-    if previous is not None:
-        export_final(run, _checkpoint_of(run, previous))
-        write_hparams(run)
+            _train(run, plan)
+    export_final(run, _end_of(run, run.plans[-1]))
+    write_hparams(run)
 
 
-def _checkpoint_of(run: Run, plan: StagePlan) -> Path:
-    path = run_folder.newest_checkpoint(run.run_dir, plan)
-    assert path is not None, f"stage {plan.name} is done but has no checkpoint"
+def _train(run: Run, plan: StagePlan) -> None:
+    before = [each for each in run.plans if each.number < plan.number]
+    train_stage(run, plan, partial(_end_of, run, before[-1]) if before else None)
+
+
+def _end_of(run: Run, plan: StagePlan) -> Path:
+    """The last checkpoint of a stage that has been done; where it is damaged, the stage is trained to its end again."""
+    while (path := processes.decided_by_first(partial(intact_end, run.run_dir, plan))) is None:
+        _train(run, plan)
     return path
 
 

@@ -1,10 +1,11 @@
 """Where things stand inside a run's folder, and what is already done there."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import write_json
 
@@ -16,9 +17,9 @@ QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
-MODEL_FILES = (f"{FINAL}/model_index.json", f"{FINAL}/model.safetensors")
-"""What a finished run has, now and in the layout of before."""
 DONE = "done.json"
+DESCRIPTIONS = ("model_index.json", "config.json")
+"""What describes a model; the latter also an autoencoder, and models in the layout of before."""
 
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
@@ -27,14 +28,34 @@ def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
 
 
 def newest_checkpoint(run_dir: Path, plan: StagePlan) -> Path | None:
-    """The stage's newest whole checkpoint."""
+    """The stage's newest checkpoint by its name."""
     found = checkpoints_in(checkpoint_folder(run_dir, plan))
     return found[-1] if found else None
 
 
 def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
-    """Whether the stage has ended and left its last checkpoint."""
-    return (plan.folder(run_dir) / DONE).exists() and newest_checkpoint(run_dir, plan) is not None
+    """Whether the stage has ended and its last checkpoint is there."""
+    return stage_end(run_dir, plan) is not None
+
+
+def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
+    """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
+    try:
+        steps = int(json.loads((plan.folder(run_dir) / DONE).read_text())["steps"])
+    except (OSError, ValueError, LookupError, TypeError):  # killed before it was written, or damaged
+        return None
+    path = checkpoint_path(checkpoint_folder(run_dir, plan), steps)
+    return path if path.exists() else None
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run has exported its model or its autoencoder to the end.
+
+    A model's description is written after its card, an autoencoder's card after its config.json: both are there only
+    when all is.
+    """
+    written = {name for name in (*DESCRIPTIONS, "README.md") if (run_dir / FINAL / name).exists()}
+    return "README.md" in written and len(written) > 1
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ class TextEncoderSettings:
     Attributes:
         name: hub name, folder, or `package:` and a folder inside an installed Python package.
         layer: which hidden state is the context; -1 is the last.
-        dtype: `auto` (bfloat16 on CUDA, float32 elsewhere) or a torch dtype's name.
+        dtype: `auto` (bfloat16 on CUDA devices that have it, float32 elsewhere) or a torch dtype's name.
         max_tokens: of the captions encoded at once, together, padding included; one caption always is.
         cache_size: caption embeddings kept in memory; 0 means none.
         whiten_captions: training captions on which the states' mean and covariance are measured, to be made
@@ -231,8 +231,8 @@ class TrainerSettings:
         nodes: machines; more than one needs torchrun or SLURM around the command.
         strategy: `auto` or `ddp`: one process alone, or DDP over several. `fsdp2` (`hdm-train` only): network, moments
             and averages split over them, see docs/decisions.md.
-        precision: Lightning's precision, or `auto` (bf16-mixed, fp16-mixed without bf16, 32-true on CPU).
-        compile: compile the network in place.
+        precision: Lightning's precision, or `auto` (bf16-mixed, 16-mixed without bf16, 32-true on CPU).
+        compile: compile the network block by block, for the shapes of the training.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.

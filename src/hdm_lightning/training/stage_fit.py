@@ -30,7 +30,7 @@ from hdm_lightning.training.flow_module import FlowMatchingModule
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.tensorboard import flow_layout, stage_logger
 from hdm_lightning.training.monitoring.throughput import stage_flops
-from hdm_lightning.training.recovery.rewinds import StartPoint, read_rewinds, remove_superseded, start_point
+from hdm_lightning.training.recovery.rewinds import StartPoint
 from hdm_lightning.training.recovery.spikes import SpikeDetector
 from hdm_lightning.training.sharded_strategy import ShardedStrategy
 from hdm_lightning.training.sharding import is_sharded
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from hdm_lightning.training.run import Run
 
 
-def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> None:
-    """Train one stage to its end, from its own newest checkpoint if there is one.
+def fit_stage(run: "Run", plan: StagePlan, start: StartPoint, previous: dict[str, Any] | None) -> None:
+    """Train one stage to its end.
 
     Args:
-        run: what the stages share; `run.network` holds the weights to start from.
+        run: what the stages share; `run.network` holds the weights to start from where `start` is the beginning.
         plan: the stage.
+        start: the checkpoint to go on from, or the stage's beginning.
         previous: the checkpoint of the stage before, for its optimizer's moments.
     """
-    start = _start(run, plan)
     data = build_datamodule(run.settings, plan, consumed=start.consumed(plan.settings.batch_size))
     prepare_network(run.network, plan.settings, run.settings.trainer)
     module = FlowMatchingModule(
@@ -63,6 +63,7 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
         run.settings.seed,
         skipped=start.skipped,
         rewinds=start.rewinds,
+        static_shapes=run.settings.trainer.compile,
     )
     callbacks = stage_callbacks(run, plan, data, previous)
     trainer = stage_trainer(run, plan, callbacks, first_step=start.step)
@@ -74,17 +75,6 @@ def fit_stage(run: "Run", plan: StagePlan, previous: dict[str, Any] | None) -> N
     except (LossRewind, StoppedBySignal) as end:
         ledger.note("rewind" if isinstance(end, LossRewind) else "stop", trainer, module, reason=str(end))
         raise
-
-
-def _start(run: "Run", plan: StagePlan) -> StartPoint:
-    """Where the fit begins, decided by the first process, which clears away what a rewind has superseded."""
-    start = None
-    if processes.rank() == 0:
-        checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
-        start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
-        remove_superseded(checkpoints, start)
-    decided: StartPoint = processes.from_first(start)
-    return decided
 
 
 def stage_callbacks(

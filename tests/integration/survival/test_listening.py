@@ -78,7 +78,7 @@ def test_the_watch_sees_a_port_that_is_open_to_all():
 
 
 def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
-    """A real training with data workers, also where the cluster says to use its network."""
+    """A real training with data workers, also where the cluster says to use its network; its files are the group's."""
     job = toy("two")
     job.config["data"]["workers"] = 1
     (tmp_path / "job.py").write_text(JOB)
@@ -87,13 +87,15 @@ def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
     meetings.mkdir()
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.json")]
     environment = {**os.environ, "TMPDIR": str(meetings), "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, umask=0o027)
     addresses, processes = watch(process)
     assert process.returncode == 0
     assert processes >= 3
     assert addresses and addresses <= LOOPBACK
     assert not list(meetings.glob("hdm-meeting-*"))
     assert (job.folder / "final" / "model_index.json").exists()
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in job.folder.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {oct(0o640)}, modes
 
 
 def test_the_meeting_place_is_private_and_goes():

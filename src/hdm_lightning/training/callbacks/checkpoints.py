@@ -12,6 +12,8 @@ from hdm_lightning.training.settings import CheckpointSettings
 from hdm_lightning.whole_files import remove_leftovers
 
 PATTERN = re.compile(r"step-(\d{8})\.ckpt")
+SET_ASIDE = ".damaged"
+"""Ending of a checkpoint that was found damaged; see `recovery.intact`."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -75,5 +77,7 @@ class SaveCheckpoints(StepWatcher, Callback):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
-            for old in checkpoints_in(self.folder)[: -self.keep]:
+            set_aside = [old for old in self.folder.glob(f"step-*{SET_ASIDE}") if old.is_file()]
+            made_up_for = [old for old in set_aside if old.stem <= path.name]
+            for old in [*checkpoints_in(self.folder)[: -self.keep], *made_up_for]:
                 old.unlink(missing_ok=True)

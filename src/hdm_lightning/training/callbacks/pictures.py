@@ -14,6 +14,7 @@ from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.training.apply import uncompiled
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import samples_seen
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
@@ -71,7 +72,7 @@ class DrawPictures(StepWatcher, Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for ratio in self.settings.aspect_ratios:
             height, width = size_of(ratio, module.plan.settings.resolution, pipeline.size_multiple)
-            with trainer.precision_plugin.val_step_context():
+            with trainer.precision_plugin.val_step_context(), uncompiled():
                 images = self._pictures(pipeline, height, width)
             if not trainer.is_global_zero:
                 continue

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
 from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.flow_step import fed_tokens
 from hdm_lightning.training.monitoring.data_counts import DataCounts
 from hdm_lightning.training.monitoring.memory_use import memory_gb
 from hdm_lightning.training.monitoring.tensorboard import time_bin_tag
@@ -152,6 +151,6 @@ def batch_flops(module: FlowMatchingModule, batch: dict[str, Any]) -> int:
     """Operations of the network for a micro-batch of this process, forward and backward, at its true shapes."""
     factor = module.encoders.autoencoder.factor
     height, width = (size // factor for size in batch["image"].shape[-2:])
-    text = fed_tokens(batch["tokens"], batch["lengths"]).shape[1]
+    text = module.fed_tokens(batch).shape[1]
     rate = module.plan.settings.routing_rate
     return len(batch["tokens"]) * training_flops(module.network.config, (height, width), text, rate)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from hdm_lightning.diffusion.flow import logit_normal_times
+from hdm_lightning.training.apply import uncompiled
 from hdm_lightning.training.averaging.averages import WeightAverages
 from hdm_lightning.training.callbacks.scalars import log
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step
@@ -21,6 +22,8 @@ class ValidateFlow(StepWatcher, Callback):
 
     Samples, noise and times follow from the validation's own seed, nothing is routed or dropped, and every
     sample keeps its time in all validations, so that the values compare across stages and across runs of any seed.
+    The network runs in eager mode, also where it is compiled: batches of another shape and mode than the training's
+    would need graphs of their own, which take longer to make than all validations of a stage.
 
     Args:
         data: its `val_dataloader` yields the samples.
@@ -58,7 +61,7 @@ class ValidateFlow(StepWatcher, Callback):
         networks: dict[str, Network] = {"raw": module.network}
         networks |= {name: self.averages.bound(which) for which, name in enumerate(self.averages.names())}
         totals = torch.zeros(len(networks), 2, device=module.device)
-        with module.clock.paused():
+        with module.clock.paused(), uncompiled():
             for batch in self.data.val_dataloader():
                 drawn = module.with_draws(batch, VALIDATION, self.settings.samples, self.settings.seed)
                 batch = self._on_device(trainer, drawn)

@@ -115,8 +115,11 @@ def signals_passed_on() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             if not workers:
                 raise KeyboardInterrupt
-            number = signal.SIGTERM if came.count(signal.SIGINT) == 1 else signal.SIGKILL
-            tell_interrupted()
+            if came.count(signal.SIGINT) > 1:
+                number = signal.SIGKILL
+            else:
+                number = signal.SIGTERM
+                tell_interrupted()
         if not workers:  # none has been started yet
             raise SystemExit(STOPPED_STATUS)
         for process in workers:

@@ -5,13 +5,15 @@ when the fit that wrote it began; a line that came later and goes back behind th
 """
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.handover import DamagedCheckpoint
 from hdm_lightning.training.json_lines import append_line, read_lines
+from hdm_lightning.training.recovery.intact import read_intact, read_parts, require_some, set_aside
 
 RECORD = "rewinds.jsonl"
 
@@ -65,9 +67,21 @@ class StartPoint:
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
-    """Where in its stage a checkpoint stands: `step`, `batch_size` and the like."""
-    position: dict[str, Any] = read_checkpoint(checkpoint, lazily=True)["hdm"]
+    """Where in its stage a checkpoint stands: `step`, `batch_size` and the like.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
+    position: dict[str, Any] = read_parts(checkpoint)["hdm"]
     return position
+
+
+def newest_position(checkpoints: Path) -> dict[str, Any] | None:
+    """Where the newest of a stage's checkpoints stands that can be read; None where there is none."""
+    for path in reversed(checkpoints_in(checkpoints)):
+        with suppress(DamagedCheckpoint):
+            return read_position(path)
+    return None
 
 
 def write_rewind(folder: Path, rewind: Rewind) -> None:
@@ -82,21 +96,34 @@ def read_rewinds(folder: Path) -> list[Rewind]:
 
 
 def start_point(checkpoints: Path, rewinds: list[Rewind], calm_by: str | None = None) -> StartPoint:
-    """The newest checkpoint that no later rewind supersedes, and what is skipped after it.
+    """The newest checkpoint that is intact and that no later rewind supersedes, and what is skipped after it.
+
+    Those that turn out to be damaged on the way are set aside; see `recovery.intact`.
 
     Args:
         checkpoints: the stage's folder of checkpoints.
         rewinds: the stage's record.
         calm_by: key of a guard among a checkpoint's callbacks; checkpoints written while that guard saw a loss
             that was high already are then taken only where there is no other.
+
+    Raises:
+        UserError: all checkpoints are damaged.
     """
-    found = [(path, read_checkpoint(path, lazily=True)) for path in checkpoints_in(checkpoints)]
-    usable = [(path, saved) for path, saved in found if not _superseded(saved["hdm"], rewinds)]
-    calm = [(path, saved) for path, saved in usable if calm_by is None or _streak(saved, calm_by) == 0]
-    if not usable:
-        return _after(None, {"step": 0}, rewinds)
-    path, saved = (calm or usable)[-1]
-    return _after(path, saved["hdm"], rewinds)
+    restless: StartPoint | None = None
+    for path in reversed(checkpoints_in(checkpoints)):
+        try:
+            if _superseded(read_position(path), rewinds):
+                continue
+            saved = read_intact(path)
+        except DamagedCheckpoint as damage:
+            set_aside(path, damage.reason)
+            continue
+        found = _after(path, saved["hdm"], rewinds)
+        if calm_by is None or _streak(saved, calm_by) == 0:
+            return found
+        restless = restless or found
+    require_some(checkpoints)
+    return restless or _after(None, {"step": 0}, rewinds)
 
 
 def remove_superseded(checkpoints: Path, start: StartPoint) -> None:

@@ -1,6 +1,8 @@
 """A stage that goes back to its last good checkpoint and skips samples when its loss goes wrong."""
 
 import gc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,15 @@ from hdm_lightning.training.callbacks.guard import GUARD_KEY, LossRewind
 from hdm_lightning.training.callbacks.signals import stop_between_fits
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.initial_weights import initial_network
-from hdm_lightning.training.recovery.rewinds import RECORD, Rewind, StartPoint, read_rewinds, start_point, write_rewind
+from hdm_lightning.training.recovery.rewinds import (
+    RECORD,
+    Rewind,
+    StartPoint,
+    read_rewinds,
+    remove_superseded,
+    start_point,
+    write_rewind,
+)
 from hdm_lightning.training.sharding import load_weights
 from hdm_lightning.training.stage_fit import fit_stage
 from hdm_lightning.training.stages import StagePlan
@@ -20,35 +30,49 @@ if TYPE_CHECKING:
     from hdm_lightning.training.run import Run
 
 
-def train_stage(run: "Run", plan: StagePlan, previous: Path | None) -> None:
+def train_stage(run: "Run", plan: StagePlan, previous: Callable[[], Path] | None) -> None:
     """Train one stage to its end, rewinding as often as `guard.rewinds` allows.
 
     Args:
         run: what the stages share.
         plan: the stage.
-        previous: the last checkpoint of the stage before, or None for the first stage, whose weights
-            `run.network` holds.
+        previous: gives the last checkpoint of the stage before, asked only where this stage begins at its beginning;
+            None for the first stage, whose weights `run.network` holds.
 
     Raises:
         StoppedBySignal: on every process, when one was asked to stop.
-        UserError: on every process, when the loss goes wrong once more than allowed.
+        UserError: on every process, when the loss goes wrong once more than allowed, or no checkpoint is intact.
     """
-    # Held until the stage is done, which might go back to its beginning.
-    checkpoint = None if previous is None else read_checkpoint(previous, lazily=True)
-    if checkpoint is not None:
-        hand_over(checkpoint, run.network, run.averages)
-    stop_between_fits()
-    while (hit := _fit(run, plan, checkpoint)) is not None:
+    hit: LossRewind | None = None
+    while True:
+        start = processes.decided_by_first(partial(_begin, run, plan))
+        checkpoint = None
+        if start.checkpoint is None and previous is not None:
+            checkpoint = read_checkpoint(previous(), lazily=True)
+            hand_over(checkpoint, run.network, run.averages)
+        elif start.checkpoint is None and hit is not None:
+            load_weights(run.network, initial_network(run.settings, run.whitening)[0].state_dict())
+            run.averages.restart()
+        stop_between_fits()
+        hit = _fit(run, plan, start, checkpoint)
+        if hit is None:
+            return
         gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         _rewind(run, plan, hit)
-        _restore(run, checkpoint)
-        stop_between_fits()
 
 
-def _fit(run: "Run", plan: StagePlan, checkpoint: dict[str, Any] | None) -> LossRewind | None:
+def _begin(run: "Run", plan: StagePlan) -> StartPoint:
+    """Where the next fit begins; what a rewind has superseded is cleared away."""
+    checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
+    start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
+    remove_superseded(checkpoints, start)
+    return start
+
+
+def _fit(run: "Run", plan: StagePlan, start: StartPoint, checkpoint: dict[str, Any] | None) -> LossRewind | None:
     """The hit that ended the fit, without the frames that hold on to its trainer; None when the stage is done."""
     try:
-        fit_stage(run, plan, checkpoint)
+        fit_stage(run, plan, start, checkpoint)
     except LossRewind as hit:
         hit.__context__ = None
         return hit.with_traceback(None)
@@ -96,15 +120,6 @@ def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size
         keys=keys,
         keys_forgotten=end - first - len(keys),
     )
-
-
-def _restore(run: "Run", checkpoint: dict[str, Any] | None) -> None:
-    """The weights and averages that the stage began with, for a stage that has no checkpoint of its own."""
-    if checkpoint is not None:
-        hand_over(checkpoint, run.network, run.averages)
-    else:
-        load_weights(run.network, initial_network(run.settings, run.whitening)[0].state_dict())
-        run.averages.restart()
 
 
 def _too_many(record: Path, plan: StagePlan, hit: LossRewind, allowed: int) -> UserError:

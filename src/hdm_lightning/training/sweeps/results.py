@@ -90,12 +90,6 @@ def final_losses(run_dir: Path) -> dict[str, float]:
     return dict(found.get("measures") or found.get("validation") or {})
 
 
-def is_finished(run_dir: Path) -> bool:
-    """Whether the job has exported its model."""
-    files = (*run_folder.MODEL_FILES, f"{run_folder.FINAL}/measures.json")
-    return any((run_dir / file).exists() for file in files)
-
-
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
     """All jobs of a sweep, done ones first by their objective.
 
@@ -136,7 +130,7 @@ def _folders(sweep_dir: Path) -> list[Path]:
 
 def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapping[str, Any] | None) -> JobResult:
     failed = folder / FAILED
-    status = "done" if is_finished(folder) else "failed" if failed.exists() else "unfinished"
+    status = "done" if run_folder.is_finished(folder) else "failed" if failed.exists() else "unfinished"
     events = Ledger(folder / run_folder.LEDGER, writes=False).events()
     return JobResult(
         folder=folder,

@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from hdm_lightning.encoders.sources import same_model
-from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.continued import configuration_of, raise_changed, values_of
+from hdm_lightning.training.continued import OF_THE_MACHINE, check_finished, configuration_of, raise_changed, values_of
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.settings import VaeTrainSettings
 
@@ -17,15 +14,8 @@ ADVERSARIAL = "adversarial.weight"
 JUDGE = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
 AVERAGES = "ema.halflife_samples"
 KEPT = ("autoencoder.config", SOURCE, "autoencoder.train_encoder", "stage.batch_size", ADVERSARIAL, AVERAGES)
-TRAINED = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "ema")
+TRAINED = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "ema", "data")
 """What the card of a finished training tells, or what its weights come of."""
-
-OF_THE_MACHINE = (
-    "stage.micro_batch_size",
-    "stage.activation_checkpointing",
-    "stage.validate_every",
-    "stage.save_every",
-)
 FINISHED_MEND = "restore it, or choose another name=; autoencoder.source=RUN/final starts a new run from its result"
 HINT = "restore it, or choose another name=; autoencoder.source= starts a new run from a trained autoencoder"
 
@@ -41,26 +31,11 @@ def check_vae_continued(settings: VaeTrainSettings, plan: StagePlan) -> None:
     if began is None or run_folder.newest_checkpoint(run_dir, plan) is None:
         return
     if run_folder.stage_is_done(run_dir, plan):
-        _check_finished(run_dir, began, settings)
+        check_finished(run_dir, settings, TRAINED, OF_THE_MACHINE, FINISHED_MEND)
     judged = JUDGE if settings.adversarial.weight else ()
     for key, then, now in values_of(began, settings, (*KEPT, *judged)):
         if not _may_be(key, then, now):
             raise_changed(run_dir, key, then, now, HINT, may_have_moved=key == SOURCE)
-
-
-def _check_finished(run_dir: Path, began: DictConfig, settings: VaeTrainSettings) -> None:
-    """A training that is over is described as it was: nothing of it can be changed any more."""
-    for group, then, now in values_of(began, settings, TRAINED):
-        pairs = [(group, then, now)]
-        if isinstance(then, dict) and isinstance(now, dict):
-            pairs = [(f"{group}.{key}", then.get(key, value), value) for key, value in now.items()]
-        for key, before, after in pairs:
-            if before != after and key not in OF_THE_MACHINE:
-                raise UserError(
-                    f"the training in {run_dir} is over and had {before}; {after} would change nothing",
-                    where=key,
-                    hint=FINISHED_MEND,
-                )
 
 
 def _may_be(key: str, then: Any, now: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from hdm_lightning.training.callbacks.vae_scalars import LogVaeScalars
 from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
 from hdm_lightning.training.handover import read_checkpoint
 from hdm_lightning.training.monitoring.tensorboard import VAE_LAYOUT, stage_logger
+from hdm_lightning.training.recovery.intact import newest_intact
 from hdm_lightning.training.step_trainer import step_trainer
 from hdm_lightning.training.vae.adversarial import AdversarialAutoencoderModule
 from hdm_lightning.training.vae.checks import branch_settings
@@ -39,15 +41,14 @@ if TYPE_CHECKING:
 def fit_vae(run: "VaeRun") -> None:
     """Train to the end, from the run's own newest checkpoint if there is one, and mark the stage as done."""
     plan = run.plan
-    resume_from = processes.from_first(run_folder.newest_checkpoint(run.run_dir, plan))
+    checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
+    resume_from = processes.decided_by_first(partial(newest_intact, checkpoints))
     steps_done = read_checkpoint(resume_from)["hdm"]["step"] if resume_from else 0
     data = build_images(run.settings, plan, consumed=steps_done * plan.settings.batch_size)
     module = build_module(run)
     save_every = plan.steps_for(plan.settings.save_every)
     guard = RequireFiniteWeights((save_every, plan.steps_for(plan.settings.validate_every)))
-    save = SaveCheckpoints(
-        run_folder.checkpoint_folder(run.run_dir, plan), save_every, run.settings.checkpoints, before=guard.look
-    )
+    save = SaveCheckpoints(checkpoints, save_every, run.settings.checkpoints, before=guard.look)
     ledger = KeepLedger(run.ledger, plan, save.every, run.settings.trainer.usd_per_device_hour)
     validation = build_validation(run, data)
     pictures = DrawReconstructions(

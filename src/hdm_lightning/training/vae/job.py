@@ -33,8 +33,9 @@ class VaeJob:
         return Path(self.settings.run_dir)
 
     def is_finished(self) -> bool:
-        """Whether the run has exported its autoencoder."""
-        return (self.run_dir / run_folder.FINAL / "README.md").exists()
+        """Whether the run has been trained to its end and has exported its autoencoder."""
+        plan = plan_vae(self.settings, world_size=1)
+        return run_folder.is_finished(self.run_dir) and run_folder.stage_is_done(self.run_dir, plan)
 
 
 def check_vae_job(config: dict[str, Any]) -> VaeJob:
@@ -57,4 +58,11 @@ def run_vae_job(job: VaeJob) -> int:
     """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
     from hdm_lightning.training.vae.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
+    if job.is_finished():
+        final = job.run_dir / run_folder.FINAL
+        print(
+            f"{job.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
+            f"needs another name=; autoencoder.source={final} starts it from this result",
+            flush=True,
+        )
     return launch(work, job.config, job.processes)

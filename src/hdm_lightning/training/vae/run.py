@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hdm_lightning.training.callbacks.vae_validation import averaged
 from hdm_lightning.training.handover import hand_over, read_checkpoint
 from hdm_lightning.training.launching.process_body import describe_run, run_process
 from hdm_lightning.training.randomness import sub_seed
+from hdm_lightning.training.recovery.intact import intact_end
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.vae.checks import keeps_normalisation, plan_vae, vae_settings_from
 from hdm_lightning.training.vae.export import export_vae
@@ -125,20 +127,18 @@ def work(config: dict[str, Any]) -> int:
     def body() -> None:
         run_folder.check_resume(Path(settings.run_dir), settings.resume)  # again: another start may just have ended
         run = build_vae_run(settings)
-        if not processes.from_first(run_folder.stage_is_done(run.run_dir, run.plan)):
+        while (end := processes.decided_by_first(partial(intact_end, run.run_dir, run.plan))) is None:
             describe_run(run.run_dir, run.config_text)
             fit_vae(run)
-        finish_vae(run)
+        finish_vae(run, end)
 
     return run_process(settings.trainer, Path(settings.run_dir), body)
 
 
-def finish_vae(run: VaeRun) -> None:
+def finish_vae(run: VaeRun, end: Path) -> None:
     """Write `final/` from the last checkpoint and the measures taken there; the first process works."""
     if processes.rank() == 0:
-        path = run_folder.newest_checkpoint(run.run_dir, run.plan)
-        assert path is not None, "the training is done but has no checkpoint"
-        hand_over(read_checkpoint(path), run.network, run.averages)
+        hand_over(read_checkpoint(end), run.network, run.averages)
         done = json.loads((run.plan.folder(run.run_dir) / run_folder.DONE).read_text())
         export_vae(
             run.run_dir / run_folder.FINAL,

@@ -1,0 +1,56 @@
+"""A compiled training: one graph a kind of block and length, none for validation and pictures, and the same losses."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+from hdm_lightning.training.flow_module import FlowMatchingModule
+from hdm_lightning.training.job import check_job, run_job
+
+STAGES = {
+    "px24": {"resolution": 24, "samples": 32, "batch_size": 4, "validate_every": 8, "sample_every": 16},
+    "px32": {"resolution": 32, "samples": 16, "batch_size": 4, "routing_rate": 0.0, "activation_checkpointing": True},
+}
+GRAPHS = {"px24": 3, "px32": 2}
+"""Of a length: blocks outside the U, where it is routed; blocks in it; the block in it that reads an encoder level."""
+
+
+@pytest.fixture
+def losses(tmp_path, toy_job, changed):
+    """Function of whether to compile that trains two stages with buckets and gives their validation losses."""
+
+    def trained(compiled):
+        config = changed(
+            toy_job(tmp_path / f"compiled_{compiled}", **STAGES),
+            data={"crop": {"buckets": {"step_px": 8}}},
+            trainer={"compile": compiled},
+            callbacks={"ema": {"halflife_samples": []}, "pictures": {"prompts": ["red circle"], "steps": 2}},
+        )
+        assert run_job(check_job(config)) == 0
+        done = sorted(Path(config["run_dir"]).glob("*/done.json"))
+        return [json.loads(path.read_text())["validation"]["raw"] for path in done]
+
+    return trained
+
+
+def test_a_compiled_schedule_makes_a_graph_for_each_kind_of_block_and_length(monkeypatch, losses):
+    graphs, lengths, original = CompileCounter(), {name: set() for name in STAGES}, FlowMatchingModule.training_step
+
+    def note(self, batch, batch_idx):
+        height, width = batch["image"].shape[-2:]
+        lengths[self.plan.name].add(height * width)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FlowMatchingModule, "training_step", note)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    counters.clear()
+    compiled = losses(True)
+    assert len(lengths["px24"]) > 1
+    assert graphs.frame_count == sum(GRAPHS[name] * len(found) for name, found in lengths.items())
+    assert not counters["graph_break"]
+    assert compiled == pytest.approx(losses(False), rel=1e-3)

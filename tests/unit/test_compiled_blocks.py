@@ -1,0 +1,119 @@
+"""Blocks compiled one by one: names, gradients and copies, and how many graphs a schedule makes."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.routing import random_keep
+from hdm_lightning.training.apply import prepare_network, uncompiled
+from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.settings import StageSettings, TrainerSettings
+
+CONFIG = XUTConfig(
+    width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2, blocks_after=1
+)
+STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
+TRAINER = TrainerSettings(accelerator="cpu", precision="32-true", compile=True)
+ROUTED, WHOLE = 3, 2
+"""Graphs of a stage: blocks outside the U where it is routed, blocks in it, blocks in it that read an encoder level."""
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Counts what is compiled, and runs it in eager mode."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    counters.clear()
+    yield counter
+    assert not counters["graph_break"]
+    torch.compiler.reset()
+
+
+def filled_network(seed=0):
+    torch.manual_seed(seed)
+    network = XUT(CONFIG)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def velocity(network, batch=2, height=8, width=8, *, rate=0.5):
+    draw = torch.Generator().manual_seed(1)
+    latent, context = torch.randn(batch, 4, height, width, generator=draw), torch.randn(batch, 5, 16, generator=draw)
+    lengths = torch.randint(1, 6, (batch,), generator=draw)
+    keep = random_keep(batch, height * width // 4, rate, draw) if rate else None
+    return network(latent, torch.rand(batch, generator=draw), context, context_lengths=lengths, keep=keep)
+
+
+def gradients(network):
+    return torch.autograd.grad(velocity(network).square().sum(), list(network.parameters()))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_compiled_network_keeps_names_and_gradients(monkeypatch, recompute):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain = filled_network()
+    network = copy.deepcopy(plain)
+    prepare_network(network, replace(STAGE, activation_checkpointing=recompute), TRAINER)
+    assert list(network.state_dict()) == list(plain.state_dict())
+    for found, expected in zip(gradients(network), gradients(plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_of_a_compiled_network_computes_with_its_own_weights(graphs):
+    network, other = filled_network(0), filled_network(1)
+    prepare_network(network, STAGE, TRAINER)
+    copied = copy.deepcopy(network)
+    copied.load_state_dict(other.state_dict())
+    torch.testing.assert_close(velocity(copied), velocity(other), rtol=1e-4, atol=1e-5)
+    assert graphs.frame_count == ROUTED
+
+
+def test_a_schedule_makes_no_more_graphs_than_shapes_and_kinds_of_block(graphs):
+    """Two stages with buckets; validation of another batch size comes first, between and last."""
+    network = filled_network()
+    averages = WeightAverages(network, [100])
+    stages = (STAGE, replace(STAGE, routing_rate=0.0, activation_checkpointing=True))
+    for stage, shapes, expected in (
+        (stages[0], [(8, 8), (4, 12), (12, 4), (12, 12)], 3 * ROUTED),  # one more than dynamo makes by itself
+        (stages[1], [(12, 12), (8, 16)], 2 * WHOLE),
+    ):
+        prepare_network(network, stage, TRAINER)
+        before = graphs.frame_count
+        for _ in range(2):
+            _validate(network, averages)
+            for shape in shapes:
+                velocity(network, 2, *shape, rate=stage.routing_rate).square().sum().backward()
+            assert graphs.frame_count == before + expected
+        _validate(network, averages)
+        assert graphs.frame_count == before + expected
+
+
+@torch.no_grad()
+def _validate(network, averages):
+    with uncompiled():
+        raw, averaged = (velocity(each, 3, rate=0.0) for each in (network, averages.bound(0)))
+    assert torch.equal(raw, averaged)
+
+
+def test_ddp_does_not_cut_a_block_s_graph(graphs):
+    """Although a block has several buckets of gradients."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = filled_network()
+        prepare_network(network, STAGE, TRAINER)
+        parallel = DistributedDataParallel(network, bucket_cap_mb=0.01)
+        for _ in range(2):
+            velocity(parallel).square().sum().backward()
+        assert graphs.frame_count == ROUTED
+    finally:
+        dist.destroy_process_group()
