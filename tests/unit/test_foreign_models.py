@@ -71,7 +71,7 @@ def folder(tiny_text_encoder, tmp_path, mark):
     [
         load_text_encoder,
         text_width,
-        lambda name: Tokenizer(name, 8).load(),
+        lambda name: Tokenizer(name).transformers,
         lambda name: load_feature_network(name, torch.device("cpu")),
         lambda name: load_clip(name, torch.device("cpu")),
     ],

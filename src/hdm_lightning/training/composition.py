@@ -16,10 +16,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.printable import in_one_line
 
 TARGET = "_target_"
 OF_HYDRA = (TARGET, "_partial_", "_convert_", "_recursive_", "_args_")
+OWN_PACKAGES = ("hdm_lightning", "torch", "lightning")
+OFFERED = {
+    "model": tuple(XUTConfig.__dataclass_fields__),
+    "optimizer": ("betas", "eps", "momentum", "rounds"),
+}
+"""Keys of a group's usual classes, which a class from elsewhere that stands in their place may do without."""
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -116,6 +123,25 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
     return found
 
 
+def _offered(config: DictConfig, path: str, target: Callable[..., Any]) -> list[str]:
+    """Keys that a node offers and its target does not take: those of the group's usual class where it is another one's.
+
+    A key whose value comes from elsewhere by interpolation is an offer to whatever class; plain values are only where
+    the class is none of this project, torch or Lightning and the key one of `OFFERED`.
+    """
+    parameters = inspect.signature(target).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return []
+    foreign = target.__module__.partition(".")[0] not in OWN_PACKAGES
+    raw: Any = OmegaConf.to_container(OmegaConf.select(config, path), resolve=False)
+    return [
+        key
+        for key, value in raw.items()
+        if key not in parameters
+        and ((isinstance(value, str) and "${" in value) or (foreign and key in OFFERED.get(path, ())))
+    ]
+
+
 def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), own: Iterable[str] = ()) -> None:
     """The node at a path gives its `_target_` what it takes; nothing is called.
 
@@ -134,7 +160,8 @@ def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), o
     target = target_of(values, path)
     parameters = inspect.signature(target).parameters
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    given = {key: value for key, value in values.items() if key not in (*OF_HYDRA, *own)}
+    spare = (*OF_HYDRA, *own, *_offered(config, path, target))
+    given = {key: value for key, value in values.items() if key not in spare}
     for key, value in given.items():
         if key not in parameters and not takes_all:
             where, known = f"{path}.{key}", [name for name in parameters if name not in supplied]
@@ -210,7 +237,8 @@ def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied:
     """
     values = plain(config, path)
     target = target_of(values, path)
-    arguments = {key: value for key, value in values.items() if key not in (*OF_HYDRA, *own)}
+    spare = (*OF_HYDRA, *own, *_offered(config, path, target))
+    arguments = {key: value for key, value in values.items() if key not in spare}
     try:
         arguments = {key: _made(value) for key, value in arguments.items()} | supplied
         if values.get("_partial_"):

@@ -34,7 +34,8 @@ def _plain(config: Any, path: str) -> Any:
 def _leaf(config: Any, path: str, node: Any, key: Any) -> Any:
     """A value filled in; `_ABSENT` where it is missing or depends on a stage."""
     try:
-        if OmegaConf.is_missing(node, key):
+        raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+        if OmegaConf.is_missing(node, key) or (isinstance(raw, str) and "${stage." in raw):
             return _ABSENT
         return _plain(config, path)
     except OmegaConfBaseException:

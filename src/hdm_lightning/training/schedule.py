@@ -100,11 +100,19 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
             hit.__context__ = None
             gone_wrong = hit.with_traceback(None)
         else:
+            report_profile(trainer)
             _finish(run, plan, trainer, module, time.monotonic() - began)
             return
         del data, module, trainer, before
         gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         rewind(run, plan, gone_wrong)
+
+
+def report_profile(trainer: Trainer) -> None:
+    """Print what a profiler (`trainer.profiler=simple`) has found: Lightning's own messages are kept off the screen."""
+    summary = trainer.profiler.summary()  # type: ignore[attr-defined]
+    if summary and trainer.is_global_zero:
+        print(summary, flush=True)
 
 
 def begin(run: Run, plan: StagePlan) -> StartPoint:

@@ -129,9 +129,9 @@ class PlateauStopping(EarlyStopping):
         """Nothing: validations count, not epochs."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the best so far, the measure before the first step included."""
+        """Compare with the best so far; the measure before the first step does not count."""
         metrics = [value for name, value in validation_metrics(trainer).items() if name.startswith(self.monitor)]
-        if trainer.state.fn != TrainerFn.FITTING or not metrics:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not metrics:
             return
         samples = samples_trained(trainer, pl_module)
         if min(metrics) < self.best - abs(self.min_delta):
