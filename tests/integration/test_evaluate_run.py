@@ -175,7 +175,7 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     assert subject.run is not None
     stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
     plan = Plan(stream)
-    loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
+    loader = ValidationLoader(stream, plan, pipeline.caption_tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
     images = torch.cat([batch.images for batch in real_pictures(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)

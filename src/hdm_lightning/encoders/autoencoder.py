@@ -125,8 +125,8 @@ class KLAutoencoder:
         self.max_pixels = max_pixels
         self.source = source
         self._auto = auto
-        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
         for name, value in (("mean", self.mean), ("std", self.std)):
             if value.shape[1] != self.channels:
                 raise ValueError(f"{name}: got {value.shape[1]} values, expected {self.channels}")
@@ -167,14 +167,15 @@ class KLAutoencoder:
             if noise.shape != latent.shape:
                 raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
             latent = latent + torch.cat(deviations) * noise.to(latent)
-        return (latent - self.mean) / self.std
+        # diffusers' pipelines move the model alone.
+        return (latent - self.mean.to(latent.device)) / self.std.to(latent.device)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
         if latent.dim() != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
-        raw = latent.float() * self.std + self.mean
+        raw = latent.float() * self.std.to(latent.device) + self.mean.to(latent.device)
         with torch.autocast(latent.device.type, enabled=False):
             images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw, self.factor)]
         return torch.cat(images).clamp(-1.0, 1.0)
