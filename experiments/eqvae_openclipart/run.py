@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hdm_lightning.training.modules.measured_transforms import measured_transforms
 from PIL import Image
 
 from hdm_lightning.data.plan import Plan
@@ -22,7 +23,6 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import sources_from
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")

@@ -102,7 +102,7 @@ def test_a_module_without_losses_by_sample_is_watched_too(trainer):
             self.weight = torch.nn.Parameter(torch.ones(()))
 
         def training_step(self, batch, batch_idx):
-            return self.weight * (torch.nan if batch_idx == 3 else 1.0)
+            return None if batch_idx == 1 else self.weight * (torch.nan if batch_idx == 4 else 1.0)
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -110,7 +110,7 @@ def test_a_module_without_losses_by_sample_is_watched_too(trainer):
     fit = trainer(callbacks=[LossGuard()], accumulate_grad_batches=1, gradient_clip_val=None, val_check_interval=None)
     with pytest.raises(LossRewind) as hit:
         fit.fit(Diverging(), torch.utils.data.DataLoader(torch.zeros(8)))
-    assert hit.value.finding.step == 4 and hit.value.suspects == []
+    assert hit.value.finding.step == 5 and hit.value.suspects == []
 
 
 @pytest.mark.parametrize("key", ["LossGuard", OLD_KEY])

@@ -87,7 +87,7 @@ class LossGuard(StepWatcher, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the micro-batch to the step's loss, on the device."""
-        losses, weight = _weighted_losses(outputs, batch)
+        losses, weight = _weighted_losses(outputs, batch, pl_module.device)
         both = torch.stack([(losses * weight).sum(), weight.sum()])
         self._step_sum = both if self._step_sum is None else self._step_sum + both
         step = trainer.global_step + int(trainer.global_step == self._last_step)
@@ -192,12 +192,14 @@ def weights_are_finite(module: LightningModule) -> Tensor:
     return torch.stack(torch._foreach_norm(weights)).isfinite().all()
 
 
-def _weighted_losses(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """Losses and weights (B,) of a micro-batch, or its mean loss (1,) with weight 1."""
+def _weighted_losses(outputs: Any, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Losses and weights (B,) of a micro-batch, or its mean loss (1,) with weight 1; weight 0 where there is none."""
     if isinstance(outputs, Mapping) and "sample_losses" in outputs:
         losses: Tensor = outputs["sample_losses"].detach().float()
         weight = batch.get("weight") if isinstance(batch, Mapping) else None
         return losses, torch.ones_like(losses) if weight is None else weight
-    loss: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if loss is None:
+        return torch.zeros(1, device=device), torch.zeros(1, device=device)
     mean = loss.detach().float().reshape(1)
     return mean, torch.ones_like(mean)

@@ -204,7 +204,8 @@ class FlowModule(ResumableModule):
 
     def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:
         """The batch's caption tokens (B,L) as they are fed."""
-        return fed_tokens(batch["tokens"], batch["lengths"], static=is_compiled(self.network))
+        on_cpu = batch["tokens"].device.type == "cpu"
+        return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
 
     # Optimizer
 

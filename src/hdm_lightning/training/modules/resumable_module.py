@@ -132,12 +132,13 @@ class ResumableModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say where in its stage this checkpoint stands, in plain values, beside what callbacks have said."""
+        samples = self._samples_per_batch()
         checkpoint.setdefault(KEY, {}).update(
             stage=self.stage,
             seed=self.seed,
             step=self._counts.step,
             samples=self.samples_trained,
-            batch_size=self.samples_per_step if self._counts.step else None,
+            batch_size=None if samples is None else samples * self.accumulation,
             counts=self._counts.to_json(),
             validated=self._validated_step == self._counts.step,
         )

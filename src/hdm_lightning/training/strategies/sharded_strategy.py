@@ -27,12 +27,12 @@ class ShardedStrategy(DDPStrategy):
         Raises:
             UserError: the module's network is no XUT, or its precision scales gradients.
         """
-        super().setup_environment()
         network = getattr(self.lightning_module, "network", None)
         precision = self.precision_plugin.precision
         if not isinstance(network, XUT) or precision == "16-mixed":
             what = "it splits an XUT at `module.network`, and does not scale gradients as float16 needs it"
             raise UserError(what, where="strategy=fsdp2", hint="use strategy=ddp, or bf16-mixed")
+        super().setup_environment()
         if self.world_size > 1 and not is_sharded(network):
             shard_network(network, self.root_device.type, mixed=precision == "bf16-mixed")
             network.to(self.root_device)
