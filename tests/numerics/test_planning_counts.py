@@ -1,6 +1,7 @@
 """Forecast operations and bytes against torch's own counters, and against what a real training step keeps alive."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from hdm_lightning.planning.recipe import Recipe, StageRecipe
 from hdm_lightning.planning.text_cost import TextArchitecture
 from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
+from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)
@@ -191,17 +193,18 @@ def test_memory_of_encoding_text():
 
 
 @pytest.mark.slow
-def test_share_of_activations_that_a_compiled_graph_keeps():
+def test_share_of_activations_that_compiled_graphs_keep(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     config = replace(SMALL, depth=1, decoder_blocks=2, blocks_after=2, mlp_width=384)
     network = random_network(config)
-    compiled = torch.compile(network, backend="aot_eager_decomp_partition", dynamic=False)
-    eager = {batch: saved_bytes(network, network, batch) for batch in (2, 4)}
-    kept = {batch: saved_bytes(compiled, network, batch) for batch in (2, 4)}
+    eager = {batch: saved_bytes(network, batch) for batch in (2, 4)}
+    compile_blocks(network)
+    kept = {batch: saved_bytes(network, batch) for batch in (2, 4)}
     share = (kept[4] - kept[2]) / (eager[4] - eager[2])
-    assert share == pytest.approx(COMPILED_SHARE, abs=0.075)
+    assert COMPILED_SHARE - 0.1 < share < COMPILED_SHARE  # the rest is what the backward pass works with
 
 
-def saved_bytes(call, network, batch):
+def saved_bytes(network, batch):
     """Bytes that the forward pass keeps for the backward pass, weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     seen = {}
@@ -215,7 +218,7 @@ def saved_bytes(call, network, batch):
     inputs = {"token_positions": torch.randn(batch, 256, 2), "keep": random_keep(batch, 256, 0.5)}
     lengths = torch.full((batch,), 24)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        out = call(
+        out = network(
             torch.randn(batch, 4, 32, 32),
             torch.rand(batch),
             torch.randn(batch, 24, 32),

@@ -13,8 +13,9 @@ from hdm_lightning.planning.recipe import Recipe, StageRecipe
 GIB = 2**30
 
 COMPILED_SHARE = 0.75
-"""Share of the eager activations that a compiled training graph keeps: what the min-cut partitioner of AOTAutograd
-saves of an XUT under autocast, against what eager mode saves (measured by the test suite)."""
+"""Share of the eager activations that compiled blocks need. Of what eager mode saves of an XUT under autocast, the
+min-cut partitioner of AOTAutograd saves 0.67 (measured by the test suite). A step's peak, which holds more than that,
+was 25.4 GiB against 33.0 with xut_base on an H100, 3.4 of them weights and gradients: 0.74."""
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_a_plateau_is_measured_in_samples_and_the_lowest_loss_counts(flow_module
     assert stop.reason == "no improvement over 32 samples"
 
 
-def test_the_ends_of_a_fit_are_validated_and_logged(flow_module, shard_data, trainer):
+def test_the_ends_of_a_fit_are_validated_and_logged(flow_module, shard_data, trainer, tmp_path):
     """With an interval that never comes round."""
     logged = []
 
@@ -150,7 +150,7 @@ def test_the_ends_of_a_fit_are_validated_and_logged(flow_module, shard_data, tra
 
     ends, module = ValidateAtEnds(), flow_module()
     (before,) = trainer().validate(module, shard_data())
-    run = trainer(callbacks=[ends], num_sanity_val_steps=-1, val_check_interval=1000, logger=Note("unused"))
+    run = trainer(callbacks=[ends], num_sanity_val_steps=-1, val_check_interval=1000, logger=Note(tmp_path))
     run.fit(module, shard_data())
     assert ends.first == pytest.approx(before, rel=1e-6)
     assert [(name, step) for name, _, step in logged] == [("val/loss", 0), ("val/loss", 5)]

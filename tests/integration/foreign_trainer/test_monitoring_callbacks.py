@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,19 +29,21 @@ from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.logging_axis import on_sample_axis
 
 
-class Record(CSVLogger):
-    """Remembers every entry as (step, metrics)."""
+class Record(Logger):
+    """Remembers every entry as (step, metrics); nothing goes to disk."""
+
+    name, version = "record", 0
 
     def __init__(self):
-        super().__init__("unused")
+        super().__init__()
         self.entries = []
 
-    def log_metrics(self, metrics, step=None):
-        """Nothing goes to disk."""
-        self.entries.append((step, dict(metrics)))
+    def log_hyperparams(self, *arguments, **named):
+        """Not looked at here."""
 
-    def save(self):
-        """Nothing to save."""
+    def log_metrics(self, metrics, step=None):
+        """One more entry."""
+        self.entries.append((step, dict(metrics)))
 
     def values(self, name):
         """All values of a metric, in order."""
