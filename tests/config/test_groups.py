@@ -86,6 +86,8 @@ def test_every_choice_of_hdm_train_vae_passes_the_checks(composed, tiny_autoenco
         (["+module.rate=1"], "module.rate", "routing_rate"),
         (["optimizer.eps=small"], "optimizer.eps", "number"),
         (["+optimizer.epsilon=1"], "optimizer.epsilon", "eps"),
+        (["optimizer=muon", "optimizer.momentum=1"], "optimizer.momentum", "less than 1"),
+        (["optimizer=muon", "optimizer.rounds=0"], "optimizer.rounds", "greater than or equal to 1"),
         (["optimizer._target_=torch.optim.Adamm"], "optimizer._target_", "cannot be imported"),
         (["callbacks.checkpoint.keep=few"], "callbacks.checkpoint.keep", "integer"),
         (["+callbacks.guard.patiense=1"], "callbacks.guard.patiense", "patience"),

@@ -35,6 +35,12 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not():
         assert (again.memory.peak <= room * 2**30) is fits
 
 
+def test_a_device_that_is_not_here_can_be_planned_for(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = planned(*TINY, "gpus=1x4090", "trainer.accelerator=cuda")
+    assert plan.memory == planned(*TINY, "gpus=1x4090", "trainer.precision=bf16-mixed").memory
+
+
 def test_what_is_written_and_shown():
     plan = planned(*TINY, "gpus=2x5090", "stage.batch_size=4")
     content = json.loads(json.dumps(plan.to_json()))

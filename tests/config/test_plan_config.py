@@ -9,13 +9,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.plan_job import run_plan
+from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.assumptions import Assumptions
-from hdm_lightning.planning.machine import Host
-from hdm_lightning.planning.paper import PAPER_HOURS
-from hdm_lightning.planning.recipe import Dataset
-from hdm_lightning.planning.settings import AssumptionSettings, DatasetSettings, HostSettings
+from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
+from hdm_lightning.profiling.gpus import Host
+from hdm_lightning.profiling.recipe import Dataset
 from hdm_lightning.training.record import recorded_values
 
 
@@ -54,9 +52,9 @@ def test_the_limits_of_the_encoders_reach_the_plan():
 
 def test_defaults_of_the_file_are_those_of_the_package():
     content = planned().content
-    assert content["machine"]["host"] == vars(Host()) == vars(HostSettings())
-    assert content["recipe"]["dataset"] == vars(Dataset()) == vars(DatasetSettings())
-    assert content["assumptions"] == vars(Assumptions()) == vars(AssumptionSettings())
+    assert content["machine"]["host"] == vars(Host())
+    assert content["recipe"]["dataset"] == vars(Dataset())
+    assert content["assumptions"] == vars(Assumptions())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["gpus=3x5090"], "schedule.stages.px256.batch_size", "batch_size="),
         (["budget_usd=3"], "budget_usd", "budget_usd="),
         (["gpus=[4x5090,1x4090]", "budget_usd=600"], "gpus", "gpus=4x5090"),
-        (["assumptions.utilisation=1.5"], "assumptions.utilisation", "share"),
+        (["assumptions.utilisation=1.5"], "assumptions.utilisation", "1 or less"),
         (["gpu.memory_gib=-1"], "gpu.memory_gib", "give one"),
         (["schedule.stages.px256.resolution=250"], "schedule.stages.px256.resolution", "256"),
         (["text_encoder=gemma3_1b"], "model.context_width", "1152"),
@@ -143,7 +141,6 @@ def test_a_sharded_run_names_what_it_gathers():
         (["gpus=[]"], "gpus", "gpus=4x5090"),
         (["trainer.precision=16-true"], "trainer.precision", "auto"),
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
-        (["optimizer.name=sgd"], "optimizer.name", "adamw"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),
         (["text_encoder.max_tokens=-1"], "text_encoder.max_tokens", "1 or more"),
         (["out=/dev/null/plan.json"], "out", "another place"),
@@ -156,8 +153,8 @@ def test_a_sharded_run_names_what_it_gathers():
     ],
 )
 def test_mistakes_are_named(overrides, where, hint, monkeypatch):
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 64)
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 4)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_MATMUL", 64)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_COPY_MIB", 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
         planned(*overrides)

@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from composed import check_job, run_job
 from hdm_lightning import FlowModule
-from hdm_lightning.models.counts import Workload, forward_flops
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.flow_checks import model_config_from
 
@@ -42,7 +42,7 @@ def test_scalars_of_a_run(finished):
         assert speed > 0 and step % 16 == 0
     # every caption of the shards has six words, so six tokens are fed; an 8x8 grid would be 32 px at factor 4
     model = model_config_from(finished["model"])
-    flops = 3 * forward_flops(model, Workload.of(model, 4, 4, 6, rate=0.5)).total
+    flops = training_flops(model, (4, 4), 6, 0.5)
     for (_, speed), (_, rate) in zip(tags["speed/tflops"], tags["speed/images_per_s"], strict=True):
         assert speed == pytest.approx(rate * flops / 1e12, rel=1e-5)
     assert tags["seen/samples"][-1] == (48, 48)

@@ -8,24 +8,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.benchmarks.parts import (
-    TINY_AUTOENCODER,
-    TINY_TEXT,
-    random_autoencoder,
-    random_network,
-    random_text_encoder,
-)
 from hdm_lightning.cli.bench_step import TrainingStep
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.models.memory import activation_bytes
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.planning.architectures import MINILM_L6, QWEN3_0_6B, SDXL_AUTOENCODER
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
-from hdm_lightning.planning.memory import COMPILED_SHARE, device_memory
-from hdm_lightning.planning.operations import operations
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
-from hdm_lightning.planning.text_cost import TextArchitecture
+from hdm_lightning.profiling.architectures import (
+    MINILM_L6,
+    QWEN3_0_6B,
+    SDXL_AUTOENCODER,
+    TINY_AUTOENCODER,
+    TINY_TEXT,
+)
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.live_memory import LiveMemory
+from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, device_memory
+from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.settings import OptimizerSettings, StageSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks
@@ -109,7 +106,7 @@ def test_operations_of_a_whole_training_step(changes, fused):
     backend = SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
     with FlopCounterMode(display=False, custom_mapping=FLASH_ON_CPU) as counter, sdpa_kernel(backend):
         step()
-    forecast = stage.micro_batch_size * operations(recipe, stage, fused_attention=fused).total
+    forecast = stage.micro_batch_size * recipe.operations(stage, fused_attention=fused).total
     assert forecast == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -155,9 +152,11 @@ def test_moments_are_those_that_the_optimizer_keeps(name):
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_memory_of_encoding_images(device):
+    from diffusers import AutoencoderKL
+
     config = SDXL_AUTOENCODER if device == "meta" else TINY_AUTOENCODER
     with torch.device(device):
-        model = random_autoencoder(config).model
+        model = AutoencoderKL(**config)
         image = torch.zeros(2, 3, 256, 192)
         with LiveMemory() as memory, torch.no_grad():
             model.encode(image)

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training import model_flops
 from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.model_flops import peak_tflops, stage_flops, training_flops
+from hdm_lightning.training.model_flops import peak_tflops, stage_flops
 from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.tensorboard_page import flat_settings

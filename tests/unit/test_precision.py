@@ -8,11 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from hdm_lightning.benchmarks.settings import CaseSettings
 from hdm_lightning.cli import evaluate, sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.precision import encoder_dtype
+from hdm_lightning.profiling.bench_settings import CaseSettings
+from hdm_lightning.profiling.cases import Setup
 from hdm_lightning.training import hardware
 from hdm_lightning.training.optimization.muon import MuonAdamW
 from hdm_lightning.training.optimization.parameter_groups import parameter_groups
@@ -64,7 +65,7 @@ def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, c
     card((7, 5), (8, 9))
     arguments = argparse.Namespace(model="m", precision=None, text_encoder=None, vae=None)
     assert sample._loaded_with(arguments, None, torch.device(name)) == {"precision": dtype}
-    assert CaseSettings(device=name).torch_dtype == getattr(torch, dtype)
+    assert Setup.of(CaseSettings(device=name)).dtype == getattr(torch, dtype)
     requests = []
     target = "hdm_lightning.evaluation.evaluate_model.evaluate"
     monkeypatch.setattr(target, lambda request, options, *_: requests.append(options))

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.diffusion.flow import logit_normal_times
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.modules.draws import draw

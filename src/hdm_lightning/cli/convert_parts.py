@@ -18,8 +18,8 @@ from hdm_lightning.interop.release import Release, release_to_tensors
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.interop.vae_folder import read_vae_folder
 from hdm_lightning.models.config import WIRING
-from hdm_lightning.models.counts import parameter_counts
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.profiling.operations import parameter_count
 from hdm_lightning.whole_files import write_text
 
 
@@ -28,7 +28,7 @@ def describe(release: Release) -> str:
     config = release.network.config
     wiring = ", ".join(f"{name} {getattr(config, name)}" for name in WIRING)
     lines = [
-        f"network       {parameter_counts(config).total:,} parameters, {release.network.patch_embedding.weight.dtype}",
+        f"network       {parameter_count(config):,} parameters, {release.network.patch_embedding.weight.dtype}",
         f"wiring        {wiring}" + (" (published)" if config.is_published_wiring else ""),
         *(f"  {name:20} {value}" for name, value in config.to_json().items()),
         f"autoencoder   {_tensors(release.vae)}",

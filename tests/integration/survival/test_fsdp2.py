@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hdm_lightning.models.counts import parameter_counts
+from hdm_lightning.profiling.operations import parameter_count
 from hdm_lightning.training.flow_checks import model_config_from
 
 ROUNDING = 2e-5
@@ -65,7 +65,7 @@ def test_two_parts_train_as_two_copies(toy, server, tmp_path):
     assert len(stored) == 3 and stored == files(parts, "ema_snapshots/*.safetensors")
     for path in (*stored, "final/model.safetensors", "final/model_raw.safetensors"):
         assert furthest(load_file(copies.folder / path), load_file(parts.folder / path)) < ROUNDING
-    whole = parameter_counts(model_config_from(parts.config["model"])).total
+    whole = parameter_count(model_config_from(parts.config["model"]))
     for rank in range(2):
         held = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert held == {"weights": whole / 2, "gradients": whole / 2, "moments": whole, "averages": whole}
@@ -134,7 +134,7 @@ def test_parts_of_unequal_size(toy, server, tmp_path):
     assert server.run(parts, ranks=3, note_parts={"folder": str(tmp_path)}) == [0] * 3
     assert furthest(copies.end(), parts.end()) < ROUNDING
     held = [json.loads((tmp_path / f"rank{rank}.json").read_text())["weights"] for rank in range(3)]
-    assert sum(held) == parameter_counts(model_config_from(parts.config["model"])).total
+    assert sum(held) == parameter_count(model_config_from(parts.config["model"]))
     assert min(held) < max(held) < 1.1 * sum(held) / 3
 
 

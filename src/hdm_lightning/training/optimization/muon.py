@@ -6,9 +6,10 @@ Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one para
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
@@ -91,6 +92,9 @@ class MuonAdamW(Optimizer):
         momentum: Muon's.
         rounds: of Newton–Schulz.
         fused: one kernel for AdamW's part.
+
+    Raises:
+        ValueError: momentum is not in [0, 1), or there are no rounds.
     """
 
     def __init__(
@@ -99,10 +103,14 @@ class MuonAdamW(Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
-        momentum: float = 0.95,
-        rounds: int = 5,
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
+        rounds: Annotated[int, Ge(1)] = 5,
         fused: bool = True,
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum {momentum} is not in [0, 1)")
+        if rounds < 1:
+            raise ValueError(f"{rounds} rounds: give at least 1")
         # load_state_dict reads `fused` and `capturable` to put the step counts where the kernel wants them.
         defaults = {
             "lr": 1e-3,

@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hdm_lightning.planning.budget import Proposal
-from hdm_lightning.planning.forecast import Forecast, StageForecast
-from hdm_lightning.planning.memory import GIB
+from hdm_lightning.profiling.budget import Proposal
+from hdm_lightning.profiling.forecast import Forecast, StageForecast
+from hdm_lightning.profiling.memory import GIB
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
 """Label, text of a stage's cell, and the field to sum over the stages."""

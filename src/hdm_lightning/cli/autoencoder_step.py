@@ -1,4 +1,4 @@
-"""What a training step of an autoencoder keeps in memory, rehearsed on tensors that have shapes but no contents.
+"""A training step of an autoencoder on empty images, for `profiling.live_memory` to rehearse.
 
 Shapes: image (B,3,H,W).
 """
@@ -9,103 +9,41 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import diffusers  # noqa: F401 (a rehearsal may not be the first to import it)
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW, Optimizer
 
 from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0
 from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hinge, generator_adversarial
 from hdm_lightning.autoencoding.perceptual import lite0_distance
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
-from hdm_lightning.benchmarks.live_memory import LiveMemory
 from hdm_lightning.training.autoencoder_run import build_discriminator
 from hdm_lightning.training.modules.adversarial import frozen_call
 from hdm_lightning.training.modules.autoencoder_module import adamw_groups
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective
 
-# The first step allocates the optimizer's moments at its end, so the second one is the fullest.
-_STEPS = 2
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes of tensors on one device; libraries' workspaces and the allocator's slack come on top.
-
-    Attributes:
-        parameters: of the autoencoder.
-        weights: of both networks and the perceptual one.
-        gradients: of what is trained.
-        moments: two for each trained weight.
-        averages: of the autoencoder's weights.
-        peak: the most that is alive at once, all of the above included where they are alive then.
-    """
-
-    parameters: int
-    weights: int
-    gradients: int
-    moments: int
-    averages: int
-    peak: int
-
-    @property
-    def kept(self) -> int:
-        """What stays from step to step."""
-        return self.weights + self.moments + self.averages
-
-    @property
-    def passing(self) -> int:
-        """What comes and goes within a step: activations, gradients, temporaries."""
-        return self.peak - self.kept
-
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What of a training says how much memory its steps take.
+    """What of a training says how much memory its steps take."""
 
-    Attributes:
-        groups: the plain groups of `hdm-train-vae` by name, see `training.groups`.
-        stage: sizes and recomputation.
-        averages: weight averages kept.
-    """
-
-    groups: Mapping[str, Any]
-    stage: Any
-    averages: int = 1
+    groups: Mapping[str, Any]  # the plain groups of `hdm-train-vae` by name, see `training.groups`
+    stage: Any  # sizes and recomputation
+    averages: int = 1  # weight averages kept
 
 
-def step_memory(settings: StepSettings, config: dict[str, Any], *, mixed: bool, accumulates: bool) -> StepMemory:
-    """Rehearse plain steps on whole images, with discriminator and perceptual network as configured.
+class AutoencoderStep:
+    """Plain steps on whole images, with discriminator and perceptual network as configured.
 
-    Kernels are those of a CPU, whose attention keeps no square matrix, as a GPU's does not. Nothing is compiled.
     LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
 
     Args:
         settings: of the run.
         config: fields of the AutoencoderKL.
         mixed: bfloat16 autocast, as on a GPU; else float32.
-        accumulates: several micro-batches make a step, so that gradients wait beside activations.
     """
-    import diffusers  # noqa: F401, PLC0415 (seconds to import; inside the rehearsal it would make empty constants)
-
-    with FakeTensorMode(), LiveMemory() as memory:
-        step = RehearsedStep(settings, config, mixed=mixed)
-        for _ in range(_STEPS):
-            step(2 if accumulates else 1)
-        trained = sum(_bytes(parameter) for parameter in step.trained)
-        return StepMemory(
-            parameters=sum(parameter.numel() for parameter in step.network.parameters()),
-            weights=sum(_bytes(tensor) for network in step.networks for tensor in network.state_dict().values()),
-            gradients=trained,
-            moments=2 * trained,
-            averages=sum(map(_bytes, step.averages)),
-            peak=memory.peak_bytes,
-        )
-
-
-class RehearsedStep:
-    """All that a step works on, and the step; on real tensors outside of a rehearsal."""
 
     def __init__(self, settings: StepSettings, config: dict[str, Any], *, mixed: bool) -> None:
         self.settings, self.mixed = settings, mixed
@@ -149,8 +87,8 @@ class RehearsedStep:
         loss.backward()
         if self.discriminator is not None:
             with self._precision():
-                judged = discriminator_hinge(self.discriminator(image), self.discriminator(output.detach())).mean()
-            judged.backward()
+                hinge = discriminator_hinge(self.discriminator(image), self.discriminator(output.detach())).mean()
+            hinge.backward()
 
     def _generator_loss(self, result: Reconstruction) -> Tensor:
         terms = self.objective.terms(result)
@@ -165,7 +103,3 @@ class RehearsedStep:
 
     def _precision(self) -> Any:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.mixed else nullcontext()
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

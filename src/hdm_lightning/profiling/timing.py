@@ -5,8 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +15,7 @@ _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Seconds of each repeat of one call."""
 
     seconds: tuple[float, ...]
@@ -48,25 +46,12 @@ class Timing:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "median_s": self.median,
-            "quartiles_s": list(self.quartiles),
-            "spread": self.spread,
-            "repeats": len(self.seconds),
-            "seconds": list(self.seconds),
-        }
+        derived = {"median_s": self.median, "quartiles_s": list(self.quartiles), "spread": self.spread}
+        return {**derived, "repeats": len(self.seconds), "seconds": list(self.seconds)}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two calls timed in turn.
-
-    Attributes:
-        ratio: median of the rounds' ratios, second over first.
-        interval: bootstrap interval of that median at 95%.
-        second_faster: rounds in which the second took less.
-        rounds: all rounds.
-    """
+class Comparison(NamedTuple):
+    """Two calls timed in turn: median of the rounds' ratios, second over first, and its bootstrap interval at 95%."""
 
     ratio: float
     interval: tuple[float, float]
@@ -90,7 +75,7 @@ def time_call(call: Call, device: torch.device, *, warmup: int = 2, repeats: int
 def time_in_turn(
     calls: Mapping[str, Call], device: torch.device, *, warmup: int = 2, repeats: int = 10
 ) -> dict[str, Timing]:
-    """Time several calls in turn, A B A B …, so that what drifts on the machine meets all of them alike.
+    """Time several calls in turn, A B B A …, so that what drifts on the machine meets all of them alike.
 
     Raises:
         ValueError: no repeats are asked for.
@@ -102,9 +87,9 @@ def time_in_turn(
             call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            seconds[name].append(_once(call, device))
+    for number in range(repeats):
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            seconds[name].append(_once(calls[name], device))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
@@ -115,15 +100,11 @@ def compare(first: Timing, second: Timing, *, seed: int = 0) -> Comparison:
         ValueError: they have different numbers of rounds.
     """
     ratios = [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
-    draw = random.Random(seed)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES))
+    draw, count = random.Random(seed), len(ratios)
+    medians = sorted(statistics.median(draw.choices(ratios, k=count)) for _ in range(_RESAMPLES))
     tail = int(_RESAMPLES * (1 - _CONFIDENCE) / 2)
-    return Comparison(
-        statistics.median(ratios),
-        (medians[tail], medians[-1 - tail]),
-        sum(ratio < 1 for ratio in ratios),
-        len(ratios),
-    )
+    interval = medians[tail], medians[-1 - tail]
+    return Comparison(statistics.median(ratios), interval, sum(ratio < 1 for ratio in ratios), count)
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,14 +1,16 @@
 """Device memory of training, part by part, and the largest micro-batch that fits.
 
-Shapes: S tokens of a block, D width, M hidden width of the SwiGLU.
+Shapes: S tokens of a block, D width, M hidden width of the SwiGLU, H heads, L text tokens.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
-from hdm_lightning.models.counts import parameter_counts
-from hdm_lightning.models.memory import activation_bytes
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.operations import BLOCKS, Workload, network_parts
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 
 GIB = 2**30
 
@@ -16,6 +18,12 @@ COMPILED_SHARE = 0.75
 """Share of the eager activations that compiled blocks need. Of what eager mode saves of an XUT under autocast, the
 min-cut partitioner of AOTAutograd saves 0.67 (measured by the test suite). A step's peak, which holds more than that,
 was 25.4 GiB against 33.0 with xut_base on an H100, 3.4 of them weights and gradients: 0.74."""
+
+# Saved sequences of S·D elements. A norm keeps its input, the normed input and the modulated one; an attention
+# q, k, v, the rotated q and k, what it mixes and what it hands to the gate; a SwiGLU what it hands to the gate.
+_NORM, _ATTENTION, _FEED_FORWARD = 3, 3 + 2 + 1 + 1, 1
+# Beside them the SwiGLU keeps S·M elements: both halves of its packed product, silu of the first, their product.
+_FEED_FORWARD_HIDDEN = 4
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,7 @@ class DeviceMemory:
         return self.fixed + (passing if self.gradients_stay else max(passing, self.gradients))
 
 
-def device_memory(
-    recipe: Recipe,
-    stage: StageRecipe,
-    *,
-    devices: int = 1,
-    reserve_gib: float = 0.0,
-) -> DeviceMemory:
+def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reserve_gib: float = 0.0) -> DeviceMemory:
     """Memory of one device in a stage.
 
     Args:
@@ -93,25 +95,69 @@ def gathered_bytes(recipe: Recipe) -> int:
     """The most that a device holds of a sharded network beyond its part.
 
     Two blocks (the next is gathered while one runs) and the conditioning in the precision of the activations,
-    embeddings and output in float32: see `training.strategies.parallelize.shard_network`.
+    embeddings and output in float32, as FSDP2 shards the network in training.
     """
-    counts, network = parameter_counts(recipe.network), recipe.network
-    plain = counts.encoder // (network.depth * network.encoder_blocks)
-    largest = counts.decoder // network.depth - (network.decoder_blocks - 1) * plain
-    return recipe.element_bytes * (2 * largest + counts.conditioning) + 4 * (counts.embedding + counts.output)
+    parts = network_parts(recipe.network)
+    ends = ("patch_embedding", "text_projection", "output_projection")
+    conditioning = sum(part.parameters for name, part in parts.items() if name not in (*BLOCKS, *ends))
+    largest = max(part.largest_block for part in parts.values())
+    whole = sum(parts[name].parameters for name in ends)
+    return recipe.element_bytes * (2 * largest + conditioning) + 4 * whole
+
+
+def activation_bytes(
+    config: XUTConfig,
+    work: Workload,
+    *,
+    element_bytes: int = 2,
+    checkpointing: bool = False,
+    shared_positions: bool = False,
+) -> int:
+    """Bytes that one sample's forward pass keeps for the backward pass in eager mode; compiled graphs keep less.
+
+    Weights, their half-precision copies, gradients and the optimizer's state are not in it. In closed form and not
+    rehearsed on a CPU's kernels, whose RMSNorm keeps a float32 copy of its input that a GPU's fused one does not.
+
+    Args:
+        config: the network.
+        work: its tokens.
+        element_bytes: of an activation: 2 under bf16 autocast, 4 in float32.
+        checkpointing: whether each block's activations are recomputed, so that only its input is kept, and the
+            whole of one block at a time.
+        shared_positions: whether all samples have the same positions and no routing, so that the rotation angles
+            are kept once for the batch (not counted) instead of once a sample.
+    """
+
+    def block(tokens: int, attentions: int) -> int:
+        sequences = attentions * (_NORM + _ATTENTION) + _NORM + _FEED_FORWARD
+        elements = tokens * (sequences * config.width + _FEED_FORWARD_HIDDEN * config.mlp_width)
+        log_sums = attentions * 4 * tokens * config.heads
+        # D/2 angles a token: a complex64, or a float32 beside a cosine and a sine of half the size.
+        angles = 0 if shared_positions else attentions * 4 * tokens * config.width
+        return elements * element_bytes + log_sums + angles
+
+    outer, levels = config.blocks_before + config.blocks_after, config.depth
+    plain = levels * (config.encoder_blocks + config.decoder_blocks - 1)
+    outside, inside, reading = block(work.full, 1), block(work.routed, 1), block(work.routed, 2)
+    # Patches, context, the sequence that the output reads, and the shared modulation.
+    ends = work.image * config.channels * config.patch_size**2 + work.text * config.context_width
+    ends += work.full * config.width + 3 * (2 * 1 + 2 * 4 + 3) * config.width
+    if not checkpointing:
+        return outer * outside + plain * inside + levels * reading + ends * element_bytes
+    inputs = (outer * work.full + (plain + levels) * work.routed) * config.width
+    return max(reading, outside if outer else 0) + (inputs + ends) * element_bytes
 
 
 def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     """What one more sample adds to the fullest moment, the start of the backward pass."""
-    kept = activation_bytes(
-        recipe.network, recipe.work(stage), element_bytes=recipe.element_bytes, checkpointing=stage.checkpointing
-    )
-    if stage.checkpointing:  # by the time a block runs again, inputs of later ones have made room for its gradients
+    work, again = recipe.work(stage), stage.checkpointing
+    kept = activation_bytes(recipe.network, work, element_bytes=recipe.element_bytes, checkpointing=again)
+    if again:  # by the time a block runs again, inputs of later ones have made room for its gradients
         return kept
     if recipe.compiled:
         kept = int(COMPILED_SHARE * kept)
     # The gradients of a SwiGLU's two halves, beyond what its backward pass has freed by then.
-    return kept + recipe.work(stage).full * 2 * recipe.network.mlp_width * recipe.element_bytes
+    return kept + work.full * 2 * recipe.network.mlp_width * recipe.element_bytes
 
 
 def largest_micro_batch(
@@ -121,23 +167,15 @@ def largest_micro_batch(
 
     The encoders may take their batch in smaller parts for it, see `fitting_encoder_batches`.
     """
+    frugal = replace(recipe, text_max_tokens=1, autoencoder_max_pixels=1)
 
     def fits(samples: int) -> bool:
-        smaller = replace(stage, micro_batch_size=samples)
-        frugal = replace(recipe, text_max_tokens=1, autoencoder_max_pixels=1)
-        needed = device_memory(frugal, smaller, devices=devices, reserve_gib=reserve_gib)
+        needed = device_memory(
+            frugal, replace(stage, micro_batch_size=samples), devices=devices, reserve_gib=reserve_gib
+        )
         return needed.total <= memory_gib * GIB
 
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high < stage.batch_size and fits(high):
-        low, high = high, 2 * high
-    high = min(high, stage.batch_size + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return _most(stage.batch_size, fits)
 
 
 def fitting_encoder_batches(
@@ -145,24 +183,26 @@ def fitting_encoder_batches(
 ) -> tuple[int, int]:
     """Captions and images of a micro-batch to encode at once: the most that fit, at most what the recipe allows."""
 
-    def fits(captions: int, pictures: int) -> bool:
-        tokens, pixels = captions * stage.context_length, pictures * stage.resolution**2
+    def fits(captions: int, images: int) -> bool:
+        tokens, pixels = captions * stage.context_length, images * stage.resolution**2
         trial = replace(recipe, text_max_tokens=tokens, autoencoder_max_pixels=pixels)
         return device_memory(trial, stage, devices=devices, reserve_gib=reserve_gib).total <= memory_gib * GIB
 
-    images = min(recipe.images_at_once(stage), stage.micro_batch_size)
-    text = min(recipe.captions_at_once(stage), stage.micro_batch_size)
-    while images > 1 and not fits(1, images):
-        images -= 1
-    while text > 1 and not fits(text, images):
-        text -= 1
-    return text, images
+    most_images = min(recipe.images_at_once(stage), stage.micro_batch_size)
+    most_captions = min(recipe.captions_at_once(stage), stage.micro_batch_size)
+    images = max(1, _most(most_images, lambda count: fits(1, count)))
+    return max(1, _most(most_captions, lambda count: fits(count, images))), images
 
 
 def usable_micro_batch(stage: StageRecipe, devices: int, largest: int) -> int:
     """The largest micro-batch of at most ``largest`` that divides the stage's batch on so many devices; 0 if none."""
     per_device = stage.batch_size // devices
     return next((size for size in range(min(largest, per_device), 0, -1) if per_device % size == 0), 0)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to the limit that fits, where all smaller ones do; 0 if none."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
 
 
 def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:

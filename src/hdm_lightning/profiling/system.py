@@ -1,17 +1,114 @@
-"""What the machine itself gives: matrix products, memory, disk, links between GPUs."""
+"""What the machine at hand is and gives: its devices, matrix products, memory, disk, links between GPUs."""
 
 import os
+import platform
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from hdm_lightning import one_machine
-from hdm_lightning.benchmarks.timing import Timing, time_call
+from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
+from hdm_lightning.profiling.timing import Timing, time_call
+from hdm_lightning.version import __version__
+
+CPU_MATMUL = 1536
+"""Side of the matrices whose product says what a CPU can do."""
+CPU_COPY_MIB = 256
+"""Size of the copy that says what its memory can do, 2^20 bytes."""
 
 _MIB = 2**20
+
+
+def chosen_device(name: str, *, where: str = "--device") -> torch.device:
+    """The device of that name; of ``auto`` the first GPU, else the CPU.
+
+    Raises:
+        UserError: there is none of that name, or it is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name!r} is no device", where=where, hint="auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible", where=where, hint=f"use {where} cpu")
+    return device
+
+
+def machine_at_hand() -> Machine:
+    """This machine: its GPUs by the table, with their own memory; or the CPU, its rates measured (seconds).
+
+    Raises:
+        UserError: the GPU is not in the table.
+    """
+    if not torch.cuda.is_available():
+        device, memory = torch.device("cpu"), physical_memory_bytes() / 2**30
+        _, rate = matmul(device, torch.float32, CPU_MATMUL, repeats=5)
+        _, bandwidth = memory_bandwidth(device, mib=CPU_COPY_MIB, repeats=5)
+        cpu = Gpu(CPU, rate / 1e12, memory, bandwidth / 1e9, link_gb_s=10.0, power_w=0.0, usd_per_hour=0.0)
+        return Machine(cpu, 1)
+    properties = torch.cuda.get_device_properties(0)
+    gpu = find_gpu(properties.name)
+    if gpu is None:
+        raise UserError(
+            f"this machine's GPU, {properties.name}, is not in the table",
+            where="gpus",
+            hint="name the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
+        )
+    return Machine(replace(gpu, memory_gib=properties.total_memory / 2**30), torch.cuda.device_count())
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, memory, GPUs and versions of the machine at hand.
+
+    Args:
+        device: the one that is benchmarked.
+    """
+    described: dict[str, Any] = {
+        "device": device.type,
+        "cpu": cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(physical_memory_bytes() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hdm_lightning": __version__,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {
+            "gpu": properties.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+        }
+    return described
+
+
+def cpu_name() -> str:
+    """The processor's name as its vendor writes it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def physical_memory_bytes() -> int:
+    """Main memory of the machine; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int = 10) -> tuple[Timing, float]:

@@ -1,4 +1,4 @@
-"""GPUs by name: what a vendor's data sheet says of each, and what renting one costs.
+"""GPUs by name, what a vendor's data sheet says of each and what renting one costs; machines made of them.
 
 Peak rates are dense bfloat16 tensor operations with float32 accumulation, the kind a training step runs. GeForce
 cards do these at half the rate of their float16-accumulating ones, which is what advertisements show (and doubles
@@ -12,33 +12,59 @@ marketplaces in 2025, the RTX 5090's the middle of the range that arXiv 2509.060
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
-from hdm_lightning.errors import UserError
+from annotated_types import Ge, Gt
+
+from hdm_lightning.errors import UserError, did_you_mean
+
+CPU = "cpu"
+"""Name of the device that stands for the processor of a machine without GPUs."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of device.
+    """One kind of device."""
 
-    Attributes:
-        name: key in `GPUS`.
-        peak_tflops: dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations a second.
-        memory_gib: memory, in 2^30 bytes.
-        bandwidth_gb_s: memory bandwidth, in 10^9 bytes a second.
-        link_gb_s: bus bandwidth of an all-reduce among several of them in one machine.
-        power_w: board power limit.
-        usd_per_hour: rent of one.
-    """
+    name: str  # key in `GPUS`
+    peak_tflops: float  # dense bfloat16 tensor rate with float32 accumulation, in 10^12 operations a second
+    memory_gib: float  # memory, in 2^30 bytes
+    bandwidth_gb_s: float  # memory bandwidth, in 10^9 bytes a second
+    link_gb_s: float  # bus bandwidth of an all-reduce among several of them in one machine
+    power_w: float  # board power limit
+    usd_per_hour: float  # rent of one
 
-    name: str
-    peak_tflops: float
-    memory_gib: float
-    bandwidth_gb_s: float
-    link_gb_s: float
-    power_w: float
-    usd_per_hour: float
+
+@dataclass
+class Host:
+    """What feeds the GPUs."""
+
+    cores: Annotated[int, Gt(0)] = 32  # CPU cores that prepare samples
+    # megapixels that one core decodes, resizes and crops in a second
+    decode_mpx_per_core_s: Annotated[float, Gt(0)] = 40.0
+    disk_mb_s: Annotated[float, Gt(0)] = 2000.0  # reading speed of the disk with the shards, 10^6 bytes a second
+    network_mb_s: Annotated[float, Gt(0)] = 100.0  # download speed, 10^6 bytes a second
+    power_w: Annotated[float, Ge(0)] = 250.0  # what the machine draws beside its GPUs
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs of one kind in one machine."""
+
+    gpu: Gpu
+    count: int = 1
+    host: Host = field(default_factory=Host)
+
+    @property
+    def name(self) -> str:
+        """As on the command line, ``4x5090``."""
+        return f"{self.count}x{self.gpu.name}"
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Rent of all GPUs."""
+        return self.count * self.gpu.usd_per_hour
 
 
 GPUS: Mapping[str, Gpu] = {
@@ -132,13 +158,11 @@ def override(gpu: Gpu, changes: Mapping[str, Any], *, where: str = "gpu") -> Gpu
     Raises:
         UserError: for an unknown figure or one that is not positive (a price may be 0).
     """
-    known = [field.name for field in fields(Gpu) if field.name != "name"]
+    known = [entry.name for entry in fields(Gpu) if entry.name != "name"]
     given = {key: value for key, value in changes.items() if value is not None}
     for key, value in given.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "known keys: " + ", ".join(known)
-            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=hint)
+            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=did_you_mean(key, known))
         least = 0.0 if key == "usd_per_hour" else 1e-9
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
             raise UserError(f"{value!r} is not a positive number", where=f"{where}.{key}", hint="give one")

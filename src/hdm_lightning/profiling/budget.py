@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.assumptions import USUAL, Assumptions
-from hdm_lightning.planning.forecast import Forecast, forecast
-from hdm_lightning.planning.gpus import GPUS
-from hdm_lightning.planning.machine import Machine
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.duration import Assumptions
+from hdm_lightning.profiling.forecast import Forecast, forecast, plain
+from hdm_lightning.profiling.gpus import GPUS, Machine
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 
 # A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
 _WARMUPS = 4
@@ -17,28 +17,25 @@ _FEWEST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Proposal:
-    """A schedule for a budget.
+    """A schedule for a budget."""
 
-    Attributes:
-        budget_usd: what may be spent.
-        forecast: of the proposed schedule.
-        share: proposed samples over those of the schedule it was made from.
-        dropped: stages left out, the highest resolutions first to go.
-        overrides: what makes hdm-train run it.
-    """
+    budget_usd: float  # what may be spent
+    forecast: Forecast  # of the proposed schedule
+    share: float  # proposed samples over those of the schedule it was made from
+    dropped: tuple[str, ...]  # stages left out, the highest resolutions first to go
+    overrides: tuple[str, ...]  # what makes hdm-train run it
 
-    budget_usd: float
-    forecast: Forecast
-    share: float
-    dropped: tuple[str, ...]
-    overrides: tuple[str, ...]
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, those of the forecast beside the others."""
+        own = {name: plain(getattr(self, name)) for name in ("budget_usd", "share", "dropped", "overrides")}
+        return {**own, **self.forecast.to_json()}
 
 
 def propose(
     recipe: Recipe,
     machine: Machine,
     budget_usd: float,
-    assumptions: Assumptions = USUAL,
+    assumptions: Assumptions | None = None,
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Proposal:
@@ -51,7 +48,7 @@ def propose(
         recipe: the schedule to scale.
         machine: where; its price counts.
         budget_usd: what may be spent on rent.
-        assumptions: figures behind the forecast.
+        assumptions: figures behind the forecast; the usual ones by default.
         utilisation: measured figures by stage name, in place of the assumed one.
 
     Raises:
@@ -71,9 +68,9 @@ def propose(
             dropped = tuple(stage.name for stage in recipe.stages[count:])
             plan = forecast(chosen, machine, assumptions, utilisation=utilisation)
             return Proposal(budget_usd, plan, share, dropped, _overrides(chosen, dropped))
-    first = recipe.stages[0].name
-    in_force = (utilisation or {}).get(first, assumptions.utilisation)
-    raise _below_the_smallest(recipe, machine, budget_usd, replace(assumptions, utilisation=in_force))
+    assumed, first = assumptions or Assumptions(), recipe.stages[0].name
+    in_force = replace(assumed, utilisation=(utilisation or {}).get(first, assumed.utilisation))
+    raise _below_the_smallest(recipe, machine, budget_usd, in_force)
 
 
 def least_samples(stage: StageRecipe) -> int:
@@ -81,11 +78,10 @@ def least_samples(stage: StageRecipe) -> int:
     return max(_WARMUPS * stage.warmup_samples, _FEWEST_STEPS * stage.batch_size)
 
 
-def smallest_cost_usd(recipe: Recipe, machine: Machine, assumptions: Assumptions = USUAL) -> float:
-    """Cost of the smallest schedule that `propose` makes: the first stage alone, as short as it may be."""
+def smallest(recipe: Recipe) -> Recipe:
+    """The smallest schedule that `propose` makes: the first stage alone, as short as it may be."""
     first = recipe.stages[0]
-    alone = replace(recipe, stages=(replace(first, samples=least_samples(first)),))
-    return forecast(alone, machine, assumptions).total("rent_usd")
+    return replace(recipe, stages=(replace(first, samples=least_samples(first)),))
 
 
 def _whole_steps(stage: StageRecipe, share: float) -> int:
@@ -99,23 +95,15 @@ def _overrides(recipe: Recipe, dropped: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: Assumptions) -> UserError:
-    first, least = recipe.stages[0], smallest_cost_usd(recipe, machine, assumptions)
-    costs = {
-        name: smallest_cost_usd(recipe, replace(machine, gpu=gpu, count=1), assumptions)
-        for name, gpu in GPUS.items()
-        if forecast(replace(recipe, stages=(first,)), replace(machine, gpu=gpu, count=1), assumptions)
-        .stages[0]
-        .micro_batch
-    }
+    alone = smallest(recipe)
+    least = forecast(alone, machine, assumptions).total("rent_usd")
+    plans = {name: forecast(alone, replace(machine, gpu=gpu, count=1), assumptions) for name, gpu in GPUS.items()}
+    costs = {name: plan.total("rent_usd") for name, plan in plans.items() if plan.stages[0].micro_batch}
     cheapest = min(costs, key=lambda name: costs[name], default=None)
     other = f"gpus=1x{cheapest} (${costs[cheapest]:.2f}), or " if cheapest else ""
     return UserError(
-        f"${budget_usd:g} is below the smallest schedule, {least_samples(first):,} samples of {first.name}, "
-        f"which costs ${least:.2f} on {machine.name}",
+        f"${budget_usd:g} is below the smallest schedule, {alone.stages[0].samples:,} samples of "
+        f"{alone.stages[0].name}, which costs ${least:.2f} on {machine.name}",
         where="budget_usd",
-        hint=f"give budget_usd={_rounded_up(least)}, or {other}start from a smaller schedule or model",
+        hint=f"give budget_usd={int(least) + 1}, or {other}start from a smaller schedule or model",
     )
-
-
-def _rounded_up(usd: float) -> int:
-    return int(usd) + 1
