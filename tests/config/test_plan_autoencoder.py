@@ -57,7 +57,7 @@ def test_what_is_written_and_shown():
 def test_mistakes_are_named():
     for overrides, where in [
         (("gpus=1x6090",), "gpus"),
-        (("stage.resolution=65",), "stage.resolution"),
+        (("stage.resolution=65", "gpus=1x5090"), "stage.resolution"),
         (("gpu_memory_gib=-1",), "gpu_memory_gib"),
         (("reserve_gib=-1",), "reserve_gib"),
         (("gpu_memory_gib=2", "reserve_gib=3"), "gpu_memory_gib"),

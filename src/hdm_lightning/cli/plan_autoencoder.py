@@ -92,10 +92,9 @@ def plan_autoencoder(
     config.trainer.precision = "auto" if precision == "16-mixed" else precision
     filled = with_stage(config, stage, **recipe.stage_values(config, stage))
     check_settings(groups, filled, stage, 2 ** (len(fields["block_out_channels"]) - 1))
-    averages = plain(config, "callbacks").get("weight_averages") or {}
-    settings = StepSettings(groups, stage.settings, len(averages.get("halflife_samples", ())))
+    averages = OmegaConf.select(config, "callbacks.weight_averages.halflife_samples") or ()
+    settings = StepSettings(groups, stage.settings, len(averages))
     mixed = not precision.startswith("32")
-
     micro_batches = 2 if stage.accumulation > 1 else 1
     asked = settings.stage.micro_batch_size
 
