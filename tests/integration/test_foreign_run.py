@@ -17,8 +17,8 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.recorded import LARGEST_BYTES, read_recorded, recorded_training_stream
+from hdm_lightning.training.settings import model_config_from, train_settings_from
 from hdm_lightning.training.stages import plan_stages
 
 LOSS = ["--parts", "loss", "--loss-samples", "4", "--time-bins", "2", "--resamples", "10", "--samples", "4"]

@@ -14,9 +14,9 @@ from hdm_lightning.interop.published import export_state_dict, load_xut
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-from hdm_lightning.training.flow_checks import model_config_from
 from hdm_lightning.training.flow_run import first_network
 from hdm_lightning.training.initial_weights import load_initial_weights
+from hdm_lightning.training.settings import model_config_from
 
 
 def filled(config):

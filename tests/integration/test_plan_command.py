@@ -8,6 +8,7 @@ import pytest
 
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
+from hdm_lightning.training.record import recorded_values
 
 TINY_RUN = [
     "model=xut_base",
@@ -76,7 +77,7 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         config = compose("plan", overrides=[*TINY_RUN, *encoders, *probe])
     lines = []
-    content = run_plan(OmegaConf.to_container(config, resolve=True), log=lines.append).content
+    content = run_plan(recorded_values(config), log=lines.append).content
     assert len(lines) == 1
     rate = float(lines[0].split()[1])  # images/s as measured, one device
     assert content["machine"]["gpu"]["name"] == "cpu"

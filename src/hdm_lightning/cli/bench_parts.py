@@ -25,6 +25,7 @@ from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.loading import decoding_rate, measure_data
 from hdm_lightning.profiling.record import measurement, record, report
 from hdm_lightning.profiling.timing import compare, time_in_turn
+from hdm_lightning.training.record import recorded_values
 from hdm_lightning.whole_files import write_json
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
@@ -169,7 +170,7 @@ def _planned(overrides: list[str]) -> PlanResult:
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         config = compose("plan", overrides=overrides)
-    return run_plan(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    return run_plan(recorded_values(config))
 
 
 def _binding(

@@ -26,9 +26,8 @@ from hdm_lightning.profiling.plan_report import comparison_report, plan_report, 
 from hdm_lightning.profiling.recipe import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.flow_checks import model_config_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED
-from hdm_lightning.training.settings import TrainSettings, train_settings_from
+from hdm_lightning.training.settings import TrainSettings, model_config_from, train_settings_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 HERE = "here"

@@ -23,9 +23,8 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.flow_checks import model_config_from
 from hdm_lightning.training.recorded import is_training, recorded_settings
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.settings import TrainSettings, model_config_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 from hdm_lightning.training.whitening import folded
 

@@ -9,10 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.flow_checks import model_config_from
-from hdm_lightning.training.settings import train_settings_from
-
-__all__ = ["model_config_from", "settings_from", "train_settings_from"]
 
 Settings = TypeVar("Settings")
 

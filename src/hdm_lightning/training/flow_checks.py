@@ -11,15 +11,16 @@ from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_c
 from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer_config
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.averaging.averages import check_averages
-from hdm_lightning.training.composition import OF_HYDRA, build, check_call, plain, target_of
+from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.optimization.parameter_groups import RULES
 from hdm_lightning.training.recipe import with_stage
+from hdm_lightning.training.settings import model_config_from
 from hdm_lightning.training.stages import StagePlan
 
 
@@ -65,19 +66,6 @@ def _check_model(config: DictConfig) -> XUTConfig | None:
     if target_of(values, "model") != XUT.from_fields:
         return None
     return model_config_from(values)
-
-
-def model_config_from(model: dict[str, Any]) -> XUTConfig:
-    """The network's config from the `model` group, unknown keys and wrong values named."""
-    known = list(XUTConfig.__dataclass_fields__)
-    fields = {key: value for key, value in model.items() if key not in OF_HYDRA}
-    for key in fields:
-        if key not in known:
-            raise UserError(f"unknown key '{key}'", where=f"model.{key}", hint=did_you_mean(key, known))
-    try:
-        return XUTConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
 def _check_limits(config: DictConfig) -> None:

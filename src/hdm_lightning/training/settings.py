@@ -10,12 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.groups import Guard, Validation
 from hdm_lightning.training.record import TARGETS, recorded_values
 from hdm_lightning.training.stages import Count, Interval, StageSettings, settings
 
-__all__ = ["StageSettings", "TrainSettings", "train_settings_from"]
+__all__ = ["StageSettings", "TrainSettings", "model_config_from", "train_settings_from"]
 
 
 @settings
@@ -154,6 +156,19 @@ class TrainSettings:
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     guard: Guard = field(default_factory=Guard)
+
+
+def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
+    """The network's config from the `model` group, unknown keys and wrong values named."""
+    known = list(XUTConfig.__dataclass_fields__)
+    fields = {key: value for key, value in model.items() if key not in OF_HYDRA}
+    for key in fields:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'", where=f"model.{key}", hint=did_you_mean(key, known))
+    try:
+        return XUTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
 def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdm_lightning.profiling.operations import parameter_count
-from hdm_lightning.training.flow_checks import model_config_from
+from hdm_lightning.training.settings import model_config_from
 
 ROUNDING = 2e-5
 """Of float32, through as many of AdamW's steps as there are here, at rates that move weights by about 1."""

@@ -280,7 +280,7 @@ def test_ranges_that_a_proxy_shortens_are_completed_and_shifted_ones_refused(kit
 
 def test_redirects_to_other_protocols_are_not_followed(server):
     server.trouble = lambda path, attempt: "elsewhere"
-    with pytest.raises(OSError, match="redirect to ftp"):
+    with pytest.raises(OSError, match="ftp"):
         read_range(f"{server.url}/000.tar", 0, 100)
 
 

@@ -127,6 +127,8 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         path = checkpoint_path(self.folder, trainer.global_step)
         if trainer.fast_dev_run or trainer.strategy.broadcast(path.exists()):  # type: ignore[attr-defined]
             return path
+        for logger in trainer.loggers:  # what was logged before a checkpoint is not logged again by who resumes from it
+            logger.save()
         self._save_checkpoint(trainer, str(path))
         self.best_model_path = self.last_model_path = str(path)
         self._saved_at = time.monotonic()

@@ -1,6 +1,7 @@
 """What the modules of flow matching and of autoencoders share: exact counts, resuming, optimizers and clipping."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -82,8 +83,13 @@ class ResumableModule(LightningModule):
         bar: Any = self.trainer.progress_bar_callback
         wanted = bar is not None and bar.is_enabled and getattr(bar, "wants_metrics", True)
         for name, value in metrics.items():
-            tensor = value.detach() if torch.is_tensor(value) else torch.full((), value, device=self.device)
+            tensor = value.detach() if torch.is_tensor(value) else self._scalar(value)
             self.log(name, tensor, prog_bar=wanted and name in shown, batch_size=rows)
+
+    def _scalar(self, value: float) -> Tensor:
+        """A number as a float32 tensor made on the device; too large a one is infinite there."""
+        largest = torch.finfo(torch.float32).max
+        return torch.full((), value if abs(value) <= largest else value * math.inf, device=self.device)
 
     def section(self, name: str) -> AbstractContextManager[Any]:
         """A part of a step under its name, for the trainer's profiler (`Trainer(profiler=…)`, `Throughput`)."""
