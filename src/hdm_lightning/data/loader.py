@@ -1,6 +1,9 @@
 """Batches of one rank: workers that prepare samples, and their samples put back in order."""
 
+import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from math import ceil
@@ -13,8 +16,11 @@ from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
+from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
+LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
+"""Bytes of a socket's path; one more ends it."""
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
 
 
@@ -87,6 +93,7 @@ class StreamLoader:
     def _source(self, chunks: "_Chunks") -> Iterator[Chunk]:
         if self.workers == 0:
             return iter(chunks)
+        require_room_for_sockets(tempfile.gettempdir())
         loader = DataLoader(
             chunks,
             batch_size=None,
@@ -96,6 +103,18 @@ class StreamLoader:
             worker_init_fn=_ignore_stop_signals,
         )
         return naming_dead_workers(loader)
+
+
+def require_room_for_sockets(folder: str) -> None:
+    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
+
+    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
+    worker fails in the background, and the training waits for samples that never come.
+    """
+    name = f"{folder}/pymp-12345678/listener-12345678"
+    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
+        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
+        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
 
 
 def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:

@@ -173,7 +173,7 @@ class StagePlan:
             "sample_steps": self.steps_for(settings.get("sample_every", 0)),
             "samples_before": self.samples_before,
             "samples_after": 0.0,
-            "first_sample": self.samples_before,
+            "next_sample": self.samples_before + 1,
             # A module that steps its optimizers itself accumulates and clips itself.
             "of_trainer": accumulation,
             "of_module": {"accumulation": 1, "clip": 0.0},

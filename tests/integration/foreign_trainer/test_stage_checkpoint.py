@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 
+from damage import flip_a_bit
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks import stage_checkpoint
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
@@ -96,23 +97,26 @@ def test_last_is_the_newest_whole_one_and_resuming_equals_never_stopping(saving,
     fails_after(9, lambda fail: saving(StageCheckpoint(folder, every_n_steps=1), callbacks=[fail]))
     assert steps_in(folder) == [3, 4]
     newest = folder / "step-00000004.ckpt"
-    broken = bytearray(newest.read_bytes())
-    broken[len(broken) // 2] ^= 1
-    newest.write_bytes(broken)
+    flip_a_bit(newest)
     with pytest.raises(UserError, match="damaged"):
         saving(ckpt_path=newest)
     _, resumed = saving(StageCheckpoint(folder), ckpt_path="last")
     assert torch.equal(weights_of(resumed), weights_of(whole))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+DAMAGE = {
+    "flipped": flip_a_bit,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_ones_are_set_aside(saving, tmp_path, damage):
     saving(StageCheckpoint(tmp_path, every_n_steps=2, keep=9))
     for step in (4, 6):
         path = tmp_path / f"step-{step:08d}.ckpt"
-        data = bytearray(path.read_bytes())
-        data[len(data) // 3] ^= 0x10
-        path.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
+        DAMAGE[damage](path)
     assert newest_intact(tmp_path) == tmp_path / "step-00000002.ckpt"
     assert steps_in(tmp_path) == [2]
     assert {path.name for path in tmp_path.glob("*.damaged")} == {f"step-0000000{step}.ckpt.damaged" for step in (4, 6)}

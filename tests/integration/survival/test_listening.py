@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -78,14 +79,19 @@ def test_the_watch_sees_a_port_that_is_open_to_all():
     assert addresses == {"00000000"}
 
 
-def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
+@pytest.fixture
+def meetings():
+    """A folder for temporary files whose name is short, as sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="hdm") as folder:
+        yield Path(folder)
+
+
+def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path, meetings):
     """A real training with data workers, also where the cluster says to use its network; its files are the group's."""
     job = toy("two")
     job.config["data"]["num_workers"] = 1
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed(job.config)))
-    meetings = tmp_path / "tmp"
-    meetings.mkdir()
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.yaml")]
     environment = {**os.environ, "TMPDIR": str(meetings), "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, umask=0o027)

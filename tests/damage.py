@@ -1,0 +1,14 @@
+"""Damage to files as disks do it, at a place that is read."""
+
+import zipfile
+
+
+def flip_a_bit(path, bit=2):
+    """Flip a bit in the middle of a checkpoint's largest record: not of the padding between two, which no one reads."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        with archive.open(largest) as record:
+            begin = record._orig_compress_start
+    content = bytearray(path.read_bytes())
+    content[begin + largest.file_size // 2] ^= 1 << bit
+    path.write_bytes(content)
