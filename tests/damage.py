@@ -4,9 +4,10 @@ import zipfile
 
 
 def flip_a_bit(path, bit=2):
-    """Flip a bit in the middle of a checkpoint's largest record: not of the padding between two, which no one reads."""
+    """Flip a bit in the middle of a checkpoint's largest tensor: not in the padding between two, which no one reads."""
     with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        tensors = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+        largest = max(tensors, key=lambda entry: entry.file_size)
         with archive.open(largest) as record:
             begin = record._orig_compress_start
     content = bytearray(path.read_bytes())
