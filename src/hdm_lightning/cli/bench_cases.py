@@ -9,7 +9,7 @@ from hdm_lightning.benchmarks.cases import Case, autoencoder_case, counted_opera
 from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.benchmarks.settings import CaseSettings
 from hdm_lightning.cli.bench_step import TrainingStep
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT
 from hdm_lightning.models.counts import Workload, forward_flops
@@ -67,21 +67,21 @@ def sample_case(settings: CaseSettings) -> Case:
     )
     text = random_text_encoder(parts.text, dtype=dtype, max_tokens=settings.tokens).to(device)
     autoencoder = random_autoencoder(parts.autoencoder, dtype=dtype, max_pixels=settings.pixels).to(device)
-    pipeline = TextToImage(
+    pipeline = HDMPipeline(
         network,
-        text,
-        _RandomTokens(int(parts.text["vocab_size"]), settings.context_length),  # type: ignore[arg-type]
         autoencoder,
-        max_batch=settings.batch,
-        autocast=None if dtype == torch.float32 else dtype,
+        text_encoder=text,
+        tokenizer=_RandomTokens(int(parts.text["vocab_size"]), settings.context_length),
     )
+    pipeline.max_batch = settings.batch
+    pipeline.autocast = None if dtype == torch.float32 else dtype
     wanted = SamplingSettings(
         height=settings.side_px, width=settings.side_px, steps=settings.steps, guidance_scale=settings.guidance_scale
     )
     prompts, seeds = [f"prompt {number}" for number in range(settings.batch)], list(range(settings.batch))
     flops = settings.batch * sampling_flops(settings)
     held = [*network.parameters(), *text.model.parameters(), *autoencoder.model.parameters()]
-    return Case("sample", lambda: pipeline(prompts, seeds, wanted), settings.batch, flops, flops, lambda: held)
+    return Case("sample", lambda: pipeline.draw(prompts, seeds, wanted), settings.batch, flops, flops, lambda: held)
 
 
 def sampling_flops(settings: CaseSettings) -> int:
@@ -113,6 +113,9 @@ class _RandomTokens:
 
     def __init__(self, vocabulary: int, length: int) -> None:
         self.vocabulary, self.context_length = vocabulary, length
+
+    def bind(self, context_length: int) -> "_RandomTokens":
+        return self
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
         generator = torch.Generator().manual_seed(len(caption))
