@@ -164,8 +164,8 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
 
     assert run_job(check_job(changed())) == 0
     assert "finished" not in capsys.readouterr().out
-    final = tmp_path / "run" / "final" / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = final.read_bytes()
+    final = tmp_path / "run" / "final"
+    weights = (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     more = {"data": {"num_workers": 1}, "stage": {"save_every": 8}, "callbacks": {"sample_images": {"steps": 3}}}
     assert run_job(check_job(changed(**more))) == 0
     told = capsys.readouterr().out
