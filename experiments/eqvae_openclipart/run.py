@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hdm_lightning.training.modules.measured_transforms import measured_transforms
 from PIL import Image
 
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import sources_from
@@ -125,7 +125,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
 def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> None:
     """Train one XUT on the autoencoder's latents; all else is the same."""
     command(
-        folder / "final" / "model.safetensors",
+        folder / "final" / "model_index.json",
         "hdm-train",
         "experiment=demo",
         *on_drawings(folder, seed),

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hdm_lightning.data.datamodule import ShardDataModule
     from hdm_lightning.encoders.autoencoder import load_autoencoder
     from hdm_lightning.encoders.text import load_text_encoder
+    from hdm_lightning.generation.pipeline import HDMPipeline
     from hdm_lightning.models import XUT, XUTConfig
     from hdm_lightning.training.modules.autoencoder_module import AutoencoderModule
     from hdm_lightning.training.modules.flow_module import FlowModule
@@ -17,6 +18,7 @@ __all__ = [
     "XUT",
     "AutoencoderModule",
     "FlowModule",
+    "HDMPipeline",
     "ShardDataModule",
     "XUTConfig",
     "__version__",
@@ -27,6 +29,7 @@ __all__ = [
 _PLACES = {
     "AutoencoderModule": "hdm_lightning.training.modules.autoencoder_module",
     "FlowModule": "hdm_lightning.training.modules.flow_module",
+    "HDMPipeline": "hdm_lightning.generation.pipeline",
     "ShardDataModule": "hdm_lightning.data.datamodule",
     "XUT": "hdm_lightning.models",
     "XUTConfig": "hdm_lightning.models",

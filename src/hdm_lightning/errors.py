@@ -6,11 +6,6 @@ from collections.abc import Iterable
 from hdm_lightning.printable import in_one_line, printable
 
 
-def sibling_key(where: str, key: str) -> str:
-    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
-    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where
-
-
 class UserError(ValueError):
     """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
 
@@ -38,3 +33,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean '{close[0]}'?" if close else "choose one of " + ", ".join(names)
+
+
+def sibling_key(where: str, key: str) -> str:
+    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where

@@ -21,11 +21,12 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from hdm_lightning.cli import convert, evaluate
 from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.context import Measuring
 from hdm_lightning.evaluation.image_sets import real_images
 from hdm_lightning.evaluation.parts import PARTS
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -41,7 +42,7 @@ def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_bundle(
+    save_final(
         folder / "final",
         state,
         xut=CONFIG,
@@ -227,7 +228,7 @@ def test_a_published_file_has_the_loss_of_the_folder_it_was_made_from(
     torch.manual_seed(1)
     state = {key: value + 0.02 * torch.randn_like(value) for key, value in XUT(config).state_dict().items()}
     encoder, vae = TextEncoderSource(str(tiny_text_encoder), context_length=16), load_autoencoder(str(tiny_autoencoder))
-    save_bundle(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
+    save_final(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
     made, layout = tmp_path / name, ["--to", "diffusers"] if name == "diffusers" else []
     assert convert.main([str(tmp_path / "final"), str(made), *layout]) == 0
     given = ["--data", str(tiny_shards), "--parts", "loss", "--size", "32", *SMALL]

@@ -83,7 +83,7 @@ def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
     checkpoint, result = losses_of(last, tmp_path / "checkpoint")
     assert checkpoint == pytest.approx(whole, rel=1e-5)
     assert result["subject"]["samples_seen"] == 64
-    raw, _ = losses_of(run / "final" / "model_raw.safetensors", tmp_path / "raw")
+    raw, _ = losses_of(run / "final" / "transformer/diffusion_pytorch_model.raw.safetensors", tmp_path / "raw")
     assert raw == {"raw": pytest.approx(whole["raw"], rel=1e-5)}
 
 
@@ -171,12 +171,12 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     subject = load_subject(run, LoadOptions(max_batch=5))
     pipeline = subject.pipeline("ema")
     with torch.no_grad():
-        for parameter in pipeline.model.output_projection.parameters():
+        for parameter in pipeline.network.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
     stream = middle_crops(recorded_validation_stream(subject.run.settings, subject.run.plan, None))
     plan = Plan(stream)
-    loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
+    loader = ValidationLoader(stream, plan, pipeline.caption_tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
     images = torch.cat([batch.images for batch in real_images(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)

@@ -164,14 +164,14 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
 
     assert run_job(check_job(changed())) == 0
     assert "finished" not in capsys.readouterr().out
-    final = tmp_path / "run" / "final" / "model.safetensors"
-    weights = final.read_bytes()
+    final = tmp_path / "run" / "final"
+    weights = (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     more = {"data": {"num_workers": 1}, "stage": {"save_every": 8}, "callbacks": {"sample_images": {"steps": 3}}}
     assert run_job(check_job(changed(**more))) == 0
     told = capsys.readouterr().out
     assert f"{tmp_path / 'run'} is finished: there is nothing to train" in told and f"init={tmp_path / 'run'}" in told
-    assert final.read_bytes() == weights
-    assert json.loads(final.with_name("config.json").read_text())["sampling"]["steps"] == 3
+    assert (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert json.loads((final / "model_index.json").read_text())["sampling"]["steps"] == 3
     copied = tmp_path / "other shards"
     shutil.copytree(tiny_shards, copied)
     for where, changes in {

@@ -55,10 +55,12 @@ def test_every_tensor_is_taken_and_a_stage_starts_from_it(config, given):
 def test_a_run_its_final_folder_and_its_model_file_mean_the_same(config, tmp_path):
     assert run_job(check_job(config)) == 0
     run_dir = Path(config["run_dir"])
-    expected = load_file(run_dir / "final" / "model.safetensors")
-    for source in (run_dir, run_dir / "final", run_dir / "final" / "model.safetensors"):
-        network, _ = first_network(composed({**config, "init": str(source)}))
-        assert all(torch.equal(network.state_dict()[name], value) for name, value in expected.items())
+    file = run_dir / "final" / "transformer/diffusion_pytorch_model.safetensors"
+    expected = load_file(file)
+    for source in (run_dir, run_dir / "final", run_dir / "final" / "transformer", file):
+        network, report = first_network(composed({**config, "init": str(source)}))
+        assert all(torch.equal(network.state_dict()[n.removeprefix("network.")], v) for n, v in expected.items())
+        assert len(report.loaded) == len(expected) and report.unused == []
 
 
 @pytest.mark.parametrize("file", ["hdm.safetensors", "hdm.ckpt", "unet/diffusion_pytorch_model.safetensors"])

@@ -143,7 +143,8 @@ def test_without_callbacks_a_stage_still_ends_whole(job):
     assert run_job(checked) == 0
     assert set(done(config)["validation"]) == {"raw"}
     final = Path(config["run_dir"]) / "final"
-    assert (final / "model.safetensors").exists() and not (final / "model_raw.safetensors").exists()
+    weights = final / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert weights.exists() and not weights.with_suffix(".raw.safetensors").exists()
     assert checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
 
 
@@ -209,7 +210,7 @@ def test_a_sweep_of_jobs_on_two_processes(toy_job, tmp_path, monkeypatch):
     line = ["--config-dir", str(tmp_path / "conf"), "-m", "experiment=toy", f"hydra.sweep.dir={tmp_path / 'jobs'}"]
     monkeypatch.setattr(sys, "argv", ["hdm-train", *line, "seed=0,1"])
     assert run_hydra(train, "train") == 0
-    folders = sorted(path.parent.parent for path in (tmp_path / "jobs").glob("*/final/config.json"))
+    folders = sorted(path.parent.parent for path in (tmp_path / "jobs").glob("*/final/model_index.json"))
     assert len(folders) == 2
     for folder in folders:
         events = [json.loads(row) for row in (folder / "ledger.jsonl").read_text().splitlines()]

@@ -44,7 +44,9 @@ def rows(folder):
 
 
 def exported(folder):
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/config.json")}
+    return {
+        path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/model_index.json")
+    }
 
 
 def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
@@ -81,7 +83,7 @@ def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
 
 @pytest.mark.parametrize("kind", ["model", "autoencoder"])
 def test_a_job_is_finished_when_the_file_that_is_written_last_is_there(tmp_path, kind):
-    """In the order in which `save_bundle` and `export_vae` write them."""
+    """In the order in which `save_final` (in the layout of before, too) and `export_autoencoder` write them."""
     names = {
         "model": ["model.safetensors", "model_raw.safetensors", "README.md", "config.json"],
         "autoencoder": ["config.json", "diffusion_pytorch_model.safetensors", "measures.json", "README.md"],

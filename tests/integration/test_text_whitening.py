@@ -10,8 +10,8 @@ from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.evaluation.subject import load_subject
-from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.flow_run import first_network
@@ -41,7 +41,7 @@ def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
     plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
-    exported = load_bundle(folder / "final").load_model("raw")
+    exported = read_pipeline_folder(folder / "final").load_network("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
     trained.load_state_dict(network_weights(read_checkpoint(newest)))
@@ -57,7 +57,7 @@ def test_the_exported_model_reads_plain_states(run):
 def test_starting_from_it_turns_it_back(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    trained = load_bundle(folder / "final").load_model("ema")
+    trained = read_pipeline_folder(folder / "final").load_network("ema")
     network, report = first_network(composed({**run, "init": str(folder)}), whitening)
     assert report is not None and "text_projection.weight" in report.loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)

@@ -73,7 +73,7 @@ def test_three_stages_run_and_export(config):
         done = json.loads((job.run_dir / stage / "done.json").read_text())
         assert done["steps"] == steps
         assert set(done["validation"]) == {"raw", "ema_16", "ema_64"}
-    assert (job.run_dir / "final" / "model.safetensors").exists()
+    assert (job.run_dir / "final" / "model_index.json").exists()
     events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("end") == 3
     assert torch.stack([w.abs().sum() for w in final_weights(config).values()]).isfinite().all()

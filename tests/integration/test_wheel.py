@@ -61,7 +61,7 @@ def test_two_steps_of_training_outside_the_repository(
     ]
     result = run(installed, tmp_path, "train", *overrides)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "train" / "final" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "train" / "final" / "model_index.json").exists()
     drawn = run(installed, tmp_path, "sample", "runs/train", "a red circle", "--size", "16x16", "--out", "pictures")
     assert drawn.returncode == 0, drawn.stderr
     assert list((tmp_path / "pictures").glob("*.png"))

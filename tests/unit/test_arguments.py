@@ -1,7 +1,7 @@
 """Command lines made of dataclasses: what is read, what is shown, what is refused and with which hint."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -167,3 +167,25 @@ def test_limits_of_a_group_of_keys_name_the_key():
 
 def test_a_namespace_of_other_flags_is_left_alone():
     assert Flags(Common).read(argparse.Namespace(part="x", out="a")) == Common(Path("a"))
+
+
+@dataclass(frozen=True)
+class Several:
+    """Fields of more than one value.
+
+    Attributes:
+        span: low and high.
+        size: in pixels; may be repeated.
+    """
+
+    span: tuple[float, float] = (0.0, 1.0)
+    size: list[str] = field(default_factory=list)
+
+
+def test_a_pair_takes_two_values_and_a_list_one_each_time():
+    found = given("--size", "8x8", "--span", "0.2", "0.8", "--size", "16x8", flags=Flags(Several))
+    assert found.span == (0.2, 0.8)
+    assert list(found.size) == ["8x8", "16x8"]
+    assert list(given(flags=Flags(Several)).size) == []
+    with pytest.raises(UserError, match="--span"):
+        given("--span", "0.2", flags=Flags(Several))

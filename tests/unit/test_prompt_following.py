@@ -111,12 +111,13 @@ def test_drawing_and_scoring_hands_the_resampling_on():
     image[:, 20:55, 8:43] = torch.tensor([220, 40, 40], dtype=torch.uint8)[:, None, None]
     specs = [asked("red square large"), asked("blue square small")] * 8
 
-    def pipeline(captions, seeds, settings, progress):
-        assert seeds == list(range(3, 19))
-        return torch.stack([image] * len(captions))
+    class Pipeline:
+        def draw(self, captions, seeds, settings, progress):
+            assert seeds == list(range(3, 19))
+            return torch.stack([image] * len(captions))
 
     wide, narrow = (
-        draw_and_score(pipeline, [""] * 16, specs, None, seed=3, intervals=Bootstrap(300, confidence=share)).scores
+        draw_and_score(Pipeline(), [""] * 16, specs, None, seed=3, intervals=Bootstrap(300, confidence=share)).scores
         for share in (0.95, 0.5)
     )
     assert narrow["colour"].share == wide["colour"].share == 0.5

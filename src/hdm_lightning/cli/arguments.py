@@ -1,9 +1,10 @@
 """Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
 
 A field's annotation says how its text is read: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch), ``Literal``
-(choices), ``X | None``, ``tuple[X, ...]`` (several values); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`,
-`Le`, `Lt`, `Interval`). The help is the field's line under "Attributes:" in the class docstring. Nothing slow is
-imported here, so that ``--help`` stays quick; the modules of such dataclasses should do the same.
+(choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag may be
+repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`). The help is the field's
+line under "Attributes:" in the class docstring. Nothing slow is imported here, so that ``--help`` stays quick; the
+modules of such dataclasses should do the same.
 """
 
 import argparse
@@ -134,7 +135,7 @@ class Flags(Generic[Settings]):
         own = self.names.get(entry.name, "").split()[flag.startswith("-") :]
         options["metavar"] = own[0] if own else _metavar(kind)
         if many:
-            options["nargs"] = "+"
+            options |= _several(annotation)
         if flag.startswith("-"):
             parser.add_argument(flag, dest=entry.name, required=required, **options)
             return
@@ -206,11 +207,25 @@ def _constraints(annotation: Any) -> list[Any]:
     return [inner for each in beside for inner in getattr(each, "metadata", [each])]
 
 
-def _kind(annotation: Any) -> tuple[Any, bool]:
-    """The kind of one value, and whether there may be several."""
+def _present(annotation: Any) -> Any:
+    """The kind of a value that is not None."""
     kind = _bare(annotation)
     if get_origin(kind) in (Union, UnionType):
         kind = next(each for each in get_args(kind) if each is not type(None))
+    return kind
+
+
+def _several(annotation: Any) -> dict[str, Any]:
+    """How argparse takes several values: one each time the flag stands there, or all after one flag."""
+    kind = _present(annotation)
+    if get_origin(kind) is list:
+        return {"action": "append"}
+    return {"nargs": "+" if Ellipsis in get_args(kind) else len(get_args(kind))}
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """The kind of one value, and whether there may be several."""
+    kind = _present(annotation)
     return (get_args(kind)[0], True) if get_origin(kind) in (tuple, list) else (kind, False)
 
 

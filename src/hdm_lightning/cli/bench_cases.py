@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hdm_lightning.cli.bench_step import TrainingStep
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT
 from hdm_lightning.profiling.cases import Case, Setup, autoencoder_case, network_case, tensors, text_case
@@ -55,18 +55,16 @@ def sample_case(setup: Setup) -> Case:
     network = random_network(setup.parts.network).to(setup.device).eval()
     prepare(network, False, settings.compile)
     text, autoencoder = setup.text_encoder(), setup.autoencoder()
-    pipeline = TextToImage(
-        network,
-        text,
-        _RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length),  # type: ignore[arg-type]
-        autoencoder,
-        max_batch=batch,
-        autocast=None if setup.dtype == torch.float32 else setup.dtype,
-    )
+    tokenizer = _RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
+    pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
+    pipeline.max_batch = batch
+    pipeline.autocast = None if setup.dtype == torch.float32 else setup.dtype
     wanted = SamplingSettings(height=side, width=side, steps=settings.steps, guidance_scale=settings.guidance_scale)
     prompts, seeds, flops = [f"prompt {number}" for number in range(batch)], list(range(batch)), sampling_flops(setup)
     held = tensors(network, text.model, autoencoder.model)
-    return Case("sample", lambda: pipeline(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held)
+    return Case(
+        "sample", lambda: pipeline.draw(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held
+    )
 
 
 def sampling_flops(setup: Setup) -> int:
@@ -98,6 +96,9 @@ class _RandomTokens:
 
     def __init__(self, vocabulary: int, length: int) -> None:
         self.vocabulary, self.context_length = vocabulary, length
+
+    def bind(self, context_length: int) -> "_RandomTokens":
+        return self
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
         generator = torch.Generator().manual_seed(len(caption))

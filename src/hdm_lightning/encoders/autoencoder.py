@@ -45,8 +45,7 @@ def load_autoencoder(
         name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name
             `OWNER/NAME` or `OWNER/NAME/vae`; or `package:NAME/FOLDER`.
         dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
-            `auto` is bfloat16, float16 or float32, as suits the device that the autoencoder is moved to, but never
-            float16 where the model's `force_upcast` says that it exceeds its range.
+            `auto` follows the device that the autoencoder is moved to: bfloat16 on CUDA that has it, else float32.
         max_pixels: of the images encoded or decoded at once, together; one image always is.
         cache_size: images whose latents are remembered in RAM; 0 remembers none.
         mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
@@ -126,8 +125,8 @@ class KLAutoencoder:
         self.max_pixels = max_pixels
         self.source = source
         self._auto = auto
-        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(1, -1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).reshape(1, -1, 1, 1)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
         for name, value in (("mean", self.mean), ("std", self.std)):
             if value.shape[1] != self.channels:
                 raise ValueError(f"{name}: got {value.shape[1]} values, expected {self.channels}")
@@ -152,7 +151,7 @@ class KLAutoencoder:
 
     def to(self, device: torch.device | str) -> Self:
         """Move weights and normalisation to a device."""
-        place(self.model, device, auto=self._auto, keep_range=bool(self.model.config.force_upcast))
+        place(self.model, device, auto=self._auto)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
 
@@ -168,14 +167,15 @@ class KLAutoencoder:
             if noise.shape != latent.shape:
                 raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
             latent = latent + torch.cat(deviations) * noise.to(latent)
-        return (latent - self.mean) / self.std
+        # diffusers' pipelines move the model alone.
+        return (latent - self.mean.to(latent.device)) / self.std.to(latent.device)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
         if latent.dim() != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
-        raw = latent.float() * self.std + self.mean
+        raw = latent.float() * self.std.to(latent.device) + self.mean.to(latent.device)
         with torch.autocast(latent.device.type, enabled=False):
             images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw, self.factor)]
         return torch.cat(images).clamp(-1.0, 1.0)
@@ -195,12 +195,7 @@ class KLAutoencoder:
         return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers.
-
-        diffusers applies a scaling factor on top of mean and standard deviation, so it is 1 there.
-        """
-        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
-        self.model.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
+        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
         weights = None if self.source is None else self.source / WEIGHTS_FILE
         write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
 

@@ -4,7 +4,6 @@ Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from torch import Tensor
 from hdm_lightning.encoders.pretrained import UNREADABLE
 from hdm_lightning.encoders.sources import FINAL, RUNS, locate_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import replacing
+from hdm_lightning.whole_files import move_in, replacing
 
 VAE_FOLDER = "vae"
 AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
@@ -150,9 +149,7 @@ def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None =
             model.save_pretrained(inside, safe_serialization=True)
         else:
             model.save_config(inside)
-        for file in sorted(Path(inside).iterdir(), key=lambda file: (file.name == "config.json", file.name)):
-            with replacing(folder / file.name) as temporary:
-                os.replace(file, temporary)
+        move_in(Path(inside), folder, last="config.json")
 
 
 def _same_file(first: Path, second: Path) -> bool:

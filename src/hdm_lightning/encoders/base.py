@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.precision import default_dtype, encoder_dtype
+from hdm_lightning.precision import encoder_dtype
 
 
 @runtime_checkable
@@ -77,7 +77,7 @@ class ImageAutoencoder(Protocol):
         """Write weights and normalisation to a folder, to be loaded by its path."""
 
 
-def place(model: nn.Module, device: torch.device | str, *, auto: bool, keep_range: bool = False) -> None:
+def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 
     Args:
@@ -85,10 +85,9 @@ def place(model: nn.Module, device: torch.device | str, *, auto: bool, keep_rang
         device: where to.
         auto: also cast the parameters to the dtype that suits the device. Buffers keep theirs: rotary frequencies
             lose too much by it.
-        keep_range: with `auto`, never float16, whose largest value the model's activations exceed.
     """
     if auto:
-        dtype = encoder_dtype(device) if keep_range else default_dtype(device)
+        dtype = encoder_dtype(torch.device(device))
         for parameter in model.parameters():
             parameter.data = parameter.data.to(device, dtype)
     model.to(device)

@@ -48,8 +48,8 @@ def load_text_encoder(
 
     Args:
         name: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
-        dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` is bfloat16,
-            float16 or float32, as suits the device that the encoder is moved to.
+        dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` follows
+            the device that the encoder is moved to: bfloat16 on CUDA that has it, else float32.
         layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
             −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
             final norm). Later blocks are dropped.
@@ -100,7 +100,8 @@ class TransformersTextEncoder:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        assert self._tokenizer is not None, "built without a tokenizer"
+        if self._tokenizer is None:
+            raise AttributeError("this text encoder was built without a tokenizer")
         return self._tokenizer
 
     def to(self, device: torch.device | str) -> Self:
@@ -193,6 +194,8 @@ def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn
     if kept < depth:
         del blocks[kept:]
         model.config.update({"num_hidden_layers": kept, _CUT: True})
+        if getattr(model.config, "layer_types", None):  # of each block, in newer architectures
+            model.config.layer_types = list(model.config.layer_types[:kept])
     return model
 
 

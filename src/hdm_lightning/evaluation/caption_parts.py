@@ -12,7 +12,7 @@ from hdm_lightning.evaluation.clip import Clip, clip_scores
 from hdm_lightning.evaluation.context import Context, agreement_head, holds, needs
 from hdm_lightning.evaluation.image_sets import ImageSet, pixels
 from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
-from hdm_lightning.generation.scoring import ScoredPictures, draw_and_score
+from hdm_lightning.generation.scoring import ScoredImages, draw_and_score
 from hdm_lightning.metrics.agreement_head import rank_shares
 from hdm_lightning.metrics.bootstrap import PERCENTILE, Estimate
 from hdm_lightning.metrics.shapes_reader import MIN_SIDE_PX
@@ -120,7 +120,7 @@ def shapes(context: Context) -> Found:
     return Found(measures, galleries=galleries, record={"split": "heldout"})
 
 
-def _criteria(scored: ScoredPictures, prefix: str, what: str, resamples: int) -> list[Measure]:
+def _criteria(scored: ScoredImages, prefix: str, what: str, resamples: int) -> list[Measure]:
     measures = []
     for name, score in scored.scores.items():
         # Images are what is independent: one of two objects has two trials of a colour.

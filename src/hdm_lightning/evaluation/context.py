@@ -30,8 +30,9 @@ from hdm_lightning.evaluation.image_sets import (
 )
 from hdm_lightning.evaluation.request import EvaluationSettings
 from hdm_lightning.evaluation.results import Found
-from hdm_lightning.generation.jobs import DrawJob
-from hdm_lightning.generation.pipeline import TextToImage, to_uint8
+from hdm_lightning.generation.image_files import to_uint8
+from hdm_lightning.generation.image_writer import DrawJob
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
@@ -143,7 +144,7 @@ class RealData:
             self.train_stream = None
 
     @torch.no_grad()
-    def decoded(self, pipeline: TextToImage) -> ImageSet:
+    def decoded(self, pipeline: HDMPipeline) -> ImageSet:
         """The first half of the reference images, at most `DECODED`, encoded and decoded by the autoencoder."""
         if self._decoded is None:
             count = min(DECODED, self.reference_count // 2)
@@ -180,7 +181,7 @@ def require_reference(count: int) -> None:
         raise UserError(what, where="--data", hint="give a folder with more")
 
 
-def _reconstructed(pipeline: TextToImage, images: Tensor) -> Tensor:
+def _reconstructed(pipeline: HDMPipeline, images: Tensor) -> Tensor:
     image = images.to(pipeline.device).float() / 127.5 - 1.0
     return to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))).cpu()
 
@@ -199,7 +200,7 @@ class Context:
 
     real: RealData
     settings: EvaluationSettings
-    pipeline: TextToImage
+    pipeline: HDMPipeline
     weights: str
     sampling: SamplingSettings
     _text: dict[str, Tensor] = field(default_factory=dict)
@@ -255,10 +256,10 @@ class Context:
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
         for start in range(0, len(missing), _TEXT_BATCH):
             part = missing[start : start + _TEXT_BATCH]
-            ids, counts = zip(*map(self.pipeline.tokenizer, part), strict=True)
+            ids, counts = zip(*map(self.pipeline.caption_tokenizer, part), strict=True)
             lengths = torch.tensor(counts, device=self.pipeline.device)
             tokens = torch.tensor([row[: max(counts)] for row in ids], device=self.pipeline.device)
-            context = self.pipeline.text_encoder.encode(tokens, lengths).float()
+            context = self.pipeline.encoder.encode(tokens, lengths).float()
             last = context[torch.arange(len(part), device=context.device), lengths - 1]
             both = torch.cat([context.sum(1) / lengths[:, None], last], dim=1).cpu()
             self._text.update(zip(part, both, strict=True))

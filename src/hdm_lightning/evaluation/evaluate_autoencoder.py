@@ -17,6 +17,7 @@ from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_p
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import sources_from
 from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.errors import UserError
@@ -24,17 +25,15 @@ from hdm_lightning.evaluation.image_sets import Progress, middle_crops, pixels, 
 from hdm_lightning.evaluation.request import VaeRequest
 from hdm_lightning.evaluation.results import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure
 from hdm_lightning.generation.feature_networks import load_feature_network
-from hdm_lightning.generation.fingerprints import sha256_of_all
-from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.generation.image_files import sha256_of, to_uint8
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 from hdm_lightning.metrics.autoencoder_sheet import sheet
 from hdm_lightning.metrics.distances import FEWEST_SAMPLES, frechet_estimate, frechet_needs, kernel_distance_estimate
 from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name, with_names_apart
 from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
 from hdm_lightning.training import hardware
-from hdm_lightning.training.callbacks.vae_validation import measures_of
-from hdm_lightning.training.data_settings import sources_from
-from hdm_lightning.training.vae.network import AutoencoderNetwork, load_vae
+from hdm_lightning.training.callbacks.autoencoder_report import measures_of
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, load_vae
 
 WEIGHTS = "vae"
 FINAL = "final"
@@ -89,7 +88,7 @@ def _facts(named: Path, folder: Path, network: AutoencoderNetwork) -> dict[str, 
     return {
         "name": named.name if named.name != FINAL else named.parent.name,
         "model": str(named),
-        "sha256": sha256_of_all(weights),
+        "sha256": sha256_of(*weights),
         "latents": f"{network.channels} channels, 1/{network.factor} of the side",
     }
 

@@ -9,6 +9,7 @@ import torch
 
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, RealData
@@ -23,7 +24,6 @@ from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
-from hdm_lightning.training.data_settings import sources_from
 from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
 
 
@@ -147,7 +147,7 @@ def _streams(request: ModelRequest, subject: Subject, side: int) -> tuple[Stream
             where="--data",
             hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
-    plain = StreamConfig((), side, subject.encoders.tokenizer.context_length, seed=0, stage="validation")
+    plain = StreamConfig((), side, subject.encoders.caption_tokenizer.context_length, seed=0, stage="validation")
     given = sources_from(list(request.data), "--data") if request.data else None
     if run is None:
         assert given is not None

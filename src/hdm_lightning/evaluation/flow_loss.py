@@ -23,7 +23,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
 from hdm_lightning.evaluation.results import Curve, Found, Measure
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.flow_step import Conditioning, crop_geometry, flow_loss
@@ -45,7 +45,7 @@ def times_in_bin(uniform: Tensor, number: int, bins: int) -> Tensor:
     return inside.to(uniform.dtype)
 
 
-def loss_table(pipeline: TextToImage, loader: ValidationLoader, *, seed: int, bins: int) -> Iterator[Tensor]:
+def loss_table(pipeline: HDMPipeline, loader: ValidationLoader, *, seed: int, bins: int) -> Iterator[Tensor]:
     """Losses (B,K) of each batch's good samples, float64.
 
     Noise and times depend on (seed, bin, sample) alone.
@@ -62,22 +62,22 @@ def loss_table(pipeline: TextToImage, loader: ValidationLoader, *, seed: int, bi
                 drawn = draws.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
                 t = times_in_bin(drawn.uniform, number, bins).to(pipeline.device)
                 with _precision(pipeline):
-                    loss = flow_loss(pipeline.model, latent, drawn.noise.to(latent.device), t, conditioning)
+                    loss = flow_loss(pipeline.transformer, latent, drawn.noise.to(latent.device), t, conditioning)
                 columns.append(loss.double().cpu())
         yield torch.stack(columns, dim=1)[good]
 
 
-def _conditioning(pipeline: TextToImage, batch: Any) -> Conditioning:
-    device, config = pipeline.device, pipeline.model.config
+def _conditioning(pipeline: HDMPipeline, batch: Any) -> Conditioning:
+    device, config = pipeline.device, pipeline.transformer.config
     lengths, crop = batch["lengths"].to(device), batch["crop"].to(device)
     tokens = batch["tokens"][:, : int(batch["lengths"].max())].to(device)
-    context = pipeline.text_encoder.encode(tokens, lengths).float()
+    context = pipeline.encoder.encode(tokens, lengths).float()
     side_h, side_w = (side // pipeline.size_multiple for side in batch["image"].shape[-2:])
     positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config.positions)
     return Conditioning(context, lengths, positions, aspect)
 
 
-def _precision(pipeline: TextToImage) -> contextlib.AbstractContextManager[object]:
+def _precision(pipeline: HDMPipeline) -> contextlib.AbstractContextManager[object]:
     if pipeline.autocast is None:
         return contextlib.nullcontext()
     return torch.autocast(pipeline.device.type, dtype=pipeline.autocast)
@@ -107,7 +107,7 @@ def measure_loss(context: Context) -> Found:
 def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Floats:
     settings, pipeline = context.settings, context.pipeline
     loader = ValidationLoader(
-        stream, plan, pipeline.tokenizer, samples=settings.loss_samples, batch_size=pipeline.max_batch
+        stream, plan, pipeline.caption_tokenizer, samples=settings.loss_samples, batch_size=pipeline.max_batch
     )
     tables = []
     for part in loss_table(pipeline, loader, seed=settings.seed, bins=settings.time_bins):

@@ -18,8 +18,8 @@ from hdm_lightning.data.samples import Sample, stream
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.results import Pixels
-from hdm_lightning.generation.jobs import DrawJob, draw_jobs
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
 
 THUMBNAIL_PX = 96
@@ -114,7 +114,7 @@ def _address(plan: Plan, sample: Sample) -> str:
     return f"{folder}/{sample.key.rpartition('/')[2]}"
 
 
-def drawn_images(pipeline: TextToImage, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
+def drawn_images(pipeline: HDMPipeline, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
     """Images of jobs, in order, as many at once as the pipeline takes."""
     for start in range(0, len(jobs), pipeline.max_batch):
         done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))

@@ -1,4 +1,4 @@
-"""What is evaluated: a run, a bundle, a published model or a checkpoint, and a pipeline for all its weights."""
+"""What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
 
 import json
 import re
@@ -12,13 +12,13 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle
-from hdm_lightning.generation.fingerprints import sha256_of
-from hdm_lightning.generation.loading import FINAL_FOLDER, LoadOptions, find_bundle, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.image_files import sha256_of
+from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.interop.layouts import FINAL_FOLDER
+from hdm_lightning.interop.pipeline_folder import CONFIG, TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
@@ -57,20 +57,12 @@ class Subject:
     sampling: Mapping[str, Any]
     samples_seen: int
     run: RunRecord | None
-    encoders: TextToImage
+    encoders: HDMPipeline
     networks: Mapping[str, Callable[[], XUT]]
 
-    def pipeline(self, weights: str) -> TextToImage:
+    def pipeline(self, weights: str) -> HDMPipeline:
         """The pipeline of one set of weights."""
-        shared = self.encoders
-        return TextToImage(
-            self.networks[weights]().to(shared.device).eval(),
-            shared.text_encoder,
-            shared.tokenizer,
-            shared.autoencoder,
-            max_batch=shared.max_batch,
-            autocast=shared.autocast,
-        )
+        return self.encoders.with_network(self.networks[weights]().to(self.encoders.device).eval())
 
 
 def load_subject(path: Path, options: LoadOptions) -> Subject:
@@ -84,7 +76,7 @@ def load_subject(path: Path, options: LoadOptions) -> Subject:
     _refuse_autoencoder(path)
     if path.match("step-*.ckpt"):
         return _from_checkpoint(path, options)
-    has_final = any((folder / CONFIG_FILE).is_file() for folder in (path / FINAL_FOLDER, path))
+    has_final = any(is_pipeline_folder(folder) for folder in (path / FINAL_FOLDER, path))
     if path.is_dir() and not has_final and (path / run_folder.CONFIG).is_file():
         return _from_checkpoint(_newest(path), options)
     return _from_model(path, options)
@@ -106,8 +98,10 @@ def find_run(path: Path) -> RunRecord | None:
 
 
 def _run_folder(path: Path) -> Path:
-    """The folder that would be the run's: RUN of RUN, RUN/final, RUN/NN-STAGE/checkpoints and of files in these."""
+    """The run's folder, if it is one: RUN of RUN, RUN/final[/transformer], RUN/NN-STAGE/checkpoints, files there."""
     folder = path if path.is_dir() else path.parent
+    if folder.name == TRANSFORMER and folder.parent.name == FINAL_FOLDER:
+        folder = folder.parent
     if folder.name == FINAL_FOLDER:
         return folder.parent
     if folder.name == run_folder.CHECKPOINTS and re.match(r"\d+-", folder.parent.name):
@@ -127,7 +121,7 @@ def _refuse_autoencoder(path: Path) -> None:
     """Raise UserError for the folder of an autoencoder, which another command measures."""
     for folder in (path / FINAL_FOLDER, path):
         try:
-            content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
@@ -135,18 +129,18 @@ def _refuse_autoencoder(path: Path) -> None:
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
-    found = find_bundle(path)
-    bundle = found[0] if found else None
-    weights: dict[str, Path] = {FILE: path} if bundle is None else _weight_files(path, bundle)
+    found = find_pipeline_folder(path)
+    folder = found[0] if found else None
+    weights: dict[str, tuple[Path, ...]] = {FILE: (path,)} if folder is None else _weight_files(path, folder)
     first = next(iter(weights))
-    loaded = load_text_to_image(path, replace(options, weights=first if first in WEIGHT_FILES else EMA))  # type: ignore[arg-type]
-    networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.model}
-    if bundle is not None:
-        networks |= {name: partial(bundle.load_model, name) for name in weights if name != first}  # type: ignore[arg-type]
-        hashes = {name: sha256_of(file) for name, file in weights.items()}
+    loaded = load_pipeline(path, replace(options, weights=first if first in WEIGHT_KINDS else EMA))  # type: ignore[arg-type]
+    networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.network}
+    if folder is not None:
+        networks |= {name: partial(_stored, folder, name) for name in weights if name != first}
+        hashes = {name: sha256_of(*files) for name, files in weights.items()}
     else:
         hashes = {first: loaded.fingerprint}
-    training = dict(bundle.training) if bundle is not None else {}
+    training = dict(folder.training) if folder is not None else {}
     run = find_run(path)
     facts = {
         "name": training.get("name") or (run.settings.name if run else path.stem),
@@ -157,15 +151,19 @@ def _from_model(path: Path, options: LoadOptions) -> Subject:
     return Subject(facts, loaded.sampling, int(training.get("samples") or 0), run, loaded.pipeline, networks)
 
 
-def _weight_files(path: Path, bundle: Bundle) -> dict[str, Path]:
-    """The weights there are: the file that was named, or all of the bundle."""
+def _weight_files(path: Path, folder: PipelineFolder) -> dict[str, tuple[Path, ...]]:
+    """The files of the weights there are: the one that was named, or all of the folder's."""
+    kinds: list[str] = [kind for kind in WEIGHT_KINDS if folder.has(kind)]
+    present = {kind: folder.weight_files(kind) for kind in kinds}
     if path.is_file():
-        return {name: path for name, file in WEIGHT_FILES.items() if file == path.name}
-    found = {name: bundle.folder / file for name, file in WEIGHT_FILES.items()}
-    present = {name: file for name, file in found.items() if file.is_file()}
+        return {kind: files for kind, files in present.items() if path in files}
     if not present:
-        raise UserError("holds no weights", where=str(bundle.folder), hint="give a run's final/ folder")
+        raise UserError("holds no weights", where=str(folder.folder), hint="give a run's final/ folder")
     return present
+
+
+def _stored(folder: PipelineFolder, weights: str) -> XUT:
+    return folder.load_network(weights).float()
 
 
 def _newest(folder: Path) -> Path:
@@ -213,16 +211,15 @@ def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
     return network
 
 
-def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> TextToImage:
+def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> HDMPipeline:
     text, vae = dict(vars(run.settings.text_encoder)), dict(vars(run.settings.vae))
     text.pop("whiten_captions"), vae.pop("made_by")
     encoder, autoencoder = load_text_encoder(**text), load_autoencoder(**vae)
-    encoder.to(options.device), autoencoder.to(options.device)
-    return TextToImage(
+    pipeline = HDMPipeline(
         network.to(options.device),
-        encoder,
-        Tokenizer(run.settings.text_encoder.name).bind(plan.settings.context_length),
-        autoencoder,
-        max_batch=options.max_batch,
-        autocast=options.autocast,
+        autoencoder.to(options.device),
+        text_encoder=encoder.to(options.device),
+        context_length=plan.settings.context_length,
     )
+    pipeline.max_batch, pipeline.autocast = options.max_batch, options.autocast
+    return pipeline

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from hdm_lightning.encoders.caches import CachedTextEncoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
@@ -190,7 +190,7 @@ def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
     text = plain(config, "text_encoder")
     images = OmegaConf.select(config, "callbacks.sample_images") or {}
     solver = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}
-    save_bundle(
+    save_final(
         run.run_dir / run_folder.FINAL,
         raw if averaged is None else averaged,
         xut=run.network.config,

@@ -1,6 +1,5 @@
 """Start from a trained model: weights only, with what was loaded and what was not said plainly."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdm_lightning.encoders.autoencoder_folder import WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.diffusers_folder import NETWORK
-from hdm_lightning.interop.project_folder import CONFIG, is_project_folder
+from hdm_lightning.interop.layouts import UNET_FOLDER
+from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix
 from hdm_lightning.interop.tensor_files import read_tensors
-from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
@@ -22,7 +21,9 @@ from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
 from hdm_lightning.whole_files import write_json
 
 MODEL_FILE = "model.safetensors"
-PLACES = (MODEL_FILE, f"final/{MODEL_FILE}", f"{WEIGHTS}.safetensors", f"{NETWORK}/{WEIGHTS}.safetensors")
+_STORED = f"{TRANSFORMER}/{WEIGHTS}.safetensors"
+_OURS = (_STORED, MODEL_FILE, f"final/{_STORED}", f"final/{MODEL_FILE}")
+PLACES = (*_OURS, f"{WEIGHTS}.safetensors", f"{UNET_FOLDER}/{WEIGHTS}.safetensors")
 """Where a folder has the network: a model's, a run's, a diffusers folder's."""
 RECORD = "init.json"
 
@@ -112,11 +113,11 @@ def find_weights(source: str) -> Path:
 
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
-    """How the file's network is wired where this one is not, as far as the file or its folder's config.json tells."""
+    """How the file's network is wired where this one is not, as far as the file or its folder tells."""
     if find_prefix(tensors) is not None:
         wired: Mapping[str, Any] = PUBLISHED
-    elif is_project_folder(path.parent):
-        wired = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["xut"]
+    elif (place := holding(path)) is not None:
+        wired = read_pipeline_folder(place[0]).xut.to_json()
     else:
         return []
     return [

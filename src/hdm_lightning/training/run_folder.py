@@ -18,6 +18,8 @@ ENVIRONMENT = "environment.json"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
+DESCRIPTIONS = ("model_index.json", "config.json")
+"""What describes a model; the latter also an autoencoder, and models in the layout of before."""
 
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
@@ -68,10 +70,11 @@ def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
 def is_finished(run_dir: Path) -> bool:
     """Whether the run has exported its model or its autoencoder to the end.
 
-    A model's config.json is written after its card, an autoencoder's card after its config.json: both are there only
+    A model's description is written after its card, an autoencoder's card after its config.json: both are there only
     when all is.
     """
-    return all((run_dir / FINAL / name).exists() for name in ("config.json", "README.md"))
+    written = {name for name in (*DESCRIPTIONS, "README.md") if (run_dir / FINAL / name).exists()}
+    return "README.md" in written and len(written) > 1
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:

@@ -171,6 +171,13 @@ def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
         raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
+GROUPS = (
+    *("model", "text_encoder", "vae", "data", "module", "optimizer", "lr_scheduler"),
+    *("stage", "trainer", "hardware", "callbacks", "logger"),
+)
+"""Of a configuration whose groups make objects."""
+
+
 def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
     """The fields of a composed configuration, or of one that a run of whatever version has recorded.
 
@@ -190,7 +197,9 @@ def _former_spelling(values: Mapping[str, Any]) -> dict[str, Any]:
     averages, images = _group(callbacks, "weight_averages"), _group(callbacks, "sample_images")
     kept = ("name", "run_dir", "seed", "resume", "init", "schedule", "validation", "guard")
     steps = ("prompts", "aspect_ratios", "steps", "guidance_scale", "shift", "seed")
+    unknown = values.keys() - set(kept) - set(GROUPS)
     return {
+        **{key: values[key] for key in values if key in unknown},  # named by the check that follows
         **{key: values[key] for key in kept if key in values},
         **{key: _group(values, key) for key in ("model", "text_encoder", "vae", "data")},
         "optimizer": {

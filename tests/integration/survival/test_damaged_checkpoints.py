@@ -50,7 +50,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_gone_on_fro
     assert f"{newest} is damaged" in told and "Traceback" not in told
     assert run.checkpoints(2) == whole.checkpoints(2)
     assert not list(run.folder.rglob("*.damaged"))  # that step has been saved again
-    assert (run.folder / "final" / "config.json").exists()
+    assert (run.folder / "final" / "model_index.json").exists()
 
 
 def test_damage_found_at_the_export_of_a_run_that_is_done_is_trained_over(whole, toy, server, same):
@@ -59,7 +59,7 @@ def test_damage_found_at_the_export_of_a_run_that_is_done_is_trained_over(whole,
     flip_a_bit(stage(run, 2)[-1])
     assert server.run(run) == [0]
     assert same(whole.end(2), run.end(2))
-    assert (run.folder / "final" / "config.json").exists()
+    assert (run.folder / "final" / "model_index.json").exists()
 
 
 def test_damaged_older_checkpoints_do_not_hold_up_a_whole_newest_one(whole, toy, server, same):

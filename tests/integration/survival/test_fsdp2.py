@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hdm_lightning.profiling.operations import parameter_count
 from hdm_lightning.training.settings import model_config_from
 
+NETWORK = "final/transformer/diffusion_pytorch_model"
 ROUNDING = 2e-5
 """Of float32, through as many of AdamW's steps as there are here, at rates that move weights by about 1."""
 EMA = {"halflife_samples": [16], "ramp": 0.0, "sigma_rel": [0.2]}
@@ -63,7 +64,7 @@ def test_two_parts_train_as_two_copies(toy, server, tmp_path):
         assert np.abs(one - two).max() <= 1 and one.std() > 10
     stored = files(copies, "ema_snapshots/*.safetensors")
     assert len(stored) == 3 and stored == files(parts, "ema_snapshots/*.safetensors")
-    for path in (*stored, "final/model.safetensors", "final/model_raw.safetensors"):
+    for path in (*stored, f"{NETWORK}.safetensors", f"{NETWORK}.raw.safetensors"):
         assert furthest(load_file(copies.folder / path), load_file(parts.folder / path)) < ROUNDING
     whole = parameter_count(model_config_from(parts.config["model"]))
     for rank in range(2):

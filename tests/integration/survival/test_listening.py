@@ -100,7 +100,7 @@ def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path, meeting
     assert processes >= 3
     assert addresses and addresses <= LOOPBACK
     assert not list(meetings.glob("hdm-meeting-*"))
-    assert (job.folder / "final" / "model.safetensors").exists()
+    assert (job.folder / "final" / "model_index.json").exists()
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in job.folder.rglob("*") if path.is_file()}
     assert set(modes.values()) == {oct(0o640)}, modes
 

@@ -136,7 +136,7 @@ def test_torchrun_from_outside(toy, tmp_path, whole_on_two, same):
     line = command(ours, tmp_path / "conf", torchrun=True)
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
-    assert (ours.folder / "final" / "model.safetensors").exists()
+    assert (ours.folder / "final" / "model_index.json").exists()
     assert same(whole_on_two.end(), ours.end())
 
 

@@ -335,6 +335,6 @@ def test_the_quarantine_begins_a_line_of_its_own_and_follows_no_link(tmp_path):
     victim, link = tmp_path / "victim", tmp_path / "link.jsonl"
     victim.write_text("mine")
     link.symlink_to(victim)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="is a symbolic link"):
         Quarantine(str(link)).add(shard="s", key="k", ordinal=1, reason="r", index=2)
     assert victim.read_text() == "mine"

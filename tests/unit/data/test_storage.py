@@ -18,6 +18,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import ReadAhead
+from hdm_lightning.data.redirects import RefusedRedirect
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.sources import Source
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
@@ -280,7 +281,7 @@ def test_ranges_that_a_proxy_shortens_are_completed_and_shifted_ones_refused(kit
 
 def test_redirects_to_other_protocols_are_not_followed(server):
     server.trouble = lambda path, attempt: "elsewhere"
-    with pytest.raises(OSError, match="ftp"):
+    with pytest.raises(RefusedRedirect, match="redirects to ftp:"):
         read_range(f"{server.url}/000.tar", 0, 100)
 
 

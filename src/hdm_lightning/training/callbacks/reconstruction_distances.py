@@ -6,7 +6,7 @@ Shapes: image and output (B,3,H,W) in [-1, 1]; index and weight (B,); features (
 import torch
 from torch import Tensor
 
-from hdm_lightning.generation.pipeline import to_uint8
+from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.metrics.distances import FEWEST_SAMPLES, frechet_distance, frechet_needs, kernel_distance, moments
 from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name
 from hdm_lightning.training.strategies import processes

@@ -1,5 +1,6 @@
 """Images of an autoencoder in training: reconstructions, moved latents decoded, latents as colours."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hdm_lightning.metrics.autoencoder_sheet import sheet
 from hdm_lightning.training.callbacks.sample_images import default_folder, log_image
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
+from hdm_lightning.whole_files import write_atomically
 
 
 class ReconstructionImages(Callback):
@@ -58,7 +60,7 @@ class ReconstructionImages(Callback):
         seen, folder = int(getattr(pl_module, "samples_trained", 0)), default_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray((drawn * 255).round().byte().movedim(0, -1).cpu().numpy())
-        picture.save(folder / f"{seen:012d}.png")
+        write_atomically(folder / f"{seen:012d}.png", partial(picture.save, format="PNG"))
         log_image(trainer, "autoencoder", picture, seen)
 
 

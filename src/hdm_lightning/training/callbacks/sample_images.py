@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from hdm_lightning.encoders.tokenizer import CaptionTokenizer
 from hdm_lightning.generation.contact_sheet import contact_sheet
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.png import to_pil
+from hdm_lightning.generation.image_files import to_pil
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.strategies.parallelize import uncompiled
 from hdm_lightning.training.strategies.processes import barrier
 from hdm_lightning.training.strategies.sharded_tensors import is_sharded
+from hdm_lightning.whole_files import write_atomically
 
 
 class SampleImages(StepWatcher, Callback):
@@ -95,19 +96,19 @@ class SampleImages(StepWatcher, Callback):
             settings = SamplingSettings(height=height, width=width, **self.solver)  # type: ignore[arg-type]
             seeds = [self.seed + number for number in range(len(self.prompts))]
             with torch.no_grad(), trainer.precision_plugin.val_step_context(), uncompiled():
-                images = pipeline(self.prompts, seeds, settings)
+                images = pipeline.draw(self.prompts, seeds, settings)
             if trainer.is_global_zero:
                 sheet = contact_sheet([to_pil(image) for image in images], self.prompts)
-                sheet.save(folder / f"{seen:012d}-{width}x{height}.png")
+                path = folder / f"{seen:012d}-{width}x{height}.png"
+                write_atomically(path, partial(sheet.save, format="PNG"))
                 log_image(trainer, f"samples/{width}x{height}", sheet, seen)
 
-    def _pipeline(self, trainer: Trainer, module: Any) -> TextToImage:
+    def _pipeline(self, trainer: Trainer, module: Any) -> HDMPipeline:
         averages = find_callback(trainer, WeightAverages)
         averaged = averages is not None and averages.state is not None and averages.state.shadows
         network: Any = averages.bound(0) if averages is not None and averaged else module.network
-        tokenizer = module.text_encoder.tokenizer
-        bound: CaptionTokenizer = tokenizer.bind(self.context_length)
-        return TextToImage(network, module.text_encoder, bound, module.autoencoder)
+        autoencoder, encoder = module.autoencoder, module.text_encoder
+        return HDMPipeline(network, autoencoder, text_encoder=encoder, context_length=self.context_length)
 
 
 def default_folder(trainer: Trainer, folder: Path | None) -> Path:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.reconstruction import Posterior
-from hdm_lightning.encoders.autoencoder_folder import AutoencoderKL, locate_autoencoder, read_autoencoder
+from hdm_lightning.encoders.autoencoder_folder import (
+    AutoencoderKL,
+    locate_autoencoder,
+    read_autoencoder,
+    write_autoencoder,
+)
 from hdm_lightning.errors import UserError
 
 # diffusers clamps log-variances to this range before it takes their exponential.
@@ -107,4 +112,4 @@ def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float]
     if statistics is not None:
         mean, std = ([float(value) for value in each] for each in statistics)
         vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0, shift_factor=None)
-    vae.save_pretrained(str(folder), safe_serialization=True)
+    write_autoencoder(vae, folder)
