@@ -1,6 +1,9 @@
 """The ten lines of the README, and what a user of Lightning expects of them."""
 
 import csv
+import re
+import shutil
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -37,6 +40,22 @@ def test_the_ten_lines(tiny_text_encoder, tiny_autoencoder, tiny_shards, tmp_pat
 
     loaded = FlowModule.load_from_checkpoint(path, text_encoder=text, autoencoder=vae)
     assert longer.validate(loaded, data) == [measured]
+
+
+def test_the_readme_s_python_runs_as_it_stands(tiny_autoencoder, tmp_path, monkeypatch):
+    """In a folder laid out as its reader's, with a quicker autoencoder and two steps."""
+    root = Path(__file__).parents[3]
+    (block,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    limits = "max_steps=200, val_check_interval=100"
+    assert limits in block
+    (tmp_path / "runs" / "openclipart_vae").mkdir(parents=True)
+    (tmp_path / "runs" / "openclipart_vae" / "final").symlink_to(tiny_autoencoder)
+    shutil.copytree(root / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block.replace(limits, "accelerator='cpu', limit_val_batches=1, max_steps=2, val_check_interval=1"), names)
+    assert names["trainer"].global_step == 2
+    assert names["trainer"].callback_metrics["val/loss"].isfinite()
 
 
 def test_metrics_reach_loggers_and_callbacks_of_lightning(flow_module, shard_data, trainer, tmp_path):
