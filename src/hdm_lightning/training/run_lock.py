@@ -84,7 +84,7 @@ def take(run_dir: Path) -> int | None:
 def _locked(lock: int, run_dir: Path) -> bool:
     """Whether the lock could be had in time; False where a signal ended the waiting."""
     begin, told = time.monotonic(), False
-    while not STOP.received:
+    while not STOP.is_pending:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

@@ -29,6 +29,11 @@ class StopRequest:
         self.received = self.interrupted = self.is_listening = False
 
     @property
+    def is_pending(self) -> bool:
+        """Whether a signal came to what listens now; `received` stays up afterwards."""
+        return self.is_listening and self.received
+
+    @property
     def status(self) -> int:
         """The exit status of a command that has been asked to stop."""
         return INTERRUPTED_STATUS if self.interrupted else STOPPED_STATUS

@@ -24,7 +24,7 @@ def serve(config):
     """Set the flag's answer: 143 once the signal came."""
     with STOP.listening():
         Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
-        while not STOP.received:
+        while not STOP.is_pending:
             time.sleep(0.02)
     return 143
 
@@ -33,7 +33,7 @@ def deaf(config):
     """Hear the signal, say so, and work on."""
     with STOP.listening():
         Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
-        while not STOP.received:
+        while not STOP.is_pending:
             time.sleep(0.02)
         Path(config["folder"], f"heard{os.environ['RANK']}").touch()
         time.sleep(600)

@@ -73,7 +73,7 @@ class StopOnSignal(StepWatcher, Callback):
             self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        (stop,) = any_of_each([STOP.received], module.device)
+        (stop,) = any_of_each([STOP.is_pending], module.device)
         if stop:
             path, step = save_now(trainer), trainer.global_step
             raise StoppedBySignal(f"interrupted; the same command resumes from step {step}", path)
@@ -98,5 +98,5 @@ def stop_if_asked(when: str) -> None:
     Raises:
         StoppedBySignal: on every process alike.
     """
-    if any(gathered(STOP.received)):
+    if any(gathered(STOP.is_pending)):
         raise StoppedBySignal(f"interrupted {when}; the same command resumes from there")
