@@ -8,6 +8,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.cli.hydra_app import run_hydra
+from hdm_lightning.cli.moved_keys import present_keys
 
 
 def main() -> None:
@@ -31,4 +32,4 @@ def demo(config: DictConfig) -> None:
 
 
 def _composed(name: str, overrides: list[str]) -> DictConfig:
-    return compose(name, overrides=overrides)
+    return compose(name, overrides=present_keys(overrides, name))
