@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TAGS = {"loss/train": "training", "loss/validation_raw": "validation, raw weights"}
-AVERAGED = "loss/validation_ema"
+TAGS = {"train/loss_mean": "training", "val/loss": "validation, raw weights"}
+AVERAGED = "val/loss_ema"
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -69,7 +69,7 @@ def tiny_shards(tmp_path_factory):
     """Folder of three shards with 40 small pictures of varied shape and captions of known words."""
     from PIL import Image
 
-    from hdm_lightning.data.builders.writer import ShardWriter
+    from hdm_lightning.datasets.writer import ShardWriter
 
     folder = tmp_path_factory.mktemp("shards")
     random = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def tiny_shards(tmp_path_factory):
 @pytest.fixture
 def another_start():
     """Context of a run's folder that another process holds; yields its id, and kills it at the end."""
-    from hdm_lightning.training.launching import run_lock
+    from hdm_lightning.training import run_lock
 
     @contextmanager
     def held(folder, then=lambda: time.sleep(300)):
@@ -100,6 +100,7 @@ def another_start():
                     then()
             finally:
                 os._exit(0)
+        os.close(tell)  # so that a child that ends without a word ends the reading
         assert os.read(ready, 1) == b"x"
         try:
             yield pid
@@ -114,7 +115,7 @@ def another_start():
 def free():
     """Function of a run's folder that says whether another process gets it at once."""
     from hdm_lightning.errors import UserError
-    from hdm_lightning.training.launching import run_lock
+    from hdm_lightning.training import run_lock
 
     def asked(folder):
         pid = os.fork()

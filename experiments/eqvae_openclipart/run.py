@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
-from hdm_lightning.training.callbacks.vae_validation import measured_transforms
-from hdm_lightning.training.data_settings import sources_from
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import sources_from
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
@@ -117,7 +117,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
         f"stage.samples={samples}",
         f"patches.samples={samples * 7 // 8}",
         "validation.samples=128",
-        "ema.halflife_samples=[1000]",
+        "callbacks.weight_averages.halflife_samples=[1000]",
         *overrides,
     )
 
@@ -125,7 +125,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
 def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> None:
     """Train one XUT on the autoencoder's latents; all else is the same."""
     command(
-        folder / "final" / "model.safetensors",
+        folder / "final" / "model_index.json",
         "hdm-train",
         "experiment=demo",
         *on_drawings(folder, seed),
@@ -133,7 +133,7 @@ def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> Non
         "~schedule.stages.px48",
         f"schedule.stages.px64.samples={samples}",
         "schedule.stages.px64.sample_every=0",
-        "callbacks.pictures.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",
+        "callbacks.sample_images.prompts=[a red apple,a green leaf,a yellow sun,a black cat]",
         "validation.samples=240",
     )
 
@@ -142,11 +142,11 @@ def on_drawings(folder: Path, seed: int) -> list[str]:
     """What both trainings have in common: three shards train, the fourth is held out."""
     return [
         "trainer=cpu",
-        "trainer.threads=1",
+        "hardware.threads=1",
         "data=openclipart_mini",
         f"data.train=[{','.join(TRAINING)}]",
         f"data.validation={HELD_OUT}",
-        "data.workers=0",
+        "data.num_workers=0",
         f"run_dir={folder}",
         f"seed={seed}",
     ]
@@ -207,7 +207,7 @@ def block_means() -> dict[str, float]:
         transforms=measured_transforms(SIDE // FACTOR),
     )
     stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), SIDE, 1, stage="validation"))
-    for batch in real_pictures(stream, Plan(stream), 250):
+    for batch in real_images(stream, Plan(stream), 250):
         measures.update(batch.images / 127.5 - 1)
     found = measures.report()
     names = {title: name.replace("_", "/", 1) for title, (_, _, _, name) in MEASURES.items()}

@@ -67,7 +67,7 @@ def train(folder: Path, overrides: list[str], seed: int) -> None:
         "patches.size_px=64",
         "patches.samples=7008",
         "validation.samples=250",
-        "validation.pictures=0",
+        "validation.images=0",
         *overrides,
     )
 

@@ -13,10 +13,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from hdm_lightning.data.builders.shapes import heldout_prompts
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
+from hdm_lightning.datasets.shapes import heldout_prompts
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.training.run_folder import is_finished
 
 HERE = Path(__file__).parent
 FIELDS = ("residual", "skips", "text", "rate")
@@ -27,7 +28,7 @@ def measure(job: Path, prompts: int) -> dict[str, object]:
     """One job's wiring, seed, final losses and scores on held-out single objects."""
     config = yaml.safe_load((job / "config.yaml").read_text())
     done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
-    loaded = load_text_to_image(job, LoadOptions(max_batch=64))
+    loaded = load_pipeline(job, LoadOptions(max_batch=64))
     asked = heldout_prompts(prompts)
     settings = SamplingSettings.from_json(loaded.sampling)
     scored = draw_and_score(loaded.pipeline, [p.caption for p in asked], [p.spec for p in asked], settings)
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    jobs = sorted(path.parent.parent for sweep in arguments.sweeps for path in sweep.glob("*/final/config.json"))
+    jobs = sorted(job for sweep in arguments.sweeps for job in sweep.glob("*/") if is_finished(job))
     rows = [measure(job, arguments.prompts) for job in jobs]
     summary = summarise(rows)
     (HERE / "results.json").write_text(json.dumps({"summary": summary, "jobs": rows}, indent=2) + "\n")

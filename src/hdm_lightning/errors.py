@@ -1,5 +1,8 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
+import difflib
+from collections.abc import Iterable
+
 from hdm_lightning.printable import in_one_line, printable
 
 
@@ -23,3 +26,15 @@ class UserError(ValueError):
         if self.hint:
             lines.append(f"  hint: {self.hint}")
         return printable("\n".join(lines))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the closest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else "choose one of " + ", ".join(names)
+
+
+def sibling_key(where: str, key: str) -> str:
+    """The key beside another one, to name in an error: `vae.dtype` for `vae.name` and `dtype`."""
+    return f"{where.rpartition('.')[0]}.{key}" if "." in where else where

@@ -96,6 +96,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def move_in(source: Path, folder: Path, *, last: str) -> None:
+    """Put every file below `source` at the same place below `folder`, each as by `replacing`.
+
+    Args:
+        source: a folder on the same file system.
+        folder: where to; the subfolders are made.
+        last: path below `source` of the file that is moved when all others are there.
+    """
+    files = [file for file in sorted(source.rglob("*")) if file.is_file()]
+    for file in sorted(files, key=lambda file: file == source / last):
+        with replacing(folder / file.relative_to(source)) as temporary:
+            os.replace(file, temporary)
+
+
 def no_follow(path: str, flags: int) -> int:
     """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

@@ -19,7 +19,7 @@ def planned(*overrides):
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
         config = compose("plan_autoencoder", overrides=list(overrides))
-    return plan_autoencoder(OmegaConf.to_container(config, resolve=True))
+    return plan_autoencoder(config)
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():
@@ -33,6 +33,12 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not():
         )
         assert again.fits is fits
         assert (again.memory.peak <= room * 2**30) is fits
+
+
+def test_a_device_that_is_not_here_can_be_planned_for(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = planned(*TINY, "gpus=1x4090", "trainer.accelerator=cuda")
+    assert plan.memory == planned(*TINY, "gpus=1x4090", "trainer.precision=bf16-mixed").memory
 
 
 def test_what_is_written_and_shown():
@@ -51,7 +57,7 @@ def test_what_is_written_and_shown():
 def test_mistakes_are_named():
     for overrides, where in [
         (("gpus=1x6090",), "gpus"),
-        (("stage.resolution=65",), "stage.resolution"),
+        (("stage.resolution=65", "gpus=1x5090"), "stage.resolution"),
         (("gpu_memory_gib=-1",), "gpu_memory_gib"),
         (("reserve_gib=-1",), "reserve_gib"),
         (("gpu_memory_gib=2", "reserve_gib=3"), "gpu_memory_gib"),

@@ -9,20 +9,19 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.plan_job import run_plan
+from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.assumptions import Assumptions
-from hdm_lightning.planning.machine import Host
-from hdm_lightning.planning.paper import PAPER_HOURS
-from hdm_lightning.planning.recipe import Dataset
-from hdm_lightning.planning.settings import AssumptionSettings, DatasetSettings, HostSettings
+from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
+from hdm_lightning.profiling.gpus import Host
+from hdm_lightning.profiling.recipe import Dataset
+from hdm_lightning.training.record import recorded_values
 
 
 def planned(*overrides):
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
         config = compose("plan", overrides=list(overrides))
-    return run_plan(OmegaConf.to_container(config, resolve=True))
+    return run_plan(recorded_values(config))
 
 
 def test_the_paper_s_schedule_from_the_configuration():
@@ -53,9 +52,9 @@ def test_the_limits_of_the_encoders_reach_the_plan():
 
 def test_defaults_of_the_file_are_those_of_the_package():
     content = planned().content
-    assert content["machine"]["host"] == vars(Host()) == vars(HostSettings())
-    assert content["recipe"]["dataset"] == vars(Dataset()) == vars(DatasetSettings())
-    assert content["assumptions"] == vars(Assumptions()) == vars(AssumptionSettings())
+    assert content["machine"]["host"] == vars(Host())
+    assert content["recipe"]["dataset"] == vars(Dataset())
+    assert content["assumptions"] == vars(Assumptions())
 
 
 @pytest.mark.parametrize(
@@ -73,12 +72,12 @@ def test_overrides_reach_the_forecast():
     )
     assert changed["stages"][1]["hours"] == pytest.approx(0.1 * usual["stages"][1]["hours"], rel=1e-3)
     assert changed["stages"][0]["rent_usd"] == pytest.approx(2 * usual["stages"][0]["rent_usd"])
-    slow = planned("trainer.compile=false").content
+    slow = planned("hardware.compile=false").content
     assert slow["stages"][0]["hours"] > 1.1 * usual["stages"][0]["hours"]
 
 
 def test_every_kind_of_average_takes_memory_and_disk():
-    one, three = planned().content, planned("callbacks.ema.sigma_rel=[0.05,0.1]").content
+    one, three = planned().content, planned("callbacks.weight_averages.sigma_rel=[0.05,0.1]").content
     weights = 4 * 343_176_208
     assert one["stages"][0]["memory"]["averages"] == weights
     assert three["stages"][0]["memory"]["averages"] == 3 * weights
@@ -133,7 +132,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["gpus=3x5090"], "schedule.stages.px256.batch_size", "batch_size="),
         (["budget_usd=3"], "budget_usd", "budget_usd="),
         (["gpus=[4x5090,1x4090]", "budget_usd=600"], "gpus", "gpus=4x5090"),
-        (["assumptions.utilisation=1.5"], "assumptions.utilisation", "share"),
+        (["assumptions.utilisation=1.5"], "assumptions.utilisation", "1 or less"),
         (["gpu.memory_gib=-1"], "gpu.memory_gib", "give one"),
         (["schedule.stages.px256.resolution=250"], "schedule.stages.px256.resolution", "256"),
         (["text_encoder=gemma3_1b"], "model.context_width", "1152"),
@@ -142,7 +141,6 @@ def test_a_sharded_run_names_what_it_gathers():
         (["gpus=[]"], "gpus", "gpus=4x5090"),
         (["trainer.precision=16-true"], "trainer.precision", "auto"),
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
-        (["optimizer.name=sgd"], "optimizer.name", "adamw"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),
         (["text_encoder.max_tokens=-1"], "text_encoder.max_tokens", "1 or more"),
         (["out=/dev/null/plan.json"], "out", "another place"),
@@ -155,8 +153,8 @@ def test_a_sharded_run_names_what_it_gathers():
     ],
 )
 def test_mistakes_are_named(overrides, where, hint, monkeypatch):
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 64)
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 4)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_MATMUL", 64)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_COPY_MIB", 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError) as caught:
         planned(*overrides)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.training.job import check_job, run_job
+from composed import check_job, run_job
 
 pytestmark = pytest.mark.gpu
 
@@ -21,11 +21,11 @@ def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, ti
             "model": {"patch_size": 1, "width": 64, "mlp_width": 96, "heads": 2, "head_dim": 32, "context_width": 16},
             "text_encoder": {"name": str(tiny_text_encoder)},
             "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
             "validation": {"samples": 8, "batch_size": 4},
             "optimizer": {"name": name},
             "trainer": {"accelerator": "cuda", "devices": 1, "precision": precision},
-            "callbacks": {"progress_bar": False},
+            "callbacks": {"progress": None},
             "schedule": {"stages": {"px16": {**stage, "context_length": 8, "gradient_clip": 1.0}}},
         }
         assert run_job(check_job(config)) == 0

@@ -41,11 +41,11 @@ def toy_job(tiny_text_encoder, tiny_autoencoder, tiny_shards):
             "model": dict(TOY_MODEL),
             "text_encoder": {"name": str(tiny_text_encoder)},
             "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
             "validation": {"samples": 8, "batch_size": 4},
-            "trainer": {"accelerator": "cpu", "threads": 1},
-            "logger": {"every_steps": 2},
-            "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16, 64]}},
+            "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+            "hardware": {"threads": 1},
+            "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16, 64]}},
             "schedule": {
                 "stages": {name: {**TOY_STAGE, "resolution": 16, **changes} for name, changes in stages.items()}
             },
@@ -84,11 +84,11 @@ def toy_vae_config(tmp_path, tiny_shards):
         },
         "loss": {"pixel": "l1", "perceptual_network": None, "kl_weight": 1e-2},
         "equivariance": {"scale_numerators": [4, 5, 6, 7], "scale_denominator": 8},
-        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 8, "batch_size": 4},
-        "ema": {"halflife_samples": [16]},
-        "trainer": {"accelerator": "cpu", "threads": 1},
-        "logger": {"every_steps": 2, "progress_bar": False},
+        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+        "hardware": {"threads": 1},
     }
 
 

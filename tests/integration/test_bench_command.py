@@ -4,18 +4,17 @@ import json
 
 import pytest
 
-from hdm_lightning.benchmarks import system
-from hdm_lightning.benchmarks.settings import CaseSettings
 from hdm_lightning.cli.bench import bench
 from hdm_lightning.cli.bench_cases import sampling_flops
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.architectures import SDXL_AUTOENCODER
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
+from hdm_lightning.profiling import system
+from hdm_lightning.profiling.bench_settings import CaseSettings
+from hdm_lightning.profiling.cases import Setup
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("hdm_lightning.cli.bench_part._CPU_MATMUL", 64)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_MATMUL", 64)
 
 
 def measured(tmp_path, *arguments):
@@ -66,8 +65,8 @@ def test_two_settings_in_turn(tmp_path):
 
 
 def test_checkpointing_is_told_by_operations_at_true_size():
-    plain, guided = CaseSettings(size="xut_base", guidance_scale=1.0, steps=10), CaseSettings(size="xut_base", steps=10)
-    decode = AutoencoderArchitecture.from_config(SDXL_AUTOENCODER).decode_flops(256, 256)
+    plain, guided = (Setup.of(CaseSettings(size="xut_base", guidance_scale=g, steps=10)) for g in (1.0, 3.0))
+    decode = plain.autoencoder_cost.decode_flops(256, 256)
     assert sampling_flops(guided) - decode == 2 * (sampling_flops(plain) - decode)
 
 
@@ -112,7 +111,7 @@ def test_an_all_reduce_over_two_processes():
 
 
 def test_loading_and_decoding(tmp_path, tiny_shards):
-    from hdm_lightning.data.index import index_shards
+    from hdm_lightning.data.scanning import index_shards
 
     index_shards(tiny_shards)
     file = tmp_path / "data.json"

@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
+from composed import check_job, run_job
+from hdm_lightning import FlowModule
 
 BOTH = {"batch_size": 4, "learning_rate": 1.0, "warmup_samples": 0}
 STAGES = {
@@ -29,8 +29,11 @@ def losses(tmp_path, toy_job, changed):
         config = changed(
             toy_job(tmp_path / f"compiled_{compiled}", **STAGES),
             data={"crop": {"buckets": {"step_px": 8}}},
-            trainer={"compile": compiled},
-            callbacks={"ema": {"halflife_samples": []}, "pictures": {"prompts": ["red circle"], "steps": 2}},
+            hardware={"compile": compiled},
+            callbacks={
+                "weight_averages": {"halflife_samples": []},
+                "sample_images": {"prompts": ["red circle"], "steps": 2},
+            },
         )
         assert run_job(check_job(config)) == 0
         done = sorted(Path(config["run_dir"]).glob("*/done.json"))
@@ -40,14 +43,14 @@ def losses(tmp_path, toy_job, changed):
 
 
 def test_a_compiled_schedule_makes_a_graph_for_each_kind_of_block_and_length(monkeypatch, losses):
-    graphs, lengths, original = CompileCounter(), {name: set() for name in STAGES}, FlowMatchingModule.training_step
+    graphs, lengths, original = CompileCounter(), {name: set() for name in STAGES}, FlowModule.training_step
 
     def note(self, batch, batch_idx):
         height, width = batch["image"].shape[-2:]
-        lengths[self.plan.name].add(height * width)
+        lengths[self.stage].add(height * width)
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(FlowMatchingModule, "training_step", note)
+    monkeypatch.setattr(FlowModule, "training_step", note)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     counters.clear()
     compiled = losses(True)

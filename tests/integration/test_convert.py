@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdm_lightning.cli.convert import main
-from hdm_lightning.generation.bundle import load_bundle
 from hdm_lightning.interop import published
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -54,18 +54,18 @@ def test_to_a_project_folder_and_back_bit_for_bit(released: Path, tmp_path: Path
     same_bits(load_file(back), load_file(released))
 
 
-def test_the_project_folder_is_a_bundle_that_computes_the_same(released: Path, tmp_path: Path) -> None:
+def test_the_project_folder_is_a_pipeline_s_that_computes_the_same(released: Path, tmp_path: Path) -> None:
     ours = tmp_path / "ours"
     assert convert(released, ours, "--text-encoder", "some/encoder", "--dtype", "float32") == 0
-    bundle = load_bundle(ours)
-    assert (bundle.xut, bundle.text_encoder.name, bundle.latent_factor) == (CONFIG, "some/encoder", 4)
+    found = read_pipeline_folder(ours)
+    assert (found.xut, found.text_encoder.name) == (CONFIG, "some/encoder")
     written = json.loads((ours / "vae" / "config.json").read_text())
     assert written["latents_mean"] == load_file(released)["vae_mean"].double().flatten().tolist()
     assert "some/encoder" in (ours / "README.md").read_text()
     latent, t, context = torch.randn(1, 4, 4, 4), torch.rand(1), torch.randn(1, 3, 16)
     reference = published.load_xut(CONFIG, load_file(released)).float()
     with torch.no_grad():
-        found, expected = bundle.load_model()(latent, t, context), reference(latent, t, context)
+        found, expected = found.load_network()(latent, t, context), reference(latent, t, context)
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
@@ -114,9 +114,8 @@ def test_other_wirings_go_to_a_folder_but_not_to_comfyui(
 ) -> None:
     ours = tmp_path / "ours"
     convert(released, ours, "--text-encoder", "some/encoder")
-    config = json.loads((ours / "config.json").read_text())
-    config["xut"]["skips"] = "mirrored"
-    (ours / "config.json").write_text(json.dumps(config))
+    file = ours / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"skips": "mirrored"}))
     assert convert(ours, tmp_path / "again") == 0
     for target in ("comfyui", "published", "bare", "diffusers"):
         assert convert(ours, tmp_path / "file.safetensors", "--to", target) == 2
@@ -138,10 +137,11 @@ def test_weights_beside_a_configuration_that_are_missing_or_broken_are_told(
     convert(released, ours, "--text-encoder", "some/encoder")
     assert convert(ours) == 0
     assert "trained with some/encoder" in capsys.readouterr().out
-    assert convert(ours / "model_raw.safetensors") == 2
+    assert convert(ours / "transformer" / "diffusion_pytorch_model.raw.safetensors") == 2
     assert "there is no such file or folder" in capsys.readouterr().err
-    (ours / "model.safetensors").write_bytes(b"cut short")
-    for path in (ours, ours / "model.safetensors"):
+    weights = ours / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"cut short")
+    for path in (ours, weights):
         assert convert(path) == 2
         assert "it is no readable safetensors file" in capsys.readouterr().err
 

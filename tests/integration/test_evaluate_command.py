@@ -5,8 +5,11 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from html.parser import HTMLParser
 
 import pytest
@@ -15,15 +18,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from hdm_lightning.assessment import job as evaluate_job
-from hdm_lightning.assessment.job import PARTS
-from hdm_lightning.assessment.pictures import real_pictures
 from hdm_lightning.cli import convert, evaluate
-from hdm_lightning.cli.evaluate_arguments import PARTS as NAMED_PARTS
-from hdm_lightning.data.builders.writer import ShardWriter
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.datasets.writer import ShardWriter
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.evaluation.context import Measuring
+from hdm_lightning.evaluation.image_sets import real_images
+from hdm_lightning.evaluation.parts import PARTS
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -39,7 +42,7 @@ def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_bundle(
+    save_final(
         folder / "final",
         state,
         xut=CONFIG,
@@ -83,7 +86,7 @@ def test_every_number_has_an_interval_a_count_and_a_method(evaluated):
 def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):
     left_out = {one["part"]: one for one in result_of(evaluated)["left_out"]}
     assert set(left_out) == {"frechet", "agreement", "shapes"}
-    assert "needs at least 1281 pictures of each kind, there are 12 samples" in left_out["frechet"]["why"]
+    assert "needs at least 1281 images of each kind, there are 12 samples" in left_out["frechet"]["why"]
     assert "rely on kernel_efficientnet_lite0" in left_out["frechet"]["hint"]
     assert "there are 40" in left_out["agreement"]["why"]
     assert "hdm-shards build shapes" in left_out["shapes"]["hint"]
@@ -155,31 +158,35 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
     events = EventAccumulator(str(evaluated / "tensorboard" / "ema"), size_guidance={"images": 0})
     events.Reload()
     measures = result_of(evaluated)["results"]["ema"]["loss"]["measures"]
-    (value,) = events.Scalars("loss/flow_loss")
-    (low,) = events.Scalars("loss/flow_loss/low")
+    (value,) = events.Scalars("evaluation/loss/flow_loss")
+    (low,) = events.Scalars("evaluation/loss/flow_loss/low")
     assert (value.step, value.value) == (4096, pytest.approx(measures["flow_loss"]["value"]))
     assert low.value == pytest.approx(measures["flow_loss"]["low"])
-    assert "camera/pictures_0" in events.Tags()["images"]
+    assert "evaluation/camera/images_0" in events.Tags()["images"]
+    # A chart of a training takes in every run under the same folder by patterns such as loss/.*
+    assert all(tag.startswith("evaluation/") for tag in [*events.Tags()["scalars"], *events.Tags()["images"]])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "frechet"], "needs at least 1281 pictures of each kind, there are 12 samples"),
-        (["--parts", "frechet", "--samples", "1400"], "there are 40 reference pictures"),
+        (["--parts", "frechet"], "needs at least 1281 images of each kind, there are 12 samples"),
+        (["--parts", "frechet", "--samples", "1400"], "there are 40 reference images"),
         (["--parts", "fid"], "--parts: 'fid' is no part\n  hint: choose among loss, frechet"),
         (["--parts", "copies"], "the search for copies needs the training set"),
         (["--features", "inception"], "pip install 'hdm-lightning[fid]', or use efficientnet_lite0"),
         (["--features", "./nowhere"], "--features: there is no folder './nowhere'"),
         (["--clip", "./nowhere"], "or leave --clip out"),
         (["--weights", "file"], "there are no file weights\n  hint: choose among ema, raw"),
-        (["--samples", "1"], "--samples: is 1, expected at least 2"),
+        (["--samples", "1"], "--samples: 1 is below 2"),
         (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
         (["--solver", "magic"], "solver: got 'magic'"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
-        (["--camera-shift", "0"], "--camera-shift: is 0.0, expected above 0 and below 1"),
-        (["--camera-zoom", "0"], "--camera-zoom: is 0.0, expected above 0"),
+        (["--batch", "0"], "--batch: 0 is below 1"),
+        (["--confidence", "1"], "--confidence: 1.0 is not below 1"),
+        (["--camera-shift", "0"], "--camera-shift: 0.0 is not above 0"),
+        (["--camera-zoom", "0"], "--camera-zoom: 0.0 is not above 0"),
     ],
 )
 def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
@@ -193,7 +200,7 @@ def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
     assert not (tmp_path / "o").exists()
 
 
-def test_one_clip_as_judge_and_as_feature_network(run_folder, tiny_shards, tiny_text_encoder, tmp_path):
+def test_one_clip_for_captions_and_as_feature_network(run_folder, tiny_shards, tiny_text_encoder, tmp_path):
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     text = {**small, "vocab_size": 32, "max_position_embeddings": 12, "eos_token_id": 2}
     vision = {**small, "image_size": 24, "patch_size": 8}
@@ -221,7 +228,7 @@ def test_a_published_file_has_the_loss_of_the_folder_it_was_made_from(
     torch.manual_seed(1)
     state = {key: value + 0.02 * torch.randn_like(value) for key, value in XUT(config).state_dict().items()}
     encoder, vae = TextEncoderSource(str(tiny_text_encoder), context_length=16), load_autoencoder(str(tiny_autoencoder))
-    save_bundle(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
+    save_final(tmp_path / "final", state, xut=config, text_encoder=encoder, autoencoder=vae)
     made, layout = tmp_path / name, ["--to", "diffusers"] if name == "diffusers" else []
     assert convert.main([str(tmp_path / "final"), str(made), *layout]) == 0
     given = ["--data", str(tiny_shards), "--parts", "loss", "--size", "32", *SMALL]
@@ -242,23 +249,21 @@ def test_one_reference_picture_is_too_few_for_anything(run_folder, tmp_path, cap
         Image.new("RGB", (40, 40)).save(file, "PNG")
         writer.write("0", {"png": file.getvalue(), "txt": "a"})
     assert evaluate.main([str(run_folder), "--data", str(tmp_path / "one"), "--parts", "kernel"]) == 2
-    assert "--data: there are 1 reference pictures that can be read, at least 2 are needed" in capsys.readouterr().err
+    assert "--data: there are 1 reference images that can be read, at least 2 are needed" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny_shards, monkeypatch, tmp_path, capsys):
-    from hdm_lightning.assessment import context as evaluate_context
-
     def broken(stream, plan, count):  # of the 40 that the index promises, four can be read
         yield from (
             batch._replace(images=batch.images[:4], captions=batch.captions[:4], keys=batch.keys[:4])
-            for batch in list(real_pictures(stream, plan, count))[:1]
+            for batch in list(real_images(stream, plan, count))[:1]
         )
 
-    monkeypatch.setattr(evaluate_context, "real_pictures", broken)
+    monkeypatch.setattr("hdm_lightning.evaluation.context.real_images", broken)
     arguments = ["--data", str(tiny_shards), "--out", str(tmp_path), *SMALL, "--parts", "neighbours"]
     assert evaluate.main([str(run_folder), *arguments]) == 2
     errors = capsys.readouterr().err
-    assert "more than 5 pictures of each kind, there are 4" in errors
+    assert "more than 5 images of each kind, there are 4" in errors
     assert "drawing" not in errors
 
 
@@ -283,21 +288,19 @@ def test_equal_captions_and_records_of_another_kind_leave_their_parts_out(run_fo
     reasons = {one["part"]: one["why"] for one in result_of(tmp_path / "out")["left_out"]}
     assert reasons["aspect"] == "aspect ratios need two different captions"
     assert reasons["camera"] == "the camera's response needs two different captions"
-    assert reasons["shapes"].startswith("the reference pictures are no scenes of shapes")
+    assert reasons["shapes"].startswith("the reference images are no scenes of shapes")
 
 
 def test_without_real_pictures_the_hint_is_told(run_folder, capsys):
     assert evaluate.main([str(run_folder)]) == 2
-    assert "--data: nothing tells which real pictures" in capsys.readouterr().err
+    assert "--data: it is not known which real images" in capsys.readouterr().err
 
 
 def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shards, tmp_path, monkeypatch):
-    from hdm_lightning.assessment import job as evaluate_job
-
     def cannot(name, device):
         raise UserError("its package is not installed", where="--features", hint="pip install it")
 
-    monkeypatch.setattr(evaluate_job, "load_feature_network", cannot)
+    monkeypatch.setattr("hdm_lightning.evaluation.evaluate_model.load_feature_network", cannot)
     arguments = [str(run_folder), "--data", str(tiny_shards), "--weights", "raw", *SMALL, *FEW]
     assert evaluate.main([*arguments, "--out", str(tmp_path)]) == 0
     result = result_of(tmp_path)
@@ -307,8 +310,25 @@ def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shard
     assert evaluate.main([*arguments, "--parts", "kernel", "--out", str(tmp_path / "o")]) == 2
 
 
-def test_the_command_line_names_the_parts_that_there_are():
-    assert tuple(PARTS) == NAMED_PARTS
+def test_help_waits_for_no_torch():
+    check = "import sys, hdm_lightning.cli.evaluate; sys.exit(bool({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_every_part_leads_to_a_function():
+    for key, part in PARTS.items():
+        assert part.key == key
+        assert isinstance(part.load(), Measuring)
+
+
+def test_values_of_a_repeated_flag_leave_the_model_to_be_the_model(run_folder, tiny_shards, tmp_path):
+    data, out = ["--data", str(tiny_shards)], tmp_path / "out"
+    arguments = ["--parts", "loss", "--weights", "ema", *SMALL, "--out", str(out), *data, *data, str(run_folder)]
+    assert evaluate.main(arguments) == 0
+    result = result_of(out)
+    assert result["settings"]["data"]["reference"]["sources"] == [[str(tiny_shards)] * 2]
+    assert result["command"].split()[-1] == str(run_folder)
+    datetime.fromisoformat(result["date"])
 
 
 def test_an_autoencoder_is_measured(tiny_autoencoder, tiny_shards, tmp_path, capsys):
@@ -341,7 +361,8 @@ def broken_part(monkeypatch):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(evaluate_job, "PARTS", {**PARTS, key: replace(PARTS[key], run=fails)})
+            function = PARTS[key].function.replace(":", ".")
+            patch.setattr(f"hdm_lightning.evaluation.{function}", Measuring(fails))
             yield
 
     return broken
@@ -352,8 +373,8 @@ def test_a_part_that_fails_costs_no_other(run_folder, tiny_shards, tmp_path, bro
     arguments = [str(run_folder), "--data", str(tiny_shards), *SMALL, *FEW, "--out", str(tmp_path)]
     with broken_part("loss", error):
         assert evaluate.main([*arguments, "--parts", "loss,camera"]) == 1
-    told = capsys.readouterr().err
-    assert "loss (ema) failed" in told and "loss (raw) failed" in told and "pulled out" in told
+    errors = capsys.readouterr().err
+    assert "loss (ema) failed" in errors and "loss (raw) failed" in errors and "pulled out" in errors
     result = result_of(tmp_path)
     assert {weights: set(parts) for weights, parts in result["results"].items()} == {
         "ema": {"camera"},

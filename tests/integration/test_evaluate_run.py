@@ -10,18 +10,18 @@ from omegaconf import OmegaConf
 from scipy.special import logit
 from scipy.stats import norm
 
-from hdm_lightning.assessment.loss import bin_shares, loss_table, times_in_bin
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.assessment.subject import find_run, load_subject
+from composed import check_job, run_job
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_bin
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training import randomness
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.data_settings import validation_stream
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.recorded import recorded_validation_stream
 
 STAGE = {
     "resolution": 16,
@@ -56,10 +56,11 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         "model": MODEL,
         "text_encoder": {"name": str(tiny_text_encoder)},
         "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "threads": 1},
-        "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 4}},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+        "hardware": {"threads": 1},
+        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
         "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
     }
     assert run_job(check_job(config)) == 0
@@ -82,7 +83,7 @@ def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
     checkpoint, result = losses_of(last, tmp_path / "checkpoint")
     assert checkpoint == pytest.approx(whole, rel=1e-5)
     assert result["subject"]["samples_seen"] == 64
-    raw, _ = losses_of(run / "final" / "model_raw.safetensors", tmp_path / "raw")
+    raw, _ = losses_of(run / "final" / "transformer/diffusion_pytorch_model.raw.safetensors", tmp_path / "raw")
     assert raw == {"raw": pytest.approx(whole["raw"], rel=1e-5)}
 
 
@@ -143,9 +144,9 @@ def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):
     record = find_run(run / "final")
     assert record is not None
-    stream = middle_crops(validation_stream(record.settings, record.plan, record.settings.seed))
+    stream = middle_crops(recorded_validation_stream(record.settings, record.plan, None))
     plan = Plan(stream)
-    pictures = list(real_pictures(stream, plan, 12))
+    pictures = list(real_images(stream, plan, 12))
     keys = [key for batch in pictures for key in batch.keys]
     loader = ValidationLoader(stream, plan, lambda _: ([0], 1), samples=12, batch_size=4)
     expected = [(key, image) for batch in loader for key, image in zip(batch["keys"], batch["image"], strict=True)]
@@ -170,18 +171,18 @@ def test_the_loss_of_a_network_that_says_nothing_is_the_size_of_its_target(run):
     subject = load_subject(run, LoadOptions(max_batch=5))
     pipeline = subject.pipeline("ema")
     with torch.no_grad():
-        for parameter in pipeline.model.output_projection.parameters():
+        for parameter in pipeline.network.output_projection.parameters():
             parameter.zero_()
     assert subject.run is not None
-    stream = middle_crops(validation_stream(subject.run.settings, subject.run.plan, subject.run.settings.seed))
+    stream = middle_crops(recorded_validation_stream(subject.run.settings, subject.run.plan, None))
     plan = Plan(stream)
-    loader = ValidationLoader(stream, plan, pipeline.tokenizer, samples=7, batch_size=5)
+    loader = ValidationLoader(stream, plan, pipeline.caption_tokenizer, samples=7, batch_size=5)
     table = torch.cat(list(loss_table(pipeline, loader, seed=3, bins=2)))
-    images = torch.cat([batch.images for batch in real_pictures(stream, plan, 7)]).float() / 127.5 - 1
+    images = torch.cat([batch.images for batch in real_images(stream, plan, 7)]).float() / 127.5 - 1
     latents = pipeline.autoencoder.encode(images)
     for number in range(2):
-        draws = randomness.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
-        expected = (draws.noise - latents).square().flatten(1).mean(1)
+        drawn = draws.draw(3, f"evaluation/{number}", torch.arange(7), (4, 4, 4), 0)
+        expected = (drawn.noise - latents).square().flatten(1).mean(1)
         torch.testing.assert_close(table[:, number], expected.double(), rtol=1e-4, atol=1e-5)
 
 

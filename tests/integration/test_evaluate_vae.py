@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def test_an_odd_latent_is_turned_and_not_halved(measured):
 
 
 def test_the_latents_statistics_normalise_them(measured, tiny_autoencoder, tiny_shards):
-    from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-    from hdm_lightning.data.config import StreamConfig
     from hdm_lightning.data.plan import Plan
-    from hdm_lightning.training.data_settings import sources_from
+    from hdm_lightning.data.rules import StreamConfig
+    from hdm_lightning.data.sources import sources_from
+    from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 
     stream = middle_crops(StreamConfig(sources_from([str(tiny_shards)], "data"), 28, 1, stage="validation"))
-    pictures = torch.cat([batch.images for batch in real_pictures(stream, Plan(stream), 6)])
+    pictures = torch.cat([batch.images for batch in real_images(stream, Plan(stream), 6)])
     raw = load_autoencoder(str(tiny_autoencoder), mean=[0.0] * 4, std=[1.0] * 4).encode(pictures / 127.5 - 1)
     assert measured["record"]["latents_mean"] == pytest.approx(raw.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert measured["record"]["latents_std"] == pytest.approx(raw.std((0, 2, 3), correction=0).tolist(), rel=1e-4)

@@ -3,20 +3,23 @@
 import json
 import shutil
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
-from hdm_lightning.assessment.subject import find_run
 from hdm_lightning.cli import evaluate
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.bundle import TextEncoderSource, save_bundle
+from hdm_lightning.evaluation.subject import find_run
+from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.checks import model_config_from, train_settings_from
 from hdm_lightning.training.recorded import LARGEST_BYTES, read_recorded, recorded_training_stream
+from hdm_lightning.training.settings import model_config_from, train_settings_from
 from hdm_lightning.training.stages import plan_stages
 
 LOSS = ["--parts", "loss", "--loss-samples", "4", "--time-bins", "2", "--resamples", "10", "--samples", "4"]
@@ -33,7 +36,7 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     }  # fmt: skip
     config: XUTConfig = model_config_from(model)
     torch.manual_seed(0)
-    save_bundle(
+    save_final(
         folder / "final",
         XUT(config).state_dict(),
         xut=config,
@@ -64,8 +67,13 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
             },
         }
     )
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(settings)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain(settings)))
     return folder
+
+
+def plain(settings):
+    """Settings as the YAML of an earlier version had them."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_the_run_itself_is_evaluated_on_its_own_data(run, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["http://127.0.0.1:9/0.tar", "{{pipe:touch {mark};,x}}/0.tar"])
-@pytest.mark.parametrize("named", [[], ["final"], ["final/model.safetensors"]])
+@pytest.mark.parametrize("named", [[], ["final"], ["final/transformer/diffusion_pytorch_model.safetensors"]])
 def test_a_command_in_its_configuration_never_runs(foreign, tiny_shards, tmp_path, capsys, pattern, named):
     mark, shards = tmp_path / "ran", str(tiny_shards)
     source = {"urls": pattern.format(mark=mark), "index": f"pipe:touch {mark}; cat {shards}/index.json"}
@@ -193,10 +201,11 @@ def test_a_configuration_in_a_shared_folder_above_is_not_looked_at(run, tmp_path
     models.mkdir(parents=True)
     for place in (tmp_path, tmp_path / "shared"):
         shutil.copy(run / "config.yaml", place)
-    shutil.copy(run / "final" / "model.safetensors", models)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    shutil.copy(run / "final" / weights, models / "model.safetensors")
     assert find_run(models / "model.safetensors") is None
     assert find_run(models) is None
-    assert find_run(run).folder == find_run(run / "final" / "model.safetensors").folder == run
+    assert find_run(run).folder == find_run(run / "final" / weights).folder == run
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 
 from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import one_by_one
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
-from hdm_lightning.generation.branches import velocities
-from hdm_lightning.generation.bundle import load_bundle, save_bundle
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage, to_uint8
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.guidance import velocities
+from hdm_lightning.generation.image_files import image_size, read_image, to_uint8
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.generation.start_image import image_size, read_image
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.positions import token_positions
 
@@ -34,6 +34,7 @@ CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
 )
 PROMPTS = ["a red circle", "a large blue star on the left of a small green square", "", "a dark drawing"]
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SETTINGS = SamplingSettings(height=32, width=48, steps=4, guidance_scale=2.0)
 
 
@@ -51,13 +52,14 @@ def filled_xut(config: XUTConfig) -> XUT:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_text_encoder, tiny_autoencoder):
-    return TextToImage(
+    made = HDMPipeline(
         filled_xut(CONFIG),
-        load_text_encoder(str(tiny_text_encoder)),
-        Tokenizer(str(tiny_text_encoder), 16),
         load_autoencoder(str(tiny_autoencoder)),
-        max_batch=4,
+        text_encoder=load_text_encoder(str(tiny_text_encoder)),
+        context_length=16,
     )
+    made.max_batch = 4
+    return made
 
 
 def assert_same_pictures(ours, theirs):
@@ -71,24 +73,24 @@ def assert_same_pictures(ours, theirs):
 def test_a_picture_does_not_depend_on_its_batch(pipeline, changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     seeds = [5, 6, 7, 8]
-    together = pipeline(PROMPTS, seeds, settings)
+    together = pipeline.draw(PROMPTS, seeds, settings)
     assert together.shape == (4, 3, 32, 48)
     assert together.dtype == torch.uint8
     for row, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
-        assert_same_pictures(pipeline([prompt], [seed], settings)[0], together[row])
+        assert_same_pictures(pipeline.draw([prompt], [seed], settings)[0], together[row])
     pipeline.max_batch = 3
-    assert_same_pictures(pipeline(PROMPTS, seeds, settings), together)
+    assert_same_pictures(pipeline.draw(PROMPTS, seeds, settings), together)
     pipeline.max_batch = 4
 
 
 def test_prompt_seed_and_settings_all_matter(pipeline):
-    base = pipeline(PROMPTS[:1], [5], SETTINGS)
-    assert torch.equal(base, pipeline(PROMPTS[:1], [5], SETTINGS))
+    base = pipeline.draw(PROMPTS[:1], [5], SETTINGS)
+    assert torch.equal(base, pipeline.draw(PROMPTS[:1], [5], SETTINGS))
     variants = [
-        pipeline(PROMPTS[1:2], [5], SETTINGS),
-        pipeline(PROMPTS[:1], [6], SETTINGS),
+        pipeline.draw(PROMPTS[1:2], [5], SETTINGS),
+        pipeline.draw(PROMPTS[:1], [6], SETTINGS),
         *(
-            pipeline(PROMPTS[:1], [5], dataclasses.replace(SETTINGS, **change))
+            pipeline.draw(PROMPTS[:1], [5], dataclasses.replace(SETTINGS, **change))
             for change in (
                 {"steps": 5},
                 {"solver": "heun"},
@@ -115,9 +117,9 @@ def test_the_pipeline_is_the_formula(pipeline):
     x = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(9))[None]
 
     def predicted(text, t):
-        ids, count = pipeline.tokenizer(text)
-        context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
-        return pipeline.model(x, torch.tensor([t]), context)
+        ids, count = pipeline.caption_tokenizer(text)
+        context = pipeline.encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
+        return pipeline.transformer(x, torch.tensor([t]), context)
 
     grid = times.shifted_grid(4, 2.0).tolist()
     with torch.no_grad():
@@ -125,7 +127,7 @@ def test_the_pipeline_is_the_formula(pipeline):
             conditional, unconditional = predicted(PROMPTS[0], now), predicted("", now)
             x = x + (then - now) * (unconditional + 2.0 * (conditional - unconditional))
     expected = to_uint8(pipeline.autoencoder.decode(x))
-    assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), expected)
+    assert_same_pictures(pipeline.draw(PROMPTS[:1], [9], settings), expected)
 
 
 def test_each_branch_has_its_own_rate(pipeline):
@@ -136,11 +138,11 @@ def test_each_branch_has_its_own_rate(pipeline):
     x = torch.randn(4, 8, 12, generator=generator)[None]
 
     def predicted(text, t, rate):
-        ids, count = pipeline.tokenizer(text)
-        context = pipeline.text_encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
+        ids, count = pipeline.caption_tokenizer(text)
+        context = pipeline.encoder.encode(torch.tensor([ids]), torch.tensor([count]))[:, :count]
         scores = torch.rand(96, generator=generator)
         keep = scores.argsort(descending=True)[: 96 - int(rate * 96)].sort().values[None]
-        return pipeline.model(x, torch.tensor([t]), context, keep=keep)
+        return pipeline.transformer(x, torch.tensor([t]), context, keep=keep)
 
     with torch.no_grad():
         for t in (1.0, 0.5):
@@ -150,7 +152,7 @@ def test_each_branch_has_its_own_rate(pipeline):
                 predicted(PROMPTS[0], t, 0.5),
             )
             x = x - 0.5 * (strong + 1.5 * (strong - without) + 0.75 * (strong - weak))
-    assert_same_pictures(pipeline(PROMPTS[:1], [9], settings), to_uint8(pipeline.autoencoder.decode(x)))
+    assert_same_pictures(pipeline.draw(PROMPTS[:1], [9], settings), to_uint8(pipeline.autoencoder.decode(x)))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,8 @@ def test_each_branch_has_its_own_rate(pipeline):
 def test_branches_of_one_rate_go_through_the_network_together(pipeline, monkeypatch, changes, passes):
     """In float64, where nothing but an error could make a millionth of a difference."""
     settings = dataclasses.replace(SETTINGS, solver="euler", **changes)
-    model, widths = pipeline.model.double(), []
-    monkeypatch.setattr(pipeline.text_encoder, "model", copy.deepcopy(pipeline.text_encoder.model).double())
+    model, widths = pipeline.transformer.double(), []
+    monkeypatch.setattr(pipeline.encoder, "model", copy.deepcopy(pipeline.text_encoder).double())
     monkeypatch.setattr(pipeline.autoencoder, "decode", lambda latent: latent)
     monkeypatch.setattr(pipeline_module, "to_uint8", lambda latent: latent)
     handle = model.register_forward_pre_hook(lambda _module, arguments: widths.append(len(arguments[0]) // 2))
@@ -177,7 +179,7 @@ def test_branches_of_one_rate_go_through_the_network_together(pipeline, monkeypa
     try:
         for evaluate in (velocities, one_by_one):
             monkeypatch.setattr(pipeline_module, "velocities", evaluate)
-            drawn.append(pipeline(PROMPTS[:2], [5, 6], settings))
+            drawn.append(pipeline.draw(PROMPTS[:2], [5, 6], settings))
     finally:
         handle.remove()
         model.float()
@@ -190,10 +192,10 @@ def test_branches_of_one_rate_go_through_the_network_together(pipeline, monkeypa
 
 def test_sizes_that_do_not_fit_are_drawn_larger_and_cut(pipeline):
     settings = dataclasses.replace(SETTINGS, height=30, width=45, on_indivisible="pad")
-    whole = pipeline(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, height=32, width=48))
-    assert torch.equal(pipeline(PROMPTS[:1], [3], settings), whole[..., :30, :45])
+    whole = pipeline.draw(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, height=32, width=48))
+    assert torch.equal(pipeline.draw(PROMPTS[:1], [3], settings), whole[..., :30, :45])
     image = torch.randint(0, 256, (1, 3, 30, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    kept = pipeline(PROMPTS[:1], [3], dataclasses.replace(settings, strength=1e-4), images=image)
+    kept = pipeline.draw(PROMPTS[:1], [3], dataclasses.replace(settings, strength=1e-4), images=image)
     mirrored = torch.cat((image, image[:, :, [28, 27]]), dim=2)
     mirrored = torch.cat((mirrored, mirrored[..., [43, 42, 41]]), dim=3)
     seen = pipeline.autoencoder.decode(pipeline.autoencoder.encode(mirrored / 127.5 - 1.0))
@@ -202,10 +204,10 @@ def test_sizes_that_do_not_fit_are_drawn_larger_and_cut(pipeline):
 
 def test_image_to_image_starts_from_the_mixture(pipeline, monkeypatch):
     starts = []
-    monkeypatch.setitem(sampling.SOLVERS, "euler", lambda velocity, x, grid, progress: starts.append((x, grid)) or x)
+    monkeypatch.setitem(sampling.SOLVERS, "euler", lambda velocity, x, grid, on_step: starts.append((x, grid)) or x)
     image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     settings = dataclasses.replace(SETTINGS, solver="euler", strength=0.6)
-    pipeline(PROMPTS[:1], [3], settings, images=image)
+    pipeline.draw(PROMPTS[:1], [3], settings, images=image)
     (x, grid), noise = starts[0], torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(3))[None]
     latent = pipeline.autoencoder.encode(image / 127.5 - 1.0)
     torch.testing.assert_close(x, flow.interpolate(latent, noise, torch.tensor([0.6])))
@@ -236,7 +238,8 @@ def test_little_strength_keeps_the_image(pipeline):
     image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     kept = to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image / 127.5 - 1.0)))
     drawn = [
-        pipeline(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, strength=s), images=image) for s in (1e-4, 0.5, 1.0)
+        pipeline.draw(PROMPTS[:1], [3], dataclasses.replace(SETTINGS, strength=s), images=image)
+        for s in (1e-4, 0.5, 1.0)
     ]
     distances = [float((one.float() - kept.float()).abs().mean()) for one in drawn]
     assert distances[0] < 0.2
@@ -261,25 +264,20 @@ def test_the_camera_moves_right_down_and_in(pipeline):
 def test_progress_counts_steps_of_all_batches(pipeline):
     seen = []
     pipeline.max_batch = 2
-    pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS, progress=lambda *step: seen.append(step))
+    pipeline.draw(PROMPTS, [1, 2, 3, 4], SETTINGS, progress=lambda *step: seen.append(step))
     pipeline.max_batch = 4
     assert seen == [(step, 8) for step in range(1, 9)]
 
 
 def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencoder):
     with pytest.raises(ValueError, match="height: got 30, expected a multiple of 4"):
-        pipeline(PROMPTS[:1], [0], dataclasses.replace(SETTINGS, height=30))
+        pipeline.draw(PROMPTS[:1], [0], dataclasses.replace(SETTINGS, height=30))
     with pytest.raises(ValueError, match="seeds: got 2 for 1 prompts"):
-        pipeline(PROMPTS[:1], [0, 1], SETTINGS)
+        pipeline.draw(PROMPTS[:1], [0, 1], SETTINGS)
     with pytest.raises(ValueError, match="images"):
-        pipeline(PROMPTS[:1], [0], SETTINGS, images=torch.zeros(1, 3, 8, 8))
+        pipeline.draw(PROMPTS[:1], [0], SETTINGS, images=torch.zeros(1, 3, 8, 8))
     with pytest.raises(UserError, match="16 vectors, while the network was made for 24"):
-        TextToImage(
-            XUT(dataclasses.replace(CONFIG, context_width=24)),
-            pipeline.text_encoder,
-            pipeline.tokenizer,
-            pipeline.autoencoder,
-        )
+        pipeline.with_network(XUT(dataclasses.replace(CONFIG, context_width=24)))
 
 
 @pytest.mark.parametrize(
@@ -311,10 +309,10 @@ def test_settings_survive_json():
 
 
 def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
-    raw = {name: value + 0.01 for name, value in pipeline.model.state_dict().items()}
-    save_bundle(
+    raw = {name: value + 0.01 for name, value in pipeline.network.state_dict().items()}
+    save_final(
         tmp_path / "final",
-        pipeline.model.state_dict(),
+        pipeline.network.state_dict(),
         xut=CONFIG,
         text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
         autoencoder=pipeline.autoencoder,
@@ -322,42 +320,43 @@ def test_a_bundle_draws_what_was_saved(tmp_path, pipeline, tiny_text_encoder):
         training={"samples": 7},
         sampling={"steps": 3},
     )
-    bundle = load_bundle(tmp_path / "final")
-    assert (bundle.xut, bundle.training, bundle.sampling) == (CONFIG, {"samples": 7}, {"steps": 3})
+    folder = read_pipeline_folder(tmp_path / "final")
+    assert (folder.xut, folder.training) == (CONFIG, {"samples": 7})
+    assert folder.sampling == {"steps": 3, "solver": "ab2", "shift": 1.0}
     assert "hdm-sample" in (tmp_path / "final" / "README.md").read_text()
-    expected = pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS)
-    for path in (tmp_path, tmp_path / "final", tmp_path / "final" / "model.safetensors"):
-        loaded = load_text_to_image(path, LoadOptions(max_batch=4))
-        assert torch.equal(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected)
-    last = load_text_to_image(tmp_path, LoadOptions(weights="raw"))
-    for name, value in last.pipeline.model.state_dict().items():
+    expected = pipeline.draw(PROMPTS, [1, 2, 3, 4], SETTINGS)
+    for path in (tmp_path, tmp_path / "final", tmp_path / "final" / WEIGHTS):
+        loaded = load_pipeline(path, LoadOptions(max_batch=4))
+        assert torch.equal(loaded.pipeline.draw(PROMPTS, [1, 2, 3, 4], SETTINGS), expected)
+    last = load_pipeline(tmp_path, LoadOptions(weights="raw"))
+    for name, value in last.pipeline.network.state_dict().items():
         assert torch.equal(value, raw[name])
 
 
 def test_broken_bundles_are_told(tmp_path, pipeline, tiny_text_encoder):
     with pytest.raises(UserError, match="does not exist"):
-        load_text_to_image(tmp_path / "nowhere", LoadOptions())
+        load_pipeline(tmp_path / "nowhere", LoadOptions())
     with pytest.raises(UserError, match="holds no trained model"):
-        load_text_to_image(tmp_path, LoadOptions())
-    save_bundle(
+        load_pipeline(tmp_path, LoadOptions())
+    save_final(
         tmp_path,
-        pipeline.model.state_dict(),
+        pipeline.network.state_dict(),
         xut=CONFIG,
         text_encoder=TextEncoderSource(str(tiny_text_encoder)),
         autoencoder=pipeline.autoencoder,
     )
-    with pytest.raises(UserError, match="there is no model_raw"):
-        load_text_to_image(tmp_path, LoadOptions(weights="raw"))
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"there is no diffusion_pytorch_model\.raw"):
+        load_pipeline(tmp_path, LoadOptions(weights="raw"))
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"model\.safetensors: it is no readable safetensors file"):
-        load_text_to_image(tmp_path, LoadOptions())
-    (tmp_path / "model.safetensors").write_bytes(whole)
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["text_projection.bias"] = torch.zeros(3)
-    save_file(tensors, tmp_path / "model.safetensors")
+        load_pipeline(tmp_path, LoadOptions())
+    (tmp_path / WEIGHTS).write_bytes(whole)
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["network.text_projection.bias"] = torch.zeros(3)
+    save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(UserError, match=r"mis-shaped \(1\): text_projection.bias \(3,\) instead of \(32,\)"):
-        load_text_to_image(tmp_path, LoadOptions())
+        load_pipeline(tmp_path, LoadOptions())
 
 
 def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_text_encoder):
@@ -376,8 +375,10 @@ def test_a_published_single_file_draws_like_its_parts(tmp_path, pipeline, tiny_t
     tensors |= {f"vae.{name}": value for name, value in vae.model.state_dict().items()}
     tensors |= {"vae_mean": vae.mean, "vae_std": vae.std}
     save_file({name: value.contiguous() for name, value in tensors.items()}, tmp_path / "hdm.safetensors")
-    loaded = load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
-    expected = TextToImage(model, pipeline.text_encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
-    assert_same_pictures(loaded.pipeline(PROMPTS, [1, 2, 3, 4], SETTINGS), expected(PROMPTS, [1, 2, 3, 4], SETTINGS))
+    loaded = load_pipeline(tmp_path / "hdm.safetensors", LoadOptions(text_encoder=str(tiny_text_encoder)))
+    expected = HDMPipeline(model, vae, text_encoder=pipeline.encoder, context_length=512)
+    assert_same_pictures(
+        loaded.pipeline.draw(PROMPTS, [1, 2, 3, 4], SETTINGS), expected.draw(PROMPTS, [1, 2, 3, 4], SETTINGS)
+    )
     with pytest.raises(UserError, match="--text-encoder"):
-        load_text_to_image(tmp_path / "hdm.safetensors", LoadOptions())
+        load_pipeline(tmp_path / "hdm.safetensors", LoadOptions())

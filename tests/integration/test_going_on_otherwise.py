@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 class Crash(Exception):
@@ -23,7 +22,7 @@ class Crash(Exception):
 def interrupted(toy_job, tmp_path, monkeypatch):
     """The configuration of a run that was killed in its fifth step, with a checkpoint of its fourth."""
     config = toy_job(tmp_path / "run", px16={"warmup_samples": 0, "weight_decay": 0.1})
-    original = ValidateFlow.on_step_end
+    original = ValidateAtEnds.on_step_end
 
     def fail(self, trainer, module, at):
         original(self, trainer, module, at)
@@ -31,7 +30,7 @@ def interrupted(toy_job, tmp_path, monkeypatch):
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(ValidateFlow, "on_step_end", fail)
+        patch.setattr(ValidateAtEnds, "on_step_end", fail)
         with pytest.raises(Crash):
             run_job(check_job(config))
     return config
@@ -73,7 +72,7 @@ def test_a_rate_and_a_decay_that_were_changed_count_from_the_next_step(interrupt
         ({"schedule.stages.px16": {"batch_size": 16}}, "schedule.stages.px16.batch_size"),
         ({"model": {"mlp_width": 64}}, "model.mlp_width"),
         ({"model": {"residual": "normed"}}, "model.residual"),
-        ({"optimizer": {"name": "muon"}}, "optimizer.name"),
+        ({"optimizer": {"_target_": "hdm_lightning.training.optimization.muon.MuonAdamW"}}, "optimizer._target_"),
         ({"text_encoder": {"layer": -2}}, "text_encoder.layer"),
         ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions"),
         ({"vae": {"mean": [0.0, 0.1, 0.0, 0.0]}}, "vae.mean"),
@@ -165,14 +164,14 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
 
     assert run_job(check_job(changed())) == 0
     assert "finished" not in capsys.readouterr().out
-    final = tmp_path / "run" / "final" / "model.safetensors"
-    weights = final.read_bytes()
-    more = {"data": {"workers": 1}, "stage": {"save_every": 8}, "callbacks": {"pictures": {"steps": 3}}}
+    final = tmp_path / "run" / "final"
+    weights = (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    more = {"data": {"num_workers": 1}, "stage": {"save_every": 8}, "callbacks": {"sample_images": {"steps": 3}}}
     assert run_job(check_job(changed(**more))) == 0
     told = capsys.readouterr().out
     assert f"{tmp_path / 'run'} is finished: there is nothing to train" in told and f"init={tmp_path / 'run'}" in told
-    assert final.read_bytes() == weights
-    assert json.loads(final.with_name("config.json").read_text())["sampling"]["steps"] == 3
+    assert (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert json.loads((final / "model_index.json").read_text())["sampling"]["steps"] == 3
     copied = tmp_path / "other shards"
     shutil.copytree(tiny_shards, copied)
     for where, changes in {

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from composed import check_job, composed, run_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.published import export_state_dict, load_xut
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.checks import model_config_from, train_settings_from
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.initial_weights import initial_network, load_initial_weights
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.flow_run import first_network
+from hdm_lightning.training.initial_weights import load_initial_weights
+from hdm_lightning.training.settings import model_config_from
 
 
 def filled(config):
@@ -46,7 +46,7 @@ def given(config, tmp_path):
 def test_every_tensor_is_taken_and_a_stage_starts_from_it(config, given):
     path, network = given
     config["init"] = str(path)
-    fresh, report = initial_network(train_settings_from(config))
+    fresh, report = first_network(composed(config))
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in fresh.state_dict().items())
     assert report.loaded == sorted(network.state_dict())
     assert report.missing == report.reshaped == report.unused == []
@@ -55,10 +55,12 @@ def test_every_tensor_is_taken_and_a_stage_starts_from_it(config, given):
 def test_a_run_its_final_folder_and_its_model_file_mean_the_same(config, tmp_path):
     assert run_job(check_job(config)) == 0
     run_dir = Path(config["run_dir"])
-    expected = load_file(run_dir / "final" / "model.safetensors")
-    for source in (run_dir, run_dir / "final", run_dir / "final" / "model.safetensors"):
-        network, _ = initial_network(replace(train_settings_from(config), init=str(source)))
-        assert all(torch.equal(network.state_dict()[name], value) for name, value in expected.items())
+    file = run_dir / "final" / "transformer/diffusion_pytorch_model.safetensors"
+    expected = load_file(file)
+    for source in (run_dir, run_dir / "final", run_dir / "final" / "transformer", file):
+        network, report = first_network(composed({**config, "init": str(source)}))
+        assert all(torch.equal(network.state_dict()[n.removeprefix("network.")], v) for n, v in expected.items())
+        assert len(report.loaded) == len(expected) and report.unused == []
 
 
 @pytest.mark.parametrize("file", ["hdm.safetensors", "hdm.ckpt", "unet/diffusion_pytorch_model.safetensors"])
@@ -84,7 +86,7 @@ def test_published_names_and_half_precision_are_read(config, tmp_path, file):
 def test_a_training_checkpoint_is_read(config):
     assert run_job(check_job(config)) == 0
     newest = checkpoints_in(Path(config["run_dir"]) / "02-px24" / "checkpoints")[-1]
-    network, _ = initial_network(replace(train_settings_from(config), init=str(newest)))
+    network, _ = first_network(composed({**config, "init": str(newest)}))
     trained = network_weights(read_checkpoint(newest))
     assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
 
@@ -104,8 +106,8 @@ def test_what_is_missing_of_another_shape_or_unused_is_told_and_recorded(config,
     assert "in the file but not used: 1: stray" in told
     recorded = json.loads((Path(config["run_dir"]) / "init.json").read_text())
     assert (recorded["missing"], recorded["unused"], recorded["source"]) == (missing, ["stray"], str(path))
-    unset, report = initial_network(replace(train_settings_from(config), init=None))
-    again, _ = initial_network(train_settings_from(config))
+    unset, report = first_network(composed({**config, "init": None}))
+    again, _ = first_network(composed(config))
     assert report is None
     for name in (*missing, "text_projection.weight"):
         assert torch.equal(again.state_dict()[name], unset.state_dict()[name])
@@ -122,9 +124,9 @@ def test_mistakes_are_named(config, tmp_path):
     (tmp_path / "text.safetensors").write_text("this is no tensor file")
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("text", "other"):
-        settings = replace(train_settings_from(config), init=str(tmp_path / f"{name}.safetensors"))
+        given = composed({**config, "init": str(tmp_path / f"{name}.safetensors")})
         with pytest.raises(UserError) as caught:
-            initial_network(settings)
+            first_network(given)
         assert caught.value.where == "init" and caught.value.hint
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.plan_job import run_plan
+from hdm_lightning.cli.plan_schedule import run_plan
+from hdm_lightning.training.record import recorded_values
 
 TINY_RUN = [
     "model=xut_base",
@@ -44,6 +45,17 @@ def test_the_command_prints_tables_and_writes_json(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plans"]  # no folder of a run is left behind
 
 
+def test_a_forecast_does_not_wait_for_libraries_that_it_has_no_use_for(tmp_path):
+    program = (
+        "import sys; from hdm_lightning.cli.plan import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'lightning', 'transformers', 'diffusers', 'sympy'} & set(sys.modules)))"
+    )
+    run = [sys.executable, "-c", program]
+    result = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 def test_an_unknown_gpu_ends_with_one_screen_and_status_2(tmp_path):
     result = command("gpus=4x5091", cwd=tmp_path)
     assert result.returncode == 2
@@ -56,18 +68,18 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_MATMUL", 256)
-    monkeypatch.setattr("hdm_lightning.cli.probe._CPU_BANDWIDTH_MIB", 16)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_MATMUL", 256)
+    monkeypatch.setattr("hdm_lightning.profiling.system.CPU_COPY_MIB", 16)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
     probe = ["probe=true", "probe_settings.steps=3", "probe_settings.stages=[px256]", "probe_settings.micro_batch=2"]
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         config = compose("plan", overrides=[*TINY_RUN, *encoders, *probe])
-    told = []
-    content = run_plan(OmegaConf.to_container(config, resolve=True), tell=told.append).content
-    assert len(told) == 1
-    rate = float(told[0].split()[1])  # images/s as measured, one device
+    lines = []
+    content = run_plan(recorded_values(config), log=lines.append).content
+    assert len(lines) == 1
+    rate = float(lines[0].split()[1])  # images/s as measured, one device
     assert content["machine"]["gpu"]["name"] == "cpu"
     assert not content["recipe"]["mixed"]
     first, last = content["stages"]

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from hdm_lightning.cli import sample
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.png import read_record
-from hdm_lightning.generation.record import ImageRecord
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.image_files import ImageRecord, read_record
 from hdm_lightning.models import XUT, XUTConfig
 
 CONFIG = XUTConfig(
@@ -28,7 +27,7 @@ def run_folder(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
-    save_bundle(
+    save_final(
         folder / "final",
         state,
         xut=CONFIG,
@@ -92,7 +91,7 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     assert "is not the one" not in capsys.readouterr().err
     Image.fromarray(255 - noise).save(start)
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
-    assert f"warning: picture {start} is not the one" in capsys.readouterr().err
+    assert f"warning: image {start} is not the one" in capsys.readouterr().err
 
 
 def test_repeat_takes_the_encoders_and_the_precision_that_were_named(
@@ -162,12 +161,13 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
             "--size: 33x32 is not made of multiples of 4\n  hint: give 32x32, or add --on-indivisible pad",
         ),
         (["a star", "--size", "big"], "--size: 'big' is no size"),
-        (["a star", "--size", "image"], "--size image: image means the picture to start from"),
-        (["a star", "--solver", "magic"], "solver: got 'magic'"),
-        (["a star", "--count", "0"], "--count: is 0"),
+        (["a star", "--size", "image"], "--size image: image means the one to start from"),
+        (["a star", "--solver", "magic"], "--solver: 'magic' is not known"),
+        (["a star", "--count", "0"], "--count: 0 is below 1"),
         (["a star", "--seed", str(2**63 - 2), "--count", "3"], f"--seed: counts up to {2**63}"),
         (["a star", "--zoom", "inf"], "zoom: got inf"),
-        (["a star", "--strength", "0.5"], "--strength: is given without a picture"),
+        (["a star", "--strength", "0.5"], "--strength: is given without an image"),
+        (["a star", "--stepz", "4"], "unknown argument '--stepz'\n  hint: did you mean '--steps'?"),
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
         (["a star", "--device", "abacus"], "--device: 'abacus' is no device"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),

@@ -11,15 +11,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import KLAutoencoder, load_autoencoder
-from hdm_lightning.generation.bundle import save_bundle
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.png import read_record
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.image_files import read_record
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
@@ -28,6 +27,7 @@ CONFIG = XUTConfig(
     decoder_blocks=1, **PUBLISHED,
 )  # fmt: skip
 MEAN, STD = [0.1, 0.2, -0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PROMPT, SEED = "a large red circle", 7
 SETTINGS = SamplingSettings(height=32, width=48, steps=3, guidance_scale=2.0)
 DRAW = [PROMPT, "--seed", str(SEED), "--size", "48x32", "--steps", "3", "--guidance", "2"]
@@ -117,8 +117,8 @@ def expected(tiny_text_encoder):
         # The time frequencies are a formula: half precision in a file does not round them.
         model.time_embedding.frequencies.copy_(network().time_embedding.frequencies)
         encoder = load_text_encoder(str(tiny_text_encoder))
-        pipeline = TextToImage(model, encoder, Tokenizer(str(tiny_text_encoder), 512), vae)
-        return pipeline([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
+        pipeline = HDMPipeline(model, vae, text_encoder=encoder, context_length=512)
+        return pipeline.draw([PROMPT], [SEED], SETTINGS)[0].permute(1, 2, 0).numpy().astype(int)
 
     return {dtype: draw(dtype) for dtype in (torch.float32, torch.float16)}
 
@@ -141,26 +141,24 @@ def test_every_layout_draws_the_same(tmp_path, tiny_text_encoder, expected, writ
 
 @pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__.removeprefix("write_"))
 def test_half_precision_files_run_in_float32(tmp_path, tiny_text_encoder, write):
-    loaded = load_text_to_image(
-        write(tmp_path / "hdm", torch.float16), LoadOptions(text_encoder=str(tiny_text_encoder))
-    )
-    assert {value.dtype for value in loaded.pipeline.model.state_dict().values()} == {torch.float32}
+    loaded = load_pipeline(write(tmp_path / "hdm", torch.float16), LoadOptions(text_encoder=str(tiny_text_encoder)))
+    assert {value.dtype for value in loaded.pipeline.network.state_dict().values()} == {torch.float32}
     assert loaded.pipeline.autoencoder.dtype == torch.float32
 
 
 def test_half_precision_folders_of_ours_run_in_float32(tmp_path, tiny_text_encoder, expected):
     source = write_single(tmp_path / "hdm", torch.float16)
     assert convert.main([str(source), str(tmp_path / "ours"), "--text-encoder", str(tiny_text_encoder)]) == 0
-    for number, path in enumerate([tmp_path / "ours", tmp_path / "ours" / "model.safetensors"]):
+    for number, path in enumerate([tmp_path / "ours", tmp_path / "ours" / WEIGHTS]):
         assert sample.main([str(path), *DRAW, "--out", str(tmp_path / str(number))]) == 0
         assert np.abs(pixels(tmp_path / str(number)) - expected[torch.float16]).max() <= 3
-    model = load_text_to_image(tmp_path / "ours", LoadOptions()).pipeline.model
+    model = load_pipeline(tmp_path / "ours", LoadOptions()).pipeline.network
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
 def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, tiny_text_encoder, tiny_autoencoder):
     """Also the autoencoder's configuration, which its tensors do not tell in full."""
-    save_bundle(
+    save_final(
         tmp_path / "final",
         network().state_dict(),
         xut=CONFIG,
@@ -237,15 +235,15 @@ def test_a_run_finds_its_text_encoder_from_elsewhere(tmp_path, tiny_text_encoder
     relative = TextEncoderSource("data/words", context_length=16)
     monkeypatch.chdir(project)
     final = project / "runs" / "toy" / "final"
-    save_bundle(final, network().state_dict(), xut=CONFIG, text_encoder=relative, autoencoder=autoencoder())
+    save_final(final, network().state_dict(), xut=CONFIG, text_encoder=relative, autoencoder=autoencoder())
     monkeypatch.chdir(elsewhere)
     command = [str(final.parent), *DRAW, "--out"]
     assert sample.main([*command, "a"]) == 0
-    written = json.loads((final / "config.json").read_text())
-    assert written["text_encoder"]["name"] == str(project / "data" / "words")
+    written = json.loads((final / "model_index.json").read_text())
+    assert written["text_encoder_name"] == str(project / "data" / "words")
     # A folder of before, or one that was copied with what lies around it.
-    written["text_encoder"]["name"] = "data/words"
-    (final / "config.json").write_text(json.dumps(written))
+    written["text_encoder_name"] = "data/words"
+    (final / "model_index.json").write_text(json.dumps(written))
     assert sample.main([*command, "b"]) == 0
     assert np.array_equal(pixels(elsewhere / "a"), pixels(elsewhere / "b"))
     (project / "data" / "words").unlink()

@@ -7,11 +7,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NEVER_GOOD_ENOUGH = {"validate_every": 8, "stop": {"plateau_samples": 8, "plateau_delta": 1e9}}
 
@@ -26,9 +25,9 @@ def job(toy_job, tmp_path):
 
     def make(name="run", trainer=None, **stages):
         config = toy_job(tmp_path / name, **stages)
-        config["trainer"] |= trainer or {}
-        config["callbacks"]["pictures"] = {"prompts": ["red circle"], "steps": 1, "aspect_ratios": [1.0]}
-        config["callbacks"]["ema"] |= {"sigma_rel": [0.1], "snapshot_every": 0}
+        config["hardware"] |= trainer or {}
+        config["callbacks"]["sample_images"] = {"prompts": ["red circle"], "steps": 1, "aspect_ratios": [1.0]}
+        config["callbacks"]["weight_averages"] |= {"sigma_rel": [0.1]}
         return config
 
     return make
@@ -56,7 +55,7 @@ def test_a_plateau_ends_a_stage_with_all_that_a_stage_s_end_has(job):
     assert [path.name for path in checkpoints_in(run_dir / "01-px16" / "checkpoints")] == ["step-00000002.ckpt"]
     events = EventAccumulator(str(run_dir / "01-px16" / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/validation_raw")] == [0, 8, 16]
+    assert [event.step for event in events.Scalars("val/loss")] == [0, 8, 16]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_a_budget_ends_a_stage_and_the_end_is_validated(job, stop, reason):
     assert done(config)["steps"] == 1 and done(config)["ended_by"].startswith(reason)
     events = EventAccumulator(str(Path(whole["run_dir"]) / "01-px16" / "tensorboard"))
     events.Reload()
-    _, after_one, *_ = (event.value for event in events.Scalars("loss/validation_ema_16"))
+    _, after_one, *_ = (event.value for event in events.Scalars("val/loss_ema_16"))
     assert done(config)["validation"]["ema_16"] == pytest.approx(after_one, rel=1e-6)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
-from hdm_lightning.training.callbacks.validation import ValidateFlow
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
 from hdm_lightning.training.run_folder import is_finished
 
 JOBS = {(seed, residual) for seed in (0, 1) for residual in ("input", "normed")}
@@ -44,19 +44,21 @@ def rows(folder):
 
 
 def exported(folder):
-    return {path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/config.json")}
+    return {
+        path.parent.parent.name: path.stat().st_mtime_ns for path in (folder / "jobs").glob("*/final/model_index.json")
+    }
 
 
 def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
     with pytest.MonkeyPatch.context() as patch:
-        original = ValidateFlow.on_step_end
+        original = ValidateAtEnds.on_step_end
 
         def crash(self, trainer, module, step):
             if module.seed == 0 and module.network.config.residual == "input":
                 raise RuntimeError("a made-up defect")
             original(self, trainer, module, step)
 
-        patch.setattr(ValidateFlow, "on_step_end", crash)
+        patch.setattr(ValidateAtEnds, "on_step_end", crash)
         assert sweep(patch, folder) == 1
     said = capfd.readouterr()
     assert "3 of 4 jobs done, 1 failed" in said.out
@@ -81,7 +83,7 @@ def test_a_sweep_with_a_crashing_job_and_its_rerun(folder, capfd):
 
 @pytest.mark.parametrize("kind", ["model", "autoencoder"])
 def test_a_job_is_finished_when_the_file_that_is_written_last_is_there(tmp_path, kind):
-    """In the order in which `save_bundle` and `export_vae` write them."""
+    """In the order in which `save_final` (in the layout of before, too) and `export_autoencoder` write them."""
     names = {
         "model": ["model.safetensors", "model_raw.safetensors", "README.md", "config.json"],
         "autoencoder": ["config.json", "diffusion_pytorch_model.safetensors", "measures.json", "README.md"],

@@ -1,23 +1,20 @@
 """A run on white text states: the folder keeps the map, and the exported model reads plain states."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hdm_lightning.assessment.subject import load_subject
+from composed import check_job, composed, run_job
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.generation.bundle import load_bundle
+from hdm_lightning.evaluation.subject import load_subject
 from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.initial_weights import initial_network
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.flow_run import first_network
 
 CAPTIONS = ["a red square", "two blue circles on white", ""]
 
@@ -43,8 +40,8 @@ def run(tmp_path_factory, toy_job):
 def test_the_exported_model_reads_plain_states(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"], 8)
-    exported = load_bundle(folder / "final").load_model("raw")
+    plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
+    exported = read_pipeline_folder(folder / "final").load_network("raw")
     trained = XUT(exported.config)
     newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
     trained.load_state_dict(network_weights(read_checkpoint(newest)))
@@ -60,9 +57,8 @@ def test_the_exported_model_reads_plain_states(run):
 def test_starting_from_it_turns_it_back(run):
     folder = Path(run["run_dir"])
     whitening = TextWhitening.load(folder / "text_whitening.safetensors")
-    settings = replace(train_settings_from(run), init=str(folder))
-    trained = load_bundle(folder / "final").load_model("ema")
-    network, report = initial_network(settings, whitening)
+    trained = read_pipeline_folder(folder / "final").load_network("ema")
+    network, report = first_network(composed({**run, "init": str(folder)}), whitening)
     assert report is not None and "text_projection.weight" in report.loaded
     weight, bias = whitening.fold(network.text_projection.weight, network.text_projection.bias)
     assert torch.allclose(weight, trained.text_projection.weight, atol=1e-5)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from composed import check_job, run_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 STAGE = {
     "samples": 48,
@@ -47,11 +46,11 @@ def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         "model": MODEL,
         "text_encoder": {"name": str(tiny_text_encoder)},
         "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
         "validation": {"samples": 8, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "threads": 1},
-        "logger": {"every_steps": 2},
-        "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16, 64]}},
+        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+        "hardware": {"threads": 1},
+        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16, 64]}},
         "schedule": {
             "stages": {
                 "px16": {**STAGE, "resolution": 16},
@@ -74,7 +73,7 @@ def test_three_stages_run_and_export(config):
         done = json.loads((job.run_dir / stage / "done.json").read_text())
         assert done["steps"] == steps
         assert set(done["validation"]) == {"raw", "ema_16", "ema_64"}
-    assert (job.run_dir / "final" / "model.safetensors").exists()
+    assert (job.run_dir / "final" / "model_index.json").exists()
     events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("end") == 3
     assert torch.stack([w.abs().sum() for w in final_weights(config).values()]).isfinite().all()
@@ -86,14 +85,14 @@ class Crash(Exception):
 
 def crash_at(monkeypatch, stage, step):
     """Make the run fail after `step` of `stage`, before that step's checkpoint."""
-    original = ValidateFlow.on_step_end
+    original = ValidateAtEnds.on_step_end
 
     def fail(self, trainer, module, at):
         original(self, trainer, module, at)
-        if (module.plan.name, at) == (stage, step):
+        if (module.stage, at) == (stage, step):
             raise Crash
 
-    monkeypatch.setattr(ValidateFlow, "on_step_end", fail)
+    monkeypatch.setattr(ValidateAtEnds, "on_step_end", fail)
 
 
 def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch):
@@ -116,17 +115,17 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypa
     whole = {**config, "run_dir": str(tmp_path / "whole")}
     assert run_job(check_job(whole)) == 0
     with monkeypatch.context() as patch:
-        original = ValidateFlow.on_step_end
+        original = ValidateAtEnds.on_step_end
 
         def send(self, trainer, module, at):
             original(self, trainer, module, at)
-            if (module.plan.name, at) == ("px16", 3):  # no checkpoint is due here
+            if (module.stage, at) == ("px16", 3):  # no checkpoint is due here
                 os.kill(os.getpid(), number)
 
-        patch.setattr(ValidateFlow, "on_step_end", send)
+        patch.setattr(ValidateAtEnds, "on_step_end", send)
         assert run_job(check_job(config)) == status
     told = capfd.readouterr()
-    assert "interrupted; the same command goes on from step 3" in told.out
+    assert "interrupted; the same command resumes from step 3" in told.out
     assert ("Ctrl-C again ends at once" in told.err) == (number == signal.SIGINT)
     saved = [path.name for path in checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")]
     assert saved[-1] == "step-00000003.ckpt"
@@ -138,7 +137,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypa
 @pytest.mark.parametrize(("minutes", "steps"), [(0.0, [6]), (20.0, [6]), (1e-9, [1, 2, 3, 4, 5, 6])])
 def test_a_checkpoint_is_written_after_so_many_minutes(config, minutes, steps):
     stage = {**config["schedule"]["stages"]["px16"], "samples": 48, "batch_size": 8, "save_every": 0}
-    callbacks = {**config["callbacks"], "checkpoints": {"keep": 9, "every_minutes": minutes}}
+    callbacks = {**config["callbacks"], "checkpoint": {"keep": 9, "every_minutes": minutes}}
     assert run_job(check_job({**config, "callbacks": callbacks, "schedule": {"stages": {"px16": stage}}})) == 0
     saved = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
     assert [int(path.stem.removeprefix("step-")) for path in saved] == steps
@@ -160,7 +159,7 @@ def first_moments(config):
 def test_two_processes_have_the_gradients_of_one(config, tmp_path):
     stage = {**config["schedule"]["stages"]["px16"], "samples": 8}  # one step: its first moment is the gradient
     one = {**config, "run_dir": str(tmp_path / "one"), "schedule": {"stages": {"px16": stage}}}
-    two = {**one, "run_dir": str(tmp_path / "two"), "trainer": {"accelerator": "cpu", "threads": 1, "devices": 2}}
+    two = {**one, "run_dir": str(tmp_path / "two"), "trainer": {**config["trainer"], "devices": 2}}
     assert run_job(check_job(one)) == 0
     assert run_job(check_job(two)) == 0
     expected, got = first_moments(one), first_moments(two)

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from composed import check_job, run_job
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
-from hdm_lightning.training.averaging.ema_snapshots import FOLDER
 from hdm_lightning.training.averaging.power_function import gamma_of
-from hdm_lightning.training.callbacks.averages import AverageWeights
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.averaging.reconstruction import FOLDER
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.weight_averages import WeightAverages
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NAME = "output_projection.weight"
 
@@ -24,14 +23,14 @@ class Crash(Exception):
 
 
 def crash_at(patch, stage, step):
-    original = ValidateFlow.on_step_end
+    original = ValidateAtEnds.on_step_end
 
     def fail(self, trainer, module, at):
         original(self, trainer, module, at)
-        if (module.plan.name, at) == (stage, step):
+        if (module.stage, at) == (stage, step):
             raise Crash
 
-    patch.setattr(ValidateFlow, "on_step_end", fail)
+    patch.setattr(ValidateAtEnds, "on_step_end", fail)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +40,20 @@ def runs(toy_job, tmp_path_factory):
     configs = []
     for name in ("whole", "broken"):
         config = toy_job(folder / name)
-        config["optimizer"] = {"name": "muon"}
+        config["optimizer"] = {"_target_": "hdm_lightning.training.optimization.muon.MuonAdamW"}
         config["schedule"]["carry_moments"] = True
-        ema = {"halflife_samples": [16], "sigma_rel": [0.05, 0.1], "snapshot_every": 8, "snapshot_dtype": "float32"}
-        config["callbacks"]["ema"] = ema
+        config["callbacks"]["weight_averages"] = {"halflife_samples": [16], "sigma_rel": [0.05, 0.1]}
+        config["callbacks"]["store_averages"] = {"every_n_samples": 8, "dtype": "float32"}
         configs.append(config)
     with pytest.MonkeyPatch.context() as patch:
-        original = AverageWeights.on_step_end
+        original = WeightAverages.on_step_end
 
         def note(self, trainer, module, step):
             weight = dict(module.network.named_parameters())[NAME]
-            seen.append((self.samples_per_step, weight.detach().double().numpy().copy()))
+            seen.append((module.samples_per_step, weight.detach().double().numpy().copy()))
             original(self, trainer, module, step)
 
-        patch.setattr(AverageWeights, "on_step_end", note)
+        patch.setattr(WeightAverages, "on_step_end", note)
         assert run_job(check_job(configs[0])) == 0
     for stage, step in (("px16", 3), ("px24", 1)):
         with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +94,7 @@ def test_an_average_of_another_width_is_the_sum_over_the_run_s_own_steps(runs, t
 def test_a_stored_width_and_time_is_what_the_file_holds(runs, tmp_path):
     whole, _, _ = runs
     assert convert([str(whole), str(tmp_path / "model"), "--average", "0.05", "--samples", "48"]) == 0
-    averaged = read_checkpoint(checkpoints_in(whole / "01-px16" / "checkpoints")[-1])["callbacks"]["AverageWeights"]
+    averaged = read_checkpoint(checkpoints_in(whole / "01-px16" / "checkpoints")[-1])["callbacks"]["WeightAverages"]
     expected = averaged["shadows"][len(averaged["halflives"])][NAME]
     got = dict(read_release(tmp_path / "model").network.named_parameters())[NAME]
     assert torch.equal(got, expected)

@@ -10,11 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from hdm_lightning.models.counts import Workload, forward_flops
-from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
-from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
+from composed import check_job, run_job
+from hdm_lightning import FlowModule
+from hdm_lightning.profiling.operations import training_flops
+from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.settings import model_config_from
 
 PEAK = 0.001
 PASS = 40
@@ -29,7 +29,7 @@ def scalars(folder):
 @pytest.fixture(scope="module")
 def finished(toy_job, tmp_path_factory):
     config = toy_job(tmp_path_factory.mktemp("monitored"), px16={}, px32={"resolution": 32, "samples": 16})
-    config["trainer"] |= {"peak_tflops": PEAK, "usd_per_device_hour": 0.5}
+    config["hardware"] |= {"peak_tflops": PEAK, "usd_per_device_hour": 0.5}
     assert run_job(check_job(config)) == 0
     return config
 
@@ -42,40 +42,41 @@ def test_scalars_of_a_run(finished):
         assert speed > 0 and step % 16 == 0
     # every caption of the shards has six words, so six tokens are fed; an 8x8 grid would be 32 px at factor 4
     model = model_config_from(finished["model"])
-    flops = 3 * forward_flops(model, Workload.of(model, 4, 4, 6, rate=0.5)).total
+    flops = training_flops(model, (4, 4), 6, 0.5)
     for (_, speed), (_, rate) in zip(tags["speed/tflops"], tags["speed/images_per_s"], strict=True):
         assert speed == pytest.approx(rate * flops / 1e12, rel=1e-5)
     assert tags["seen/samples"][-1] == (48, 48)
     assert tags["seen/passes"][-1][1] == pytest.approx(48 / PASS)
-    assert {value for _, value in tags["seen/holes"]} == {0}
+    assert {value for _, value in tags["seen/masked"]} == {0}
     assert 0 < tags["memory_gb/host"][-1][1] <= tags["memory_gb/host_peak"][-1][1] * 1.01
     assert all(0 < value <= 1 for _, value in tags["speed/training_share"])
-    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in ("data", "vae", "text", "xut", "optimizer"))
+    names = ("data", "vae", "text", "xut", "backward", "optimizer")
+    parts = sum(tags[f"step_time_ms/{name}"][-1][1] for name in names)
     assert 0.5 < parts / tags["step_time_ms/whole"][-1][1] < 1.05
     second, _ = scalars(run_dir / "02-px32" / "tensorboard")
-    assert second["loss/train"][-1][0] == 64  # one axis over stages
+    assert second["train/loss_mean"][-1][0] == 64  # one axis over stages
     assert second["seen/samples"][-1] == (64, 16)
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
 def test_validation_and_saving_are_no_part_of_a_step(toy_job, tmp_path, monkeypatch):
     """Both are slow and at step 3, scalars at step 4: the parts of the four steps are as they are, and none is lost."""
-    losses, save = FlowMatchingModule.losses, SaveCheckpoints.save
+    losses, save = FlowModule.losses, StageCheckpoint.save
 
     def slow_losses(self, batch, network, t):
         training = "scores" in batch
-        with self.clock.section("xut" if training else "vae"):
+        with self.section("network" if training else "encode_images"):
             time.sleep(0.1 if training else 0.3)
         return losses(self, batch, network, t)
 
     def slow_save(self, trainer):
         time.sleep(1.0)
-        save(self, trainer)
+        return save(self, trainer)
 
-    monkeypatch.setattr(FlowMatchingModule, "losses", slow_losses)
-    monkeypatch.setattr(SaveCheckpoints, "save", slow_save)
+    monkeypatch.setattr(FlowModule, "losses", slow_losses)
+    monkeypatch.setattr(StageCheckpoint, "save", slow_save)
     config = toy_job(tmp_path, px16={"validate_every": 24, "save_every": 24})
-    config["logger"] = {"every_steps": 4}
+    config["trainer"]["log_every_n_steps"] = 4
     assert run_job(check_job(config)) == 0
     tags, _ = scalars(tmp_path / "01-px16" / "tensorboard")
     first = {name: tags[f"step_time_ms/{name}"][0][1] for name in ("vae", "xut", "optimizer", "whole")}
@@ -105,5 +106,5 @@ def test_the_settings_and_the_outcome_of_a_run_stand_in_one_row(finished):
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     row = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert row["schedule.stages.px16.learning_rate"].number_value == 0.2
-    assert row["optimizer.rule"].string_value == "mup"
+    assert row["module.rule"].string_value == "mup"
     assert "run_dir" not in row

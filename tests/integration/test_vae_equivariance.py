@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.assessment.pictures import middle_crops, real_pictures
-from hdm_lightning.data.config import StreamConfig
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
+from hdm_lightning.autoencoding.transforms import measured_transforms
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
-from hdm_lightning.training.callbacks.vae_validation import measured_transforms
-from hdm_lightning.training.data_settings import sources_from
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import sources_from
+from hdm_lightning.evaluation.image_sets import middle_crops, real_images
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 
 DRAWINGS = Path(__file__).parents[2] / "data" / "openclipart-mini"
 TRAINING = [str(DRAWINGS / f"openclipart-0000{number}.tar") for number in range(3)]
@@ -56,11 +57,10 @@ def measures(folder, side, equivariance, seed=0):
         "patches": size["patches"],
         "loss": {"pixel": "l2", "perceptual_network": None},
         "equivariance": {"scale_numerators": size["numerators"], "scale_denominator": 8, **equivariance},
-        "data": {"train": TRAINING, "validation": HELD_OUT, "workers": 0, "memory_cache_gb": 0.5},
-        "validation": {"samples": 64, "pictures": 0},
-        "ema": {"halflife_samples": [200]},
+        "data": {"train": TRAINING, "validation": HELD_OUT, "num_workers": 0, "memory_cache_gb": 0.5},
+        "validation": {"samples": 64, "images": 0},
+        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [200]}},
         "trainer": {"accelerator": "cpu"},
-        "logger": {"progress_bar": False},
     }
     assert run_vae_job(check_vae_job(config)) == 0
     return json.loads((folder / "final" / "measures.json").read_text())["measures"]
@@ -79,7 +79,7 @@ def block_means(side):
         transforms=measured_transforms(side // 4),
     )
     stream = middle_crops(StreamConfig(sources_from([HELD_OUT], "data"), side, 1, stage="validation"))
-    for batch in real_pictures(stream, Plan(stream), 64):
+    for batch in real_images(stream, Plan(stream), 64):
         measures.update(batch.images / 127.5 - 1)
     return measures.report()
 

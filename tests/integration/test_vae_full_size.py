@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from hdm_lightning.data.builders.writer import ShardWriter
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
+from hdm_lightning.datasets.writer import ShardWriter
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 SDXL = {
     "block_out_channels": [128, 256, 512, 512],
@@ -65,10 +65,9 @@ def test_one_adversarial_step_at_the_size_of_sdxl(tmp_path, two_pictures, random
         "loss": {"perceptual_network": "efficientnet_lite0", "kl_weight": 1e-6},
         "equivariance": {"equivariant": 1.0, "downscaled": 0.0, "scale_numerators": [16, 24, 28]},
         "adversarial": {"weight": 0.5, "layers": 3},
-        "data": {"train": str(two_pictures), "workers": 0, "lanes": 1},
-        "validation": {"samples": 1, "batch_size": 1, "pictures": 0},
+        "data": {"train": str(two_pictures), "num_workers": 0, "lanes": 1},
+        "validation": {"samples": 1, "batch_size": 1, "images": 0},
         "trainer": {"accelerator": "cpu"},
-        "logger": {"progress_bar": False},
     }
     assert run_vae_job(check_vae_job(config)) == 0
     checkpoint = read_checkpoint(checkpoints_in(tmp_path / "run" / "01-vae" / "checkpoints")[-1])

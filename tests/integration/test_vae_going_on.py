@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.handover import read_checkpoint
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 class Crash(Exception):
@@ -23,7 +23,7 @@ def interrupted(toy_vae_config, changed, monkeypatch):
     stage = {"weight_decay": 0.1, "warmup_samples": 0, "final_learning_rate_ratio": 0.01}
     adversarial = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "learning_rate": 1e-3}
     config = changed(toy_vae_config, stage=stage, adversarial=adversarial)
-    original = ValidateAutoencoder.on_step_end
+    original = ValidateAtEnds.on_step_end
 
     def fail(self, trainer, module, at):
         original(self, trainer, module, at)
@@ -31,10 +31,14 @@ def interrupted(toy_vae_config, changed, monkeypatch):
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(ValidateAutoencoder, "on_step_end", fail)
+        patch.setattr(ValidateAtEnds, "on_step_end", fail)
         with pytest.raises(Crash):
             run_vae_job(check_vae_job(config))
     return config
+
+
+def averaging(halflives):
+    return {"weight_averages": {"halflife_samples": halflives}}
 
 
 def optimizers(config):
@@ -85,16 +89,16 @@ def test_what_a_run_keeps_is_named_before_anything_is_built(interrupted, changed
 
 def test_an_average_cannot_begin_in_the_midst_and_may_end_or_change_there(interrupted, changed):
     for halflives in ([], [32], [16, 64]):
-        check_vae_job(changed(interrupted, ema={"halflife_samples": halflives}))
+        check_vae_job(changed(interrupted, callbacks=averaging(halflives)))
     config = Path(interrupted["run_dir"], "config.yaml")
     written = config.read_text()
-    assert written.count("  halflife_samples:\n  - 16\n") == 1
-    config.write_text(written.replace("  halflife_samples:\n  - 16\n", "  halflife_samples: []\n"))
+    assert written.count("    halflife_samples:\n    - 16\n") == 1
+    config.write_text(written.replace("    halflife_samples:\n    - 16\n", "    halflife_samples: []\n"))
     with pytest.raises(UserError) as caught:
         check_vae_job(interrupted)
-    assert caught.value.where == "ema.halflife_samples" and "[], not [16]" in caught.value.what
+    assert caught.value.where == "callbacks.weight_averages.halflife_samples" and "[], not [16]" in caught.value.what
     config.write_text(written)
-    assert run_vae_job(check_vae_job(changed(interrupted, ema={"halflife_samples": [16, 64]}))) == 0
+    assert run_vae_job(check_vae_job(changed(interrupted, callbacks=averaging([16, 64])))) == 0
 
 
 def test_another_network_is_refused(interrupted, changed, tiny_autoencoder):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 
@@ -24,7 +25,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
         config = changed(config, adversarial=ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39})
     else:
         config = changed(config, stage={"learning_rate": 1e39})
-    with pytest.raises(UserError, match="weights are not finite after optimizer step 1") as caught:
+    with pytest.raises(UserError, match="weights are not finite after step 1") as caught:
         run_vae_job(check_vae_job(changed(config, stage={"samples": 8})))
     assert "learning_rate" in caught.value.hint
     assert not list(Path(config["run_dir"]).rglob("*.ckpt"))
@@ -33,14 +34,16 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(config, adve
 
 def test_a_discriminator_that_is_not_finite_stops_the_run_before_it_reaches_the_autoencoder(config, changed):
     adversarial = ADVERSARIAL | {"start_samples": 0, "learning_rate": 1e39}
-    with pytest.raises(UserError, match="loss is not finite at optimizer step 2; samples: "):
+    with pytest.raises(UserError, match="weights are not finite after step 1; suspect samples: "):
         run_vae_job(check_vae_job(changed(config, adversarial=adversarial, stage={"save_every": 0})))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, changed):
     # The rate makes the weights overflow in the first step; the second sees it.
     config = changed(config, stage={"learning_rate": 1e30})
-    with pytest.raises(UserError, match=r"not finite at optimizer step \d; samples: .*\.tar/\d{5}") as caught:
+    with pytest.raises(
+        UserError, match=r"weights are not finite after step \d; suspect samples: .*\.tar/\d{5}"
+    ) as caught:
         run_vae_job(check_vae_job(config))
     assert "learning_rate" in caught.value.hint
 
@@ -96,7 +99,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
         ({"equivariance": {"scale_numerators": [8], "quarter_turns": [4]}}, "equivariance"),
         ({"patches": {"size_px": 8, "samples": -1}}, "patches.samples"),
         ({"trainer": {"static_graph": True}}, "trainer.static_graph"),
-        ({"ema": {"sigma_rel": [0.05]}}, "ema.sigma_rel"),
+        ({"callbacks": {"weight_averages": {"sigma_rel": [0.05]}}}, "callbacks.weight_averages.sigma_rel"),
         ({"validation": {"batch_size": 0}}, "validation.batch_size"),
         ({"validation": {"perceptual_network": "vgg"}}, "validation.perceptual_network"),
         ({"adversarial": ADVERSARIAL, "trainer": {"precision": "16-mixed"}}, "trainer.precision"),
@@ -140,7 +143,7 @@ def test_a_config_that_is_no_json_is_named(config, tmp_path, changed):
 
 
 def test_pictures_that_are_too_small_for_the_perceptual_network_are_refused(config, monkeypatch, changed):
-    monkeypatch.setattr("hdm_lightning.training.vae.ranges.require_perceptual", lambda name, where=None: None)
+    monkeypatch.setattr("hdm_lightning.training.autoencoder_checks.require_perceptual", lambda name, where=None: None)
     with pytest.raises(UserError, match="as small as 8 px, lpips_vgg needs 16 px") as caught:
         check_vae_job(changed(config, loss={"perceptual_network": "lpips_vgg"}))
     assert caught.value.where == "loss.perceptual_network"

@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from composed import check_job as check_vae_job
+from composed import composed
+from composed import run_job as run_vae_job
+from damage import flip_a_bit
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.training import randomness
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.handover import network_weights, read_checkpoint
-from hdm_lightning.training.vae.checks import branch_settings, plan_vae, vae_settings_from
-from hdm_lightning.training.vae.data import build_images
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
-from hdm_lightning.training.vae.module import NOISE_PURPOSE
-from hdm_lightning.training.vae.run import build_vae_run
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.training.autoencoder_checks import branch_settings
+from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator, build_network
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.composition import build
+from hdm_lightning.training.modules import draws
+from hdm_lightning.training.modules.autoencoder_module import NOISE_PURPOSE
+from hdm_lightning.training.recipe import group, with_stage
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 # Groups of two channels or more, or the bias before a norm has no gradient; and wide enough that with this seed some
@@ -90,18 +93,31 @@ def optimizer_order(network):
 def networks_at_the_start(config):
     """The autoencoder as its folder has it, and the discriminator that the run's seed gives."""
     vae = AutoencoderKL.from_pretrained(config["autoencoder"]["source"], low_cpu_mem_usage=False)
-    return vae, build_vae_run(vae_settings_from(config)).discriminator
+    torch.manual_seed(draws.sub_seed(config["seed"], "vae weights"))
+    build_network(group_of(config, "autoencoder"))
+    return vae, build_discriminator(group_of(config, "adversarial"))
+
+
+def group_of(config, name):
+    """A group of plain keys, as the training has it."""
+    return group(composed(config), AutoencoderRecipe(), name)
+
+
+def images_of(config):
+    """The data module of a training in one process."""
+    job = check_vae_job(config)
+    stage = with_stage(job.config, job.plans[0], **job.recipe.stage_values(job.config, job.plans[0]))
+    return build(stage, "data", tokenizer=None)
 
 
 def hand_written_step(config, vae, judge):
     """Gradients of one step of both networks, from diffusers' public methods and plain torch alone."""
-    settings = vae_settings_from(config)
-    data = build_images(settings, plan_vae(settings, 1), 0)
+    seed, data = config["seed"], images_of(config)
     batch = next(iter(data.train_dataloader()))
-    draw = draw_branch(branch_settings(settings), 8, 8, seed=settings.seed, samples_seen=0)
+    draw = draw_branch(branch_settings(group_of(config, "equivariance")), 8, 8, seed=seed, samples_seen=0)
     assert draw.branch is Branch.EQUIVARIANT
     scale, turn = draw.transform.steps
-    noise = randomness.draw(settings.seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
+    noise = draws.draw(seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
 
     def moved(tensor):
         side = int(tensor.shape[-1] * scale.vertical)
@@ -183,7 +199,7 @@ def test_accumulation_equals_one_large_batch(filled_config, tmp_path, changed):
     """Over six steps with their branches, the first three on patches."""
     one = changed(filled_config, stage={"learning_rate": 1e-5}, patches={"size_px": 8, "samples": 24},
                   equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]})  # fmt: skip
-    branches = branch_settings(vae_settings_from(one))
+    branches = branch_settings(group_of(one, "equivariance"))
     drawn = [draw_branch(branches, 8, 8, seed=SEED, samples_seen=8 * n) for n in range(6)]
     assert len({draw.branch for draw in drawn}) > 1
     judged = {"adversarial": JUDGE | {"adaptive": False}, "patches": {"size_px": 16}}
@@ -208,7 +224,7 @@ def test_recomputed_activations_change_no_gradient(filled_config, tmp_path, chan
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_gradients_and_keys(filled_config, tmp_path, changed):
     eager = one_adversarial_step(changed, changed(filled_config, run_dir=str(tmp_path / "eager")))
-    compiled = changed(eager, run_dir=str(tmp_path / "compiled"), trainer={"compile": True})
+    compiled = changed(eager, run_dir=str(tmp_path / "compiled"), hardware={"compile": True})
     for each in (eager, compiled):
         assert run_vae_job(check_vae_job(each)) == 0
     assert last_checkpoint(compiled)["state_dict"].keys() == last_checkpoint(eager)["state_dict"].keys()
@@ -244,7 +260,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
         config = changed(config, patches={"size_px": 16})
     whole = changed(config, run_dir=str(tmp_path / "whole"))
     assert run_vae_job(check_vae_job(whole)) == 0
-    original = ValidateAutoencoder.on_step_end
+    original = ValidateAtEnds.on_step_end
     for step in (1, 3, 6):
         with monkeypatch.context() as patch:
 
@@ -253,7 +269,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
                 if at == step:
                     raise Crash
 
-            patch.setattr(ValidateAutoencoder, "on_step_end", fail)
+            patch.setattr(ValidateAtEnds, "on_step_end", fail)
             with pytest.raises(Crash):
                 run_vae_job(check_vae_job(config))
     assert run_vae_job(check_vae_job(config)) == 0
@@ -268,9 +284,8 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
 def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys):
     assert run_vae_job(check_vae_job(config)) == 0
     newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
-    whole, content = last_checkpoint(config)["state_dict"], bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 4
-    newest.write_bytes(content)
+    whole = last_checkpoint(config)["state_dict"]
+    flip_a_bit(newest)
     assert run_vae_job(check_vae_job(config)) == 0
     assert f"{newest} is damaged (the checksum of" in capsys.readouterr().out
     again = last_checkpoint(config)["state_dict"]
@@ -278,17 +293,17 @@ def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys
 
 
 def test_what_a_stopped_run_has_spent_stands_in_the_ledger(config, monkeypatch, changed):
-    original = ValidateAutoencoder.on_step_end
+    original = ValidateAtEnds.on_step_end
 
     def stop(self, trainer, module, at):
         original(self, trainer, module, at)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ValidateAutoencoder, "on_step_end", stop)
+    monkeypatch.setattr(ValidateAtEnds, "on_step_end", stop)
     assert run_vae_job(check_vae_job(changed(config, stage={"save_every": 0}))) == 143
     events = [json.loads(line) for line in (Path(config["run_dir"]) / "ledger.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["start", "stop"]
-    assert events[1]["samples"] == 8 and events[1]["seconds"] > 0
+    assert [event["event"] for event in events] == ["start", "progress", "stop"]  # in between the checkpoint it saves
+    assert events[-1]["samples"] == 8 and events[-1]["seconds"] > 0
 
 
 @pytest.mark.parametrize("quant_conv", [False, True], ids=["flux", "sd"])
@@ -315,13 +330,12 @@ def test_what_is_handed_over_is_read_by_diffusers_and_by_training(config):
     folder = Path(config["run_dir"]) / "final"
     vae = AutoencoderKL.from_pretrained(str(folder), low_cpu_mem_usage=False)
     checkpoint = last_checkpoint(config)
-    averages = checkpoint["callbacks"]["AverageWeights"]["shadows"][0]
+    averages = checkpoint["callbacks"]["WeightAverages"]["shadows"][0]
     for name, value in vae.state_dict().items():
         assert torch.equal(value, averages[f"vae.{name}"])
     assert any(not torch.equal(averages[name], value) for name, value in network_weights(checkpoint).items())
 
-    settings = vae_settings_from(config)
-    data = build_images(settings, plan_vae(settings, 1), 0)
+    data = images_of(config)
     images = torch.cat([batch["image"] for batch in data.val_dataloader()]).float() / 127.5 - 1
     frozen = load_autoencoder(str(folder))
     latent = frozen.encode(images)

@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hdm_lightning.assessment.subject import find_run
+from composed import check_job, composed, run_job
+from hdm_lightning import FlowModule
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
-from hdm_lightning.training import data_settings
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.vae.checks import plan_vae, vae_settings_from
-from hdm_lightning.training.vae.data import build_images
+from hdm_lightning.evaluation.subject import find_run
+from hdm_lightning.training.composition import build
+from hdm_lightning.training.recipe import with_stage
+from hdm_lightning.training.recorded import read_recorded, recorded_validation_stream
 
 
 def equal(first, second):
@@ -30,18 +29,18 @@ def equal(first, second):
 def validated(toy_job, tmp_path, monkeypatch):
     """Trains one step with a seed and a seed of the validation; gives what was validated and trained on first."""
     seen = {}
-    on_device, training_step = ValidateFlow._on_device, FlowMatchingModule.training_step
+    validation_step, training_step = FlowModule.validation_step, FlowModule.training_step
 
-    def validate(self, trainer, batch):
+    def validate(self, batch, batch_idx):
         seen.setdefault("validation", []).append(batch)
-        return on_device(self, trainer, batch)
+        return validation_step(self, batch, batch_idx)
 
     def train(self, batch, batch_idx):
         seen.setdefault("training", []).append(batch)
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr(ValidateFlow, "_on_device", validate)
-    monkeypatch.setattr(FlowMatchingModule, "training_step", train)
+    monkeypatch.setattr(FlowModule, "validation_step", validate)
+    monkeypatch.setattr(FlowModule, "training_step", train)
 
     def run(seed, of_validation):
         seen.clear()
@@ -72,8 +71,9 @@ def test_an_autoencoder_s_runs_are_validated_on_the_same_pictures_too(toy_vae_co
     def first(seed, of_validation):
         config = copy.deepcopy(toy_vae_config) | {"seed": seed}
         config["validation"]["seed"] = of_validation
-        settings = vae_settings_from(config)
-        data = build_images(settings, plan_vae(settings, 1), consumed=0)
+        job = check_job(config)
+        stage = with_stage(composed(config), job.plans[0], **job.recipe.stage_values(job.config, job.plans[0]))
+        data = build(stage, "data", tokenizer=None)
         return next(iter(data.val_dataloader())), next(iter(data.train_dataloader()))
 
     (validation, training), (same, trained_otherwise) = first(1, 0), first(2, 0)
@@ -89,7 +89,8 @@ def test_hdm_evaluate_compares_with_the_pictures_of_the_run_s_seed(toy_job, tmp_
     path = Path(config["run_dir"], "config.yaml")
     path.write_text(path.read_text().replace("  batch_size: 4\n  seed: 0\n", "  batch_size: 4\n"))
     record = find_run(path.parent)
-    assert record is not None and record.settings.validation.seed == 0 and path.read_text().count("seed") == 2
+    assert record is not None and record.settings.validation.seed == 0
+    assert "seed" not in read_recorded(path)["validation"]
     streams = []
     original = ValidationLoader.__init__
 
@@ -100,5 +101,5 @@ def test_hdm_evaluate_compares_with_the_pictures_of_the_run_s_seed(toy_job, tmp_
     monkeypatch.setattr(ValidationLoader, "__init__", note)
     line = ["--parts", "loss", "--weights", "raw", "--loss-samples", "4", "--time-bins", "1", "--samples", "4"]
     assert evaluate.main([str(path.parent), *line, "--resamples", "2", "--out", str(tmp_path / "out")]) == 0
-    expected = data_settings.validation_stream(record.settings, record.plan, 5)
+    expected = recorded_validation_stream(record.settings, record.plan, None)
     assert [(one.seed, one.stage) for one in streams] == [(expected.seed, expected.stage)] == [(5, "validation")]

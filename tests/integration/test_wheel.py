@@ -61,7 +61,15 @@ def test_two_steps_of_training_outside_the_repository(
     ]
     result = run(installed, tmp_path, "train", *overrides)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "train" / "final" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "train" / "final" / "model_index.json").exists()
     drawn = run(installed, tmp_path, "sample", "runs/train", "a red circle", "--size", "16x16", "--out", "pictures")
     assert drawn.returncode == 0, drawn.stderr
     assert list((tmp_path / "pictures").glob("*.png"))
+
+
+def test_a_report_is_written_outside_the_repository(installed, tmp_path, tiny_autoencoder, tiny_shards):
+    counts = ["--size", "16", "--samples", "6", "--resamples", "5", "--set-resamples", "2", "--perceptual", "none"]
+    arguments = ["vae", str(tiny_autoencoder), "--data", str(tiny_shards), *counts, "--out", str(tmp_path / "out")]
+    result = run(installed, tmp_path, "evaluate", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "reconstruction_psnr_db" in (tmp_path / "out" / "report.html").read_text()

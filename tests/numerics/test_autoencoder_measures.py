@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale
-from hdm_lightning.evaluation.autoencoder_equivariance import CentredError, psnr
-from hdm_lightning.evaluation.autoencoder_latents import LatentStatistics, radial_power
-from hdm_lightning.evaluation.autoencoder_measures import SMALLEST_SIDE, AutoencoderMeasures
-from hdm_lightning.evaluation.autoencoder_pictures import principal_colours, sheet
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.autoencoder_sheet import sheet
+from hdm_lightning.metrics.equivariance import CentredError
+from hdm_lightning.metrics.image_quality import SMALLEST_SIDE, psnr
+from hdm_lightning.metrics.latents import LatentStatistics, principal_colours, radial_power
 
 FACTOR = 4
 

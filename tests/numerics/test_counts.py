@@ -1,4 +1,4 @@
-"""Counts in closed form against torch's own: built parameters, its operation counter, its saved tensors."""
+"""Counts against closed forms and torch's own: built parameters, its operation counter, its saved tensors."""
 
 import pytest
 import torch
@@ -8,9 +8,16 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.models.counts import TRAINING_FACTOR, Parts, Workload, forward_flops, parameter_counts
-from hdm_lightning.models.memory import activation_bytes
 from hdm_lightning.models.routing import random_keep
+from hdm_lightning.profiling.memory import activation_bytes
+from hdm_lightning.profiling.operations import (
+    TRAINING_FACTOR,
+    Workload,
+    forward_flops,
+    network_parts,
+    parameter_count,
+    training_flops,
+)
 
 CONFIG = XUTConfig(
     channels=3, width=64, mlp_width=160, heads=4, head_dim=16, context_width=24, depth=3, encoder_blocks=2,
@@ -18,35 +25,53 @@ CONFIG = XUTConfig(
 )  # fmt: skip
 
 
+def closed_form(config: XUTConfig, work: Workload) -> dict[str, tuple[int, int]]:
+    """Parameters and forward operations of each part, from the paper's description alone."""
+    d, m, patch = config.width, config.mlp_width, config.channels * config.patch_size**2
+    attention = 4 * d * d + d + d + d // 2  # q, k, v and output, its bias, the norm's gain, frequencies
+    plain = attention + d * 2 * m + 2 * m + m * d + d + d
+    adaptive = 2 * d + d * 4 * d + 4 * d + 4 * d * 3 * d + 3 * d
+
+    def block(tokens: int, attentions: int) -> int:
+        return attentions * (8 * tokens * d * d + 4 * tokens**2 * d) + 6 * tokens * d * m
+
+    before, after, depth = config.blocks_before, config.blocks_after, config.depth
+    inside, reading = depth * (config.decoder_blocks - 1), block(work.routed, 2)
+    parts = {
+        "patch_embedding": (patch * d + d, 2 * work.image * patch * d),
+        "text_projection": (config.context_width * d + d, 2 * work.text * config.context_width * d),
+        "time_embedding": (d * d + d, 2 * d * d),
+        "aspect_embedding": (2 * d + d * d + d, 2 * (d + d * d)),
+        "modulation": (3 * adaptive, 3 * 2 * 16 * d * d),
+        "blocks_before": (before * plain, before * block(work.full, 1)),
+        "encoder": (depth * config.encoder_blocks * plain, depth * config.encoder_blocks * block(work.routed, 1)),
+        "decoder": (depth * (plain + attention) + inside * plain, depth * reading + inside * block(work.routed, 1)),
+        "blocks_after": (after * plain, after * block(work.full, 1)),
+        "output_projection": (d * patch + patch, 2 * work.image * d * patch),
+    }
+    return {name: each for name, each in parts.items() if name != "aspect_embedding" or config.aspect_ratio}
+
+
 @pytest.mark.parametrize(
     ("name", "total"), [("xut_small", 237_290_128), ("xut_base", 343_176_208), ("xut_large", 555_628_816)]
 )
 def test_parameters_of_the_published_sizes(name: str, total: int) -> None:
     config = XUTConfig.preset(name)
-    assert parameter_counts(config).total == total
+    assert parameter_count(config) == total
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in XUT(config).parameters()) == total
 
 
 @pytest.mark.parametrize("aspect_ratio", [True, False])
-def test_parameters_of_each_part(aspect_ratio: bool) -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_parts_in_closed_form(aspect_ratio: bool, rate: float) -> None:
     config = XUTConfig.from_json(CONFIG.to_json() | {"aspect_ratio": aspect_ratio})
-    with torch.device("meta"):
-        model = XUT(config)
-    parts = {
-        "embedding": ("patch_embedding", "text_projection"),
-        "conditioning": ("time_embedding", "aspect_embedding", "modulation"),
-        "blocks_before": ("blocks_before",),
-        "encoder": ("encoder",),
-        "decoder": ("decoder",),
-        "blocks_after": ("blocks_after",),
-        "output": ("output_projection",),
-    }
-    counted = {
-        part: sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] in modules)
-        for part, modules in parts.items()
-    }
-    assert parameter_counts(config) == Parts(**counted)
+    work = Workload.of(config, 16, 8, 10, rate=rate)
+    parts, flops = network_parts(config), forward_flops(config, work)
+    assert {name: (parts[name].parameters, flops[name]) for name in parts} == closed_form(config, work)
+    assert training_flops(config, (16, 8), 10, rate) == 3 * sum(
+        flops for _, flops in closed_form(config, work).values()
+    )
 
 
 def test_operations_of_each_part() -> None:
@@ -56,13 +81,13 @@ def test_operations_of_each_part() -> None:
         model(*inputs, keep=random_keep(3, 32, 0.5))
     by_module = {name: sum(kinds.values()) / 3 for name, kinds in counter.get_flop_counts().items()}
     flops = forward_flops(CONFIG, work)
-    assert counter.get_total_flops() == 3 * flops.total
+    assert counter.get_total_flops() == 3 * sum(flops.values())
     blocks = {
         part: sum(n for name, n in by_module.items() if name.startswith(f"XUT.{part}.") and name.count(".") == dots)
         for part, dots in (("blocks_before", 2), ("encoder", 3), ("decoder", 3), ("blocks_after", 2))
     }
-    assert blocks == {part: getattr(flops, part) for part in blocks}
-    assert by_module["XUT.output_projection"] == flops.output
+    assert blocks == {part: flops[part] for part in blocks}
+    assert by_module["XUT.output_projection"] == flops["output_projection"]
 
 
 @pytest.mark.parametrize("name", ["xut_small", "xut_base", "xut_large"])
@@ -74,7 +99,7 @@ def test_operations_of_the_published_sizes(name: str) -> None:
         keep = torch.empty(1, work.kept, dtype=torch.int64)
         latent, context = torch.empty(1, 4, 96, 168), torch.empty(1, text, config.context_width)
         XUT(config)(latent, torch.empty(1), context, keep=keep)
-    assert counter.get_total_flops() == forward_flops(config, work).total
+    assert counter.get_total_flops() == sum(forward_flops(config, work).values())
 
 
 def test_a_training_step_takes_the_stated_multiple() -> None:
@@ -82,7 +107,8 @@ def test_a_training_step_takes_the_stated_multiple() -> None:
     latent, t, context = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 4, 24)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(latent, t, context).sum().backward()
-    assert counter.get_total_flops() == pytest.approx(TRAINING_FACTOR * 2 * forward_flops(CONFIG, work).total, rel=0.01)
+    forward = sum(forward_flops(CONFIG, work).values())
+    assert counter.get_total_flops() == pytest.approx(TRAINING_FACTOR * 2 * forward, rel=0.01)
 
 
 def saved_bytes(model: XUT, *inputs: Tensor, **options: Tensor | None) -> int:

@@ -10,11 +10,17 @@ from scipy.spatial.distance import cdist
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.diversity import diversity_estimates
-from hdm_lightning.evaluation.frechet import frechet_distance, frechet_estimate, moments
-from hdm_lightning.evaluation.kernel_distance import gaussian_kernel, kernel_distance_estimate, mean_pairs
-from hdm_lightning.evaluation.neighbours import euclidean_distances, neighbour_estimates
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.distances import (
+    diversity_estimates,
+    frechet_distance,
+    frechet_estimate,
+    gaussian_kernel,
+    kernel_distance_estimate,
+    mean_pairs,
+    moments,
+)
+from hdm_lightning.metrics.neighbours import euclidean_distances, neighbour_estimates
 
 FEW = Bootstrap(resamples=10)
 
@@ -100,7 +106,7 @@ def test_gaussian_kernel_distance_is_the_closed_form_for_gaussians():
 def test_blocks_do_not_change_the_kernel_distance(monkeypatch):
     first, second = torch.randn(50, 4), torch.randn(37, 4) + 1
     whole = kernel_distance_estimate(first, second, FEW)
-    monkeypatch.setattr("hdm_lightning.evaluation.kernel_distance._BLOCK_ROWS", 7)
+    monkeypatch.setattr("hdm_lightning.metrics.distances._BLOCK_ROWS", 7)
     parts = kernel_distance_estimate(first, second, FEW)
     assert (parts.value, parts.low, parts.high) == pytest.approx((whole.value, whole.low, whole.high), rel=1e-10)
 
@@ -169,7 +175,7 @@ def test_equal_pictures_have_distance_zero_and_leave_diversity_finite():
     within = [cdist(one.double(), one.double()).sum() / 12 for one in by_prompt]
     assert found.within.value == pytest.approx(np.mean(within) / found.real.value)
     assert all(np.isfinite([one.value, one.low, one.high]).all() for one in (found.within, found.across, found.real))
-    with pytest.raises(ValueError, match="all pictures are equal"):
+    with pytest.raises(ValueError, match="all images are equal"):
         diversity_estimates(by_prompt, real[:1].expand(5, -1), FEW)
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.evaluation.bootstrap import CENTRED, PERCENTILE, Bootstrap
-from hdm_lightning.evaluation.frechet import frechet_distance, frechet_estimate, moments
-from hdm_lightning.evaluation.kernel_distance import kernel_distance_estimate
-from hdm_lightning.evaluation.neighbours import neighbour_estimates, neighbour_statistics
+from hdm_lightning.metrics.bootstrap import CENTRED, PERCENTILE, Bootstrap
+from hdm_lightning.metrics.distances import frechet_distance, frechet_estimate, kernel_distance_estimate, moments
+from hdm_lightning.metrics.neighbours import neighbour_estimates, neighbour_statistics
 
 
 def covered(estimates, truth):

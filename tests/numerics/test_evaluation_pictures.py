@@ -5,16 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.data.builders.shapes_samples import ShapesOptions, make_picture
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.camera_response import (
+from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_image
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.geometric_response import (
     content_shift,
     displacement,
+    log_anisotropy,
+    luminance,
     overlap_correlation,
     shift_response,
+    stretch_estimate,
     zoom_response,
 )
-from hdm_lightning.evaluation.stretch import log_anisotropy, luminance, stretch_estimate
 
 
 def textures(count, height, width, seed=0, cell=6):
@@ -32,7 +34,7 @@ def to_uint8(values):
 
 def shapes(count):
     options = ShapesOptions(resolution=64, encoding="png")
-    arrays = [make_picture(options, index)[0] for index in range(count)]
+    arrays = [make_image(options, index)[0] for index in range(count)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 

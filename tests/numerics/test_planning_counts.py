@@ -8,27 +8,24 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.benchmarks.parts import (
-    TINY_AUTOENCODER,
-    TINY_TEXT,
-    random_autoencoder,
-    random_network,
-    random_text_encoder,
-)
 from hdm_lightning.cli.bench_step import TrainingStep
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.models.memory import activation_bytes
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.planning.architectures import MINILM_L6, QWEN3_0_6B, SDXL_AUTOENCODER
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
-from hdm_lightning.planning.memory import COMPILED_SHARE, device_memory
-from hdm_lightning.planning.operations import operations
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
-from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.apply import compile_blocks
-from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.settings import OptimizerSettings, StageSettings
+from hdm_lightning.profiling.architectures import (
+    MINILM_L6,
+    QWEN3_0_6B,
+    SDXL_AUTOENCODER,
+    TINY_AUTOENCODER,
+    TINY_TEXT,
+)
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.live_memory import LiveMemory
+from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, device_memory
+from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
+from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)
@@ -109,7 +106,7 @@ def test_operations_of_a_whole_training_step(changes, fused):
     backend = SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
     with FlopCounterMode(display=False, custom_mapping=FLASH_ON_CPU) as counter, sdpa_kernel(backend):
         step()
-    forecast = stage.micro_batch_size * operations(recipe, stage, fused_attention=fused).total
+    forecast = stage.micro_batch_size * recipe.operations(stage, fused_attention=fused).total
     assert forecast == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -142,7 +139,7 @@ def test_memory_forecast_is_within_a_tenth_of_the_peak(changes):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_moments_are_those_that_the_optimizer_keeps(name):
     settings = StageSettings(32, samples=9, batch_size=1, micro_batch_size=1, learning_rate=1e-3, context_length=4)
-    kind = {"device": CPU, "dtype": torch.float32, "optimizer": OptimizerSettings(name=name)}
+    kind = {"device": CPU, "dtype": torch.float32, "muon": name == "muon"}
     step = TrainingStep(SMALL, TINY_TEXT, TINY_AUTOENCODER, settings, **kind)
     step()
     kept = [value for state in step.optimizer.state.values() for value in state.values() if value.numel() > 1]
@@ -155,9 +152,11 @@ def test_moments_are_those_that_the_optimizer_keeps(name):
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_memory_of_encoding_images(device):
+    from diffusers import AutoencoderKL
+
     config = SDXL_AUTOENCODER if device == "meta" else TINY_AUTOENCODER
     with torch.device(device):
-        model = random_autoencoder(config).model
+        model = AutoencoderKL(**config)
         image = torch.zeros(2, 3, 256, 192)
         with LiveMemory() as memory, torch.no_grad():
             model.encode(image)

@@ -6,19 +6,18 @@ import sys
 
 import pytest
 
-from hdm_lightning.benchmarks.parts import TINY_AUTOENCODER, TINY_TEXT
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
-from hdm_lightning.planning.memory import device_memory
-from hdm_lightning.planning.recipe import Recipe, StageRecipe
-from hdm_lightning.planning.text_cost import TextArchitecture
+from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.memory import device_memory
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 
 SHAPE = {"width": 256, "mlp_width": 768, "heads": 4, "head_dim": 64, "context_width": 32, "depth": 2}
 
 # A small step first, so that libraries and kernels are in memory before the baseline is read.
 PROGRAM = """
 import gc, sys, torch
-from hdm_lightning.benchmarks.parts import TINY_AUTOENCODER, TINY_TEXT
+from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
 from hdm_lightning.cli.bench_step import TrainingStep
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.settings import StageSettings

@@ -10,8 +10,7 @@ from scipy.integrate import quad
 from torch import nn
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.averaging.ema_snapshots import reconstruct, snapshot_path, write_snapshot
+from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.averaging.power_function import (
     WIDEST,
     Profile,
@@ -21,6 +20,7 @@ from hdm_lightning.training.averaging.power_function import (
     residual,
     step_decay,
 )
+from hdm_lightning.training.averaging.reconstruction import reconstruct, snapshot_path, write_snapshot
 
 STEP, STEPS = 8, 1200
 WIDTHS = (0.05, 0.10)
@@ -77,7 +77,7 @@ def stored(tmp_path_factory):
     """Snapshots of two tracks, every 1/24 of a run."""
     folder = tmp_path_factory.mktemp("snapshots")
     layer = nn.Linear(3, 1, bias=False)
-    averages = WeightAverages(layer, [500], sigma_rel=WIDTHS)
+    averages = ParameterAverages(layer, [500], sigma_rel=WIDTHS)
     for step, value in enumerate(values(), start=1):
         with torch.no_grad():
             layer.weight.copy_(torch.tensor(value)[None])
@@ -150,20 +150,20 @@ def test_state_goes_on_bit_for_bit_and_a_lost_track_is_refused():
             averages.update(STEP)
 
     layer, other = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-    whole = WeightAverages(layer, [100], sigma_rel=WIDTHS)
+    whole = ParameterAverages(layer, [100], sigma_rel=WIDTHS)
     run(whole, range(5), layer)
-    half = WeightAverages(other, [100], sigma_rel=WIDTHS)
+    half = ParameterAverages(other, [100], sigma_rel=WIDTHS)
     half.load_state_dict(whole.state_dict())
     run(whole, range(5, 9), layer)
     run(half, range(5, 9), other)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole.shadows, half.shadows, strict=True))
     with pytest.raises(UserError, match="no power-function average"):
-        WeightAverages(other, [100], sigma_rel=[0.2]).load_state_dict(whole.state_dict())
+        ParameterAverages(other, [100], sigma_rel=[0.2]).load_state_dict(whole.state_dict())
 
 
 def test_a_first_update_forgets_the_initial_weights():
     layer = nn.Linear(1, 1, bias=False)
-    averages = WeightAverages(layer, [], sigma_rel=[0.1])
+    averages = ParameterAverages(layer, [], sigma_rel=[0.1])
     nn.init.constant_(layer.weight, 7.0)
     averages.update(STEP)
     assert averages.shadows[0][0].item() == 7.0

@@ -52,18 +52,31 @@ def test_a_constant_velocity_is_integrated_exactly() -> None:
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("euler", 10), ("heun", 19), ("ab2", 10), ("ab3", 11)])
-def test_number_of_evaluations_and_progress(name: str, evaluations: int) -> None:
+def test_number_of_evaluations_and_steps(name: str, evaluations: int) -> None:
     calls: list[float] = []
-    done: list[tuple[int, int]] = []
+    states: list[Tensor] = []
 
     def velocity(x: Tensor, t: float) -> Tensor:
         calls.append(t)
         return -x
 
-    sampling.SOLVERS[name](velocity, start(), times.uniform_grid(10), lambda *step: done.append(step))
+    def on_step(done: int, x: Tensor) -> Tensor:
+        states.append(x)
+        assert len(states) == done
+        return x
+
+    end = sampling.SOLVERS[name](velocity, start(), times.uniform_grid(10), on_step)
     assert len(calls) == evaluations
     assert min(calls) > 0.0
-    assert done == [(step, 10) for step in range(1, 11)]
+    assert len(states) == 10
+    assert torch.equal(states[-1], end)
+
+
+@pytest.mark.parametrize("name", sampling.SOLVERS)
+def test_a_step_goes_on_from_what_is_put_in_place_of_the_state(name: str) -> None:
+    """Along dx/dt = 0 nothing else moves the state."""
+    end = sampling.SOLVERS[name](lambda x, t: 0 * x, start(), times.uniform_grid(4), lambda done, x: x + done)
+    torch.testing.assert_close(end, start() + 10)
 
 
 def test_a_low_precision_velocity_does_not_lower_the_state() -> None:

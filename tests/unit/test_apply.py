@@ -5,7 +5,7 @@ import copy
 import torch
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.apply import checkpoint_blocks
+from hdm_lightning.training.strategies.parallelize import checkpoint_blocks
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2)
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
+from hdm_lightning.encoders.autoencoder_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
 from hdm_lightning.errors import UserError
 
 TINY = {
@@ -92,9 +92,9 @@ def test_a_config_that_is_no_object_is_refused(folder):
             {"up_block_types": ["UpDecoderBlock2D"]},
             "gives back|cannot encode",
         ),
-        ({"in_channels": 4}, "cannot encode a picture"),
+        ({"in_channels": 4}, "cannot encode an image"),
         ({"out_channels": 4}, "gives back"),
-        ({"latent_channels": 0}, "cannot encode a picture"),
+        ({"latent_channels": 0}, "cannot encode an image"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

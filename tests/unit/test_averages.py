@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hdm_lightning.training.averaging.averages import WeightAverages
+from hdm_lightning.training.averaging.averages import ParameterAverages
 
 
 def linear(value):
@@ -19,7 +19,7 @@ def set_weight(layer, value):
 
 def test_half_of_the_past_is_forgotten_in_a_halflife():
     layer = linear(1.0)
-    averages = WeightAverages(layer, [1000], ramp=0.0)
+    averages = ParameterAverages(layer, [1000], ramp=0.0)
     set_weight(layer, 0.0)
     for _ in range(10):
         averages.update(100)
@@ -28,7 +28,7 @@ def test_half_of_the_past_is_forgotten_in_a_halflife():
 
 def test_ramp_equals_the_recursion_written_out():
     layer = linear(0.0)
-    averages = WeightAverages(layer, [500, 100_000], ramp=0.1)
+    averages = ParameterAverages(layer, [500, 100_000], ramp=0.1)
     expected = [0.0, 0.0]
     for step in range(1, 200):
         value = float(step % 7)
@@ -43,7 +43,7 @@ def test_ramp_equals_the_recursion_written_out():
 
 def test_bound_network_uses_the_average_and_leaves_the_weights_alone():
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    averages = WeightAverages(network, [100], ramp=0.0)
+    averages = ParameterAverages(network, [100], ramp=0.0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     x = torch.randn(5, 3)
     wanted = network(x).detach()
@@ -57,7 +57,7 @@ def test_bound_network_uses_the_average_and_leaves_the_weights_alone():
 
 def test_averages_stay_float32_beside_half_precision_weights():
     layer = nn.Linear(2, 2).to(torch.bfloat16)
-    averages = WeightAverages(layer, [10_000_000], ramp=0.0)
+    averages = ParameterAverages(layer, [10_000_000], ramp=0.0)
     start = averages.shadows[0][0].clone()
     set_weight(layer, 3.0)
     for _ in range(100):
@@ -68,14 +68,14 @@ def test_averages_stay_float32_beside_half_precision_weights():
 
 def test_state_survives_a_round_trip_and_a_change_of_halflives():
     layer = linear(1.0)
-    averages = WeightAverages(layer, [100, 10_000], ramp=0.05)
+    averages = ParameterAverages(layer, [100, 10_000], ramp=0.05)
     set_weight(layer, 2.0)
     averages.update(64)
-    other = WeightAverages(linear(9.0), [90], ramp=0.05)
+    other = ParameterAverages(linear(9.0), [90], ramp=0.05)
     other.load_state_dict(averages.state_dict())
     assert other.samples_seen == 64
     assert torch.equal(other.shadows[0][0], averages.shadows[0][0])
 
 
 def test_names():
-    assert WeightAverages(linear(0.0), [500, 50_000, 2_000_000]).names() == ["ema_500", "ema_50k", "ema_2M"]
+    assert ParameterAverages(linear(0.0), [500, 50_000, 2_000_000]).names() == ["ema_500", "ema_50k", "ema_2M"]

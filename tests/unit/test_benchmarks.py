@@ -6,15 +6,16 @@ import time
 import pytest
 import torch
 
-from hdm_lightning.benchmarks import system
-from hdm_lightning.benchmarks.cases import Case, peak_bytes
-from hdm_lightning.benchmarks.machine import cpu_name, describe_machine
-from hdm_lightning.benchmarks.parts import SIZES, random_network, size_of
-from hdm_lightning.benchmarks.record import Measurement, Record
-from hdm_lightning.benchmarks.settings import CaseSettings
-from hdm_lightning.benchmarks.timing import Timing, compare, time_call, time_in_turn
+from hdm_lightning.cli.bench import bench
 from hdm_lightning.errors import UserError
-from hdm_lightning.planning.text_cost import TextArchitecture
+from hdm_lightning.profiling import system
+from hdm_lightning.profiling.cases import Case, peak_bytes
+from hdm_lightning.profiling.encoder_costs import TextArchitecture
+from hdm_lightning.profiling.random_parts import SIZES, random_network, size_of
+from hdm_lightning.profiling.record import measurement, record
+from hdm_lightning.profiling.system import cpu_name, describe_machine
+from hdm_lightning.profiling.timing import Timing, compare, time_call, time_in_turn
+from hdm_lightning.whole_files import write_json
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def test_time_is_measured_after_the_warm_up():
 def test_two_calls_take_turns():
     order = []
     timings = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, warmup=1, repeats=3)
-    assert order == ["a", "b", *"ababab"]
+    assert order == ["a", "b", *"abbaab"]  # turned around in every other round
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 3, "b": 3}
     with pytest.raises(ValueError, match="repeats"):
         time_in_turn({"a": list}, CPU, repeats=0)
@@ -57,6 +58,19 @@ def test_a_comparison_is_of_rounds_so_that_drift_cancels():
     assert (compared.second_faster, compared.rounds) == (5, 5)
 
 
+def test_a_machine_that_slows_down_favours_neither_of_two_calls(monkeypatch):
+    clock = {"now": 0.0, "calls": 0}
+
+    def call():
+        clock["calls"] += 1
+        clock["now"] += 1.01 ** clock["calls"]  # each call takes a hundredth longer than the one before
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    compared = compare(*time_in_turn({"a": call, "b": call}, CPU, repeats=10).values())
+    assert compared.ratio == pytest.approx(1, abs=1e-4)
+    assert compared.second_faster == 5
+
+
 def test_the_interval_of_a_comparison_covers_the_true_ratio():
     generator, hits = torch.Generator().manual_seed(0), 0
     for trial in range(60):
@@ -69,51 +83,26 @@ def test_the_interval_of_a_comparison_covers_the_true_ratio():
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("arguments", "where", "hint"),
     [
-        ("compile=true", {"compile": True}),
-        ("batch=8", {"batch": 8}),
-        ("routing-rate=0", {"routing_rate": 0.0}),
-        ("dtype=bfloat16", {"dtype": "bfloat16"}),
+        (["--against", "compiel=true"], "--against", "compile"),
+        (["--against", "batch"], "--against", "KEY=VALUE"),
+        (["--against", "batch=many"], "--against", "give one"),
+        (["--against", "compile=perhaps"], "--against", "true or false"),
+        (["--resolution", "70"], "--resolution", "--resolution 64"),
+        (["--dtype", "int8"], "--dtype", "float32"),
+        (["--batch", "0"], "--batch", "1 or more"),
+        (["--context", "0"], "--context", "1 or more"),
+        (["--routing-rate", "1"], "--routing-rate", "less than 1"),
+        (["--size", "xut_huge"], "--size", "xut_large"),
+        (["--sise", "tiny"], "hdm-bench xut", "--size"),
     ],
 )
-def test_one_setting_changed(change, expected):
-    settings = CaseSettings(size="tiny")
-    changed = settings.changed(change)
-    assert {**vars(settings), **expected} == vars(changed)
-
-
-@pytest.mark.parametrize(
-    ("change", "hint"),
-    [
-        ("compiel=true", "compile=true"),
-        ("batch", "KEY=VALUE"),
-        ("batch=many", "batch="),
-        ("compile=perhaps", "compile="),
-    ],
-)
-def test_changes_that_are_none(change, hint):
+def test_settings_that_cannot_be_run(arguments, where, hint):
     with pytest.raises(UserError) as caught:
-        CaseSettings(size="tiny").changed(change)
-    assert caught.value.where == "--against"
-    assert hint in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("settings", "where"),
-    [
-        ({"resolution": 70}, "--resolution"),
-        ({"dtype": "int8"}, "--dtype"),
-        ({"batch": 0}, "--batch"),
-        ({"context_length": 0}, "--context"),
-        ({"routing_rate": 1.0}, "--routing-rate"),
-        ({"size": "xut_huge"}, "--size"),
-    ],
-)
-def test_settings_that_cannot_be_run(settings, where):
-    with pytest.raises(UserError) as caught:
-        CaseSettings(**{"size": "tiny", **settings}).checked()
+        bench(["xut", "--size", "tiny", *arguments])
     assert caught.value.where == where
+    assert hint in caught.value.hint
 
 
 def test_sizes_pair_networks_with_encoders_of_their_width():
@@ -138,15 +127,14 @@ def test_the_peak_of_one_of_two_cases_leaves_the_other_s_tensors_out(monkeypatch
     monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 4 * (100 + 1000 + 50))
-    settings = CaseSettings(size="tiny", device="cuda")
-    found = peak_bytes(case(own), settings, beside=[case(other, other[:7])])  # a view is no second tensor
+    # A view is no second tensor.
+    found = peak_bytes(case(own), torch.device("cuda"), beside=[case(other, other[:7])])
     assert found == 4 * (100 + 50)
 
 
 def test_a_record_as_json(tmp_path):
-    measured = Measurement("xut", Timing((2.0, 4.0)), samples=6, flops=6e12, model_flops=3e12, peak_flops=2e12)
-    record = Record("xut", {"cpu": "some"}, {"batch": 6}, (measured,))
-    record.write(tmp_path / "new" / "record.json")
+    row = measurement("xut", Timing((2.0, 4.0)), samples=6, flops=6e12, model_flops=3e12, peak_flops=2e12)
+    write_json(tmp_path / "new" / "record.json", record("xut", {"cpu": "some"}, {"batch": 6}, [row]))
     (result,) = json.loads((tmp_path / "new" / "record.json").read_text())["results"]
     assert result["median_s"] == 3.0
     assert result["samples_per_s"] == 2.0

@@ -9,7 +9,7 @@ import pytest
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.recovery.stop_request import StopRequest
+from hdm_lightning.training.stop_request import StopRequest
 
 
 def fail() -> None:

@@ -1,7 +1,6 @@
 """Blocks compiled one by one: names, gradients and copies, and how many graphs a schedule makes."""
 
 import copy
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,15 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.training.apply import prepare_network, uncompiled
-from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.strategies.parallelize import prepare_network, uncompiled
 
 CONFIG = XUTConfig(
     width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2, blocks_after=1
 )
-STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
-TRAINER = TrainerSettings(accelerator="cpu", precision="32-true", compile=True)
 ROUTED, WHOLE = 3, 2
 """Graphs of a stage: blocks outside the U where it is routed, blocks in it, blocks in it that read an encoder level."""
 
@@ -63,7 +59,7 @@ def test_a_compiled_network_keeps_names_and_gradients(monkeypatch, recompute):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = filled_network()
     network = copy.deepcopy(plain)
-    prepare_network(network, replace(STAGE, activation_checkpointing=recompute), TRAINER)
+    prepare_network(network, activation_checkpointing=recompute, compiled=True)
     assert list(network.state_dict()) == list(plain.state_dict())
     for found, expected in zip(gradients(network), gradients(plain), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -71,7 +67,7 @@ def test_a_compiled_network_keeps_names_and_gradients(monkeypatch, recompute):
 
 def test_a_copy_of_a_compiled_network_computes_with_its_own_weights(graphs):
     network, other = filled_network(0), filled_network(1)
-    prepare_network(network, STAGE, TRAINER)
+    prepare_network(network, compiled=True)
     copied = copy.deepcopy(network)
     copied.load_state_dict(other.state_dict())
     torch.testing.assert_close(velocity(copied), velocity(other), rtol=1e-4, atol=1e-5)
@@ -81,18 +77,17 @@ def test_a_copy_of_a_compiled_network_computes_with_its_own_weights(graphs):
 def test_a_schedule_makes_no_more_graphs_than_shapes_and_kinds_of_block(graphs):
     """Two stages with buckets; validation of another batch size comes first, between and last."""
     network = filled_network()
-    averages = WeightAverages(network, [100])
-    stages = (STAGE, replace(STAGE, routing_rate=0.0, activation_checkpointing=True))
-    for stage, shapes, expected in (
-        (stages[0], [(8, 8), (4, 12), (12, 4), (12, 12)], 3 * ROUTED),  # one more than dynamo makes by itself
-        (stages[1], [(12, 12), (8, 16)], 2 * WHOLE),
+    averages = ParameterAverages(network, [100])
+    for rate, shapes, expected in (
+        (0.5, [(8, 8), (4, 12), (12, 4)], 2 * ROUTED),
+        (0.0, [(12, 12), (8, 16)], 2 * WHOLE),
     ):
-        prepare_network(network, stage, TRAINER)
+        prepare_network(network, activation_checkpointing=not rate, compiled=True)
         before = graphs.frame_count
         for _ in range(2):
             _validate(network, averages)
             for shape in shapes:
-                velocity(network, 2, *shape, rate=stage.routing_rate).square().sum().backward()
+                velocity(network, 2, *shape, rate=rate).square().sum().backward()
             assert graphs.frame_count == before + expected
         _validate(network, averages)
         assert graphs.frame_count == before + expected
@@ -110,7 +105,7 @@ def test_ddp_does_not_cut_a_block_s_graph(graphs):
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         network = filled_network()
-        prepare_network(network, STAGE, TRAINER)
+        prepare_network(network, compiled=True)
         parallel = DistributedDataParallel(network, bucket_cap_mb=0.01)
         for _ in range(2):
             velocity(parallel).square().sum().backward()

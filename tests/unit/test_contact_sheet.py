@@ -42,5 +42,5 @@ def test_wrapped_lines_fit_and_the_rest_is_cut() -> None:
 
 
 def test_a_caption_each_is_required() -> None:
-    with pytest.raises(ValueError, match="captions: got 1 for 2 pictures"):
+    with pytest.raises(ValueError, match="captions: got 1 for 2 images"):
         contact_sheet([Image.new("RGB", (4, 4))] * 2, ["one"])

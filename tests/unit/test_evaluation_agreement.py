@@ -1,11 +1,9 @@
-"""The dual head: learns pairs, tells held-out ones, and its ranks are counted right."""
+"""The dual head: learns pairs, ranks held-out ones, and its ranks are counted right."""
 
 import pytest
 import torch
 
-from hdm_lightning.evaluation.agreement_head import HeadTraining, fit_dual_head, rank_shares
-
-TRAINING = HeadTraining(steps=200, batch=128)
+from hdm_lightning.metrics.agreement_head import fit_dual_head, rank_shares
 
 
 def pairs(count, seed=0):
@@ -17,9 +15,9 @@ def pairs(count, seed=0):
     return torch.tanh(cause @ image), torch.tanh(cause @ text), [f"caption {number}" for number in range(count)]
 
 
-def test_a_head_tells_held_out_pairs_and_knows_nothing_about_shuffled_ones():
+def test_a_head_recognises_held_out_pairs_and_knows_nothing_about_shuffled_ones():
     images, texts, captions = pairs(700)
-    head = fit_dual_head(images, texts, captions, TRAINING)
+    head = fit_dual_head(images, texts, captions, steps=200, batch=128)
     images, texts, captions = pairs(200, seed=1)
     right = rank_shares(head(images, texts), captions)
     assert right.mean() > 0.95
@@ -31,10 +29,10 @@ def test_fitting_is_repeatable_and_leaves_the_random_state_alone():
     images, texts, captions = pairs(300)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    heads = [fit_dual_head(images, texts, captions, HeadTraining(steps=20)) for _ in range(2)]
+    heads = [fit_dual_head(images, texts, captions, steps=20) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(heads[0](images, texts), heads[1](images, texts))
-    other = fit_dual_head(images, texts, captions, HeadTraining(steps=20, seed=1))
+    other = fit_dual_head(images, texts, captions, steps=20, seed=1)
     assert not torch.equal(heads[0](images, texts), other(images, texts))
 
 

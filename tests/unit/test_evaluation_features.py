@@ -1,5 +1,6 @@
 """Feature networks by name: preprocessing, transformers models, a CLIP, timm, and what is told when one is missing."""
 
+import importlib
 import json
 import sys
 import types
@@ -10,17 +11,17 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from hdm_lightning.assessment.clip import clip_scores, load_clip
-from hdm_lightning.assessment.pictures import Captioned, collect
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import (
+from hdm_lightning.evaluation.clip import clip_scores, load_clip
+from hdm_lightning.evaluation.image_sets import Captioned, collect
+from hdm_lightning.generation.feature_networks import load_feature_network, short_name
+from hdm_lightning.metrics.features import (
     FeatureNetwork,
     Preprocessing,
     middle_square,
     thumbnails,
     with_names_apart,
 )
-from hdm_lightning.generation.feature_networks import load_feature_network, short_name
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -120,7 +121,7 @@ def test_a_clip_can_serve_as_feature_network(clip_folder):
 
 def test_a_model_of_pictures_alone_is_no_clip(tmp_path):
     folder = save_vision(tmp_path, ViTModel(ViTConfig(image_size=24, patch_size=8, **SMALL)))
-    with pytest.raises(UserError, match="is no model of pictures and texts"):
+    with pytest.raises(UserError, match="is no model of images and texts"):
         load_clip(str(folder), CPU)
 
 
@@ -186,6 +187,7 @@ def test_weights_of_inception_that_cannot_be_had_are_told(monkeypatch):
     def unreachable(name, features_list):
         raise OSError("no route to the host")
 
+    importlib.import_module("torchmetrics.image.fid")  # which asks for the true package
     monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", unreachable)
     with pytest.raises(
@@ -196,5 +198,5 @@ def test_weights_of_inception_that_cannot_be_had_are_told(monkeypatch):
 
 
 def test_pictures_none_of_which_can_be_read_are_told():
-    with pytest.raises(UserError, match="none of the pictures looked at can be read"):
+    with pytest.raises(UserError, match="none of the images looked at can be read"):
         collect([], [])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.nearest import closeness_estimates, nearest, pixel_rmse
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.neighbours import closeness_estimates, nearest, pixel_rmse
 
 
 def points(count, seed, width=4):
@@ -17,7 +17,7 @@ def test_the_nearest_is_that_of_scipy_in_any_blocks(monkeypatch):
     queries, among = points(33, 0), points(50, 1)
     table = cdist(queries.double().numpy(), among.double().numpy())
     for rows in (512, 7):
-        monkeypatch.setattr("hdm_lightning.evaluation.nearest._BLOCK_ROWS", rows)
+        monkeypatch.setattr("hdm_lightning.metrics.neighbours._BLOCK_ROWS", rows)
         found = nearest(queries, among)
         assert found.row.tolist() == table.argmin(1).tolist()
         np.testing.assert_allclose(found.distance, table.min(1), rtol=1e-6)

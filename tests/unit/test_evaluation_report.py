@@ -2,33 +2,55 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
 
-from hdm_lightning.evaluation.bootstrap import Estimate
-from hdm_lightning.evaluation.report_chart import chart
-from hdm_lightning.evaluation.report_html import report_page
-from hdm_lightning.evaluation.report_table import result_table
-from hdm_lightning.evaluation.results import Curve, Evaluation, Gallery, LeftOut, Measure, PartResult, rounded
+from hdm_lightning.evaluation.report import chart, report_page, result_table
+from hdm_lightning.evaluation.results import (
+    Curve,
+    Evaluation,
+    Failed,
+    Found,
+    Gallery,
+    Group,
+    LeftOut,
+    Measure,
+    rounded,
+)
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.bootstrap import Estimate
 
 
-def evaluation():
-    def result(value, *, extra=False):
+def evaluation(**changes):
+    def found(value, *, extra=False):
         estimates = tuple(Estimate(value + k, value + k - 0.1, value + k + 0.2, 7) for k in range(3))
         names = ["loss", "only_ema"] if extra else ["loss"]
-        return PartResult(
-            "loss",
-            "Flow <loss>",
+        return Found(
             [Measure(name, estimates[0], "lower", "nats", "What it & is.", 0.5) for name in names],
             [Curve("by time", "t", "loss", (0.1, 0.5, 0.9), estimates)],
-            [Gallery("Pictures", (np.full((8, 12, 3), 200, np.uint8),), ('<script>alert("x")</script>',))],
+            [Gallery("Images", (Group('<script>alert("x")</script>', {"drawn": gray(8, 12)}),))],
             {"samples": 7},
         )
 
-    results = {"ema": [result(1.0, extra=True)], "raw": [result(2.0)]}
-    settings = {"seed": 3, "bootstrap": {"confidence": 0.9}}
-    return Evaluation({"name": "toy <model>"}, settings, results, [LeftOut("shapes", "no shapes", "build some")], 12.34)
+    settings = {"seed": 3, "bootstrap": {"confidence": 0.9}, "sampling": SamplingSettings(steps=17).to_json()}
+    whole = Evaluation(
+        {"name": "toy <model>"},
+        settings,
+        {"ema": {"loss": found(1.0, extra=True)}, "raw": {"loss": found(2.0)}},
+        {"loss": "Flow <loss>"},
+        [LeftOut("shapes", "no shapes", "build some")],
+        [Failed("camera", "ema", "the lens <fell> off", "Traceback")],
+        12.34,
+        "2031-05-04T03:02:01+00:00",
+        "hdm-evaluate 'runs/toy & co'",
+    )
+    return replace(whole, **changes)
+
+
+def gray(height, width):
+    return np.full((height, width, 3), 200, np.uint8)
 
 
 def test_numbers_are_rounded_to_a_digit_below_their_interval():
@@ -43,8 +65,11 @@ def test_json_holds_every_number():
     measure = found["results"]["raw"]["loss"]["measures"]["loss"]
     assert (measure["value"], measure["low"], measure["high"], measure["samples"]) == (2.0, 1.9, 2.2, 7)
     assert (measure["unit"], measure["chance"], measure["better"]) == ("nats", 0.5, "lower")
-    assert found["results"]["ema"]["loss"]["curves"][0]["points"][2]["value"] == 3.0
+    (curve,) = found["results"]["ema"]["loss"]["curves"]
+    assert curve["points"][2]["value"] == 3.0 and set(curve) == {"title", "x_label", "y_label", "x", "points"}
     assert found["left_out"] == [{"part": "shapes", "why": "no shapes", "hint": "build some"}]
+    assert found["failed"][0]["traceback"] == "Traceback"
+    assert (found["date"], found["command"]) == ("2031-05-04T03:02:01+00:00", "hdm-evaluate 'runs/toy & co'")
 
 
 def test_the_page_escapes_what_it_shows_and_says_what_is_missing():
@@ -57,6 +82,34 @@ def test_the_page_escapes_what_it_shows_and_says_what_is_missing():
     assert page.count("data:image/png;base64,") == 2
     assert re.search(r"shapes</b>: no shapes <i>build some</i>", page)
     assert page.count("<td>–</td>") == 1  # only_ema has no value for raw
+    assert "camera (ema)</b>: the lens &lt;fell&gt; off" in page
+
+
+def test_what_was_drawn_how_when_and_by_which_command_stands_before_the_numbers():
+    head = report_page(evaluation()).partition("<main>")[0]
+    for text in ("17 steps", "guidance 3", "256×256 px", "2031-05-04", "hdm-evaluate &#39;runs/toy &amp; co&#39;"):
+        assert text in head
+
+
+def sizes_of(page):
+    return [tuple(map(int, pair)) for pair in re.findall(r'<img src="[^"]+" width="(\d+)" height="(\d+)"', page)]
+
+
+def test_images_of_a_group_are_shown_on_one_scale_and_in_their_own_width():
+    sides = {"square": gray(32, 32), "wide": gray(16, 64), "tall": gray(64, 16)}
+    gallery = Gallery("Sizes", (Group("a long caption " * 20, sides),))
+    page = report_page(evaluation(results={"ema": {"aspect": Found(galleries=[gallery])}}))
+    assert sizes_of(page) == [(64, 64), (128, 32), (32, 128)]  # all twice as large
+    assert f'<figure style="width: {64 + 128 + 32 + 2 * 6}px">' in page  # which the caption does not widen
+
+
+def test_large_images_are_reduced_together():
+    group = Group("", {"large": gray(640, 320), "small": gray(160, 320)})
+    page = report_page(evaluation(results={"ema": {"aspect": Found(galleries=[Gallery("g", (group,))])}}))
+    assert sizes_of(page) == [(160, 320), (160, 80)]
+    wide = Gallery("g", (group,), largest_px=1000)
+    page = report_page(evaluation(results={"ema": {"aspect": Found(galleries=[wide])}}))
+    assert sizes_of(page) == [(320, 640), (320, 160)]
 
 
 def test_the_table_has_a_row_a_measure_and_columns_for_both_weights():
@@ -71,7 +124,7 @@ def test_the_table_has_a_row_a_measure_and_columns_for_both_weights():
 
 
 def test_the_chart_places_points_by_their_values():
-    parts = {weights: one[0].curves[0] for weights, one in evaluation().results.items()}
+    parts = {weights: found.curves[0] for weights, found in evaluation().of("loss").items()}
     drawing = chart(parts)
     assert drawing.count("<circle") == 6
     places = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawing)]
@@ -82,7 +135,7 @@ def test_the_chart_places_points_by_their_values():
 
 
 def test_the_chart_s_scale_has_round_numbers():
-    parts = {weights: one[0].curves[0] for weights, one in evaluation().results.items()}
+    parts = {weights: found.curves[0] for weights, found in evaluation().of("loss").items()}
     marks = [float(mark) for mark in re.findall(r'text-anchor="end">([^<]+)<', chart(parts))]
     assert marks == [1, 2, 3, 4]  # of 0.9 to 4.2 with some room
     places = [float(y) for y in re.findall(r'class="grid"[^>]* y1="([\d.]+)"', chart(parts))]
@@ -90,6 +143,5 @@ def test_the_chart_s_scale_has_round_numbers():
 
 
 def test_numbers_of_the_record_are_short():
-    found = evaluation()
-    found.results["ema"][0].record["shares"] = [0.025832766804592122, 0.5]
-    assert "samples: 7; shares: 0.02583, 0.5</p>" in report_page(found)
+    found = Found(record={"samples": 7, "shares": [0.025832766804592122, 0.5]})
+    assert "samples: 7; shares: 0.02583, 0.5</p>" in report_page(evaluation(results={"ema": {"loss": found}}))

@@ -10,13 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
-from hdm_lightning.assessment.clip import load_clip
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.generation.feature_networks import load_feature_network
-from hdm_lightning.training.preflight import text_width
+from hdm_lightning.training.flow_checks import text_width
 
 CODE = """
 import pathlib
@@ -71,7 +71,7 @@ def folder(tiny_text_encoder, tmp_path, mark):
     [
         load_text_encoder,
         text_width,
-        lambda name: Tokenizer(name, 8).load(),
+        lambda name: Tokenizer(name).transformers,
         lambda name: load_feature_network(name, torch.device("cpu")),
         lambda name: load_clip(name, torch.device("cpu")),
     ],

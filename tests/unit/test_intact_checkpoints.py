@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.training.handover import DamagedCheckpoint
-from hdm_lightning.training.recovery.intact import newest_intact, read_intact
-from hdm_lightning.training.recovery.rewinds import newest_position, start_point
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpoint, newest_intact, read_intact
+from hdm_lightning.training.rewind import newest_position, start_point
 
 
 class Evil:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hdm_lightning.encoders.latent_cache import CachedAutoencoder
+from hdm_lightning.encoders.caches import CachedAutoencoder
 
 
 class Halves:

@@ -8,11 +8,14 @@ import time
 from functools import partial
 
 import pytest
+from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training import processes
-from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.launching.launched import (
+from hdm_lightning.training import world
+from hdm_lightning.training.failures import Failure, read_failures, start_worker
+from hdm_lightning.training.job import _world_size
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.outside_launch import (
     adopt_outside_launch,
     first_host,
     from_slurm,
@@ -20,9 +23,7 @@ from hdm_lightning.training.launching.launched import (
     outside_world_size,
     tasks_per_node,
 )
-from hdm_lightning.training.launching.launched_process import delay_s, start_worker
-from hdm_lightning.training.preflight import check_world_size
-from hdm_lightning.training.settings import TrainerSettings
+from hdm_lightning.training.strategies import processes
 
 TASK = {  # srun --nodes 2 --ntasks 6, third task of the second machine
     "SLURM_JOB_ID": "1234567",
@@ -80,13 +81,13 @@ def test_a_batch_script_is_one_process_whatever_it_reserves(environment):
 def test_torchrun_counts_as_outside(environment):
     environment.setenv("TORCHELASTIC_RUN_ID", "x")
     environment.setenv("WORLD_SIZE", "4")
-    assert check_world_size(TrainerSettings(accelerator="cpu", nodes=2)) == 4
+    assert _world_size(OmegaConf.create({"trainer": {"num_nodes": 2}}), 1) == 4
 
 
 def test_several_machines_need_a_launcher(environment):
     with pytest.raises(UserError, match="2 machines") as caught:
-        check_world_size(TrainerSettings(accelerator="cpu", nodes=2))
-    assert caught.value.where == "trainer.nodes"
+        _world_size(OmegaConf.create({"trainer": {"num_nodes": 2}}), 1)
+    assert caught.value.where == "trainer.num_nodes"
 
 
 @pytest.mark.parametrize(
@@ -119,21 +120,15 @@ def exit_status(pid):
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError("too dear", where="key"), 2), (ValueError("a bug"), 1)])
-def test_a_worker_tells_its_error_and_ends(error, status, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+def test_a_worker_writes_its_error_down_and_ends(error, status, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
 
-    def fail(config):
+    def fail(order):
         raise error
 
-    def worker():
-        os.dup2(os.open(tmp_path / "told", os.O_WRONLY | os.O_CREAT), 2)
-        sys.stderr = os.fdopen(2, "w")
-        start_worker("", fail, {})
-
-    assert exit_status(forked(worker)) == status
-    told = (tmp_path / "told").read_text()
-    assert str(error) in told and ("Traceback" in told) == (status == 1)
+    assert exit_status(forked(lambda: start_worker(str(tmp_path / "group"), fail, {}))) == status
+    (failure,) = read_failures(tmp_path)
+    assert failure.rank == 3 and str(error) in failure.text and ("Traceback" in failure.text) == (status == 1)
 
 
 def test_a_process_started_from_outside_tells_its_error_once_and_ends(environment, tmp_path):
@@ -156,11 +151,31 @@ def test_a_process_started_from_outside_tells_its_error_once_and_ends(environmen
         launch(fail, {}, 1)
 
 
-def test_mistakes_are_told_before_other_errors_and_broken_connections_last():
-    mistake, defect = UserError("x"), ZeroDivisionError()
-    broken = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    delays = [delay_s(mistake, True), delay_s(mistake, False), delay_s(defect, True), delay_s(broken, True)]
-    assert delays == sorted(delays) and len(set(delays)) == 4
+def test_mistakes_are_told_before_other_errors_and_broken_connections_last(monkeypatch):
+    errors = [RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), ZeroDivisionError()]
+    failures = []
+    for rank, error in enumerate([*errors, UserError("x"), UserError("x")]):
+        monkeypatch.setenv("RANK", str(rank))
+        failures.append(Failure.of(error))
+    ranks = [failure.rank for failure in sorted(failures, key=Failure.importance)]
+    assert ranks == [2, 3, 1, 0]
+
+
+def test_a_lost_connection_waits_for_the_launcher(tmp_path, monkeypatch):
+    """Which then sees the process that has died of itself."""
+
+    def fail(order):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setenv("RANK", "0")
+    pid = forked(lambda: start_worker(str(tmp_path / "group"), fail, {}))
+    deadline = time.monotonic() + 30
+    while not read_failures(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGTERM)
+    assert exit_status(pid) == -signal.SIGTERM
 
 
 def test_a_worker_dies_with_its_parent(tmp_path):
@@ -170,7 +185,7 @@ def test_a_worker_dies_with_its_parent(tmp_path):
             time.sleep(60)
             return 0
 
-        forked(lambda: start_worker("", worker, {}))
+        forked(lambda: start_worker(str(tmp_path / "group"), worker, {}))
         time.sleep(60)
 
     pid = forked(parent)
@@ -205,9 +220,9 @@ def test_machines_with_different_numbers_of_processes_are_refused(environment, t
         first = local[0]
         os.environ.update(RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="localhost", MASTER_PORT=str(port))
         os.environ.update(LOCAL_WORLD_SIZE=str(local[rank]), GROUP_RANK=str(int(rank >= first)), LOCAL_RANK="0")
-        processes.join_group("cpu")
+        world.join_group("cpu")
         try:
-            processes.require_even_machines()
+            world.require_even_machines()
             (tmp_path / str(rank)).write_text("even")
         except UserError as error:
             (tmp_path / str(rank)).write_text(str(error))
@@ -218,5 +233,5 @@ def test_machines_with_different_numbers_of_processes_are_refused(environment, t
     assert [exit_status(pid) for pid in pids] == [0, 0, 0, 0]
     for rank in range(4):
         said = (tmp_path / str(rank)).read_text()
-        words = ["even"] if told is None else [told, "trainer.nodes", "start 1 on each"]
+        words = ["even"] if told is None else [told, "trainer.num_nodes", "start 1 on each"]
         assert all(word in said for word in words)

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.training.flow_step import LossByTime
-from hdm_lightning.training.monitoring.tensorboard import time_bin_tag
+from hdm_lightning.training.callbacks.loss_by_time import TimeBins, time_bin_tag
 
 
 def test_each_bin_has_the_mean_of_its_samples_over_batches_and_processes():
     draw = torch.Generator().manual_seed(0)
     bins, packed, seen = 5, torch.zeros(2, 5), []
     for _ in range(2):  # processes
-        counter = LossByTime(bins, torch.device("cpu"))
+        counter = TimeBins(bins, torch.device("cpu"))
         for _ in range(3):
             loss, t = torch.rand(7, generator=draw), torch.rand(7, generator=draw)
             weight = (torch.rand(7, generator=draw) > 0.3).float()
@@ -29,7 +28,7 @@ def test_each_bin_has_the_mean_of_its_samples_over_batches_and_processes():
 
 
 def test_both_ends_of_the_time_fall_into_the_outer_bins_and_a_reset_empties_all():
-    counter = LossByTime(4, torch.device("cpu"))
+    counter = TimeBins(4, torch.device("cpu"))
     counter.add(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 0.25, 1.0]), torch.ones(3))
     assert counter.packed().tolist() == [[1, 2, 0, 4], [1, 1, 0, 1]]
     counter.reset()

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.vae import load_autoencoder
-from hdm_lightning.evaluation.autoencoder_measures import AutoencoderMeasures
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 
 
 @pytest.mark.parametrize(("size", "expected"), [((8, 8), (8, 8)), ((1, 9), (8, 16)), ((16, 15), (16, 16))])

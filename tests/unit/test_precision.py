@@ -1,22 +1,23 @@
 """Precisions and strategies: what is refused, and that float16 steps under a gradient scaler are those without one."""
 
-import argparse
 import copy
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from hdm_lightning.benchmarks.settings import CaseSettings
 from hdm_lightning.cli import evaluate, sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.precision import encoder_dtype
+from hdm_lightning.profiling.bench_settings import CaseSettings
+from hdm_lightning.profiling.cases import Setup
 from hdm_lightning.training import hardware
-from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
+from hdm_lightning.training.optimization.muon import MuonAdamW
+from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
-STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
 CLIP = 0.1
 
 
@@ -25,7 +26,7 @@ CLIP = 0.1
 )
 def test_precisions_that_do_not_train_are_refused_on_a_cpu(precision, hint):
     with pytest.raises(UserError) as caught:
-        hardware.precision(TrainerSettings(accelerator="cpu", precision=precision))
+        hardware.precision(precision, "cpu")
     assert caught.value.where == "trainer.precision"
     assert hint in caught.value.hint
 
@@ -51,25 +52,30 @@ def test_auto_is_float16_where_a_gpu_only_emulates_bfloat16(card):
         ((12, 0), "bf16-mixed", torch.bfloat16),
     ):
         card(capability)
-        assert hardware.precision(TrainerSettings(accelerator="cuda")) == name
-        assert hardware.precision(TrainerSettings(accelerator="cuda", precision="16-mixed")) == "16-mixed"
-        assert hardware.encoder_dtype("auto", "cuda", "vae.dtype") == encoders
-        assert hardware.encoder_dtype("auto", "cpu", "vae.dtype") == torch.float32
+        assert hardware.precision("auto", "cuda") == name
+        assert hardware.precision("16-mixed", "cuda") == "16-mixed"
+        assert encoder_dtype("cuda") == encoders
+        assert encoder_dtype("cpu") == torch.float32
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("cpu", "float32"), ("cuda", "float16"), ("cuda:1", "bfloat16")])
 def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, card, name, dtype):
     """Drawing, evaluation and timing, on a machine with a T4 and an RTX 4090, where no option names a precision."""
     card((7, 5), (8, 9))
-    arguments = argparse.Namespace(model="m", precision=None, text_encoder=None, vae=None)
-    assert sample._loaded_with(arguments, None, torch.device(name)) == {"precision": dtype}
-    assert CaseSettings(device=name).torch_dtype == getattr(torch, dtype)
+    assert sample._loaded_with("m", sample.Machine(), None, torch.device(name)) == {"precision": dtype}
+    assert Setup.of(CaseSettings(device=name)).dtype == getattr(torch, dtype)
     requests = []
-    monkeypatch.setattr("hdm_lightning.assessment.job.evaluate", lambda request, *_: requests.append(request))
+    target = "hdm_lightning.evaluation.evaluate_model.evaluate"
+    monkeypatch.setattr(target, lambda request, options, *_: requests.append(options))
     with pytest.raises(TypeError):  # nothing was evaluated
-        evaluate._evaluate_model(evaluate.parse([str(tmp_path), "--device", name])[1])
-    assert requests[0].options.autocast == (None if dtype == "float32" else getattr(torch, dtype))
-    assert requests[0].options.encoder_dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        evaluate.main([str(tmp_path), "--device", name])
+    assert requests[0].autocast == (None if dtype == "float32" else getattr(torch, dtype))
+    assert requests[0].encoder_dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+
+
+def optimizer_of(network, name, *, fused=True):
+    kind = {"adamw": torch.optim.AdamW, "muon": MuonAdamW}[name]
+    return kind([*parameter_groups(network, 0.5, 0.01, rule="mup")], betas=(0.9, 0.98), fused=fused)
 
 
 def loss_of(network):
@@ -86,8 +92,8 @@ def test_scaled_clipped_steps_equal_unscaled_ones(name):
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     other = copy.deepcopy(network)
-    scaled = build_optimizer(network, STAGE, OptimizerSettings(name=name), fused=False)
-    plain = build_optimizer(other, STAGE, OptimizerSettings(name=name))
+    scaled = optimizer_of(network, name, fused=False)
+    plain = optimizer_of(other, name)
     assert not getattr(scaled, "_step_supports_amp_scaling", False)  # else Lightning refuses to clip
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     for _ in range(3):
@@ -108,7 +114,7 @@ def test_scaled_clipped_steps_equal_unscaled_ones(name):
 def test_a_step_with_an_infinite_gradient_is_left_out():
     network = XUT(CONFIG)
     before = copy.deepcopy(network.state_dict())
-    optimizer = build_optimizer(network, STAGE, OptimizerSettings(), fused=False)
+    optimizer = optimizer_of(network, "adamw", fused=False)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaler.scale(loss_of(network)).backward()
     next(network.parameters()).grad[0, 0] = torch.inf
@@ -119,27 +125,24 @@ def test_a_step_with_an_infinite_gradient_is_left_out():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_strategies_that_are_not_there_are_refused():
-    for strategy in ("auto", "ddp", "fsdp2"):
-        hardware.check_strategy(TrainerSettings(strategy=strategy), "adamw")
-    with pytest.raises(UserError, match="none of auto, ddp, fsdp2") as caught:
-        hardware.check_strategy(TrainerSettings(strategy="deepspeed"), "adamw")
-    assert caught.value.where == "trainer.strategy"
-
-
 @pytest.mark.parametrize(
-    ("where", "optimizer", "changes"),
+    ("where", "changes"),
     [
-        ("optimizer.name", "muon", {}),
-        ("trainer.precision", "adamw", {"accelerator": "cuda", "precision": "16-mixed"}),
-        ("trainer.compress_gradients", "adamw", {"compress_gradients": True}),
-        ("trainer.static_graph", "adamw", {"static_graph": True}),
+        ("optimizer", {"optimizer": {"_target_": "hdm_lightning.training.optimization.muon.MuonAdamW"}}),
+        ("trainer.precision", {"trainer": {"precision": "16-mixed"}}),
+        ("hardware.compress_gradients", {"hardware": {"compress_gradients": True}}),
     ],
 )
-def test_what_a_sharded_network_does_not_go_with_is_refused(monkeypatch, where, optimizer, changes):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    hardware.check_strategy(TrainerSettings(strategy="ddp", **changes), optimizer)
+def test_what_a_sharded_network_does_not_go_with_is_refused(where, changes):
+    plain = {
+        "trainer": {"strategy": "ddp", "precision": "32-true"},
+        "optimizer": {"_target_": "torch.optim.AdamW"},
+        "hardware": {"compress_gradients": False},
+    }
+    config = OmegaConf.merge(plain, changes)
+    hardware.check_sharded(config, possible=True)
+    config.trainer.strategy = "fsdp2"
     with pytest.raises(UserError, match=r"trainer\.strategy=fsdp2") as caught:
-        hardware.check_strategy(TrainerSettings(strategy="fsdp2", **{"precision": "32-true", **changes}), optimizer)
+        hardware.check_sharded(config, possible=True)
     assert caught.value.where == where
     assert where in caught.value.hint and "trainer.strategy=ddp" in caught.value.hint

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample, shards
 from hdm_lightning.cli.errors import run_command
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig

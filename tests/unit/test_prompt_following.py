@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 import torch
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.prompt_following import CRITERIA, Seen, chance_levels, judge, score_images, score_seen
 from hdm_lightning.generation.scoring import draw_and_score
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.prompt_following import CRITERIA, Seen, chance_levels, grade, score_images, score_seen
 
 COLOURS = ("red", "yellow", "green", "blue")
 SHAPES = ("circle", "square", "star")
@@ -25,7 +25,7 @@ def seen(*objects, relations=None, background="white"):
 
 
 def verdict(spec, sight):
-    return {name: (int(r), int(t)) for name, (r, t) in zip(CRITERIA, judge(spec, sight), strict=True)}
+    return {name: (int(r), int(t)) for name, (r, t) in zip(CRITERIA, grade(spec, sight), strict=True)}
 
 
 def test_single_object_reads_the_largest():
@@ -111,12 +111,13 @@ def test_drawing_and_scoring_hands_the_resampling_on():
     image[:, 20:55, 8:43] = torch.tensor([220, 40, 40], dtype=torch.uint8)[:, None, None]
     specs = [asked("red square large"), asked("blue square small")] * 8
 
-    def pipeline(captions, seeds, settings, progress):
-        assert seeds == list(range(3, 19))
-        return torch.stack([image] * len(captions))
+    class Pipeline:
+        def draw(self, captions, seeds, settings, progress):
+            assert seeds == list(range(3, 19))
+            return torch.stack([image] * len(captions))
 
     wide, narrow = (
-        draw_and_score(pipeline, [""] * 16, specs, None, seed=3, intervals=Bootstrap(300, confidence=share)).scores
+        draw_and_score(Pipeline(), [""] * 16, specs, None, seed=3, intervals=Bootstrap(300, confidence=share)).scores
         for share in (0.95, 0.5)
     )
     assert narrow["colour"].share == wide["colour"].share == 0.5

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
-from hdm_lightning.interop.comfyui import comfyui_tensors
-from hdm_lightning.interop.layouts import detect_layout, read_release
+from hdm_lightning.interop.layouts import detect_layout, read_release, write_comfyui
 from hdm_lightning.interop.release import release_from_tensors, release_to_tensors
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
@@ -237,25 +236,26 @@ def test_tensors_that_belong_to_no_part_are_reported() -> None:
 
 
 @pytest.mark.parametrize(("field", "other"), [("residual", "input"), ("skips", "mirrored"), ("positions", "area")])
-def test_other_wirings_cannot_be_written_in_the_published_layout(field: str, other: str) -> None:
+def test_other_wirings_cannot_be_written_in_the_published_layout(tmp_path: Path, field: str, other: str) -> None:
     config = XUTConfig.from_json(CONFIG.to_json() | {field: other})
     release = release_from_tensors(single_file())
     changed = type(release)(XUT(config), vae=release.vae, vae_mean=release.vae_mean, vae_std=release.vae_std)
-    for write in (release_to_tensors, comfyui_tensors):
+    for write in (release_to_tensors, lambda one: write_comfyui(tmp_path / "file.safetensors", one)):
         with pytest.raises(ValueError, match=f"{field}='{other}' \\(published: '{PUBLISHED[field]}'\\)"):
             write(changed)
 
 
-def test_comfyui_file_has_network_and_autoencoder_and_nothing_else() -> None:
-    release = release_from_tensors(single_file())
-    tensors = comfyui_tensors(release.cast(torch.float16))
+def test_comfyui_file_has_network_and_autoencoder_and_nothing_else(tmp_path: Path) -> None:
+    release, path = release_from_tensors(single_file()), tmp_path / "comfy.safetensors"
+    write_comfyui(path, release.cast(torch.float16))
+    tensors = read_tensors(path)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     expected = {name: tensor.half() for name, tensor in single_file().items() if not name.startswith("te.")}
     same_bits(tensors, expected)
     assert tensors["vae_mean"].shape == (1, 4, 1, 1)
     lacking = release_from_tensors({n: t for n, t in single_file().items() if not n.startswith("vae.")})
     with pytest.raises(ValueError, match="the loader expects the autoencoder in the file, and vae is missing"):
-        comfyui_tensors(lacking)
+        write_comfyui(path, lacking)
 
 
 def test_casting_refuses_to_make_infinities() -> None:

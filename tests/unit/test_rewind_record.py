@@ -8,11 +8,10 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import json_lines
-from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.callbacks.memory_use import memory_gb
+from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, read_checkpoint
 from hdm_lightning.training.json_lines import append_line, read_lines
-from hdm_lightning.training.monitoring.memory_use import memory_gb
-from hdm_lightning.training.recovery.rewinds import (
+from hdm_lightning.training.rewind import (
     Rewind,
     StartPoint,
     read_rewinds,
@@ -74,9 +73,9 @@ def test_a_checkpoint_behind_which_a_later_rewind_went_is_passed_over_and_remove
 def test_calm_checkpoints_come_first_but_any_is_better_than_none(tmp_path):
     calm = save(tmp_path / "a", 2)
     save(tmp_path / "a", 4, streak=2)
-    assert start_point(tmp_path / "a", [], calm_by=GUARD).checkpoint == calm
+    assert start_point(tmp_path / "a", [], calm=True).checkpoint == calm
     only = save(tmp_path / "b", 4, streak=2)
-    assert start_point(tmp_path / "b", [], calm_by=GUARD).checkpoint == only
+    assert start_point(tmp_path / "b", [], calm=True).checkpoint == only
 
 
 def test_the_record_is_read_as_written_and_survives_a_line_cut_short(tmp_path):

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.signals import StoppedBySignal
-from hdm_lightning.training.launching import run_lock
-from hdm_lightning.training.launching.run_lock import alone_in, take
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training import run_lock
+from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
+from hdm_lightning.training.run_lock import alone_in, take
+from hdm_lightning.training.stop_request import STOP
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hdm_lightning.data.builders.shapes_samples import ShapesOptions, make_picture
-from hdm_lightning.evaluation.shapes_ideal import ideal_shapes
-from hdm_lightning.evaluation.shapes_reader import read_shapes
-from hdm_lightning.evaluation.shapes_regions import connected_components
+from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_image
+from hdm_lightning.metrics.shapes_ideal import ideal_shapes
+from hdm_lightning.metrics.shapes_reader import read_shapes
+from hdm_lightning.metrics.shapes_regions import connected_components
 
 SQUARE, WIDE_AND_TALL = (1.0,), (2.0, 0.5)
 
@@ -40,7 +40,7 @@ def share_right(resolution, aspects, count, **spoiling):
         seed=11, resolution=resolution, aspects=aspects, objects=((1, 1.0), (2, 1.0), (3, 1.0)), split="all"
     )
     rng = np.random.default_rng(5)
-    samples = [make_picture(options, index) for index in range(count)]
+    samples = [make_image(options, index) for index in range(count)]
     return np.mean([reads_right(spoil(picture, rng, **spoiling), facts) for picture, facts in samples])
 
 

@@ -11,15 +11,18 @@ from torch._dynamo.testing import CompileCounter
 from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.apply import checkpoint_blocks, prepare_network, shard_network
-from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import OptimizerSettings, StageSettings, TrainerSettings
-from hdm_lightning.training.sharding import is_sharded, load_optimizer, load_weights, total_norm, whole
+from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.optimization.parameter_groups import parameter_groups
+from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network, shard_network
+from hdm_lightning.training.strategies.sharded_tensors import (
+    is_sharded,
+    load_optimizer,
+    load_weights,
+    total_norm,
+    whole,
+)
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
-STAGE = StageSettings(resolution=16, samples=800, batch_size=8, micro_batch_size=8, learning_rate=0.5)
-MIXED = TrainerSettings(accelerator="cpu", precision="bf16-mixed")
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def in_bfloat16():
 def test_mixed_precision_is_that_of_autocast_to_the_last_bit(group):
     network = filled_network()
     sharded = copy.deepcopy(network)
-    shard_network(sharded, MIXED)
+    shard_network(sharded, "cpu", mixed=True)
     checkpoint_blocks(sharded, True)
     with in_bfloat16():
         expected, got = velocity(network), velocity(sharded)
@@ -73,8 +76,8 @@ def test_blocks_of_a_kind_share_a_compiled_graph(group, monkeypatch, recompute):
     graphs = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     network = filled_network(config=replace(CONFIG, depth=3, decoder_blocks=2))
-    shard_network(network, MIXED)
-    prepare_network(network, replace(STAGE, activation_checkpointing=recompute), replace(MIXED, compile=True))
+    shard_network(network, "cpu", mixed=True)
+    prepare_network(network, activation_checkpointing=recompute, compiled=True)
     for _ in range(2):
         with in_bfloat16():
             predicted = velocity(network)
@@ -90,10 +93,10 @@ def test_graphs_of_the_stage_before_do_not_count_towards_the_limit(group, monkey
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
     network = filled_network()
     if sharded:
-        shard_network(network, MIXED)
+        shard_network(network, "cpu", mixed=True)
     counts = []
     for _ in range(3):
-        prepare_network(network, STAGE, replace(MIXED, compile=True))
+        prepare_network(network, compiled=True)
         with in_bfloat16():
             velocity(network)
         counts.append(graphs.frame_count)
@@ -103,8 +106,8 @@ def test_graphs_of_the_stage_before_do_not_count_towards_the_limit(group, monkey
 def test_averages_run_in_the_network_s_place_within_one_autocast(group):
     start, now = filled_network(0), filled_network(1)
     sharded = copy.deepcopy(start)
-    shard_network(sharded, MIXED)
-    averages = WeightAverages(sharded, [100], ramp=0.0)
+    shard_network(sharded, "cpu", mixed=True)
+    averages = ParameterAverages(sharded, [100], ramp=0.0)
     load_weights(sharded, now.state_dict())
     with torch.no_grad(), in_bfloat16():
         wanted_raw, wanted_average = velocity(now), velocity(start)
@@ -125,8 +128,8 @@ def test_averages_run_in_the_network_s_place_within_one_autocast(group):
 def test_averages_of_split_and_whole_networks_are_the_same(group):
     network, later = filled_network(0), filled_network(1)
     sharded = copy.deepcopy(network)
-    shard_network(sharded, MIXED)
-    one, two = (WeightAverages(each, [100], sigma_rel=[0.1]) for each in (network, sharded))
+    shard_network(sharded, "cpu", mixed=True)
+    one, two = (ParameterAverages(each, [100], sigma_rel=[0.1]) for each in (network, sharded))
     for each in (network, sharded):
         load_weights(each, later.state_dict())
     for averages in (one, two):
@@ -144,9 +147,12 @@ def test_averages_of_split_and_whole_networks_are_the_same(group):
 def test_moments_go_into_a_split_optimizer_and_come_out_whole(group):
     network = filled_network()
     sharded = copy.deepcopy(network)
-    shard_network(sharded, MIXED)
+    shard_network(sharded, "cpu", mixed=True)
     assert is_sharded(sharded) and not is_sharded(network)
-    plain, split = (build_optimizer(each, STAGE, OptimizerSettings()) for each in (network, sharded))
+    plain, split = (
+        torch.optim.AdamW([*parameter_groups(each, 0.5, 0.01, rule="mup")], betas=(0.9, 0.98), fused=True)
+        for each in (network, sharded)
+    )
     velocity(network).square().mean().backward()
     plain.step()
     load_optimizer(split, plain.state_dict())

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from hdm_lightning.evaluation.features import FeatureNetwork, Preprocessing
-from hdm_lightning.training.vae.distances import ReconstructionDistances
+from hdm_lightning.metrics.features import FeatureNetwork, Preprocessing
+from hdm_lightning.training.callbacks.reconstruction_distances import ReconstructionDistances
 
 COLOURS = FeatureNetwork("colours", "none", 3, Preprocessing(None), lambda image: image.float().mean((2, 3)) / 255)
 

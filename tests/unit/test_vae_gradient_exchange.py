@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hdm_lightning.training import processes
-from hdm_lightning.training.vae import adversarial
+from hdm_lightning.training.modules import adversarial
+from hdm_lightning.training.strategies import processes
 
 
 @pytest.mark.parametrize(

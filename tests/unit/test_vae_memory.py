@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.benchmarks.live_memory import LiveMemory
-from hdm_lightning.training.vae.checks import vae_settings_from
-from hdm_lightning.training.vae.memory import RehearsedStep, step_memory
+from hdm_lightning.cli.autoencoder_step import AutoencoderStep, StepSettings
+from hdm_lightning.profiling.live_memory import LiveMemory, step_memory
+from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
+from hdm_lightning.training.composition import parse
+from hdm_lightning.training.stages import AutoencoderStageSettings
 
 CONFIG = {
     "block_out_channels": [16, 32, 32],
@@ -23,17 +25,13 @@ CONFIG = {
 def settings(side=64, batch=2, **groups):
     stage = {"resolution": side, "samples": 1, "batch_size": batch, "micro_batch_size": batch, "learning_rate": 1.0}
     stage |= groups.pop("stage", {})
-    return vae_settings_from(
-        {
-            "name": "x",
-            "run_dir": "x",
-            "data": {"train": "x"},
-            "stage": stage,
-            "ema": {"halflife_samples": [1]},
-            "loss": {"perceptual_network": "efficientnet_lite0"},
-            **groups,
-        }
-    )
+    groups = {"loss": {"perceptual_network": "efficientnet_lite0"}, **groups}
+    parsed = {name: parse(kind, groups.get(name, {}), name) for name, kind in AutoencoderRecipe.groups.items()}
+    return StepSettings(parsed, parse(AutoencoderStageSettings, stage, "stage"), averages=1)
+
+
+def rehearsed(run, config=CONFIG, *, mixed=False, micro_batches=1):
+    return step_memory(lambda: AutoencoderStep(run, config, mixed=mixed), micro_batches=micro_batches)
 
 
 ADVERSARIAL = {"adversarial": {"weight": 0.5, "channels": 32}}
@@ -50,25 +48,26 @@ ADVERSARIAL = {"adversarial": {"weight": 0.5, "channels": 32}}
     ids=["plain", "adversarial", "mixed and accumulated", "checkpointed"],
 )
 def test_the_rehearsal_is_what_real_tensors_take(groups, mixed, accumulates):
-    said = step_memory(settings(**groups), CONFIG, mixed=mixed, accumulates=accumulates)
+    micro_batches = 2 if accumulates else 1
+    said = rehearsed(settings(**groups), mixed=mixed, micro_batches=micro_batches)
     with LiveMemory() as memory:
-        step = RehearsedStep(settings(**groups), CONFIG, mixed=mixed)
+        step = AutoencoderStep(settings(**groups), CONFIG, mixed=mixed)
         for _ in range(2):
-            step(2 if accumulates else 1)
+            step(micro_batches)
     assert said.peak == pytest.approx(memory.peak_bytes, rel=0.02)
     trained = sum(parameter.numel() for parameter in step.trained)
-    own = sum(parameter.numel() for parameter in step.network.parameters())
+    own = sum(parameter.numel() for parameter in step.networks[0].parameters())
     assert (said.parameters, said.gradients, said.moments) == (own, 4 * trained, 8 * trained)
     assert said.averages == 4 * own
     assert said.peak > said.kept + said.gradients
 
 
 def test_what_saves_memory_is_seen_to():
-    whole = step_memory(settings(), CONFIG, mixed=False, accumulates=False)
-    frozen = step_memory(settings(autoencoder={"train_encoder": False}), CONFIG, mixed=False, accumulates=False)
+    whole = rehearsed(settings())
+    frozen = rehearsed(settings(autoencoder={"train_encoder": False}))
     again = settings(stage={"activation_checkpointing": True})
-    recomputed = step_memory(again, CONFIG, mixed=False, accumulates=False)
-    larger = step_memory(settings(batch=4), CONFIG, mixed=False, accumulates=False)
+    recomputed = rehearsed(again)
+    larger = rehearsed(settings(batch=4))
     assert frozen.parameters == whole.parameters
     assert frozen.moments < whole.moments and frozen.passing < whole.passing
     assert recomputed.passing < 0.7 * whole.passing
@@ -82,11 +81,11 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
-from hdm_lightning.training.vae.memory import RehearsedStep
-RehearsedStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
+from hdm_lightning.cli.autoencoder_step import AutoencoderStep
+AutoencoderStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()
-step = RehearsedStep(settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
+step = AutoencoderStep(settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
 for _ in range(2):
     step(1)
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 - before)
@@ -105,7 +104,7 @@ SDXL = {
 
 @pytest.mark.slow
 def test_an_adversarial_step_at_the_size_of_sdxl_fills_the_process_as_forecast():
-    said = step_memory(settings(side=128, batch=1, adversarial={"weight": 0.5}), SDXL, mixed=False, accumulates=False)
+    said = rehearsed(settings(side=128, batch=1, adversarial={"weight": 0.5}), SDXL)
     assert said.parameters == 83_653_863
     code = SDXL_STEP.format(tests=str(Path(__file__).parent))
     command, environment = [sys.executable, "-c", code], {**os.environ, **PAGES}

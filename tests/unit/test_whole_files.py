@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from hdm_lightning.data.faults import Quarantine
-from hdm_lightning.encoders.vae import load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.png import write_png
-from hdm_lightning.generation.record import ImageRecord
+from hdm_lightning.generation.image_files import ImageRecord, write_png
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.interop.tensor_files import write_tensors
-from hdm_lightning.training.callbacks.ledger import Ledger
+from hdm_lightning.training import run_lock
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.training.launching import run_lock
 from hdm_lightning.whole_files import is_disk_full, remove_leftovers, replacing, write_atomically, write_text
 
 

@@ -106,5 +106,7 @@ def test_configuration_survives_json() -> None:
 
 
 def test_unknown_presets_are_named() -> None:
-    with pytest.raises(ValueError, match="preset is 'xut_huge'; expected one of xut_small, xut_base, xut_large"):
+    with pytest.raises(
+        ValueError, match="preset is 'xut_huge'; expected one of xut_tiny, xut_demo, xut_small, xut_base"
+    ):
         XUTConfig.preset("xut_huge")

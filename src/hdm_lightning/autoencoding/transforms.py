@@ -166,3 +166,17 @@ def exact_scales(count: int, numerators: Sequence[int], denominator: int) -> lis
     """Return those n/denominator, n from `numerators`, that give a whole number of cells out of `count`."""
     fractions = (Fraction(n, denominator) for n in numerators)
     return [fraction for fraction in fractions if (count * fraction).denominator == 1 and fraction > 0]
+
+
+def measured_transforms(cells: int) -> dict[str, dict[str, Transform]]:
+    """Return what equivariance is measured on: each quarter turn by its degrees, and the scales 1/4, 1/2, 3/4.
+
+    Of the scales those are taken that are exact of so many cells a side, without antialias as EQ-VAE's experiment has
+    it, and with.
+    """
+    scales = {f"{float(scale):.2f}": scale for scale in exact_scales(cells, (1, 2, 3), 4)}
+    return {
+        "rotation": {str(90 * turns): QuarterTurn(turns) for turns in (1, 2, 3)},
+        "scale": {name: Scale.uniform(scale) for name, scale in scales.items()},
+        "scale_antialiased": {name: Scale.uniform(scale, antialias=True) for name, scale in scales.items()},
+    }

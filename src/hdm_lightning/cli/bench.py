@@ -1,11 +1,60 @@
 """`hdm-bench`: how fast the machine, each part and the whole training step are."""
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from hdm_lightning.cli.bench_arguments import parser
+from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.errors import run_command
-from hdm_lightning.cli.outputs import require_file
+from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
+from hdm_lightning.version import __version__
+
+_DESCRIPTION = """Measure the machine and the parts of a training step: warm-up, repeats, median and quartiles.
+
+Parts run at their true sizes with random weights, so that nothing is downloaded: XUT-small, -base and -large with
+the text encoders they are made for and the SDXL autoencoder. --size tiny is for a quick look."""
+
+_EXAMPLES = """examples:
+  hdm-bench system --out experiments/benchmarks/system.json
+  hdm-bench system --schedule paper
+  hdm-bench data /my/shards --resolution 256 512 --workers 4
+  hdm-bench step --size xut_base --resolution 256 --batch 32 --compile
+  hdm-bench xut --size xut_base --batch 32 --against compile=true
+  hdm-bench vae --resolution 512 --batch 8 --against dtype=float16
+"""
+
+
+class Part(NamedTuple):
+    """A part of a training step, and the settings that it has beside the size, the batch and the dtype."""
+
+    text: str
+    settings: tuple[str, ...]
+
+
+PARTS: Mapping[str, Part] = {
+    "vae": Part("the autoencoder: --mode encode (default) or decode", ("resolution", "mode")),
+    "text": Part("the text encoder on captions that fill the context", ("context_length",)),
+    "xut": Part(
+        "the network: --mode train (forward and backward pass, default) or forward",
+        ("resolution", "mode", "context_length", "checkpointing", "routing_rate", "compile"),
+    ),
+    "step": Part(
+        "a whole training step: encoders, network, backward pass, optimizer, average",
+        ("resolution", "context_length", "checkpointing", "routing_rate", "compile"),
+    ),
+    "sample": Part(
+        "images from prompts: text encoder, guided solver steps, decoding",
+        ("resolution", "context_length", "compile", "steps", "guidance_scale"),
+    ),
+}
+RUN = Flags(RunSettings, {"out": "--out FILE"})
+CASE = Flags(
+    CaseSettings,
+    {"resolution": "--resolution PX", "context_length": "--context N", "guidance_scale": "--guidance S"},
+)
+SYSTEM = Flags(SystemSettings, {"out": "--out FILE", "disk": "--disk DIR"})
+DATA = Flags(DataSettings, {"out": "--out FILE", "shards": "SHARDS", "resolution": "--resolution PX"})
 
 
 def main() -> None:
@@ -16,17 +65,34 @@ def main() -> None:
 def bench(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for, print it and write it."""
     given = parser().parse_args(arguments)
-    if given.out is not None:
-        require_file(given.out, "--out")
+    from hdm_lightning.cli import bench_parts  # noqa: PLC0415 (imports torch: --help stays quick)
+
     if given.part == "data":
-        from hdm_lightning.cli.bench_data import bench_data  # noqa: PLC0415 (--help stays quick)
-
-        bench_data(given)
+        bench_parts.bench_data(DATA.read(given))
     elif given.part == "system":
-        from hdm_lightning.cli.bench_system import bench_system  # noqa: PLC0415
-
-        bench_system(given)
+        bench_parts.bench_system(SYSTEM.read(given))
     else:
-        from hdm_lightning.cli.bench_part import bench_part  # noqa: PLC0415
+        first, own = CASE.read(given), case_settings(given.part)
+        second = CASE.changed(first, given.against, where="--against", only=own) if given.against else None
+        bench_parts.bench_part(given.part, RUN.read(given), first, second, given.against)
 
-        bench_part(given)
+
+def case_settings(part: str) -> tuple[str, ...]:
+    """Names of the settings that a part has, the device aside."""
+    return ("size", "batch", "dtype", *PARTS[part].settings)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    command = Parser(prog="hdm-bench", description=_DESCRIPTION, epilog=_EXAMPLES)
+    command.add_argument("--version", action="version", version=__version__)
+    parts = command.add_subparsers(dest="part", required=True, metavar="PART")
+    SYSTEM.add(parts.add_parser("system", help="matrix products, memory, disk, links between GPUs"))
+    DATA.add(parts.add_parser("data", help="the loading of training samples from shards"))
+    for name, part in PARTS.items():
+        own = parts.add_parser(name, help=part.text, description=part.text)
+        RUN.add(own)
+        CASE.add(own, only=(*case_settings(name), "device"))
+        help_text = "time a second setting in turn with the first, e.g. compile=true"
+        own.add_argument("--against", metavar="KEY=VALUE", help=help_text)
+    return command

@@ -1,104 +1,90 @@
-"""The cases of `hdm-bench` that need more than one room: a training step, sampling, the network as training has it."""
+"""The cases of `hdm-bench` that need training or sampling: a training step, images, the network as training has it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from hdm_lightning.benchmarks.cases import Case, autoencoder_case, counted_operations, network_case, text_case
-from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
-from hdm_lightning.benchmarks.settings import CaseSettings
 from hdm_lightning.cli.bench_step import TrainingStep
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.models import XUT
-from hdm_lightning.models.counts import Workload, forward_flops
-from hdm_lightning.planning.autoencoder_cost import AutoencoderArchitecture
-from hdm_lightning.planning.text_cost import TextArchitecture
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.profiling.cases import Case, Setup, autoencoder_case, network_case, tensors, text_case
+from hdm_lightning.profiling.operations import Workload, forward_flops
+from hdm_lightning.profiling.random_parts import random_network
+from hdm_lightning.training.stages import StageSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 
-def stage_of(settings: CaseSettings) -> StageSettings:
-    """A case as a stage of one micro-batch a step."""
-    return StageSettings(
-        resolution=settings.side_px,
-        samples=1000 * settings.batch,
-        batch_size=settings.batch,
-        micro_batch_size=settings.batch,
-        learning_rate=1e-3,
-        routing_rate=settings.routing_rate,
-        context_length=settings.context_length,
-        activation_checkpointing=settings.checkpointing,
-    )
-
-
-def step_case(settings: CaseSettings) -> Case:
+def step_case(setup: Setup) -> Case:
     """A whole training step: encoders, network, backward pass, optimizer, average."""
-    parts, count = settings.parts, counted_operations(settings)
+    settings, batch, side = setup.settings, setup.settings.batch, setup.side_px
     step = TrainingStep(
-        parts.network,
-        parts.text,
-        parts.autoencoder,
-        stage_of(settings),
-        device=settings.torch_device,
-        dtype=settings.torch_dtype,
+        setup.parts.network,
+        setup.parts.text,
+        setup.parts.autoencoder,
+        StageSettings(
+            resolution=side,
+            samples=1000 * batch,
+            batch_size=batch,
+            micro_batch_size=batch,
+            learning_rate=1e-3,
+            routing_rate=settings.routing_rate,
+            context_length=settings.context_length,
+            activation_checkpointing=settings.checkpointing,
+        ),
+        device=setup.device,
+        dtype=setup.dtype,
         compiled=settings.compile,
-        autoencoder_max_pixels=settings.pixels,
-        text_max_tokens=settings.tokens,
+        autoencoder_max_pixels=batch * side**2,
+        text_max_tokens=batch * settings.context_length,
     )
 
     def sections() -> Mapping[str, Any]:
-        seconds = step.module.clock.drain()
+        seconds = step.clock.drain()
         return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
 
-    batch = settings.batch
-    return Case("step", step, batch, batch * count.total, batch * count.model, step.tensors, sections)
+    encoders = setup.autoencoder_cost.encode_flops(side, side) + setup.text_cost.flops(settings.context_length)
+    count = setup.operations
+    return Case("step", step, batch, batch * (count.total + encoders), batch * count.model, step.tensors, sections)
 
 
-def sample_case(settings: CaseSettings) -> Case:
-    """Pictures from prompts: text, guided solver steps, decoding."""
-    parts, device, dtype = settings.parts, settings.torch_device, settings.torch_dtype
-    network = random_network(parts.network).to(device).eval()
-    prepare_network(network, stage_of(settings), TrainerSettings(compile=settings.compile))
-    text = random_text_encoder(parts.text, dtype=dtype, max_tokens=settings.tokens).to(device)
-    autoencoder = random_autoencoder(parts.autoencoder, dtype=dtype, max_pixels=settings.pixels).to(device)
-    pipeline = TextToImage(
-        network,
-        text,
-        _RandomTokens(int(parts.text["vocab_size"]), settings.context_length),  # type: ignore[arg-type]
-        autoencoder,
-        max_batch=settings.batch,
-        autocast=None if dtype == torch.float32 else dtype,
+def sample_case(setup: Setup) -> Case:
+    """Images from prompts: text, guided solver steps, decoding."""
+    settings, side, batch = setup.settings, setup.side_px, setup.settings.batch
+    network = random_network(setup.parts.network).to(setup.device).eval()
+    prepare(network, False, settings.compile)
+    text, autoencoder = setup.text_encoder(), setup.autoencoder()
+    tokenizer = _RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
+    pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
+    pipeline.max_batch = batch
+    pipeline.autocast = None if setup.dtype == torch.float32 else setup.dtype
+    wanted = SamplingSettings(height=side, width=side, steps=settings.steps, guidance_scale=settings.guidance_scale)
+    prompts, seeds, flops = [f"prompt {number}" for number in range(batch)], list(range(batch)), sampling_flops(setup)
+    held = tensors(network, text.model, autoencoder.model)
+    return Case(
+        "sample", lambda: pipeline.draw(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held
     )
-    wanted = SamplingSettings(
-        height=settings.side_px, width=settings.side_px, steps=settings.steps, guidance_scale=settings.guidance_scale
-    )
-    prompts, seeds = [f"prompt {number}" for number in range(settings.batch)], list(range(settings.batch))
-    flops = settings.batch * sampling_flops(settings)
-    held = [*network.parameters(), *text.model.parameters(), *autoencoder.model.parameters()]
-    return Case("sample", lambda: pipeline(prompts, seeds, wanted), settings.batch, flops, flops, lambda: held)
 
 
-def sampling_flops(settings: CaseSettings) -> int:
-    """Operations of one picture: text, solver steps (twice the network under guidance), decoding."""
-    parts, branches = settings.parts, 1 if settings.guidance_scale == 1.0 else 2
-    work = Workload.of(parts.network, settings.latent_side, settings.latent_side, settings.context_length)
-    network = forward_flops(parts.network, work).total * settings.steps
-    text = TextArchitecture.from_config(parts.text).flops(settings.context_length)
-    decode = AutoencoderArchitecture.from_config(parts.autoencoder).decode_flops(settings.side_px, settings.side_px)
-    return branches * (network + text) + decode
+def sampling_flops(setup: Setup) -> int:
+    """Operations of one image: text, solver steps (twice the network under guidance), decoding."""
+    settings, branches = setup.settings, 1 if setup.settings.guidance_scale == 1.0 else 2
+    work = Workload.of(setup.parts.network, setup.latent_side, setup.latent_side, settings.context_length)
+    network = sum(forward_flops(setup.parts.network, work).values()) * settings.steps
+    decode = setup.autoencoder_cost.decode_flops(setup.side_px, setup.side_px)
+    return branches * (network + setup.text_cost.flops(settings.context_length)) + decode
 
 
-def _prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
-    stage = StageSettings(activation_checkpointing=checkpointing)
-    prepare_network(network, stage, TrainerSettings(compile=compiled))
+def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
+    """Make a network ready as training does."""
+    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
 
 
-BUILDERS: Mapping[str, Callable[[CaseSettings], Case]] = {
+BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
     "vae": autoencoder_case,
     "text": text_case,
-    "xut": lambda settings: network_case(settings, _prepare),
+    "xut": lambda setup: network_case(setup, prepare),
     "step": step_case,
     "sample": sample_case,
 }
@@ -110,6 +96,9 @@ class _RandomTokens:
 
     def __init__(self, vocabulary: int, length: int) -> None:
         self.vocabulary, self.context_length = vocabulary, length
+
+    def bind(self, context_length: int) -> "_RandomTokens":
+        return self
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
         generator = torch.Generator().manual_seed(len(caption))

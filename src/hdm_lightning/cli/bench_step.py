@@ -6,19 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.benchmarks.parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.diffusion.flow import logit_normal_times
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
-from hdm_lightning.encoders.vae import MAX_PIXELS
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.apply import prepare_network
-from hdm_lightning.training.averaging.averages import WeightAverages
-from hdm_lightning.training.flow_module import FlowMatchingModule
-from hdm_lightning.training.frozen import FrozenEncoders
-from hdm_lightning.training.optimization.optimizers import build_optimizer
-from hdm_lightning.training.settings import LoggerSettings, OptimizerSettings, StageSettings, TrainerSettings
-from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.modules.draws import draw
+from hdm_lightning.training.modules.flow_module import FlowModule
+from hdm_lightning.training.optimization.muon import MuonAdamW
+from hdm_lightning.training.stages import StageSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 SEED = 0
+SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
+"""Parts of a step, and what reports call them."""
 
 
 class TrainingStep:
@@ -34,7 +37,7 @@ class TrainingStep:
         compiled: whether the network is compiled.
         text_max_tokens, autoencoder_max_pixels: as in the recipe.
         averages: weight averages kept.
-        optimizer: AdamW with the usual settings where none is given.
+        muon: train the blocks' matrices by Muon instead of AdamW.
     """
 
     def __init__(
@@ -50,51 +53,64 @@ class TrainingStep:
         text_max_tokens: int = MAX_TOKENS,
         autoencoder_max_pixels: int = MAX_PIXELS,
         averages: int = 1,
-        optimizer: OptimizerSettings | None = None,
+        muon: bool = False,
     ) -> None:
         self.stage, self.device, self.dtype = stage, device, dtype
-        optimizer = optimizer or OptimizerSettings()
         self.network = random_network(network, seed=SEED).to(device)
-        prepare_network(self.network, stage, TrainerSettings(compile=compiled))
-        self.encoders = FrozenEncoders(
+        prepare_network(self.network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
+        self.module = FlowModule(
+            self.network,
             random_text_encoder(text, dtype=dtype, max_tokens=text_max_tokens),
             random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),
-        )
-        plan = StagePlan(1, "bench", stage, 1, 1, max(1, stage.samples // stage.batch_size), 0)
-        self.module = FlowMatchingModule(
-            self.network, self.encoders, plan, optimizer, LoggerSettings(), SEED, static_shapes=compiled
+            learning_rate=stage.learning_rate,
+            routing_rate=stage.routing_rate,
+            weight_decay=stage.weight_decay,
         )
         self.module.to(device)
-        self.module.setup("fit")
-        self.optimizer = build_optimizer(self.network, stage, optimizer)
-        self.averages = WeightAverages(self.network, [500_000] * averages)
+        self.clock = SectionClock()
+        self.module.section = lambda name: self.clock.section(SECTIONS[name])  # type: ignore[method-assign]
+        self.module.encoders.to(device)
+        groups: list[Any] = [*self.module.parameter_groups()]
+        self.optimizer = MuonAdamW(groups) if muon else torch.optim.AdamW(groups, betas=stage.betas, fused=True)
+        self.loss: Tensor | None = None
+        self.averages = ParameterAverages(self.network, [500_000] * averages)
         self.batch = self._random_batch(int(text["vocab_size"]))
 
     def __call__(self) -> Tensor:
         """Take one optimizer step; returns the loss."""
-        draws = self.module.on_before_batch_transfer(self.batch, 0)
-        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in draws.items()}
+        drawn = self._with_draws(self.batch)
+        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in drawn.items()}
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.module.training_step(batch, 0)
-        del batch, draws
-        self.module.on_before_backward(loss)
-        loss.backward()
-        self.module.on_after_backward()
-        self.module.on_before_optimizer_step(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            losses = self.module.losses(batch, self.network, logit_normal_times(batch["uniform"]))
+            loss = (losses * batch["weight"]).mean()
+        del batch, drawn
+        with self.clock.section("backward"):
+            loss.backward()
+        with self.clock.section("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.averages.update(self.stage.micro_batch_size)
-        self.module.on_train_batch_end(None, self.batch, 0)
-        return loss.detach()
+        self.loss = loss.detach()
+        return self.loss
+
+    def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the random numbers that training draws on the CPU."""
+        rows, columns = (size // self.module.autoencoder.factor for size in batch["image"].shape[-2:])
+        patch = self.module.patch_size
+        tokens = (rows // patch) * (columns // patch) if self.stage.routing_rate else 0
+        drawn = draw(SEED, "bench", batch["index"], (self.module.autoencoder.channels, rows, columns), tokens)
+        scores = {} if drawn.scores is None else {"scores": drawn.scores}
+        return {**batch, "noise": drawn.noise, "uniform": drawn.uniform, **scores}
 
     def tensors(self) -> list[Tensor]:
         """What stays from step to step: weights, averages, encoders, the optimizer's moments, the last losses."""
-        modules = (self.network, self.encoders.text.model, self.encoders.autoencoder.model)  # type: ignore[attr-defined]
+        encoders = (self.module.text_encoder.model, self.module.autoencoder.model)  # type: ignore[attr-defined]
+        modules = (self.network, *encoders)
         state = [value for entry in self.optimizer.state.values() for value in entry.values()]
         held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         shadows = [tensor for shadow in self.averages.shadows for tensor in shadow]
-        kept = [self.module.sample_losses, *state]
+        kept = [self.loss, *state]
         return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
 
     def _random_batch(self, vocabulary: int) -> dict[str, Any]:

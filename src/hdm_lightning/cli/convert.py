@@ -1,82 +1,97 @@
 """hdm-convert: a trained network from one layout of files to another, or what a file holds."""
 
-import argparse
+import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from safetensors import SafetensorError
 
+from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.errors import run_command
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line, printable
+from hdm_lightning.version import __version__
 
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
 
+Target = Literal["project", "published", "comfyui", "diffusers", "bare"]
 TARGETS = {
-    "project": "a folder of this project, for hdm-sample and hdm-train init=",
+    "project": "a pipeline's folder, for HDMPipeline, hdm-sample and hdm-train init=",
     "published": "one file, .safetensors or .ckpt, network and what lies beside it under the published names",
     "comfyui": "the published single file as the ComfyUI loader expects it: autoencoder inside, float16",
-    "diffusers": "a folder with unet/ and vae/",
+    "diffusers": "the published folder with unet/ (which no class of diffusers reads) and vae/ (which does)",
     "bare": "one file with the network alone under the published names",
 }
-DTYPES = ("float32", "float16", "bfloat16")
 SINGLE_FILES = ("published", "comfyui", "bare")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How the name of a single file may end: by it the file is written and read."""
 
 
-def parser() -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Conversion:
+    """What hdm-convert is asked for.
+
+    Attributes:
+        source: a run's folder, a pipeline's folder, a diffusers folder or a file.
+        destination: file or folder to write; without one, the command says what the source holds.
+        to: layout to write (default: published for a file name, else project).
+        dtype: cast all tensors (default: as stored; comfyui: float16).
+        vae: folder of the autoencoder to put in instead.
+        text_encoder: name or folder that a pipeline's folder is to record.
+        average: of a run trained with callbacks.ema.sigma_rel: its average of this relative width, e.g. 0.08.
+        samples: with --average: at so many samples seen (default: the end).
+        force: replace what is at the destination.
+    """
+
+    source: Path
+    destination: Path | None = None
+    to: Target | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    vae: Path | None = None
+    text_encoder: str | None = None
+    average: float | None = None
+    samples: int | None = None
+    force: bool = False
+
+
+_CONVERSION = Flags(Conversion, {"source": "source", "destination": "destination", "average": "--average WIDTH"})
+
+
+def parser() -> Parser:
     """The command's arguments."""
     layouts = "\n".join(f"  {name:10} {text}" for name, text in TARGETS.items())
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="hdm-convert",
-        description="Convert a trained network between layouts, bit for bit unless --dtype says otherwise. Without a\n"
-        "destination, tell what the source holds.",
+        description="Convert a trained network between layouts, bit for bit unless --dtype says otherwise.",
         epilog=f"layouts:\n{layouts}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("source", type=Path, help="a run's folder, a model folder, a diffusers folder or a file")
-    result.add_argument("destination", type=Path, nargs="?", help="file or folder to write")
-    result.add_argument(
-        "--to", choices=TARGETS, help="layout to write (default: published for a file name, else project)"
-    )
-    result.add_argument("--dtype", choices=DTYPES, help="cast all tensors (default: as stored; comfyui: float16)")
-    result.add_argument("--vae", type=Path, help="diffusers folder of the autoencoder to put in instead")
-    result.add_argument("--text-encoder", help="name or folder that a project folder is to record")
-    result.add_argument(
-        "--average",
-        type=float,
-        metavar="WIDTH",
-        help="of a run trained with callbacks.ema.sigma_rel: its average of this relative width, e.g. 0.08",
-    )
-    result.add_argument("--samples", type=int, help="with --average: at so many samples seen (default: the end)")
-    result.add_argument("--force", action="store_true", help="replace what is at the destination")
+    result.add_argument("--version", action="version", version=f"hdm-lightning {__version__}")
+    _CONVERSION.add(result)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert or describe; returns the exit status."""
-    arguments = parser().parse_args(argv)
-    return run_command(lambda: _convert(arguments))
+    return run_command(lambda: _convert(_CONVERSION.read(parser().parse_args(argv))))
 
 
-def _convert(arguments: argparse.Namespace) -> None:
-    from hdm_lightning.cli.convert_parts import describe  # noqa: PLC0415  (torch, for --help's sake)
-    from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (as above)
+def _convert(asked: Conversion) -> None:
+    from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (torch, for --help's sake)
 
-    source, destination = arguments.source, arguments.destination
-    layout, release = detect_layout(source), _read(arguments)
+    source, destination = asked.source, asked.destination
+    layout, release = detect_layout(source), _read(asked)
     if destination is None:
         print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
-    if destination.exists() and not arguments.force:
+    if destination.exists() and not asked.force:
         raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
-    target = arguments.to or ("published" if destination.suffix else "project")
+    target = asked.to or ("published" if destination.suffix else "project")
     _check_destination(destination, target)
-    _write(release, destination, target, arguments)
+    _write(release, destination, target, asked)
     print(f"{destination}: {target}, from {layout} {source}")
 
 
@@ -95,56 +110,111 @@ def _check_destination(destination: Path, target: str) -> None:
         raise UserError(what, where=str(destination), hint="choose another name")
 
 
-def _read(arguments: argparse.Namespace) -> "Release":
-    from hdm_lightning.cli.convert_parts import with_vae  # noqa: PLC0415  (torch, for --help's sake)
-    from hdm_lightning.interop.layouts import read_release  # noqa: PLC0415  (as above)
+def _read(asked: Conversion) -> "Release":
+    from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (torch, for --help's sake)
 
-    release = read_release(arguments.source)
+    release = read_release(asked.source)
     if release.left_out:
         shown = ", ".join(map(in_one_line, release.left_out[:5]))
         print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
-    if arguments.average is not None:
-        release = _averaged(release, arguments)
-    elif arguments.samples is not None:
+    if asked.average is not None:
+        release = _averaged(release, asked, asked.average)
+    elif asked.samples is not None:
         raise UserError("is for --average only", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
-    return with_vae(release, arguments.vae) if arguments.vae else release
+    return with_vae(release, asked.vae) if asked.vae else release
 
 
-def _averaged(release: "Release", arguments: argparse.Namespace) -> "Release":
-    from hdm_lightning.cli.convert_average import with_average  # noqa: PLC0415  (torch, for --help's sake)
+def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
+    """The release with another average of the run's weights in place of its own.
 
-    averaged, told = with_average(release, arguments.source, arguments.average, arguments.samples)
-    print(printable(told))
-    return averaged
+    Raises:
+        UserError: the run has no stored averages, or they do not give this one, or are of another network.
+    """
+    from hdm_lightning.training.averaging.reconstruction import FOLDER, reconstruct  # noqa: PLC0415  (torch)
 
-
-def _write(release: "Release", destination: Path, target: str, arguments: argparse.Namespace) -> None:
+    found = reconstruct(asked.source / FOLDER, width, asked.samples)
+    network = copy.deepcopy(release.network).float()
     try:
-        _writers(arguments)[target](_cast(release, arguments.dtype, target), destination)
+        network.load_state_dict({**network.state_dict(), **found.tensors})
+    except RuntimeError as error:
+        raise UserError(
+            f"the stored averages are of another network than the run's model: {str(error).splitlines()[0]}",
+            where=str(asked.source / FOLDER),
+            hint="give the folder of the run that stored them",
+        ) from error
+    print(
+        printable(
+            f"average of relative width {width:g} at {found.samples:,} samples, from {found.used} stored; "
+            f"its profile is met to {found.misfit:.2%}"
+        )
+    )
+    return replace(release, network=network)
+
+
+def _write(release: "Release", destination: Path, target: str, asked: Conversion) -> None:
+    import torch  # noqa: PLC0415  (for --help's sake)
+
+    dtype = asked.dtype or ("float16" if target == "comfyui" else None)
+    try:
+        cast = release if dtype is None else release.cast(getattr(torch, dtype))
+        _writer(target, asked)(destination, cast)
     except UserError:
         raise
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     except ValueError as error:
-        hint = "keep it as a project folder, train with the published wiring, or give what is missing"
+        hint = "keep it as a pipeline's folder, train with the published wiring, or give what is missing"
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error
+    if target == "comfyui":
+        _warn_of_other_sizes(release)
 
 
-def _writers(arguments: argparse.Namespace) -> "dict[str, Callable[[Release, Path], None]]":
-    from hdm_lightning.cli import convert_parts as parts  # noqa: PLC0415  (torch, for --help's sake)
+def _writer(target: str, asked: Conversion) -> "Callable[[Path, Release], None]":
+    from hdm_lightning.interop import layouts  # noqa: PLC0415  (torch, for --help's sake)
 
-    return {
-        "project": lambda release, path: parts.write_project(release, path, arguments.text_encoder),
-        "published": parts.write_published,
-        "comfyui": parts.write_comfyui,
-        "diffusers": parts.write_diffusers,
-        "bare": parts.write_bare,
+    writers: dict[str, Callable[[Path, Release], None]] = {
+        "project": lambda path, release: layouts.write_project(path, release, asked.text_encoder),
+        "published": layouts.write_published,
+        "comfyui": layouts.write_comfyui,
+        "diffusers": layouts.write_diffusers,
+        "bare": layouts.write_bare,
     }
+    assert writers.keys() == set(get_args(Target))
+    return writers[target]
 
 
-def _cast(release: "Release", dtype: str | None, target: str) -> "Release":
-    import torch  # noqa: PLC0415  (for --help's sake)
+def _warn_of_other_sizes(release: "Release") -> None:
+    """Say so where the published loader, which builds XUT-base and nothing else, cannot load the file."""
+    from hdm_lightning.models.config import preset_fields  # noqa: PLC0415  (torch, for --help's sake)
 
-    if dtype is None and target == "comfyui":
-        dtype = "float16"
-    return release if dtype is None else release.cast(getattr(torch, dtype))
+    known = preset_fields("published")
+    other = {key: value for key, value in release.network.config.to_json().items() if value != known[key]}
+    other.pop("rope_init", None)
+    if other:
+        named = ", ".join(f"{key} {value}" for key, value in other.items())
+        what = f"the published loader (HDM-ext) builds XUT-base alone and cannot load this network ({named})"
+        print(f"warning: {what}", file=sys.stderr)
+
+
+def describe(release: "Release") -> str:
+    """What a release holds, one fact a line."""
+    from hdm_lightning.models.config import WIRING  # noqa: PLC0415  (torch, for --help's sake)
+
+    config, settings = release.network.config, release.settings
+    wiring = ", ".join(f"{name} {getattr(config, name)}" for name in WIRING)
+    parameters = sum(parameter.numel() for parameter in release.network.parameters())
+    text = settings.get("text_encoder")
+    lines = [
+        f"network       {parameters:,} parameters, {release.network.patch_embedding.weight.dtype}",
+        f"wiring        {wiring}" + (" (published)" if config.is_published_wiring else ""),
+        *(f"  {name:20} {value}" for name, value in config.to_json().items()),
+        f"autoencoder   {_tensors(release.vae)}",
+        f"vae_mean      {None if release.vae_mean is None else release.vae_mean.flatten().tolist()}",
+        f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
+        f"text encoder  {_tensors(release.text_encoder)}" + (f" inside; trained with {text['name']}" if text else ""),
+    ]
+    return "\n".join(map(in_one_line, lines))
+
+
+def _tensors(tensors: Mapping[str, Any]) -> str:
+    return f"{len(tensors)} tensors" if tensors else "none"

@@ -8,6 +8,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.cli.hydra_app import run_hydra
+from hdm_lightning.cli.moved_keys import present_keys
 
 
 def main() -> None:
@@ -30,6 +31,5 @@ def demo(config: DictConfig) -> None:
         sys.exit(status)
 
 
-def _composed(name: str, overrides: list[str]) -> dict[str, Any]:
-    config = compose(name, overrides=overrides)
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    return compose(name, overrides=present_keys(overrides, name))

@@ -1,96 +1,157 @@
-"""`hdm-evaluate`: a model or an autoencoder measured, as JSON, a table, TensorBoard and a report with pictures."""
+"""`hdm-evaluate`: a model or an autoencoder measured, as JSON, a table, TensorBoard and a report with images."""
 
 import argparse
 import contextlib
+import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.errors import run_command
-from hdm_lightning.cli.evaluate_arguments import parse, parts_of, sampling_given, settings_given
 from hdm_lightning.cli.outputs import require_folder
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.parts import PARTS
+from hdm_lightning.evaluation.request import (
+    Counts,
+    Drawing,
+    EvaluationSettings,
+    Intervals,
+    Machine,
+    ModelRequest,
+    VaeRequest,
+    ratios_from,
+)
 from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     import torch
 
-    from hdm_lightning.assessment.context import Progress
+    from hdm_lightning.evaluation.image_sets import Progress
     from hdm_lightning.evaluation.results import Evaluation
 
 OUTPUT_FOLDER = "evaluation"
 PART_FAILED_STATUS = 1
 
+_FEATURES = (
+    "feature network: efficientnet_lite0 (default, offline), inception (torch-fidelity), timm:NAME, or a transformers "
+    "vision model by hub name or folder"
+)
+_MODEL = Flags(ModelRequest, {"model": "MODEL", "parts": "--parts A,B,…"})
+_SETTINGS, _DRAWING = (
+    Flags(EvaluationSettings),
+    Flags(Drawing, {"size": "--size PX", "negative_prompt": "--negative-prompt TEXT"}),
+)
+_VAE = Flags(VaeRequest, {"folder": "FOLDER", "size": "--size PX"})
+_DESCRIPTION = """Measure a model, every number with an interval.
+
+MODEL is a run's folder, its final/ folder, a weights file in it, a published single file, or a training
+checkpoint (.ckpt) at its place in a run. Real images come from the run's own settings or from --data and
+--train-data. `hdm-evaluate vae FOLDER` measures an autoencoder instead."""
+
+_EXAMPLES = """
+examples:
+  hdm-evaluate runs/shapes
+  hdm-evaluate runs/shapes --parts loss,kernel,camera --samples 500 --weights ema
+  hdm-evaluate published.safetensors --data /my/shards --text-encoder /models/qwen3
+  hdm-evaluate vae runs/vae --data /my/shards --size 256
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    kind, arguments = parse(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: (_evaluate_vae if kind == "vae" else _evaluate_model)(arguments))
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["hdm-evaluate", *given])
+    if given[:1] == ["vae"]:
+        return run_command(lambda: _evaluate_vae(_VAE.read(_vae_parser().parse_args(given[1:])), command))
+    return run_command(lambda: _evaluate_model(_model_request(_model_parser().parse_args(given)), command))
 
 
-def _evaluate_model(arguments: argparse.Namespace) -> int:
-    import torch  # noqa: PLC0415  (seconds to import, for --help's sake)
+def _model_parser() -> Parser:
+    parts = "\n".join(f"  {part.key:<11} {part.about}" for part in PARTS.values())
+    parser = Parser("hdm-evaluate", description=_DESCRIPTION, epilog=f"parts:\n{parts}\n{_EXAMPLES}")
+    _MODEL.add(parser, only=["model"])
+    what = parser.add_argument_group("what to measure, and against what")
+    _MODEL.add(what, only=["parts"])
+    _add_repeated(what, "--data", "folder of reference shards with captions")
+    _add_repeated(what, "--train-data", "folder of training shards")
+    _add_repeated(what, "--features", _FEATURES)
+    _SETTINGS.add(what, only=["clip"])
+    counts = parser.add_argument_group("how many")
+    Flags(Counts).add(counts)
+    ratios = "aspect ratios, as in 1:2,2:3,3:2,2:1 (default)"
+    counts.add_argument("--ratios", dest="ratios_text", metavar="W:H,…", help=ratios)
+    Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
+    _DRAWING.add(parser.add_argument_group("how to draw (defaults: the model's own)"))
+    model = parser.add_argument_group("model")
+    _add_repeated(model, "--weights", "ema, raw or file; by default all there are")
+    _MODEL.add(model, only=["text_encoder", "vae", "precision"])
+    Flags(Machine).add(parser.add_argument_group("output and machine"))
+    return parser
 
-    from hdm_lightning.assessment.job import EvaluationRequest, evaluate  # noqa: PLC0415
-    from hdm_lightning.assessment.outputs import keep_partial  # noqa: PLC0415
-    from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
+
+def _model_request(given: argparse.Namespace) -> ModelRequest:
+    settings = _SETTINGS.read(given)
+    if given.ratios_text is not None:
+        settings = dataclasses.replace(settings, ratios=ratios_from(given.ratios_text))
+    return dataclasses.replace(_MODEL.read(given), settings=settings, drawing=_DRAWING.read(given))
+
+
+def _vae_parser() -> Parser:
+    about = "Measure an autoencoder on held-out images, every number with an interval."
+    parser = Parser("hdm-evaluate vae", description=about)
+    _VAE.add(parser, only=["folder", "size", "on_indivisible", "samples", "perceptual"])
+    _add_repeated(parser, "--data", "folder of shards that it was not trained on", required=True)
+    _add_repeated(parser, "--features", _FEATURES)
+    Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
+    _VAE.add(parser.add_argument_group("output and machine"), only=["out", "device", "batch"])
+    return parser
+
+
+def _add_repeated(group: argparse._ActionsContainer, name: str, about: str, *, required: bool = False) -> None:
+    """A flag that takes one value and may be given several times, so that a positional argument can follow it."""
+    help_ = f"{about}; repeat for several"
+    group.add_argument(name, action="append", metavar="NAME", default=argparse.SUPPRESS, required=required, help=help_)
+
+
+def _evaluate_model(request: ModelRequest, command: str) -> int:
+    folder = _output_folder(request.out, request.model)
+    import torch  # noqa: PLC0415  (seconds to import)
+
+    from hdm_lightning.evaluation.evaluate_model import evaluate  # noqa: PLC0415
+    from hdm_lightning.evaluation.result_files import keep_partial  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
     from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415
 
-    parts = parts_of(arguments)
-    folder = _output_folder(arguments.out, arguments.model)
-    device = _device(arguments)
-    precision = arguments.precision or dtype_name(default_dtype(device))
-    request = EvaluationRequest(
-        model=arguments.model,
-        settings=EvaluationSettings(**settings_given(arguments, EvaluationSettings)),
-        options=LoadOptions(
-            device=device,
-            autocast=None if precision == "float32" else getattr(torch, precision),
-            text_encoder=arguments.text_encoder,
-            vae=arguments.vae,
-            max_batch=arguments.batch,
-        ),
-        parts=parts,
-        weights=tuple(arguments.weights) if arguments.weights else None,
-        data=tuple(arguments.data),
-        train_data=tuple(arguments.train_data),
-        sampling=sampling_given(arguments),
+    device = _device(request)
+    precision = request.precision or dtype_name(default_dtype(device))
+    options = LoadOptions(
+        device=device,
+        autocast=None if precision == "float32" else getattr(torch, precision),
+        text_encoder=request.text_encoder,
+        vae=request.vae,
+        max_batch=request.batch,
     )
     with _bar() as progress:
-        evaluation, samples_seen = evaluate(request, progress, lambda found: keep_partial(found, folder))
-    return _show(evaluation, folder, samples_seen)
+        evaluation, samples_seen = evaluate(request, options, progress, lambda found: keep_partial(found, folder))
+    return _show(evaluation, command, folder, samples_seen)
 
 
-def _evaluate_vae(arguments: argparse.Namespace) -> int:
-    from hdm_lightning.assessment.autoencoder import VaeRequest, evaluate_vae  # noqa: PLC0415
-    from hdm_lightning.assessment.settings import EvaluationSettings  # noqa: PLC0415
-    from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK  # noqa: PLC0415
+def _evaluate_vae(request: VaeRequest, command: str) -> int:
+    folder = _output_folder(request.out, request.folder)
+    from hdm_lightning.evaluation.evaluate_autoencoder import evaluate_vae  # noqa: PLC0415
 
-    out = _output_folder(arguments.out, arguments.folder)
-    perceptual = arguments.perceptual or DEFAULT_NETWORK
-    request = VaeRequest(
-        folder=arguments.folder,
-        data=tuple(arguments.data),
-        resolution=arguments.size,
-        settings=EvaluationSettings(**settings_given(arguments, EvaluationSettings)),
-        perceptual=None if perceptual == "none" else perceptual,
-        device=_device(arguments),
-        batch=arguments.batch,
-        on_indivisible=arguments.on_indivisible,
-    )
     with _bar() as progress:
-        evaluation = evaluate_vae(request, progress)
-    return _show(evaluation, out, 0)
+        evaluation = evaluate_vae(request, _device(request), progress)
+    return _show(evaluation, command, folder, 0)
 
 
-def _device(arguments: argparse.Namespace) -> "torch.device":
-    import torch  # noqa: PLC0415  (seconds to import)
+def _device(machine: Machine) -> "torch.device":
+    import torch  # noqa: PLC0415
 
-    if arguments.batch < 1:
-        raise UserError(f"is {arguments.batch}, expected at least 1", where="--batch")
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = machine.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -116,22 +177,22 @@ def _bar() -> "Iterator[Progress]":
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)
 
-        yield tell
+        yield report
 
 
-def _show(evaluation: "Evaluation", folder: Path, samples_seen: int) -> int:
+def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
     """Write the files, print the table and what has no result, and name the files; the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
-    from hdm_lightning.assessment.outputs import write_outputs  # noqa: PLC0415
-    from hdm_lightning.evaluation.report_table import result_table  # noqa: PLC0415
+    from hdm_lightning.evaluation.report import result_table  # noqa: PLC0415
+    from hdm_lightning.evaluation.result_files import write_outputs  # noqa: PLC0415
 
-    paths = write_outputs(evaluation, folder, samples_seen)
+    paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
     console = Console()
     console.print(result_table(evaluation))
     for one in evaluation.left_out:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hdm_lightning.cli.errors import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.moved_keys import present_keys
 from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
@@ -49,6 +50,7 @@ def _run(task: Callable[[DictConfig], Any], config_name: str) -> int:
             mistakes.append(error)  # Hydra would print the overrides above the message
             return None
 
+    sys.argv[1:] = present_keys(sys.argv[1:], config_name)
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
     application = decorate(guarded)

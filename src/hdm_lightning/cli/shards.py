@@ -8,7 +8,7 @@ from importlib import import_module
 from hdm_lightning.cli.errors import run_command
 
 BUILDERS = {
-    "folder": "pictures with captions beside them",
+    "folder": "images with captions beside them",
     "kohya": "a folder laid out for kohya's trainers: 10_name/, tags in captions",
     "img2dataset": "img2dataset's output as it is (CC12M, COYO-700M, …)",
     "openclipart": "the Open Clip Art collection",
@@ -49,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
 def _describe_builders(command: argparse.ArgumentParser) -> None:
     lines = "\n".join(f"  {name:12} {text}" for name, text in BUILDERS.items())
     command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.epilog = f"sources:\n{lines}\n\n`hdm-shards build SOURCE --help` tells the options of a source."
+    command.epilog = f"sources:\n{lines}\n\n`hdm-shards build SOURCE --help` lists the options of a source."
     command.add_argument("source", choices=BUILDERS, metavar="SOURCE", help="one of those below")
 
 
 def _build(source: str, words: Sequence[str]) -> int:
     # Only the builder that is asked for is loaded: some need packages that others do not.
-    builder = import_module(f"hdm_lightning.data.builders.{source}")
+    builder = import_module(f"hdm_lightning.datasets.{source}")
     options = argparse.ArgumentParser(
         prog=f"hdm-shards build {source}", description=f"Build shards: {BUILDERS[source]}."
     )

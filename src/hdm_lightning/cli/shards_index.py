@@ -13,7 +13,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.records import Index
+    from hdm_lightning.data.index import Index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Index and print one line a folder."""
-    from hdm_lightning.data.index import index_shards  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.remote_index import index_remote  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.scanning import index_remote, index_shards  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.storage import is_local  # noqa: PLC0415 (as above)
 
     remote = [place for place in arguments.places if not is_local(place)]
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _bar() -> Iterator[Callable[[object], None]]:
     """How many shards are done, on a terminal."""
-    from hdm_lightning.data.builders.progress import progress_bar  # noqa: PLC0415 (for --help's sake)
+    from hdm_lightning.data.parallel import progress_bar  # noqa: PLC0415 (for --help's sake)
 
     done = count(1)
     with progress_bar("shards", None) as show:

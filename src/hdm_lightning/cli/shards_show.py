@@ -8,7 +8,7 @@ from hdm_lightning.cli.counts import at_least
 from hdm_lightning.cli.outputs import require_picture
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.streaming import Tokenize
+    from hdm_lightning.data.samples import Tokenize
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw the sheet."""
     from hdm_lightning.data.captions import CaptionRules, TagGrammar  # noqa: PLC0415 (for --help's sake)
-    from hdm_lightning.data.contact import contact_sheet  # noqa: PLC0415 (as above)
     from hdm_lightning.data.crops import CropRules  # noqa: PLC0415 (as above)
-    from hdm_lightning.data.streaming import Source, StreamConfig, stream  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.preview import preview  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.rules import StreamConfig  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.samples import stream  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.sources import Source  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.generation.contact_sheet import contact_sheet  # noqa: PLC0415 (as above)
 
     require_picture(Path(arguments.out), "--out")
     config = StreamConfig(
@@ -53,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     stop = arguments.start + arguments.count
     samples = list(stream(config, _tokenize(arguments), start=arguments.start, stop=stop))
-    contact_sheet(samples, columns=arguments.columns, positions=arguments.positions).save(arguments.out)
+    images, texts = zip(*(preview(sample, arguments.positions) for sample in samples), strict=True)
+    contact_sheet(images, texts, columns=arguments.columns, caption_lines=6).save(arguments.out)
     print(f"{len(samples)} samples: {arguments.out}")
     return 0
 
@@ -63,7 +67,7 @@ def _tokenize(arguments: argparse.Namespace) -> "Tokenize":
         return _words
     from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-    return Tokenizer(arguments.tokenizer, arguments.context_length, where="--tokenizer")
+    return Tokenizer(arguments.tokenizer, where="--tokenizer").bind(arguments.context_length)
 
 
 def _words(caption: str) -> tuple[list[int], int]:

@@ -12,15 +12,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help="indexed shards, local or remote")
     parser.add_argument("--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words")
     parser.add_argument(
-        "--captions", type=at_least(0), default=2000, help="captions to read, by lot (default %(default)s)"
+        "--captions", type=at_least(0), default=2000, help="captions to read, at random (default %(default)s)"
     )
     parser.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, draw the picture."""
-    from hdm_lightning.data.charts import draw  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.statistics import as_table, collect  # noqa: PLC0415 (as above)
+    """Print the table, draw the histograms."""
+    from hdm_lightning.data.statistics import (  # noqa: PLC0415 (as above)
+        as_table,
+        collect,
+        draw,
+    )
 
     if arguments.picture:
         require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))
@@ -28,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tokenizer:
         from hdm_lightning.encoders.tokenizer import Tokenizer  # noqa: PLC0415 (only where asked for)
 
-        tokenizer, unit = Tokenizer(arguments.tokenizer, 4096, where="--tokenizer").load(), "tokens"
+        tokenizer, unit = Tokenizer(arguments.tokenizer, where="--tokenizer").load().bind(4096), "tokens"
 
         def length_of(caption: str) -> int:
             return tokenizer(caption)[1]

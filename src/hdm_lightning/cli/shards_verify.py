@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify, print one line a problem; status 1 where there is one."""
-    from hdm_lightning.data.builders.progress import progress_bar  # noqa: PLC0415 (for --help's sake)
     from hdm_lightning.data.captions import CaptionRules  # noqa: PLC0415 (as above)
     from hdm_lightning.data.index import load_index  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.parallel import progress_bar  # noqa: PLC0415 (for --help's sake)
     from hdm_lightning.data.verification import leave_out, verify  # noqa: PLC0415 (as above)
 
     before = load_index(arguments.folder)

@@ -1,8 +1,7 @@
-"""`hdm-train`: compose a schedule, check it, start one process per device, train, export."""
+"""`hdm-train` and `hdm-train-vae`: compose a training, check it, start one process per device, train, export."""
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,22 +9,31 @@ from hdm_lightning.cli.hydra_app import end_job, in_sweep, output_dir, run_hydra
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of `hdm-train`."""
     sys.exit(run_hydra(train, "train"))
 
 
+def main_vae() -> None:
+    """Entry point of `hdm-train-vae`."""
+    sys.exit(run_hydra(train, "train_vae"))
+
+
 def train(config: DictConfig) -> float | None:
-    """Check and run one job; returns the final validation loss of the averaged weights, for sweepers."""
+    """Check and run one job.
+
+    Returns:
+        For sweepers the final validation loss of the averaged weights, of an autoencoder its L1 error.
+    """
     from hdm_lightning.training.job import check_job, run_job  # noqa: PLC0415 (torch and transformers take seconds)
     from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)
     from hdm_lightning.training.sweeps.results import objective  # noqa: PLC0415 (as above)
 
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    run_dir = Path(output_dir() if in_sweep() else plain["run_dir"]).absolute()
+    run_dir = Path(output_dir() if in_sweep() else config.run_dir).absolute()
     if in_sweep() and is_finished(run_dir):
         print(f"{run_dir} is finished already: skipped")
     else:
-        end_job(run_job(check_job({**plain, "run_dir": str(run_dir)})))
+        OmegaConf.update(config, "run_dir", str(run_dir))
+        end_job(run_job(check_job(config)))
     return objective(run_dir)
 
 

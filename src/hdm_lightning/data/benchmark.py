@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode, reduction
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Tokenize
 from hdm_lightning.data.randomness import Draws
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Tokenize
 
 SIZES = ((1024, 1024), (832, 1216), (1216, 832), (896, 1152))
 """Height and width of the benchmark's images, about a megapixel each."""
@@ -169,7 +169,7 @@ def benchmark_images(count: int = 8, *, quality: int = 88) -> list[bytes]:
 
 
 def synthetic_photograph(height: int, width: int, seed: int) -> Image.Image:
-    """A picture with the statistics of photographs: amplitudes falling with frequency, surfaces with edges.
+    """An image with the statistics of photographs: amplitudes falling with frequency, surfaces with edges.
 
     Noise whose amplitude falls as frequency^-1.4 lies on discs of random sizes that cover each other ("dead leaves").
     """

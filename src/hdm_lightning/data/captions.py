@@ -14,6 +14,11 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
 
+MAX_CAPTION_BYTES = 1 << 16
+"""Longest caption that is read: putting Unicode in order can take time that grows with the square of the length."""
+
+MAX_RECORD_BYTES = 4 << 20
+
 _SPACE = re.compile(r"\s+")
 # A word ends at an underscore, too: tags are written that way.
 _SIDES = re.compile(
@@ -83,7 +88,7 @@ class CaptionRules:
         fields: keys of the JSON record that may hold a caption or a list of captions, first found first.
         drop: chance of an empty caption instead (for classifier-free guidance).
         tags: the tag grammar, or None to leave separators as they are.
-        clean: normalise Unicode (NFC), take out control characters, make every run of white space one space.
+        clean: normalize Unicode (NFC), drop control characters, collapse white space.
         allow_missing: a sample without a caption counts as one with an empty caption, not as bad.
     """
 
@@ -141,6 +146,7 @@ class CaptionRules:
         return []
 
     def _from_text(self, data: bytes) -> list[tuple[str, float]]:
+        _require_short(len(data))
         return [(_utf8(data), 1.0)]
 
     def _from_record(self, data: bytes) -> list[tuple[str, float]]:
@@ -155,8 +161,10 @@ def parse_record(data: bytes) -> dict[str, object]:
     """The JSON object of a sample's record.
 
     Raises:
-        SampleFault: it is none.
+        SampleFault: it is none, or too long to be read.
     """
+    if len(data) > MAX_RECORD_BYTES:
+        raise SampleFault(f"record too long: {len(data)} bytes")
     try:
         record = json.loads(_utf8(data))
     except (ValueError, RecursionError) as error:  # brackets nested by the thousand
@@ -179,11 +187,17 @@ def _weighted(value: object) -> list[tuple[str, float]]:
             continue
         if not isinstance(text, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
             raise SampleFault("undecodable JSON record: a caption is no text")
+        _require_short(len(text))
         try:
             captions.append((text, float(weight)))
         except OverflowError as error:
             raise SampleFault("undecodable JSON record: a weight beyond all numbers") from error
     return captions
+
+
+def _require_short(size: int) -> None:
+    if size > MAX_CAPTION_BYTES:
+        raise SampleFault(f"caption too long: {size} bytes or letters")
 
 
 def require_share(where: str, value: float) -> None:

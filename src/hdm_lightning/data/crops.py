@@ -1,20 +1,94 @@
-"""Which part of an image a sample shows: the shifted square crop, as arithmetic on sizes.
+"""Which part of an image a sample shows: the shifted square crop or an aspect-ratio bucket, as arithmetic on sizes.
 
-The image is resized so that its short side is the resolution X; an X×X square is cut at a random offset of the long
-side, both ends included (arXiv 2509.06068, shifted square crop). Four numbers tell where the crop lies in the full
-image, from which token positions are made on the device.
+Shifted square crop (arXiv 2509.06068): the image is resized so that its short side is the resolution X; an X×X square
+is cut at a random offset of the long side, both ends included. Aspect-ratio buckets are the common alternative: each
+image is resized and cut to the nearest of a few shapes. Four numbers say where the crop lies in the full image, from
+which token positions are made on the device.
 """
 
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, log
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Shapes of about resolution² pixels, one of which each image is resized and cut to.
+
+    Attributes:
+        step_px: heights and widths are multiples of this.
+        max_aspect: largest ratio of the long to the short side of a shape.
+        block: positions of the global order that share a shape. The samples of a micro-batch over all ranks must
+            divide it, and it must stay the same when a run resumes on other ranks. A bucket with fewer samples is
+            not used; its images go to the nearest one that is.
+    """
+
+    step_px: int = 64
+    max_aspect: float = 2.0
+    block: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("step_px", "max_aspect", "block"):
+            if not getattr(self, name) >= 1:
+                where = f"data.crop.buckets.{name}"
+                raise UserError(f"is {getattr(self, name)}", where=where, hint="give 1 or more")
+
+    def shapes(self, resolution: int) -> tuple[Shape, ...]:
+        """All (height, width), from the tallest to the widest.
+
+        For each short side the long one is the largest multiple of the step that keeps the area within resolution².
+
+        Raises:
+            UserError: no shape is possible.
+        """
+        found = set()
+        for side in range(self.step_px, resolution + 1, self.step_px):
+            other = resolution * resolution // side // self.step_px * self.step_px
+            if side <= other <= side * self.max_aspect:
+                found.update({(side, other), (other, side)})
+        if not found:
+            raise UserError(
+                f"no shape at resolution {resolution} has sides that are multiples of {self.step_px}",
+                where="data.crop.buckets.step_px",
+                hint="make it a divisor of the resolution",
+            )
+        return tuple(sorted(found, key=lambda shape: (shape[1] / shape[0], shape)))
+
+    def nearest(
+        self, height: NDArray[np.int64], width: NDArray[np.int64], shapes: Sequence[Shape]
+    ) -> NDArray[np.int64]:
+        """The number of the shape whose aspect ratio is nearest, in its logarithm; (n,), (n,) -> (n,)."""
+        ratios = np.array([log(wide / high) for high, wide in shapes])
+        own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
+        return np.abs(own[:, None] - ratios).argmin(axis=1)
+
+    def shapes_in_use(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> tuple[Shape, ...]:
+        """The shapes that at least a block of the images is nearest to; the smallest is given up until all do.
+
+        Raises:
+            UserError: there are fewer images than a block.
+        """
+        shapes = list(self.shapes(resolution))
+        while True:
+            counts = np.bincount(self.nearest(height, width, shapes), minlength=len(shapes))
+            if counts.min() >= self.block:
+                return tuple(shapes)
+            if len(shapes) == 1:
+                raise UserError(
+                    f"there are {len(height)} images, fewer than a block of {self.block}",
+                    where="data.crop.buckets.block",
+                    hint="make it smaller (in a training it is the stage's batch size)",
+                )
+            del shapes[int(counts.argmin())]
 
 
 @dataclass(frozen=True)
@@ -45,7 +119,7 @@ class CropRules:
     Attributes:
         centre: take the middle of the long side instead of a random offset.
         min_size_px: shortest side of the original that is accepted.
-        max_upscale: largest factor by which an original may be enlarged.
+        max_upscale: largest factor by which an original may be enlarged; None for any.
         max_aspect: largest ratio of the long to the short side.
         flip: mirror half of the samples, but for those whose caption names a side.
         buckets: aspect-ratio buckets instead of squares.
@@ -53,7 +127,7 @@ class CropRules:
 
     centre: bool = False
     min_size_px: int = 1
-    max_upscale: float = inf
+    max_upscale: float | None = None
     max_aspect: float = 8.0
     flip: bool = False
     buckets: Buckets | None = None
@@ -61,14 +135,17 @@ class CropRules:
     def __post_init__(self) -> None:
         if not self.max_aspect >= 1:
             raise UserError(f"is {self.max_aspect}", where="data.crop.max_aspect", hint="give 1 or more")
-        if not self.max_upscale > 0:
+        if self.max_upscale is not None and not self.max_upscale > 0:
             raise UserError(f"is {self.max_upscale}", where="data.crop.max_upscale", hint="give more than 0")
+
+    def with_block(self, samples: int) -> "CropRules":
+        """The same rules, a block of one bucket being the samples of a training step."""
+        return self if self.buckets is None else replace(self, buckets=replace(self.buckets, block=samples))
 
     def accepts(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> NDArray[np.bool_]:
         """Which originals may be used; a size of 0 is unknown and accepted until it is read."""
         short, long = np.minimum(height, width), np.maximum(height, width)
-        needed = resolution / self.max_upscale
-        fine = (short >= self.min_size_px) & (short >= needed) & (long <= short * self.max_aspect)
+        fine = (short >= self.min_size_px) & (short >= self._smallest(resolution)) & (long <= short * self.max_aspect)
         return fine | (short == 0)
 
     def check(self, height: int, width: int, resolution: int) -> None:
@@ -76,10 +153,14 @@ class CropRules:
         short, long = min(height, width), max(height, width)
         if short < self.min_size_px:
             raise SampleFault(f"too small: {width}x{height} pixels")
-        if short < resolution / self.max_upscale:
+        if short < self._smallest(resolution):
             raise SampleFault(f"too small: {width}x{height} pixels would be enlarged too much")
         if long > short * self.max_aspect:
             raise SampleFault(f"too long: {width}x{height} pixels")
+
+    def _smallest(self, resolution: int) -> float:
+        """Shortest side of an original that needs no more enlargement than is allowed."""
+        return resolution / (inf if self.max_upscale is None else self.max_upscale)
 
     def choose(self, height: int, width: int, shape: tuple[int, int], draws: Draws, *, may_flip: bool = False) -> Crop:
         """The crop of a shape (height, width) from an original of this upright size.

@@ -10,7 +10,7 @@ from hdm_lightning.whole_files import is_link_error, link_error, no_follow
 
 
 class SampleFault(Exception):
-    """One sample cannot be used; the message says why. The run goes on with a hole in its place."""
+    """One sample cannot be used; the message says why. The run continues with a masked sample in its place."""
 
 
 class Quarantine:
@@ -33,20 +33,22 @@ class Quarantine:
         line = (json.dumps(row) + "\n").encode()
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = no_follow(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            handle = no_follow(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as error:
             raise link_error(self.path) if is_link_error(error) else error from error
         try:
-            os.write(handle, line)
+            end = os.fstat(handle).st_size
+            cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"  # a full disk left half a line
+            os.write(handle, b"\n" + line if cut else line)
         finally:
             os.close(handle)
 
 
 class FaultMeter:
-    """Counts holes and stops the run when their share of the latest samples is too large.
+    """Counts masked samples and stops the run when their share of the latest samples is too large.
 
     Args:
-        largest_share: share of holes at which to stop, in [0, 1].
+        largest_share: share of masked samples at which to stop, in [0, 1].
         patience: samples to see before the first judgement. After `MEMORY` times as many all counts are halved, so
             that a server that dies after millions of good samples is noticed as soon as one that dies early.
     """

@@ -1,86 +1,130 @@
-"""What the shards of a folder hold: `index.json`, written beside them.
+"""What the shards of a folder hold: `index.json`, beside them, and the records in it.
 
-The index says for each shard how many usable samples it has, its size and SHA-256, and where each sample begins, so
-that any sample of any shard is one read of a known range. Samples that can never be used (no image, unsafe names, a
-key that stands twice, or found bad by `hdm-shards verify`) are named in `skip` and belong to no plan.
+The index says for each shard how many usable samples it has, its size and SHA-256, and where each sample and each of
+its members begins, so that any sample of any shard is one read of a known range. Samples that can never be used (no
+image, unsafe names, a key that stands twice, or found bad by `hdm-shards verify`) are named in `skip` and belong to
+no plan.
 """
 
+import base64
+import binascii
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hdm_lightning.data.records import Index, ShardRecord
-from hdm_lightning.data.scanning import scan_shards
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.members import Columns, Layout, SampleTable, unpack_rows
 from hdm_lightning.data.storage import is_local, read_whole
+from hdm_lightning.data.tar import BLOCK, is_unsafe
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
 
-__all__ = ["INDEX_NAME", "Index", "ShardRecord", "index_shards", "load_index", "write_index"]
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats that can be read; the first one has no members, so that its samples are parsed."""
 
-FORMAT = 1
 INDEX_NAME = "index.json"
-PART_NAME = ".index-part.json"
-PART_EVERY = 20
 
 
-def index_shards(
-    folder: str | os.PathLike[str],
-    *,
-    jobs: int = 1,
-    new_only: bool = False,
-    progress: Callable[[ShardRecord], None] | None = None,
-) -> Index:
-    """Read every `*.tar` below a folder and write its `index.json`; goes on where an earlier call was interrupted.
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard of an index.
 
-    Args:
-        folder: a local folder.
-        jobs: processes that read side by side.
-        new_only: keep what the present index says of shards that have the same size and are not younger than it.
-        progress: called after each shard.
-
-    Raises:
-        UserError: the folder is missing or has no shard.
+    Attributes:
+        name: file name, below the folder of the index.
+        samples: usable samples.
+        bytes, sha256: of the whole file.
+        first_block: 512-byte block where the first sample begins.
+        columns: where all samples and their members lie, used or not.
+        skip: ordinal of a sample that is left out, and the reason.
+        note: what is wrong with the archive as a whole, or empty.
     """
-    root = Path(folder)
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar")) if root.is_dir() else []
-    if not names:
-        raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
-    part = root / PART_NAME
-    known = {**(_known(root, root / INDEX_NAME) if new_only else {}), **_known(root, part)}
-    missing = [name for name in names if name not in known]
-    for done, record in enumerate(scan_shards(root, missing, jobs=jobs, progress=progress), start=1):
-        known[record.name] = record
-        if done % PART_EVERY == 0:
-            write_index(Index(str(root), tuple(known.values())), part)
-    index = Index(str(root), tuple(known[name] for name in names))
-    write_index(index, root / INDEX_NAME)
-    part.unlink(missing_ok=True)
-    return index
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    first_block: int
+    columns: Columns
+    skip: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def count(self) -> int:
+        """Samples, used or not."""
+        return self.samples + len(self.skip)
+
+    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Height and width in pixels of the usable samples, int64 (samples,) each; 0 where unknown.
+
+        Raises:
+            UserError: the record contradicts itself.
+        """
+        with _naming(self.name):
+            height, width = self.columns.shapes(self.count)
+        used = self._used()
+        return height[used], width[used]
+
+    def table(self) -> SampleTable:
+        """Where the usable samples lie.
+
+        Raises:
+            UserError: the record contradicts itself.
+        """
+        with _naming(self.name):
+            height, width = self.columns.shapes(self.count)
+            forms = self.columns.forms(self.count) if self.columns.blocks is None else None
+            size = forms.range_bytes() if forms else unpack_rows(self.columns.blocks or b"", self.count) * BLOCK
+            start = self.first_block * BLOCK + np.cumsum(size) - size
+            if self.first_block * BLOCK + size.sum(dtype=np.float64) > self.bytes:
+                raise ValueError("samples lie beyond the end of the shard")
+        return SampleTable(np.arange(self.count), start, size, height, width, forms).take(self._used())
+
+    def _used(self) -> NDArray[np.bool_]:
+        used = np.ones(self.count, dtype=bool)
+        used[list(self.skip)] = False
+        return used
 
 
-def _known(root: Path, file: Path) -> dict[str, ShardRecord]:
-    """The records of a file whose shards have not changed since it was written."""
-    if not file.is_file():
-        return {}
-    written = file.stat().st_mtime
-    found = {}
-    for record in load_index(file).shards:
-        try:
-            state = (root / record.name).stat()
-        except FileNotFoundError:
-            continue
-        if state.st_size == record.bytes and state.st_mtime < written:
-            found[record.name] = record
-    return found
+@dataclass(frozen=True)
+class Index:
+    """The shards of one folder; `base` is the folder or the address that their names are below."""
+
+    base: str
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def samples(self) -> int:
+        """Usable samples in all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    def url(self, shard: ShardRecord) -> str:
+        """Path or address of a shard."""
+        return f"{self.base.rstrip('/')}/{shard.name}"
+
+
+@contextmanager
+def _naming(shard: str) -> Iterator[None]:
+    """Turn what is wrong with a record into a `UserError` that names its shard."""
+    try:
+        yield
+    except ValueError as error:
+        what, hint = f"the index contradicts itself: {error}", "run `hdm-shards index` again"
+        raise UserError(what, where=shard, hint=hint) from error
 
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index so that a reader sees the old one or the new one, never a part."""
-    document = {"format": FORMAT, "samples": index.samples, "shards": [asdict(shard) for shard in index.shards]}
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        json.dump(document, handle, indent=1)
+        handle.write(f'{{"format": {FORMAT}, "samples": {index.samples}, "shards": [\n')
+        handle.write(",\n".join(json.dumps(as_entry(shard)) for shard in index.shards))
+        handle.write("\n]}\n")
 
 
 def load_index(location: str | os.PathLike[str]) -> Index:
@@ -89,13 +133,18 @@ def load_index(location: str | os.PathLike[str]) -> Index:
     Raises:
         UserError: there is no index, or it cannot be read.
     """
-    text = os.fspath(location)
-    file = text if text.endswith(".json") else f"{text.rstrip('/')}/{INDEX_NAME}"
+    file = index_file(location)
     try:
         raw = read_whole(file)
     except OSError as error:
-        raise _no_index(text, file, error) from error
+        raise _no_index(os.fspath(location), file, error) from error
     return _parse(raw, file)
+
+
+def index_file(location: str | os.PathLike[str]) -> str:
+    """Path or address of the index of a folder, or of an index file itself."""
+    text = os.fspath(location)
+    return text if text.endswith(".json") else f"{text.rstrip('/')}/{INDEX_NAME}"
 
 
 def _no_index(location: str, file: str, error: OSError) -> UserError:
@@ -125,14 +174,14 @@ def _index_command(location: str) -> str:
 def _parse(raw: bytes, file: str) -> Index:
     try:
         document = json.loads(raw)
-        if document["format"] != FORMAT:
+        if document["format"] not in READABLE:
             raise UserError(
-                f"index format {document['format']} was written by another version; this one reads {FORMAT}",
+                f"index format {document['format']} was written by another version; this one reads up to {FORMAT}",
                 where=file,
                 hint="run `hdm-shards index` again",
             )
-        shards = tuple(_record(entry) for entry in document["shards"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = tuple(from_entry(entry) for entry in document["shards"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         hint = "run `hdm-shards index` again"
@@ -140,8 +189,88 @@ def _parse(raw: bytes, file: str) -> Index:
     return Index(file.rpartition("/")[0] or ".", shards)
 
 
-def _record(entry: Mapping[str, object]) -> ShardRecord:
-    known = {name: entry[name] for name in ShardRecord.__dataclass_fields__ if name in entry}
-    skip = entry.get("skip") or {}
-    known["skip"] = {int(ordinal): str(reason) for ordinal, reason in skip.items()}  # type: ignore[attr-defined]
-    return ShardRecord(**known)  # type: ignore[arg-type]
+def as_entry(shard: ShardRecord) -> dict[str, Any]:
+    """A record as JSON has it."""
+    columns = shard.columns
+    entry = {
+        "name": shard.name,
+        "samples": shard.samples,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "first_block": shard.first_block,
+        "height": _encoded(columns.height),
+        "width": _encoded(columns.width),
+    }
+    if columns.blocks is not None:
+        entry |= {"blocks": _encoded(columns.blocks)}
+    else:
+        entry |= {
+            "layouts": [
+                [each.key_at, [list(member) for member in each.members], each.tail] for each in columns.layouts
+            ],
+            "layout": _encoded(columns.layout),
+            "key_length": _encoded(columns.key_length),
+            "sizes": [_encoded(column) for column in columns.sizes],
+            "check": _encoded(columns.check),
+        }
+    return {**entry, "skip": {str(ordinal): reason for ordinal, reason in shard.skip.items()}, "note": shard.note}
+
+
+def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
+    """The record of an entry.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    columns = Columns(_decoded(entry["height"]), _decoded(entry["width"]))
+    if "blocks" in entry:
+        columns = replace(columns, blocks=_decoded(entry["blocks"]))
+    else:
+        columns = replace(
+            columns,
+            layouts=tuple(_layout(*layout) for layout in entry["layouts"]),
+            layout=_decoded(entry["layout"]),
+            key_length=_decoded(entry["key_length"]),
+            sizes=tuple(map(_decoded, entry["sizes"])),
+            check=_decoded(entry["check"]),
+        )
+    record = ShardRecord(
+        name=str(entry["name"]),
+        samples=_natural(entry["samples"]),
+        bytes=_natural(entry["bytes"]),
+        sha256=str(entry["sha256"]),
+        first_block=_natural(entry["first_block"]),
+        columns=columns,
+        skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
+        note=str(entry.get("note", "")),
+    )
+    _require_sense(record)
+    return record
+
+
+def _layout(key_at: Any, members: Any, tail: Any) -> Layout:
+    return Layout(_natural(key_at, -1), tuple((str(name), _natural(gap)) for name, gap in members), _natural(tail))
+
+
+def _require_sense(record: ShardRecord) -> None:
+    if not record.name or "\0" in record.name or is_unsafe(record.name):
+        raise ValueError(f"the name {record.name!r} is not below the folder")
+    if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
+        raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
+
+
+def _natural(value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
+        raise ValueError(f"{value!r} where a number was expected")
+    return value
+
+
+def _encoded(column: bytes) -> str:
+    return base64.b64encode(column).decode("ascii")
+
+
+def _decoded(column: str) -> bytes:
+    try:
+        return base64.b64decode(column, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"a column cannot be decoded ({error})") from error

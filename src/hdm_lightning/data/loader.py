@@ -1,29 +1,34 @@
 """Batches of one rank: workers that prepare samples, and their samples put back in order."""
 
+import os
 import signal
-from collections.abc import Iterable, Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from math import ceil
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hdm_lightning.data.batch import Batch
-from hdm_lightning.data.chunks import Chunk, chunk_samples, collate, in_order, pack_chunk
-from hdm_lightning.data.config import StreamConfig
+from hdm_lightning.data.batch import Batch, Chunk, chunk_samples, collate, in_order, pack_chunk
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.preparation import Preparation, Sample, Tokenize
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Preparation, Sample, Tokenize
+from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
+LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
+"""Bytes of a socket's path; one more ends it."""
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
 
 
 STOP_GRACE_S = 120
-"""How long a worker that got SIGTERM goes on, so that its process can finish the step and save."""
+"""How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
 
-def outlive_signals(worker: int) -> None:
+def _ignore_stop_signals(worker: int) -> None:
     """Let a worker not die at once of the signals that ask its process to save and stop.
 
     A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
@@ -42,7 +47,7 @@ class StreamLoader:
         tokenize: caption to (token numbers, true count); must be picklable where workers are spawned.
         batch_size: B, samples of a batch on this rank.
         rank, world: this rank has the positions g = rank (mod world).
-        start: first global position.
+        start: first global position, or what gives it at the beginning of each iteration.
         pin_memory: lay batches in page-locked memory.
     """
 
@@ -55,42 +60,65 @@ class StreamLoader:
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        start: int = 0,
+        start: int | Callable[[], int] = 0,
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        plan.require_batches(batch_size * world, start)
-        self.config, self.batch_size, self.pin_memory = config, batch_size, pin_memory
+        plan.require_batches(batch_size * world, start if isinstance(start, int) else 0)
+        self.config, self.plan, self.tokenize = config, plan, tokenize
+        self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
+        self.pin_memory = pin_memory
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
-        self._chunks = _Chunks(config, plan, tokenize, first_position(start, rank, world), world)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self._chunks())
+
+    def _chunks(self) -> "_Chunks":
+        start = self.start if isinstance(self.start, int) else self.start()
+        self.plan.require_batches(self.batch_size * self.world, start)
+        first = first_position(start, self.rank, self.world)
+        return _Chunks(self.config, self.plan, self.tokenize, first, self.world)
+
+    def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
         meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
         rows: list[tuple[Chunk, int]] = []
-        for chunk, row in in_order(self._source()):
+        for chunk, row in in_order(self._source(chunks)):
             meter.count(chunk.faults[row] or None)
             rows.append((chunk, row))
             if len(rows) == self.batch_size:
                 yield collate(rows, pin_memory=self.pin_memory)
                 rows = []
 
-    def _source(self) -> Iterator[Chunk]:
+    def _source(self, chunks: "_Chunks") -> Iterator[Chunk]:
         if self.workers == 0:
-            return iter(self._chunks)
+            return iter(chunks)
+        require_room_for_sockets(tempfile.gettempdir())
         loader = DataLoader(
-            self._chunks,
+            chunks,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=_ignore_stop_signals,
         )
-        return told_of_deaths(loader)
+        return naming_dead_workers(loader)
 
 
-def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes; that one has died or is stuck is said, whatever breaks first.
+def require_room_for_sockets(folder: str) -> None:
+    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
+
+    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
+    worker fails in the background, and the training waits for samples that never come.
+    """
+    name = f"{folder}/pymp-12345678/listener-12345678"
+    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
+        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
+        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
+
+
+def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of worker processes, with an error that says so where one has died or is stuck.
 
     torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
 
@@ -104,14 +132,14 @@ def told_of_deaths(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     except RuntimeError as error:
         if "timed out" not in str(error):
             raise
-        told = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(told) from error
+        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+        raise RuntimeError(what) from error
 
 
 class ValidationLoader(StreamLoader):
     """A finite loader over the first positions of a fixed order, with as many batches on every rank.
 
-    Each position is given by one rank; the last batches are filled up with holes of weight 0, so that no rank waits
+    Each position is given by one rank; the last batches are filled up with masked samples, so that no rank waits
     for another. Captions are the first ones, never dropped.
 
     Args:
@@ -131,14 +159,20 @@ class ValidationLoader(StreamLoader):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(config, plan, tokenize, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
-        samples = min(samples, plan.samples)
-        self._batches = ceil(ceil(samples / world) / batch_size)
-        self._chunks = _Chunks(
-            config, plan, tokenize, rank, world, rows=self._batches * batch_size, stop=samples, training=False
-        )
+        self.samples = min(samples, plan.samples)
 
     def __len__(self) -> int:
-        return self._batches
+        return ceil(ceil(self.samples / self.world) / self.batch_size)
+
+    def _chunks(self) -> "_Chunks":
+        rows = len(self) * self.batch_size
+        return _Chunks(
+            self.config, self.plan, self.tokenize, self.rank, self.world, rows=rows, stop=self.samples, training=False
+        )
+
+    def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
+        for batch in super()._batches(chunks):
+            yield {**batch, "set_size": self.samples}
 
 
 class _Chunks(IterableDataset[Chunk]):
@@ -174,5 +208,5 @@ class _Chunks(IterableDataset[Chunk]):
     def _sample(self, preparation: Preparation, row: int) -> Sample:
         position = self.first + row * self.world
         if self.stop is not None and position >= self.stop:
-            return preparation.hole(position)
+            return preparation.masked(position)
         return preparation.sample(position)

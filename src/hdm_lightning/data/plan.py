@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hdm_lightning.data.blocks import BlockOrder
-from hdm_lightning.data.buckets import Buckets
-from hdm_lightning.data.config import StreamConfig
-from hdm_lightning.data.mixing import Mixture
+from hdm_lightning.data.crops import Buckets
+from hdm_lightning.data.mixture import BlockOrder, Mixture
 from hdm_lightning.data.order import ShardOrder, Window
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import PlannedShard, planned_shards, source_weights
 from hdm_lightning.errors import UserError
 
@@ -74,7 +73,7 @@ class Plan:
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
             raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
-        sources = [planned_shards(source, config) for source in config.sources]
+        sources = [planned_shards(source, config.crop, config.resolution) for source in config.sources]
         weights = source_weights(config.sources, sources)
         self.samples = sum(shard.samples for shards in sources for shard in shards)
         self.fingerprint = _fingerprint(sources, weights, config)
@@ -162,18 +161,17 @@ def _parted(
     buckets: Buckets, sources: Sequence[Sequence[PlannedShard]], resolution: int
 ) -> dict[Shape, list[list[PlannedShard]]]:
     """For each shape in use, the shards of each source with the samples of that shape."""
-    tables = [[shard.table() for shard in shards] for shards in sources]
-    every = [table for of_source in tables for table in of_source]
-    height = np.concatenate([table.height for table in every])
-    width = np.concatenate([table.width for table in every])
+    sizes = [[shard.shapes() for shard in shards] for shards in sources]
+    every = [size for of_source in sizes for size in of_source]
+    height, width = (np.concatenate(column) for column in zip(*every, strict=True))
     shapes = buckets.shapes_in_use(height, width, resolution)
     parted: dict[Shape, list[list[PlannedShard]]] = {}
     for number, shape in enumerate(shapes):
         per_source = []
-        for shards, of_source in zip(sources, tables, strict=True):
+        for shards, of_source in zip(sources, sizes, strict=True):
             chosen = [
-                shard.only(buckets.nearest(table.height, table.width, shapes) == number)
-                for shard, table in zip(shards, of_source, strict=True)
+                shard.only(buckets.nearest(*size, shapes) == number)
+                for shard, size in zip(shards, of_source, strict=True)
             ]
             per_source.append([shard for shard in chosen if shard.samples])
         parted[shape] = per_source

@@ -6,23 +6,27 @@ by threads while the present one is used.
 
 import threading
 import time
+import weakref
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hdm_lightning.data.config import StreamConfig
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.members import RawSample, read_sample
+from hdm_lightning.data.members import Form, RawSample, SampleTable, parse_sample
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.plan import Place, Plan
-from hdm_lightning.data.read_ahead import ReadAhead
-from hdm_lightning.data.records import SampleTable
+from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.sources import PlannedShard
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range
+
+T = TypeVar("T")
 
 LOCAL_SPAN = 1 << 18
 """Bytes of a local window up to which it is read at once rather than sample by sample."""
@@ -43,16 +47,17 @@ Data = bytes | SampleFault
 
 
 class Address(NamedTuple):
-    """Where one sample lies."""
+    """Where one sample lies, and how it is cut (None: by its headers)."""
 
     shard: PlannedShard
     ordinal: int
     start: int
     end: int
+    form: Form | None
 
 
-Loaded = dict[int, Data | Address]
-"""What is known of the places of a window: bytes that were read ahead, or where they lie."""
+Loaded = dict[int, tuple[Address, Data | None]]
+"""What is known of the places of a window: where they lie, and the bytes of those that were read ahead."""
 
 
 class Reader:
@@ -73,10 +78,9 @@ class Reader:
 
     def address(self, place: Place) -> Address:
         """Where the sample of a place lies."""
-        table, rank = self._table(place.part, place.shard), place.rank
-        start = int(table.start[rank])
         shard = self._plan.parts[place.part].shards[place.shard]
-        return Address(shard, int(table.ordinal[rank]), start, start + int(table.size[rank]))
+        (address,) = _addresses(shard, self._table(place.part, place.shard), np.array([place.rank]))
+        return address
 
     def read(self, place: Place) -> RawSample:
         """The raw sample of a place.
@@ -85,14 +89,14 @@ class Reader:
             SampleFault: it cannot be read.
         """
         # Each sample is used once, so that what was read ahead can go as it is used.
-        data = self._window(place).pop(place.place, None)
+        address, data = self._window(place).pop(place.place, (None, None))
+        if address is None:
+            address = self.address(place)
         if data is None:
-            data = self.address(place)
-        if isinstance(data, Address):
-            data = self._read(data)
+            data = _slice(self._try(address.shard, address.start, address.end), address.start, address)
         if isinstance(data, SampleFault):
             raise data
-        return read_sample(data)
+        return parse_sample(data) if address.form is None else address.form.cut(data)
 
     def _window(self, place: Place) -> Loaded:
         """What is known of the window of a place."""
@@ -112,28 +116,33 @@ class Reader:
         return loaded
 
     def _load(self, part: int, window: Window, begin: int) -> Loaded:
-        """The bytes of a window's samples from a place on, where they are worth reading at once, else their places."""
+        """Where a window's samples from a place on lie, with their bytes where they are worth reading at once."""
         loaded: Loaded = {}
-        for shard_number in np.unique(window.shards[begin:]):
-            places = begin + np.flatnonzero(window.shards[begin:] == shard_number)
-            table, ranks = self._table(part, int(shard_number)), window.ranks[places]
-            starts, ends = table.start[ranks], table.start[ranks] + table.size[ranks]
-            shard = self._plan.parts[part].shards[int(shard_number)]
-            if is_local(shard.url) and ends.max() - starts.min() > LOCAL_SPAN:
-                columns = (places, table.ordinal[ranks], starts, ends)
-                for place, ordinal, start, end in zip(*(column.tolist() for column in columns), strict=True):
-                    loaded[place] = Address(shard, ordinal, start, end)
-                continue
-            runs = [np.arange(len(places))] if is_local(shard.url) else _runs(starts, ends)
-            for run in runs:
-                first, last = int(starts[run].min()), int(ends[run].max())
-                data = self._try(shard, first, last)
-                for number in run:
-                    loaded[int(places[number])] = _slice(data, first, int(starts[number]), int(ends[number]))
+        for number in np.unique(window.shards[begin:]).tolist():
+            places = begin + np.flatnonzero(window.shards[begin:] == number)
+            shard = self._plan.parts[part].shards[number]
+            addresses = _addresses(shard, self._table(part, number), window.ranks[places])
+            read = self._read_near if is_local(shard.url) else self._read_runs
+            loaded.update(zip(places.tolist(), zip(addresses, read(addresses), strict=True), strict=True))
         return loaded
 
-    def _read(self, address: Address) -> Data:
-        return _slice(self._try(address.shard, address.start, address.end), address.start, address.start, address.end)
+    def _read_near(self, addresses: list[Address]) -> list[Data | None]:
+        """The bytes of a local shard's samples, if they lie near each other."""
+        first, last = min(each.start for each in addresses), max(each.end for each in addresses)
+        if last - first > LOCAL_SPAN:
+            return [None] * len(addresses)
+        data = self._try(addresses[0].shard, first, last)
+        return [_slice(data, first, each) for each in addresses]
+
+    def _read_runs(self, addresses: list[Address]) -> list[Data | None]:
+        """The bytes of a remote shard's samples, one read for those that are near enough to each other."""
+        found: list[Data | None] = [None] * len(addresses)
+        for run in _runs(np.array([each.start for each in addresses]), np.array([each.end for each in addresses])):
+            first, last = min(addresses[n].start for n in run), max(addresses[n].end for n in run)
+            data = self._try(addresses[0].shard, first, last)
+            for number in run:
+                found[number] = _slice(data, first, addresses[number])
+        return found
 
     def _try(self, shard: PlannedShard, start: int, end: int) -> Data:
         """Bytes of a shard, or why there are none."""
@@ -174,20 +183,67 @@ class Reader:
             return table
 
 
+def _addresses(shard: PlannedShard, table: SampleTable, ranks: NDArray[np.int64]) -> list[Address]:
+    chosen = table.take(ranks)
+    forms = [None] * len(ranks) if chosen.forms is None else chosen.forms.each()
+    columns = (chosen.ordinal.tolist(), chosen.start.tolist(), (chosen.start + chosen.size).tolist(), forms)
+    return [Address(shard, *row) for row in zip(*columns, strict=True)]
+
+
 def _same(one: Window, other: Window) -> bool:
     return one.pass_number == other.pass_number and one.number == other.number
 
 
-def _slice(data: Data, offset: int, start: int, end: int) -> Data:
+def _slice(data: Data, offset: int, address: Address) -> Data:
     if isinstance(data, SampleFault):
         return data
-    if len(data) < end - offset:
+    if len(data) < address.end - offset:
         return SampleFault("truncated shard: it ends before the sample does")
-    return data[start - offset : end - offset]
+    return data[address.start - offset : address.end - offset]
 
 
-def _runs(starts: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]:
     """Samples that are near enough to each other to be read together."""
     by_start = np.argsort(starts, kind="stable")
     gaps = starts[by_start][1:] - ends[by_start][:-1]
-    return np.split(by_start, np.flatnonzero(gaps > REMOTE_GAP) + 1)
+    return [run.tolist() for run in np.split(by_start, np.flatnonzero(gaps > REMOTE_GAP) + 1)]
+
+
+class ReadAhead:
+    """Runs calls in a few daemon threads, which start with the first call and end with this object.
+
+    Unlike those of `ThreadPoolExecutor`, they do not hold up the end of the process while a server is silent.
+
+    Args:
+        threads: how many calls run side by side.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+
+    def submit(self, call: Callable[[], T]) -> "Future[T]":
+        """The result to come of a call."""
+        if self._calls is None:
+            self._calls = SimpleQueue()
+            weakref.finalize(self, _end, self._calls, self._threads)
+            for _ in range(self._threads):
+                threading.Thread(target=_work, args=(self._calls,), name="read-ahead", daemon=True).start()
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        return future
+
+
+def _end(calls: "SimpleQueue[Any]", threads: int) -> None:
+    for _ in range(threads):
+        calls.put(None)
+
+
+def _work(calls: "SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]") -> None:
+    while (next_call := calls.get()) is not None:
+        future, call = next_call
+        try:
+            future.set_result(call())
+        except BaseException as error:  # whoever asks for the result gets it
+            future.set_exception(error)
+        del future, call, next_call  # or the thread would hold on to its reader while it waits

@@ -1,108 +1,293 @@
-"""Reading shards for their index: sizes, checksums, where samples begin, what can never be used."""
+"""Reading shards for their index: sizes, checksums, where samples and their members lie, what can never be used.
+
+Both kinds of calls, for a local folder and for remote shards, resume where an earlier one was interrupted: each shard
+that was read adds a line to a file beside the index, which goes when the index is written.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
+from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.images import upright_size
-from hdm_lightning.data.members import IMAGE_EXTENSIONS
-from hdm_lightning.data.records import ShardRecord, pack
-from hdm_lightning.data.tar import BLOCK, Member, ReadAt, is_unsafe, members, split_name
+from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, as_entry, from_entry, load_index, write_index
+from hdm_lightning.data.members import IMAGE_EXTENSIONS, Columns, form_of
+from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.data.sources import expanded
+from hdm_lightning.data.storage import read_range
+from hdm_lightning.data.tar import BLOCK, Gap, Member, ReadAt, is_unsafe, split_name, walk
+from hdm_lightning.errors import UserError
+
+PART_NAME = ".index-part.jsonl"
+FETCHED_BYTES = 64 << 20
+MOST_NOTES = 3
+
+Progress = Callable[[ShardRecord], None]
 
 
-@dataclass
-class _Group:
-    """The members of one sample."""
+def index_shards(
+    folder: str | os.PathLike[str], *, jobs: int = 1, new_only: bool = False, progress: Progress | None = None
+) -> Index:
+    """Read every `*.tar` below a folder and write its `index.json`; resumes where an earlier call was interrupted.
+
+    Args:
+        folder: a local folder.
+        jobs: processes that read side by side.
+        new_only: keep what the present index says of shards that have the same size and are not younger than it.
+        progress: called after each shard.
+
+    Raises:
+        UserError: the folder is missing, has no shard, or one cannot be read.
+    """
+    root = Path(folder)
+    found = root.rglob("*.tar") if root.is_dir() else []
+    names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
+    if not names:
+        raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
+    states = {name: _state(root / name) for name in names}
+    known = _unchanged(root) if new_only else {}
+    unread = {name: name for name in names if name not in known}
+    known |= _scan_all(unread, partial(scan_shard, root), root / PART_NAME, states, jobs, progress)
+    index = Index(str(root), tuple(known[name] for name in names))
+    write_index(index, root / INDEX_NAME)
+    (root / PART_NAME).unlink()
+    return index
+
+
+def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, progress: Progress | None = None) -> Index:
+    """Index remote shards into a local file, to be named as `index` of their source.
+
+    Each shard is fetched once, read, and forgotten.
+
+    Args:
+        patterns: addresses of shards (`…/0000.tar`) or brace patterns of them, all below one folder.
+        out: where the index is written; upload it beside the shards to have it found there.
+        jobs: processes that fetch and read side by side.
+        progress: called after each shard.
+
+    Raises:
+        UserError: an address is no shard, or cannot be read.
+    """
+    urls = [url for pattern in patterns for url in expanded(pattern)]
+    folder, out = _common_folder(urls, patterns), Path(out)
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
+    part = out.with_name(f".{out.stem}-{digest}-part.jsonl")
+    known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)
+    index = Index(folder, tuple(known[_name(url)] for url in urls))
+    write_index(index, out)
+    part.unlink()
+    return index
+
+
+def _scan_all(
+    shards: Mapping[str, str],
+    scan: Callable[[str], ShardRecord],
+    part: Path,
+    states: Mapping[str, list[int]],
+    jobs: int,
+    progress: Progress | None,
+) -> dict[str, ShardRecord]:
+    """The records of shards by name, from `scan(shard)` or from what an interrupted call has left in `part`.
+
+    Each record that is read adds its line to that file, so that writing stays linear in the shards.
+    """
+    known = {name: record for name, record in _read_part(part, states).items() if name in shards}
+    missing = [name for name in shards if name not in known]
+    found = ordered_map(scan, (shards[name] for name in missing), processes=min(jobs, len(missing)))
+    with part.open("a", encoding="utf-8") as handle:
+        for name, record in zip(missing, found, strict=True):
+            if progress is not None:
+                progress(record)
+            known[name] = record
+            handle.write(json.dumps({**as_entry(record), "state": states.get(name)}) + "\n")
+            handle.flush()
+    return known
+
+
+def _read_part(part: Path, states: Mapping[str, list[int]]) -> dict[str, ShardRecord]:
+    """The records that an interrupted call has left, of shards that have not changed since."""
+    found = {}
+    for line in part.read_text(encoding="utf-8").splitlines() if part.is_file() else []:
+        try:
+            entry: dict[str, Any] = json.loads(line)
+            record = from_entry(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the last line of a call that was killed
+        if entry.get("state") == states.get(record.name):
+            found[record.name] = record
+    return found
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _unchanged(root: Path) -> dict[str, ShardRecord]:
+    """The records of the folder's index whose shards have not changed since; none of an index without members."""
+    if not (root / INDEX_NAME).is_file():
+        return {}
+    written, found = (root / INDEX_NAME).stat().st_mtime, {}
+    for record in load_index(root).shards:
+        try:
+            state = (root / record.name).stat()
+        except FileNotFoundError:
+            continue
+        if state.st_size == record.bytes and state.st_mtime < written and record.columns.blocks is None:
+            found[record.name] = record
+    return found
+
+
+def _common_folder(urls: Sequence[str], patterns: Sequence[str]) -> str:
+    folders = {url.rpartition("/")[0] for url in urls}
+    if len(folders) != 1 or not all(url.endswith(".tar") for url in urls):
+        raise UserError(
+            "an index takes in remote shards below one folder, each named by its address",
+            where=", ".join(patterns),
+            hint="give a pattern such as https://host/folder/{0000..0099}.tar",
+        )
+    return folders.pop()
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _scan_remote(url: str) -> ShardRecord:
+    name = _name(url)
+    with tempfile.TemporaryDirectory() as folder:
+        with (Path(folder) / name).open("wb") as handle:
+            try:
+                while part := read_range(url, handle.tell(), handle.tell() + FETCHED_BYTES):
+                    handle.write(part)
+                    if len(part) < FETCHED_BYTES:
+                        break
+            except OSError as error:
+                raise UserError(str(error), where=url, hint="check the address and the network") from error
+        return scan_shard(Path(folder), name)
+
+
+class _Group(NamedTuple):
+    """The members of one sample, in order, and what is wrong with it, if anything."""
 
     key: str
     start: int
-    members: dict[str, Member] = field(default_factory=dict)
-    fault: str = ""
+    members: dict[str, Member]
+    faults: list[str]
 
 
-def scan_shards(
-    root: Path, names: Sequence[str], *, jobs: int, progress: Callable[[ShardRecord], None] | None
-) -> Iterator[ShardRecord]:
-    """The records of shards, in the order of their names."""
-    for record in ordered_map(partial(scan_shard, root), names, processes=min(jobs, len(names))):
-        if progress is not None:
-            progress(record)
-        yield record
+@dataclass
+class _Archive:
+    """The samples of an archive, where the last one ends, and what is wrong with the archive as a whole."""
+
+    groups: list[_Group] = field(default_factory=list)
+    end: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def scan_shard(root: Path, name: str) -> ShardRecord:
-    """Everything that an index says about one local shard."""
+    """Everything that an index says about one local shard.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = root / name
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        size = handle.seek(0, 2)
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            size = handle.seek(0, 2)
+            return _record(name, digest, size, lambda start, count: os.pread(handle.fileno(), count, start))
+    except Exception as error:
+        hint = "look at the file; without it, the others can be indexed"
+        raise UserError(
+            f"the shard cannot be read ({type(error).__name__}: {error})", where=str(path), hint=hint
+        ) from error
 
-        def read(offset: int, count: int) -> bytes:
-            handle.seek(offset)
-            return handle.read(count)
 
-        groups, end, note = _group(read, size)
-        skip, shapes = _judge(read, groups, note)
-    starts = [group.start for group in groups] + [end]
-    blocks = [(after - before) // BLOCK for before, after in pairwise(starts)]
+def _record(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
+    archive = _grouped(read, size)
+    groups, starts = archive.groups, [group.start for group in archive.groups] + [archive.end]
+    skip, shapes = _examined(read, groups)
+    forms = [
+        form_of(read, group.key, start, end, group.members)
+        for group, (start, end) in zip(groups, pairwise(starts), strict=True)
+    ]
+    more = len(archive.notes) - MOST_NOTES
+    notes = archive.notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
     return ShardRecord(
         name=name,
         samples=len(groups) - len(skip),
         bytes=size,
         sha256=digest,
         first_block=starts[0] // BLOCK,
-        blocks=pack(blocks),
-        height=pack([height for height, _ in shapes]),
-        width=pack([width for _, width in shapes]),
+        columns=Columns.of(forms, shapes),
         skip=skip,
-        note=note,
+        note="; ".join(notes),
     )
 
 
-def _group(read: ReadAt, size: int) -> tuple[list[_Group], int, str]:
-    """The samples of an archive, where the last one ends, and what is wrong with the archive as a whole."""
-    groups: list[_Group] = []
-    end, note = 0, ""
-    try:
-        for member in members(read, 0, size, whole=True):
-            end = member.end
-            named = split_name(member.name)
-            if named is None:
-                continue
-            key, extension = named
-            if not groups or groups[-1].key != key or extension in groups[-1].members:
-                groups.append(_Group(key, member.start))
-            groups[-1].members[extension] = member
-            if is_unsafe(member.name):
-                groups[-1].fault = "unsafe member name"
-    except SampleFault as fault:
-        note = str(fault)
-    return groups, end, note
+def _grouped(read: ReadAt, size: int) -> _Archive:
+    """The members of an archive as samples; those beside a gap that may lack members are marked."""
+    archive, torn = _Archive(), False
+    for found in walk(read, size):
+        if isinstance(found, Gap):
+            torn = torn or found.torn
+            archive.notes.append(_note(found, size))
+            if found.torn and archive.groups:
+                kind = "last sample of a truncated archive" if found.end == size else "beside damage in the archive"
+                archive.groups[-1].faults.append(kind)
+            continue
+        archive.end = found.end
+        named = split_name(found.name)
+        if named is None:
+            continue
+        group = _group_of(archive.groups, *named, found)
+        group.members[named[1]] = found
+        if is_unsafe(found.name):
+            group.faults.insert(0, "unsafe member name")
+        if torn:
+            group.faults.append("beside damage in the archive")
+            torn = False
+    return archive
 
 
-def _judge(read: ReadAt, groups: list[_Group], note: str) -> tuple[dict[int, str], list[tuple[int, int]]]:
+def _group_of(groups: list[_Group], key: str, extension: str, member: Member) -> _Group:
+    """The group that a member belongs to, a new one where it begins one."""
+    if not groups or groups[-1].key != key or extension in groups[-1].members:
+        groups.append(_Group(key, member.start, {}, []))
+    return groups[-1]
+
+
+def _note(gap: Gap, size: int) -> str:
+    if gap.end == size:
+        return gap.reason
+    return f"{gap.reason}: bytes {gap.start} to {gap.end} were passed over"
+
+
+def _examined(read: ReadAt, groups: Sequence[_Group]) -> tuple[dict[int, str], list[tuple[int, int]]]:
+    """Which samples are left out and why, and height and width of each, 0 where unknown."""
     skip: dict[int, str] = {}
     shapes: list[tuple[int, int]] = []
     seen: set[str] = set()
     for ordinal, group in enumerate(groups):
-        fault = "duplicate key" if group.key in seen else group.fault
+        faults = (["duplicate key"] if group.key in seen else []) + group.faults
         seen.add(group.key)
         shape = (0, 0)
-        if not fault:
+        if not faults:
             try:
                 shape = _image_shape(read, group)
-            except SampleFault as found:
-                fault = str(found)
+            except SampleFault as fault:
+                faults = [str(fault)]
         shapes.append(shape)
-        if fault:
-            skip[ordinal] = fault
-    if note and groups:
-        skip.setdefault(len(groups) - 1, "last sample of a truncated archive")
+        if faults:
+            skip[ordinal] = faults[0]
     return skip, shapes
 
 

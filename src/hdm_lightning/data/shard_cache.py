@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hdm_lightning.data.records import ShardRecord
+from hdm_lightning.data.index import ShardRecord
 from hdm_lightning.data.storage import read_range, with_retries
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import no_follow

@@ -1,19 +1,22 @@
-"""What a set of shards holds, in numbers: samples, sizes, shapes, captions."""
+"""What a set of shards holds, in numbers (samples, sizes, shapes, captions) and as histograms."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.config import Source, StreamConfig
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
-from hdm_lightning.data.sources import resolve
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import Source, resolve
+from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -67,7 +70,7 @@ def collect(
     Args:
         urls: folders, shards or brace patterns.
         captions: how captions are found; None for the defaults.
-        caption_samples: how many captions are read, by lot.
+        caption_samples: how many captions are read, at random.
         length_of: length of a caption in `caption_unit`; None counts words.
 
     Raises:
@@ -75,15 +78,15 @@ def collect(
     """
     source = Source(tuple(urls))
     records = [record for _, record in resolve(source)]
-    tables = [record.table() for record in records]
+    heights, widths = zip(*(record.shapes() for record in records), strict=True)
     lengths, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
     return Statistics(
         shards=len(records),
         samples=sum(record.samples for record in records),
         bytes=sum(record.bytes for record in records),
         left_out=Counter(reason.partition(":")[0] for record in records for reason in record.skip.values()),
-        height=np.concatenate([table.height for table in tables]),
-        width=np.concatenate([table.width for table in tables]),
+        height=np.concatenate(heights),
+        width=np.concatenate(widths),
         caption_lengths=lengths,
         caption_unit=caption_unit,
         bad_captions=bad,
@@ -122,8 +125,8 @@ def as_table(found: Statistics) -> str:
     if len(found.caption_lengths):
         marks = np.percentile(found.caption_lengths, (5, 50, 95, 99, 100))
         names = ("5%", "50%", "95%", "99%", "longest")
-        told = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
-        lines.append(f"  {found.caption_unit}: {told}")
+        marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
+        lines.append(f"  {found.caption_unit}: {marked}")
     return "\n".join(lines)
 
 
@@ -137,3 +140,30 @@ def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float
         for name, count, part in zip(names, counts.tolist(), share.tolist(), strict=True)
         if count
     ]
+
+
+def draw(found: Statistics, path: str | Path) -> None:
+    """Histograms of short sides, aspect ratios and caption lengths, written as an image file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
+        raise UserError("histograms need matplotlib", where="--picture", hint=hint) from error
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    sides, shapes, captions = figure.subplots(1, 3)
+    _histogram(sides, found.short_side, "short side [pixels]")
+    _histogram(shapes, np.log2(np.maximum(found.aspect, 1e-3)), "log₂(width / height)")
+    _histogram(captions, found.caption_lengths, f"caption length [{found.caption_unit}]")
+    sides.set_ylabel("samples")
+    figure.suptitle(f"{found.samples} samples in {found.shards} shards, {found.bytes / 1e9:.2f} GB")
+    figure.savefig(path, dpi=120)
+
+
+def _histogram(axes: Any, values: Any, label: str) -> None:
+    if len(values):
+        axes.hist(values, bins=40)
+    axes.set_xlabel(label)

@@ -1,6 +1,9 @@
 """Bytes of shards and indices wherever they lie: local files, http(s), pipes, and all that fsspec reaches."""
 
+import errno
 import os
+import re
+import stat
 import threading
 import time
 import urllib.error
@@ -15,6 +18,7 @@ from hdm_lightning.data.redirects import RefusedRedirect, SafeRedirects
 from hdm_lightning.errors import UserError
 
 T = TypeVar("T")
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 OPEN_FILES = 64
 TRIES = 5
 PAUSE_S = 0.5
@@ -55,7 +59,7 @@ class LocalFiles:
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)
         if handle is None:
-            handle = self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = self._handles[path] = _open_file(path)
             if len(self._handles) > self._limit:
                 os.close(self._handles.popitem(last=False)[1])
         else:
@@ -69,6 +73,14 @@ class LocalFiles:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _open_file(path: str) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 def is_local(url: str) -> bool:
@@ -141,6 +153,18 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
 
 
 def _http(url: str, start: int, end: int | None) -> bytes:
+    """Bytes [start, end); what a server or proxy leaves out of a range is asked for again from there on."""
+    data, whole = _http_part(url, start, end)
+    while data and whole is not None and start + len(data) < (whole if end is None else min(end, whole)):
+        part, whole = _http_part(url, start + len(data), end)
+        if not part:
+            raise ConnectionError(f"{url}: the server gives nothing after byte {start + len(data)}")
+        data += part
+    return data
+
+
+def _http_part(url: str, start: int, end: int | None) -> tuple[bytes, int | None]:
+    """The bytes of one reply, and the size of the file where the reply is a range and says so."""
     request = urllib.request.Request(url)
     if start or end is not None:
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
@@ -151,7 +175,7 @@ def _http(url: str, start: int, end: int | None) -> bytes:
         if error.code in (404, 410):
             raise FileNotFoundError(f"{url}: HTTP {error.code}") from error
         if error.code == 416:  # the file ends before the range begins
-            return b""
+            return b"", None
         raise
 
 
@@ -160,14 +184,19 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(SafeRedirects)
 
 
-def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
+def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int | None]:
     """The wanted bytes of a reply, which may be the range or, from a plain server, the whole file.
 
     Raises:
-        ConnectionError: the connection ended before the bytes did.
+        ConnectionError: another range came, or the connection ended before the bytes did.
         TimeoutError: they came too slowly.
     """
-    begin, wanted = (0, None) if reply.status == 206 else (start, None if end is None else end - start)
+    begin, whole = start, None
+    if reply.status == 206:
+        begin, (first, whole) = 0, _content_range(reply)
+        if first not in (None, start):
+            raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
+    wanted = None if end is None else end - start
     length = reply.headers.get("Content-Length")
     if length is not None:  # not all servers hang up after the last byte
         rest = max(0, int(length) - begin)
@@ -177,7 +206,13 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> bytes:
     data = b"".join(_parts(read, wanted))
     if length is not None and len(data) < (wanted or 0):
         raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
-    return data
+    return data, whole
+
+
+def _content_range(reply: HTTPResponse) -> tuple[int | None, int | None]:
+    """First byte of a partial reply and size of the whole file, None for what it does not say."""
+    found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
+    return (None, None) if found is None else (int(found[1]), None if found[2] == "*" else int(found[2]))
 
 
 def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:

@@ -1,7 +1,7 @@
-"""Reading tar members from any range of bytes: ustar, GNU long names and PAX paths.
+"""Walking the headers of a tar archive: ustar, GNU long names and PAX paths.
 
 A sample of a shard is a run of members whose names share what stands before the first dot of the base name, as
-webdataset groups them. This reader checks each header and never looks outside the range that it was given.
+webdataset groups them. Only indexing walks a whole archive; loading reads the ranges that the index has noted.
 """
 
 import re
@@ -11,18 +11,23 @@ from typing import NamedTuple
 from hdm_lightning.data.faults import SampleFault
 
 BLOCK = 512
+MAX_EXTENDED_BYTES = 1 << 20
+"""Largest long name or set of PAX records that is read."""
+
+CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(BLOCK)
 _KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
 _REGULAR = (b"0", b"\0", b"7")
 
 ReadAt = Callable[[int, int], bytes]
+"""`read(offset, size)` gives the bytes there, fewer at the end of the file."""
 
 
 class Member(NamedTuple):
     """A regular file of an archive.
 
     `start` is where its first header block stands (extended headers included), `data` where its bytes begin,
-    `end` where the next header stands, all in bytes.
+    `end` where the next header stands, `name_at` where its name is written in one piece (-1: nowhere), all in bytes.
     """
 
     name: str
@@ -30,6 +35,19 @@ class Member(NamedTuple):
     data: int
     size: int
     end: int
+    name_at: int
+
+
+class Gap(NamedTuple):
+    """Bytes of an archive, [start, end), in which no member can be read.
+
+    `torn` says whether the samples beside it may lack members; an end mark in the middle of a file tears none.
+    """
+
+    start: int
+    end: int
+    reason: str
+    torn: bool = True
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -43,50 +61,87 @@ def is_unsafe(name: str) -> bool:
     return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":"
 
 
-def members(read: ReadAt, start: int, end: int, *, whole: bool = False) -> Iterator[Member]:
-    """The regular files between two byte offsets, in order; stops at the end mark of the archive.
-
-    Args:
-        read: `read(offset, size)` gives the bytes there, fewer at the end of the file.
-        start: offset of a header.
-        end: where to stop.
-        whole: the range reaches to the end of the archive, so that an end mark must come.
+def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
+    """The regular files between two byte offsets, in order; stops at an end mark.
 
     Raises:
         SampleFault: a header is damaged, or the bytes end inside a member.
     """
+    while start < end and (member := _next_member(read, start, end)) is not None:
+        yield member
+        start = member.end
+
+
+def walk(read: ReadAt, size: int) -> Iterator[Member | Gap]:
+    """The regular files of a whole archive of `size` bytes, and the gaps between them where it is damaged.
+
+    Members behind damage, or behind an end mark in the middle of the file, are found by the next sound header.
+    """
+    position = 0
+    while position < size:
+        try:
+            member = _next_member(read, position, size)
+        except SampleFault as fault:
+            gap = Gap(position, _next_header(read, position + BLOCK, size), str(fault))
+        else:
+            if member is not None:
+                yield member
+                position = member.end
+                continue
+            gap = _behind_end_mark(read, position, size)
+            if gap.start == size:
+                return
+        yield gap
+        position = gap.end
+        if position == size:
+            return
+    yield Gap(size, size, "truncated: the archive has no end mark")
+
+
+def _next_member(read: ReadAt, start: int, end: int) -> Member | None:
+    """The next regular file, or None where an end mark or the end of the range comes first."""
     position, first, long_name = start, start, None
     while position < end:
         header = read(position, BLOCK)
         if len(header) < BLOCK:
             raise SampleFault("truncated: the archive ends inside a header")
         if header == _ZEROS:
-            return
+            return None
         name, size, kind = _parse(header)
         data = position + BLOCK
-        position = data + -(-size // BLOCK) * BLOCK
-        if position > end:
+        following = data + -(-size // BLOCK) * BLOCK
+        if following > end:
             raise SampleFault("truncated: the archive ends inside a member")
-        if kind == b"L":
-            long_name = read(data, size).rstrip(b"\0").decode("utf-8", "backslashreplace")
-        elif kind == b"x":
-            long_name = _pax_path(read(data, size)) or long_name
+        if kind in (b"L", b"x"):
+            if size > MAX_EXTENDED_BYTES:
+                raise SampleFault(f"damaged tar header: an extended header of {size} bytes")
+            long_name = _long_name(kind, read(data, size), data) or long_name
         elif kind != b"g":
             if kind in _REGULAR:
-                yield Member(long_name or name, first, data, size, position)
-            first, long_name = position, None
-    if whole:
-        raise SampleFault("truncated: the archive has no end mark")
+                named, name_at = long_name or (name, -1 if header[345] else position)
+                return Member(_text(named), first, data, size, following, name_at)
+            first, long_name = following, None
+        position = following
+    return None
 
 
-def _parse(header: bytes) -> tuple[str, int, bytes]:
-    recorded = _number(header[148:156])
-    if recorded != sum(header[:148]) + 256 + sum(header[156:]):
+def _parse(header: bytes) -> tuple[bytes, int, bytes]:
+    if not _is_header(header):
         raise SampleFault("damaged tar header: its checksum is wrong")
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "backslashreplace"), _number(header[124:136]), header[156:157]
+    return name, _number(header[124:136]), header[156:157]
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block has the checksum of a tar header."""
+    if len(block) < BLOCK or block == _ZEROS:
+        return False
+    try:
+        return _number(block[148:156]) == sum(block[:148]) + 256 + sum(block[156:])
+    except SampleFault:
+        return False
 
 
 def _number(field: bytes) -> int:
@@ -102,15 +157,61 @@ def _number(field: bytes) -> int:
     return value
 
 
-def _pax_path(records: bytes) -> str | None:
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _long_name(kind: bytes, content: bytes, at: int) -> tuple[bytes, int] | None:
+    """The name that an extended header gives to the next member, and where it is written."""
+    return (content.rstrip(b"\0"), at) if kind == b"L" else _pax_path(content, at)
+
+
+def _pax_path(records: bytes, at: int) -> tuple[bytes, int] | None:
     """The `path` of a PAX header made of records `length key=value\\n`."""
     path, position = None, 0
     while position < len(records):
-        length, _, _ = records[position:].partition(b" ")
-        if not length.isdigit() or int(length) == 0:
+        space = records.find(b" ", position, position + 21)
+        length = records[position:space]
+        end = position + int(length) if space > 0 and length.isdigit() else 0
+        if end <= space + 1:
             raise SampleFault("damaged tar header: a PAX record cannot be read")
-        record = records[position + len(length) + 1 : position + int(length) - 1]
-        if record.startswith(b"path="):
-            path = record[5:].decode("utf-8", "backslashreplace")
-        position += int(length)
+        if records.startswith(b"path=", space + 1):
+            path = records[space + 6 : end - 1], at + space + 6
+        position = end
     return path
+
+
+def _next_header(read: ReadAt, start: int, size: int) -> int:
+    """Where the next sound header stands, at a multiple of a block; `size` where there is none."""
+    for begin in range(start, size, CHUNK_BYTES):
+        chunk = read(begin, CHUNK_BYTES)
+        for offset in range(0, len(chunk), BLOCK):
+            # Seven octal digits of a checksum are rare in compressed data: a cheap look before the sum.
+            if chunk[offset + 148 : offset + 154].strip(b" \0").isdigit() and _is_header(
+                chunk[offset : offset + BLOCK]
+            ):
+                return begin + offset
+    return size
+
+
+def _behind_end_mark(read: ReadAt, mark: int, size: int) -> Gap:
+    """What lies between an end mark and the next member; begins at `size` where only zeros follow, as they should.
+
+    A wiped header looks like an end mark, too: then the samples beside it may be torn.
+    """
+    following = _first_not_zero(read, mark, size)
+    if following == size:
+        return Gap(size, size, "")
+    header = following if _is_header(read(following, BLOCK)) else _next_header(read, following + BLOCK, size)
+    torn = header > following and (header < size or following - mark < 2 * BLOCK)
+    return Gap(mark, header, "an end mark stands before the end of the archive", torn)
+
+
+def _first_not_zero(read: ReadAt, start: int, size: int) -> int:
+    """The first block from `start` on that is not all zeros; `size` where all of them are."""
+    for begin in range(start, size, CHUNK_BYTES):
+        chunk = read(begin, CHUNK_BYTES)
+        rest = len(chunk.lstrip(b"\0"))
+        if rest:
+            return begin + (len(chunk) - rest) // BLOCK * BLOCK
+    return size

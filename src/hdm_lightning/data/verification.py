@@ -1,18 +1,19 @@
 """Shards against their index, and every sample of them if wanted: what is wrong, and leaving it out of the plan."""
 
 import hashlib
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.builders.ordered_map import ordered_map
 from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.images import load_upright
-from hdm_lightning.data.index import INDEX_NAME, load_index, write_index
-from hdm_lightning.data.members import read_sample
-from hdm_lightning.data.records import Index, ShardRecord
+from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, load_index, write_index
+from hdm_lightning.data.members import parse_sample
+from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.printable import in_one_line
 
 MISSING = "missing"
@@ -71,11 +72,15 @@ def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
     """
     root, index = Path(folder), load_index(folder)
     missing = {problem.shard for problem in problems if problem.reason == MISSING}
+    by_shard: dict[str, dict[int, str]] = defaultdict(dict)
+    for problem in problems:
+        if problem.ordinal is not None:
+            by_shard[problem.shard][problem.ordinal] = problem.reason
     shards = []
     for record in index.shards:
         if record.name in missing:
             continue
-        found = {p.ordinal: p.reason for p in problems if p.shard == record.name and p.ordinal is not None}
+        found = by_shard[record.name]
         new = {ordinal: reason for ordinal, reason in found.items() if ordinal not in record.skip}
         shards.append(replace(record, skip={**record.skip, **new}, samples=record.samples - len(new)))
     changed = Index(index.base, tuple(shards))
@@ -99,12 +104,14 @@ def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord
 
 def _bad_samples(path: Path, record: ShardRecord, captions: CaptionRules) -> Iterator[Problem]:
     table = record.table()
+    forms = [None] * record.samples if table.forms is None else table.forms.each()
+    columns = (table.ordinal.tolist(), table.start.tolist(), table.size.tolist(), forms)
     with path.open("rb") as handle:
-        for ordinal, start, size in zip(table.ordinal.tolist(), table.start.tolist(), table.size.tolist(), strict=True):
-            handle.seek(start)
+        for ordinal, start, size, form in zip(*columns, strict=True):
             key = ""
             try:
-                sample = read_sample(handle.read(size))
+                data = os.pread(handle.fileno(), size, start)
+                sample = parse_sample(data) if form is None else form.cut(data)
                 key = sample.key
                 load_upright(sample.image())
                 captions.first(sample.members)

@@ -17,63 +17,67 @@ is smooth in time and holds around t, equal to that of another time where no jum
 piece of its beginning alone, and nothing is extrapolated from one piece into the next.
 """
 
-Progress = Callable[[int, int], None]
-"""Called after each step with (steps done, steps in all)."""
+OnStep = Callable[[int, Tensor], Tensor]
+"""Called after each step with (steps done, the state); returns the state to go on from."""
 
 Solver = Callable[..., Tensor]
-"""(velocity, x, grid, progress=None) -> x at the grid's last time."""
+"""(velocity, x, grid, on_step=…) -> x at the grid's last time."""
 
 
-def euler(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+def _unchanged(done: int, x: Tensor) -> Tensor:
+    return x
+
+
+def euler(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Euler's method: first order, one evaluation a step.
 
     Args:
         velocity: v(x, t).
         x: state at the grid's first time, in the dtype to integrate in.
         grid: decreasing times.
-        progress: called after each step.
+        on_step: called after each step.
 
     Returns:
         The state at the grid's last time.
     """
-    for now, then in _steps(grid, progress):
-        x = x + (then - now) * velocity(x, now).to(x.dtype)
+    for done, now, then in _steps(grid):
+        x = on_step(done, x + (then - now) * velocity(x, now).to(x.dtype))
     return x
 
 
-def heun(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+def heun(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Heun's method (arXiv 2206.00364, algorithm 1): second order, two evaluations a step.
 
     A step that ends at t = 0 is an Euler step, as there: the network hardly sees that time in training, and one
     uncorrected step leaves the order as it is. Arguments as for `euler`.
     """
-    for now, then in _steps(grid, progress):
+    for done, now, then in _steps(grid):
         piece = _piece(velocity, now)
         slope = piece(x, now).to(x.dtype)
         ahead = x + (then - now) * slope
         if then > 0.0:
             slope = 0.5 * (slope + piece(ahead, then).to(x.dtype))
-        x = x + (then - now) * slope
+        x = on_step(done, x + (then - now) * slope)
     return x
 
 
-def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+def adams_bashforth_2(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Two-step Adams–Bashforth on steps of any length: second order, one evaluation a step.
 
     The velocity is extrapolated linearly in t from this step's and the one before; the first step is Euler's, and so is
     the first one behind a jump of the velocity.
     Arguments as for `euler`.
     """
-    return _adams_bashforth(velocity, x, grid, progress, order=2)
+    return _adams_bashforth(velocity, x, grid, on_step, order=2)
 
 
-def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None = None) -> Tensor:
+def adams_bashforth_3(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep = _unchanged) -> Tensor:
     """Three-step Adams–Bashforth on steps of any length: third order, one evaluation a step.
 
     The first step is Heun's (one evaluation more), the second one two-step, and so again behind a jump of the velocity.
     Arguments as for `euler`.
     """
-    return _adams_bashforth(velocity, x, grid, progress, order=3)
+    return _adams_bashforth(velocity, x, grid, on_step, order=3)
 
 
 SOLVERS: Mapping[str, Solver] = {
@@ -85,24 +89,25 @@ SOLVERS: Mapping[str, Solver] = {
 """The solvers by the names that configurations and commands use."""
 
 
-def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, progress: Progress | None, *, order: int) -> Tensor:
+def _adams_bashforth(velocity: Velocity, x: Tensor, grid: Tensor, on_step: OnStep, *, order: int) -> Tensor:
     """Adams–Bashforth of a given order (Hairer, Nørsett, Wanner: Solving ODEs I, section III.1 and III.5)."""
     slopes: list[tuple[float, Tensor]] = []
     before = None
-    for now, then in _steps(grid, progress):
+    for done, now, then in _steps(grid):
         piece = _piece(velocity, now)
         if piece != before:
             slopes, before = [], piece
         slope = piece(x, now).to(x.dtype)
         if order > 2 and not slopes and then > 0.0:
             ahead = x + (then - now) * slope
-            x = x + 0.5 * (then - now) * (slope + piece(ahead, then).to(x.dtype))
+            x = on_step(done, x + 0.5 * (then - now) * (slope + piece(ahead, then).to(x.dtype)))
             slopes = [(now, slope)]
             continue
         slopes = [(now, slope), *slopes[: order - 1]]
         weights = _integrals_of_lagrange_basis([time for time, _ in slopes], now, then)
         for weight, (_, earlier) in zip(weights, slopes, strict=True):
             x = x + weight * earlier
+        x = on_step(done, x)
     return x
 
 
@@ -123,13 +128,10 @@ def _integrals_of_lagrange_basis(nodes: Sequence[float], start: float, end: floa
     return integrals
 
 
-def _steps(grid: Tensor, progress: Progress | None) -> Iterator[tuple[float, float]]:
-    """Pairs (now, then) of the grid; tells the progress after each."""
+def _steps(grid: Tensor) -> Iterator[tuple[int, float, float]]:
+    """For each step its number, from 1, and its times (now, then)."""
     times: list[float] = grid.tolist()
     if grid.dim() != 1 or len(times) < 2 or any(a <= b for a, b in itertools.pairwise(times)):
         raise ValueError(f"grid: got {times}, expected at least two decreasing times")
-    steps = len(times) - 1
     for done, (now, then) in enumerate(itertools.pairwise(times), start=1):
-        yield now, then
-        if progress is not None:
-            progress(done, steps)
+        yield done, now, then

@@ -1,5 +1,8 @@
 """The two protocols behind which every frozen encoder stands: text to context, image to latent and back.
 
+Encoders are plain objects, not submodules, so that they stay out of a training module's parameters, state dict and
+train/eval switches; `to` moves them.
+
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
 """
 
@@ -7,20 +10,23 @@ from pathlib import Path
 from typing import Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.precision import encoder_dtype
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """A frozen language model that gives one vector per token.
-
-    Encoders are plain objects, not submodules, so that they stay out of a training module's parameters,
-    state dict and train/eval switches; `to` moves them.
-    """
+    """A frozen language model that gives one vector per token."""
 
     @property
     def width(self) -> int:
         """Size of the vectors, the context width of the network."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns captions into the tokens that this encoder knows."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device and return the encoder."""
@@ -69,3 +75,19 @@ class ImageAutoencoder(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write weights and normalisation to a folder, to be loaded by its path."""
+
+
+def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
+    """Move a frozen model to a device.
+
+    Args:
+        model: its parameters are all of one dtype.
+        device: where to.
+        auto: also cast the parameters to the dtype that suits the device. Buffers keep theirs: rotary frequencies
+            lose too much by it.
+    """
+    if auto:
+        dtype = encoder_dtype(torch.device(device))
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(device, dtype)
+    model.to(device)

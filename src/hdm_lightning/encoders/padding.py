@@ -13,14 +13,14 @@ ON_INDIVISIBLE: tuple[OnIndivisible, ...] = ("refuse", "pad")
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The smallest size, both sides multiples of `multiple`, that holds a picture."""
+    """The smallest size, both sides multiples of `multiple`, that holds an image."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible) -> Tensor:
-    """Images (B, 3, H, W) whose sides are multiples of `multiple`, the picture in the upper left corner.
+    """Images (B, 3, H, W) whose sides are multiples of `multiple`, the image in the upper left corner.
 
-    What is added on the right and below mirrors the picture; where a side is too short for a mirror, its last row or
+    What is added on the right and below mirrors the image; where a side is too short for a mirror, its last row or
     column is repeated. Cut what comes back with `cut_to`.
 
     Args:

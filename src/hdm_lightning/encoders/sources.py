@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hdm_lightning.errors import UserError
 
@@ -11,12 +13,15 @@ PACKAGE_SCHEME = "package:"
 RUNS, FINAL = "runs", "final"
 """Where trainings write unless told otherwise, and the folder of what they made."""
 
+# A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
+_LEVELS_ABOVE = 3
+
 # Names that could not be had, with the reason: a second request does not wait for the network again.
 _unreachable: dict[str, str] = {}
 
 
 def locate_model(
-    name_or_path: str, *, where: str, required: Sequence[str], download: Sequence[str] | None = None
+    name_or_path: str, *, where: str, required: Sequence[str], download: Sequence[str] | None = None, **hub: Any
 ) -> Path:
     """The local folder that holds a pretrained model, downloaded from the hub at most once.
 
@@ -28,6 +33,7 @@ def locate_model(
         where: the configuration key or argument to name in errors.
         required: glob patterns; the folder must hold a match for at least one of each `|`-separated group.
         download: glob patterns of what to fetch from the hub; None takes the single patterns of `required`.
+        hub: further options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Raises:
         UserError: if there is no such model, saying what to download and where to put it.
@@ -46,7 +52,7 @@ def locate_model(
             hint="give an existing folder, a hub name OWNER/NAME, or package:NAME/FOLDER",
         )
     patterns = list(download or [p for group in required for p in group.split("|")])
-    return _hub_folder(name_or_path, where, required, patterns)
+    return _hub_folder(name_or_path, where, required, patterns, hub)
 
 
 def same_model(first: str, second: str) -> bool:
@@ -117,26 +123,28 @@ def _package_folder(spelling: str, where: str) -> Path:
     return existing[0]
 
 
-def _hub_folder(name: str, where: str, required: Sequence[str], patterns: Sequence[str]) -> Path:
+def _hub_folder(
+    name: str, where: str, required: Sequence[str], patterns: Sequence[str], hub: Mapping[str, Any]
+) -> Path:
     owner, repository, *inside = name.split("/")
     repo_id, subfolder = f"{owner}/{repository}", "/".join(inside)
-    for local_files_only in (True, False):
-        if name in _unreachable:
-            break
-        folder, reason = _snapshot(repo_id, subfolder, patterns, local_files_only)
+    reason = _unreachable.get(name)
+    tries = (True,) if hub.get("local_files_only") else (True, False)
+    for local_files_only in () if reason else tries:
+        folder, reason = _snapshot(repo_id, subfolder, patterns, **{**hub, "local_files_only": local_files_only})
         if folder is not None and _complete(folder, required):
             return folder
         if not local_files_only:
             _unreachable[name] = reason
     raise UserError(
-        f"the model {name!r} is not on this machine and could not be downloaded ({_unreachable[name]})",
+        f"the model {name!r} is not on this machine and could not be downloaded ({reason})",
         where=where,
         hint=f"on a machine with network run `hf download {repo_id}` and either copy the folder here and "
         "give its path, or put it in the hub cache ($HF_HOME/hub); gated models need `hf auth login` first",
     )
 
 
-def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], local_files_only: bool) -> tuple[Path | None, str]:
+def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], **hub: Any) -> tuple[Path | None, str]:
     """The snapshot's folder, or None; and what to say if it is not enough."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow import, not needed for local folders)
 
@@ -145,12 +153,39 @@ def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], local_files
         root = snapshot_download(
             repo_id,
             allow_patterns=[prefix + pattern for pattern in patterns],
-            ignore_patterns=None if subfolder else ["*/*"],
-            local_files_only=local_files_only,
-            etag_timeout=10,
+            ignore_patterns=None if subfolder or any("/" in pattern for pattern in patterns) else ["*/*"],
+            **{"etag_timeout": 10, **hub},
         )
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
         message = str(error).strip() or "no message"
         return None, f"{type(error).__name__}: {message.splitlines()[0][:120]}"
     folder = Path(root) / subfolder
     return (folder if folder.is_dir() else None), "the repository lacks the files needed"
+
+
+@dataclass(frozen=True)
+class TextEncoderSource:
+    """Which text encoder a network was trained with.
+
+    Args:
+        name: hub name, folder or package, as for `load_text_encoder`.
+        layer: which hidden state.
+        context_length: tokens a caption is cut to.
+    """
+
+    name: str
+    layer: int = -1
+    context_length: int = 256
+
+    def kept(self) -> "TextEncoderSource":
+        """The same with a folder's path in full, so that the network finds it from wherever it is used."""
+        folder = Path(self.name).expanduser()
+        return replace(self, name=os.path.abspath(folder)) if folder.is_dir() else self
+
+    def found_from(self, folder: Path) -> "TextEncoderSource":
+        """The same with a path that leads nowhere from here looked up beside the model's folder and above it."""
+        if Path(self.name).expanduser().is_dir() or self.name.startswith(PACKAGE_SCHEME):
+            return self
+        above = folder.resolve().parents[:_LEVELS_ABOVE]
+        places = [place / self.name for place in (folder.resolve(), *above) if (place / self.name).is_dir()]
+        return replace(self, name=str(places[0])) if places else self

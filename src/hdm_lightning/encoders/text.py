@@ -11,11 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.base import TextEncoder
-from hdm_lightning.encoders.cache import CachedTextEncoder
+from hdm_lightning.encoders.base import TextEncoder, place
+from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
 from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.errors import UserError
+from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.errors import UserError, sibling_key
+from hdm_lightning.precision import parse_dtype
 
 MAX_TOKENS = 65_536
 """256 captions of 256 tokens: 1.8 GiB in Qwen3-0.6B in bfloat16."""
@@ -26,24 +28,28 @@ MODEL_DOWNLOAD = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 # Where composite models keep the part that reads text.
 TEXT_TOWERS = ("text_model", "language_model")
 
+# Field of a model's configuration: its later blocks are cut off, so that its result is the output of the last block.
+_CUT = "hidden_state_of_last_block"
+
 
 def load_text_encoder(
-    name_or_path: str,
+    name: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = "auto",
     layer: int = -1,
     max_tokens: int = MAX_TOKENS,
     cache_size: int = 0,
     where: str = "text_encoder.name",
 ) -> TextEncoder:
-    """Load a frozen text encoder.
+    """Load a frozen text encoder, with its tokenizer, on the CPU.
 
     A causal language model gives its base model's final hidden state, its unidirectional attention kept; a
     bidirectional one its last hidden state; of an encoder–decoder only the encoder is used.
 
     Args:
-        name_or_path: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
-        dtype: dtype of the weights, the computation (also under autocast) and the result.
+        name: folder, hub name `OWNER/NAME`, or `package:NAME/FOLDER` for an installed Python package.
+        dtype: dtype of the weights, the computation (also under autocast) and the result; `auto` follows
+            the device that the encoder is moved to: bfloat16 on CUDA that has it, else float32.
         layer: which hidden state, numbered as in transformers: −1 the final one (after the final norm),
             −2 the output of the last block but one, k > 0 the output of block k (of the last block: after the
             final norm). Later blocks are dropped.
@@ -54,10 +60,10 @@ def load_text_encoder(
     Raises:
         UserError: if the model cannot be had or read, or has no such layer.
     """
-    folder = locate_model(name_or_path, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
-    text_model = _text_tower(_read_model(folder, dtype, where))
-    blocks = _truncate(text_model, layer, where, folder)
-    encoder = TransformersTextEncoder(text_model, blocks=blocks, max_tokens=max_tokens)
+    chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
+    model = cut_after(read_text_model(name, chosen or torch.float32, where=where), layer, where=where)
+    tokenizer = Tokenizer(name, where=where)
+    encoder = TransformersTextEncoder(model, tokenizer, max_tokens=max_tokens, auto=chosen is None)
     return CachedTextEncoder(encoder, cache_size) if cache_size else encoder
 
 
@@ -65,17 +71,21 @@ class TransformersTextEncoder:
     """A frozen transformers model behind the `TextEncoder` protocol; see `load_text_encoder`.
 
     Args:
-        model: returns `last_hidden_state` from `input_ids` and `attention_mask`.
-        blocks: if given, the output of the last of them is the result instead of `last_hidden_state`.
+        model: returns `last_hidden_state` from `input_ids` and `attention_mask`; `cut_after` chooses another state.
+        tokenizer: of the model; None where tokens come from elsewhere.
         max_tokens: of the captions encoded at once, together, padding included; one caption always is.
+        auto: whether `to` also casts the weights to what suits the device.
     """
 
-    def __init__(self, model: nn.Module, *, blocks: nn.ModuleList | None = None, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer | None = None, *, max_tokens: int = MAX_TOKENS, auto: bool = False
+    ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1")
         self.model: Any = model.eval().requires_grad_(False)
         self.max_tokens = max_tokens
-        self._blocks = blocks
+        self._tokenizer = tokenizer
+        self._auto = auto
 
     @property
     def width(self) -> int:
@@ -87,9 +97,16 @@ class TransformersTextEncoder:
         """Dtype of weights and result."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            raise AttributeError("this text encoder was built without a tokenizer")
+        return self._tokenizer
+
     def to(self, device: torch.device | str) -> Self:
         """Move the weights to a device."""
-        self.model.to(device)
+        place(self.model, device, auto=self._auto)
         return self
 
     @torch.no_grad()
@@ -100,7 +117,9 @@ class TransformersTextEncoder:
         host.
         """
         counts = _checked_counts(tokens, lengths)
-        device = next(self.model.parameters()).device
+        # A model that accelerate offloads fetches its weights to the tokens, wherever they lie now.
+        offloaded = hasattr(self.model, "_hf_hook")
+        device = tokens.device if offloaded else next(self.model.parameters()).device
         context = torch.zeros(*tokens.shape, self.width, dtype=self.dtype, device=tokens.device)
         for rows in self._parts(counts):
             longest = counts[rows[0]]
@@ -123,15 +142,67 @@ class TransformersTextEncoder:
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         with torch.autocast(tokens.device.type, enabled=False):
-            if self._blocks is None:
+            if not getattr(self.model.config, _CUT, False):
                 return self.model(**arguments).last_hidden_state
             outputs: list[Any] = []
-            handle = self._blocks[-1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+            last = _blocks(self.model)[-1]
+            handle = last.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
             try:
                 self.model(**arguments)
             finally:
                 handle.remove()
         return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+
+
+def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
+    """The transformers model of a name, or the part of it that turns tokens into hidden states; whole.
+
+    Args:
+        name: as for `load_text_encoder`.
+        dtype: of the weights.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: if the model cannot be had or read.
+    """
+    folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
+    return _text_tower(_read_model(folder, dtype, where))
+
+
+def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn.Module:
+    """The model with the blocks after hidden state `layer` dropped, in place; unchanged if that was done before.
+
+    Args:
+        model: a transformers model.
+        layer: see `load_text_encoder`.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: it has no such layer.
+    """
+    if layer == -1 or getattr(model.config, _CUT, False):
+        return model
+    depth = int(model.config.num_hidden_layers)
+    kept = layer if layer > 0 else depth + 1 + layer
+    blocks = _blocks(model)
+    if not 1 <= kept <= depth or blocks is None:
+        raise UserError(
+            f"layer {layer} was asked for, and the model has {depth} blocks",
+            where=sibling_key(where, "layer"),
+            hint=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
+        )
+    if kept < depth:
+        del blocks[kept:]
+        model.config.update({"num_hidden_layers": kept, _CUT: True})
+        if getattr(model.config, "layer_types", None):  # of each block, in newer architectures
+            model.config.layer_types = list(model.config.layer_types[:kept])
+    return model
+
+
+def _blocks(model: Any) -> Any:
+    """The list of a transformers model's blocks, None if it has no such list."""
+    depth = int(model.config.num_hidden_layers)
+    return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
@@ -180,23 +251,3 @@ def _text_tower(model: Any) -> nn.Module:
         if isinstance(tower := getattr(model, name, None), nn.Module):
             return tower
     return model
-
-
-def _truncate(model: Any, layer: int, where: str, folder: Path) -> nn.ModuleList | None:
-    """Drop the blocks after hidden state `layer` and return the blocks that stay; None if all do."""
-    if layer == -1:
-        return None
-    depth = int(model.config.num_hidden_layers)
-    kept = layer if layer > 0 else depth + 1 + layer
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not 1 <= kept <= depth or not lists:
-        raise UserError(
-            f"layer {layer} of {folder} was asked for, which has {depth} blocks",
-            where=where.rpartition(".")[0] + ".layer" if "." in where else where,
-            hint=f"choose −1 (final hidden state), −2 … −{depth}, or 1 … {depth}",
-        )
-    if kept == depth:
-        return None
-    del lists[0][kept:]
-    model.config.num_hidden_layers = kept
-    return lists[0]

@@ -1,40 +1,75 @@
 """Captions to padded token ids, in whichever process needs them."""
 
-from typing import Any
+from typing import Any, Self
 
 from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
 
-TOKENISER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
-# Captions of small sets come back; of large sets a few are kept, in memory that does not grow.
+TOKENIZER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
+TOKENIZER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
 REMEMBERED = 20_000
-TOKENISER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
+"""Captions of small sets come back; of large sets a few are kept, in memory that does not grow."""
 
 
 class Tokenizer:
-    """A caption's token ids, truncated and padded on the right to a fixed context length.
+    """A text encoder's vocabulary; `bind` makes it a function of a caption.
 
-    Cheap to construct and to pickle: the vocabulary is read on first use in each process, so data workers may
-    receive it as an argument.
+    Cheap to construct and to pickle: the vocabulary is read on first use in each process.
 
     Args:
-        name_or_path: as for `load_text_encoder`.
-        context_length: length of every row, at least 1.
+        name: as for `load_text_encoder`.
+        loaded: the transformers tokenizer, if it is there already.
         where: configuration key to name in errors.
     """
 
-    def __init__(self, name_or_path: str, context_length: int, *, where: str = "text_encoder.name") -> None:
+    def __init__(self, name: str, *, loaded: Any = None, where: str = "text_encoder.name") -> None:
+        self.name = name
+        self.where = where
+        self._loaded = loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without a name it could not be read again.
+        return {**self.__dict__, "_loaded": None} if self.name else self.__dict__
+
+    @property
+    def transformers(self) -> Any:
+        """The tokenizer of transformers.
+
+        Raises:
+            UserError: if its files cannot be had.
+        """
+        if self._loaded is None:
+            self._loaded = _load(self.name, self.where)
+        return self._loaded
+
+    def load(self) -> Self:
+        """Read the vocabulary now, so that a missing one is reported before training starts."""
+        assert self.transformers is not None
+        return self
+
+    def bind(self, context_length: int) -> "CaptionTokenizer":
+        """Captions to this many token ids each."""
+        return CaptionTokenizer(self, context_length)
+
+
+class CaptionTokenizer:
+    """A caption's token ids, truncated and padded on the right to a fixed context length; may be pickled.
+
+    Args:
+        tokenizer: the vocabulary.
+        context_length: length of every row, at least 1.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         if context_length < 1:
             raise ValueError(f"context_length: got {context_length}, expected at least 1")
-        self.name_or_path = name_or_path
+        self.tokenizer = tokenizer
         self.context_length = context_length
-        self.where = where
-        self._loaded: Any = None
         self._remembered: dict[str, tuple[list[int], int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None, "_remembered": {}}
+        return {**self.__dict__, "_remembered": {}}
 
     def __call__(self, caption: str) -> tuple[list[int], int]:
         """Tokenize one caption.
@@ -54,31 +89,14 @@ class Tokenizer:
         return known
 
     def _tokenize(self, caption: str) -> tuple[list[int], int]:
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer.transformers
         ids = tokenizer(caption, truncation=True, max_length=self.context_length)["input_ids"]
-        length = max(1, len(ids))
-        return ids + [self._padding_id()] * (self.context_length - len(ids)), length
-
-    def load(self) -> "Tokenizer":
-        """Read the vocabulary now, so that a missing one is told before training starts."""
-        self._tokenizer()
-        return self
-
-    def _tokenizer(self) -> Any:
-        if self._loaded is None:
-            self._loaded = _load(self.name_or_path, self.where)
-        return self._loaded
-
-    def _padding_id(self) -> int:
-        tokenizer = self._tokenizer()
-        for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-            if token_id is not None:
-                return int(token_id)
-        return 0
+        padding = next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        return ids + [padding] * (self.context_length - len(ids)), max(1, len(ids))
 
 
-def _load(name_or_path: str, where: str) -> Any:
-    folder = locate_model(name_or_path, where=where, required=TOKENISER_FILES, download=TOKENISER_DOWNLOAD)
+def _load(name: str, where: str) -> Any:
+    folder = locate_model(name, where=where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
     try:
         return read_tokenizer(folder)
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Text-encoder states made white: zero mean and about the same variance in every direction.
+"""Whitened text-encoder states: zero mean and about the same variance in every direction.
 
 The states of a small text encoder share a large mean and differ along few directions, so that the words that tell
 captions apart move them little, and a network trained on them learns slowly what depends on those words. The map is
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
+from hdm_lightning.encoders.tokenizer import Tokenizer
 
 RIDGE = 0.02
 """What is added to each variance, in parts of the greatest: directions far below it stay small."""
@@ -51,20 +52,20 @@ class TextWhitening:
         return cls(rows.mean(0), directions * scales @ directions.T)
 
     def apply(self, states: Tensor) -> Tensor:
-        """White states (…,D), in the dtype of `states`."""
+        """Whitened states (…,D), in the dtype of `states`."""
         mean, matrix = self.mean.to(states.device, torch.float32), self.matrix.to(states.device, torch.float32)
         return ((states.float() - mean) @ matrix).to(states.dtype)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The linear layer (W,D), (W,) on plain states that does what the given one does on white ones."""
+        """The linear layer (W,D), (W,) on plain states that does what the given one does on whitened ones."""
         plain = weight.double().cpu() @ self.matrix
         return plain.to(weight), (bias.double().cpu() - plain @ self.mean).to(bias)
 
     def unfold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The linear layer on white states that does what the given one does on plain ones."""
+        """The linear layer on whitened states that does what the given one does on plain ones."""
         plain = weight.double().cpu()
-        white = torch.linalg.solve(self.matrix, plain.T).T
-        return white.to(weight), (bias.double().cpu() + plain @ self.mean).to(bias)
+        whitened = torch.linalg.solve(self.matrix, plain.T).T
+        return whitened.to(weight), (bias.double().cpu() + plain @ self.mean).to(bias)
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
@@ -78,7 +79,7 @@ class TextWhitening:
 
 
 class WhitenedTextEncoder:
-    """A text encoder whose states are made white; rows past a caption's length stay zero."""
+    """A text encoder with whitened states; rows past a caption's length stay zero."""
 
     def __init__(self, encoder: TextEncoder, whitening: TextWhitening) -> None:
         if whitening.mean.shape != (encoder.width,):
@@ -91,13 +92,18 @@ class WhitenedTextEncoder:
         """Size of one token's vector."""
         return self.encoder.width
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the encoder."""
+        return self.encoder.tokenizer
+
     def to(self, device: torch.device | str) -> Self:
         """Move the encoder."""
         self.encoder.to(device)
         return self
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """White states (B,L,D); see `TextEncoder.encode`."""
+        """Whitened states (B,L,D); see `TextEncoder.encode`."""
         states = self.whitening.apply(self.encoder.encode(tokens, lengths))
         padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
         return states.masked_fill(padding.unsqueeze(-1), 0)

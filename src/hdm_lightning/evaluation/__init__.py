@@ -1,1 +1,1 @@
-"""Metrics, prompt-following checks and the memorisation check."""
+"""A trained model or autoencoder measured as a whole (`hdm-evaluate`)."""

@@ -1,17 +1,20 @@
 """What an evaluation found, as plain values: measures with intervals, curves, galleries, and what was left out."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.evaluation.bootstrap import Estimate
+from hdm_lightning.errors import UserError
+from hdm_lightning.metrics.bootstrap import Estimate
 
 FORMAT = "hdm-lightning evaluation 1"
 Better = Literal["lower", "higher", "one", "zero", "none"]
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -56,35 +59,52 @@ class Curve:
     x: tuple[float, ...]
     estimates: tuple[Estimate, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values, the estimates as `points`."""
+        values = asdict(self)
+        values["points"] = values.pop("estimates")
+        return values
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that belong together, uint8 (H,W,3), each under its label, and a caption for all."""
+
+    caption: str
+    images: Mapping[str, Pixels]
+
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures, uint8 (H,W,3), with captions, shown in rows of `columns`."""
+    """Groups of images under a title, shown with sides of at most `largest_px`."""
 
     title: str
-    pictures: tuple[Picture, ...]
-    captions: tuple[str, ...]
-    columns: int = 0
+    groups: tuple[Group, ...]
+    largest_px: int = 320
 
 
 @dataclass(frozen=True)
-class PartResult:
-    """What one part of an evaluation found for one set of weights.
+class Found:
+    """What a part of an evaluation found for one set of weights.
 
     Attributes:
-        part: its key, such as `distances`.
-        title: its heading.
         measures: in the order of showing.
         curves, galleries: for the report.
         record: settings and counts that pin the numbers.
     """
 
-    part: str
-    title: str
     measures: Sequence[Measure] = ()
     curves: Sequence[Curve] = ()
     galleries: Sequence[Gallery] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but images, as plain values."""
+        return {
+            "record": dict(self.record),
+            "measures": {measure.name: measure.to_json() for measure in self.measures},
+            "curves": [curve.to_json() for curve in self.curves],
+        }
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part that broke off: which weights it measured, the error as people are told it, and its traceback."""
+    """A part that broke off: which weights it measured, the error as people read it, and its traceback."""
 
     part: str
     weights: str
@@ -106,59 +126,73 @@ class Failed:
     traceback: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
-    """All that was found.
+    """All that was found, filled in part by part.
 
     Attributes:
         subject: what was evaluated: path, fingerprint, samples seen …
         settings: counts, seeds, networks with their preprocessing, sampling settings, bootstrap.
-        results: for each set of weights (`ema`, `raw`) its parts.
+        results: for each set of weights (`ema`, `raw`) what each part found, by its key.
+        titles: headings of the parts, by their keys.
         left_out: parts that could not be measured.
-        seconds: how long it took.
         failed: parts that broke off.
+        seconds: how long it took.
+        date: when it began, ISO 8601 with the offset from UTC.
+        command: the command line that asked for it.
     """
 
     subject: Mapping[str, Any]
     settings: Mapping[str, Any]
-    results: Mapping[str, Sequence[PartResult]]
-    left_out: Sequence[LeftOut] = ()
+    results: dict[str, dict[str, Found]]
+    titles: Mapping[str, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
     seconds: float = 0.0
-    failed: Sequence[Failed] = ()
+    date: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
+    command: str = ""
+
+    def fail(self, part: str, weights: str, error: Exception) -> None:
+        """Record a part that broke off."""
+        if isinstance(error, UserError):
+            self.failed.append(Failed(part, weights, str(error)))
+        else:
+            trace = "".join(traceback.format_exception(error))
+            self.failed.append(Failed(part, weights, f"{type(error).__name__}: {error}", trace))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but pictures, as plain values."""
+        """Everything but images, as plain values."""
+        results = {
+            weights: {part: found.to_json() for part, found in parts.items()} for weights, parts in self.results.items()
+        }
         return {
             "format": FORMAT,
             "subject": dict(self.subject),
             "settings": dict(self.settings),
-            "results": {weights: {one.part: _part(one) for one in parts} for weights, parts in self.results.items()},
+            "results": results,
             "left_out": [asdict(one) for one in self.left_out],
             "failed": [asdict(one) for one in self.failed],
             "seconds": round(self.seconds, 1),
+            "date": self.date,
+            "command": self.command,
         }
 
-    def parts(self) -> list[tuple[str, str]]:
-        """Key and title of every part that some weights have, in order."""
-        return list(dict.fromkeys((one.part, one.title) for parts in self.results.values() for one in parts))
+    def parts(self) -> dict[str, str]:
+        """Title of every part that some weights have, by key, in order."""
+        keys = dict.fromkeys(part for parts in self.results.values() for part in parts)
+        return {key: self.titles.get(key, key) for key in keys}
 
-    def of(self, weights: str, part: str) -> PartResult | None:
-        """The result of one part for one set of weights."""
-        return next((one for one in self.results.get(weights, ()) if one.part == part), None)
+    def of(self, part: str) -> dict[str, Found]:
+        """What a part found, for each set of weights that it was measured on."""
+        return {weights: parts[part] for weights, parts in self.results.items() if part in parts}
 
-
-def _part(result: PartResult) -> dict[str, Any]:
-    return {
-        "record": dict(result.record),
-        "measures": {measure.name: measure.to_json() for measure in result.measures},
-        "curves": [
-            {
-                **{k: v for k, v in vars(curve).items() if k != "estimates"},
-                "points": [asdict(e) for e in curve.estimates],
-            }
-            for curve in result.curves
-        ],
-    }
+    def measures(self, part: str) -> list[dict[str, Measure]]:
+        """Rows of a table of a part: each measure for the weights that have it, by weights, in order."""
+        rows: dict[str, dict[str, Measure]] = {}
+        for weights, found in self.of(part).items():
+            for measure in found.measures:
+                rows.setdefault(measure.name, {})[weights] = measure
+        return list(rows.values())
 
 
 def rounded(estimate: Estimate) -> tuple[str, str]:

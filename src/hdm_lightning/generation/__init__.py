@@ -1,1 +1,1 @@
-"""From prompts to pictures: loads a trained model with its encoders and runs the samplers."""
+"""From prompts to images: a trained model with its encoders as a diffusers pipeline, its folder, and what is drawn."""

@@ -1,4 +1,4 @@
-"""Many pictures on one sheet, each above its caption."""
+"""Many images on one sheet, each above its caption."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class _Cell:
-    """A picture as it will be shown, and the lines below it."""
+    """An image as it will be shown, and the lines below it."""
 
-    picture: Image.Image
+    image: Image.Image
     lines: list[str]
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     captions: Sequence[str],
     *,
     columns: int | None = None,
@@ -31,32 +31,32 @@ def contact_sheet(
     font_px: int = 14,
     caption_lines: int = 3,
 ) -> Image.Image:
-    """Lay pictures out in rows, each with its caption below.
+    """Lay images out in rows, each with its caption below.
 
-    Small pictures are enlarged by whole factors up to the cell, so that pixels stay visible as pixels; larger ones
+    Small images are enlarged by whole factors up to the cell, so that pixels stay visible as pixels; larger ones
     keep their size and widen their column.
 
     Args:
-        pictures: at least one, of any sizes.
+        images: at least one, of any sizes.
         captions: one each; wrapped, and cut with an ellipsis after `caption_lines`.
-        columns: pictures in a row; None makes the sheet about square.
-        title: a line above the pictures, if not empty.
+        columns: images in a row; None makes the sheet about square.
+        title: a line above the images, if not empty.
         cell_px: smallest width of a column.
         font_px: height of the captions' type.
         caption_lines: lines kept for captions.
 
     Raises:
-        ValueError: if there are no pictures or not one caption each.
+        ValueError: if there are no images or not one caption each.
     """
-    if not pictures or len(pictures) != len(captions):
-        raise ValueError(f"captions: got {len(captions)} for {len(pictures)} pictures, expected one each")
+    if not images or len(images) != len(captions):
+        raise ValueError(f"captions: got {len(captions)} for {len(images)} images, expected one each")
     font = ImageFont.load_default(font_px)
-    shown = [_enlarged(picture.convert("RGB"), cell_px) for picture in pictures]
+    shown = [_enlarged(image.convert("RGB"), cell_px) for image in images]
     columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
-    widths = [max(cell_px, *(picture.width for picture in shown[i::columns])) for i in range(columns)]
+    widths = [max(cell_px, *(image.width for image in shown[i::columns])) for i in range(columns)]
     cells = [
-        _Cell(picture, wrap_caption(caption, font, widths[i % columns], caption_lines))
-        for i, (picture, caption) in enumerate(zip(shown, captions, strict=True))
+        _Cell(image, wrap_caption(caption, font, widths[i % columns], caption_lines))
+        for i, (image, caption) in enumerate(zip(shown, captions, strict=True))
     ]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     return _painted(rows, widths, title, font, font_px)
@@ -65,19 +65,19 @@ def contact_sheet(
 def _painted(
     rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: Font, font_px: int
 ) -> Image.Image:
-    """The sheet of rows of cells; pictures of a row stand on one line, their captions begin at one height."""
+    """The sheet of rows of cells; images of a row stand on one line, their captions begin at one height."""
     margin, line_px = font_px // 2 + 1, round(font_px * 1.3)
-    picture_heights = [max(cell.picture.height for cell in row) for row in rows]
+    image_heights = [max(cell.image.height for cell in row) for row in rows]
     text_heights = [max(len(cell.lines) for cell in row) * line_px for row in rows]
     top = margin + (line_px + margin if title else 0)
-    height = top + sum(picture_heights) + sum(text_heights) + 3 * margin * len(rows)
+    height = top + sum(image_heights) + sum(text_heights) + 3 * margin * len(rows)
     sheet = Image.new("RGB", (sum(widths) + margin * (len(widths) + 1), height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), title, fill=INK, font=font)
-    for row, picture_height, text_height in zip(rows, picture_heights, text_heights, strict=True):
-        left, baseline = margin, top + picture_height
+    for row, image_height, text_height in zip(rows, image_heights, text_heights, strict=True):
+        left, baseline = margin, top + image_height
         for cell, width in zip(row, widths, strict=False):
-            sheet.paste(cell.picture, (left, baseline - cell.picture.height))
+            sheet.paste(cell.image, (left, baseline - cell.image.height))
             for number, line in enumerate(cell.lines):
                 draw.text((left, baseline + margin + number * line_px), line, fill=INK, font=font)
             left += width + margin
@@ -110,7 +110,7 @@ def _cut(line: str, font: Font, width_px: int) -> str:
     return bare + ELLIPSIS
 
 
-def _enlarged(picture: Image.Image, cell_px: int) -> Image.Image:
-    factor = max(1, cell_px // max(picture.size))
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST) if factor > 1 else picture
+def _enlarged(image: Image.Image, cell_px: int) -> Image.Image:
+    factor = max(1, cell_px // max(image.size))
+    size = (image.width * factor, image.height * factor)
+    return image.resize(size, Image.Resampling.NEAREST) if factor > 1 else image

@@ -1,6 +1,6 @@
 """Frozen vision networks by name, as feature networks: the offline default, timm, transformers, and FID's Inception.
 
-Shapes: pictures (B,3,S,S); features (B,D).
+Shapes: images (B,3,S,S); features (B,D).
 """
 
 import importlib
@@ -17,8 +17,7 @@ from hdm_lightning.autoencoding.perceptual import lite0_network
 from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.features import FeatureNetwork, Preprocessing
-from hdm_lightning.evaluation.network_names import DEFAULT_NETWORK, INCEPTION
+from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
 WHERE = "--features"
 TIMM_SCHEME = "timm:"
@@ -85,7 +84,7 @@ def read_vision_model(folder: Path, where: str = WHERE) -> Any:
 
 
 def pooled(output: Any) -> Tensor:
-    """The one vector a picture of a transformers output, which is a tensor or carries `pooler_output`."""
+    """The one vector an image of a transformers output, which is a tensor or carries `pooler_output`."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -149,15 +148,15 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
 
 
 def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
-    """What turns pictures into one vector each: image features of a dual encoder, else the pooled or first token."""
+    """What turns images into one vector each: image features of a dual encoder, else the pooled or first token."""
     if hasattr(model, "get_image_features"):
-        return lambda pictures: pooled(model.get_image_features(pixel_values=pictures))
+        return lambda images: pooled(model.get_image_features(pixel_values=images))
     pooler = getattr(model, "pooler", None)
     # A pooler with weights is often left untrained by the task that the network was trained on.
     learned = pooler is not None and any(True for _ in pooler.parameters())
 
-    def features(pictures: Tensor) -> Tensor:
-        output = model(pixel_values=pictures)
+    def features(images: Tensor) -> Tensor:
+        output = model(pixel_values=images)
         vector = None if learned else getattr(output, "pooler_output", None)
         return (output.last_hidden_state[:, 0] if vector is None else vector).flatten(1)
 

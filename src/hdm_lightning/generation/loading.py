@@ -1,4 +1,4 @@
-"""A model on disk, of whatever kind, as an object that draws."""
+"""A model on disk, of whatever kind, as a pipeline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,22 +8,34 @@ from typing import Any
 
 import torch
 
+from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.encoders.base import ImageAutoencoder
+from hdm_lightning.encoders.sources import TextEncoderSource, is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.vae import load_autoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation import published_model
-from hdm_lightning.generation.bundle import CONFIG_FILE, WEIGHT_FILES, Bundle, Weights, load_bundle
-from hdm_lightning.generation.fingerprints import sha256_of_all
-from hdm_lightning.generation.fitting import require_fit
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.published_model import PublishedModel
-from hdm_lightning.generation.text_encoder_source import TextEncoderSource
-from hdm_lightning.interop.project_folder import is_project_folder
-from hdm_lightning.models import XUT
+from hdm_lightning.generation.components import FlowScheduler
+from hdm_lightning.generation.image_files import sha256_of
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.settings import require_fit
+from hdm_lightning.generation.storage import DOWNLOAD
+from hdm_lightning.interop import published
+from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
+from hdm_lightning.interop.pipeline_folder import (
+    CONFIG,
+    INDEX,
+    TRANSFORMER,
+    PipelineFolder,
+    Weights,
+    holding,
+    is_pipeline_folder,
+    read_pipeline_folder,
+)
+from hdm_lightning.interop.release import Release
+from hdm_lightning.models import XUT, XUTConfig
 
-FINAL_FOLDER = "final"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -33,11 +45,11 @@ class LoadOptions:
     Args:
         device: where to draw.
         autocast: lower precision of the network's computation, and of the text encoder if it is bfloat16; None is
-            float32.
-        weights: averaged ("ema") or last ("raw") weights of a bundle.
+            float32. The autoencoder, which loses more by it, stays in float32.
+        weights: averaged ("ema") or last ("raw") weights of a pipeline's folder.
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
-        max_batch: pictures drawn at once.
+        max_batch: images drawn at once.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -49,9 +61,9 @@ class LoadOptions:
 
     @property
     def encoder_dtype(self) -> torch.dtype:
-        """Dtype of the text encoder; the autoencoder, which loses more by it, stays in float32.
+        """Dtype of the text encoder.
 
-        Under float16 the text encoder does as well, as in training: its states may be beyond that range.
+        Under float16 it is float32, as in training: its states may be beyond that range.
         """
         return torch.bfloat16 if self.autocast == torch.bfloat16 else torch.float32
 
@@ -67,7 +79,7 @@ class LoadedModel:
         weight_files: the files that make it this model and no other.
     """
 
-    pipeline: TextToImage
+    pipeline: HDMPipeline
     sampling: Mapping[str, Any]
     path: Path
     weight_files: tuple[Path, ...]
@@ -75,85 +87,142 @@ class LoadedModel:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the weights' file, or of all files' where there are several."""
-        return sha256_of_all(self.weight_files)
+        return sha256_of(*self.weight_files)
 
 
-def load_text_to_image(path: Path, options: LoadOptions) -> LoadedModel:
-    """Load a run's folder, its `final/` folder, a weights file inside one, or a published file or folder.
+def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
+    """Load a run's folder, its `final/` folder, a weights file inside one, a hub name, or a published file or folder.
 
     Raises:
         UserError: if there is no model, or one of its parts is missing or does not fit.
     """
-    found = find_bundle(path, options.weights)
+    found = find_pipeline_folder(path, options.weights)
     if found is not None:
-        return _from_bundle(*found, options)
+        return _from_folder(*found, options)
+    name = str(path)
+    if not path.exists() and "/" in name and not is_local_path(name):
+        return load_pipeline(locate_model(name, where="MODEL", required=[INDEX], download=DOWNLOAD), options)
     if not path.exists():
         raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
-    return _from_published(published_model.read(path), options)
+    return _from_release(path, options)
 
 
-def find_bundle(path: Path, weights: Weights = "ema") -> tuple[Bundle, Weights] | None:
-    """The bundle that a path means, and which of its weights; None where it means something published.
+def find_pipeline_folder(path: Path, weights: Weights = "ema") -> tuple[PipelineFolder, Weights] | None:
+    """The pipeline's folder that a path means, and which of its weights; None where it means something published.
 
     Args:
         path: a run's folder, a `final/` folder or a weights file inside one.
         weights: those to take of a folder; a file says for itself.
 
     Raises:
-        UserError: if the bundle cannot be read.
+        UserError: if the folder cannot be read.
     """
     for folder in (path / FINAL_FOLDER, path):
-        if _is_bundle(folder):
-            return load_bundle(folder), weights
-    kinds: dict[str, Weights] = {"model.safetensors": "ema", "model_raw.safetensors": "raw"}
-    if path.name in kinds and path.is_file() and (path.parent / CONFIG_FILE).is_file():
-        return load_bundle(path.parent), kinds[path.name]
-    return None
+        if is_pipeline_folder(folder):
+            return read_pipeline_folder(folder), weights
+    place = holding(path)
+    return None if place is None else (read_pipeline_folder(place[0]), place[1])
 
 
-def _is_bundle(folder: Path) -> bool:
-    """Whether a config.json is ours: a diffusers folder has one too, beside weights of another name."""
-    has_weights = any((folder / name).is_file() for name in WEIGHT_FILES.values())
-    return is_project_folder(folder) or ((folder / CONFIG_FILE).is_file() and has_weights)
-
-
-def _from_bundle(bundle: Bundle, weights: Weights, options: LoadOptions) -> LoadedModel:
-    if not options.vae and not bundle.vae_folder.is_dir():
+def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) -> LoadedModel:
+    if not options.vae and not found.vae.is_dir():
         raise UserError(
-            f"holds no autoencoder ({bundle.vae_folder.name}/)",
-            where=str(bundle.folder),
+            f"holds no autoencoder ({VAE_FOLDER}/)",
+            where=str(found.folder),
             hint="name one with --vae, the one the network was trained with",
         )
-    autoencoder = load_autoencoder(options.vae or str(bundle.vae_folder), where="vae")
-    require_fit("vae", "latent channels", autoencoder.channels, bundle.latent_channels)
-    require_fit("vae", "pixels a latent cell", autoencoder.factor, bundle.latent_factor)
-    pipeline = _pipeline(bundle.load_model(weights), bundle.text_encoder, autoencoder, options)
-    file = bundle.weights_file(weights)
-    return LoadedModel(pipeline, bundle.sampling, file, (file,))
+    files = found.weight_files(weights)
+    autoencoder = load_autoencoder(options.vae or str(found.vae), dtype=torch.float32, where="vae")
+    if found.vae.is_dir():
+        levels = len(read_config(found.vae, where=str(found.folder))["block_out_channels"])
+        require_fit("vae", "pixels a latent cell", autoencoder.factor, 2 ** (levels - 1))
+    source = found.text_encoder
+    if source is None:
+        source = _published_text_encoder(found.xut, found.folder, options)
+    pipeline = _pipeline(found.load_network(weights), source, found.tokenizer, autoencoder, found.sampling, options)
+    return LoadedModel(pipeline, found.sampling, files[0], files)
 
 
-def _from_published(model: PublishedModel, options: LoadOptions) -> LoadedModel:
-    if options.text_encoder:
-        source = TextEncoderSource(options.text_encoder, context_length=published_model.CONTEXT_LENGTH)
+def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
+    """A published file, .safetensors or torch's (weights only), in any precision, or a diffusers folder."""
+    if (path / TRANSFORMER / CONFIG).is_file():
+        raise UserError(
+            f"is not whole: {INDEX}, which is written last, is missing",
+            where=str(path),
+            hint="the command of the run writes it when it is given again",
+        )
+    if path.is_dir() and not any(path.glob(f"{WEIGHTS}*")) and not any(path.glob(f"*/{WEIGHTS}*")):
+        raise UserError(
+            f"holds no trained model: neither final/{INDEX} nor a diffusers network",
+            where=str(path),
+            hint="give the folder of a finished run, its final/ folder, a diffusers folder or a single file",
+        )
+    release = read_release(path)
+    written = release.settings.get("text_encoder")
+    if written and not options.text_encoder:
+        source = TextEncoderSource(**written)
     else:
-        source = model.text_encoder()
-    autoencoder = load_autoencoder(options.vae, where="vae") if options.vae else model.load_autoencoder()
-    pipeline = _pipeline(model.load_model(), source, autoencoder, options)
-    return LoadedModel(pipeline, model.sampling, model.path, model.weight_files)
+        source = _published_text_encoder(release.network.config, path, options)
+    if options.vae:
+        autoencoder = load_autoencoder(options.vae, dtype=torch.float32, where="vae")
+    else:
+        autoencoder = _published_autoencoder(release, path)
+    sampling = release.settings.get("sampling") or published.SAMPLING
+    pipeline = _pipeline(release.network, source, None, autoencoder, sampling, options)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
+    return LoadedModel(pipeline, sampling, path, tuple(files))
+
+
+def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:
+    """The autoencoder beside a published network in float32, normalised as the file says.
+
+    Raises:
+        UserError: if there is none, it is incomplete, or nothing tells its normalisation.
+    """
+    if path.is_dir() and release.vae:
+        return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
+    if not release.vae or release.vae_mean is None or release.vae_std is None:
+        raise UserError(
+            "holds no autoencoder with its normalisation (vae., vae_mean, vae_std, or a folder vae/)",
+            where=str(path),
+            hint="name one with --vae, the one the network was trained with",
+        )
+    mean, std = release.vae_mean.flatten().tolist(), release.vae_std.flatten().tolist()
+    try:
+        return autoencoder_from_tensors(release.vae, mean, std, config=release.vae_config)
+    except ValueError as error:
+        raise UserError(str(error), where=str(path)) from error
+
+
+def _published_text_encoder(config: XUTConfig, path: Path, options: LoadOptions) -> TextEncoderSource:
+    """The text encoder that was named, or that of the published network of this context width."""
+    name = options.text_encoder or published.text_encoder_name(config, where=str(path))
+    return TextEncoderSource(name, context_length=published.CONTEXT_LENGTH)
 
 
 def _pipeline(
-    network: XUT, source: TextEncoderSource, autoencoder: ImageAutoencoder, options: LoadOptions
-) -> TextToImage:
-    """Network and encoders on the device, checked against each other."""
+    network: XUT,
+    source: TextEncoderSource,
+    tokenizer: str | None,
+    autoencoder: ImageAutoencoder,
+    sampling: Mapping[str, Any],
+    options: LoadOptions,
+) -> HDMPipeline:
+    """Network, in float32 whatever its file has, and encoders on the device, checked against each other."""
     name = options.text_encoder or source.name
-    text_encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
-    require_fit("text_encoder", "numbers a token", text_encoder.width, network.config.context_width)
-    return TextToImage(
-        network.to(options.device),
-        text_encoder.to(options.device),
-        Tokenizer(name, source.context_length, where="text_encoder"),
+    encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
+    own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")
+    solving = {key: sampling[key] for key in ("solver", "shift") if key in sampling}
+    pipeline = HDMPipeline(
+        network.float().eval().to(options.device),
         autoencoder.to(options.device),
-        max_batch=options.max_batch,
-        autocast=options.autocast,
+        FlowScheduler(**solving),
+        encoder.to(options.device),
+        own_tokenizer,
+        text_encoder_name=name,
+        text_encoder_layer=source.layer,
+        context_length=source.context_length,
+        sampling={key: value for key, value in sampling.items() if key not in solving},
     )
+    pipeline.max_batch, pipeline.autocast = options.max_batch, options.autocast
+    return pipeline

@@ -1,84 +1,281 @@
-"""A trained network with its encoders as one object: prompts and seeds in, pictures out.
+"""A trained network with its encoders as a diffusers pipeline: prompts and seeds in, images out.
 
-Shapes: B pictures, H×W pixels, C latent channels, h×w latent, N image tokens.
+Shapes: B images, H×W pixels, C latent channels, h×w latent, N image tokens.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from hdm_lightning.diffusion import flow, sampling, times
+from hdm_lightning.diffusion import flow, sampling
 from hdm_lightning.diffusion.guidance import Guide, guided
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, latent_statistics
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
+from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
 from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
-from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.generation.branches import Branch, View, velocities
-from hdm_lightning.generation.encoded_text import EncodedText, encode_texts
-from hdm_lightning.generation.fitting import check_request, require_fit
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
+from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
+from hdm_lightning.generation.guidance import Branch, EncodedText, View, encode_texts, generators_of, velocities
+from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
+from hdm_lightning.generation.settings import SamplingSettings, check_request, check_seeds, require_fit
+from hdm_lightning.generation.storage import StoredPipeline
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 
+Progress = Callable[[int, int], None]
+"""Called after each solver step with (steps done, steps in all)."""
 
-class TextToImage:
-    """Draws pictures with a trained network.
+StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
+"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to go on with, or None."""
 
-    A picture depends on its prompt, its seed and the settings alone, not on what else is drawn with it: noise and
+
+class HDMPipeline(StoredPipeline):
+    """Draws images with a trained network.
+
+    An image depends on its prompt, its seed and the settings alone, not on what else is drawn with it: noise and
     routing come from a generator of its own, on the CPU, so that they are the same on every device.
 
+    Saved, loaded, moved and offloaded as any pipeline of diffusers. In a training, the network itself and the
+    training's own encoders may stand in the places of the parts; weights are read at each call, so that a run may
+    keep one object.
+
     Args:
-        model: the network, on the device to draw on; its weights are read at each call, so that a training run may
-            keep one object.
-        text_encoder: of the network's context width.
-        tokenizer: of the text encoder, with the context length to use.
-        autoencoder: with the network's latent channels.
-        max_batch: pictures drawn at once.
+        transformer: an `XUTTransformer`, an XUT, or what is called like one and has its `config`.
+        vae: a diffusers AutoencoderKL, or an `ImageAutoencoder`, with the network's latent channels.
+        scheduler: solver and time grid.
+        text_encoder: a transformers model, or a `TextEncoder`, of the network's context width.
+        tokenizer: of the text encoder: one of transformers, or a `Tokenizer`; None takes that of a `TextEncoder`.
+        text_encoder_name: by which the text encoder is found where it is not in the pipeline's folder.
+        text_encoder_layer: which hidden state of it; blocks after that are dropped.
+        context_length: tokens a prompt is cut to.
+        sampling: settings of `SamplingSettings` to start from, as the training run found them good.
+        training: record of the training.
+
+    Attributes:
+        max_batch: images that `draw` draws at once.
         autocast: lower precision to compute the network in; None keeps that of the weights.
 
     Raises:
         UserError: if text encoder or autoencoder do not fit the network.
     """
 
+    model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
+    _optional_components = ["scheduler", "text_encoder", "tokenizer"]  # noqa: RUF012  (as diffusers declares it)
+
     def __init__(
         self,
-        model: XUT,
-        text_encoder: TextEncoder,
-        tokenizer: Tokenizer,
-        autoencoder: ImageAutoencoder,
+        transformer: nn.Module | Callable[..., Tensor],
+        vae: nn.Module | ImageAutoencoder,
+        scheduler: FlowScheduler | None = None,
+        text_encoder: nn.Module | TextEncoder | None = None,
+        tokenizer: Any = None,
         *,
-        max_batch: int = 8,
-        autocast: torch.dtype | None = None,
+        text_encoder_name: str | None = None,
+        text_encoder_layer: int = -1,
+        context_length: int = 256,
+        sampling: dict | None = None,
+        training: dict | None = None,
     ) -> None:
-        require_fit("text_encoder", "vectors", text_encoder.width, model.config.context_width)
-        require_fit("autoencoder", "latent channels", autoencoder.channels, model.config.channels)
-        self.model = model
-        self.text_encoder = text_encoder
-        self.tokenizer = tokenizer
-        self.autoencoder = autoencoder
-        self.max_batch = max_batch
-        self.autocast = autocast
+        super().__init__()
+        if isinstance(transformer, XUT):
+            transformer = XUTTransformer.around(transformer)
+        if isinstance(text_encoder, PreTrainedModel):
+            text_encoder = cut_after(text_encoder, text_encoder_layer)
+        elif tokenizer is None:
+            tokenizer = getattr(text_encoder, "tokenizer", None)
+        self.register_modules(
+            transformer=transformer,
+            vae=_model_of(vae),
+            scheduler=scheduler or FlowScheduler(),
+            text_encoder=_model_of(text_encoder),
+            tokenizer=tokenizer,
+        )
+        self.register_to_config(
+            text_encoder_name=text_encoder_name,
+            text_encoder_layer=text_encoder_layer,
+            context_length=context_length,
+            sampling=sampling or {},
+            training=training or {},
+        )
+        self.max_batch = 8
+        self.autocast: torch.dtype | None = None
+        # A model with the encoder around it: made anew when the model is another.
+        self._wrapped: dict[str, tuple[Any, Any]] = {
+            "vae": (self.vae, None if vae is self.vae else vae),
+            "text_encoder": (self.text_encoder, None if text_encoder is self.text_encoder else text_encoder),
+        }
+        config = self.transformer.config
+        require_fit("autoencoder", "latent channels", self.autoencoder.channels, config.channels)
+        if self.text_encoder is not None:
+            require_fit("text_encoder", "vectors", self.encoder.width, config.context_width)
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
-        return next(self.model.parameters()).device
+        """Where the network is."""
+        return next(iter(self.transformer.parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return next(iter(self.transformer.parameters())).dtype
+
+    @property
+    def network(self) -> Any:
+        """The XUT itself, or what stands in its place."""
+        return self.transformer.network if isinstance(self.transformer, XUTTransformer) else self.transformer
+
+    @property
+    def autoencoder(self) -> ImageAutoencoder:
+        """The autoencoder with normalised latents."""
+        return self._wrapper("vae", self._wrapped_vae)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The text encoder with tokens in and states out.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.text_encoder is None:
+            name = self.config.text_encoder_name or "the one the network was trained with"
+            raise UserError("has no text encoder", where="pipeline", hint=f"pass text_encoder=, {name}")
+        return self._wrapper("text_encoder", self._wrapped_text_encoder)
+
+    @property
+    def caption_tokenizer(self) -> CaptionTokenizer:
+        """Prompts to token ids, at most `context_length` of them."""
+        return self._wrapper("tokenizer", self._bound_tokenizer)
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Settings of `SamplingSettings` to start from, with the scheduler's solver and shift."""
+        scheduler = self.scheduler.config
+        return {**self.config.sampling, "solver": scheduler.solver, "shift": scheduler.shift}
 
     @property
     def size_multiple(self) -> int:
         """Heights and widths must be multiples of this, or are padded to them: autoencoder factor × patch."""
-        return self.autoencoder.factor * self.model.config.patch_size
+        return self.autoencoder.factor * self.transformer.config.patch_size
 
+    def _wrapper(self, part: str, make: Callable[[], Any]) -> Any:
+        model = getattr(self, part)
+        known, wrapper = self._wrapped.get(part, (None, None))
+        if wrapper is None or known is not model:
+            wrapper = make()
+            self._wrapped[part] = (model, wrapper)
+        return wrapper
+
+    def _wrapped_vae(self) -> ImageAutoencoder:
+        if not isinstance(self.vae, ModelMixin):
+            return self.vae
+        statistics = latent_statistics(self.vae.config, int(self.vae.config.latent_channels), where="vae")
+        return KLAutoencoder(self.vae, *statistics)
+
+    def _wrapped_text_encoder(self) -> TextEncoder:
+        if not isinstance(self.text_encoder, PreTrainedModel):
+            return self.text_encoder
+        return TransformersTextEncoder(self.text_encoder)
+
+    def _bound_tokenizer(self) -> CaptionTokenizer:
+        own = hasattr(self.tokenizer, "bind")
+        return (self.tokenizer if own else Tokenizer("", loaded=self.tokenizer)).bind(self.config.context_length)
+
+    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> "HDMPipeline":
+        """The same around another network, which must take the same latents and texts."""
+        same = {key: value for key, value in self.components.items() if key in ("scheduler", "tokenizer")}
+        encoder = None if self.text_encoder is None else self.encoder
+        other = HDMPipeline(network, self.autoencoder, text_encoder=encoder, **same, **self.parameters)
+        other.max_batch, other.autocast = self.max_batch, self.autocast
+        return other
+
+    @torch.no_grad()
     def __call__(
+        self,
+        prompt: str | Sequence[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        *,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        image: Image.Image | Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **settings: Any,
+    ) -> Any:
+        """Draw images, all at once.
+
+        Args:
+            prompt: one, or several.
+            height, width: in pixels; by default as the model was trained, or those of `image`.
+            num_inference_steps, guidance_scale, negative_prompt: of `SamplingSettings`.
+            num_images_per_prompt: the images of a prompt stand side by side.
+            seed: of the first image of each prompt, counted up for the others; or one for each image. None draws one
+                from torch's own generator.
+            generator: in place of seeds: one for each image, or one for all, which they draw from in turn.
+            image: to start from, mixed with noise at the time `strength`: PIL, scaled and cropped to the size; or
+                uint8 (1 or B, 3, H, W).
+            output_type: "pil"; "pt", (B, 3, H, W) in [0, 1]; "np", (B, H, W, 3) in [0, 1]; or "latent", normalised
+                latents (B, C, h, w).
+            return_dict: whether to return an object with `images`, or a tuple of them.
+            callback_on_step_end: may look at the latents after each step, and put others in their place.
+            callback_on_step_end_tensor_inputs: "latents" or nothing.
+            settings: others of `SamplingSettings`: `solver`, `shift`, `guidance_interval`, `routing_scale`, `x_shift`,
+                `y_shift`, `zoom`, `strength`, …
+
+        Raises:
+            ValueError: if an argument is unknown, or does not fit the others or the network.
+        """
+        settings |= {"height": height, "width": width, "steps": num_inference_steps}
+        settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+        chosen = self._chosen(settings, image.size if isinstance(image, Image.Image) else None)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
+        generators = generators_of(len(prompts), num_images_per_prompt, seed, generator)
+        images = start_images(image, chosen, len(prompts))
+        check_request(prompts, len(generators), chosen, images, self.size_multiple)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type: got {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+        grid = self._scheduler(chosen).grid(chosen.steps, start=1.0 if images is None else chosen.strength).tolist()
+
+        with self.progress_bar(total=chosen.steps) as bar:
+
+            def on_step(done: int, x: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return x
+                shown = {"latents": x} if "latents" in callback_on_step_end_tensor_inputs else {}
+                return (callback_on_step_end(self, done - 1, grid[done - 1], shown) or {}).get("latents", x)
+
+            latent = self._latents(prompts, generators, chosen, images, on_step)
+        drawn: Any = latent if output_type == "latent" else converted(self._decoded(latent, chosen), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+    @torch.no_grad()
+    def draw(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         settings: SamplingSettings,
         *,
         images: Tensor | None = None,
-        progress: sampling.Progress | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
-        """Draw one picture for each prompt and seed.
+        """Draw one image for each prompt and seed, `max_batch` at once.
 
         Args:
             prompts: B prompts.
@@ -86,7 +283,7 @@ class TextToImage:
             settings: shared by all.
             images: uint8 (B, 3, H, W) to start from instead of pure noise, mixed with noise at
                 `settings.strength`.
-            progress: called after each solver step with (steps done, steps in all) over all pictures.
+            progress: called after each solver step with (steps done, steps in all) over all images.
 
         Returns:
             uint8 (B, 3, H, W) on the CPU.
@@ -94,44 +291,67 @@ class TextToImage:
         Raises:
             ValueError: if an argument does not fit the others or the network.
         """
-        check_request(prompts, seeds, settings, images, self.size_multiple)
-        batches = range(0, len(prompts), self.max_batch)
+        check_request(prompts, len(seeds), settings, images, self.size_multiple)
+        check_seeds(seeds)
+        starts = range(0, len(prompts), self.max_batch)
         drawn = []
-        for number, start in enumerate(batches):
+        for number, start in enumerate(starts):
             part = slice(start, start + self.max_batch)
-            tell = _offset(progress, number * settings.steps, len(batches) * settings.steps)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
             given = None if images is None else images[part]
-            latent = self._draw(prompts[part], seeds[part], settings, given, tell)
-            pictures = cut_to(self.autoencoder.decode(latent), settings.height, settings.width)
-            drawn.append(to_uint8(pictures).cpu())
+
+            def on_step(done: int, x: Tensor, before: int = number * settings.steps) -> Tensor:
+                if progress is not None:
+                    progress(before + done, len(starts) * settings.steps)
+                return x
+
+            latent = self._latents(prompts[part], generators, settings, given, on_step)
+            drawn.append(to_uint8(self._decoded(latent, settings)).cpu())
+        self.maybe_free_model_hooks()
         return torch.cat(drawn)
 
-    @torch.no_grad()
-    def _draw(
+    def _chosen(self, given: dict[str, Any], size: tuple[int, int] | None) -> SamplingSettings:
+        """The settings that are given, else the model's own; by default an image keeps its size (width, height)."""
+        own = {} if size is None else {"width": size[0], "height": size[1]}
+        given = {key: value for key, value in given.items() if value is not None}
+        return SamplingSettings.from_json({**self.sampling_defaults, **own, **given})
+
+    def _latents(
         self,
         prompts: Sequence[str],
-        seeds: Sequence[int],
+        generators: Sequence[torch.Generator],
         settings: SamplingSettings,
         images: Tensor | None,
-        progress: sampling.Progress | None,
+        on_step: sampling.OnStep,
     ) -> Tensor:
-        """Normalised latents (B, C, h, w) of at most `max_batch` pictures."""
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        size = self._latent_size(settings)
-        shape = (self.model.config.channels, *size)
-        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        """Normalised latents (B, C, h, w), drawn."""
+        device = self._execution_device
+        height, width = padded_size(settings.height, settings.width, self.size_multiple)
+        size = (height // self.autoencoder.factor, width // self.autoencoder.factor)
+        shape = (self.transformer.config.channels, *size)
+        noise = [torch.randn(shape, generator=one, device=one.device).to(device) for one in generators]
+        x = torch.stack(noise)
         start = 1.0
         if images is not None:
             start = settings.strength
-            x = flow.interpolate(self._clean(images, settings), x, x.new_full(x.shape[:1], start))
-        grid = times.shifted_grid(settings.steps, settings.shift, start=start)
-        view = View(self.model, self._positions(size, settings), generators, self.autocast)
-        return sampling.SOLVERS[settings.solver](self._velocity(prompts, settings, view), x, grid, progress)
+            x = flow.interpolate(self._clean(images, settings, device), x, x.new_full(x.shape[:1], start))
+        scheduler = self._scheduler(settings)
+        grid = scheduler.grid(settings.steps, start=start)
+        view = View(self.transformer, self._positions(size, settings), generators, self.autocast)
+        return scheduler.solve(self._velocity(prompts, settings, view), x, grid, on_step)
 
-    def _clean(self, images: Tensor, settings: SamplingSettings) -> Tensor:
-        """Normalised latents (B, C, h, w) of the pictures to start from."""
+    def _scheduler(self, settings: SamplingSettings) -> FlowScheduler:
+        """The pipeline's scheduler with the solver and the shift of the settings."""
+        return self.scheduler.from_config(self.scheduler.config, solver=settings.solver, shift=settings.shift)
+
+    def _clean(self, images: Tensor, settings: SamplingSettings, device: torch.device) -> Tensor:
+        """Normalised latents (B, C, h, w) of the images to start from."""
         padded = pad_to_multiple(images, self.size_multiple, settings.on_indivisible)
-        return self.autoencoder.encode(padded.to(self.device).float() / 127.5 - 1.0)
+        return self.autoencoder.encode(padded.to(device).float() / 127.5 - 1.0)
+
+    def _decoded(self, latent: Tensor, settings: SamplingSettings) -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1]."""
+        return cut_to(self.autoencoder.decode(latent), settings.height, settings.width)
 
     def _velocity(self, prompts: Sequence[str], settings: SamplingSettings, view: View) -> sampling.Velocity:
         """The guided velocity: the prompts' branch, and those that it is guided away from."""
@@ -146,32 +366,25 @@ class TextToImage:
         return guided(Branch(view, text, settings.conditional_rate), guides, velocities)
 
     def _encode(self, texts: Sequence[str]) -> EncodedText:
-        return encode_texts(texts, self.text_encoder, self.tokenizer, self.device)
-
-    def _latent_size(self, settings: SamplingSettings) -> tuple[int, int]:
-        """Height and width of the latent, that of a padded picture where the settings' size does not fit."""
-        height, width = padded_size(settings.height, settings.width, self.size_multiple)
-        return height // self.autoencoder.factor, width // self.autoencoder.factor
+        return encode_texts(texts, self.encoder, self.caption_tokenizer, self._execution_device)
 
     def _positions(self, latent_size: tuple[int, int], settings: SamplingSettings) -> Tensor:
         """Token positions (1, N, 2) as the camera sees them."""
-        height, width = (side // self.model.config.patch_size for side in latent_size)
+        config = self.transformer.config
         return token_positions(
-            height,
-            width,
-            convention=self.model.config.positions,
+            latent_size[0] // config.patch_size,
+            latent_size[1] // config.patch_size,
+            convention=config.positions,
             shift=(settings.y_shift, settings.x_shift),
             zoom=settings.zoom,
-            device=self.device,
+            device=self._execution_device,
         )
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """Images in [−1, 1] to uint8."""
-    return ((image.float() + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
-
-
-def _offset(progress: sampling.Progress | None, done_before: int, total: int) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, _steps: progress(done_before + done, total)
+def _model_of(encoder: Any) -> Any:
+    """The model in a frozen encoder, which diffusers can move and save; anything else as it is."""
+    if isinstance(encoder, CachedAutoencoder):
+        encoder = encoder.autoencoder
+    if isinstance(encoder, CachedTextEncoder):
+        encoder = encoder.encoder
+    return encoder.model if isinstance(encoder, KLAutoencoder | TransformersTextEncoder) else encoder

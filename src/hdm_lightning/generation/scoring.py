@@ -1,4 +1,4 @@
-"""Prompt-following on scenes with known answers: draw the prompts, read the pictures, score them."""
+"""Prompt-following on scenes with known answers: draw the prompts, read the images, score them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from hdm_lightning.evaluation.bootstrap import Bootstrap
-from hdm_lightning.evaluation.prompt_following import RESAMPLES, Score, score_images
-from hdm_lightning.generation.pipeline import TextToImage
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.prompt_following import RESAMPLES, Score, score_images
 
 _USUAL = Bootstrap(RESAMPLES)
 
 
 @dataclass(frozen=True)
-class ScoredPictures:
-    """Pictures, uint8 (B,3,H,W), and their scores by criterion."""
+class ScoredImages:
+    """Images, uint8 (B,3,H,W), and their scores by criterion."""
 
     images: Tensor
     scores: dict[str, Score]
 
 
 def draw_and_score(
-    pipeline: TextToImage,
+    pipeline: HDMPipeline,
     captions: Sequence[str],
     specs: Sequence[Mapping[str, Any]],
     settings: SamplingSettings,
@@ -31,22 +31,22 @@ def draw_and_score(
     seed: int = 0,
     intervals: Bootstrap = _USUAL,
     progress: Callable[[int, int], None] | None = None,
-) -> ScoredPictures:
-    """Draw one picture a caption and score it against what was asked for.
+) -> ScoredImages:
+    """Draw one image a caption and score it against what was asked for.
 
     Args:
         pipeline: the model.
         captions: B prompts.
         specs: what each prompt asks for, as in the shapes set's records.
         settings: of the solver.
-        seed: picture number i has the seed `seed + i`.
-        intervals: resampling of the pictures.
+        seed: image number i has the seed `seed + i`.
+        intervals: resampling of the images.
         progress: called with (solver steps done, in all).
     """
     seeds = [seed + number for number in range(len(captions))]
-    images = pipeline(captions, seeds, settings, progress=progress)
+    images = pipeline.draw(captions, seeds, settings, progress=progress)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     scores = score_images(
         specs, arrays, seed=intervals.seed, resamples=intervals.resamples, confidence=intervals.confidence
     )
-    return ScoredPictures(images, scores)
+    return ScoredImages(images, scores)

@@ -1,21 +1,29 @@
-"""How a picture is drawn: everything but its prompt and its seed."""
+"""How an image is drawn: everything but its prompt and its seed, and whether that can be done."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from hdm_lightning.diffusion.sampling import SOLVERS
-from hdm_lightning.encoders.padding import ON_INDIVISIBLE, OnIndivisible
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # slow to import, and commands make their flags of the settings
+
+Solver = Literal["euler", "heun", "ab2", "ab3"]
+"""The names in `diffusion.sampling.SOLVERS`; ab2 and ab3 are Adams–Bashforth."""
+OnIndivisible = Literal["refuse", "pad"]
+
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Settings that a batch of pictures shares.
+    """Settings that a batch of images shares.
 
-    Args:
+    Attributes:
         height, width: size in pixels, multiples of autoencoder factor × patch unless they are padded.
-        negative_prompt: what the unconditional branch of classifier-free guidance reads.
+        negative_prompt: what to guide away from: the text of the unconditional branch of classifier-free guidance.
         steps: solver steps.
         solver: a name in `diffusion.sampling.SOLVERS`.
         shift: time-grid shift; above 1 spends more steps near noise.
@@ -29,7 +37,7 @@ class SamplingSettings:
         zoom: camera zoom; above 1 is closer.
         strength: image-to-image, the time in (0, 1] at which the given image is mixed with noise.
         on_indivisible: what to do with another size: "refuse" it, or "pad" it to the next multiples, a given image
-            by mirroring its edges, and cut the picture back.
+            by mirroring its edges, and cut the result back.
 
     Raises:
         ValueError: naming the setting that is out of its range.
@@ -39,7 +47,7 @@ class SamplingSettings:
     width: int = 256
     negative_prompt: str = ""
     steps: int = 28
-    solver: str = "ab2"
+    solver: Solver = "ab2"
     shift: float = 1.0
     guidance_scale: float = 3.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -55,8 +63,8 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        self._require(self.solver in SOLVERS, "solver", f"one of {', '.join(SOLVERS)}")
-        self._require(self.on_indivisible in ON_INDIVISIBLE, "on_indivisible", f"one of {', '.join(ON_INDIVISIBLE)}")
+        for name, known in (("solver", get_args(Solver)), ("on_indivisible", get_args(OnIndivisible))):
+            self._require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
         for name in ("height", "width", "steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("shift", "guidance_scale", "routing_scale", "x_shift", "y_shift", "zoom"):
@@ -93,3 +101,42 @@ class SamplingSettings:
         if unknown:
             raise ValueError(f"unknown sampling settings {unknown}, expected some of {known}")
         return cls(**mapping)
+
+
+def require_fit(where: str, what: str, got: int, expected: int) -> None:
+    """Raise UserError if an encoder does not fit the network."""
+    if got != expected:
+        raise UserError(
+            f"gives {got} {what}, while the network was made for {expected}",
+            where=where,
+            hint="use the one the network was trained with",
+        )
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError unless all are seeds of a generator."""
+    if not all(0 <= seed <= MAX_SEED for seed in seeds):
+        raise ValueError(f"seeds: got {list(seeds)}, expected 0 … 2⁶³ − 1")
+
+
+def check_request(
+    prompts: Sequence[str], seeds: int, settings: SamplingSettings, images: "Tensor | None", multiple: int
+) -> None:
+    """Raise ValueError, naming the argument, unless these can be drawn.
+
+    Args:
+        prompts: B prompts.
+        seeds: how many seeds or generators there are.
+        settings: of all images.
+        images: uint8 (B, 3, H, W) to start from, or None.
+        multiple: what heights and widths must divide by, unless they are padded.
+    """
+    if not prompts or len(prompts) != seeds:
+        raise ValueError(f"seeds: got {seeds} for {len(prompts)} prompts, expected one each")
+    for name in ("height", "width"):
+        if getattr(settings, name) % multiple and settings.on_indivisible == "refuse":
+            raise ValueError(f"{name}: got {getattr(settings, name)}, expected a multiple of {multiple}")
+    if images is not None:
+        expected = (len(prompts), 3, settings.height, settings.width)
+        if tuple(images.shape) != expected or str(images.dtype) != "torch.uint8":
+            raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, expected uint8 {expected}")

@@ -1,72 +1,47 @@
-"""Which layout a path has, and reading it whichever it is."""
+"""The layouts that a trained network comes in: which one a path has, reading it whichever it is, writing another.
+
+Shapes: C latent channels.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, infer_config
+from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.diffusers_folder import read_diffusers
-from hdm_lightning.interop.project_folder import is_project_folder, read_project
-from hdm_lightning.interop.release import Release, release_from_tensors
-from hdm_lightning.interop.tensor_files import read_tensors
+from hdm_lightning.interop import published
+from hdm_lightning.interop.pipeline_folder import (
+    TEXT_ENCODER,
+    Weights,
+    holding,
+    is_pipeline_folder,
+    read_pipeline_folder,
+    write_pipeline_folder,
+)
+from hdm_lightning.interop.release import Release, release_from_tensors, release_to_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, write_tensors
+from hdm_lightning.whole_files import write_json
 
+FINAL_FOLDER, UNET_FOLDER = "final", "unet"
 OUR_SENTINEL = "patch_embedding.weight"
 """A name that tells this project's state dict from a published one."""
 TRAINING_SENTINEL = "network." + OUR_SENTINEL
 """The same in a training checkpoint."""
-SETTINGS_KEY = "hdm_lightning"
+_SETTINGS_KEY = "hdm_lightning"
 """Key in a safetensors file's metadata under which this project leaves what the layout has no place for."""
-VAE_CONFIG_KEY = "vae_config"
-"""Key of those settings that holds the autoencoder's config.json."""
-
-
-def read_file(path: Path) -> Release:
-    """A published single file, .safetensors or .ckpt, with any of the known prefixes.
-
-    Raises:
-        UserError: it cannot be read, or its tensors are not those of an XUT.
-    """
-    tensors, settings = read_tensors(path), _settings(path)
-    if OUR_SENTINEL in tensors:
-        raise UserError(
-            "has the weights of this project without their configuration",
-            where=str(path),
-            hint="put the config.json of its folder beside it, or give the folder",
-        )
-    if TRAINING_SENTINEL in tensors:
-        raise UserError(
-            "is a checkpoint of a training of this project, whose configuration lies in its run's folder",
-            where=str(path),
-            hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
-        )
-    vae_config = settings.pop(VAE_CONFIG_KEY, None)
-    try:
-        return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
-    except ValueError as error:
-        raise UserError(str(error), where=str(path)) from error
-
-
-def _read_weights_of_project(path: Path) -> Release:
-    return read_project(path.parent, path.name)
-
-
-def _read_run(path: Path) -> Release:
-    return read_project(path / "final")
-
-
-_LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], ...] = (
-    ("project folder", is_project_folder, read_project),
-    ("run folder", lambda path: is_project_folder(path / "final"), _read_run),
-    ("weights of a project folder", lambda path: _is_ours(path), _read_weights_of_project),
-    ("published file", Path.is_file, read_file),
-    ("diffusers folder", Path.is_dir, read_diffusers),
-)
+_VAE_CONFIG_KEY = "vae_config"
+_PUBLISHED_TEXT = "published_text_encoder"
+"""Where a pipeline's folder keeps a text encoder of the published single file, which transformers cannot read."""
+_DIFFUSERS_PREFIX = "model."
 
 
 def detect_layout(path: Path) -> str:
@@ -88,24 +63,270 @@ def read_release(path: Path) -> Release:
         UserError: there is nothing, or what there is does not hold an XUT; the message lists what differs.
     """
     layout = detect_layout(path)
-    reader = next(read for name, _, read in _LAYOUTS if name == layout)
-    return reader(path)
+    return next(read for name, _, read in _LAYOUTS if name == layout)(path)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file holds tensors under this project's names beside their config.json."""
-    if path.suffix != ".safetensors" or not is_project_folder(path.parent):
-        return False
+def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
+    """The release in a pipeline's folder.
+
+    Raises:
+        UserError: a file is missing, the description is wrong or the tensors do not fit it.
+    """
+    found = read_pipeline_folder(folder)
+    vae = read_vae_folder(found.vae)
+    text = read_sharded(folder / (TEXT_ENCODER if found.old else _PUBLISHED_TEXT), "model")
+    settings: dict[str, Any] = {"training": dict(found.training), "sampling": dict(found.sampling)}
+    if found.text_encoder is not None:
+        settings["text_encoder"] = asdict(found.text_encoder)
+    network = found.load_network(weights)
+    return Release(network, vae.tensors, vae.config, vae.mean, vae.std, text or {}, settings)
+
+
+def _read_weights_in_folder(path: Path) -> Release:
+    place = holding(path)
+    assert place is not None
+    return _read_folder(*place)
+
+
+def _read_file(path: Path) -> Release:
+    """A published single file, .safetensors or .ckpt, with any of the known prefixes.
+
+    Raises:
+        UserError: it cannot be read, or its tensors are not those of an XUT.
+    """
+    tensors, settings = read_tensors(path), _settings(path)
+    if OUR_SENTINEL in tensors:
+        raise UserError(
+            "has the weights of this project without their configuration",
+            where=str(path),
+            hint="put it back into its folder, or give the folder",
+        )
+    if TRAINING_SENTINEL in tensors:
+        raise UserError(
+            "is a checkpoint of a training of this project, whose configuration lies in its run's folder",
+            where=str(path),
+            hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
+        )
+    vae_config = settings.pop(_VAE_CONFIG_KEY, None)
     try:
-        with safe_open(path, "pt") as file:
-            return OUR_SENTINEL in file.keys()  # noqa: SIM118 (a file handle, not a dict)
-    except (SafetensorError, OSError):
-        return False  # whoever reads it will say what is wrong
+        return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
+    except ValueError as error:
+        raise UserError(str(error), where=str(path)) from error
+
+
+def _read_diffusers(folder: Path) -> Release:
+    """The release in a published diffusers folder, or in its network's subfolder alone.
+
+    The network's shape is read off its tensors, whichever subfolder they are in.
+
+    Raises:
+        UserError: no subfolder holds an XUT, or its tensors are missing, unexpected or mis-shaped.
+    """
+    for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
+        tensors = read_sharded(place, WEIGHTS)
+        if tensors is None or published.find_prefix(tensors) is None:
+            continue
+        try:
+            found = release_from_tensors(tensors)
+        except ValueError as error:
+            raise UserError(str(error), where=str(place)) from error
+        vae = read_vae_folder(folder / VAE_FOLDER)
+        if not vae.tensors:
+            return found
+        return Release(found.network, vae.tensors, vae.config, vae.mean, vae.std, left_out=found.left_out)
+    raise UserError(
+        f"neither the folder nor a subfolder has a {WEIGHTS} file with an XUT in it",
+        where=str(folder),
+        hint="give the folder that holds the network, a run's final/ folder, or a single file",
+    )
+
+
+_LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], ...] = (
+    ("project folder", is_pipeline_folder, _read_folder),
+    (
+        "run folder",
+        lambda path: is_pipeline_folder(path / FINAL_FOLDER),
+        lambda path: _read_folder(path / FINAL_FOLDER),
+    ),
+    ("weights of a project folder", lambda path: _is_ours(path), _read_weights_in_folder),
+    ("published file", Path.is_file, _read_file),
+    ("diffusers folder", Path.is_dir, _read_diffusers),
+)
+
+
+def with_vae(release: Release, folder: Path) -> Release:
+    """The release with the autoencoder of a diffusers folder.
+
+    Raises:
+        UserError: there is none in the folder.
+    """
+    vae = read_vae_folder(folder)
+    if not vae.tensors:
+        raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
+    return replace(release, vae=vae.tensors, vae_config=vae.config, vae_mean=vae.mean, vae_std=vae.std)
+
+
+def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
+    """A pipeline's folder, complete for drawing where an autoencoder is in the release.
+
+    Args:
+        path: the folder.
+        release: what to write.
+        text_encoder: name or folder to record instead of the release's own.
+
+    Raises:
+        UserError: nothing tells the text encoder.
+    """
+    release = _with_vae_config(release)
+    source = release.settings.get("text_encoder")
+    if text_encoder or not source:
+        name = text_encoder or published.text_encoder_name(release.network.config, where=str(path))
+        source = {"name": name, "context_length": published.CONTEXT_LENGTH}
+    write_pipeline_folder(
+        path,
+        {"ema": release.network.state_dict()},
+        xut=release.network.config,
+        text_encoder=TextEncoderSource(**source),
+        write_vae=(lambda folder: _write_vae(folder, release)) if release.vae else None,
+        training=release.settings.get("training"),
+        sampling=release.settings.get("sampling", published.SAMPLING),
+    )
+    if release.text_encoder:
+        write_tensors(path / _PUBLISHED_TEXT / "model.safetensors", release.text_encoder)
+
+
+def write_published(path: Path, release: Release) -> None:
+    """The published single file.
+
+    Raises:
+        ValueError: the wiring is not the published one.
+    """
+    write_tensors(path, release_to_tensors(release), _metadata(release))
+
+
+def write_comfyui(path: Path, release: Release) -> None:
+    """The single file that ComfyUI's HDM loader expects: network and autoencoder, without the text encoder.
+
+    Raises:
+        ValueError: the wiring is not the published one (the loader knows no other), or the autoencoder or its
+            normalisation is missing.
+    """
+    parts = {"vae": release.vae or None, "vae_mean": release.vae_mean, "vae_std": release.vae_std}
+    if lacking := [name for name, value in parts.items() if value is None]:
+        raise ValueError(f"the loader expects the autoencoder in the file, and {', '.join(lacking)} is missing")
+    write_published(path, replace(release, text_encoder={}))
+
+
+def write_diffusers(path: Path, release: Release) -> None:
+    """Network and autoencoder as the published diffusers folder, whose unet/ no class of diffusers reads.
+
+    Raises:
+        ValueError: the wiring is not the published one.
+    """
+    config = published.config_to_json(release.network.config)
+    release = _with_vae_config(release)
+    tensors = {_DIFFUSERS_PREFIX + n: t for n, t in published.export_state_dict(release.network).items()}
+    write_tensors(path / UNET_FOLDER / f"{WEIGHTS}.safetensors", tensors)
+    write_json(path / UNET_FOLDER / "config.json", config)
+    if release.vae:
+        _write_vae(path / VAE_FOLDER, release)
+
+
+def write_bare(path: Path, release: Release) -> None:
+    """The network alone, under the published names.
+
+    Raises:
+        ValueError: the wiring is not the published one.
+    """
+    published.require_published_wiring(release.network.config)
+    write_tensors(path, published.export_state_dict(release.network), _metadata(release))
+
+
+class VaeFiles(NamedTuple):
+    """Tensors, config.json, and the normalisation that it tells, (1,C,1,1) each or None."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any] | None
+    mean: Tensor | None
+    std: Tensor | None
+
+
+def read_vae_folder(folder: Path, dtype: torch.dtype | None = None) -> VaeFiles:
+    """An AutoencoderKL's folder; nothing if it is not there.
+
+    Args:
+        folder: with config.json and diffusion_pytorch_model.safetensors.
+        dtype: of the normalisation; that of the tensors by default.
+    """
+    tensors = read_sharded(folder, WEIGHTS)
+    if tensors is None:
+        return VaeFiles({}, None, None, None)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    dtype = dtype or next(iter(tensors.values())).dtype
+    mean, std = (_per_channel(config.get(key), dtype) for key in ("latents_mean", "latents_std"))
+    return VaeFiles(tensors, config or None, mean, std)
+
+
+def write_vae_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> None:
+    """Write what `read_vae_folder` reads and diffusers' ``AutoencoderKL.from_pretrained`` too.
+
+    Mean and standard deviation are the whole normalisation, so the scaling factor, which diffusers applies on top of
+    them, becomes 1.
+    """
+    written = {"_class_name": "AutoencoderKL", **config}
+    for key, value in (("latents_mean", mean), ("latents_std", std)):
+        if value is not None:
+            written[key] = value.double().flatten().tolist()
+    if mean is not None and std is not None:
+        written |= {"scaling_factor": 1.0, "shift_factor": None}
+    write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
+    write_json(folder / "config.json", written)
+
+
+def _per_channel(values: list[float] | None, dtype: torch.dtype) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
+
+
+def _write_vae(folder: Path, release: Release) -> None:
+    assert release.vae_config is not None
+    write_vae_folder(folder, release.vae, release.vae_config, release.vae_mean, release.vae_std)
+
+
+def _with_vae_config(release: Release) -> Release:
+    if not release.vae or release.vae_config is not None:
+        return release
+    return replace(release, vae_config=infer_config(release.vae))
+
+
+def _metadata(release: Release) -> dict[str, str]:
+    """What the layout has no place for, so that the way back finds it."""
+    kept: Mapping[str, Any] = {**release.settings, _VAE_CONFIG_KEY: release.vae_config}
+    kept = {key: value for key, value in kept.items() if value}
+    return {_SETTINGS_KEY: json.dumps(kept)} if kept else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    """What `_metadata` left in a file."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-    return dict(json.loads(metadata.get(SETTINGS_KEY, "{}")))
+    return dict(json.loads(metadata.get(_SETTINGS_KEY, "{}")))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file holds tensors under this project's names beside their configuration."""
+    if holding(path) is None:
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return bool({OUR_SENTINEL, TRAINING_SENTINEL} & set(file.keys()))
+    except (SafetensorError, OSError):
+        return False  # whoever reads it will say what is wrong

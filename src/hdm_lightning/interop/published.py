@@ -5,15 +5,16 @@ Wiring and names: arXiv 2509.06068 and the checkpoints published with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hdm_lightning.interop.architecture import TELLING, infer_fields
-from hdm_lightning.interop.mismatch import check_tensors, listed
+from hdm_lightning.errors import UserError
 from hdm_lightning.interop.names import published_names
+from hdm_lightning.interop.tensor_files import check_tensors, listed
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.conditioning import time_frequencies
 from hdm_lightning.models.config import WIRING
@@ -23,6 +24,23 @@ PREFIXES = ("unet.model.", "model.", "")
 
 BESIDE = ("vae.", "te.", "vae_mean", "vae_std")
 """How the names begin of what may lie beside a network in one file."""
+
+_PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
+_ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
+
+TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
+"""Published names that every XUT has and nothing beside it, which tell its shape, and their numbers of dimensions."""
+
+TEXT_ENCODERS: Mapping[int, str] = {
+    640: "google/gemma-3-270m",
+    1024: "Qwen/Qwen3-0.6B",
+    1152: "google/gemma-3-1b-pt",
+}
+"""Table 1 of arXiv 2509.06068: the text encoders of the three sizes, by the width of their hidden states."""
+
+CONTEXT_LENGTH = 512
+SAMPLING: Mapping[str, Any] = {"height": 1024, "width": 1024, "guidance_scale": 3.0}
+"""Tokens of text, and settings to draw with, of the released networks."""
 
 _KEYS = {
     "patch_size": "patch_size",
@@ -81,6 +99,50 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
         ValueError: the tensors are not those of an XUT.
     """
     return XUTConfig(**infer_fields(strip_prefix(tensors)), **PUBLISHED)
+
+
+def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of an `XUTConfig` that shapes and names determine: all but the wiring.
+
+    Args:
+        tensors: bare published names.
+
+    Raises:
+        ValueError: tensors that tell a field are missing or have another number of dimensions; the message lists
+            them.
+    """
+    missing = [name for name in TELLING if name not in tensors]
+    misshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {dimensions} dimensions"
+        for name, dimensions in TELLING.items()
+        if name in tensors and tensors[name].dim() != dimensions
+    ]
+    if missing or misshaped:
+        parts = (listed("missing", missing), listed("mis-shaped", misshaped))
+        raise ValueError(
+            "the network's shape cannot be read off the file\n" + "\n".join(part for part in parts if part)
+        )
+    patch, rope = tensors[_PATCH], tensors[_ROPE]
+    return {
+        "channels": patch.shape[1],
+        "patch_size": patch.shape[2],
+        "width": patch.shape[0],
+        "mlp_width": tensors[_HIDDEN].shape[-1],
+        "heads": rope.shape[0],
+        "head_dim": 4 * rope.shape[1],
+        "context_width": tensors[_CONTEXT].shape[-1],
+        "depth": _count(tensors, r"backbone\.enc_blocks\.(\d+)\."),
+        "encoder_blocks": _count(tensors, r"backbone\.enc_blocks\.0\.(\d+)\."),
+        "decoder_blocks": _count(tensors, r"backbone\.dec_blocks\.0\.(\d+)\."),
+        "blocks_before": _count(tensors, r"prev_tread_trns\.blocks\.(\d+)\."),
+        "blocks_after": _count(tensors, r"post_tread_trns\.blocks\.(\d+)\."),
+        "aspect_ratio": "addon_info_embs_proj.0.weight" in tensors,
+    }
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    found = (re.match(pattern, name) for name in names)
+    return len({match.group(1) for match in found if match})
 
 
 def require_published_wiring(config: XUTConfig) -> None:
@@ -176,6 +238,21 @@ def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if _FREQUENCIES in found:
         found[_FREQUENCIES] = _full_frequencies(found[_FREQUENCIES])
     return found
+
+
+def text_encoder_name(config: XUTConfig, *, where: str) -> str:
+    """The text encoder that a published network of this context width was trained with.
+
+    Raises:
+        UserError: no published size has this width.
+    """
+    if config.context_width not in TEXT_ENCODERS:
+        raise UserError(
+            f"needs a text encoder of width {config.context_width}, which no published size has",
+            where=where,
+            hint="name one with --text-encoder",
+        )
+    return TEXT_ENCODERS[config.context_width]
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""Files of named tensors, read without running anything in them and replaced only when whole."""
+"""Files of named tensors, read without running anything in them and replaced only when whole, and how they differ."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
+
+_SHOWN = 8
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of files that torch.save writes."""
@@ -40,18 +42,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return _read_pickled(path)
 
 
+def shards(path: Path) -> tuple[Path, ...]:
+    """The files that a safetensors file consists of: itself, or those that its index names; none if it is not there.
+
+    Raises:
+        UserError: its index cannot be read.
+    """
+    index = path.with_name(f"{path.name}.index.json")
+    if path.is_file() or not index.is_file():
+        return (path,) if path.is_file() else ()
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        parts = sorted({Path(place).name for place in places})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is no index of weights ({error!r})", where=str(index), hint="get the folder again") from error
+    return tuple(path.with_name(part) for part in parts)
+
+
 def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
     """The tensors of ``stem`` in a diffusers or transformers folder, in one file or several; None if there are none."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: tensor for part in parts for name, tensor in read_tensors(folder / part).items()}
-    variants = sorted(folder.glob(f"{stem}.safetensors")) + sorted(folder.glob(f"{stem}.*.safetensors"))
-    pickled = folder / f"{stem}.bin"
-    for path in (*variants, pickled):
-        if path.is_file():
-            return read_tensors(path)
-    return None
+    files = shards(folder / f"{stem}.safetensors")
+    for variant in (*sorted(folder.glob(f"{stem}.*.safetensors")), folder / f"{stem}.bin"):
+        files = files or ((variant,) if variant.is_file() else ())
+    return {name: tensor for file in files for name, tensor in read_tensors(file).items()} if files else None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -90,3 +103,34 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError("it holds no named tensors, nor a state_dict with any", where=str(path))
     return tensors
+
+
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError that lists missing, unexpected and mis-shaped tensors, if there are any.
+
+    Args:
+        found: the file's tensors.
+        wanted: names and shapes of what the network needs.
+    """
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    misshaped = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    parts = [
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("mis-shaped", misshaped),
+    ]
+    if any(parts):
+        raise ValueError("the tensors do not fit the network\n" + "\n".join(part for part in parts if part))
+
+
+def listed(kind: str, names: Sequence[str]) -> str:
+    """One line with how many and which, the first ones by name; empty where there are none."""
+    if not names:
+        return ""
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"  {kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"

@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm_lightning.models.linear import Linear
 from hdm_lightning.models.rope import rotate, rotation_angles
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` whose parameters are allocated only: `initialization` fills those of the whole network once."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
 
 
 class SelfAttention(nn.Module):

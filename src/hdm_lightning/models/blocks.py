@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm_lightning.models.attention import CrossAttention, SelfAttention
+from hdm_lightning.models.attention import CrossAttention, Linear, SelfAttention
 from hdm_lightning.models.conditioning import BlockModulation, Modulation
 from hdm_lightning.models.config import XUTConfig
-from hdm_lightning.models.linear import Linear
 
 NORM_EPS = 1e-6
 

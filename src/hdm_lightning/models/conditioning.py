@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdm_lightning.models.linear import Linear
+from hdm_lightning.models.attention import Linear
 
 
 class Modulation(NamedTuple):
@@ -39,8 +39,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", time_frequencies(width))
         self.projection = Linear(width, width)
+        self.register_buffer("frequencies", time_frequencies(width).to(self.projection.weight.device))
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) in [0, 1] to (B,D)."""
@@ -59,9 +59,9 @@ class TimeEmbedding(nn.Module):
 
 
 def time_frequencies(width: int) -> Tensor:
-    """exp(−ln 10000·i/(D/2)) for i < D/2, float32, rounded once."""
+    """exp(−ln 10000·i/(D/2)) for i < D/2, float32, rounded once, on the CPU."""
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float64) * (-math.log(10000) / half)
+    exponents = torch.arange(half, dtype=torch.float64, device="cpu") * (-math.log(10000) / half)
     return exponents.exp().float()
 
 

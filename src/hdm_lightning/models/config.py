@@ -1,54 +1,47 @@
-"""What an XUT is made of: one frozen dataclass, its checks and the paper's three sizes."""
+"""What an XUT is made of: one frozen dataclass, its checks, and the presets of conf/model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib import resources
 from typing import Any, Literal, get_args
+
+import yaml
 
 Residual = Literal["input", "normed"]
 Skips = Literal["mirrored", "last"]
 PositionConvention = Literal["area", "long_side"]
 RopeInit = Literal["spread_5pi", "spread_10pi", "all_pi"]
 
-PUBLISHED: Mapping[str, Any] = {
-    "residual": "normed",
-    "skips": "last",
-    "positions": "long_side",
-    "rope_init": "all_pi",
-}
+PRESETS = ("xut_tiny", "xut_demo", "xut_small", "xut_base", "xut_large", "published")
+"""The networks of conf/model: two small ones, the three of arXiv 2509.06068, table 1, and the released one."""
+
+
+def preset_fields(name: str, *, own: bool = False) -> dict[str, Any]:
+    """The fields of an `XUTConfig` that a file of conf/model gives.
+
+    Args:
+        name: one of `PRESETS`.
+        own: only those that the file itself gives, without the preset that it begins with.
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
+    text = (resources.files("hdm_lightning.conf") / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+    written = yaml.safe_load(text)
+    bases = [base for base in written.pop("defaults", []) if base != "_self_" and not own]
+    inherited = {key: value for base in bases for key, value in preset_fields(base).items()}
+    return inherited | {key: value for key, value in written.items() if not key.startswith("_")}
+
+
+PUBLISHED: Mapping[str, Any] = preset_fields("published", own=True)
 """The wiring of the released network, as overrides: ``XUTConfig.preset("xut_base", **PUBLISHED)``."""
 
 WIRING = ("residual", "skips", "positions")
 """The fields that decide what a network computes with its weights without showing in their shapes."""
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "xut_small": {
-        "width": 896,
-        "mlp_width": 3072,
-        "heads": 14,
-        "head_dim": 64,
-        "context_width": 640,
-        "decoder_blocks": 2,
-    },
-    "xut_base": {
-        "width": 1024,
-        "mlp_width": 3072,
-        "heads": 16,
-        "head_dim": 64,
-        "context_width": 1024,
-        "decoder_blocks": 3,
-    },
-    "xut_large": {
-        "width": 1280,
-        "mlp_width": 4096,
-        "heads": 10,
-        "head_dim": 128,
-        "context_width": 1152,
-        "decoder_blocks": 3,
-    },
-}
-"""The sizes of arXiv 2509.06068, table 1; text encoders Gemma-3-270M, Qwen3-0.6B and Gemma-3-1B."""
 
 _MINIMUM = {
     "channels": 1,
@@ -140,14 +133,12 @@ class XUTConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> XUTConfig:
-        """One of the paper's sizes, ``xut_small``, ``xut_base`` or ``xut_large``, with fields replaced.
+        """One of `PRESETS`, with fields replaced.
 
         Raises:
             ValueError: no such preset, no such field, or a value out of range.
         """
-        if name not in PRESETS:
-            raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}")
-        return cls.from_json({**PRESETS[name], **overrides})
+        return cls.from_json({**preset_fields(name), **overrides})
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> XUTConfig:

@@ -1,6 +1,6 @@
-"""What XUT.forward accepts, checked with messages that name the argument.
+"""What XUT.forward accepts, checked with messages that name the argument, and the way between latent and tokens.
 
-Shapes: B batch, C channels, H×W latent, L text tokens, N image tokens, K kept tokens.
+Shapes: B batch, C channels, H×W latent, p patch, L text tokens, N image tokens, K kept tokens.
 Checks of values (not of shapes) read the tensor, so they are made on CPU tensors outside of compilation only: on
 an accelerator they would stop it.
 """
@@ -75,6 +75,20 @@ def kept_indices(keep: Tensor, batch: int, tokens: int) -> Tensor | None:
         if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
             raise ValueError("keep has an index twice in a row; expected distinct indices")
     return None if keep.shape[1] == tokens else keep
+
+
+def patchify(latent: Tensor, patch: int) -> Tensor:
+    """(B,C,H,W) to (B,N,C·p·p), channel slowest, as a convolution's weight lies."""
+    batch, channels, height, width = latent.shape
+    grid = latent.view(batch, channels, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+
+
+def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """(B,N,p·p·C), channel fastest, to (B,C,H,W)."""
+    batch = tokens.shape[0]
+    grid = tokens.view(batch, height // patch, width // patch, patch, patch, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
 
 
 def _indices_of_mask(keep: Tensor, batch: int, tokens: int) -> Tensor | None:

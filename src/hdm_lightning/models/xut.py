@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from hdm_lightning.models import inputs, routing
+from hdm_lightning.models.attention import Linear
 from hdm_lightning.models.blocks import XUTBlock
 from hdm_lightning.models.conditioning import (
     AspectRatioEmbedding,
@@ -23,8 +24,6 @@ from hdm_lightning.models.conditioning import (
 )
 from hdm_lightning.models.config import XUTConfig
 from hdm_lightning.models.initialization import initialize
-from hdm_lightning.models.linear import Linear
-from hdm_lightning.models.patches import patchify, unpatchify
 from hdm_lightning.models.positions import token_positions as full_positions
 
 
@@ -68,6 +67,28 @@ class XUT(nn.Module):
         self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
         self.output_projection = Linear(width, patch_values)
         initialize(self, config.rope_init, zero_outputs=[self.output_projection])
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """A new network of a preset, such as ``xut_base``, with some fields of its configuration replaced.
+
+        Args:
+            name: one of `models.config.PRESETS`.
+            changes: fields of `XUTConfig`.
+
+        Raises:
+            ValueError: no such preset, no such field, or a value out of range.
+        """
+        return cls(XUTConfig.preset(name, **changes))
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> Self:
+        """A new network from the fields of `XUTConfig`; those left out take their defaults.
+
+        Raises:
+            ValueError: no such field, or a value out of range.
+        """
+        return cls(XUTConfig.from_json(fields))
 
     def blocks(self) -> Iterator[XUTBlock]:
         """All blocks in the order of the forward pass."""
@@ -116,7 +137,7 @@ class XUT(nn.Module):
         for block in self.blocks_after:
             sequence = sequence.through(block)
         patches = self.output_projection(sequence.tokens[:, :tokens])
-        return unpatchify(patches, self.config.patch_size, latent.shape[2], latent.shape[3])
+        return inputs.unpatchify(patches, self.config.patch_size, latent.shape[2], latent.shape[3])
 
     def _embed(
         self,
@@ -128,7 +149,7 @@ class XUT(nn.Module):
         log_aspect_ratio: Tensor | None,
     ) -> TokenSequence:
         dtype = self.patch_embedding.weight.dtype
-        patches = patchify(latent.to(dtype), self.config.patch_size)
+        patches = inputs.patchify(latent.to(dtype), self.config.patch_size)
         (batch, tokens), text = patches.shape[:2], context.shape[1]
         key_mask = None
         if context_lengths is not None:

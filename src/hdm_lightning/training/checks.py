@@ -9,8 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.settings import TrainSettings
 
 Settings = TypeVar("Settings")
 
@@ -34,23 +32,6 @@ def settings_from(config: DictConfig | Mapping[str, Any], kind: type[Settings]) 
 
 def _is_group(shape: DictConfig, key: str) -> bool:
     return key in shape and not OmegaConf.is_missing(shape, key) and OmegaConf.is_dict(shape[key])
-
-
-def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
-    """Settings of `hdm-train`."""
-    return settings_from(config, TrainSettings)
-
-
-def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
-    """The network's config from the `model` group, unknown keys and wrong values named."""
-    known = [entry.name for entry in fields(XUTConfig)]
-    for key in model:
-        if key not in known:
-            raise UserError(f"unknown key '{key}'", where=f"model.{key}", hint=_suggestion(key, known))
-    try:
-        return XUTConfig(**model)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error
 
 
 def _as_user_error(error: OmegaConfBaseException) -> UserError:

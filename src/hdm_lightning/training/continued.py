@@ -1,7 +1,6 @@
 """What a run has left on disk and what it is to go on with: whether the one still belongs to the other."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,138 +8,136 @@ from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.encoders.sources import same_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.training.record import present_spelling, recorded_values
 from hdm_lightning.training.recorded import read_recorded
-from hdm_lightning.training.recovery.rewinds import newest_position
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.rewind import newest_position
 from hdm_lightning.training.stages import StagePlan
 
-KEPT = ("optimizer.name", "text_encoder.layer", "vae.mean", "vae.std")
-ENCODERS = ("text_encoder.name", "vae.name")
+ENCODERS = ("text_encoder.name", "vae.name", "autoencoder.source")
 WHITENED = "text_encoder.whiten_captions"
-OF_THE_COURSE = ("seed", "init", "optimizer", "data", "schedule.stages")
-"""What the weights of a finished run come of."""
+ADVERSARIAL = "adversarial.weight"
+AVERAGES = "callbacks.weight_averages.halflife_samples"
 OF_THE_MACHINE = (
     *("micro_batch_size", "activation_checkpointing", "validate_every", "save_every", "sample_every", "stop"),
-    *("workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
+    *("num_workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
+    *("quarantine", "_target_", "validation_samples", "validation_batch_size", "validation_seed"),
 )
 """Keys of a stage and of the data that have no part in what is learned, or had none until now."""
-HINT = "restore it, or choose another name=; init= starts a new run from a model's weights"
+DEFAULTS = {"text_encoder.layer": -1, "text_encoder.whiten_captions": 0}
+"""What a run had whose version did not know a key."""
 MOVED = "; if the model has only moved, write its new place into "
 
 
-def check_continued(settings: TrainSettings, model: XUTConfig, plans: list[StagePlan]) -> None:
+def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
     """What a run has left on disk can be gone on from with these settings.
 
+    Args:
+        config: of now.
+        plans: the stages.
+        kept: keys and groups that a run keeps from its first start to its last.
+        course: what the weights of a finished run come of; it cannot change any more.
+
     Raises:
-        UserError: naming what a run keeps, the network and all that gives its inputs and targets their meaning, or a
-            `batch_size`, which a stage keeps, or what would change nothing since all stages are done.
+        UserError: naming the key; or a `batch_size`, which a stage keeps.
     """
-    run_dir = Path(settings.run_dir)
+    run_dir = Path(config.run_dir)
     newest = [(plan, newest_position(run_folder.checkpoint_folder(run_dir, plan))) for plan in plans]
     if not any(position for _, position in newest):
         return
-    _check_kept(run_dir, settings, model)
+    began, now = configuration_of(run_dir), OmegaConf.create(recorded_values(config))
+    if began is not None:
+        _check_kept(run_dir, began, now, kept)
     for plan, position in newest:
         if position is None or run_folder.stage_is_done(run_dir, plan):
             continue
-        then, now = position["batch_size"], plan.settings.batch_size
-        if then != now:
+        before = position.get("batch_size") or plan.settings.batch_size
+        if before != plan.settings.batch_size:
             raise UserError(
-                f"the stage began with batch_size {then}, not {now}: its steps would mean other samples",
-                where=f"schedule.stages.{plan.name}.batch_size",
-                hint=f"set it to {then}; micro_batch_size may change at any time",
+                f"the stage began with batch_size {before}, not {plan.settings.batch_size}: its steps would mean other "
+                "samples",
+                where=f"{plan.written_at}.batch_size",
+                hint=f"set it to {before}; micro_batch_size may change at any time",
             )
-    if all(run_folder.stage_is_done(run_dir, plan) for plan in plans):
-        hint = f"restore it, or start another run by another name=, from these weights with init={run_dir}"
-        check_finished(run_dir, settings, OF_THE_COURSE, OF_THE_MACHINE, hint)
-
-
-def check_finished(run_dir: Path, settings: Any, course: Iterable[str], free: Iterable[str], hint: str) -> None:
-    """Nothing is asked of a finished run that would change its weights: it would be done without effect.
-
-    Args:
-        run_dir: the run's folder.
-        settings: what it is called with.
-        course: keys of settings and of groups of them that the weights come of.
-        free: keys and groups in them that may differ all the same.
-        hint: what to do about a difference.
-
-    Raises:
-        UserError: naming the first key that differs.
-    """
-    began = configuration_of(run_dir)
-    groups = () if began is None else values_of(began, settings, course)
-    leaves = (leaf for group in groups for leaf in _leaves(*group))
-    for key, then, now in leaves:
-        if then != now and not set(key.split(".")) & set(free):
-            what = f"the training in {run_dir} is over and had {then}; {now} would change nothing"
-            raise UserError(what, where=key, hint=hint)
-
-
-def _leaves(key: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The single values of a group, key by key; of groups that have lost keys, what they have.
-
-    A key that a later version has brought is not in the record and does not count.
-    """
-    if not (isinstance(then, dict) and isinstance(now, dict)):
-        yield key, then, now
-    elif set(then) - set(now):
-        yield key, sorted(then), sorted(now)
-    else:
-        for name in then:
-            yield from _leaves(f"{key}.{name}", then[name], now[name])
-
-
-def _check_kept(run_dir: Path, settings: TrainSettings, model: XUTConfig) -> None:
-    began = configuration_of(run_dir)
-    for key, then, now in () if began is None else _changed(began, settings, model):
-        raise_changed(run_dir, key, then, now, HINT, may_have_moved=key in ENCODERS)
+    if began is not None and all(run_folder.stage_is_done(run_dir, plan) for plan in plans):
+        _check_finished(run_dir, began, now, course)
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
-    """The configuration that the run last started with, or None where it has not started.
+    """The configuration that the run last started with, in the present spelling, or None where it has not started.
 
     Raises:
         UserError: it cannot be read.
     """
-    config = run_dir / run_folder.CONFIG
-    if not config.exists():
-        return None
-    return OmegaConf.create(read_recorded(config))
+    file = run_dir / run_folder.CONFIG
+    return present_spelling(read_recorded(file)) if file.exists() else None
 
 
-def raise_changed(run_dir: Path, key: str, then: Any, now: Any, hint: str, *, may_have_moved: bool = False) -> NoReturn:
+def _check_kept(run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str]) -> None:
+    for key in kept:
+        values = (key, _value(began, key), _value(now, key))
+        for name, before, present in _leaves(*values) if key == "model" else [values]:
+            unknown = name.endswith("._target_") and before is None  # to the version that it began with
+            if unknown or _may_be(name, before, present):
+                continue
+            moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if name in ENCODERS else ""
+            hint = f"restore it, or choose another name=; {_another(now, run_dir)}"
+            raise_changed(run_dir, name, before, present, hint + moved)
+
+
+def _another(now: DictConfig, run_dir: Path) -> str:
+    if "schedule" in now:
+        return "init= starts a new run from a model's weights"
+    return f"autoencoder.source={run_dir / run_folder.FINAL} starts a new run from a trained autoencoder"
+
+
+def _may_be(key: str, before: Any, now: Any) -> bool:
+    """Whether a run that began with one value of a key can go on with the other."""
+    if key in (WHITENED, ADVERSARIAL):  # measured once, on however many captions; another weight is the same networks
+        return bool(before) == bool(now)
+    if key == AVERAGES:  # one of another half-life starts from the nearest
+        return bool(before) or not now
+    if key in ENCODERS and before and now:
+        return same_model(before, now)
+    return bool(before == now)
+
+
+def raise_changed(run_dir: Path, key: str, before: Any, now: Any, hint: str) -> NoReturn:
     """Raise the `UserError` of a value that a run keeps and that is another now."""
-    moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if may_have_moved else ""
-    raise UserError(f"the run in {run_dir} began with {then}, not {now}", where=key, hint=hint + moved)
+    raise UserError(f"the run in {run_dir} began with {before}, not {now}", where=key, hint=hint)
 
 
-def _changed(began: DictConfig, settings: TrainSettings, model: XUTConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value that a run began with, and value of now, of what a run cannot change and is to change."""
-    saved = asdict(model_config_from(OmegaConf.to_container(began.model)))  # type: ignore[arg-type]
-    yield from ((f"model.{key}", saved[key], value) for key, value in asdict(model).items() if value != saved[key])
-    for key, then, now in values_of(began, settings, (*KEPT, *ENCODERS, WHITENED)):
-        if key in ENCODERS and same_model(then, now):
-            continue
-        if key == WHITENED and bool(then) == bool(now):  # measured once, on however many captions
-            continue
-        if then != now:
-            yield key, then, now
+def _check_finished(run_dir: Path, began: DictConfig, now: DictConfig, course: Iterable[str]) -> None:
+    """Nothing is asked of a finished run that would change its weights: it would be done without effect."""
+    for group in course:
+        for key, before, present in _leaves(group, _value(began, group), _value(now, group)):
+            if before != present and not set(key.split(".")) & set(OF_THE_MACHINE):
+                raise UserError(
+                    f"the training in {run_dir} is over and had {before}; {present} would change nothing",
+                    where=key,
+                    hint=f"restore it, or start another run by another name=: {_from(now, run_dir)}",
+                )
 
 
-def values_of(began: DictConfig, settings: Any, keys: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Each key with the value that a run began with and that of `settings`, a dataclass of the same shape.
+def _from(now: DictConfig, run_dir: Path) -> str:
+    return f"init={run_dir}" if "schedule" in now else f"autoencoder.source={run_dir / run_folder.FINAL}"
 
-    A key that the run's version did not know had its default.
+
+def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The single values of a group, key by key; of groups that have lost keys, what they have.
+
+    A key that a later version has brought is not in the record and does not count.
     """
-    present, defaults = OmegaConf.structured(settings), OmegaConf.structured(type(settings))
-    for key in keys:
-        yield key, _plain(began, key, _plain(defaults, key)), _plain(present, key)
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        yield key, before, now
+    elif set(before) - set(now) - {"_target_"}:
+        yield key, sorted(before), sorted(now)
+    else:
+        for name in before:
+            if name in now:
+                yield from _leaves(f"{key}.{name}", before[name], now[name])
 
 
-def _plain(config: DictConfig, key: str, default: Any = None) -> Any:
-    value = OmegaConf.select(config, key, default=default)
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _value(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key, default=DEFAULTS.get(key))
+    return OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value

@@ -8,26 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import require_perceptual
-from hdm_lightning.data.builders.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
 from hdm_lightning.encoders.sources import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
-from hdm_lightning.evaluation.prompt_following import as_dict
 from hdm_lightning.generation.contact_sheet import contact_sheet
-from hdm_lightning.generation.loading import LoadOptions, load_text_to_image
-from hdm_lightning.generation.pipeline import TextToImage
-from hdm_lightning.generation.png import to_pil
+from hdm_lightning.generation.image_files import to_pil
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.monitoring.progress_bar import part_progress
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
 from hdm_lightning.whole_files import write_atomically, write_json
+
+
+def part_progress() -> Progress:
+    """A bar to use as a context manager; it shows itself in a terminal only."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
 
 CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
@@ -38,7 +44,7 @@ def demo_processes() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], model: dict[str, Any]) -> int:
+def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, model: DictConfig) -> int:
     """Run the parts that are not done yet, then show the result; returns the exit status.
 
     Args:
@@ -52,7 +58,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
-        ("autoencoder", lambda: run_vae_job(check_vae_job(autoencoder))),
+        ("autoencoder", lambda: run_job(check_job(autoencoder))),
         ("model", lambda: run_job(check_job(model))),
         ("pictures and score", lambda: _draw(folder, config)),
     ]
@@ -74,7 +80,7 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: dict[str, Any], 
     return 0
 
 
-def _require_networks(autoencoder: dict[str, Any], model: dict[str, Any]) -> None:
+def _require_networks(autoencoder: DictConfig, model: DictConfig) -> None:
     """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
     locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
     if perceptual := autoencoder["loss"]["perceptual_network"]:
@@ -89,7 +95,7 @@ def _build_shards(folder: Path, config: dict[str, Any]) -> int:
 
 def _draw(folder: Path, config: dict[str, Any]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_text_to_image(folder / "model", LoadOptions(device=device, max_batch=64))
+    loaded = load_pipeline(folder / "model", LoadOptions(device=device, max_batch=64))
     settings = SamplingSettings.from_json(loaded.sampling)
     _draw_sheet(folder, loaded.pipeline, settings, config["pictures"])
     result = _read(folder)
@@ -100,32 +106,32 @@ def _draw(folder: Path, config: dict[str, Any]) -> int:
     return 0
 
 
-def _untrained(trained: TextToImage, seed: int) -> TextToImage:
+def _untrained(trained: HDMPipeline, seed: int) -> HDMPipeline:
     """The same pipeline around a network as it is before training."""
     torch.manual_seed(seed)
-    network = XUT(trained.model.config).to(trained.device)
-    return TextToImage(network, trained.text_encoder, trained.tokenizer, trained.autoencoder, max_batch=64)
+    network = XUT(trained.network.config).to(trained.device)
+    return trained.with_network(network)
 
 
-def _draw_sheet(folder: Path, pipeline: TextToImage, settings: SamplingSettings, config: dict[str, Any]) -> None:
+def _draw_sheet(folder: Path, pipeline: HDMPipeline, settings: SamplingSettings, config: dict[str, Any]) -> None:
     prompts: list[str] = config["prompts"]
     images: list[Tensor] = []
     for height, width in config["sizes"]:
         sized = SamplingSettings.from_json({**settings.to_json(), "height": height, "width": width})
-        images += list(pipeline(prompts, list(range(len(prompts))), sized))
+        images += list(pipeline.draw(prompts, list(range(len(prompts))), sized))
     captions = prompts * len(config["sizes"])
     sheet = contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts))
     write_atomically(folder / "samples.png", lambda file: sheet.save(file, "PNG"))
 
 
-def _scores(pipeline: TextToImage, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
+def _scores(pipeline: HDMPipeline, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
     """Scores of single objects, and of the relation between two, on prompts of combinations never trained on."""
     single = _score(pipeline, settings, heldout_prompts(config["single"]), f"{name}: one object")
     pairs = _score(pipeline, settings, heldout_prompts(config["pairs"], objects=2), f"{name}: two objects")
     return {**single, "relation": pairs["relation"]}
 
 
-def _score(pipeline: TextToImage, settings: SamplingSettings, prompts: list[Prompt], name: str) -> dict[str, Any]:
+def _score(pipeline: HDMPipeline, settings: SamplingSettings, prompts: list[Prompt], name: str) -> dict[str, Any]:
     with part_progress() as bar:
         task = bar.add_task(name, total=None)
         scored = draw_and_score(

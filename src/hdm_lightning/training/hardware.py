@@ -1,4 +1,4 @@
-"""Devices and precision: what `auto` means on the machine at hand."""
+"""Devices, precision and strategy: what `auto` means on the machine at hand."""
 
 import os
 import platform
@@ -7,60 +7,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
+from hdm_lightning.training.composition import plain
 from hdm_lightning.training.host_memory import keep_freed_memory
-from hdm_lightning.training.settings import TrainerSettings
 from hdm_lightning.version import __version__
 
 FLOAT16 = "16-mixed"
 PRECISIONS = ("32-true", "bf16-mixed", FLOAT16)
 SHARDED = "fsdp2"
 STRATEGIES = ("auto", "ddp", SHARDED)
+OWN_STRATEGIES = ("auto", "ddp", "ddp_static_graph")
+"""Those that the runner gives its settings of DDP."""
 
 
-def accelerator(settings: TrainerSettings) -> str:
-    """`cpu` or `cuda`.
+def accelerator(name: Any) -> str:
+    """`cpu` or `cuda` for a value of `trainer.accelerator`; `gpu` is Lightning's word for the latter.
 
     Raises:
         UserError: for an unknown name, or cuda where there is none.
     """
-    if settings.accelerator == "auto":
+    if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.accelerator not in ("cpu", "cuda"):
-        raise UserError(
-            f"'{settings.accelerator}' is none of auto, cpu, cuda", where="trainer.accelerator", hint="trainer=auto"
-        )
-    if settings.accelerator == "cuda" and not torch.cuda.is_available():
+    if name not in ("cpu", "cuda", "gpu"):
+        raise UserError(f"'{name}' is none of auto, cpu, cuda", where="trainer.accelerator", hint="trainer=auto")
+    if name != "cpu" and not torch.cuda.is_available():
         raise UserError(
             "no CUDA device is visible", where="trainer.accelerator", hint="use trainer=cpu or trainer=auto"
         )
-    return settings.accelerator
+    return "cpu" if name == "cpu" else "cuda"
 
 
-def local_devices(settings: TrainerSettings) -> int:
-    """Processes on this machine, one per device."""
-    if settings.devices < 0:
-        raise UserError(f"{settings.devices} is negative", where="trainer.devices", hint="0 means all devices")
-    if accelerator(settings) == "cpu":
-        return max(1, settings.devices)
+def local_devices(devices: Any, kind: str) -> int:
+    """Processes on this machine, one per device, for a value of `trainer.devices`.
+
+    Raises:
+        UserError: no such number of devices.
+    """
+    where = "trainer.devices"
+    if devices in ("auto", None, 0, -1):
+        devices = 0
+    if not isinstance(devices, int):
+        raise UserError(f"{devices!r} is no number of devices", where=where, hint="give a number, or auto for all")
+    if devices < 0:
+        raise UserError(f"{devices} is negative", where=where, hint="auto means all devices")
+    if kind == "cpu":
+        return max(1, devices)
     present = torch.cuda.device_count()
-    if settings.devices > present:
-        raise UserError(
-            f"{settings.devices} devices asked for, {present} present", where="trainer.devices", hint="0 means all"
-        )
-    return settings.devices or present
+    if devices > present:
+        raise UserError(f"{devices} devices asked for, {present} present", where=where, hint="auto means all")
+    return devices or present
 
 
-def precision(settings: TrainerSettings) -> Any:
-    """Lightning's name of the precision.
+def precision(name: str, kind: str) -> Any:
+    """Lightning's name for a value of `trainer.precision`.
 
     Raises:
         UserError: for a precision that does not train well, or that the device has not.
     """
-    kind, name = accelerator(settings), settings.precision
-    if name == "auto":
+    if name in ("auto", None):
         if kind == "cpu":
             return "32-true"
         return "bf16-mixed" if half_dtype() == torch.bfloat16 else FLOAT16
@@ -77,48 +84,56 @@ def precision(settings: TrainerSettings) -> Any:
     return name
 
 
-def check_strategy(settings: TrainerSettings, optimizer: str) -> None:
-    """The strategy is known, and fits the precision, the optimizer and the other settings of the trainer.
+def resolve(config: DictConfig) -> None:
+    """Put the machine's answers in place of `auto` in `trainer`.
+
+    Raises:
+        UserError: naming the key that asks for what is not there.
+    """
+    trainer = config["trainer"]
+    kind = accelerator(plain(config, "trainer.accelerator"))
+    trainer["accelerator"] = kind
+    trainer["precision"] = precision(plain(config, "trainer.precision"), kind)
+
+
+def check_sharded(config: DictConfig, *, possible: bool) -> None:
+    """What a network that is split over the devices does not go with.
+
+    Args:
+        config: with the machine's answers.
+        possible: whether the training can be split at all.
 
     Raises:
         UserError: naming the key, and the other one that it does not go with.
     """
-    if settings.strategy not in STRATEGIES:
-        what = f"'{settings.strategy}' is none of {', '.join(STRATEGIES)}"
-        raise UserError(what, where="trainer.strategy", hint="use auto")
-    if settings.strategy != SHARDED:
+    if plain(config, "trainer.strategy") != SHARDED:
         return
+    if not possible:
+        raise UserError(
+            "an autoencoder is small and is trained whole on every device: fsdp2 is for hdm-train",
+            where="trainer.strategy",
+            hint="use auto or ddp",
+        )
+    muon = str(plain(config, "optimizer._target_")).endswith("MuonAdamW")
+    float16 = plain(config, "trainer.precision") == FLOAT16
+    compressed = plain(config, "hardware.compress_gradients")
     for key, set_so, why in (
-        ("optimizer.name", optimizer == "muon", "Muon needs whole matrices, which no device holds"),
-        ("trainer.precision", precision(settings) == FLOAT16, "float16 scales gradients, each device by its own part"),
-        ("trainer.compress_gradients", settings.compress_gradients, "it averages gradients in float32"),
-        ("trainer.static_graph", settings.static_graph, "it has no graph of parameters that could be static"),
+        ("optimizer", muon, "Muon needs whole matrices, which no device holds"),
+        ("trainer.precision", float16, "float16 scales gradients, each device by its own part"),
+        ("hardware.compress_gradients", compressed, "it averages gradients in float32"),
     ):
         if set_so:
             hint = f"change {key}, or use trainer.strategy=ddp"
             raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
 
 
-def encoder_dtype(name: str, kind: str, where: str) -> torch.dtype:
-    """Dtype of a frozen encoder; `auto` is bfloat16 on a CUDA device that has it, and float32 elsewhere.
-
-    Never float16: encoders that were trained in bfloat16 have states beyond its range.
-    """
-    if name == "auto":
-        return torch.bfloat16 if kind == "cuda" and half_dtype() == torch.bfloat16 else torch.float32
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"'{name}' is no torch dtype", where=where, hint="auto, float32, bfloat16 or float16")
-    return dtype
-
-
-def prepare_host(settings: TrainerSettings, processes: int) -> None:
+def prepare_host(kind: str, threads: int, processes: int) -> None:
     """CPU threads of this process (as asked for, else an even share of the cores) and its use of memory."""
-    if accelerator(settings) == "cpu":
+    if kind == "cpu":
         keep_freed_memory()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    elif processes > 1 and accelerator(settings) == "cpu":
+    if threads:
+        torch.set_num_threads(threads)
+    elif processes > 1 and kind == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 

@@ -1,33 +1,29 @@
 """Start from a trained model: weights only, with what was loaded and what was not said plainly."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.encoders.autoencoder_folder import WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.diffusers_folder import NETWORK
-from hdm_lightning.interop.project_folder import CONFIG, is_project_folder
+from hdm_lightning.interop.layouts import UNET_FOLDER
+from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix
 from hdm_lightning.interop.tensor_files import read_tensors
-from hdm_lightning.interop.vae_folder import WEIGHTS
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.training.checks import model_config_from
-from hdm_lightning.training.handover import NETWORK_PREFIX
-from hdm_lightning.training.randomness import sub_seed
-from hdm_lightning.training.settings import TrainSettings
-from hdm_lightning.training.text_whitening import PROJECTION, unfolded
+from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
 from hdm_lightning.whole_files import write_json
 
 MODEL_FILE = "model.safetensors"
-PLACES = (MODEL_FILE, f"final/{MODEL_FILE}", f"{WEIGHTS}.safetensors", f"{NETWORK}/{WEIGHTS}.safetensors")
+_STORED = f"{TRANSFORMER}/{WEIGHTS}.safetensors"
+_OURS = (_STORED, MODEL_FILE, f"final/{_STORED}", f"final/{MODEL_FILE}")
+PLACES = (*_OURS, f"{WEIGHTS}.safetensors", f"{UNET_FOLDER}/{WEIGHTS}.safetensors")
 """Where a folder has the network: a model's, a run's, a diffusers folder's."""
 RECORD = "init.json"
 
@@ -66,27 +62,12 @@ class InitReport:
         return "\n".join(map(in_one_line, lines))
 
 
-def initial_network(settings: TrainSettings, whitening: TextWhitening | None = None) -> tuple[XUT, InitReport | None]:
-    """The network that a run begins with, on the CPU and the same in every process, and what `init` gave it.
-
-    With `whitening`, what `init` learned on plain text states is turned into the same on white ones.
-    """
-    torch.manual_seed(sub_seed(settings.seed, "weights"))
-    network = XUT(model_config_from(settings.model))
-    if settings.init is None:
-        return network, None
-    report = load_initial_weights(network, settings.init)
-    if set(PROJECTION) <= set(report.loaded):
-        network.load_state_dict(unfolded(network.state_dict(), whitening))
-    return network, report
-
-
 def record_init(run_dir: Path, report: InitReport) -> None:
     """Write every name of the report into the run's folder."""
     write_json(run_dir / RECORD, asdict(report))
 
 
-def load_initial_weights(network: XUT, source: str) -> InitReport:
+def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     """Copy every tensor that fits from a run's folder, a model folder or a file of tensors into the network.
 
     Raises:
@@ -114,7 +95,7 @@ def load_initial_weights(network: XUT, source: str) -> InitReport:
         missing=sorted(set(state) - set(found)),
         reshaped=sorted((set(state) & set(found)) - fits),
         unused=sorted(set(found) - set(state)),
-        wiring=_other_wiring(network.config, tensors, path),
+        wiring=_other_wiring(network.config, tensors, path) if isinstance(network, XUT) else [],
     )
 
 
@@ -132,11 +113,11 @@ def find_weights(source: str) -> Path:
 
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
-    """How the file's network is wired where this one is not, as far as the file or its folder's config.json tells."""
+    """How the file's network is wired where this one is not, as far as the file or its folder tells."""
     if find_prefix(tensors) is not None:
         wired: Mapping[str, Any] = PUBLISHED
-    elif is_project_folder(path.parent):
-        wired = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["xut"]
+    elif (place := holding(path)) is not None:
+        wired = read_pipeline_folder(place[0]).xut.to_json()
     else:
         return []
     return [
@@ -146,12 +127,13 @@ def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> 
     ]
 
 
-def _own_tensors(network: XUT, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
     own = {name.removeprefix(NETWORK_PREFIX): value for name, value in tensors.items()}  # a training checkpoint's too
     if any(name in own for name in network.state_dict()):
         return own
     try:
+        assert isinstance(network, XUT), "only an XUT has published names"
         return own_tensors(network, strip_prefix(tensors))
-    except ValueError as error:
+    except (AssertionError, ValueError) as error:
         raise UserError(str(error), where="init", hint="give a model of this project or a published one") from error

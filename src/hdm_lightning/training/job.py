@@ -1,27 +1,22 @@
 """A whole training command: all checks first, then one process per device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+from lightning.pytorch.strategies import StrategyRegistry
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.training import hardware, run_folder
-from hdm_lightning.training.averaging.averages import check_averages
-from hdm_lightning.training.checks import model_config_from, train_settings_from
-from hdm_lightning.training.continued import check_continued
-from hdm_lightning.training.data_settings import check_data
-from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.optimization.optimizers import check_optimizer
-from hdm_lightning.training.preflight import (
-    check_autoencoder,
-    check_encoder_limits,
-    check_guard,
-    check_init,
-    check_stops,
-    check_text_encoder,
-    check_world_size,
-)
-from hdm_lightning.training.settings import TrainSettings
-from hdm_lightning.training.stages import plan_stages
+from hdm_lightning.training.composition import check_call, has_target, plain
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.outside_launch import outside_world_size
+from hdm_lightning.training.recipe import Recipe, group, recipe_of, with_stage
+from hdm_lightning.training.stages import StagePlan
 
 
 @dataclass(frozen=True)
@@ -29,61 +24,126 @@ class Job:
     """A checked training command.
 
     Attributes:
-        config: the plain resolved configuration, which is what other processes get.
-        settings: the same, typed.
+        config: the composed configuration, interpolations included.
+        recipe: the kind of training.
+        plans: its stages.
         processes: processes on this machine.
     """
 
-    config: dict[str, Any]
-    settings: TrainSettings
+    config: DictConfig
+    recipe: Recipe
+    plans: list[StagePlan]
     processes: int
 
     @property
     def run_dir(self) -> Path:
         """The run's folder."""
-        return Path(self.settings.run_dir)
+        return Path(self.config.run_dir)
 
     def is_finished(self) -> bool:
-        """Whether the run has done all stages of its schedule and exported its model."""
-        plans = plan_stages(self.settings.schedule, world_size=1)
-        return run_folder.is_finished(self.run_dir) and all(run_folder.stage_is_done(self.run_dir, p) for p in plans)
+        """Whether the run has done all stages of its schedule and exported its result."""
+        return run_folder.is_finished(self.run_dir) and all(
+            run_folder.stage_is_done(self.run_dir, plan) for plan in self.plans
+        )
 
 
-def check_job(config: dict[str, Any]) -> Job:
+def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     """Check everything that can be checked before a weight is allocated.
 
+    Args:
+        config: a composed configuration of `hdm-train` or `hdm-train-vae`, with its interpolations.
+
     Raises:
-        UserError: naming the key or file and the hint.
+        UserError: naming the key or file and what to do.
     """
-    settings = train_settings_from(config)
-    run_folder.check_resume(Path(settings.run_dir), settings.resume)
-    check_guard(settings.guard)
-    check_optimizer(settings.optimizer)
-    check_averages(settings.callbacks.ema)
-    hardware.precision(settings.trainer)
-    hardware.check_strategy(settings.trainer, settings.optimizer.name)
-    processes, world_size = hardware.local_devices(settings.trainer), check_world_size(settings.trainer)
-    model = model_config_from(settings.model)
-    plans = plan_stages(settings.schedule, world_size)
-    for plan in plans:
-        check_data(settings, plan)
-    check_stops(settings, plans)
-    check_init(settings, plans)
-    check_continued(settings, model, plans)
-    check_encoder_limits(settings)
-    check_text_encoder(settings, model)
-    check_autoencoder(settings, model, plans)
-    return Job(config, settings, processes)
+    composed = _own_copy(config)
+    recipe = recipe_of(composed)
+    known = [*recipe.groups, *recipe.others]
+    for name in map(str, composed):
+        if name not in known:
+            raise UserError(f"unknown key '{name}'", where=name, hint=did_you_mean(name, known))
+    for name in ("name", "run_dir", "seed"):
+        plain(composed, name)
+    run_folder.check_resume(Path(composed.run_dir), plain(composed, "resume"))
+    for name in recipe.groups:
+        group(composed, recipe, name)
+    kind = hardware.accelerator(plain(composed, "trainer.accelerator"))
+    hardware.precision(plain(composed, "trainer.precision"), kind)
+    processes = hardware.local_devices(plain(composed, "trainer.devices"), kind)
+    plans = recipe.plans(composed, _world_size(composed, processes))
+    _check_parts(with_stage(composed, plans[0], **recipe.stage_values(composed, plans[0])), recipe)
+    recipe.check(composed, plans)
+    return Job(composed, recipe, plans, processes)
+
+
+def _own_copy(config: DictConfig | Mapping[str, Any]) -> DictConfig:
+    values: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else dict(config)
+    composed = OmegaConf.create(values)
+    assert isinstance(composed, DictConfig)
+    composed.pop("hydra", None)
+    return composed
+
+
+def _world_size(config: DictConfig, processes: int) -> int:
+    """How many processes the run will have, on all machines.
+
+    Raises:
+        UserError: naming `trainer.num_nodes`, for several machines that nothing has started processes on.
+    """
+    outside = outside_world_size()
+    if outside is not None:
+        return outside
+    nodes = plain(config, "trainer.num_nodes")
+    if nodes not in (None, 1):
+        raise UserError(
+            f"{nodes} machines, but neither torchrun nor srun has started this process",
+            where="trainer.num_nodes",
+            hint="start the command by torchrun or srun on every machine; see docs/survival.md",
+        )
+    return processes
+
+
+def _check_parts(config: DictConfig, recipe: Recipe) -> None:
+    """The groups that every training has: what they call takes what they say."""
+    hardware.check_sharded(config, possible=recipe.sharded)
+    strategy = plain(config, "trainer.strategy")
+    known = [*hardware.STRATEGIES, *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        raise UserError(f"'{strategy}' is no strategy", where="trainer.strategy", hint=did_you_mean(strategy, known))
+    check_call(config, "trainer", supplied=("callbacks", "logger", "plugins"))
+    check_call(config, "optimizer")
+    check_call(config, "lr_scheduler")
+    for groups in ("callbacks", "logger"):
+        for name, node in (config[groups] or {}).items():
+            if node is None or name in _left_out(groups, config):
+                continue
+            if not has_target(node):
+                known = [each for each in config[groups] if has_target(config[groups][each])]
+                hint = f"give {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
+                raise UserError("says nothing that could be called", where=f"{groups}.{name}", hint=hint)
+            check_call(config, f"{groups}.{name}")
+
+
+def _left_out(groups: str, config: DictConfig) -> set[str]:
+    """Callbacks that `callbacks=none` has left out, of which a preset of this package still gives a setting."""
+    if groups != "callbacks":
+        return set()
+    folder = resources.files("hdm_lightning.conf") / "callbacks"
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    usual = {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))}
+    return {name for name in usual if name in config.callbacks and not has_target(config.callbacks[name])}
 
 
 def run_job(job: Job) -> int:
     """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
-    from hdm_lightning.training.run import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
+    from hdm_lightning.training.worker import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
 
     if job.is_finished():
+        final = job.run_dir / run_folder.FINAL
+        way = f"init={job.run_dir}" if "schedule" in job.config else f"autoencoder.source={final}"
         print(
             f"{job.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
-            f"needs another name=; init={job.run_dir} starts it from these weights",
+            f"needs another name=; {way} starts it from this result",
             flush=True,
         )
-    return launch(work, job.config, job.processes)
+    return launch(work, {"config": OmegaConf.to_yaml(job.config)}, job.processes)

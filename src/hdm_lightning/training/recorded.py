@@ -14,13 +14,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.data.config import Source, StreamConfig
-from hdm_lightning.data.sources import expanded
+from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import Source, expanded
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.data_settings import training_stream, validation_stream
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.settings import TrainSettings, train_settings_from
 from hdm_lightning.training.stages import StagePlan
 
 RETIRED = (("text_encoder", "max_batch"), ("vae", "max_batch"))
@@ -92,7 +91,7 @@ def recorded_training_stream(settings: TrainSettings, plan: StagePlan, given: So
     Raises:
         UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
     """
-    return _harmless(training_stream(settings, plan), given, "--train-data")
+    return _harmless(_recorded_data(settings, plan, settings.validation.seed).training_stream, given, "--train-data")
 
 
 def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
@@ -101,7 +100,35 @@ def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: 
     Raises:
         UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
     """
-    return _harmless(validation_stream(settings, plan, settings.seed), given, "--data")
+    data = _recorded_data(settings, plan, settings.seed)
+    stream = replace(data.validation_stream, crop=data.training_stream.crop, captions=data.training_stream.captions)
+    return _harmless(stream, given, "--data")
+
+
+_TAKEN = ("train", "validation", "crop", "captions", "lanes", "window", "max_bad_share", "bad_patience")
+"""Of the recorded arguments of the data; where files are written to, and how many processes read, is decided here."""
+
+
+def _recorded_data(settings: TrainSettings, plan: StagePlan, validation_seed: int) -> ShardDataModule:
+    stage = plan.settings
+    recorded = {**settings.data, **stage.data}
+    return ShardDataModule(
+        **{key: recorded[key] for key in _TAKEN if key in recorded},
+        resolution=stage.resolution,
+        batch_size=stage.micro_batch_size,
+        samples_per_step=stage.batch_size,
+        context_length=stage.context_length,
+        seed=settings.seed,
+        stage=plan.name,
+        validation_seed=validation_seed,
+        tokenizer=_no_tokens,
+        num_workers=0,
+    )
+
+
+def _no_tokens(caption: str) -> tuple[list[int], int]:
+    """Stands in for a tokenizer where nothing is trained on."""
+    return [0], 1
 
 
 def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> StreamConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.checkpoints import checkpoint_path, checkpoints_in
+from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, is_intact
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import write_json
 
@@ -18,6 +18,8 @@ ENVIRONMENT = "environment.json"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
+DESCRIPTIONS = ("model_index.json", "config.json")
+"""What describes a model; the latter also an autoencoder, and models in the layout of before."""
 
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:
@@ -46,18 +48,50 @@ def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
     return path if path.exists() else None
 
 
+def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
+    """The stage to train now; None where all are done.
+
+    It is the first that is not done. Where it would begin from the end of the one before, or where all are done, that
+    end is read whole, and a damaged one is set aside: its stage is then not done any more.
+
+    Raises:
+        UserError: all checkpoints of a stage are damaged.
+    """
+    while True:
+        pending = next((plan for plan in plans if not stage_is_done(run_dir, plan)), None)
+        if pending is not None and newest_checkpoint(run_dir, pending) is not None:
+            return pending
+        before = plans[-1] if pending is None else next((p for p in plans if p.number == pending.number - 1), None)
+        end = None if before is None else stage_end(run_dir, before)
+        if end is None or is_intact(end):
+            return pending
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether the run has exported its model or its autoencoder to the end.
 
-    A model's config.json is written after its card, an autoencoder's card after its config.json: both are there only
+    A model's description is written after its card, an autoencoder's card after its config.json: both are there only
     when all is.
     """
-    return all((run_dir / FINAL / name).exists() for name in ("config.json", "README.md"))
+    written = {name for name in (*DESCRIPTIONS, "README.md") if (run_dir / FINAL / name).exists()}
+    return "README.md" in written and len(written) > 1
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:
     """Record the end of a stage; written last, after its checkpoint."""
     write_json(plan.folder(run_dir) / DONE, summary)
+
+
+def read_done(run_dir: Path, plan: StagePlan) -> dict[str, Any]:
+    """What was recorded of a stage's end."""
+    done: dict[str, Any] = json.loads((plan.folder(run_dir) / DONE).read_text())
+    return done
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """Versions, commit and devices of the run's last start."""
+    environment: dict[str, Any] = json.loads((run_dir / ENVIRONMENT).read_text())
+    return environment
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

@@ -1,11 +1,116 @@
-"""What follows from a stage's settings: steps, accumulation, folder. Computed and checked in one place."""
+"""A stage of a schedule: the schema of its keys, and what follows from them. Computed and checked in one place."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.settings import ScheduleSettings, StageSettings
+
+Kind = TypeVar("Kind")
+Count = Annotated[int, Field(gt=0)]
+Interval = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass_transform(field_specifiers=(field, Field))
+def settings(kind: type[Kind]) -> type[Kind]:
+    """Make a group of keys of a class: unknown ones are refused, values are checked against the annotations."""
+    made: Any = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid"))(kind)
+    return made
+
+
+@settings
+class StopSettings:
+    """What ends a stage before its samples are spent; None means never.
+
+    Attributes:
+        max_hours: wall-clock hours of the stage, restarts counted in.
+        max_cost_usd: dollars of the stage at `hardware.usd_per_device_hour`.
+        plateau_samples: samples without an improvement of the validation loss by `plateau_delta`.
+        plateau_delta: the smallest improvement that counts.
+    """
+
+    max_hours: Positive | None = None
+    max_cost_usd: Positive | None = None
+    plateau_samples: Count | None = None
+    plateau_delta: NotNegative = 0.0
+
+
+@settings
+class BasicStageSettings:
+    """What stages of every training have. Sizes are in pixels, progress in samples, whatever the number of devices.
+
+    Attributes:
+        resolution: side of the square crop in pixels.
+        samples: samples to see in this stage, all devices together.
+        batch_size: samples of one optimizer step, all devices and accumulation steps together.
+        micro_batch_size: samples that one device takes at once.
+        learning_rate: base rate.
+        weight_decay: AdamW's decoupled decay.
+        betas: AdamW's two moment decays.
+        gradient_clip: largest gradient norm; 0 means no clipping.
+        warmup_samples: samples of linear warm-up.
+        final_learning_rate_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
+        activation_checkpointing: recompute each block in the backward pass to save memory.
+        validate_every: samples between validations; 0 means at the stage's start and end only.
+        save_every: samples between checkpoints; 0 means by time and at the stage's end only.
+    """
+
+    resolution: Count
+    samples: Count
+    batch_size: Count
+    micro_batch_size: Count
+    learning_rate: Positive
+    weight_decay: NotNegative = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    gradient_clip: NotNegative = 1.0
+    warmup_samples: Interval = 0
+    final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    activation_checkpointing: bool = False
+    validate_every: Interval = 0
+    save_every: Interval = 0
+
+
+@settings
+class StageSettings(BasicStageSettings):
+    """One stage of `hdm-train`.
+
+    Attributes:
+        routing_rate: TREAD's share of image tokens that skip the U (arXiv 2501.04765); 0 means none.
+        time_mean: mean of the logit-normal time; above 0 trains more near noise (a time shift of e^mean),
+            which pays where latents are redundant: large flat areas, high resolutions.
+        time_std: its standard deviation.
+        context_length: caption tokens kept.
+        sample_every: samples between sample images; 0 means at the stage's end only.
+        stop: other ends of the stage.
+        data, module, trainer: keys of these groups that differ in this stage.
+    """
+
+    routing_rate: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    time_mean: float = 0.0
+    time_std: Positive = 1.0
+    context_length: Count = 256
+    sample_every: Interval = 0
+    stop: StopSettings = field(default_factory=StopSettings)
+    data: dict[str, Any] = field(default_factory=dict)
+    module: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@settings
+class AutoencoderStageSettings(BasicStageSettings):
+    """The one stage of `hdm-train-vae`, which keeps its rate and has EQ-VAE's moment decays where nothing is said."""
+
+    weight_decay: NotNegative = 0.0
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
+    final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -20,15 +125,17 @@ class StagePlan:
         accumulation: micro-batches per optimizer step on each device.
         steps: optimizer steps; `steps * batch_size` samples are seen, the configured count rounded up.
         samples_before: samples of the stages before this one, as planned.
+        written_at: the key under which the user finds the stage's settings.
     """
 
     number: int
     name: str
-    settings: StageSettings
+    settings: Any
     world_size: int
     accumulation: int
     steps: int
     samples_before: int
+    written_at: str = ""
 
     @property
     def samples(self) -> int:
@@ -48,50 +155,81 @@ class StagePlan:
         """Optimizer steps that cover so many samples; 0 stays 0."""
         return -(-samples // self.settings.batch_size)
 
+    def values(self) -> dict[str, Any]:
+        """What `${stage.…}` stands for in a configuration: the settings, and what follows from them."""
+        settings = asdict(self.settings)
+        accumulation = {"accumulation": self.accumulation, "clip": settings["gradient_clip"] or None}
+        interval = self.steps_for(settings["validate_every"]) or self.steps
+        return {
+            **settings,
+            "betas": list(settings["betas"]),
+            "name": self.name,
+            "number": self.number,
+            "folder": self.folder_name,
+            "written_at": self.written_at,
+            "steps": self.steps,
+            "accumulation": self.accumulation,
+            "validation_batches": interval * self.accumulation,
+            "sample_steps": self.steps_for(settings.get("sample_every", 0)),
+            "samples_before": self.samples_before,
+            "samples_after": 0.0,
+            "next_sample": self.samples_before + 1,
+            # A module that steps its optimizers itself accumulates and clips itself.
+            "of_trainer": accumulation,
+            "of_module": {"accumulation": 1, "clip": 0.0},
+        }
 
-def plan_stages(schedule: ScheduleSettings, world_size: int) -> list[StagePlan]:
-    """Derive every stage's plan for `world_size` processes, or raise `UserError` naming the key."""
-    if not schedule.stages:
+
+def plan_stages(schedule: Any, world_size: int) -> list[StagePlan]:
+    """Every stage's plan for `world_size` processes.
+
+    Args:
+        schedule: has `stages`, name to `StageSettings`.
+        world_size: processes of all machines.
+
+    Raises:
+        UserError: naming the key.
+    """
+    return plans_of({f"schedule.stages.{name}": stage for name, stage in (schedule.stages or {}).items()}, world_size)
+
+
+def plans_of(stages: Mapping[str, Any], world_size: int) -> list[StagePlan]:
+    """As `plan_stages`, of settings by the key they are written at."""
+    if not stages:
         raise UserError("the schedule has no stage", where="schedule.stages", hint="choose one, e.g. schedule=demo")
     plans: list[StagePlan] = []
-    for number, (name, stage) in enumerate(schedule.stages.items(), start=1):
-        where = f"schedule.stages.{name}"
-        _check_name(name)
-        _check_ranges(stage, where)
-        _check_stop(stage, f"{where}.stop")
+    for number, (where, stage) in enumerate(stages.items(), start=1):
+        name = where.rpartition(".")[2] if "." in where else "vae"
+        _check_name(name, where)
+        _check_plateau(stage, where)
         accumulation = _accumulation(stage, world_size, where)
         before = plans[-1].samples_before + plans[-1].samples if plans else 0
         steps = -(-stage.samples // stage.batch_size)
-        plans.append(StagePlan(number, name, stage, world_size, accumulation, steps, before))
+        plans.append(StagePlan(number, name, stage, world_size, accumulation, steps, before, where))
     return plans
 
 
-def _check_stop(stage: StageSettings, where: str) -> None:
-    stop = stage.stop
-    for key in ("max_hours", "max_cost_usd", "plateau_samples"):
-        value = getattr(stop, key)
-        if value is not None and not value > 0:
-            raise UserError(f"{value} is not positive", where=f"{where}.{key}", hint="give a positive value or null")
-    if not stop.plateau_delta >= 0:
-        raise UserError(f"{stop.plateau_delta} is negative", where=f"{where}.plateau_delta", hint="give 0 or more")
-    if stop.plateau_samples is not None and not 0 < stage.validate_every <= stop.plateau_samples:
-        raise UserError(
-            f"a plateau of {stop.plateau_samples} samples cannot be seen with validate_every={stage.validate_every}",
-            where=f"{where}.plateau_samples",
-            hint="validate at least once within it, better several times",
-        )
+def _check_plateau(stage: Any, where: str) -> None:
+    stop = getattr(stage, "stop", None)
+    if stop is None or stop.plateau_samples is None or 0 < stage.validate_every <= stop.plateau_samples:
+        return
+    raise UserError(
+        f"a plateau of {stop.plateau_samples} samples cannot be seen with validate_every={stage.validate_every}",
+        where=f"{where}.stop.plateau_samples",
+        hint="validate at least once within it, better several times",
+    )
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UserError(
             "a stage's name begins with a letter and holds letters, digits, '_' and '-'",
-            where=f"schedule.stages.{name}",
+            where=where,
             hint=f"rename it, e.g. px{name}",
         )
 
 
-def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
+def _accumulation(stage: Any, world_size: int, where: str) -> int:
     together = stage.micro_batch_size * world_size
     if stage.batch_size % together:
         nearest = max(1, round(stage.batch_size / together)) * together
@@ -101,43 +239,4 @@ def _accumulation(stage: StageSettings, world_size: int, where: str) -> int:
             where=f"{where}.batch_size",
             hint=f"set {where}.batch_size={nearest}, or a micro_batch_size that divides",
         )
-    return stage.batch_size // together
-
-
-def _check_ranges(stage: StageSettings, where: str) -> None:
-    for key in (
-        "time_std",
-        "resolution",
-        "samples",
-        "batch_size",
-        "micro_batch_size",
-        "learning_rate",
-        "context_length",
-    ):
-        if not getattr(stage, key) > 0:
-            raise UserError(
-                f"{getattr(stage, key)} is not positive", where=f"{where}.{key}", hint="give a positive value"
-            )
-    for key in (
-        "weight_decay",
-        "gradient_clip",
-        "warmup_samples",
-        "validate_every",
-        "save_every",
-        "sample_every",
-    ):
-        if getattr(stage, key) < 0:
-            raise UserError(
-                f"{getattr(stage, key)} is negative",
-                where=f"{where}.{key}",
-                hint="give 0 or a positive value",
-            )
-    for key, top in (("routing_rate", 1.0), ("final_learning_rate_ratio", 1.0001)):
-        if not 0 <= getattr(stage, key) < top:
-            raise UserError(
-                f"{getattr(stage, key)} is outside 0..1",
-                where=f"{where}.{key}",
-                hint="give a share, e.g. 0.5",
-            )
-    if not all(0 <= beta < 1 for beta in stage.betas):
-        raise UserError(f"{stage.betas} are not in [0, 1)", where=f"{where}.betas", hint="e.g. [0.9, 0.98]")
+    return int(stage.batch_size // together)

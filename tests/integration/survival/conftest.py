@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import AVERAGES_KEY, network_weights, read_checkpoint
+from composed import composed
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 STAGE = {
     "resolution": 16,
@@ -57,7 +59,7 @@ class Toy:
     def end(self, number=1):
         """Weights and averages of a stage's last checkpoint, as one mapping of tensors."""
         checkpoint = read_checkpoint(checkpoints_in(self.stage_folder(number) / "checkpoints")[-1])
-        averages = checkpoint["callbacks"][AVERAGES_KEY]["shadows"]
+        averages = averages_state(checkpoint)["shadows"]
         named = {f"{which}.{name}": value for which, shadow in enumerate(averages) for name, value in shadow.items()}
         return network_weights(checkpoint) | named
 
@@ -79,11 +81,11 @@ def toy(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
             "model": MODEL,
             "text_encoder": {"name": str(tiny_text_encoder)},
             "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
             "validation": {"samples": 8, "batch_size": 2},
-            "trainer": {"accelerator": "cpu", "threads": 1},
-            "logger": {"every_steps": 2},
-            "callbacks": {"progress_bar": False, "ema": {"halflife_samples": [16]}},
+            "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
+            "hardware": {"threads": 1},
+            "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}},
             "schedule": {"stages": {key: {**STAGE, **stage} for key, stage in (stages or {"px16": {}}).items()}},
             **changes,
         }
@@ -105,7 +107,12 @@ class Server:
     def run(self, toy: Toy, ranks: int = 1, **faults) -> list[int]:
         """Run a toy on so many ranks with faults (see `faults.py`); returns the ranks' exit statuses."""
         self.log.write_text("")
-        order = {"config": toy.config, "ranks": ranks, "faults": faults, "log": str(self.log)}
+        order = {
+            "config": OmegaConf.to_yaml(composed(toy.config)),
+            "ranks": ranks,
+            "faults": faults,
+            "log": str(self.log),
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

@@ -17,14 +17,11 @@ import torch
 
 from hdm_lightning import whole_files
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import run, stage_fit
-from hdm_lightning.training.callbacks.averages import AverageWeights
-from hdm_lightning.training.callbacks.checkpoints import SaveCheckpoints
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.flow_module import VALIDATION, FlowMatchingModule
-from hdm_lightning.training.launching import run_lock
-from hdm_lightning.training.recovery import stage_rewind
-from hdm_lightning.training.sharding import local_parts
+from hdm_lightning.training import flow_run, run_folder, run_lock, schedule
+from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.callbacks.weight_averages import WeightAverages
+from hdm_lightning.training.modules.flow_module import FlowModule
+from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 
 def install(faults: dict[str, Any], rank: int) -> None:
@@ -35,15 +32,15 @@ def install(faults: dict[str, Any], rank: int) -> None:
 
 def note_positions(rank: int, folder: str) -> None:
     """Write the positions of every training micro-batch into a file of this process."""
-    original, fits = FlowMatchingModule.training_step, []
+    original, fits = FlowModule.training_step, []
     path = Path(folder) / f"rank{rank}-{os.getpid()}.jsonl"
 
-    def training_step(self: FlowMatchingModule, batch: dict[str, Any], batch_idx: int) -> Any:
+    def training_step(self: FlowModule, batch: dict[str, Any], batch_idx: int) -> Any:
         if self not in fits:
             fits.append(self)
         line = {
             "fit": fits.index(self),
-            "stage": self.plan.name,
+            "stage": self.stage,
             "step": self.trainer.global_step + 1,
             "positions": batch["index"].tolist(),
         }
@@ -51,18 +48,18 @@ def note_positions(rank: int, folder: str) -> None:
             file.write(json.dumps(line) + "\n")
         return original(self, batch, batch_idx)
 
-    FlowMatchingModule.training_step = training_step
+    FlowModule.training_step = training_step
 
 
 def note_parts(rank: int, folder: str) -> None:
     """Write how many elements this process holds, before every optimizer step, into a file of its own."""
-    original = FlowMatchingModule.on_before_optimizer_step
+    original = FlowModule.on_before_optimizer_step
 
     def elements(tensors: Iterable[Any]) -> int:
         return sum(local.numel() for local in local_parts(tensors) if local.dim() > 0)
 
-    def on_before_optimizer_step(self: FlowMatchingModule, optimizer: Any) -> None:
-        averages = next(each.averages for each in self.trainer.callbacks if isinstance(each, AverageWeights))
+    def on_before_optimizer_step(self: FlowModule, optimizer: Any) -> None:
+        averages = next(each.state for each in self.trainer.callbacks if isinstance(each, WeightAverages))
         held = {
             "weights": elements(self.parameters()),
             "gradients": elements(weight.grad for weight in self.parameters()),
@@ -72,21 +69,21 @@ def note_parts(rank: int, folder: str) -> None:
         Path(folder, f"rank{rank}.json").write_text(json.dumps(held))
         original(self, optimizer)
 
-    FlowMatchingModule.on_before_optimizer_step = on_before_optimizer_step
+    FlowModule.on_before_optimizer_step = on_before_optimizer_step
 
 
 def poison(rank: int, stage: str, positions: list[int], factor: float | None) -> None:
     """Make the noise of some positions of a stage NaN, or `factor` times too large."""
-    original = FlowMatchingModule.with_draws
+    original = FlowModule.with_draws
 
-    def with_draws(self: FlowMatchingModule, batch: Any, name: str, strata: int, seed: int) -> dict[str, Any]:
-        drawn = original(self, batch, name, strata, seed)
-        if name == stage:
+    def with_draws(self: FlowModule, batch: Any, *, validation: bool = False) -> dict[str, Any]:
+        drawn = original(self, batch, validation=validation)
+        if not validation and self.stage == stage:
             rows = torch.isin(batch["index"], torch.tensor(positions))
             drawn["noise"][rows] *= float("nan") if factor is None else factor
         return drawn
 
-    FlowMatchingModule.with_draws = with_draws
+    FlowModule.with_draws = with_draws
 
 
 def jump(rank: int, stage: str, first: int, end: int) -> None:
@@ -140,24 +137,19 @@ def count_points(rank: int, path: str) -> None:
 def watch(pass_by: Callable[[str], None]) -> None:
     """Call `pass_by(point)` wherever the training passes a point."""
     wrap(_Chunks, "_sample", pass_by, before="data")
-    wrap(FlowMatchingModule, "training_step", pass_by, before="forward", after="backward")
-    wrap(FlowMatchingModule, "on_before_optimizer_step", pass_by, before="optimizer")
-    wrap(ValidateFlow, "run", pass_by, before="validation begins", after="validation ends")
-    wrap(
-        FlowMatchingModule,
-        "with_draws",
-        pass_by,
-        before="validation",
-        only=lambda _, __, name, *___: name == VALIDATION,
-    )
+    wrap(FlowModule, "training_step", pass_by, before="forward", after="backward")
+    wrap(FlowModule, "on_before_optimizer_step", pass_by, before="optimizer")
+    wrap(FlowModule, "on_validation_start", pass_by, before="validation begins")
+    wrap(FlowModule, "on_validation_end", pass_by, after="validation ends")
+    wrap(FlowModule, "with_draws", pass_by, before="validation", only=lambda *_, validation=False: validation)
     halve_writes(pass_by)
     wrap(torch, "save", pass_by, after="written, not synced")
     checkpoint = lambda source, target: str(target).endswith(".ckpt")  # noqa: E731
     wrap(whole_files.os, "replace", pass_by, before="written, not in place", after="in place", only=checkpoint)
-    wrap(stage_rewind, "hand_over", pass_by, before="hand-over begins", after="hand-over ends")
-    wrap(stage_rewind, "write_rewind", pass_by, before="rewind not noted", after="rewind noted")
-    wrap(stage_fit.run_folder, "mark_stage_done", pass_by, before="stage not marked", after="stage marked")
-    wrap(run, "export_final", pass_by, before="export begins", after="export ends")
+    wrap(schedule, "hand_over", pass_by, before="hand-over begins", after="hand-over ends")
+    wrap(schedule, "write_rewind", pass_by, before="rewind not noted", after="rewind noted")
+    wrap(run_folder, "mark_stage_done", pass_by, before="stage not marked", after="stage marked")
+    wrap(flow_run.FlowRecipe, "export", pass_by, before="export begins", after="export ends")
 
 
 def wrap(
@@ -224,8 +216,14 @@ def lose_patience(rank: int, seconds: float) -> None:
 
 def never_overdue(rank: int, on: int) -> None:
     """Stop the clock of a process that says when a checkpoint is overdue."""
+    original = StageCheckpoint.__init__
+
+    def begin(self: StageCheckpoint, *arguments: Any, **settings: Any) -> None:
+        original(self, *arguments, **settings)
+        self.every_s = 1e12
+
     if rank == on:
-        SaveCheckpoints.is_overdue = lambda self: False
+        StageCheckpoint.__init__ = begin
 
 
 INSTALLERS = {

@@ -12,12 +12,13 @@ import sys
 import time
 
 import faults
+from omegaconf import OmegaConf
 
 from hdm_lightning.one_machine import meeting_place
-from hdm_lightning.training.checks import train_settings_from
-from hdm_lightning.training.launching.launched_process import start_worker
-from hdm_lightning.training.parts import load_encoders
-from hdm_lightning.training.run import work
+from hdm_lightning.training.composition import build
+from hdm_lightning.training.failures import read_failures, start_worker
+from hdm_lightning.training.flow_run import OF_THE_ENCODER, OF_THE_VAE
+from hdm_lightning.training.worker import work
 
 GRACE_S = 20.0
 
@@ -32,7 +33,9 @@ def main() -> None:
         if not warm:
             import torch.utils.tensorboard  # noqa: F401 (Lightning imports it in every run)
 
-            load_encoders(train_settings_from(order["config"]), "cpu")
+            config = OmegaConf.create(order["config"])
+            build(config, "text_encoder", own=OF_THE_ENCODER)
+            build(config, "vae", own=OF_THE_VAE)
             warm = True
         answers.write(json.dumps(run(order)) + "\n")
         answers.flush()
@@ -49,7 +52,10 @@ def run(order: dict) -> list[int]:
                 child(order, rank, str(place / "group"))
             pids.append(pid)
             os.setpgid(pid, pids[0])  # here as well, since either process may be the first to get there
-        return wait_for(pids)
+        statuses = wait_for(pids)
+        with open(order["log"], "a") as log:
+            log.writelines(failure.text for failure in read_failures(place)[:1])
+        return statuses
 
 
 def wait_for(pids: list[int]) -> list[int]:
@@ -87,7 +93,7 @@ def child(order: dict, rank: int, meeting: str) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
         os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
         faults.install(order["faults"], rank)
-        status = start_worker(meeting, work, order["config"])
+        status = start_worker(meeting, work, {"config": order["config"]})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

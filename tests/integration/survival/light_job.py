@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 
 from hdm_lightning.cli.errors import run_command
-from hdm_lightning.training import processes
-from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.recovery.stop_request import STOP
+from hdm_lightning.training import world
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.stop_request import STOP
 
 
 def serve(config):
     """Set the flag's answer: 143 once the signal came."""
     with STOP.listening():
         Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
-        while not STOP.received:
+        while not STOP.is_pending:
             time.sleep(0.02)
     return 143
 
@@ -33,7 +33,7 @@ def deaf(config):
     """Hear the signal, say so, and work on."""
     with STOP.listening():
         Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
-        while not STOP.received:
+        while not STOP.is_pending:
             time.sleep(0.02)
         Path(config["folder"], f"heard{os.environ['RANK']}").touch()
         time.sleep(600)
@@ -42,7 +42,7 @@ def deaf(config):
 
 def die(config):
     """One process dies, the other waits in a collective, its ears shut as in a run."""
-    processes.join_group("cpu")
+    world.join_group("cpu")
     Path(config["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
     with STOP.listening():
         dist.barrier()

@@ -5,21 +5,15 @@ import shutil
 
 import pytest
 
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
+from damage import flip_a_bit
+from hdm_lightning.training.checkpoint_io import checkpoints_in
 
 TWO = {"px16": {"samples": 32, "save_every": 8}, "px24": {"samples": 24, "save_every": 8, "resolution": 24}}
-KEEP = {"progress_bar": False, "ema": {"halflife_samples": [16]}, "checkpoints": {"keep": 3}}
+KEEP = {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 3}}
 
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-5000])
-
-
-def flip(path):
-    """A bit inside a tensor, which PyTorch reads without a complaint."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
 
 
 def stage(run, number):
@@ -46,7 +40,7 @@ def unfinished(whole, toy, name, *, without_second):
     return run
 
 
-@pytest.mark.parametrize("damage", [cut, flip])
+@pytest.mark.parametrize("damage", [cut, flip_a_bit])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_gone_on_from(whole, toy, server, same, damage):
     run = unfinished(whole, toy, damage.__name__, without_second=False)
     newest = stage(run, 2)[-1]
@@ -56,16 +50,16 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_gone_on_fro
     assert f"{newest} is damaged" in told and "Traceback" not in told
     assert run.checkpoints(2) == whole.checkpoints(2)
     assert not list(run.folder.rglob("*.damaged"))  # that step has been saved again
-    assert (run.folder / "final" / "config.json").exists()
+    assert (run.folder / "final" / "model_index.json").exists()
 
 
 def test_damage_found_at_the_export_of_a_run_that_is_done_is_trained_over(whole, toy, server, same):
     run = toy("done", TWO, callbacks=KEEP)
     shutil.copytree(whole.folder, run.folder)
-    flip(stage(run, 2)[-1])
+    flip_a_bit(stage(run, 2)[-1])
     assert server.run(run) == [0]
     assert same(whole.end(2), run.end(2))
-    assert (run.folder / "final" / "config.json").exists()
+    assert (run.folder / "final" / "model_index.json").exists()
 
 
 def test_damaged_older_checkpoints_do_not_hold_up_a_whole_newest_one(whole, toy, server, same):
@@ -78,7 +72,7 @@ def test_damaged_older_checkpoints_do_not_hold_up_a_whole_newest_one(whole, toy,
 
 def test_a_stage_whose_end_is_damaged_is_trained_to_it_again_before_the_next_begins(whole, toy, server, same):
     run = unfinished(whole, toy, "between", without_second=True)
-    flip(stage(run, 1)[-1])
+    flip_a_bit(stage(run, 1)[-1])
     assert server.run(run) == [0]
     assert "the checksum of" in server.log.read_text()
     assert same(whole.end(1), run.end(1))

@@ -8,18 +8,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hdm_lightning.models.counts import parameter_counts
-from hdm_lightning.training.checks import model_config_from
+from hdm_lightning.profiling.operations import parameter_count
+from hdm_lightning.training.settings import model_config_from
 
+NETWORK = "final/transformer/diffusion_pytorch_model"
 ROUNDING = 2e-5
 """Of float32, through as many of AdamW's steps as there are here, at rates that move weights by about 1."""
-EMA = {"halflife_samples": [16], "ramp": 0.0, "sigma_rel": [0.2], "snapshot_every": 16, "snapshot_dtype": "float32"}
+EMA = {"halflife_samples": [16], "ramp": 0.0, "sigma_rel": [0.2]}
+STORED = {"every_n_samples": 16, "dtype": "float32"}
 PICTURES = {"prompts": ["red circle", "small blue square"], "steps": 2, "aspect_ratios": [1.0]}
 STAGE = {"samples": 32, "gradient_clip": 0.05, "learning_rate": 0.5}
 
 
 def trainer(strategy="fsdp2", **changes):
-    return {"accelerator": "cpu", "threads": 1, "strategy": strategy, **changes}
+    return {"accelerator": "cpu", "log_every_n_steps": 2, "strategy": strategy, **changes}
 
 
 def furthest(first, second):
@@ -43,7 +45,7 @@ def scalars(toy, tag):
 
 def test_two_parts_train_as_two_copies(toy, server, tmp_path):
     """Two stages, accumulation, clipping, averages, validation, pictures and scalars; and what a process holds."""
-    callbacks = {"progress_bar": False, "ema": EMA, "pictures": PICTURES}
+    callbacks = {"progress": None, "weight_averages": EMA, "store_averages": STORED, "sample_images": PICTURES}
     stages = {"px16": STAGE, "px24": {**STAGE, "samples": 16, "resolution": 24, "activation_checkpointing": True}}
     schedule = toy(stages=stages).config["schedule"] | {"carry_moments": True}
     copies = toy("copies", trainer=trainer("ddp"), callbacks=callbacks, schedule=schedule)
@@ -55,16 +57,16 @@ def test_two_parts_train_as_two_copies(toy, server, tmp_path):
         expected, got = validation(copies, stage), validation(parts, stage)
         assert got == pytest.approx(expected, abs=ROUNDING)
         assert abs(expected["raw"] - expected["ema_16"]) > 100 * ROUNDING  # else one could stand for the other
-    for tag in ("optimizer/gradient_norm", "optimizer/weight_norm", "loss/train", "loss/validation_power_0.200"):
+    for tag in ("optimizer/gradient_norm", "optimizer/weight_norm", "train/loss_mean", "val/loss_power_0.200"):
         assert scalars(parts, tag) == pytest.approx(scalars(copies, tag), rel=1e-4)
     for path in files(copies, "*.png"):
         one, two = (np.asarray(Image.open(run.folder / path)).astype(int) for run in (copies, parts))
         assert np.abs(one - two).max() <= 1 and one.std() > 10
     stored = files(copies, "ema_snapshots/*.safetensors")
     assert len(stored) == 3 and stored == files(parts, "ema_snapshots/*.safetensors")
-    for path in (*stored, "final/model.safetensors", "final/model_raw.safetensors"):
+    for path in (*stored, f"{NETWORK}.safetensors", f"{NETWORK}.raw.safetensors"):
         assert furthest(load_file(copies.folder / path), load_file(parts.folder / path)) < ROUNDING
-    whole = parameter_counts(model_config_from(parts.config["model"])).total
+    whole = parameter_count(model_config_from(parts.config["model"]))
     for rank in range(2):
         held = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert held == {"weights": whole / 2, "gradients": whole / 2, "moments": whole, "averages": whole}
@@ -133,7 +135,7 @@ def test_parts_of_unequal_size(toy, server, tmp_path):
     assert server.run(parts, ranks=3, note_parts={"folder": str(tmp_path)}) == [0] * 3
     assert furthest(copies.end(), parts.end()) < ROUNDING
     held = [json.loads((tmp_path / f"rank{rank}.json").read_text())["weights"] for rank in range(3)]
-    assert sum(held) == parameter_counts(model_config_from(parts.config["model"])).total
+    assert sum(held) == parameter_count(model_config_from(parts.config["model"]))
     assert min(held) < max(held) < 1.1 * sum(held) / 3
 
 
@@ -152,7 +154,7 @@ def test_compiled_blocks(toy, server, recompute):
 def test_in_bfloat16(toy, server):
     """The sums of bfloat16 gradients take another order, which AdamW's first steps magnify; losses are the same."""
     stage = {**STAGE, "learning_rate": 0.05}
-    callbacks = {"progress_bar": False, "ema": EMA, "pictures": PICTURES}
+    callbacks = {"progress": None, "weight_averages": EMA, "store_averages": STORED, "sample_images": PICTURES}
     runs = [
         toy(name, {"px16": stage}, trainer=trainer(name, precision="bf16-mixed"), callbacks=callbacks)
         for name in ("ddp", "fsdp2")

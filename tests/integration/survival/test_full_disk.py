@@ -1,6 +1,6 @@
 """A disk that is full in the middle of a save: the old checkpoint stays, the message is clear, the run goes on."""
 
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.checkpoint_io import read_checkpoint
 
 
 def test_a_full_disk_during_a_save(toy, server, same):

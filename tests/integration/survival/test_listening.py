@@ -1,23 +1,25 @@
 """What a run on several processes of one machine listens on: loopback, and nothing else."""
 
-import json
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from composed import composed
 from hdm_lightning import one_machine
 
 JOB = """
-import json, sys
-from hdm_lightning.training.launching.launch import launch
-from hdm_lightning.training.run import work
+import sys
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.worker import work
 if __name__ == "__main__":
-    sys.exit(launch(work, json.load(open(sys.argv[1])), 2))
+    sys.exit(launch(work, {"config": open(sys.argv[1]).read()}, 2))
 """
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -77,15 +79,20 @@ def test_the_watch_sees_a_port_that_is_open_to_all():
     assert addresses == {"00000000"}
 
 
-def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
+@pytest.fixture
+def meetings():
+    """A folder for temporary files whose name is short, as sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="hdm") as folder:
+        yield Path(folder)
+
+
+def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path, meetings):
     """A real training with data workers, also where the cluster says to use its network; its files are the group's."""
     job = toy("two")
-    job.config["data"]["workers"] = 1
+    job.config["data"]["num_workers"] = 1
     (tmp_path / "job.py").write_text(JOB)
-    (tmp_path / "config.json").write_text(json.dumps(job.config))
-    meetings = tmp_path / "tmp"
-    meetings.mkdir()
-    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.json")]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(composed(job.config)))
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "config.yaml")]
     environment = {**os.environ, "TMPDIR": str(meetings), "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, umask=0o027)
     addresses, processes = watch(process)
@@ -93,7 +100,7 @@ def test_a_run_on_two_processes_listens_on_loopback_alone(toy, tmp_path):
     assert processes >= 3
     assert addresses and addresses <= LOOPBACK
     assert not list(meetings.glob("hdm-meeting-*"))
-    assert (job.folder / "final" / "model.safetensors").exists()
+    assert (job.folder / "final" / "model_index.json").exists()
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in job.folder.rglob("*") if path.is_file()}
     assert set(modes.values()) == {oct(0o640)}, modes
 

@@ -35,7 +35,7 @@ class Killer:
 
     def run(self, toy, rank_counts, kills):
         """Interrupt `toy` so many times, each attempt on the next of the numbers of ranks; then finish it."""
-        while self.counts.total() < kills and not (toy.folder / "final" / "model.safetensors").exists():
+        while self.counts.total() < kills and not (toy.folder / "final" / "model_index.json").exists():
             ranks = rank_counts[len(self.attempts) % len(rank_counts)]
             kind, die = self.choose(ranks)
             statuses = self.attempt(toy, ranks, die=die)

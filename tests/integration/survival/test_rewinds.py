@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from composed import check_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.job import check_job
 
 
 def test_two_processes_skip_a_loss_that_is_not_finite(toy, server, trained_positions, same, tmp_path):

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
+from composed import check_job, run_job
+from composed import check_job as check_vae_job
+from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.vae_validation import ValidateAutoencoder
-from hdm_lightning.training.callbacks.validation import ValidateFlow
-from hdm_lightning.training.job import check_job, run_job
-from hdm_lightning.training.launching import run_lock
-from hdm_lightning.training.vae.job import check_vae_job, run_vae_job
+from hdm_lightning.training import run_lock
+from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def starts(toy, toy_vae_config):
     vae["stage"] |= {"samples": 16, "validate_every": 8}
     folder = toy.folder.with_name("run")
     return {
-        "flow": (toy.folder, lambda: run_job(check_job(toy.config)), ValidateFlow),
-        "vae": (folder, lambda: run_vae_job(check_vae_job(vae)), ValidateAutoencoder),
+        "flow": (toy.folder, lambda: run_job(check_job(toy.config)), ValidateAtEnds),
+        "vae": (folder, lambda: run_vae_job(check_vae_job(vae)), ValidateAtEnds),
     }
 
 
@@ -33,13 +33,13 @@ def test_one_start_at_a_time(starts, kind, monkeypatch, another_start, free):
         with pytest.raises(UserError, match=f"process {holder} on "):
             start()
         assert [path.name for path in folder.iterdir()] == ["run.lock"]
-    found, original = [], callback.run
+    found, original = [], callback.on_validation_end
 
-    def run(self, trainer, module):
+    def validated(self, trainer, module):
         found.append(not free(folder))
         original(self, trainer, module)
 
-    monkeypatch.setattr(callback, "run", run)
+    monkeypatch.setattr(callback, "on_validation_end", validated)
     assert start() == 0
     assert len(found) >= 2 and all(found)
     assert free(folder)

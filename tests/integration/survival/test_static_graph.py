@@ -1,7 +1,6 @@
 """DDP that assumes that every step uses the same parameters, with accumulation and recomputed activations."""
 
-from hdm_lightning.training.callbacks.checkpoints import checkpoints_in
-from hdm_lightning.training.handover import read_checkpoint
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 ROUNDING = 1e-5
 
@@ -27,8 +26,8 @@ def test_a_static_graph_has_the_gradients_of_any_other_and_trains_on(toy, server
         "more": {"samples": 32, "resolution": 24, "activation_checkpointing": True},
     }
     plain, static = (
-        toy(name, stages, trainer={"accelerator": "cpu", "threads": 1, "strategy": "ddp", "static_graph": flag})
-        for name, flag in (("plain", False), ("static", True))
+        toy(name, stages, trainer={"accelerator": "cpu", "strategy": strategy, "log_every_n_steps": 2})
+        for name, strategy in (("plain", "ddp"), ("static", "ddp_static_graph"))
     )
     assert server.run(plain, ranks=2) == [0, 0]
     assert server.run(static, ranks=2) == [0, 0], server.log.read_text()

@@ -1,5 +1,6 @@
 """Small shards of known content, written by the standard library alone, and a server that gives them out."""
 
+import base64
 import contextlib
 import http.server
 import io
@@ -8,14 +9,19 @@ import re
 import tarfile
 import threading
 import time
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hdm_lightning.data import storage
-from hdm_lightning.data.config import Source, StreamConfig
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data import sources, storage
+from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.sources import Source
 
 
 def letters(text):
@@ -67,12 +73,48 @@ def write_shards(folder, counts, **options):
     return folder
 
 
+def write_old_index(folder):
+    """The index of a folder as its first format was: 512-byte blocks of each sample, nothing of members."""
+
+    def column(numbers):
+        return base64.b64encode(zlib.compress(np.asarray(numbers, dtype="<u4").tobytes())).decode()
+
+    shards = []
+    for record in load_index(folder).shards:
+        table = replace(record, samples=record.count, skip={}).table()
+        shards.append(
+            {
+                "name": record.name,
+                "samples": record.samples,
+                "bytes": record.bytes,
+                "sha256": record.sha256,
+                "first_block": record.first_block,
+                "blocks": column(table.size // 512),
+                "height": column(table.height),
+                "width": column(table.width),
+                "skip": {str(ordinal): reason for ordinal, reason in record.skip.items()},
+                "note": record.note,
+            }
+        )
+    document = {"format": 1, "samples": sum(shard["samples"] for shard in shards), "shards": shards}
+    (folder / "index.json").write_text(json.dumps(document, indent=1))
+    return folder
+
+
 def stream_config(*folders, **options):
     """A stream of 16-pixel pictures from folders of shards; bad samples do not stop it by default."""
     defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
     defaults["max_bad_share"] = 1.0
-    sources = options.pop("sources", tuple(Source((str(folder),)) for folder in folders))
-    return StreamConfig(sources=sources, **{**defaults, **options})
+    chosen = options.pop("sources", tuple(Source((str(folder),)) for folder in folders))
+    return StreamConfig(sources=chosen, **{**defaults, **options})
+
+
+def data_module(*folders, **options):
+    """The data module of the same stream."""
+    defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
+    defaults |= {"max_bad_share": 1.0, "num_workers": 0, "tokenizer": letters, "validation_seed": 5}
+    train = [str(folder) for folder in folders]
+    return ShardDataModule(train, **{**defaults, **options})
 
 
 class ShardKit:
@@ -85,6 +127,8 @@ class ShardKit:
     entries_of = staticmethod(entries_of)
     write_shards = staticmethod(write_shards)
     stream_config = staticmethod(stream_config)
+    data_module = staticmethod(data_module)
+    write_old_index = staticmethod(write_old_index)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +159,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(503)
         if not file.is_file() or trouble == "gone":
             return self.send_error(404)
+        if trouble == "elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1/000.tar")
+            return self.end_headers()
         body, status = file.read_bytes(), 200
+        whole, start = len(body), 0
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if found and "no ranges" not in (trouble or ""):
             start, end = int(found[1]), int(found[2] or len(body)) + 1
@@ -123,6 +172,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.send_error(416)
             body, status = body[start:end], 206
         self.send_response(status)
+        if trouble in ("capped", "shifted"):
+            start += 512 * (trouble == "shifted")
+            body = body[:3000]
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{whole}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if "trickle" in (trouble or ""):
@@ -152,6 +205,7 @@ def server(shards, monkeypatch):
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
     instance.trouble, instance.unlucky = lambda path, attempt: None, None
     instance.daemon_threads, instance.leave = True, threading.Event()
+    sources.known_shards.cache_clear()  # another server may have had the same port
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
     threading.Thread(target=instance.serve_forever, daemon=True).start()
     yield instance

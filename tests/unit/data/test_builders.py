@@ -10,15 +10,15 @@ import pytest
 import webdataset
 from PIL import Image
 
-from hdm_lightning.data.builders import shard_build
-from hdm_lightning.data.builders.folder import build_folder
-from hdm_lightning.data.builders.img2dataset import downloads, index_img2dataset
-from hdm_lightning.data.builders.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
-from hdm_lightning.data.builders.pictures import PictureOptions, list_pictures, picture_field
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.datasets import build as shard_build
+from hdm_lightning.datasets.folder import build_folder
+from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
+from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
+from hdm_lightning.datasets.source_images import ImageOptions, image_field, list_images
 from hdm_lightning.errors import UserError
 
 
@@ -128,7 +128,7 @@ def test_an_interrupted_build_goes_on(pictures, tmp_path, monkeypatch):
 
 def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
     build_folder(pictures, tmp_path / "out", processes=1)
-    for change in ({"samples_per_shard": 5}, {"allow_missing": True}, {"pictures": PictureOptions(quality=50)}):
+    for change in ({"samples_per_shard": 5}, {"allow_missing": True}, {"images": ImageOptions(quality=50)}):
         with pytest.raises(UserError, match="other options"):
             build_folder(pictures, tmp_path / "out", processes=1, **change)
     (pictures / "new.png").write_bytes(kit.coloured(3))
@@ -141,7 +141,7 @@ def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
 
 def test_nothing_to_build_is_told(kit, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         build_folder(tmp_path / "empty", tmp_path / "out")
     (tmp_path / "empty" / "a.png").write_bytes(b"no")
     with pytest.raises(UserError, match="all 1 files were rejected"):
@@ -153,32 +153,32 @@ def test_nothing_to_build_is_told(kit, tmp_path):
 def test_pictures_are_kept_shrunk_or_encoded_as_asked(kit):
     jpeg = kit.encoded(Image.new("RGB", (80, 40), (9, 99, 199)), "JPEG")
     gif = kit.encoded(Image.new("RGB", (80, 40), (9, 99, 199)), "GIF")
-    assert picture_field(jpeg, PictureOptions()) == {"jpg": jpeg}
-    assert picture_field(jpeg, PictureOptions(short_side_px=40)) == {"jpg": jpeg}
+    assert image_field(jpeg, ImageOptions()) == {"jpg": jpeg}
+    assert image_field(jpeg, ImageOptions(short_side_px=40)) == {"jpg": jpeg}
     for data, options, extension, size in [
-        (jpeg, PictureOptions(short_side_px=20), "jpg", (40, 20)),
-        (gif, PictureOptions(), "webp", (80, 40)),
-        (jpeg, PictureOptions(encoding="webp"), "webp", (80, 40)),
-        (gif, PictureOptions(encoding="jpeg", short_side_px=10), "jpg", (20, 10)),
+        (jpeg, ImageOptions(short_side_px=20), "jpg", (40, 20)),
+        (gif, ImageOptions(), "webp", (80, 40)),
+        (jpeg, ImageOptions(encoding="webp"), "webp", (80, 40)),
+        (gif, ImageOptions(encoding="jpeg", short_side_px=10), "jpg", (20, 10)),
     ]:
-        ((found, encoded),) = picture_field(data, options).items()
+        ((found, encoded),) = image_field(data, options).items()
         image = Image.open(io.BytesIO(encoded))
         assert (found, image.size) == (extension, size)
         assert np.abs(np.asarray(image.convert("RGB")).astype(int) - (9, 99, 199)).max() < 12
     with pytest.raises(SampleFault, match="too small"):
-        picture_field(jpeg, PictureOptions(min_size_px=41))
+        image_field(jpeg, ImageOptions(min_size_px=41))
 
 
 def test_turned_pictures_that_are_encoded_anew_are_upright(kit):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = kit.encoded(Image.new("RGB", (80, 40)), "JPEG", exif=exif)
-    ((_, encoded),) = picture_field(data, PictureOptions(encoding="webp")).items()
+    ((_, encoded),) = image_field(data, ImageOptions(encoding="webp")).items()
     assert Image.open(io.BytesIO(encoded)).size == (40, 80)
 
 
 def test_pictures_are_listed_in_order_without_hidden_ones(pictures):
-    names = list_pictures(pictures)
+    names = list_images(pictures)
     assert names == sorted(names) and len(names) == 30
     assert not any(name.startswith(".") for name in names)
 

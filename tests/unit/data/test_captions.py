@@ -1,6 +1,7 @@
 """Captions: choice, grammar, cleaning, faults."""
 
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -172,3 +173,15 @@ def test_captions_that_name_a_side():
     tags = ("sword_in_left_hand", "facing_right", "left-handed", "a lefthanded man", "leftwards", "counterclockwise")
     assert all(names_a_side(tag) for tag in tags)
     assert np.mean([names_a_side(word) for word in ("left", "right", "rightmost", "up")]) == 0.75
+
+
+def test_captions_and_records_without_end_are_refused_before_they_cost_time():
+    """Alternating combining marks are put in order in quadratic time: two megabytes would take hours."""
+    slow, rules, begin = "a" + "\u0301\u0327" * 500_000, CaptionRules(), time.monotonic()
+    members = [{"txt": slow.encode()}, {"json": json.dumps({"caption": slow[:80_000]}).encode()}]
+    members.append({"json": b'{"caption": "' + b"x" * (5 << 20) + b'"}'})
+    for each in members:
+        with pytest.raises(SampleFault, match="too long"):
+            rules.first(each)
+    assert time.monotonic() - begin < 1
+    assert rules.first({"txt": b"word " * 10_000}).startswith("word word")

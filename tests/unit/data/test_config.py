@@ -2,11 +2,10 @@
 
 import pytest
 
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
-from hdm_lightning.data.config import Source
-from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
 
 

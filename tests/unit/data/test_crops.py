@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdm_lightning.data.buckets import Buckets
-from hdm_lightning.data.crops import CropRules, covering_size
+from hdm_lightning.data.crops import Buckets, CropRules, covering_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError

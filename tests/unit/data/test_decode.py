@@ -10,15 +10,11 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from hdm_lightning.data import decode as decoding
-from hdm_lightning.data import images
 from hdm_lightning.data.benchmark import measure_decoding, measure_loading, synthetic_photograph
 from hdm_lightning.data.crops import Crop, CropRules
-from hdm_lightning.data.decode import decode
+from hdm_lightning.data.decode import cut, decode, decode_jpeg, open_image, upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.images import open_image, upright_size
-from hdm_lightning.data.jpeg import decode_jpeg
 from hdm_lightning.data.randomness import Draws
-from hdm_lightning.data.resizing import cut
 
 RULES = CropRules(max_aspect=1e9)
 
@@ -260,7 +256,7 @@ def test_damaged_pictures_are_used_or_faults_and_never_anything_else(kit, kind, 
 
 
 def test_bombs_and_strangers_are_faults(kit, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     with pytest.raises(SampleFault, match="too many pixels"):
         decode(kit.encoded(Image.new("RGB", (100, 11))), chooser(8))
     monkeypatch.undo()

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.faults import FaultMeter, Quarantine
-from hdm_lightning.data.index import index_shards, load_index
+from hdm_lightning.data.index import load_index
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 
@@ -108,15 +108,38 @@ def test_missing_and_unreadable_shards(kit, tmp_path):
     assert good == [(place, key) for place, key in enumerate(whole) if key.startswith("002")]
 
 
-def test_a_shard_that_was_replaced_after_indexing_never_mixes_picture_and_caption(kit, tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_shard_that_was_replaced_after_indexing_never_mixes_picture_and_caption(kit, tmp_path, old):
+    """Other bytes than were indexed are not used at all; an index of the first format knows headers only."""
     folder = kit.write_shards(tmp_path, [9])
+    if old:
+        kit.write_old_index(folder)
     kit.write_tar(folder / "000.tar", kit.entries_of(100, 5) + kit.entries_of(200, 9, width=310, height=170))
     samples = one_pass(kit, kit.stream_config(folder))
-    assert 0 < sum(sample.weight for sample in samples) <= 9
+    assert (sum(sample.weight for sample in samples) > 0) == old
+    assert old or all("does not match its index" in sample.fault for sample in samples)
     for sample in samples:
         if sample.weight:
             number = int(sample.image[0, 0, 0]) + 256 * int(sample.image[1, 0, 0])
             assert sample.key.endswith(f"{number:06d}") and sample.caption in ("", f"number {number}")
+
+
+def test_replaced_captions_and_swapped_shards_are_noticed(kit, tmp_path):
+    """Changes that leave every offset in place: only the samples' own checks can show them."""
+    folder = kit.write_shards(tmp_path, [9, 9])
+    first, second = folder / "000.tar", folder / "001.tar"
+    changed = first.read_bytes().replace(b"number 3", b"numbed 3")
+    first.write_bytes(changed)
+    samples = one_pass(kit, kit.stream_config(folder))
+    assert [sample.key for sample in samples if not sample.weight] == ["000.tar/#3"]
+    kit.write_tar(first, kit.entries_of(20, 9))
+    kit.write_tar(second, kit.entries_of(30, 9))
+    index_shards(folder)
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+    faults = {sample.fault for sample in one_pass(kit, kit.stream_config(folder))}
+    assert faults == {"the shard does not match its index: other bytes than were indexed"}
 
 
 def break_bytes(data, rng):
@@ -212,7 +235,8 @@ def test_too_many_bad_samples_stop_the_run_with_a_message(kit, tmp_path):
         list(stream(strict, kit.letters, stop=1000))
     assert caught.value.hint is not None and "quarantine" in caught.value.hint
     for workers in (0, 2):
-        module = ShardDataModule(replace(strict, workers=workers), None, tokenize=kit.letters, batch_size=5)
+        strict = {"max_bad_share": 0.1, "bad_patience": 50}
+        module = kit.data_module(tmp_path, num_workers=workers, batch_size=5, **strict)
         with pytest.raises(UserError, match="could not be used"):
             for _, _ in zip(range(100), module.train_dataloader(), strict=False):
                 pass
@@ -300,3 +324,17 @@ def test_strange_pictures_are_used_where_they_can_be(kit, tmp_path):
     assert len(samples) == 8 and all(sample.weight == 1 for sample in samples)
     crops = {sample.key.split("/")[1]: sample.crop for sample in samples}
     assert crops["turned"][2:] == (21, 16) and crops["cmyk"][2:] == (16, 21)
+
+
+def test_the_quarantine_begins_a_line_of_its_own_and_follows_no_link(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"shard": "half a li')
+    Quarantine(str(path)).add(shard="s", key="k", ordinal=1, reason="r", index=2)
+    first, second = path.read_text().splitlines()
+    assert first == '{"shard": "half a li' and json.loads(second)["ordinal"] == 1
+    victim, link = tmp_path / "victim", tmp_path / "link.jsonl"
+    victim.write_text("mine")
+    link.symlink_to(victim)
+    with pytest.raises(UserError, match="is a symbolic link"):
+        Quarantine(str(link)).add(shard="s", key="k", ordinal=1, reason="r", index=2)
+    assert victim.read_text() == "mine"

@@ -1,10 +1,13 @@
 """Tar reading and indices, against the standard library and webdataset."""
 
+import base64
 import hashlib
 import io
 import json
 import os
 import tarfile
+import time
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -13,9 +16,11 @@ import webdataset
 from PIL import Image
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import index_shards, load_index
-from hdm_lightning.data.members import read_sample
-from hdm_lightning.data.records import pack, unpack
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.members import pack, parse_sample, unpack, unpack_rows
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.tar import is_unsafe, members, split_name
 from hdm_lightning.errors import UserError
 
@@ -33,7 +38,7 @@ def test_members_agree_with_the_standard_library(tmp_path, kit, form):
     data = path.read_bytes()
     with tarfile.open(path) as archive:
         expected = [(entry.name, entry.offset_data, entry.size) for entry in archive.getmembers()]
-    found = list(members(reader_of(data), 0, len(data), whole=True))
+    found = list(members(reader_of(data), 0, len(data)))
     assert [(member.name, member.data, member.size) for member in found] == expected
     assert found[0].start == 0 and all(one.end == other.start for one, other in pairwise(found))
 
@@ -52,7 +57,7 @@ def test_folders_links_and_float_times_do_not_disturb(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     data = path.read_bytes()
-    found = list(members(reader_of(data), 0, len(data), whole=True))
+    found = list(members(reader_of(data), 0, len(data)))
     assert [(member.name, data[member.data : member.data + 3]) for member in found] == [
         ("d/1.txt", b"abc"),
         ("d/2.txt", b"abc"),
@@ -101,8 +106,9 @@ def test_index_of_webdataset_shards_finds_each_sample_where_it_lies(tmp_path):
     assert table.height.tolist() == list(range(1, 21)) and set(table.width.tolist()) == {5}
     theirs = [(sample["__key__"], sample["txt"]) for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
     ours = []
-    for start, size in zip(table.start.tolist(), table.size.tolist(), strict=True):
-        sample = read_sample(data[start : start + size])
+    for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms.each(), strict=True):
+        sample = form.cut(data[start : start + size])
+        assert sample == parse_sample(data[start : start + size])
         ours.append((sample.key, sample.members["txt"]))
     assert ours == theirs
 
@@ -170,13 +176,19 @@ def test_an_index_reads_back_as_it_was_written_and_names_its_mistakes(tmp_path, 
 
 def test_columns_survive_packing():
     column = np.array([0, 1, 511, 2**32 - 1])
-    assert unpack(pack(column)).tolist() == column.tolist()
-    assert unpack(pack([])).tolist() == []
+    assert unpack(pack(column), 4).tolist() == column.tolist()
+    assert unpack(pack([]), 0).tolist() == []
+    assert unpack(pack([7, 2**40]), 2).tolist() == [7, 2**40]
+    old = zlib.compress(column.astype("<u4").tobytes())
+    assert unpack_rows(old, 4).tolist() == column.tolist()
+    for packed, count in ((pack(column), 3), (pack(column), 5), (pack([1, 2**40]), 3), (b"x", 1), (b"", 1)):
+        with pytest.raises(ValueError, match="column"):
+            unpack(packed, count)
+    with pytest.raises(ValueError, match="column"):
+        unpack_rows(zlib.compress(bytes(1 << 26)), 4)
 
 
-def test_an_interrupted_index_goes_on_and_new_shards_can_be_added(tmp_path, kit, monkeypatch):
-    from hdm_lightning.data import index as indexing
-
+def test_an_interrupted_index_goes_on_and_new_shards_can_be_added(tmp_path, kit):
     folder = kit.write_shards(tmp_path / "s", [2, 3, 4, 5])
     for path in folder.glob("*.tar"):
         os.utime(path, (1e9, 1e9))
@@ -189,7 +201,6 @@ def test_an_interrupted_index_goes_on_and_new_shards_can_be_added(tmp_path, kit,
         if len(read) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(indexing, "PART_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
         index_shards(folder, progress=interrupt)
     assert not (folder / "index.json").exists()
@@ -232,3 +243,192 @@ def test_what_is_missing_is_named_with_what_makes_it(tmp_path, made, what, hint)
     with pytest.raises(UserError, match=what) as caught:
         load_index(folder)
     assert str(folder) in caught.value.where and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_are_cut_by_the_index_as_the_headers_say(tmp_path, kit, form, monkeypatch):
+    """Long and foreign names, folders, links and nameless members in between: no header is parsed when loading."""
+    image, path = kit.coloured(3), tmp_path / "a.tar"
+    stems = ["a", "d/b.c".replace(".", "_"), "ünï", "d" * 60 + "/" + "e" * 60]
+    stems += [] if form == tarfile.USTAR_FORMAT else ["x" * 180]
+    with tarfile.open(path, "w", format=form) as archive:
+        for number, stem in enumerate(stems):
+            for extension, data in (("PNG", image), ("txt", f"caption {number}".encode()), ("json", b"{}")):
+                member = tarfile.TarInfo(f"{stem}.{extension}")
+                member.size, member.mtime = len(data), 1.5
+                archive.addfile(member, io.BytesIO(data))
+                if extension == "txt":
+                    link = tarfile.TarInfo("link")
+                    link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+                    archive.addfile(link)
+    table, data = index_shards(tmp_path).shards[0].table(), path.read_bytes()
+    ranges = [data[start : start + size] for start, size in zip(table.start, table.size, strict=True)]
+    expected = [parse_sample(each) for each in ranges]
+    assert [sample.key for sample in expected] == stems
+    split = [number for number, stem in enumerate(stems) if form == tarfile.USTAR_FORMAT and len(stem) > 100]
+    monkeypatch.setattr("hdm_lightning.data.members.members", None)
+    for number, (form_, each) in enumerate(zip(table.forms.each(), ranges, strict=True)):
+        if number in split:  # a name in two pieces has to be parsed
+            with pytest.raises(TypeError):
+                form_.cut(each)
+        else:
+            assert form_.cut(each) == expected[number]
+
+
+def test_an_old_index_gives_the_same_samples(tmp_path, kit):
+    folder = kit.write_shards(tmp_path / "s", [5, 6])
+    config = kit.stream_config(folder)
+    new = [(s.key, s.caption, s.image.tobytes(), s.weight) for s in stream(config, kit.letters, stop=22)]
+    fingerprint = Plan(config).fingerprint
+    kit.write_old_index(folder)
+    assert load_index(folder).shards[0].table().forms is None
+    assert [(s.key, s.caption, s.image.tobytes(), s.weight) for s in stream(config, kit.letters, stop=22)] == new
+    assert Plan(config).fingerprint == fingerprint
+    (folder / "000.tar").touch()  # kept records would lack the members
+    assert index_shards(folder, new_only=True).shards[0].table().forms is not None
+
+
+def test_members_behind_damage_are_found_and_the_gap_is_noted(tmp_path, kit):
+    whole = kit.write_tar(tmp_path / "a.tar", kit.entries_of(0, 8)).read_bytes()
+    found = list(members(reader_of(whole), 0, len(whole)))
+    starts = [member.start for member in found]
+
+    def indexed(data):
+        (tmp_path / "a.tar").write_bytes(data)
+        record = index_shards(tmp_path).shards[0]
+        keys = [form.cut(data[start : start + size]).key for form, start, size in rows(record.table())]
+        return keys, record
+
+    # the header of an image, a caption, a record: at an edge nobody knows whose it was
+    for victim, lost in ((9, {"000002", "000003"}), (10, {"000003"}), (11, {"000003", "000004"})):
+        for wipe in (bytes(512), b"\xff" * 512):
+            data = whole[: starts[victim]] + wipe + whole[starts[victim] + 512 :]
+            keys, record = indexed(data)
+            assert set(keys) == {f"{n:06d}" for n in range(8)} - lost and "passed over" in record.note
+    # two archives joined: the end mark of the first stands in the middle, and nothing is lost
+    other = kit.write_tar(tmp_path / "b.tar", kit.entries_of(50, 3)).read_bytes()
+    (tmp_path / "b.tar").unlink()
+    keys, record = indexed(whole + other)
+    assert len(keys) == 11 and "end mark" in record.note and not record.skip
+    keys, record = indexed(whole + b"trailing".ljust(700))
+    assert len(keys) == 8 and "end mark" in record.note
+    assert not indexed(whole + bytes(100_000))[1].note
+
+
+def rows(table):
+    return zip(table.forms.each(), table.start.tolist(), table.size.tolist(), strict=True)
+
+
+def pax_header(name, records):
+    """A member behind a PAX header of any content."""
+    header, member = tarfile.TarInfo("PaxHeader"), tarfile.TarInfo(name)
+    header.type, header.size, member.size = tarfile.XHDTYPE, len(records), 1
+    padding = bytes(-len(records) % 512)
+    return header.tobuf() + records + padding + member.tobuf() + b"x".ljust(512, b"\0") + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"9" * 5000 + b" path=x\n",
+        b"1 " * 200_000,
+        b"7 a=b\n" * 400_000,
+        b"-7 a=b\n",
+        b"0 path=x\n",
+        b"path=x",
+        b"3 path=x\n",
+    ],
+)
+def test_hostile_pax_headers_are_damage_of_their_shard_alone(tmp_path, kit, records):
+    kit.write_shards(tmp_path, [2])
+    (tmp_path / "bad.tar").write_bytes(pax_header("a.txt", records))
+    begin = time.monotonic()
+    index = index_shards(tmp_path)
+    assert time.monotonic() - begin < 5
+    assert index.samples == 2 and "damaged tar header" in index.shards[1].note
+
+
+def test_an_unfinished_index_grows_by_a_line_a_shard(tmp_path, kit):
+    """What was written is never written again: twice the shards, twice the bytes."""
+    sizes = []
+    for count in (20, 40):
+        folder, before = kit.write_shards(tmp_path / str(count), [1] * count), b""
+
+        def grows(record, part=folder / ".index-part.jsonl"):
+            nonlocal before
+            now = part.read_bytes()
+            assert now.startswith(before)
+            before = now
+
+        index_shards(folder, progress=grows)
+        assert len(before.splitlines()) == count - 1
+        sizes.append(len(before) / (count - 1))
+    assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../a.tar"},
+        {"name": "/dev/zero"},
+        {"name": "a\0.tar"},
+        {"samples": -1},
+        {"samples": 10**9},
+        {"samples": True},
+        {"samples": "3"},
+        {"bytes": None},
+        {"first_block": -5},
+        {"skip": {"99": "x"}},
+        {"skip": {"-1": "x"}},
+        {"skip": {"x": "y"}},
+        {"height": "é"},
+        {"height": 5},
+        {"layouts": [[0, [["png", -1]], 0]]},
+        {"layouts": 3},
+        {"sizes": "x"},
+    ],
+)
+def test_records_that_make_no_sense_are_refused_with_the_file(tmp_path, kit, change):
+    folder = kit.write_shards(tmp_path / "s", [3])
+    document = json.loads((folder / "index.json").read_text())
+    document["shards"][0] |= change
+    (folder / "index.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        load_index(folder)
+    assert caught.value.where.endswith("index.json") and "hdm-shards index" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 2},
+        {"first_block": 10**6},
+        {"height": base64.b64encode(zlib.compress(bytes(1 << 26))).decode()},
+        {"width": base64.b64encode(b"no zlib").decode()},
+        {"layouts": []},
+        {"sizes": []},
+        {"check": base64.b64encode(pack([1])).decode()},
+        {"sizes": [base64.b64encode(pack([2**61] * 3)).decode()] * 3},
+    ],
+)
+def test_records_that_contradict_themselves_are_told_at_the_start(tmp_path, kit, change):
+    folder = kit.write_shards(tmp_path / "s", [3])
+    document = json.loads((folder / "index.json").read_text())
+    document["shards"][0] |= change
+    (folder / "index.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="contradicts itself") as caught:
+        next(stream(kit.stream_config(folder), kit.letters))
+    assert caught.value.where == "000.tar"
+
+
+def test_brackets_without_end_and_pipes_without_writer_hold_up_nobody(tmp_path, kit):
+    folder = kit.write_shards(tmp_path / "s", [3])
+    (folder / "000.tar").unlink()
+    os.mkfifo(folder / "000.tar")
+    samples = list(stream(kit.stream_config(folder), kit.letters, stop=3))
+    assert all("unreadable shard" in sample.fault for sample in samples)
+    with pytest.raises(UserError, match=r"no \.tar"):
+        index_shards(folder)
+    (folder / "index.json").write_text("[" * 1_000_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_index(folder)

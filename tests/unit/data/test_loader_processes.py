@@ -2,14 +2,19 @@
 
 import gc
 import multiprocessing
+import os
 import pickle
+import shutil
+import socket
+import tempfile
 import time
 
 import pytest
 
 from hdm_lightning.data import loader
-from hdm_lightning.data.loader import StreamLoader, told_of_deaths
+from hdm_lightning.data.loader import StreamLoader, naming_dead_workers
 from hdm_lightning.data.plan import Plan
+from hdm_lightning.errors import UserError
 
 
 def test_configs_and_plans_can_be_sent_to_spawned_workers(kit, shards):
@@ -67,7 +72,36 @@ def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
         yield "a chunk"
         raise error
 
-    handed = told_of_deaths(chunks())
+    handed = naming_dead_workers(chunks())
     assert next(handed) == "a chunk"
     with pytest.raises(RuntimeError, match="worker was killed"):
         next(handed)
+
+
+def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, shards, tmp_path, monkeypatch):
+    """It is refused where, and only where, the system refuses a socket of the name that Python would give it."""
+    config = kit.stream_config(shards, workers=1)
+    outcomes, short = set(), tempfile.mkdtemp()
+    for length in range(60, 90):
+        folder = f"{short}/{'x' * (length - len(short) - 1)}"
+        os.makedirs(f"{folder}/pymp-abcdefgh", exist_ok=True)
+        with socket.socket(socket.AF_UNIX) as end:
+            try:
+                end.bind(f"{folder}/pymp-abcdefgh/listener-abcdefgh")
+                fits = True
+            except OSError:
+                fits = False
+        try:
+            loader.require_room_for_sockets(folder)
+            accepted = True
+        except UserError:
+            accepted = False
+        assert accepted == fits, length
+        outcomes.add(fits)
+    assert outcomes == {True, False}
+    shutil.rmtree(short)
+    others = set(multiprocessing.active_children())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("y" * 90)))
+    with pytest.raises(UserError, match=r"data\.workers=0") as caught:
+        next(iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4)))
+    assert caught.value.where == "TMPDIR" and set(multiprocessing.active_children()) <= others

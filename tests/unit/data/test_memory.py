@@ -4,8 +4,8 @@ import gc
 import os
 from itertools import islice
 
-from hdm_lightning.data.index import index_shards
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
 
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
 

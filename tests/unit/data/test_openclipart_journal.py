@@ -2,7 +2,7 @@
 
 import pytest
 
-from hdm_lightning.data.builders.openclipart_journal import NAME, Journal
+from hdm_lightning.datasets.openclipart_journal import NAME, Journal
 from hdm_lightning.errors import UserError
 
 OPTIONS = {"seed": 0}

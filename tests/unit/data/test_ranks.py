@@ -6,27 +6,27 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
 
 BATCH = 3
 SAVE_EVERY = 2
 TOTAL = 480
 
 
-def train(rank, world, config, tokenize, folder, meeting):
+def train(rank, world, data_module, folder, meeting):
     """A training loop without a model: lockstep, a log of what it saw, a checkpoint of one integer."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     state = folder / "state.json"
     consumed = json.loads(state.read_text())["consumed"] if state.exists() else 0
-    module = ShardDataModule(config, None, tokenize=tokenize, batch_size=BATCH, consumed=consumed)
+    module = data_module(consumed=consumed)
     assert module.rank_and_world() == (rank, world)
     with (folder / f"log-{world}-{rank}-{consumed}.jsonl").open("a") as log:
         for step, batch in enumerate(module.train_dataloader(), start=1):
@@ -48,13 +48,11 @@ def train(rank, world, config, tokenize, folder, meeting):
     dist.destroy_process_group()
 
 
-def run(world, config, tokenize, folder, kill_after):
+def run(world, data_module, folder, kill_after):
     """Start the ranks; kill one of them once that many samples are logged. Returns the exit codes."""
     context = multiprocessing.get_context("fork")
     meeting = folder / f"meeting-{time.monotonic_ns()}"
-    ranks = [
-        context.Process(target=train, args=(rank, world, config, tokenize, folder, meeting)) for rank in range(world)
-    ]
+    ranks = [context.Process(target=train, args=(rank, world, data_module, folder, meeting)) for rank in range(world)]
     for process in ranks:
         process.start()
     begin = logged(folder)
@@ -91,7 +89,8 @@ def test_killed_and_resumed_ranks_see_exactly_the_plan(kit, tmp_path, worlds):
     shards = kit.write_shards(tmp_path / "shards", [41, 7, 60, 1, 41])
     broken = (shards / "002.tar").read_bytes()
     (shards / "002.tar").write_bytes(broken[: len(broken) // 2])
-    config = kit.stream_config(shards, workers=1)
+    config = kit.stream_config(shards)
+    data_module = partial(kit.data_module, shards, batch_size=BATCH, num_workers=1)
     folder = tmp_path / "run"
     folder.mkdir()
     ends = {}
@@ -99,7 +98,7 @@ def test_killed_and_resumed_ranks_see_exactly_the_plan(kit, tmp_path, worlds):
         state = folder / "state.json"
         begin = json.loads(state.read_text())["consumed"] if state.exists() else 0
         last = number == len(worlds) - 1
-        codes = run(world, config, kit.letters, folder, kill_after=None if last else 120)
+        codes = run(world, data_module, folder, kill_after=None if last else 120)
         assert all(code == 0 for code in codes) if last else codes[-1] == -signal.SIGKILL
         ends[begin] = json.loads(state.read_text())["consumed"]
     rows = kept_rows(folder, ends)

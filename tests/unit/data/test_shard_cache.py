@@ -8,8 +8,8 @@ import pytest
 
 from hdm_lightning.data import shard_cache
 from hdm_lightning.data.index import load_index
+from hdm_lightning.data.samples import stream
 from hdm_lightning.data.shard_cache import ShardCache
-from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 
 

@@ -6,14 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.config import Source
-from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
 
 
@@ -64,15 +62,16 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     folder = kit.write_shards(tmp_path, [5, 5])
 
     def module(**options):
-        return ShardDataModule(kit.stream_config(folder, **options), None, tokenize=kit.letters, batch_size=2)
+        return kit.data_module(folder, batch_size=2, **options)
 
     state = json.loads(json.dumps(module().state_dict()))
     module().load_state_dict(state)
-    module(workers=3, captions=CaptionRules(drop=0.0)).load_state_dict(state)
+    module(num_workers=3, captions=CaptionRules(drop=0.0)).load_state_dict(state)
     for change in ({"seed": 9}, {"lanes": 6}, {"crop": CropRules(buckets=Buckets(step_px=8, block=2))}):
         with pytest.raises(UserError, match="have changed"):
             module(**change).load_state_dict(state)
-    module(stage="other").load_state_dict(state)
+    with pytest.raises(UserError, match="stage 's'"):
+        module(stage="other").load_state_dict(state)
     module(resolution=32).load_state_dict(state)
     crop = CropRules(buckets=Buckets(step_px=8, block=2))
     with pytest.raises(UserError, match="have changed"):
@@ -81,3 +80,17 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
     index_shards(folder)
     with pytest.raises(UserError, match="have changed"):
         module().load_state_dict(state)
+
+
+def test_plans_of_one_process_read_an_index_once_until_it_changes(kit, tmp_path, monkeypatch):
+    from hdm_lightning.data import sources
+
+    folder, read = kit.write_shards(tmp_path, [5, 5]), []
+    load = sources.load_index
+    monkeypatch.setattr(sources, "load_index", lambda place: read.append(place) or load(place))
+    first = Plan(kit.stream_config(folder, stage="a"))
+    second = Plan(kit.stream_config(folder, stage="validation"))
+    assert len(read) == 1 and first.parts[0].shards[0] is second.parts[0].shards[0]
+    kit.write_tar(folder / "002.tar", kit.entries_of(50, 3))
+    index_shards(folder)
+    assert Plan(kit.stream_config(folder)).samples == 13 and len(read) == 2

@@ -1,24 +1,27 @@
 """Remote shards: ranges, servers that misbehave, copies with a limit."""
 
 import errno
+import gc
 import itertools
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from hdm_lightning.data import reader, storage
-from hdm_lightning.data.config import Source
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.read_ahead import ReadAhead
+from hdm_lightning.data.reader import ReadAhead
+from hdm_lightning.data.redirects import RefusedRedirect
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.sources import Source
 from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
-from hdm_lightning.data.streaming import stream
 from hdm_lightning.errors import UserError
 
 
@@ -249,7 +252,7 @@ def test_local_files_keep_few_open(shards):
 
 def test_a_silent_server_does_not_hold_up_the_end_of_the_process():
     code = """
-from hdm_lightning.data.read_ahead import ReadAhead
+from hdm_lightning.data.reader import ReadAhead
 import time
 ahead = ReadAhead(2)
 print(ahead.submit(lambda: 6 * 7).result())
@@ -263,3 +266,48 @@ ahead.submit(lambda: time.sleep(60))
 def test_errors_of_threads_reach_whoever_asks():
     with pytest.raises(ZeroDivisionError):
         ReadAhead(1).submit(lambda: 1 // 0).result()
+
+
+def test_ranges_that_a_proxy_shortens_are_completed_and_shifted_ones_refused(kit, server):
+    data, url = (server.folder / "000.tar").read_bytes(), f"{server.url}/000.tar"
+    server.trouble = lambda path, attempt: "capped"
+    assert read_range(url, 512, 20_000) == data[512:20_000] and len(server.requests) == 7
+    assert read_range(url, len(data) - 10, len(data) + 10) == data[-10:]
+    local = keys_of(stream(kit.stream_config(server.folder), kit.letters, stop=60))
+    assert keys_of(stream(kit.stream_config(server.url), kit.letters, stop=60)) == local
+    server.trouble = lambda path, attempt: "shifted" if attempt < 3 else None
+    assert read_range(url, 1024, 1500) == data[1024:1500]
+
+
+def test_redirects_to_other_protocols_are_not_followed(server):
+    server.trouble = lambda path, attempt: "elsewhere"
+    with pytest.raises(RefusedRedirect, match="redirects to ftp:"):
+        read_range(f"{server.url}/000.tar", 0, 100)
+
+
+def test_a_range_without_a_length_takes_no_more_than_was_asked_for():
+    class Endless:
+        """A reply that never ends."""
+
+        status, url, headers, given = 206, "http://x", {}, 0
+
+        def read1(self, count):
+            self.given += count
+            return bytes(count)
+
+    reply = Endless()
+    assert storage._body(reply, 100, 5100) == (bytes(5000), None) and reply.given == 5000
+
+
+def test_threads_that_read_ahead_end_with_their_loader(kit, server):
+    before = threading.active_count()
+    for _ in range(3):
+        samples = stream(kit.stream_config(server.url), kit.letters)
+        assert next(samples).weight == 1
+        samples.close()
+    deadline = time.monotonic() + 10
+    while [thread for thread in threading.enumerate() if thread.name == "read-ahead"]:
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.05)
+    assert threading.active_count() <= before + 5  # the server has threads of its own

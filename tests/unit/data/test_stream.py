@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from hdm_lightning.data import reader
-from hdm_lightning.data.buckets import Buckets
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
-from hdm_lightning.data.crops import CropRules
-from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.index import index_shards
+from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.index import ShardRecord
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.records import ShardRecord
-from hdm_lightning.data.streaming import stream
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 
 SAMPLES = 150
@@ -33,8 +31,7 @@ def number_of(image):
 
 
 def test_a_batch_is_what_the_contract_says(kit, shards):
-    module = ShardDataModule(kit.stream_config(shards), None, tokenize=kit.letters, batch_size=6)
-    for batch in batches(module, 3):
+    for batch in batches(kit.data_module(shards, batch_size=6), 3):
         assert {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)} == {
             "image": (6, 3, 16, 16),
             "crop": (6, 4),
@@ -86,8 +83,8 @@ def test_ranks_and_workers_give_the_same_global_sequence(kit, shards, workers, w
 
 
 def test_each_sample_comes_once_a_pass_and_global_batches_cover_their_positions(kit, shards):
-    modules = [ShardDataModule(kit.stream_config(shards), None, tokenize=kit.letters, batch_size=5, consumed=150)]
-    indices = [index for batch in batches(modules[0], 60) for index in batch["index"].tolist()]
+    module = kit.data_module(shards, batch_size=5, consumed=150)
+    indices = [index for batch in batches(module, 60) for index in batch["index"].tolist()]
     assert indices == list(range(150, 450))
     keys = [sample.key for sample in stream(kit.stream_config(shards), kit.letters, stop=450)]
     for begin in (0, 150, 300):
@@ -244,38 +241,6 @@ def test_long_captions_are_cut_to_the_context(kit, shards):
     assert bytes(sample.tokens).decode() == "numb" and sample.length == 4
 
 
-def test_lightning_trains_on_the_loader_and_moves_its_batches(kit, shards):
-    from lightning import LightningModule, Trainer
-
-    class Recorder(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
-
-        def training_step(self, batch, number):
-            self.seen += batch["index"].tolist()
-            return (self.weight * batch["image"].float().mean()).sum()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    config = kit.stream_config(shards, workers=1)
-    data = ShardDataModule(config, None, tokenize=kit.letters, batch_size=5, consumed=35)
-    module = Recorder()
-    trainer = Trainer(
-        max_steps=4,
-        max_epochs=-1,
-        accumulate_grad_batches=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=data)
-    assert module.seen == list(range(35, 35 + 4 * 2 * 5))
-
-
 def test_places_are_looked_up_once_a_window(kit, shards, monkeypatch):
     """Lanes of several sources read more shards side by side than tables are kept, and a table costs much."""
     monkeypatch.setattr(reader, "LOCAL_SPAN", 0)
@@ -291,11 +256,3 @@ def test_places_are_looked_up_once_a_window(kit, shards, monkeypatch):
 
 def window_of(plan):
     return lambda position: plan.locate(position).window
-
-
-def test_bad_arguments_are_named(kit, shards):
-    config = kit.stream_config(shards)
-    with pytest.raises(ValueError, match="consumed"):
-        ShardDataModule(config, None, tokenize=kit.letters, batch_size=2, consumed=-1)
-    with pytest.raises(ValueError, match="batch_size"):
-        ShardDataModule(config, None, tokenize=kit.letters, batch_size=0).train_dataloader()

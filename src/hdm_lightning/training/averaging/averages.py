@@ -12,11 +12,10 @@ from torch.func import functional_call
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.averaging.power_function import WIDEST, step_decay
-from hdm_lightning.training.settings import EmaSettings
-from hdm_lightning.training.sharding import copy_whole, is_sharded, local_parts, whole
+from hdm_lightning.training.strategies.sharded_tensors import copy_whole, is_sharded, local_parts, whole
 
 
-class WeightAverages:
+class ParameterAverages:
     """Several averages of one network's trainable parameters, counted in samples.
 
     Exponential ones have a half-life: after a step of b samples with n samples seen in all, an average moves by
@@ -37,7 +36,7 @@ class WeightAverages:
     def __init__(
         self,
         network: nn.Module,
-        halflife_samples: Sequence[int],
+        halflife_samples: Sequence[float],
         ramp: float = 0.05,
         sigma_rel: Sequence[float] = (),
     ) -> None:
@@ -46,7 +45,7 @@ class WeightAverages:
         self.widths = tuple(sigma_rel)
         self.ramp = ramp
         self.samples_seen = 0
-        self._skeleton = None if is_sharded(network) else copy.deepcopy(network).to("meta").requires_grad_(False)
+        self._skeleton: nn.Module | None = None
         self._names = [name for name, value in network.named_parameters() if value.requires_grad]
         self.shadows = [self._copy() for _ in (*self.halflives, *self.widths)]
 
@@ -92,9 +91,20 @@ class WeightAverages:
         """The trained parameters alone, by name, of average number `which`."""
         return dict(zip(self._names, self.shadows[which], strict=True))
 
+    def to(self, device: torch.device) -> None:
+        """Move the averages; those of a network that is split stay with its parts."""
+        if not is_sharded(self.network):
+            self.shadows = [[value.to(device) for value in shadow] for shadow in self.shadows]
+
     def bound(self, which: int) -> "AveragedNetwork":
         """The network run with average number `which`; the trained weights are not touched."""
         return AveragedNetwork(self, which)
+
+    def skeleton(self) -> nn.Module:
+        """The network without weights, to be called with an average's."""
+        if self._skeleton is None:
+            self._skeleton = copy.deepcopy(self.network).to("meta").requires_grad_(False)
+        return self._skeleton
 
     @contextmanager
     def exchanged(self, which: int) -> Iterator[None]:
@@ -157,22 +167,17 @@ def _place(saved: list[float], width: float) -> int:
     return saved.index(width)
 
 
-def check_averages(settings: EmaSettings) -> None:
-    """Half-lives, widths and the snapshots' dtype make sense.
+def check_averages(halflife_samples: Sequence[float], sigma_rel: Sequence[float]) -> None:
+    """Half-lives and widths make sense.
 
     Raises:
-        UserError: naming the key under `callbacks.ema`.
+        UserError: naming the argument.
     """
-    for key, values, top in (
-        ("halflife_samples", settings.halflife_samples, math.inf),
-        ("sigma_rel", settings.sigma_rel, WIDEST),
-    ):
+    for where, values, top in (("halflife_samples", halflife_samples, math.inf), ("sigma_rel", sigma_rel, WIDEST)):
         if any(not 0 < value <= top for value in values) or len(set(values)) < len(values):
             hint = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
-            raise UserError(f"{values} has a value that makes no average", where=f"callbacks.ema.{key}", hint=hint)
-    if settings.snapshot_dtype not in ("float16", "float32"):
-        where = "callbacks.ema.snapshot_dtype"
-        raise UserError(f"'{settings.snapshot_dtype}' is neither float16 nor float32", where=where, hint="float16")
+            what = f"{list(values)} has a value that makes no average"
+            raise UserError(what, where=f"callbacks.ema.{where}", hint=hint)
 
 
 class AveragedNetwork:
@@ -182,7 +187,7 @@ class AveragedNetwork:
     them for the time of a call, which every process makes together.
     """
 
-    def __init__(self, averages: WeightAverages, which: int) -> None:
+    def __init__(self, averages: ParameterAverages, which: int) -> None:
         self._averages = averages
         self._which = which
         self.config = getattr(averages.network, "config", None)
@@ -193,15 +198,15 @@ class AveragedNetwork:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the network's forward with the averaged weights."""
-        if self._averages._skeleton is None:
+        if is_sharded(self._averages.network):
             with self._averages.exchanged(self._which):
                 return self._averages.network(*args, **kwargs)
         weights = self._averages.weights(self._which)
         buffers = dict(self._averages.network.named_buffers())
-        return functional_call(self._averages._skeleton, {**buffers, **weights}, args, kwargs)
+        return functional_call(self._averages.skeleton(), {**buffers, **weights}, args, kwargs)
 
 
-def _short(count: int) -> str:
+def _short(count: float) -> str:
     for unit, size in (("M", 1_000_000), ("k", 1_000)):
         if count >= size:
             return f"{count / size:g}{unit}"

@@ -1,8 +1,13 @@
 """Callbacks that act once per optimizer step, not once per micro-batch."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
 
 class StepWatcher:
@@ -35,3 +40,43 @@ def last_step(trainer: Trainer) -> int:
 def due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps (0: never) and at the last step is due at `step`."""
     return step == last or (every > 0 and step % every == 0)
+
+
+def log_now(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Give metrics to every logger, at Lightning's own step, and to other callbacks (`trainer.callback_metrics`)."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether this is a step at which Lightning logs (`Trainer(log_every_n_steps=…)`)."""
+    return trainer._logger_connector.should_update_logs
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after the hooks at the end of this training batch."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    return fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def validation_metrics(trainer: Trainer) -> dict[str, float]:
+    """What the validation that ends now has logged, by name; in a sanity check too, which Lightning tells nobody."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
+def trained_network(module: LightningModule) -> nn.Module:
+    """`module.network`, or the module itself where it has none."""
+    network = getattr(module, "network", None)
+    return network if isinstance(network, nn.Module) else module
+
+
+def samples_trained(trainer: Trainer, module: LightningModule) -> int:
+    """`module.samples_trained`, or optimizer steps where it does not count samples."""
+    return int(getattr(module, "samples_trained", trainer.global_step))
+
+
+def find_callback(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
+    """The trainer's first callback of a kind, or None."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, kind)), None)

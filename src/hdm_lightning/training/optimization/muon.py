@@ -6,9 +6,10 @@ Shapes: A x B a matrix (rows out, columns in), P the matrices packed in one para
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
@@ -84,12 +85,16 @@ class MuonAdamW(Optimizer):
     mean square is 0.2 · rate as AdamW's is: rates and decays tuned for AdamW carry over.
 
     Args:
-        groups: from `muon_groups`; a group's `parts` say which of the two trains it.
+        groups: parameter groups with `names`, as `FlowModule.parameter_groups` gives them, or those of `muon_groups`;
+            a group's `parts` say which of the two trains it.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         momentum: Muon's.
         rounds: of Newton–Schulz.
         fused: one kernel for AdamW's part.
+
+    Raises:
+        ValueError: momentum is not in [0, 1), or there are no rounds.
     """
 
     def __init__(
@@ -98,10 +103,14 @@ class MuonAdamW(Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-8,
-        momentum: float = 0.95,
-        rounds: int = 5,
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.95,
+        rounds: Annotated[int, Ge(1)] = 5,
         fused: bool = True,
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum {momentum} is not in [0, 1)")
+        if rounds < 1:
+            raise ValueError(f"{rounds} rounds: give at least 1")
         # load_state_dict reads `fused` and `capturable` to put the step counts where the kernel wants them.
         defaults = {
             "lr": 1e-3,
@@ -114,7 +123,9 @@ class MuonAdamW(Optimizer):
             "fused": fused,
             "capturable": False,
         }
-        super().__init__(groups, defaults)
+        given: list[Any] = list(groups)
+        split: list[Any] = given if all("parts" in group for group in given) else [*muon_groups(given)]
+        super().__init__(split, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

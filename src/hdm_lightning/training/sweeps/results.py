@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.callbacks.ledger import Ledger
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
 
 FAILED = "failed.json"
 SEED = "seed"

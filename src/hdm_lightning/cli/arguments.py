@@ -1,0 +1,252 @@
+"""Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
+
+A field's annotation says how its text is read: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch), ``Literal``
+(choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag may be
+repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`). The help is the field's
+line under "Attributes:" in the class docstring. Nothing slow is imported here, so that ``--help`` stays quick; the
+modules of such dataclasses should do the same.
+"""
+
+import argparse
+import inspect
+import operator
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hdm_lightning.errors import UserError, did_you_mean
+
+Settings = TypeVar("Settings")
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_KINDS = {int: "a whole number", float: "a number"}
+_METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
+_LIMITS = {
+    "ge": (operator.ge, "is below {}", "give {} or more"),
+    "gt": (operator.gt, "is not above {}", "give more than {}"),
+    "le": (operator.le, "is above {}", "give {} or less"),
+    "lt": (operator.lt, "is not below {}", "give less than {}"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError`, with the closest name where one is not known."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, but nothing unknown may be left; a subparser suggests from its own options."""
+        given, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"unknown argument {rest[0]!r}", where=self.prog, hint=did_you_mean(rest[0], known))
+        return given, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong as a `UserError` that names the argument."""
+        about = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
+        where, what = (about[1], about[2]) if about else (self.prog, message)
+        hint = f"see `{self.prog} --help`"
+        chosen = re.match(r"invalid choice: '(.*?)' \(choose from (.*)\)", what)
+        if chosen:
+            what, hint = f"{chosen[1]!r} is not known", did_you_mean(chosen[1], re.findall(r"[\w.-]+", chosen[2]))
+        raise UserError(what, where=where, hint=hint)
+
+
+@dataclass(frozen=True)
+class Flags(Generic[Settings]):
+    """The flags of a dataclass.
+
+    Attributes:
+        kind: the dataclass.
+        names: fields whose flag is not just their name, as ``{"context_length": "--context N"}``; a name without
+            dashes makes a positional argument. The second word stands for the value in the help.
+    """
+
+    kind: type[Settings]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def add(self, parser: argparse._ActionsContainer, *, only: Collection[str] | None = None) -> None:
+        """Add the flags to a parser or a group of one.
+
+        Args:
+            parser: to add to; nothing given leaves the dataclass's own defaults.
+            only: names of the fields to add; None adds all.
+        """
+        texts = _documented(self.kind)
+        for entry, annotation in _annotated_fields(self.kind):
+            if only is None or entry.name in only:
+                self._add_flag(parser, entry, annotation, texts.get(entry.name, ""))
+
+    def read(self, given: argparse.Namespace) -> Settings:
+        """The dataclass as given on the command line, its limits checked.
+
+        Raises:
+            UserError: a value cannot be read or is outside its limits; names the flag.
+        """
+        values = {
+            entry.name: _convert(annotation, getattr(given, entry.name), self.flag(entry.name))
+            for entry, annotation in _annotated_fields(self.kind)
+            if hasattr(given, entry.name)
+        }
+        settings = self.kind(**values)
+        _check(settings, self.flag)
+        return settings
+
+    def changed(self, settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
+        """The dataclass with one field replaced as in ``key=value``.
+
+        Args:
+            settings: to change.
+            change: the field's name, with underscores or dashes, and the value's text.
+            where: what to name in errors.
+            only: names of the fields that may change.
+
+        Raises:
+            UserError: the key is unknown, or the value of another kind or outside its limits.
+        """
+        key, equals, text = change.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals or name not in only:
+            hint = did_you_mean(name, only) if equals else f"give KEY=VALUE, KEY one of {', '.join(only)}"
+            raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
+        annotation = {entry.name: kind for entry, kind in _annotated_fields(self.kind)}[name]
+        value = _convert(annotation, text.strip(), where)
+        settings = replace(settings, **{name: value})  # type: ignore[type-var]
+        _check(settings, lambda _name: where)
+        return settings
+
+    def flag(self, name: str) -> str:
+        """The flag of a field."""
+        return self.names.get(name, "--" + name.replace("_", "-")).split()[0]
+
+    def _add_flag(self, parser: argparse._ActionsContainer, entry: Field[Any], annotation: Any, text: str) -> None:
+        kind, many = _kind(annotation)
+        flag, required = self.flag(entry.name), entry.default is MISSING and entry.default_factory is MISSING
+        options: dict[str, Any] = {"help": _help(text, entry.default), "default": argparse.SUPPRESS}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction if entry.default else "store_true"
+            parser.add_argument(flag, dest=entry.name, **options)
+            return
+        own = self.names.get(entry.name, "").split()[flag.startswith("-") :]
+        options["metavar"] = own[0] if own else _metavar(kind)
+        if many:
+            options |= _several(annotation)
+        if flag.startswith("-"):
+            parser.add_argument(flag, dest=entry.name, required=required, **options)
+            return
+        if not required:
+            options["nargs"] = "*" if many else "?"
+        parser.add_argument(entry.name, **options)
+
+
+def check_group(values: Any, group: str) -> None:
+    """Check the limits of a dataclass whose fields are keys of a configuration's group.
+
+    Raises:
+        UserError: a number is outside the limits of its annotation; names the key.
+    """
+    _check(values, lambda name: f"{group}.{name}" if group else name)
+
+
+def _check(values: Any, where: Any) -> None:
+    for entry, annotation in _annotated_fields(type(values)):
+        value = getattr(values, entry.name)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, int | float) and not isinstance(each, bool):
+                _check_number(each, _constraints(annotation), where(entry.name))
+
+
+def _check_number(value: float, constraints: Iterable[Any], where: str) -> None:
+    for constraint in constraints:
+        for key, (holds, complaint, hint) in _LIMITS.items():
+            limit = getattr(constraint, key, None)
+            if limit is not None and not holds(value, limit):
+                raise UserError(f"{value} {complaint.format(limit)}", where=where, hint=hint.format(limit))
+
+
+def _convert(annotation: Any, given: Any, where: str) -> Any:
+    """The value of a text or texts; switches are values already."""
+    kind, many = _kind(annotation)
+    if many:
+        return tuple(_convert(kind, each, where) for each in ([given] if isinstance(given, str) else given))
+    if not isinstance(given, str):
+        return given
+    if given.lower() in ("none", "null") and type(None) in get_args(_bare(annotation)):
+        return None
+    if kind is bool:
+        if given.lower() not in (*_TRUE, *_FALSE):
+            raise UserError(f"{given!r} is neither true nor false", where=where, hint="give true or false")
+        return given.lower() in _TRUE
+    if get_origin(kind) is Literal:
+        if given not in get_args(kind):
+            raise UserError(f"{given!r} is not known", where=where, hint=did_you_mean(given, get_args(kind)))
+        return given
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise UserError(f"{given!r} is not {_KINDS.get(kind, 'understood')}", where=where, hint="give one") from error
+
+
+def _annotated_fields(kind: type) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [(entry, hints[entry.name]) for entry in fields(kind) if entry.init]
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _constraints(annotation: Any) -> list[Any]:
+    """What stands beside the kind in ``Annotated``; pydantic's Field holds its limits once more."""
+    beside = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return [inner for each in beside for inner in getattr(each, "metadata", [each])]
+
+
+def _present(annotation: Any) -> Any:
+    """The kind of a value that is not None."""
+    kind = _bare(annotation)
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return kind
+
+
+def _several(annotation: Any) -> dict[str, Any]:
+    """How argparse takes several values: one each time the flag stands there, or all after one flag."""
+    kind = _present(annotation)
+    if get_origin(kind) is list:
+        return {"action": "append"}
+    return {"nargs": "+" if Ellipsis in get_args(kind) else len(get_args(kind))}
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """The kind of one value, and whether there may be several."""
+    kind = _present(annotation)
+    return (get_args(kind)[0], True) if get_origin(kind) in (tuple, list) else (kind, False)
+
+
+def _metavar(kind: Any) -> str:
+    return "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) is Literal else _METAVARS.get(kind, "VALUE")
+
+
+def _help(text: str, default: Any) -> str:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    complete = shown in (None, "", False, MISSING) or "default" in text
+    return (text if complete else f"{text} (default: {shown})").replace("%", "%%")
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Field to its lines under "Attributes:", base classes included."""
+    texts: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        lines = inspect.cleandoc(each.__dict__.get("__doc__") or "")
+        found = re.search(r"^Attributes:\n((?: .*\n?|\n)*)", lines, re.MULTILINE)
+        for line in re.split(r"\n {4}(?! )", "\n" + found[1]) if found else ():
+            names, _, text = line.partition(": ")
+            plain = " ".join(text.split()).replace("`", "").removesuffix(".")
+            texts |= dict.fromkeys(names.split(", "), plain)
+    return texts

@@ -1,0 +1,193 @@
+"""What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from hdm_lightning.cli.bench import case_settings
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.outputs import require_file
+from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
+from hdm_lightning.errors import UserError
+from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
+from hdm_lightning.profiling import system
+from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
+from hdm_lightning.profiling.cases import Setup, measured
+from hdm_lightning.profiling.loading import decoding_rate, measure_data
+from hdm_lightning.profiling.record import measurement, record, report
+from hdm_lightning.profiling.timing import compare, time_in_turn
+from hdm_lightning.training.record import recorded_values
+from hdm_lightning.whole_files import write_json
+
+_MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
+_MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
+# Presets of `text_encoder` that the models' context is made for.
+_TEXT_ENCODERS = {
+    "xut_small": "gemma3_270m",
+    "xut_base": "qwen3_0.6b",
+    "xut_large": "gemma3_1b",
+    "xut_tiny": "minilm",
+    "xut_demo": "minilm",
+}
+
+
+def bench_part(
+    part: str, run: RunSettings, first: CaseSettings, second: CaseSettings | None, against: str | None
+) -> None:
+    """Time a part, or two settings of it in turn; print the result and write it.
+
+    Args:
+        part: a key of `bench_cases.BUILDERS`.
+        run: how often, and where the result goes.
+        first: settings of the part.
+        second: others, or None.
+        against: the second in the user's words.
+    """
+    from hdm_lightning.cli.bench_cases import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
+
+    _prepare(run.threads, run.out)
+    own = case_settings(part)
+    if second == first:
+        hint = f"give another value of one of {', '.join(own)}"
+        raise UserError(f"{against!r} makes no second setting of {part}", where="--against", hint=hint)
+    setups = {"": Setup.of(first)} if second is None else {"first": Setup.of(first), str(against): Setup.of(second)}
+    cases = {label: BUILDERS[part](setup) for label, setup in setups.items()}
+    setup = next(iter(setups.values()))
+    calls = {label: case.call for label, case in cases.items()}
+    timings = time_in_turn(calls, setup.device, warmup=run.warmup, repeats=run.repeats)
+    rows = []
+    for label, case in cases.items():
+        others = [other for other in cases.values() if other is not case]
+        rows.append(measured(case, timings[label], setups[label], label=label, beside=others))
+    settings = {key: value for key, value in setup.to_json().items() if key in (*own, "device")}
+    if against:
+        settings["against"] = against
+    compared = compare(*timings.values()) if second else None
+    content = record(part, system.describe_machine(setup.device), settings, rows, compared)
+    _finish(report(content), content, run.out)
+
+
+def bench_data(settings: DataSettings) -> None:
+    """Time decoding, with shards also loading; print the result and write it."""
+    _prepare(0, settings.out)
+    content, table = measure_data(settings)
+    _finish(table, content, settings.out)
+
+
+def bench_system(settings: SystemSettings) -> None:
+    """Measure the machine's rates; print, and write what was asked for."""
+    _prepare(settings.threads, settings.out)
+    if not settings.disk.is_dir():
+        what = f"there is no folder {str(settings.disk)!r}"
+        raise UserError(what, where="--disk", hint="give an existing folder")
+    device = system.chosen_device(settings.device)
+    if settings.schedule:
+        _check_schedule(settings, device)
+    matmul, mib = settings.matmul or _MATMUL[device.type], settings.mib or _MIB[device.type]
+    rows = [*_rates(settings, device, matmul, mib), *_links(settings, mib)]
+    if settings.schedule:
+        rows.append(decoding_rate())
+    shown = {"matmul": matmul, "mib": mib, "repeats": settings.repeats}
+    content = record("system", system.describe_machine(device), shown, rows)
+    lines = [report(content)]
+    if settings.schedule:
+        binding = _binding(settings, {row["name"]: row for row in rows}, device)
+        content[f"schedule {settings.schedule}"] = binding
+        for name, stage in binding.items():
+            line = f"{settings.schedule}, {name}: {stage['binds']} binds, {stage['images_per_s']:.2f} images/s"
+            lines.append(Text(line))
+    _finish(Group(*lines), content, settings.out)
+
+
+def _prepare(threads: int, out: Path | None) -> None:
+    if out is not None:
+        require_file(out, "--out")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _finish(shown: RenderableType, content: dict[str, Any], out: Path | None) -> None:
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+    if out is not None:
+        write_json(out, content)
+
+
+def _rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
+    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
+        timing, rate = system.matmul(device, dtype, side, repeats=settings.repeats)
+        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
+    timing, rate = system.memory_bandwidth(device, mib=mib, repeats=settings.repeats)
+    yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
+    for name, (timing, rate) in system.disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
+        yield measurement(f"disk {name}", timing, mb_per_s=rate / 1e6)
+
+
+def _links(settings: SystemSettings, mib: int) -> Iterator[dict[str, Any]]:
+    between = system.device_to_device(mib=mib, repeats=settings.repeats)
+    if between is not None:
+        yield measurement("GPU to GPU", between[0], gb_per_s=between[1] / 1e9)
+    processes = settings.processes or torch.cuda.device_count()
+    if processes >= 2:
+        timing, rate = system.all_reduce(processes, mib=mib, repeats=settings.repeats)
+        yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
+
+
+def _check_schedule(settings: SystemSettings, device: torch.device) -> None:
+    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring.
+
+    Raises:
+        UserError: there is no such schedule or model, they do not fit each other, or another device is measured than
+            the one that would train.
+    """
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise UserError(
+            "a schedule is planned for the GPUs at hand, while the CPU is to be measured",
+            where="--device",
+            hint="leave --device out, or --schedule",
+        )
+    try:
+        _planned([*_chosen(settings), f"gpus={max(1, torch.cuda.device_count())}x5090"])
+    except HydraException as error:
+        what, where = " ".join(str(error).split()), "--schedule, --model, --text-encoder"
+        raise UserError(what, where=where, hint="choose one that there is") from error
+
+
+def _chosen(settings: SystemSettings) -> list[str]:
+    text = settings.text_encoder or _TEXT_ENCODERS.get(settings.model, _TEXT_ENCODERS["xut_base"])
+    return [f"schedule={settings.schedule}", f"model={settings.model}", f"text_encoder={text}"]
+
+
+def _planned(overrides: list[str]) -> PlanResult:
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        config = compose("plan", overrides=overrides)
+    return run_plan(recorded_values(config))
+
+
+def _binding(
+    settings: SystemSettings, measured: dict[str, dict[str, Any]], device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """What binds in each stage of the schedule on this machine as measured."""
+    half = dtype_name(default_dtype(device))
+    overrides = [
+        *_chosen(settings),
+        "gpus=here",
+        f"gpu.peak_tflops={measured[f'matmul {half}']['tflop_per_s']}",
+        f"gpu.bandwidth_gb_s={measured['memory copy']['gb_per_s']}",
+        f"host.disk_mb_s={measured['disk read']['mb_per_s']}",
+        f"host.cores={os.cpu_count()}",
+        f"host.decode_mpx_per_core_s={measured['decoding, one core']['mpx_per_s']}",
+    ]
+    if "all-reduce" in measured:
+        overrides.append(f"gpu.link_gb_s={measured['all-reduce']['bus_gb_per_s']}")
+    stages = _planned(overrides).content["stages"]
+    return {each["stage"]["name"]: {key: each[key] for key in ("binds", "hours", "images_per_s")} for each in stages}

@@ -1,0 +1,236 @@
+"""What `hdm-plan` does with its composed configuration: a recipe and a machine from it, then forecasts or a proposal.
+
+Imports neither lightning nor transformers, of which either takes longer than the forecast; a probe needs them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from rich.console import RenderableType
+
+from hdm_lightning.cli.arguments import check_group
+from hdm_lightning.cli.outputs import require_file
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.architectures import AUTOENCODERS, TEXT_ENCODERS
+from hdm_lightning.profiling.budget import propose
+from hdm_lightning.profiling.duration import Assumptions
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.forecast import Forecast, forecast
+from hdm_lightning.profiling.gpus import CPU, Host, Machine, override, parse_gpus
+from hdm_lightning.profiling.plan_report import comparison_report, plan_report, proposal_report
+from hdm_lightning.profiling.recipe import Dataset, Recipe, StageRecipe
+from hdm_lightning.profiling.system import machine_at_hand
+from hdm_lightning.training.checks import settings_from
+from hdm_lightning.training.hardware import PRECISIONS, SHARDED
+from hdm_lightning.training.settings import TrainSettings, model_config_from, train_settings_from
+from hdm_lightning.training.stages import StagePlan, plan_stages
+
+HERE = "here"
+_MISSING = "???"
+
+
+@dataclass
+class ProbeSettings:
+    """A measurement on the machine at hand."""
+
+    steps: Annotated[int, Gt(0)] = 5  # optimizer steps timed for each stage, after `warmup`
+    warmup: Annotated[int, Ge(0)] = 2  # steps before
+    micro_batch: Annotated[int, Ge(0)] = 0  # samples at once; 0 takes what the forecast says fits
+    stages: list[str] = field(default_factory=list)  # names of the stages to measure; empty measures all
+
+
+@dataclass
+class PlanSettings:
+    """Everything that `hdm-plan` asks beyond the training run's own keys."""
+
+    gpus: Any = "4x5090"  # a count and a name, ``4x5090``; a list of them; or ``here``, the machine at hand
+    # figures that replace the table's; None keeps one. See `gpus.Gpu`
+    gpu: dict[str, Any] = field(default_factory=dict)
+    host: Host = field(default_factory=Host)
+    dataset: Dataset = field(default_factory=Dataset)
+    assumptions: Assumptions = field(default_factory=Assumptions)
+    budget_usd: float | None = None  # propose a schedule for this money; None forecasts the schedule as it is
+    probe: bool = False  # measure steps on the machine at hand and recalibrate
+    probe_settings: ProbeSettings = field(default_factory=ProbeSettings)
+    out: str | None = None  # file for the forecast as JSON; None writes none
+
+
+@dataclass(frozen=True)
+class EncoderConfigs:
+    """Configurations of the encoders, as their ``config.json`` says."""
+
+    text: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What the command prints and writes."""
+
+    report: RenderableType  # for the terminal
+    content: dict[str, Any]  # for the JSON file
+    out: str | None  # that file, or None
+
+
+def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
+    """Forecast a composed configuration.
+
+    Args:
+        config: the keys of a training run and those of `PlanSettings`.
+        log: called with a line about what takes a while.
+
+    Raises:
+        UserError: naming the key and the hint.
+    """
+    wanted, settings = _split(config)
+    if wanted.out is not None:
+        require_file(Path(wanted.out), "out")
+    encoders = EncoderConfigs(
+        _config_of(settings.text_encoder.name, TEXT_ENCODERS, "text_encoder.name"),
+        _config_of(settings.vae.name, AUTOENCODERS, "vae.name"),
+    )
+    spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
+    if not spellings:
+        raise UserError("names no machine", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
+    plans = [_forecast(settings, wanted, encoders, str(spelling), log) for spelling in spellings]
+    if len(plans) > 1:
+        if wanted.budget_usd is not None:
+            raise UserError("a budget needs one machine", where="gpus", hint=f"e.g. gpus={spellings[0]}")
+        return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]}, wanted.out)
+    (plan,) = plans
+    if wanted.budget_usd is None:
+        return PlanResult(plan_report(plan), plan.to_json(), wanted.out)
+    measured = {stage.stage.name: stage.utilisation for stage in plan.stages}
+    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=measured)
+    return PlanResult(proposal_report(proposal), proposal.to_json(), wanted.out)
+
+
+def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
+    own = {entry.name for entry in fields(PlanSettings)}
+    wanted = settings_from({key: value for key, value in config.items() if key in own}, PlanSettings)
+    for group in ("host", "dataset", "assumptions", "probe_settings"):
+        check_group(getattr(wanted, group), group)
+    rest = {key: value for key, value in config.items() if key not in own}
+    rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
+    return wanted, train_settings_from(rest)
+
+
+def _forecast(
+    settings: TrainSettings,
+    wanted: PlanSettings,
+    encoders: EncoderConfigs,
+    spelling: str,
+    log: Callable[[str], None],
+) -> Forecast:
+    found = machine_at_hand() if spelling == HERE else Machine(*parse_gpus(spelling))
+    machine = Machine(override(found.gpu, wanted.gpu), found.count, wanted.host)
+    recipe, assumptions, utilisation = (
+        recipe_from(settings, wanted.dataset, encoders, machine),
+        wanted.assumptions,
+        None,
+    )
+    if wanted.probe:
+        from hdm_lightning.cli.probe import Probe, require_at_hand  # noqa: PLC0415 (seconds to import)
+
+        require_at_hand(machine)
+        probe = Probe(settings, encoders, recipe, machine, wanted.probe_settings, assumptions)
+        utilisation = probe.utilisation(log)
+        assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
+    return forecast(recipe, machine, assumptions, utilisation=utilisation)
+
+
+def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConfigs, machine: Machine) -> Recipe:
+    """The recipe of a run on a machine.
+
+    Raises:
+        UserError: naming the key that does not fit the others.
+    """
+    _check_limits(settings)
+    network = model_config_from(settings.model)
+    autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
+    text = _architecture(TextArchitecture, encoders.text, "text_encoder.name")
+    if text.width != network.context_width:
+        raise UserError(
+            f"the text encoder {settings.text_encoder.name} is {text.width} wide, the model's context "
+            f"{network.context_width}",
+            where="model.context_width",
+            hint=f"set model.context_width={text.width}, or choose another text_encoder",
+        )
+    averages = settings.callbacks.ema
+    plans = plan_stages(settings.schedule, machine.count)
+    return Recipe(
+        network=network,
+        stages=tuple(_stage(plan, autoencoder.factor * network.patch_size) for plan in plans),
+        text=text,
+        autoencoder=autoencoder,
+        dataset=dataset,
+        text_max_tokens=settings.text_encoder.max_tokens,
+        autoencoder_max_pixels=settings.vae.max_pixels,
+        averages=len(averages.halflife_samples) + len(averages.sigma_rel),
+        muon=settings.optimizer.name == "muon",
+        compiled=settings.trainer.compile,
+        half_gradients=settings.trainer.compress_gradients,
+        sharded=settings.trainer.strategy == SHARDED and machine.count > 1,
+        mixed=_is_mixed(settings.trainer.precision, machine),
+        checkpoints_kept=settings.callbacks.checkpoints.keep,
+    )
+
+
+def _check_limits(settings: TrainSettings) -> None:
+    """What hdm-train would refuse on any machine."""
+    known, precision = ("auto", *PRECISIONS), settings.trainer.precision
+    if precision not in known:
+        what, hint = f"'{precision}' is none of {', '.join(known)}", "trainer.precision=auto"
+        raise UserError(what, where="trainer.precision", hint=hint)
+    strategy = str(settings.trainer.strategy)
+    if strategy not in ("auto", SHARDED) and not strategy.startswith("ddp"):
+        what = f"no forecast knows how '{strategy}' spreads a network over devices"
+        raise UserError(what, where="trainer.strategy", hint=f"trainer.strategy=auto, or {SHARDED} which splits it")
+    limits = {"text_encoder.max_tokens": settings.text_encoder.max_tokens, "vae.max_pixels": settings.vae.max_pixels}
+    for where, limit in limits.items():
+        if limit < 1:
+            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
+
+
+def _is_mixed(precision: str, machine: Machine) -> bool:
+    """`auto` is bfloat16 autocast on a GPU and float32 on a CPU, as in training."""
+    return machine.gpu.name != CPU if precision == "auto" else not precision.startswith("32")
+
+
+def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any]:
+    """Written out in this package, or read from the model's folder."""
+    if name in known:
+        return known[name]
+    try:
+        folder = locate_model(name, where=where, required=["config.json"])
+    except UserError as error:
+        hint = f"{error.hint}; sizes known without it: {', '.join(known)}"
+        raise UserError(error.what, where=where, hint=hint) from error
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _architecture(kind: Any, config: Mapping[str, Any], where: str) -> Any:
+    try:
+        return kind.from_config(config)
+    except ValueError as error:
+        raise UserError(str(error), where=where, hint="choose a model of that kind") from error
+
+
+def _stage(plan: StagePlan, unit: int) -> StageRecipe:
+    """A stage as planning has it; its resolution is a multiple of the autoencoder's factor times the patch."""
+    stage = plan.settings
+    if stage.resolution % unit:
+        raise UserError(
+            f"{stage.resolution} is not a multiple of {unit} (autoencoder factor x patch)",
+            where=f"schedule.stages.{plan.name}.resolution",
+            hint=f"set it to {max(1, round(stage.resolution / unit)) * unit}",
+        )
+    same = ("resolution", "batch_size", "micro_batch_size", "routing_rate", "context_length", "warmup_samples")
+    values = {name: getattr(stage, name) for name in same}
+    return StageRecipe(plan.name, samples=plan.samples, checkpointing=stage.activation_checkpointing, **values)

@@ -1,0 +1,112 @@
+"""What a stream of samples is made from, as plain values, and rules from a configuration's plain values.
+
+Every mistake names its key.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.sources import Source
+from hdm_lightning.errors import UserError
+
+Rules = TypeVar("Rules")
+
+FIXED = {Buckets: ("block",)}
+"""Fields that follow from other settings, so that no key may set them."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A stream of samples: where from, in which order, cut and captioned how.
+
+    Attributes:
+        sources: at least one.
+        resolution: side of the square crop in pixels.
+        context_length: token places of a caption.
+        seed, stage: what order, crops and captions depend on.
+        crop, captions: the rules.
+        lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
+        window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
+        workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own; 0 works
+            in the training process.
+        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
+        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
+        quarantine: file that gets one line of JSON a bad sample, or None.
+        cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
+        memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
+    """
+
+    sources: tuple[Source, ...]
+    resolution: int
+    context_length: int
+    seed: int = 0
+    stage: str = ""
+    crop: CropRules = field(default_factory=CropRules)
+    captions: CaptionRules = field(default_factory=CaptionRules)
+    lanes: int = 96
+    window: int = 32
+    workers: int = 0
+    max_bad_share: float = 0.05
+    bad_patience: int = 1000
+    quarantine: str | None = None
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
+    memory_cache_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="give a share from 0 to 1")
+
+
+def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:
+    """Rules of a dataclass: as they are, from a mapping of its fields, or its defaults for None.
+
+    Raises:
+        UserError: naming the key below `where`: unknown, of a wrong type, or out of range.
+    """
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        hint = f"give its keys, {where}.KEY=VALUE"
+        raise UserError(f"{value!r} is no group of keys", where=where, hint=hint)
+    types = get_type_hints(kind)
+    known = [each.name for each in fields(kind) if each.name not in FIXED.get(kind, ())]  # type: ignore[arg-type]
+    for key in value:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=_suggestion(str(key), known))
+    return kind(**{key: _typed(given, types[key], f"{where}.{key}") for key, given in value.items()})
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    """The value as the annotation wants it."""
+    if get_origin(wanted) is UnionType:
+        kinds = get_args(wanted)
+        if value is None and NoneType in kinds:
+            return None
+        wanted = next(kind for kind in kinds if kind is not NoneType)
+    if is_dataclass(wanted):
+        return rules_from(value, wanted, where)  # type: ignore[arg-type]
+    if get_origin(wanted) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"is {value!r}", where=where, hint="give a list")
+        return tuple(_typed(each, str, f"{where}[{number}]") for number, each in enumerate(value))
+    accepted = (int, float) if wanted is float else (wanted,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+        raise UserError(f"is {value!r}", where=where, hint=f"give {names[wanted]}")
+    return wanted(value)
+
+
+def _suggestion(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else "known keys: " + ", ".join(sorted(known))

@@ -1,0 +1,207 @@
+"""A raw sample to what training sees of it: crop, caption, tokens; and a stream of such samples without Lightning.
+
+Shapes: H×W pixels of the crop or of the resized full image, L token places.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.captions import names_a_side
+from hdm_lightning.data.crops import Crop
+from hdm_lightning.data.decode import decode
+from hdm_lightning.data.faults import FaultMeter, Quarantine, SampleFault
+from hdm_lightning.data.members import IMAGE_EXTENSIONS, RawSample
+from hdm_lightning.data.order import first_position
+from hdm_lightning.data.plan import Place, Plan
+from hdm_lightning.data.randomness import Draws
+from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import StreamConfig
+
+Tokenize = Callable[[str], tuple[list[int], int]]
+"""A caption to its token ids and how many of them count (the rest is padding)."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One prepared sample, or a masked one (weight 0; `fault` says why, and is empty for mere padding)."""
+
+    index: int
+    key: str
+    image: NDArray[np.uint8]
+    """uint8 (3,H,W), RGB; may be a view."""
+    crop: tuple[float, float, float, float]
+    tokens: list[int]
+    length: int
+    caption: str
+    weight: float = 1.0
+    fault: str = ""
+
+
+class Decoded(NamedTuple):
+    """A sample without the bytes of its image, the upright size of its original, and its resized full image."""
+
+    raw: RawSample
+    height: int
+    width: int
+    pixels: NDArray[np.uint8]
+    """uint8 (3,H,W), RGB."""
+
+    def cut(self, crop: Crop) -> NDArray[np.uint8]:
+        """The pixels of a crop of the full image, as a view."""
+        whole = self.pixels[:, :, ::-1] if crop.flip else self.pixels
+        return whole[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+
+
+class MemoryCache:
+    """Decoded samples of tiny sets, so that later passes need neither file nor decoder; what came first stays.
+
+    Args:
+        limit_gb: largest size of all pixels, in 10⁹ bytes.
+    """
+
+    def __init__(self, limit_gb: float) -> None:
+        self._room = int(limit_gb * 1e9)
+        self._kept: dict[tuple[int, int, int], Decoded] = {}
+
+    def get(self, key: tuple[int, int, int]) -> Decoded | None:
+        """The sample of a place, if it is kept."""
+        return self._kept.get(key)
+
+    def add(
+        self, key: tuple[int, int, int], raw: RawSample, height: int, width: int, pixels: NDArray[np.uint8]
+    ) -> Decoded:
+        """Keep a sample, if there is room; returns it either way."""
+        texts = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
+        decoded = Decoded(RawSample(raw.key, texts), height, width, np.ascontiguousarray(pixels))
+        if self._room >= pixels.size:
+            self._room -= pixels.size
+            self._kept[key] = decoded
+        return decoded
+
+
+class Preparation:
+    """Prepares the samples of a stream. One a process.
+
+    Args:
+        config, plan: the stream and its order.
+        tokenize: what makes tokens of a caption.
+        training: False for validation: the first caption, whole, never dropped.
+    """
+
+    def __init__(self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool) -> None:
+        self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
+        self._reader = Reader(plan, config)
+        self._quarantine = Quarantine(config.quarantine)
+        self._memory = MemoryCache(config.memory_cache_gb) if config.memory_cache_gb > 0 else None
+
+    def sample(self, index: int) -> Sample:
+        """The sample at a position of the global order, masked if it cannot be used."""
+        place = self.plan.locate(index)
+        raw = None
+        try:
+            kept = self._memory.get(place.key) if self._memory is not None else None
+            raw = kept.raw if kept is not None else self._reader.read(place)
+            return self._prepare(index, place, raw, kept)
+        except SampleFault as fault:
+            return self._faulty(index, place, raw.key if raw is not None else None, str(fault))
+
+    def masked(self, index: int, key: str = "", fault: str = "") -> Sample:
+        """What stands in the place of a sample that cannot be used."""
+        height, width = self.plan.shape_at(index)
+        image = np.zeros((3, height, width), dtype=np.uint8)
+        tokens = [0] * self.config.context_length
+        return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
+
+    def _faulty(self, index: int, place: Place, key: str | None, reason: str) -> Sample:
+        address = self._reader.address(place)
+        key = f"#{address.ordinal}" if key is None else key
+        self._quarantine.add(shard=address.shard.url, key=key, ordinal=address.ordinal, reason=reason, index=index)
+        return self.masked(index, f"{address.shard.record.name}/{key}", reason)
+
+    def _prepare(self, index: int, place: Place, raw: RawSample, kept: Decoded | None) -> Sample:
+        config = self.config
+        caption, may_flip = self._caption(index, raw)
+        draws = Draws(config.seed, config.stage, index, "crop")
+        shape = self.plan.shape_at(index)
+
+        def choose(height: int, width: int) -> Crop:
+            return config.crop.choose(height, width, shape, draws, may_flip=may_flip)
+
+        if kept is None and self._memory is not None:
+            kept = self._keep(self._memory, place, raw, shape)
+        if kept is not None:
+            crop = choose(kept.height, kept.width)
+            image = kept.cut(crop)
+        else:
+            image, crop = decode(raw.image(), choose)
+        tokens, length = self._tokens(caption)
+        shard = self.plan.parts[place.part].shards[place.shard].record.name
+        return Sample(index, f"{shard}/{raw.key}", image, crop.numbers, tokens, length, caption)
+
+    def _keep(self, memory: MemoryCache, place: Place, raw: RawSample, shape: tuple[int, int]) -> Decoded:
+        """Decode the whole of a sample and keep it."""
+        size = (0, 0)
+
+        def whole(height: int, width: int) -> Crop:
+            nonlocal size
+            size = (height, width)
+            crop = self.config.crop.choose(height, width, shape, Draws())
+            return replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
+
+        pixels, _ = decode(raw.image(), whole)
+        return memory.add(place.key, raw, *size, pixels)
+
+    def _caption(self, index: int, raw: RawSample) -> tuple[str, bool]:
+        """The caption as training sees it, and whether the image may be mirrored."""
+        rules = self.config.captions
+        if not self.training:
+            return rules.first(raw.members), False
+        draws = Draws(self.config.seed, self.config.stage, index, "caption")
+        dropped = draws.uniform() < rules.drop
+        caption = rules.choose(raw.members, draws)
+        return "" if dropped else caption, self.config.crop.flip and not names_a_side(caption)
+
+    def _tokens(self, caption: str) -> tuple[list[int], int]:
+        places = self.config.context_length
+        tokens, length = self.tokenize(caption)
+        tokens = tokens[:places] + [0] * (places - len(tokens))
+        return tokens, max(1, min(length, places))
+
+
+def stream(
+    config: StreamConfig,
+    tokenize: Tokenize,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    stop: int | None = None,
+    training: bool = True,
+    plan: Plan | None = None,
+) -> Iterator[Sample]:
+    """The samples of one rank, in rising order of their global positions, in this process.
+
+    Args:
+        config: the stream.
+        tokenize: caption to (token ids, how many of them count).
+        rank, world: this rank has the positions g = rank (mod world).
+        start: first global position, the number of samples consumed so far.
+        stop: global position to end before; None for an endless stream.
+        training: False for the first caption and no dropout.
+        plan: the plan of the config, if it was made already.
+
+    Raises:
+        UserError: too many samples were bad, or the stream cannot be set up.
+    """
+    preparation = Preparation(config, plan or Plan(config), tokenize, training=training)
+    meter = FaultMeter(config.max_bad_share, config.bad_patience)
+    position = first_position(start, rank, world)
+    while stop is None or position < stop:
+        sample = preparation.sample(position)
+        meter.count(sample.fault or None)
+        yield sample
+        position += world

@@ -1,0 +1,160 @@
+"""Builds shards from a folder laid out for kohya's trainers: `10_name/` holds images to be seen ten times.
+
+Captions stand beside the images. Their parts, in whatever separators, are written in the grammar of
+`data.captions`: `kept ||| tag $$ tag %% tag $$ tag`. Captions in a `.json` stay as they are.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from hdm_lightning.data.captions import CaptionRules, TagGrammar
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.datasets.build import Item, Report, build_shards
+from hdm_lightning.datasets.source_images import (
+    ImageOptions,
+    add_image_arguments,
+    caption_fields,
+    image_field,
+    image_options,
+    list_images,
+)
+from hdm_lightning.datasets.writer import Field
+
+CAPTION_EXTENSIONS = ("caption", "txt")
+_REPEATS = re.compile(r"^(\d+)_(.*)$")
+_CANONICAL = TagGrammar()
+
+
+@dataclass(frozen=True)
+class KohyaOptions:
+    """How a kohya folder is read.
+
+    Attributes:
+        kept, group, tag: separators of the captions as they are. A caption with none of `kept` and `group` but with
+            `tag` is a list of tags.
+        keep_tokens: how many tags of such a list are kept in front.
+        apply_repeats: write a sample as often as its folder says.
+    """
+
+    kept: str = "|||"
+    group: str = "%%"
+    tag: str = "$$"
+    keep_tokens: int = 0
+    apply_repeats: bool = True
+
+
+def build_kohya(
+    folder: str | Path,
+    out: str | Path,
+    options: KohyaOptions | None = None,
+    *,
+    images: ImageOptions | None = None,
+    allow_missing: bool = False,
+    samples_per_shard: int = 1000,
+    processes: int | None = None,
+) -> Report:
+    """Write shards of all images below a folder; those without any caption have their folder's name as caption.
+
+    Args:
+        folder, out: images, and where the shards go.
+        options: how captions and repeats are read.
+        images: how images are encoded; None leaves them as they are.
+        allow_missing: keep images that have no caption and whose folder has no name.
+        samples_per_shard, processes: as for `build_shards`.
+
+    Raises:
+        UserError: there is no image, none can be used, or `out` holds another build.
+    """
+    options, images = options or KohyaOptions(), images or ImageOptions()
+    root = Path(folder).resolve()
+    items = []
+    for name in list_images(root):
+        repeats = repeats_and_class(name)[0] if options.apply_repeats else 1
+        items += [Item(name, repeat) for repeat in range(repeats)]
+    return build_shards(
+        Path(out),
+        items,
+        partial(_sample, root, options, images, allow_missing),
+        options={"folder": str(root), "allow_missing": allow_missing, **asdict(options), **asdict(images)},
+        samples_per_shard=samples_per_shard,
+        processes=processes,
+    )
+
+
+def repeats_and_class(name: str) -> tuple[int, str]:
+    """How often an image is to be seen, and what it shows, by the innermost folder of the form `10_name`."""
+    for part in reversed(Path(name).parent.parts):
+        match = _REPEATS.match(part)
+        if match:
+            return int(match[1]), match[2].replace("_", " ").strip()
+    return 1, ""
+
+
+def canonical_caption(text: str, options: KohyaOptions) -> str:
+    """A caption in this project's separators; one without any separator stays as it is."""
+    grammar = TagGrammar(kept=options.kept, group=options.group, tag=options.tag)
+    if not grammar.is_used_in(text):
+        return text
+    kept, groups = grammar.parse(text)
+    if not kept and groups and options.keep_tokens and options.kept not in text:
+        front, groups = groups[0][: options.keep_tokens], [groups[0][options.keep_tokens :], *groups[1:]]
+        kept = _CANONICAL.join.join(front)
+    tags = f" {_CANONICAL.group} ".join(f" {_CANONICAL.tag} ".join(group) for group in groups if group)
+    # Even a lone kept part keeps its separator, so that nobody takes its commas for tags.
+    return f"{kept} {_CANONICAL.kept} {tags}".strip() if kept else tags
+
+
+def _sample(
+    root: Path, options: KohyaOptions, images: ImageOptions, allow_missing: bool, item: Item
+) -> dict[str, Field]:
+    path, (repeats, shown) = root / item.name, repeats_and_class(item.name)
+    record = {"source": item.name, "repeats": repeats, "repeat": item.repeat}
+    fields = caption_fields(path, CAPTION_EXTENSIONS, record, allow_missing=True)
+    text = canonical_caption(str(fields.get("txt", "")), options)
+    if not text.strip() and not _has_caption(fields["json"]):
+        text = canonical_caption(shown, options)
+        if not text and not allow_missing:
+            raise SampleFault("no caption")
+    if text or "txt" in fields:
+        fields["txt"] = text
+    return {**image_field(path.read_bytes(), images), **fields}
+
+
+def _has_caption(record: Field) -> bool:
+    return isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hdm-shards build kohya`."""
+    add_image_arguments(parser)
+    parser.add_argument("--kept-separator", default="|||", help="after the part that is kept (default '%(default)s')")
+    parser.add_argument("--group-separator", default="%%", help="between groups of tags (default '%(default)s')")
+    parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
+    parser.add_argument("--keep-tokens", type=int, default=0, help="first tags to keep where no part is marked so")
+    parser.add_argument("--ignore-repeats", action="store_true", help="write each image once")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build as the arguments say and print what was written."""
+    options = KohyaOptions(
+        arguments.kept_separator,
+        arguments.group_separator,
+        arguments.tag_separator,
+        arguments.keep_tokens,
+        not arguments.ignore_repeats,
+    )
+    report = build_kohya(
+        arguments.folder,
+        arguments.out,
+        options,
+        images=image_options(arguments),
+        allow_missing=arguments.allow_missing,
+        samples_per_shard=arguments.samples_per_shard,
+        processes=arguments.processes,
+    )
+    print(f"{report.samples} samples, {len(report.rejected)} files rejected: {arguments.out}")
+    return 0

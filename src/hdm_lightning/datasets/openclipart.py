@@ -1,0 +1,280 @@
+"""Builds shards of the Open Clip Art collection: public-domain drawings with titles, keywords and descriptions.
+
+The build goes through the drawings in a fixed order, so that the same source, options and seed give the same shards;
+one that was interrupted continues after its last whole shard.
+"""
+
+import argparse
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from hdm_lightning.data.parallel import ordered_map, progress_bar
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.datasets.openclipart_captions import describe
+from hdm_lightning.datasets.openclipart_drawing import (
+    Miniatures,
+    Unusable,
+    encode_webp,
+    render,
+)
+from hdm_lightning.datasets.openclipart_journal import Journal
+from hdm_lightning.datasets.openclipart_selection import at_random, folders_in_turn, refusal
+from hdm_lightning.datasets.openclipart_source import Record, list_drawings, open_source, read_record
+from hdm_lightning.datasets.writer import Field, write_shard
+from hdm_lightning.errors import UserError
+
+PREFIX = "openclipart"
+
+
+@dataclass(frozen=True)
+class OpenClipArtOptions:
+    """What a build holds.
+
+    Attributes:
+        resolution: length of `side` in pixels.
+        side: the side that has this length, "long" or "short".
+        quality: of the WebP encoding, 1 to 100.
+        count: stop after so many images; None takes all.
+        seed: of the order.
+        folders_in_turn: take the folders in turn, so that a small count is varied; else all at random.
+        harmless: leave out what a word list, or a look, found sexual, violent or hateful.
+        named: only drawings whose author gave them a title and keywords of their own.
+        max_image_bytes: leave out images that encode to more; None takes all.
+        samples_per_shard: samples in each shard but the last.
+    """
+
+    resolution: int = 256
+    side: Literal["long", "short"] = "long"
+    quality: int = 90
+    count: int | None = None
+    seed: int = 0
+    folders_in_turn: bool = False
+    harmless: bool = False
+    named: bool = False
+    max_image_bytes: int | None = None
+    samples_per_shard: int = 500
+
+    def __post_init__(self) -> None:
+        limits = {"resolution": (16, 4096), "quality": (1, 100), "samples_per_shard": (1, 10**6)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(
+                    f"is {getattr(self, name)}; expected {low} to {high}",
+                    where=f"--{name.replace('_', '-')}",
+                    hint="choose a number in this range",
+                )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    record: Record
+    webp: bytes
+    width: int
+    height: int
+
+
+def build_openclipart(
+    folder: str | Path,
+    options: OpenClipArtOptions | None = None,
+    *,
+    source: str | Path | None = None,
+    deb: str | Path | None = None,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Counter[str]:
+    """Write shards, their index and `drawings.tsv` (one line a drawing: its shard, or why it was refused).
+
+    Args:
+        folder: made when missing; a build with the same options that was interrupted in it resumes.
+        options: what the build holds.
+        source, deb: a folder of drawings or the Debian package's file; neither means the installed package.
+        processes: workers that render; None means one a core.
+        progress: called with the number of images so far.
+
+    Returns:
+        How many drawings were kept ("kept") and refused, by reason.
+
+    Raises:
+        UserError: when there are no drawings, an option is out of range, or the folder holds another build.
+    """
+    options, folder = options or OpenClipArtOptions(), Path(folder)
+    with open_source(source, deb) as drawings:
+        folder.mkdir(parents=True, exist_ok=True)
+        build = _Build(folder, options, Journal(folder, asdict(options)), progress)
+        records = build.select(drawings)
+        build.draw(records, drawings, processes)
+    index_shards(folder)
+    return build.tally()
+
+
+class _Build:
+    """A build under way: what is known of earlier images, and the shard being filled."""
+
+    def __init__(
+        self,
+        folder: Path,
+        options: OpenClipArtOptions,
+        journal: Journal,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.folder, self.options, self.journal, self.progress = folder, options, journal, progress
+        self.shards = journal.shards()
+        self.seen = Miniatures()
+        for name in self.shards:
+            for webp in _images(folder / name):
+                self.seen.add(webp)
+        self.samples: dict[str, dict[str, Field]] = {}
+        self.outcomes: dict[str, str] = {}
+
+    @property
+    def full(self) -> bool:
+        return self.options.count is not None and len(self.seen) >= self.options.count
+
+    def select(self, drawings: Path) -> list[Record]:
+        """Return the drawings worth rendering, in order; the reasons against the others go into the journal."""
+        files, links = list_drawings(drawings)
+        refused = dict.fromkeys(links, "symbolic link")
+        kept = []
+        for path, found in zip(files, ordered_map(partial(read_record, drawings), files, processes=1), strict=True):
+            reason = found if isinstance(found, str) else self._refusal(found)
+            if reason:
+                refused[path] = reason
+            elif isinstance(found, Record):
+                kept.append(found)
+        if not self.journal.outcomes:
+            self.journal.record({path: f"refused: {reason}" for path, reason in sorted(refused.items())})
+        order = folders_in_turn if self.options.folders_in_turn else at_random
+        return order(kept, self.options.seed)
+
+    def draw(self, records: list[Record], drawings: Path, processes: int | None) -> None:
+        """Render what the journal does not hold yet, until there are enough."""
+        waiting = [record for record in records if record.path not in self.journal.outcomes and not self.full]
+        drawn = ordered_map(partial(_draw, drawings, self.options), waiting, processes=processes)
+        for record, result in zip(waiting, drawn, strict=False):
+            if self.full:
+                break
+            self._take(record, result)
+        self._close_shard()
+
+    def tally(self) -> Counter[str]:
+        outcomes = self.journal.outcomes.values()
+        return Counter(o.removeprefix("refused: ") if o.startswith("refused") else "kept" for o in outcomes)
+
+    def _refusal(self, record: Record) -> str | None:
+        words = describe(record)
+        if not words.captions:
+            return "no caption"
+        if self.options.named and not words.named:
+            return "no title and keywords of its own"
+        return refusal(record) if self.options.harmless else None
+
+    def _take(self, record: Record, result: _Drawn | str) -> None:
+        if isinstance(result, str):
+            self.outcomes[record.path] = f"refused: {result}"
+            return
+        if not self.seen.add(result.webp):
+            self.outcomes[record.path] = "refused: duplicate"
+            return
+        self.samples[record.key] = _fields(result)
+        self.outcomes[record.path] = f"shard {self._shard_name()}"
+        if self.progress is not None:
+            self.progress(len(self.seen))
+        if len(self.samples) == self.options.samples_per_shard:
+            self._close_shard()
+
+    def _shard_name(self) -> str:
+        return f"{PREFIX}-{len(self.shards):05d}.tar"
+
+    def _close_shard(self) -> None:
+        if self.samples:
+            write_shard(self.folder / self._shard_name(), self.samples)
+            self.shards.append(self._shard_name())
+        self.journal.record(self.outcomes)
+        self.samples, self.outcomes = {}, {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hdm-shards build openclipart`."""
+    default = OpenClipArtOptions()
+    parser.add_argument("--out", required=True, help="folder for the shards and their index")
+    parser.add_argument("--source", help="folder of drawings (default: where the Debian package puts them)")
+    parser.add_argument("--deb", help="file of the Debian package openclipart-svg, unpacked for the time")
+    parser.add_argument("--resolution", type=int, default=default.resolution, help="in pixels (default %(default)s)")
+    parser.add_argument("--side", choices=("long", "short"), default=default.side, help="side of that length")
+    parser.add_argument("--quality", type=int, default=default.quality, help="of WebP (default %(default)s)")
+    parser.add_argument("--count", type=int, help="stop after so many images")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the order")
+    parser.add_argument("--folders-in-turn", action="store_true", help="vary a small count: folders take turns")
+    parser.add_argument("--harmless", action="store_true", help="leave out the sexual, violent and hateful")
+    parser.add_argument("--named", action="store_true", help="only drawings with a title and keywords of their own")
+    parser.add_argument("--max-image-bytes", type=int, help="leave out images that encode to more")
+    parser.add_argument("--samples-per-shard", type=int, default=default.samples_per_shard)
+    parser.add_argument("--processes", type=int, help="default: one a core")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build as the arguments say and print how many drawings were kept and refused, by reason."""
+    _require_renderer()
+    names = OpenClipArtOptions.__dataclass_fields__
+    options = OpenClipArtOptions(**{name: value for name, value in vars(args).items() if name in names})
+    with progress_bar("drawings", args.count) as progress:
+        tally = build_openclipart(
+            args.out,
+            options,
+            source=args.source,
+            deb=args.deb,
+            processes=args.processes,
+            progress=progress,
+        )
+    for reason, number in tally.most_common():
+        print(f"{number:6d}  {reason}")
+    return 0
+
+
+def _require_renderer() -> None:
+    try:
+        import resvg_py  # noqa: F401, PLC0415  an optional dependency that only this builder needs
+    except ImportError as error:
+        raise UserError(
+            "the package resvg-py, which renders the drawings, is not installed",
+            where="hdm-shards build openclipart",
+            hint="pip install 'hdm-lightning[builders]'",
+        ) from error
+
+
+def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> _Drawn | str:
+    try:
+        image = render(drawings / record.path, options.resolution, short_side=options.side == "short")
+    except Unusable as reason:
+        return str(reason)
+    webp = encode_webp(image, options.quality)
+    if options.max_image_bytes is not None and len(webp) > options.max_image_bytes:
+        return f"encodes to more than {options.max_image_bytes} bytes"
+    return _Drawn(record, webp, image.width, image.height)
+
+
+def _fields(drawn: _Drawn) -> dict[str, Field]:
+    record, words = drawn.record, describe(drawn.record)
+    facts: dict[str, Any] = {
+        "captions": list(words.captions),
+        "title": words.title,
+        "keywords": list(words.keywords),
+        "author": record.author,
+        "licence": "public domain",
+        "source": f"openclipart 0.18: {record.path}",
+        "width": drawn.width,
+        "height": drawn.height,
+    }
+    return {"webp": drawn.webp, "txt": words.captions[0], "json": facts}
+
+
+def _images(shard: Path) -> Iterator[bytes]:
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            if member.name.endswith(".webp") and (file := tar.extractfile(member)) is not None:
+                yield file.read()

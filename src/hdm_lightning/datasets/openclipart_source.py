@@ -1,0 +1,192 @@
+"""The drawings of the Open Clip Art collection, and what their paths and RDF say of them before they are rendered.
+
+They come from the installed Debian package, a folder, or a .deb file.
+"""
+
+import io
+import os
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+from hdm_lightning.errors import UserError
+
+INSTALLED = Path("/usr/share/openclipart/svg")
+_INSIDE_DEB = PurePosixPath("usr/share/openclipart/svg")
+_PACKAGE = "the Debian package openclipart-svg (0.18+dfsg-19)"
+_HINT = (
+    f"install {_PACKAGE} with `apt-get install openclipart-svg`, or fetch it with `apt-get download openclipart-svg` "
+    "and pass the file as --deb, or pass a folder of its drawings as --source"
+)
+
+
+@contextmanager
+def open_source(source: str | Path | None = None, deb: str | Path | None = None) -> Iterator[Path]:
+    """Yield the folder of drawings: `source`, else what `deb` holds (unpacked for the time), else the installed one.
+
+    Raises:
+        UserError: when there is no such folder or file, or it holds no drawing.
+    """
+    if source is not None:
+        yield _require_drawings(Path(source), "--source")
+    elif deb is not None:
+        with TemporaryDirectory(prefix="openclipart-") as folder:
+            _unpack(Path(deb), Path(folder))
+            yield _require_drawings(Path(folder) / _INSIDE_DEB, "--deb")
+    else:
+        yield _require_drawings(INSTALLED, str(INSTALLED))
+
+
+def list_drawings(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the `.svg` files below a folder and those that are symbolic links: sorted relative POSIX paths."""
+    files: list[str] = []
+    links: list[str] = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if path.suffix == ".svg":
+                (links if path.is_symlink() else files).append(path.relative_to(folder).as_posix())
+    return sorted(files), sorted(links)
+
+
+def _require_drawings(folder: Path, where: str) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", where=where, hint=_HINT)
+    if next(folder.rglob("*.svg"), None) is None:
+        raise UserError(f"the folder {folder} holds no .svg file", where=where, hint=_HINT)
+    return folder
+
+
+def _unpack(deb: Path, folder: Path) -> None:
+    """Unpack the drawings of a Debian package (an ar archive around a compressed tar) below `folder`."""
+    if not deb.is_file():
+        raise UserError(f"there is no file {deb}", where="--deb", hint=_HINT)
+    for name, content in _ar_members(deb):
+        if name.startswith("data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+                for member in tar.getmembers():
+                    _write_member(tar, member, folder)
+            return
+    raise UserError(f"{deb} holds no data.tar", where="--deb", hint=_HINT)
+
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write a drawing, or the link that stands for one, below `folder`.
+
+    By hand, as the filters that make `extractall` safe came with Python 3.11.4.
+    """
+    name = PurePosixPath(member.name)
+    if ".." in name.parts or not name.is_relative_to(_INSIDE_DEB) or not (member.isfile() or member.issym()):
+        return
+    target = folder / name
+    if not target.parent.resolve().is_relative_to(folder.resolve()):  # through a link that came before
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        target.symlink_to(member.linkname)  # never followed: `list_drawings` tells links from drawings
+    else:
+        content = tar.extractfile(member)
+        target.write_bytes(content.read() if content else b"")
+
+
+def _ar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as file:
+        if file.read(8) != b"!<arch>\n":
+            raise UserError(f"{path} is not a Debian package", where="--deb", hint=_HINT)
+        while len(header := file.read(60)) == 60:
+            size = int(header[48:58])
+            yield header[:16].decode().strip().rstrip("/"), file.read(size)
+            file.seek(size % 2, os.SEEK_CUR)
+
+
+MAX_FILE_BYTES = 600_000
+_DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
+_RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+_PUBLIC_DOMAIN = ("http://web.resource.org/cc/publicdomain", "http://creativecommons.org/licenses/publicdomain")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A drawing's description, as it stands in its RDF.
+
+    Attributes:
+        path: relative POSIX path in the collection.
+        title, description, author: texts, possibly empty.
+        keywords: in their order, without empty ones.
+    """
+
+    path: str
+    title: str
+    description: str
+    author: str
+    keywords: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The first two folders of the path, as "animals/mammals"."""
+        return "/".join(PurePosixPath(self.path).parent.parts[:2])
+
+    @property
+    def key(self) -> str:
+        """The sample's key: the path without its ending, in a form that a shard can hold."""
+        stem = PurePosixPath(self.path).with_suffix("").as_posix()
+        return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem)
+
+
+def read_record(folder: Path, path: str) -> Record | str:
+    """Return a drawing's record, or the reason why it is left out, in a few words."""
+    if reason := _refusal_by_path(path):
+        return reason
+    if (folder / path).stat().st_size > MAX_FILE_BYTES:
+        return f"larger than {MAX_FILE_BYTES // 1000} kB"
+    try:
+        work = _find_work(folder / path)
+    except ElementTree.ParseError:
+        return "not well-formed"
+    if work is None:
+        return "without RDF"
+    if not _is_public_domain(work):
+        return "not tagged public domain"
+    return _record(path, work)
+
+
+def _refusal_by_path(path: str) -> str | None:
+    pure = PurePosixPath(path)
+    if path.startswith("computer/icons/"):
+        return "icon theme"
+    if path.startswith("shapes/stars/") and pure.name.startswith("star_"):
+        return "generated star"
+    if "gradients" in pure.parts or pure.name.startswith("gradient"):
+        return "gradient"
+    return None
+
+
+def _find_work(file: Path) -> ElementTree.Element | None:
+    """Return the first `cc:Work`, without parsing on after it."""
+    for _, element in ElementTree.iterparse(file):
+        if element.tag.endswith("}Work"):
+            return element
+    return None
+
+
+def _is_public_domain(work: ElementTree.Element) -> bool:
+    licences = [e.get(f"{_RDF}resource", "") for e in work if e.tag.endswith("}license")]
+    return bool(licences) and all(licence.lower().rstrip("/") in _PUBLIC_DOMAIN for licence in licences)
+
+
+def _record(path: str, work: ElementTree.Element) -> Record:
+    subject = work.find(f"{_DUBLIN_CORE}subject")
+    items = subject.iter(f"{_RDF}li") if subject is not None else ()
+    creator = work.find(f"{_DUBLIN_CORE}creator")
+    author = next(creator.iter(f"{_DUBLIN_CORE}title"), None) if creator is not None else None
+    return Record(
+        path,
+        (work.findtext(f"{_DUBLIN_CORE}title") or "").strip(),
+        (work.findtext(f"{_DUBLIN_CORE}description") or "").strip(),
+        ((author.text if author is not None else "") or "").strip(),
+        tuple(item.text.strip() for item in items if item.text and item.text.strip()),
+    )

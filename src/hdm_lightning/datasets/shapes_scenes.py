@@ -1,0 +1,254 @@
+"""Scenes of the shapes set: which objects, how large and where, drawn at random so that every relation is unambiguous.
+
+The vocabulary comes first, with the combinations of colour, shape and size that training never sees. Lengths within
+this file are in units of the image's short side; x runs right, y runs down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Split = Literal["train", "heldout", "all"]
+SPLITS: tuple[Split, ...] = ("train", "heldout", "all")
+
+# Any two differ clearly in hue or in luminance; all but three pairs may stand against each other.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (245, 130, 30),
+    "yellow": (250, 215, 40),
+    "green": (40, 160, 70),
+    "blue": (40, 70, 210),
+    "purple": (150, 50, 190),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
+SIZES = ("small", "large")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
+
+# Euclidean distance in 8-bit RGB below which an edge between two colours would be hard to see.
+MIN_CONTRAST = 120.0
+
+
+class Combination(NamedTuple):
+    """What an object is, apart from where it stands."""
+
+    colour: str
+    shape: str
+    size: str
+
+
+def is_held_out(combination: Combination) -> bool:
+    """Whether training never sees this combination.
+
+    16 of the 128 are held out, on two diagonals of the colour × shape table: each colour and each shape twice
+    (once small, once large), each size eight times. Of no colour–shape pair are both sizes held out, so every
+    pair is seen in the other size.
+    """
+    colour = list(COLOURS).index(combination.colour)
+    shape = SHAPES.index(combination.shape)
+    size = SIZES.index(combination.size)
+    diagonal = (shape - colour) % len(SHAPES)
+    return (diagonal == 3 and size == colour % 2) or (diagonal == 6 and size == (colour + 1) % 2)
+
+
+def combinations(split: Split) -> list[Combination]:
+    """List the combinations of a split, in a fixed order.
+
+    Raises:
+        ValueError: for a split that is not train, heldout or all.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    every = [Combination(*parts) for parts in product(COLOURS, SHAPES, SIZES)]
+    return [c for c in every if split == "all" or is_held_out(c) == (split == "heldout")]
+
+
+def backgrounds_for(colours: set[str]) -> list[str]:
+    """List the background colours against which every one of `colours` stands out."""
+    return [name for name in COLOURS if all(_contrast(name, colour) >= MIN_CONTRAST for colour in colours)]
+
+
+def _contrast(one: str, other: str) -> float:
+    return sum((a - b) ** 2 for a, b in zip(COLOURS[one], COLOURS[other], strict=True)) ** 0.5
+
+
+MARGIN, GAP = 0.04, 0.08
+# Box side of an object alone and of one among others; "small" and "large" are far apart in either case.
+DIAMETERS_ALONE = {"small": (0.36, 0.42), "large": (0.58, 0.72)}
+DIAMETERS_AMONG = {"small": (0.24, 0.31), "large": (0.39, 0.42)}
+# How far the second object may stray across the axis of the relation, as a part of the way along it.
+MAX_SLANT = 0.6
+PLACEMENT_TRIES = 60
+
+Point = tuple[float, float]
+Relation = tuple[int, str, int]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object: its combination, the side of its box and the box's centre, both in short sides."""
+
+    combination: Combination
+    diameter: float
+    centre: Point
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene of `width` × `height` pixels; relations are (subject, relation, object) by position in `objects`."""
+
+    width: int
+    height: int
+    background: str
+    objects: tuple[SceneObject, ...]
+    relations: tuple[Relation, ...]
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    *,
+    width: int,
+    height: int,
+    objects: int,
+    choices: list[Combination],
+    first: Combination | None = None,
+    variation: float = 1.0,
+) -> Scene:
+    """Draw a scene of one to three objects whose (colour, shape) pairs differ, from the combinations given.
+
+    Args:
+        rng: the only source of chance.
+        width, height: the image's size in pixels.
+        objects: how many, 1 to 3.
+        choices: combinations to draw from, equally likely.
+        first: the first object's combination, where it is to be fixed.
+        variation: how far places and sizes stray, from 0 (sizes at the top of their range, one object at the
+            centre, two at the middles of the halves) to 1 (as far as they can). Three objects keep their places.
+    """
+    chosen = _choose(rng, objects, choices, first)
+    background = str(rng.choice(backgrounds_for({c.colour for c in chosen})))
+    short = min(width, height)
+    ranges = DIAMETERS_ALONE if objects == 1 else DIAMETERS_AMONG
+    drawn = [float(rng.uniform(*ranges[c.size])) for c in chosen]
+    diameters = [_between(ranges[c.size][1], one, variation) for c, one in zip(chosen, drawn, strict=True)]
+    extent = (width / short, height / short)
+    centres, relations = _place(rng, diameters, extent)
+    plain = _plain_places(extent, relations) if objects < 3 else centres
+    centres = [
+        (_between(p[0], c[0], variation), _between(p[1], c[1], variation)) for p, c in zip(plain, centres, strict=True)
+    ]
+    placed = tuple(SceneObject(*parts) for parts in zip(chosen, diameters, centres, strict=True))
+    return Scene(width, height, background, placed, relations)
+
+
+def pick_number(rng: np.random.Generator, proportions: Mapping[int, float]) -> int:
+    """Draw a number of objects from numbers and their relative frequencies."""
+    numbers = sorted(proportions)
+    weights = np.array([proportions[n] for n in numbers], dtype=np.float64)
+    return numbers[int(np.searchsorted(np.cumsum(weights / weights.sum())[:-1], rng.random(), side="right"))]
+
+
+def _choose(
+    rng: np.random.Generator, objects: int, choices: list[Combination], first: Combination | None
+) -> list[Combination]:
+    chosen = [first] if first is not None else []
+    while len(chosen) < objects:
+        candidate = choices[int(rng.integers(len(choices)))]
+        if all(candidate[:2] != other[:2] for other in chosen):
+            chosen.append(candidate)
+    return chosen
+
+
+def _place(rng: np.random.Generator, diameters: list[float], extent: Point) -> tuple[list[Point], tuple[Relation, ...]]:
+    if len(diameters) == 1:
+        side = diameters[0]
+        return [(_anywhere(rng, extent[0], side), _anywhere(rng, extent[1], side))], ()
+    if len(diameters) == 2:
+        relation = RELATIONS[int(rng.integers(4))]
+        return _place_pair(rng, diameters, extent, relation), ((0, relation, 1),)
+    sideways, upright = RELATIONS[int(rng.integers(2))], RELATIONS[2 + int(rng.integers(2))]
+    centres = _place_corner(rng, diameters, extent, sideways, upright)
+    return centres, ((0, sideways, 1), (0, upright, 2))
+
+
+def _plain_places(extent: Point, relations: tuple[Relation, ...]) -> list[Point]:
+    """The centre for one object, the middles of the halves for two.
+
+    A place between these and any other that keeps a relation and the gap keeps them too: both are linear.
+    """
+    x, y = extent[0] / 2, extent[1] / 2
+    if not relations:
+        return [(x, y)]
+    relation = relations[0][1]
+    near, far = _quarters(extent[0 if relation in ("left of", "right of") else 1], relation in ("right of", "below"))
+    return [(near, y), (far, y)] if relation in ("left of", "right of") else [(x, near), (x, far)]
+
+
+def _between(start: float, end: float, way: float) -> float:
+    return start + way * (end - start)
+
+
+def _place_pair(rng: np.random.Generator, diameters: list[float], extent: Point, relation: str) -> list[Point]:
+    """Place two objects so that the first stands in `relation` to the second."""
+    along = 0 if relation in ("left of", "right of") else 1
+    ahead = relation in ("right of", "below")
+    one, two = (diameters[1], diameters[0]) if ahead else (diameters[0], diameters[1])
+    near, far = _in_line(rng, extent[along], one, two)
+    near_across = _anywhere(rng, extent[1 - along], one)
+    far_across = _beside(rng, extent[1 - along], two, near_across, far - near)
+    points = [(near, near_across), (far, far_across)]
+    if along == 1:
+        points = [(across, place) for place, across in points]
+    return points[::-1] if ahead else points
+
+
+def _place_corner(
+    rng: np.random.Generator, diameters: list[float], extent: Point, sideways: str, upright: str
+) -> list[Point]:
+    """Place a first object beside a second and above or below a third."""
+    anchor, beside, stacked = diameters
+    for _ in range(PLACEMENT_TRIES):
+        row = _place_pair(rng, [anchor, beside], extent, sideways)
+        column = _place_pair(rng, [anchor, stacked], extent, upright)
+        # The anchor takes its x from the row and its y from the column; the others keep their offsets from it.
+        (x, _), (_, y) = row[0], column[0]
+        second = (row[1][0], y + row[1][1] - row[0][1])
+        third = (x + column[1][0] - column[0][0], column[1][1])
+        if _inside(second, beside, extent) and _inside(third, stacked, extent):
+            clear = (beside + stacked) / 2 + GAP
+            if max(abs(second[0] - third[0]), abs(second[1] - third[1])) >= clear:
+                return [(x, y), second, third]
+    x, other_x = _quarters(extent[0], OPPOSITE[sideways] == "left of")
+    y, other_y = _quarters(extent[1], OPPOSITE[upright] == "above")
+    return [(x, y), (other_x, y), (x, other_y)]
+
+
+def _quarters(length: float, far: bool) -> Point:
+    return (0.75 * length, 0.25 * length) if far else (0.25 * length, 0.75 * length)
+
+
+def _anywhere(rng: np.random.Generator, length: float, side: float) -> float:
+    return float(rng.uniform(MARGIN + side / 2, length - MARGIN - side / 2))
+
+
+def _in_line(rng: np.random.Generator, length: float, one: float, two: float) -> Point:
+    """Place two boxes one after the other with a gap, all such places equally likely."""
+    slack = length - 2 * MARGIN - GAP - one - two
+    before, beyond = np.sort(rng.random(2)) * slack
+    return float(MARGIN + before + one / 2), float(MARGIN + beyond + one + GAP + two / 2)
+
+
+def _beside(rng: np.random.Generator, length: float, side: float, other: float, way: float) -> float:
+    low = max(MARGIN + side / 2, other - MAX_SLANT * way)
+    high = min(length - MARGIN - side / 2, other + MAX_SLANT * way)
+    return float(rng.uniform(low, high))
+
+
+def _inside(point: Point, side: float, extent: Point) -> bool:
+    reach = MARGIN + side / 2 - 1e-9
+    return all(reach <= place <= length - reach for place, length in zip(point, extent, strict=True))

@@ -1,0 +1,250 @@
+"""A diffusers AutoencoderKL as a frozen autoencoder with normalised latents.
+
+Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.encoders.autoencoder_folder import (
+    WEIGHTS_FILE,
+    AutoencoderKL,
+    infer_config,
+    locate_autoencoder,
+    read_autoencoder,
+    read_config,
+    write_autoencoder,
+)
+from hdm_lightning.encoders.base import ImageAutoencoder, place
+from hdm_lightning.encoders.caches import CachedAutoencoder
+from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
+from hdm_lightning.errors import UserError, sibling_key
+from hdm_lightning.precision import parse_dtype
+
+MAX_PIXELS = 5_500_000
+"""Five images of 1024 x 1024; encoding takes about 6.5 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
+
+
+def load_autoencoder(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    max_pixels: int = MAX_PIXELS,
+    cache_size: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    where: str = "vae.name",
+) -> ImageAutoencoder:
+    """Load a frozen AutoencoderKL with the normalisation of its latents, on the CPU.
+
+    Args:
+        name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name
+            `OWNER/NAME` or `OWNER/NAME/vae`; or `package:NAME/FOLDER`.
+        dtype: dtype of the weights and of the computation, also under autocast; what goes in and out is float32.
+            `auto` follows the device that the autoencoder is moved to: bfloat16 on CUDA that has it, else float32.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
+        cache_size: images whose latents are remembered in RAM; 0 remembers none.
+        mean, std: per latent channel; None takes `latents_mean`/`latents_std` of the model's config.json,
+            else its `scaling_factor`/`shift_factor`.
+        where: configuration key to name in errors.
+
+    Raises:
+        UserError: if the model cannot be had or read, or nothing tells the normalisation.
+    """
+    chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
+    folder = locate_autoencoder(name, where=where)
+    written = read_config(folder, where=where)
+    model = read_autoencoder(folder, chosen or torch.float32, where=where)
+    channels = int(model.config.latent_channels)
+    mean, std = latent_statistics(written, channels, mean, std, where=str(folder / "config.json"))
+    loaded = KLAutoencoder(model, mean, std, max_pixels=max_pixels, source=folder, auto=chosen is None)
+    return CachedAutoencoder(loaded, cache_size) if cache_size else loaded
+
+
+def autoencoder_from_tensors(
+    tensors: Mapping[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    max_pixels: int = MAX_PIXELS,
+) -> "KLAutoencoder":
+    """Build a frozen autoencoder around tensors, as single-file checkpoints carry them.
+
+    Args:
+        tensors: names as in a diffusers AutoencoderKL, without prefix.
+        mean, std: normalisation per latent channel.
+        config: its config.json, where the file has one; None reads the shape off the tensors.
+        dtype: dtype of the weights and of the computation.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
+
+    Raises:
+        ValueError: if the tensors are not those of an AutoencoderKL.
+    """
+    import diffusers  # noqa: PLC0415  (seconds to import)
+
+    written = infer_config(tensors) if config is None else dict(config)
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKL.from_config(written)
+    try:
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"tensors: not those of an AutoencoderKL ({str(error)[:300]})") from error
+    return KLAutoencoder(model, mean, std, max_pixels=max_pixels)
+
+
+class KLAutoencoder:
+    """A frozen diffusers AutoencoderKL behind the `ImageAutoencoder` protocol; see `load_autoencoder`.
+
+    Args:
+        model: an AutoencoderKL, any number of latent channels; its configuration takes over the normalisation.
+        mean, std: per latent channel, each of length C.
+        max_pixels: of the images encoded or decoded at once, together; one image always is.
+        source: folder the weights came from; `save` copies its weight file, which may be of higher precision.
+        auto: whether `to` also casts the weights to what suits the device.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderKL,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        source: Path | None = None,
+        auto: bool = False,
+    ) -> None:
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
+        self.model = model.eval().requires_grad_(False)
+        self.max_pixels = max_pixels
+        self.source = source
+        self._auto = auto
+        self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if value.shape[1] != self.channels:
+                raise ValueError(f"{name}: got {value.shape[1]} values, expected {self.channels}")
+        # diffusers applies a scaling factor on top of mean and std.
+        statistics = {"latents_mean": self.mean.flatten().tolist(), "latents_std": self.std.flatten().tolist()}
+        self.model.register_to_config(**statistics, scaling_factor=1.0, shift_factor=None)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels C."""
+        return int(self.model.config.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent cell along one side."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and computation."""
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move weights and normalisation to a device."""
+        place(self.model, device, auto=self._auto)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1] to normalised latents (B, C, h, w), float32."""
+        if image.dim() != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
+            expected = f"(B, 3, H, W) with H and W divisible by {self.factor}"
+            raise ValueError(f"image: got shape {tuple(image.shape)}, expected {expected}")
+        means, deviations = zip(*map(self._posterior, self._parts(image, 1)), strict=True)
+        latent = torch.cat(means)
+        if noise is not None:
+            if noise.shape != latent.shape:
+                raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
+            latent = latent + torch.cat(deviations) * noise.to(latent)
+        # diffusers' pipelines move the model alone.
+        return (latent - self.mean.to(latent.device)) / self.std.to(latent.device)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W), clipped to [−1, 1]."""
+        if latent.dim() != 4 or latent.shape[1] != self.channels:
+            raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
+        raw = latent.float() * self.std.to(latent.device) + self.mean.to(latent.device)
+        with torch.autocast(latent.device.type, enabled=False):
+            images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw, self.factor)]
+        return torch.cat(images).clamp(-1.0, 1.0)
+
+    def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
+
+        Args:
+            image: of any size if it may be padded.
+            on_indivisible: sides that the factor does not divide: "refuse" them, or "pad" by mirroring the edges and
+                cut the result back.
+
+        Raises:
+            ValueError: if a side does not fit and is not to be padded.
+        """
+        padded = pad_to_multiple(image, self.factor, on_indivisible)
+        return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
+        weights = None if self.source is None else self.source / WEIGHTS_FILE
+        write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
+
+    def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(image.device.type, enabled=False):
+            posterior = self.model.encode(image.to(self.dtype)).latent_dist
+        return posterior.mean.float(), posterior.std.float()
+
+    def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:
+        """As many of the batch as go at once; `scale` is image pixels per cell along one side."""
+        pixels = scale**2 * batch.shape[2] * batch.shape[3]
+        return iter(batch.split(max(1, self.max_pixels // pixels)))
+
+
+def latent_statistics(
+    written: Mapping[str, Any],
+    channels: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    where: str,
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel: as given, else as an AutoencoderKL's configuration has them.
+
+    A scaling factor beside per-channel statistics is not applied: it serves samplers that want another
+    variance, while flow matching wants unit variance. Alone, it means z' = (z − shift)·scale.
+
+    Raises:
+        UserError: they are contradictory or missing.
+    """
+    if (mean is None) != (std is None):
+        raise UserError("only one of mean and std is given", where=where, hint="give both or neither")
+    stated = written.get("latents_mean"), written.get("latents_std")
+    if mean is None and (stated[0] is None) != (stated[1] is None):
+        raise UserError("has only one of latents_mean and latents_std", where=where, hint="add the other one")
+    if mean is None and stated[0] is not None:
+        mean, std = stated
+    if mean is None and written.get("scaling_factor") is not None:
+        mean = [float(written.get("shift_factor") or 0.0)] * channels
+        std = [1.0 / float(written["scaling_factor"])] * channels
+    if mean is None or std is None:
+        raise UserError(
+            "tells no normalisation of the latents (latents_mean and latents_std, or scaling_factor)",
+            where=where,
+            hint="add them to the file, or give mean and std in the configuration",
+        )
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise UserError(
+            f"mean and std need {channels} values each, std above 0; got {list(mean)} and {list(std)}",
+            where=where,
+        )
+    return [float(v) for v in mean], [float(v) for v in std]

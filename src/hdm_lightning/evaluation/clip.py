@@ -1,0 +1,104 @@
+"""A CLIP: image features, and its score of an image with a caption (arXiv 2104.08718).
+
+Shapes: images (B,3,H,W), uint8; features (B,D).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.feature_networks import (
+    VISION_DOWNLOAD,
+    VISION_FILES,
+    pooled,
+    read_vision_model,
+    short_name,
+    vision_preprocessing,
+)
+from hdm_lightning.metrics.features import FeatureNetwork
+
+WHERE = "--clip"
+_TEXT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP-like dual encoder.
+
+    Args:
+        name: as part of measures' names.
+        network: its image half as a feature network, unit length.
+        model: the transformers model.
+        tokenizer: of its text half.
+        context_length: tokens a caption is cut to.
+    """
+
+    name: str
+    network: FeatureNetwork
+    model: Any
+    tokenizer: Any
+    context_length: int
+
+    @torch.no_grad()
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors (B,D) of captions."""
+        found = []
+        for start in range(0, len(captions), _TEXT_BATCH):
+            part = list(captions[start : start + _TEXT_BATCH])
+            tokens = self.tokenizer(
+                part, padding=True, truncation=True, max_length=self.context_length, return_tensors="pt"
+            ).to(self.network.device)
+            output = self.model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+            found.append(F.normalize(pooled(output).float(), dim=1))
+        return torch.cat(found)
+
+
+def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """100 · max(cosine, 0) of each image with its caption, (B,), as torchmetrics' CLIPScore gives it.
+
+    Args:
+        image_features, text_features: unit vectors (B,D).
+    """
+    return 100 * (image_features * text_features).sum(1).clamp(min=0)
+
+
+def load_clip(name: str, device: torch.device) -> Clip:
+    """A CLIP by hub name or folder.
+
+    Raises:
+        UserError: it cannot be had, or is no model of images and texts.
+    """
+    try:
+        folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
+    except UserError as error:
+        hint = f"{error.hint}; or leave --clip out: a small head is then trained on the training set"
+        raise UserError(error.what, where=WHERE, hint=hint) from error
+    model = read_vision_model(folder, WHERE)
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise UserError(f"{name} is no model of images and texts", where=WHERE, hint="give a CLIP or SigLIP")
+    model = model.to(device)
+    preprocessing = vision_preprocessing(folder, WHERE)
+
+    def image_features(images: Tensor) -> Tensor:
+        return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
+
+    with torch.no_grad():
+        side = preprocessing.side_px or 224
+        width = image_features(torch.zeros(1, 3, side, side, device=device)).shape[1]
+    short = short_name(name)
+    network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
+    text_config = getattr(model.config, "text_config", model.config)
+    length = int(getattr(text_config, "max_position_embeddings", 77))
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
+    return Clip(short, network, model, tokenizer, length)

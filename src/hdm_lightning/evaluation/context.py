@@ -1,0 +1,338 @@
+"""What the parts of an evaluation share: real images, one model's drawn images, text features, and what parts need.
+
+Everything is made when a part first asks for it: real images once, drawn ones for each set of weights.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.clip import Clip
+from hdm_lightning.evaluation.image_sets import (
+    Captioned,
+    ImageSet,
+    Progress,
+    collect,
+    drawn_images,
+    real_images,
+    reported,
+)
+from hdm_lightning.evaluation.request import EvaluationSettings
+from hdm_lightning.evaluation.results import Found
+from hdm_lightning.generation.image_files import to_uint8
+from hdm_lightning.generation.image_writer import DrawJob
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
+from hdm_lightning.metrics.features import FeatureNetwork
+
+DECODED = 512
+FEWEST_HELDOUT = 64
+FEWEST_REFERENCE = 2
+_TEXT_BATCH = 64
+_FEATURE_BATCH = 32
+
+
+@dataclass
+class RealData:
+    """The real images that a model is compared with, and what is made of them alone.
+
+    Attributes:
+        settings: counts.
+        reference_stream: held-out images with captions: prompts, and the other side of distances.
+        train_stream: the training set, to look for copies and to train the agreement head; None if it is not known.
+        networks: feature networks, the first of which serves diversity, copies and agreement; none where they cannot
+            be had.
+        clip: a CLIP, or None.
+        progress: called for images read.
+        missing: why there are no feature networks, where there are none.
+        kept: values sample by sample of the weights measured so far, by measure and weights, for paired differences.
+    """
+
+    settings: EvaluationSettings
+    reference_stream: StreamConfig
+    train_stream: StreamConfig | None
+    networks: Sequence[FeatureNetwork]
+    clip: Clip | None
+    progress: Progress
+    missing: UserError | None = None
+    kept: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    _head: tuple[DualHead, set[str]] | None = None
+    _decoded: ImageSet | None = None
+
+    @property
+    def all_networks(self) -> list[FeatureNetwork]:
+        """All networks that images are run through."""
+        return [*self.networks, *([self.clip.network] if self.clip else [])]
+
+    @cached_property
+    def reference_plan(self) -> Plan:
+        """The order of the reference set."""
+        return Plan(self.reference_stream)
+
+    @cached_property
+    def train_plan(self) -> Plan | None:
+        """The order of the training set."""
+        return None if self.train_stream is None else Plan(self.train_stream)
+
+    @property
+    def reference_count(self) -> int:
+        """Reference images that can be read, once they have been; before that, those that the indices promise."""
+        if "reference" in vars(self):
+            return len(self.reference)
+        return min(self.settings.samples, self.reference_plan.samples)
+
+    @property
+    def train_count(self) -> int:
+        """Training images that are looked at; 0 where the training set is not known."""
+        return 0 if self.train_plan is None else min(self.settings.train_samples, self.train_plan.samples)
+
+    @cached_property
+    def reference(self) -> ImageSet:
+        """The reference images."""
+        count, batches = (
+            self.reference_count,
+            real_images(self.reference_stream, self.reference_plan, self.settings.samples),
+        )
+        images = collect(reported(batches, self.progress, "reading reference images", count), self.all_networks)
+        require_reference(len(images))
+        return images
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """The training images, features of the first network only."""
+        assert self.train_stream is not None
+        assert self.train_plan is not None
+        count, batches = self.train_count, real_images(self.train_stream, self.train_plan, self.train_count)
+        return collect(reported(batches, self.progress, "reading training images", count), self.networks[:1])
+
+    @cached_property
+    def first_record(self) -> dict[str, Any]:
+        """The JSON record of the first reference image; empty where there is none."""
+        raw = Reader(self.reference_plan, self.reference_stream).read(self.reference_plan.locate(0))
+        try:
+            record = json.loads(raw.members.get("json", b"{}"))
+        except ValueError:
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def require_indices(self, *, train_named: bool) -> None:
+        """Read the indices of both sets now: what is missing would end the evaluation after hours.
+
+        A training set that a run names is done without where it is not on this machine.
+
+        Raises:
+            UserError: too few reference images, or no training set where `train_named`.
+        """
+        require_reference(self.reference_count)
+        try:
+            _ = self.train_plan
+        except UserError:
+            if train_named:
+                raise
+            self.train_stream = None
+
+    @torch.no_grad()
+    def decoded(self, pipeline: HDMPipeline) -> ImageSet:
+        """The first half of the reference images, at most `DECODED`, encoded and decoded by the autoencoder."""
+        if self._decoded is None:
+            count = min(DECODED, self.reference_count // 2)
+            batches = (
+                batch._replace(images=_reconstructed(pipeline, batch.images))
+                for batch in real_images(self.reference_stream, self.reference_plan, count)
+            )
+            self._decoded = collect(reported(batches, self.progress, "encoding and decoding", count), self.networks)
+        return self._decoded
+
+    def head(self, text_features: Callable[[Sequence[str]], Tensor]) -> DualHead:
+        """The agreement head, trained on training images without those kept for `heldout_rows`."""
+        if self._head is None:
+            kept = set(self.reference.keys[: max(FEWEST_HELDOUT, len(self.train) // 3)])
+            rows = [row for row, key in enumerate(self.train.keys) if key not in kept]
+            captions = [self.train.captions[row] for row in rows]
+            self.progress("training the agreement head", 0, 1)
+            features = self.train.features[self.networks[0].name][rows]
+            head = fit_dual_head(features, text_features(captions), captions, seed=self.settings.seed)
+            self._head = head, {self.train.keys[row] for row in rows}
+            self.progress("training the agreement head", 1, 1)
+        return self._head[0]
+
+    def heldout_rows(self) -> list[int]:
+        """Reference images that the agreement head was not trained on."""
+        seen = self._head[1] if self._head else ()
+        return [row for row, key in enumerate(self.reference.keys) if key not in seen]
+
+
+def require_reference(count: int) -> None:
+    """Raise UserError if there are fewer reference images than any part can do with."""
+    if count < FEWEST_REFERENCE:
+        what = f"there are {count} reference images that can be read, at least {FEWEST_REFERENCE} are needed"
+        raise UserError(what, where="--data", hint="give a folder with more")
+
+
+def _reconstructed(pipeline: HDMPipeline, images: Tensor) -> Tensor:
+    image = images.to(pipeline.device).float() / 127.5 - 1.0
+    return to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))).cpu()
+
+
+@dataclass
+class Context:
+    """One set of weights under evaluation.
+
+    Attributes:
+        real: images to compare with.
+        settings: counts and seeds.
+        pipeline: draws.
+        weights: `ema` or `raw`.
+        sampling: of square images; other sizes and cameras are derived from it.
+    """
+
+    real: RealData
+    settings: EvaluationSettings
+    pipeline: HDMPipeline
+    weights: str
+    sampling: SamplingSettings
+    _text: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def network(self) -> FeatureNetwork:
+        """The first feature network, which serves the parts that use one."""
+        return self.real.networks[0]
+
+    @cached_property
+    def drawn(self) -> ImageSet:
+        """One image for each reference caption, in rotation where there are fewer captions than samples."""
+        captions = self.real.reference.captions
+        prompts = [captions[number % len(captions)] for number in range(self.settings.samples)]
+        return collect(self._draw(self._jobs(prompts, self.sampling), "drawing"), self.real.all_networks)
+
+    def features(self, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
+        """Features of the reference images and of the drawn ones, on the network's device."""
+        real, drawn = (images.features[network.name] for images in (self.real.reference, self.drawn))
+        return real.to(network.device), drawn.to(network.device)
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """Features (N,D) of images (N,3,H,W) by the first network, on the CPU."""
+        return self.network.of_many(images.split(_FEATURE_BATCH)).cpu()
+
+    def images(
+        self, prompts: Sequence[str], sampling: SamplingSettings, what: str, seeds: Sequence[int] | None = None
+    ) -> Tensor:
+        """Images (B,3,H,W) of prompts under settings of their own.
+
+        Args:
+            prompts: B of them.
+            sampling: of all images.
+            what: for the progress.
+            seeds: one each; None counts them from `settings.seed`.
+        """
+        return torch.cat([batch.images for batch in self._draw(self._jobs(prompts, sampling, seeds), what)])
+
+    def prompts(self, count: int, part: str) -> list[str]:
+        """The first different captions of the reference set, at most `count`.
+
+        Raises:
+            UserError: there are not two.
+        """
+        found = list(dict.fromkeys(caption for caption in self.real.reference.captions if caption))[:count]
+        if len(found) < 2:
+            raise UserError(f"{part} two different captions", where="--data", hint="give a folder with captions")
+        return found
+
+    @torch.no_grad()
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Mean and last vector of the model's own text encoder, (N,2·width), on the CPU."""
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
+        for start in range(0, len(missing), _TEXT_BATCH):
+            part = missing[start : start + _TEXT_BATCH]
+            ids, counts = zip(*map(self.pipeline.caption_tokenizer, part), strict=True)
+            lengths = torch.tensor(counts, device=self.pipeline.device)
+            tokens = torch.tensor([row[: max(counts)] for row in ids], device=self.pipeline.device)
+            context = self.pipeline.encoder.encode(tokens, lengths).float()
+            last = context[torch.arange(len(part), device=context.device), lengths - 1]
+            both = torch.cat([context.sum(1) / lengths[:, None], last], dim=1).cpu()
+            self._text.update(zip(part, both, strict=True))
+        return torch.stack([self._text[caption] for caption in captions])
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Report progress on these weights."""
+        self.real.progress(f"{what} ({self.weights})", done, total)
+
+    def _jobs(
+        self, prompts: Sequence[str], sampling: SamplingSettings, seeds: Sequence[int] | None = None
+    ) -> list[DrawJob]:
+        counted = range(self.settings.seed, self.settings.seed + len(prompts)) if seeds is None else seeds
+        return [DrawJob(prompt, seed, sampling) for prompt, seed in zip(prompts, counted, strict=True)]
+
+    def _draw(self, jobs: Sequence[DrawJob], what: str) -> Iterator[Captioned]:
+        return reported(drawn_images(self.pipeline, jobs), self.real.progress, f"{what} ({self.weights})", len(jobs))
+
+
+Requirement = Callable[[Context], None]
+"""Raises UserError where a part cannot be done, before anything is read or drawn."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What measures a part for one set of weights, and what it needs."""
+
+    run: Callable[[Context], Found]
+    needs: tuple[Requirement, ...] = ()
+
+    def require(self, context: Context) -> None:
+        """Raise UserError where the part cannot be done."""
+        for need in self.needs:
+            need(context)
+
+    def __call__(self, context: Context) -> Found:
+        """Measure."""
+        return self.run(context)
+
+
+def needs(*requirements: Requirement) -> Callable[[Callable[[Context], Found]], Measuring]:
+    """Decorate a function that measures a part with what it needs."""
+    return lambda run: Measuring(run, requirements)
+
+
+def feature_networks(context: Context) -> None:
+    """A feature network can be had."""
+    if context.real.missing is not None:
+        raise context.real.missing
+
+
+def training_images(context: Context, part: str, needed: int, hint: str) -> None:
+    """The training set is known, and large enough."""
+    if context.real.train_stream is None:
+        raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
+    have = context.real.train_count
+    if have < needed:
+        what = f"{part} needs at least {needed} training images, there are {have}"
+        raise UserError(what, where="--train-samples", hint=hint)
+
+
+def agreement_head(context: Context) -> None:
+    """The agreement head can be trained."""
+    feature_networks(context)
+    needed = 2 * FEWEST_PAIRS
+    hint = f"give --train-samples {needed} and a training set with as many, or --clip NAME"
+    training_images(context, "the agreement head", needed, hint)
+
+
+def holds(requirement: Requirement, context: Context) -> bool:
+    """Whether a requirement is met."""
+    try:
+        requirement(context)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,197 @@
+"""A model evaluated: checks first, then each set of weights, part by part."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sources import sources_from
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.clip import load_clip
+from hdm_lightning.evaluation.context import Context, RealData
+from hdm_lightning.evaluation.image_sets import Progress, middle_crops
+from hdm_lightning.evaluation.parts import PARTS, Part
+from hdm_lightning.evaluation.request import EvaluationSettings, ModelRequest
+from hdm_lightning.evaluation.results import Evaluation, LeftOut
+from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject
+from hdm_lightning.generation.feature_networks import load_feature_network
+from hdm_lightning.generation.loading import LoadOptions
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
+from hdm_lightning.precision import dtype_name
+from hdm_lightning.training import hardware
+from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
+
+
+def evaluate(
+    request: ModelRequest, options: LoadOptions, progress: Progress, keep: Callable[[Evaluation], None]
+) -> tuple[Evaluation, int]:
+    """Evaluate a model; returns what was found, and the training samples behind the model.
+
+    A part that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
+    is recorded, and the others are measured.
+
+    Args:
+        request: what and how.
+        options: how to load the model.
+        progress: called for each image.
+        keep: given all that was found so far after each part, which may have taken hours.
+
+    Raises:
+        UserError: something is missing for what was asked for by name, or nothing can be done at all.
+        Exception: of the first part that failed, where none succeeded.
+    """
+    begin = time.monotonic()
+    subject = load_subject(request.model, options)
+    sampling = _sampling(subject, request.drawing.given())
+    chosen = _weights(subject, request.weights)
+    real = _real_data(request, options, subject, sampling, progress)
+    titles = {key: part.title for key, part in PARTS.items()}
+    settings = _pinned(request, options, real, sampling)
+    found = Evaluation(subject.facts, settings, {weights: {} for weights in chosen}, titles)
+    parts = _possible(request.asked, Context(real, request.settings, subject.encoders, "", sampling), found)
+    errors: list[Exception] = []
+    for weights in chosen:
+        context = Context(real, request.settings, subject.pipeline(weights), weights, sampling)
+        for part in list(parts):
+            try:
+                found.results[weights][part.key] = part.load()(context)
+            except Exception as error:  # must not cost what the others found in hours
+                if isinstance(error, UserError) and not request.asked:
+                    found.left_out.append(_omission(part, error))
+                    parts.remove(part)
+                else:
+                    found.fail(part.key, weights, error)
+                    errors.append(error)
+            found.seconds = time.monotonic() - begin
+            keep(found)
+    if errors and not any(found.results.values()):
+        raise errors[0]
+    return found, subject.samples_seen
+
+
+def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[Part]:
+    """The parts to do; those not asked for by name are left out where something is missing for them."""
+    parts = []
+    for key in asked or PARTS:
+        try:
+            PARTS[key].load().require(context)
+            parts.append(PARTS[key])
+        except UserError as error:
+            if asked:
+                raise
+            found.left_out.append(_omission(PARTS[key], error))
+    return parts
+
+
+def _omission(part: Part, error: UserError) -> LeftOut:
+    hint = f"{error.where}: {error.hint}" if error.where and error.hint else error.hint or ""
+    return LeftOut(part.key, error.what, hint)
+
+
+def _weights(subject: Subject, asked: Sequence[str]) -> list[str]:
+    for name in asked:
+        if name not in subject.networks:
+            there = ", ".join(subject.networks)
+            raise UserError(f"there are no {name} weights", where="--weights", hint=f"choose among {there}")
+    return list(dict.fromkeys(asked or subject.networks))
+
+
+def _sampling(subject: Subject, given: Mapping[str, Any]) -> SamplingSettings:
+    """The model's own settings of square images, overridden."""
+    own = dict(subject.sampling)
+    side = min(own.get("height", 256), own.get("width", 256))
+    multiple = subject.encoders.size_multiple
+    try:
+        settings = SamplingSettings.from_json({**own, "height": side, "width": side, **given})
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="settings", hint="see hdm-evaluate --help") from error
+    if settings.height % multiple:
+        nearest = max(1, round(settings.height / multiple)) * multiple
+        raise UserError(f"{settings.height} is no multiple of {multiple}", where="--size", hint=f"give {nearest}")
+    return settings
+
+
+def _real_data(
+    request: ModelRequest, options: LoadOptions, subject: Subject, sampling: SamplingSettings, progress: Progress
+) -> RealData:
+    missing: UserError | None = None
+    networks: list[FeatureNetwork] = []
+    try:
+        networks = [load_feature_network(name, options.device) for name in dict.fromkeys(request.settings.features)]
+    except UserError as error:
+        if request.settings.features != EvaluationSettings().features:  # asked for by name
+            raise
+        missing = error
+    clip = load_clip(request.settings.clip, options.device) if request.settings.clip else None
+    networks = with_names_apart(networks if clip is None else [*networks, clip.network])
+    if clip is not None:  # it may be a feature network as well
+        clip = dataclasses.replace(clip, network=networks.pop())
+    reference, train = _streams(request, subject, sampling.height)
+    streams = middle_crops(reference), None if train is None else middle_crops(train)
+    real = RealData(request.settings, *streams, networks, clip, progress, missing)
+    real.require_indices(train_named=bool(request.train_data))
+    return real
+
+
+def _streams(request: ModelRequest, subject: Subject, side: int) -> tuple[StreamConfig, StreamConfig | None]:
+    """Reference and training streams: the run's rules, where there is a run, with the sources that were given."""
+    run = subject.run
+    if run is None and not request.data:
+        raise UserError(
+            "it is not known which real images to compare with",
+            where="--data",
+            hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
+        )
+    plain = StreamConfig((), side, subject.encoders.caption_tokenizer.context_length, seed=0, stage="validation")
+    given = sources_from(list(request.data), "--data") if request.data else None
+    if run is None:
+        assert given is not None
+        reference = dataclasses.replace(plain, sources=given)
+    else:
+        reference = dataclasses.replace(recorded_validation_stream(run.settings, run.plan, given), resolution=side)
+    return reference, _train_stream(request, run, plain)
+
+
+def _train_stream(request: ModelRequest, run: RunRecord | None, plain: StreamConfig) -> StreamConfig | None:
+    """The training stream: what was given, or the run's own where the reference is the run's own, too.
+
+    The run's own is done without where it is not to be opened, as where it is not on this machine.
+    """
+    given = sources_from(list(request.train_data), "--train-data") if request.train_data else None
+    if run is None:
+        return None if given is None else dataclasses.replace(plain, stage="train", sources=given)
+    if given is None and request.data:
+        return None
+    try:
+        train = recorded_training_stream(run.settings, run.plan, given)
+    except UserError:
+        if given is not None:
+            raise
+        return None
+    return dataclasses.replace(train, stage=train.stage if given is None else "train", resolution=plain.resolution)
+
+
+def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, sampling: SamplingSettings) -> dict[str, Any]:
+    """Everything that the numbers depend on besides the model."""
+    streams = {"reference": _described(real.reference_stream, real.reference_plan)}
+    if real.train_stream is not None and real.train_plan is not None:
+        streams["train"] = _described(real.train_stream, real.train_plan)
+    return {
+        **request.settings.to_json(),
+        "bootstrap": dataclasses.asdict(request.settings.bootstrap),
+        "sampling": sampling.to_json(),
+        "networks": [network.to_json() for network in real.all_networks],
+        "data": streams,
+        "precision": dtype_name(options.autocast or torch.float32),
+        "environment": hardware.environment(),
+    }
+
+
+def _described(stream: StreamConfig, plan: Plan) -> dict[str, Any]:
+    sources = [list(source.urls) for source in stream.sources]
+    return {"sources": sources, "resolution": stream.resolution, "crop": "middle square", "order": plan.fingerprint}

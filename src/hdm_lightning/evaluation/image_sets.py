@@ -1,0 +1,137 @@
+"""Real and drawn images of an evaluation: read or drawn batch by batch, kept as features and thumbnails.
+
+Shapes: B images of a batch, N in all, images (B,3,H,W), uint8.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import Sample, stream
+from hdm_lightning.data.storage import is_local
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.results import Pixels
+from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
+
+THUMBNAIL_PX = 96
+KEPT_WHOLE = 24
+READ_BATCH = 32
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many are done, of how many)."""
+
+
+class Captioned(NamedTuple):
+    """A batch of images with their captions and names."""
+
+    images: Tensor
+    captions: list[str]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What is kept of many images.
+
+    Attributes:
+        captions, keys: N each.
+        features: by network's name, (N,D).
+        thumbnails: uint8 (N,3,s,s), middle squares.
+        whole: the first few, uint8 (3,H,W).
+    """
+
+    captions: list[str]
+    keys: list[str]
+    features: dict[str, Tensor]
+    thumbnails: Tensor
+    whole: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> ImageSet:
+    """Run the networks over batches and keep what later parts need.
+
+    Raises:
+        UserError: there is no image at all.
+    """
+    captions: list[str] = []
+    keys: list[str] = []
+    small: list[Tensor] = []
+    whole: list[Tensor] = []
+    features: dict[str, list[Tensor]] = {network.name: [] for network in networks}
+    for batch in batches:
+        captions += batch.captions
+        keys += batch.keys
+        small.append(thumbnails(batch.images, THUMBNAIL_PX))
+        whole += [image.clone() for image in batch.images[: max(0, KEPT_WHOLE - len(whole))]]
+        for network in networks:
+            features[network.name].append(network(batch.images).cpu())
+    if not captions:
+        hint = "`hdm-shards verify FOLDER` says what is wrong with them"
+        raise UserError("none of the images looked at can be read", hint=hint)
+    joined = {name: torch.cat(parts) for name, parts in features.items()}
+    return ImageSet(captions, keys, joined, torch.cat(small), whole)
+
+
+def middle_crops(config: StreamConfig) -> StreamConfig:
+    """The stream as evaluation reads it: middle squares, no flips, whole captions, no notes about bad samples."""
+    crop = replace(config.crop, centre=True, flip=False, buckets=None)
+    captions = replace(config.captions, drop=0.0)
+    return replace(config, crop=crop, captions=captions, quarantine=None, workers=0, memory_cache_gb=0.0)
+
+
+def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
+    """The first images of a stream's fixed order; those that cannot be read are left out.
+
+    Args:
+        config: as `middle_crops` gives it.
+        plan: its order.
+        count: positions to look at, at most a whole pass.
+    """
+    samples = stream(config, lambda _: ([0], 1), stop=min(count, plan.samples), training=False, plan=plan)
+    good = (sample for sample in samples if sample.weight > 0)
+    while batch := [sample for _, sample in zip(range(READ_BATCH), good, strict=False)]:
+        images = torch.from_numpy(np.stack([sample.image for sample in batch]))
+        yield Captioned(images, [sample.caption for sample in batch], [_address(plan, sample) for sample in batch])
+
+
+def _address(plan: Plan, sample: Sample) -> str:
+    """What names a sample among those of all folders: its shard's place, and its key."""
+    place = plan.locate(sample.index)
+    url = plan.parts[place.part].shards[place.shard].url
+    folder = os.path.realpath(url) if is_local(url) else url
+    return f"{folder}/{sample.key.rpartition('/')[2]}"
+
+
+def drawn_images(pipeline: HDMPipeline, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
+    """Images of jobs, in order, as many at once as the pipeline takes."""
+    for start in range(0, len(jobs), pipeline.max_batch):
+        done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))
+        images = torch.stack([image for _, image in done])
+        yield Captioned(images, [job.prompt for job, _ in done], [str(job.seed) for job, _ in done])
+
+
+def reported(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:
+    """The batches, with progress reported after each."""
+    done = 0
+    progress(what, 0, count)
+    for batch in batches:
+        yield batch
+        done += len(batch.captions)
+        progress(what, done, count)
+
+
+def pixels(image: Tensor) -> Pixels:
+    """A uint8 tensor (3,H,W) as an array (H,W,3)."""
+    return image.permute(1, 2, 0).cpu().numpy()

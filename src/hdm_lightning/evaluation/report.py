@@ -1,0 +1,166 @@
+"""An evaluation for people: one static HTML page, which loads nothing from elsewhere, and a table in the terminal."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image
+from rich.markup import escape
+from rich.table import Table
+
+from hdm_lightning.evaluation.results import Curve, Evaluation, Found, Group, rounded
+from hdm_lightning.printable import in_one_line
+
+ENLARGED_BELOW_PX = 128
+_ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1", "zero": "→ 0", "none": ""}
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 260, 62, 544, 14, 214
+_TICKS = 5
+_TEMPLATES = Environment(loader=PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def report_page(evaluation: Evaluation) -> str:
+    """The whole page."""
+    return _TEMPLATES.get_template("report.html").render(
+        title=f"Evaluation of {evaluation.subject.get('name', 'a model')}",
+        facts=_facts(evaluation),
+        evaluation=evaluation,
+        confidence=evaluation.settings.get("bootstrap", {}).get("confidence", 0.95),
+        settings=json.dumps(dict(evaluation.settings), indent=2, ensure_ascii=False),
+        arrows=_ARROWS,
+        rounded=rounded,
+        plain=_plain,
+        charts=_charts,
+        chart=chart,
+        embedded=_embedded,
+    )
+
+
+def result_table(evaluation: Evaluation) -> Table:
+    """One row a measure; value and interval for each set of weights."""
+    table = Table(title=None, header_style="bold")
+    table.add_column("measure", overflow="fold")  # names give way where the terminal is narrow, numbers never
+    table.add_column("", no_wrap=True)
+    for name in evaluation.results:
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("interval", justify="right", style="dim", no_wrap=True)
+    table.add_column("of", justify="right", no_wrap=True)
+    for part, title in evaluation.parts().items():
+        table.add_section()
+        table.add_row(f"[bold]{escape(in_one_line(title))}[/bold]")
+        for row in evaluation.measures(part):
+            cells = [rounded(row[name].estimate) if name in row else ("", "") for name in evaluation.results]
+            known = next(iter(row.values()))
+            numbers = (text for cell in cells for text in cell)
+            table.add_row(
+                escape(in_one_line(f"  {known.name}")), _ARROWS[known.better], *numbers, str(known.estimate.samples)
+            )
+    return table
+
+
+def chart(curves: Mapping[str, Curve]) -> Markup:
+    """The same curve of several weights as inline SVG that takes its colours from the page.
+
+    Args:
+        curves: name of the weights to their curve; class `series-K` gives the K-th its colour.
+    """
+    first = next(iter(curves.values()))
+    estimates = [estimate for curve in curves.values() for estimate in curve.estimates]
+    bottom, top = _room(min(one.low for one in estimates), max(one.high for one in estimates))
+    start, end = _room(min(first.x), max(first.x))
+    drawing = _TEMPLATES.get_template("chart.svg").render(
+        curve=first,
+        series={name: list(zip(curve.x, curve.estimates, strict=True)) for name, curve in curves.items()},
+        ticks=_ticks(bottom, top),
+        across=lambda x: _LEFT + (x - start) / (end - start) * (_RIGHT - _LEFT),
+        down=lambda y: _BOTTOM - (y - bottom) / (top - bottom) * (_BOTTOM - _TOP),
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_RIGHT,
+        bottom=_BOTTOM,
+    )
+    return Markup(drawing)
+
+
+def _charts(by_weights: Mapping[str, Found]) -> dict[str, dict[str, Curve]]:
+    """Curves by title and by weights."""
+    titles = dict.fromkeys(curve.title for found in by_weights.values() for curve in found.curves)
+    pairs = [(weights, curve) for weights, found in by_weights.items() for curve in found.curves]
+    return {title: {weights: curve for weights, curve in pairs if curve.title == title} for title in titles}
+
+
+def _ticks(bottom: float, top: float) -> list[float]:
+    """Round numbers within the range, 1, 2 or 5 times a power of ten apart, about `_TICKS` of them."""
+    rough = (top - bottom) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [number * step for number in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
+
+
+def _room(low: float, high: float) -> tuple[float, float]:
+    """The range with a little room on both sides."""
+    margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+class _Embedded(NamedTuple):
+    """An image as the page shows it."""
+
+    label: str
+    source: str
+    width: int
+    height: int
+    enlarged: bool
+
+
+def _embedded(group: Group, largest_px: int) -> list[_Embedded]:
+    """The images of a group as data, on one scale: reduced to `largest_px`, or enlarged by a whole factor."""
+    longest = max(max(array.shape[:2]) for array in group.images.values())
+    scale, factor = min(1.0, largest_px / longest), max(1, ENLARGED_BELOW_PX // longest)
+    kind = "png" if longest <= ENLARGED_BELOW_PX else "jpeg"
+    found = []
+    for label, array in group.images.items():
+        image = Image.fromarray(array)
+        if scale < 1:
+            image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **({"optimize": True} if kind == "png" else {"quality": 88}))
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        size = image.width * factor, image.height * factor
+        found.append(_Embedded(label, f"data:image/{kind};base64,{data}", *size, factor > 1))
+    return found
+
+
+def _facts(evaluation: Evaluation) -> dict[str, str]:
+    """What a reader has to know before the numbers: the model, how it was drawn with, on what, when, and how asked."""
+    settings, facts = evaluation.settings, dict(evaluation.subject)
+    if "sampling" in settings:
+        one = settings["sampling"]
+        facts["drawn with"] = (
+            f"{one['width']}×{one['height']} px, {one['steps']} steps of {one['solver']}, time shift {one['shift']:g}, "
+            f"guidance {one['guidance_scale']:g}, {settings.get('precision', 'float32')}"
+            + (f", away from “{one['negative_prompt']}”" if one["negative_prompt"] else "")
+        )
+    facts |= {key: settings[key] for key in ("samples", "seed") if key in settings}
+    data = settings.get("data", {})
+    for name, each in ({"real": data} if "sources" in data else data).items():  # an autoencoder's has one set
+        facts[f"{name} images"] = f"{_plain(each['sources'])}, {each['resolution']} px"
+    facts |= {
+        "date": f"{evaluation.date.replace('T', ' ')}, took {evaluation.seconds:.0f} s",
+        "command": evaluation.command,
+    }
+    return {str(key).replace("_", " "): _plain(value) for key, value in facts.items() if value not in (None, "")}
+
+
+def _plain(value: Any) -> str:
+    """A value for people: numbers to four digits, lists without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,227 @@
+"""What to evaluate and how, as plain values: each stands here once, with its range and the help of its flag.
+
+Light to import, for `--help`.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.parts import PARTS
+
+if TYPE_CHECKING:
+    from hdm_lightning.metrics.bootstrap import Bootstrap
+
+DEFAULT_NETWORK = "efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Seed and resampling.
+
+    Attributes:
+        seed: of images, noise and resampling; image number i is drawn from seed + i.
+        resamples: of cheap intervals.
+        set_resamples: of the Fréchet distance and neighbours, where each costs seconds.
+        confidence: share of intervals that hold the true value.
+    """
+
+    seed: Annotated[int, Ge(0)] = 0
+    resamples: Annotated[int, Ge(2)] = 1000
+    set_resamples: Annotated[int, Ge(2)] = 100
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+
+    @property
+    def bootstrap(self) -> "Bootstrap":
+        """For averages and kernel distances."""
+        return self._bootstrap(self.resamples)
+
+    @property
+    def set_bootstrap(self) -> "Bootstrap":
+        """For what is costly to resample."""
+        return self._bootstrap(self.set_resamples)
+
+    def _bootstrap(self, resamples: int) -> "Bootstrap":
+        from hdm_lightning.metrics.bootstrap import Bootstrap  # noqa: PLC0415  (NumPy is slow to import)
+
+        return Bootstrap(resamples, self.seed, self.confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many images, and how far the camera moves.
+
+    Attributes:
+        samples: images drawn, and reference ones.
+        train_samples: training images looked at.
+        loss_samples: images of the flow loss.
+        time_bins: bins of the time.
+        aspect_prompts: prompts drawn at each size.
+        camera_prompts: prompts drawn with each camera.
+        camera_shift: 1 is half a square's side.
+        camera_zoom: above 1 is nearer.
+        diversity_prompts: prompts.
+        diversity_seeds: images of each.
+        shapes_prompts: prompts of one shape.
+        shapes_pairs: prompts of two shapes.
+    """
+
+    samples: Annotated[int, Ge(2)] = 1500
+    train_samples: Annotated[int, Ge(1)] = 5000
+    loss_samples: Annotated[int, Ge(2)] = 256
+    time_bins: Annotated[int, Ge(1)] = 8
+    aspect_prompts: Annotated[int, Ge(2)] = 48
+    camera_prompts: Annotated[int, Ge(2)] = 48
+    camera_shift: Annotated[float, Gt(0), Lt(1)] = 0.25
+    camera_zoom: Annotated[float, Gt(0)] = 1.25
+    diversity_prompts: Annotated[int, Ge(2)] = 24
+    diversity_seeds: Annotated[int, Ge(2)] = 6
+    shapes_prompts: Annotated[int, Ge(1)] = 128
+    shapes_pairs: Annotated[int, Ge(1)] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Counts, Intervals):
+    """All that the numbers of a model's evaluation depend on besides model and data, as the results record it.
+
+    Attributes:
+        features: names of feature networks, as for `load_feature_network`.
+        clip: CLIP by hub name or folder, for CLIPScore and CMMD.
+        ratios: width / height of the images drawn beside squares of the same area.
+    """
+
+    features: tuple[str, ...] = (DEFAULT_NETWORK,)
+    clip: str | None = None
+    ratios: tuple[float, ...] = (0.5, 2 / 3, 1.5, 2.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Sampling settings instead of the model's own; None leaves those.
+
+    Attributes:
+        size: side of the square images in pixels.
+        steps: solver steps.
+        solver: euler, heun, ab2 or ab3.
+        shift: above 1 spends more steps near noise.
+        guidance: 1 is none.
+        negative_prompt: what to guide away from.
+    """
+
+    size: Annotated[int | None, Ge(1)] = None
+    steps: Annotated[int | None, Ge(1)] = None
+    solver: str | None = None
+    shift: float | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields of `SamplingSettings` that are given."""
+        named = {**vars(self), "height": self.size, "width": self.size, "guidance_scale": self.guidance}
+        return {name: value for name, value in named.items() if value is not None and name not in ("size", "guidance")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where to compute, and where the results go.
+
+    Attributes:
+        out: folder; by default evaluation/ in the model's or run's folder.
+        device: cpu, cuda, cuda:1 …; by default cuda if there is one.
+        batch: images at once.
+    """
+
+    out: Path | None = None
+    device: str | None = None
+    batch: Annotated[int, Ge(1)] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest(Machine):
+    """What to evaluate of a model.
+
+    Attributes:
+        model: run, final/ folder, weights file, published file or checkpoint.
+        parts: some by name, with commas between them; by default all that can be done.
+        data: folders of reference shards with captions, instead of the run's own.
+        train_data: folders of training shards likewise.
+        weights: by default all there are.
+        text_encoder: name or folder instead of the model's own.
+        vae: name or folder instead of the model's own.
+        precision: by default, on cuda bfloat16 if it has it, else float16; on the CPU float32.
+        settings: counts, seeds, networks.
+        drawing: how to draw.
+
+    Raises:
+        UserError: an unknown part.
+    """
+
+    model: Path
+    parts: str | None = None
+    data: tuple[str, ...] = ()
+    train_data: tuple[str, ...] = ()
+    weights: tuple[Literal["ema", "raw", "file"], ...] = ()
+    text_encoder: str | None = None
+    vae: str | None = None
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
+    drawing: Drawing = field(default_factory=Drawing)
+
+    def __post_init__(self) -> None:
+        for name in self.asked:
+            if name not in PARTS:
+                raise UserError(f"{name!r} is no part", where="--parts", hint=f"choose among {', '.join(PARTS)}")
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The parts asked for by name."""
+        return tuple(dict.fromkeys(name.strip() for name in (self.parts or "").split(",") if name.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeRequest(Machine, Intervals):
+    """What to evaluate of an autoencoder.
+
+    Attributes:
+        folder: diffusers AutoencoderKL, or a hdm-train-vae run.
+        data: folders of shards with images that it was not trained on.
+        size: side of the middle squares in pixels.
+        on_indivisible: a size that the autoencoder's factor does not divide: refuse it (default), or pad the images
+            by mirroring their edges, and compare on what they were.
+        samples: images.
+        perceptual: distance to report: efficientnet_lite0, lpips_vgg … or none.
+        features: names of feature networks.
+        batch: images at once.
+    """
+
+    folder: Path
+    data: tuple[str, ...]
+    size: int = 256
+    on_indivisible: Literal["refuse", "pad"] = "refuse"
+    samples: Annotated[int, Ge(2)] = 1500
+    perceptual: str = DEFAULT_NETWORK
+    features: tuple[str, ...] = (DEFAULT_NETWORK,)
+    batch: Annotated[int, Ge(1)] = 16
+
+
+def ratios_from(text: str) -> tuple[float, ...]:
+    """Ratios as in 2:3,1.5.
+
+    Raises:
+        UserError: they are none, or beyond 1:10 and 10:1.
+    """
+    try:
+        pairs = [part.partition(":") for part in text.split(",")]
+        ratios = tuple(float(width) / float(height or 1) for width, _, height in pairs)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{text!r} are no ratios", where="--ratios", hint="give them as in 2:3,3:2 or 0.5,2") from error
+    if not all(0.1 <= ratio <= 10 for ratio in ratios):
+        raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", hint="give ratios between them")
+    return ratios

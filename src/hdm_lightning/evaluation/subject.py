@@ -1,0 +1,225 @@
+"""What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.image_files import sha256_of
+from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.interop.layouts import FINAL_FOLDER
+from hdm_lightning.interop.pipeline_folder import CONFIG, TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.recorded import is_training, recorded_settings
+from hdm_lightning.training.settings import TrainSettings, model_config_from
+from hdm_lightning.training.stages import StagePlan, plan_stages
+from hdm_lightning.training.whitening import folded
+
+EMA, RAW, FILE = "ema", "raw", "file"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The run that a model came from: its settings, and the stage that it was in."""
+
+    folder: Path
+    settings: TrainSettings
+    plan: StagePlan
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        facts: what the report says about it.
+        sampling: settings to draw with, as the training run found them good.
+        samples_seen: training samples behind the weights, 0 where it is not known.
+        run: where it came from, or None.
+        encoders: a pipeline whose encoders all weights share.
+        networks: for each set of weights, what loads it (on the CPU).
+    """
+
+    facts: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    samples_seen: int
+    run: RunRecord | None
+    encoders: HDMPipeline
+    networks: Mapping[str, Callable[[], XUT]]
+
+    def pipeline(self, weights: str) -> HDMPipeline:
+        """The pipeline of one set of weights."""
+        return self.encoders.with_network(self.networks[weights]().to(self.encoders.device).eval())
+
+
+def load_subject(path: Path, options: LoadOptions) -> Subject:
+    """Load a run's folder, its `final/`, a weights file in it, a published file or folder, or a training's checkpoint.
+
+    A run that has no `final/` yet is represented by its newest checkpoint.
+
+    Raises:
+        UserError: there is no model, or a part of it is missing or does not fit.
+    """
+    _refuse_autoencoder(path)
+    if path.match("step-*.ckpt"):
+        return _from_checkpoint(path, options)
+    has_final = any(is_pipeline_folder(folder) for folder in (path / FINAL_FOLDER, path))
+    if path.is_dir() and not has_final and (path / run_folder.CONFIG).is_file():
+        return _from_checkpoint(_newest(path), options)
+    return _from_model(path, options)
+
+
+def find_run(path: Path) -> RunRecord | None:
+    """The run that `path` is or lies in, at a model's or a checkpoint's place in it, with the run's last stage.
+
+    None where there is no run: other folders above are somebody else's, and their config.yaml is not looked at.
+
+    Raises:
+        UserError: the run's config.yaml has mistakes.
+    """
+    folder = _run_folder(path.resolve())
+    config = folder / run_folder.CONFIG
+    if not config.is_file() or (settings := _settings(config)) is None:
+        return None
+    return RunRecord(folder, settings, plan_stages(settings.schedule, 1)[-1])
+
+
+def _run_folder(path: Path) -> Path:
+    """The run's folder, if it is one: RUN of RUN, RUN/final[/transformer], RUN/NN-STAGE/checkpoints, files there."""
+    folder = path if path.is_dir() else path.parent
+    if folder.name == TRANSFORMER and folder.parent.name == FINAL_FOLDER:
+        folder = folder.parent
+    if folder.name == FINAL_FOLDER:
+        return folder.parent
+    if folder.name == run_folder.CHECKPOINTS and re.match(r"\d+-", folder.parent.name):
+        return folder.parent.parent
+    return folder
+
+
+def _settings(config: Path) -> TrainSettings | None:
+    """The settings of a run; None for a config.yaml of something else, which the name is common for."""
+    try:
+        return recorded_settings(config) if is_training(config) else None
+    except UserError as error:
+        raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
+
+
+def _refuse_autoencoder(path: Path) -> None:
+    """Raise UserError for the folder of an autoencoder, which another command measures."""
+    for folder in (path / FINAL_FOLDER, path):
+        try:
+            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
+            raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
+
+
+def _from_model(path: Path, options: LoadOptions) -> Subject:
+    found = find_pipeline_folder(path)
+    folder = found[0] if found else None
+    weights: dict[str, tuple[Path, ...]] = {FILE: (path,)} if folder is None else _weight_files(path, folder)
+    first = next(iter(weights))
+    loaded = load_pipeline(path, replace(options, weights=first if first in WEIGHT_KINDS else EMA))  # type: ignore[arg-type]
+    networks: dict[str, Callable[[], XUT]] = {first: lambda: loaded.pipeline.network}
+    if folder is not None:
+        networks |= {name: partial(_stored, folder, name) for name in weights if name != first}
+        hashes = {name: sha256_of(*files) for name, files in weights.items()}
+    else:
+        hashes = {first: loaded.fingerprint}
+    training = dict(folder.training) if folder is not None else {}
+    run = find_run(path)
+    facts = {
+        "name": training.get("name") or (run.settings.name if run else path.stem),
+        "model": str(path),
+        "sha256": hashes,
+        "samples_seen": training.get("samples"),
+    }
+    return Subject(facts, loaded.sampling, int(training.get("samples") or 0), run, loaded.pipeline, networks)
+
+
+def _weight_files(path: Path, folder: PipelineFolder) -> dict[str, tuple[Path, ...]]:
+    """The files of the weights there are: the one that was named, or all of the folder's."""
+    kinds: list[str] = [kind for kind in WEIGHT_KINDS if folder.has(kind)]
+    present = {kind: folder.weight_files(kind) for kind in kinds}
+    if path.is_file():
+        return {kind: files for kind, files in present.items() if path in files}
+    if not present:
+        raise UserError("holds no weights", where=str(folder.folder), hint="give a run's final/ folder")
+    return present
+
+
+def _stored(folder: PipelineFolder, weights: str) -> XUT:
+    return folder.load_network(weights).float()
+
+
+def _newest(folder: Path) -> Path:
+    found = sorted(folder.glob("*/checkpoints/step-*.ckpt"))
+    if not found:
+        raise UserError(
+            "holds neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
+        )
+    return found[-1]
+
+
+def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
+    if not path.is_file():
+        raise UserError("does not exist", where=str(path), hint="give NN-STAGE/checkpoints/step-….ckpt of a run")
+    run = find_run(path)
+    if run is None:
+        raise UserError(
+            "lies in no run's folder, so that its network and encoders are not known",
+            where=str(path),
+            hint="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
+        )
+    checkpoint = read_checkpoint(path)
+    place = checkpoint["hdm"]
+    plans = plan_stages(run.settings.schedule, 1)
+    plan = next((one for one in plans if one.name == place["stage"]), run.plan)
+    config = model_config_from(run.settings.model)
+    states = {RAW: network_weights(checkpoint)}
+    averages = (averages_state(checkpoint) or {}).get("shadows", [])
+    if averages:
+        states = {EMA: {**states[RAW], **averages[0]}, **states}
+    seen = plan.samples_before + int(place["samples"])
+    whitening_file = run.folder / run_folder.WHITENING
+    whitening = TextWhitening.load(whitening_file) if run.settings.text_encoder.whiten_captions else None
+    facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
+    side, drawn = plan.settings.resolution, run.settings.callbacks.pictures
+    sampling = {"height": side, "width": side, "steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
+    networks = {name: partial(_network, config, folded(state, whitening)) for name, state in states.items()}
+    shared = _encoders(run, plan, options, next(iter(networks.values()))())
+    return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
+
+
+def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
+    network = XUT(config)
+    network.load_state_dict(dict(state))
+    return network
+
+
+def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> HDMPipeline:
+    text, vae = dict(vars(run.settings.text_encoder)), dict(vars(run.settings.vae))
+    text.pop("whiten_captions"), vae.pop("made_by")
+    encoder, autoencoder = load_text_encoder(**text), load_autoencoder(**vae)
+    pipeline = HDMPipeline(
+        network.to(options.device),
+        autoencoder.to(options.device),
+        text_encoder=encoder.to(options.device),
+        context_length=plan.settings.context_length,
+    )
+    pipeline.max_batch, pipeline.autocast = options.max_batch, options.autocast
+    return pipeline

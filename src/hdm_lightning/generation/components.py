@@ -1,0 +1,76 @@
+"""The parts of the pipeline that diffusers does not have: the XUT and the flow's solver as it saves and loads them."""
+
+import inspect
+from typing import Any, Self
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
+
+from hdm_lightning.diffusion import sampling, times
+from hdm_lightning.models import XUT, XUTConfig
+
+
+class XUTTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """An XUT that diffusers saves, loads, moves and offloads; called as the XUT itself.
+
+    Args:
+        fields: those of `XUTConfig`.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        config = XUTConfig.from_json(fields)
+        self.register_to_config(**config.to_json())
+        self.network = XUT(config)
+
+    # diffusers reads off the signature which fields of a config.json are the constructor's.
+    __init__.__signature__ = inspect.signature(XUTConfig.__init__)  # type: ignore[attr-defined]
+
+    @classmethod
+    def around(cls, network: XUT) -> Self:
+        """The same for a network that is there already, which is not copied."""
+        transformer = cls.__new__(cls)
+        ModelMixin.__init__(transformer)
+        transformer.register_to_config(**network.config.to_json())
+        transformer.network = network
+        return transformer.train(network.training)
+
+    def forward(self, *arguments: Any, **named: Any) -> Tensor:
+        """See `models.xut.XUT.forward`."""
+        return self.network(*arguments, **named)
+
+
+class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """The times of the flow, from noise at 1 to the image at 0, and the solver that follows it along them.
+
+    A solver asks for velocities as it needs them, some twice a step, so there is no `step` to be called from outside.
+
+    Args:
+        solver: a name in `diffusion.sampling.SOLVERS`.
+        shift: of the time grid; above 1 spends more steps near noise.
+    """
+
+    config: Any
+
+    @register_to_config
+    def __init__(self, solver: str = "ab2", shift: float = 1.0) -> None:
+        if solver not in sampling.SOLVERS:
+            raise ValueError(f"solver: got {solver!r}, expected one of {', '.join(sampling.SOLVERS)}")
+
+    def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
+        """`steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""
+        return times.shifted_grid(steps, self.config.shift, start=start)
+
+    def solve(
+        self, velocity: sampling.Velocity, x: Tensor, grid: Tensor, on_step: sampling.OnStep | None = None
+    ) -> Tensor:
+        """The state at the grid's last time, from `x` (B, …) at its first; see `diffusion.sampling`."""
+        solver = sampling.SOLVERS[self.config.solver]
+        return solver(velocity, x, grid) if on_step is None else solver(velocity, x, grid, on_step)
+
+
+def unwrapped(transformer: Any) -> nn.Module:
+    """The XUT in an `XUTTransformer`; anything else as it is."""
+    return transformer.network if isinstance(transformer, XUTTransformer) else transformer

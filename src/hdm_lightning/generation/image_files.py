@@ -1,0 +1,204 @@
+"""Images as files: PNGs that carry the record of their making, and images to start from.
+
+Shapes: H×W pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from hdm_lightning.data.decode import decode_rgb, load_upright, orientation, turned, upright_size
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.version import __version__
+from hdm_lightning.whole_files import write_atomically
+
+RECORD_FORMAT = "hdm-lightning image 1"
+RECORD_KEY = "hdm-lightning"
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+"""As what a pipeline gives its images; latents stay as they are."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What an image was made from: enough to make it again.
+
+    Args:
+        prompt: what it shows.
+        seed: where its noise comes from.
+        settings: how it was drawn.
+        model: path of the model as the user gave it.
+        fingerprint: SHA-256 of the model's weights.
+        image: path of the image it started from (image-to-image), or None.
+        image_sha256: SHA-256 of that file.
+        loaded_with: `precision`, and `text_encoder` and `vae` where others than the model's own were named.
+    """
+
+    prompt: str
+    seed: int
+    settings: SamplingSettings
+    model: str
+    fingerprint: str
+    image: str | None = None
+    image_sha256: str | None = None
+    loaded_with: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        own = {**vars(self), "settings": self.settings.to_json(), "loaded_with": dict(self.loaded_with)}
+        return {"format": RECORD_FORMAT, "version": __version__, **own}
+
+    @classmethod
+    def from_json(cls, mapping: Mapping[str, Any]) -> "ImageRecord":
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: if it is of another format, or a setting is unknown or out of its range.
+        """
+        if mapping.get("format") != RECORD_FORMAT:
+            raise ValueError(f"format: got {mapping.get('format')!r}, expected {RECORD_FORMAT!r}")
+        return cls(
+            prompt=mapping["prompt"],
+            seed=mapping["seed"],
+            settings=SamplingSettings.from_json(mapping["settings"]),
+            model=mapping["model"],
+            fingerprint=mapping["fingerprint"],
+            image=mapping["image"],
+            image_sha256=mapping["image_sha256"],
+            loaded_with=mapping.get("loaded_with", {}),
+        )
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Images in [−1, 1] to uint8."""
+    return ((image.float() + 1.0) * 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A uint8 tensor (3, H, W) as a PIL image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
+    """Write an image with its record, whole or not at all.
+
+    Args:
+        path: file to write, replaced if there.
+        image: uint8 (3, H, W).
+        record: kept as JSON under "hdm-lightning"; the prompt also under PNG's own "Description".
+    """
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
+    text.add_itxt("Description", record.prompt)
+    text.add_text("Software", "hdm-lightning")
+    write_atomically(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=text))
+
+
+def read_record(path: Path) -> ImageRecord:
+    """The record of an image that `write_png` wrote.
+
+    Raises:
+        UserError: if the file is no such image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(RECORD_KEY)
+    except OSError as error:
+        raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error
+    if text is None:
+        raise UserError(
+            "carries no settings",
+            where=str(path),
+            hint="give a PNG written by hdm-sample, not re-encoded since",
+        )
+    try:
+        return ImageRecord.from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"carries settings that cannot be read ({error})", where=str(path)) from error
+
+
+def read_image(path: Path, settings: SamplingSettings) -> Tensor:
+    """An image to start from as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings.
+
+    It is read as training reads images: transparency on white, upright.
+
+    Raises:
+        UserError: if the file cannot be read as an image.
+    """
+    return fitted(_read(path, load_upright), settings)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as training reads it: transparency on white, upright, RGB.
+
+    Raises:
+        SampleFault: it cannot be decoded.
+    """
+    return turned(decode_rgb(image), orientation(image))
+
+
+def fitted(image: Image.Image, settings: SamplingSettings) -> Tensor:
+    """An image as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings."""
+    size = (settings.width, settings.height)
+    scaled = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(1, settings.height, settings.width, 3).permute(0, 3, 1, 2)
+
+
+def start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
+    """What `count` images start from, uint8 (B, 3, H, W)."""
+    if isinstance(image, Image.Image):
+        image = fitted(upright(image), settings)
+    return image.expand(count, -1, -1, -1) if image is not None and len(image) == 1 else image
+
+
+def converted(images: Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W) in [−1, 1] as `output_type` says."""
+    if output_type == "pil":
+        return [to_pil(image) for image in to_uint8(images).cpu()]
+    images = (images + 1.0) / 2.0
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as it is seen, in pixels.
+
+    Raises:
+        UserError: if the file cannot be read as an image.
+    """
+    height, width = _read(path, upright_size)
+    return width, height
+
+
+def is_cropped(path: Path, settings: SamplingSettings) -> bool:
+    """Whether `read_image` cuts off a row or a column of the image, as scaled, or more."""
+    width, height = image_size(path)
+    scale = max(settings.width / width, settings.height / height)
+    return width * scale >= settings.width + 1 or height * scale >= settings.height + 1
+
+
+def sha256_of(*files: Path) -> str:
+    """SHA-256 of one file, as hexadecimal digits; of several, that of their hashes in this order."""
+    hashes = []
+    for path in files:
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _read(path: Path, reader: Callable[[bytes], T]) -> T:
+    try:
+        return reader(path.read_bytes())
+    except (OSError, SampleFault) as error:
+        raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error

@@ -1,0 +1,162 @@
+"""Many images in turn: what to draw, drawn in batches of equal settings, each written as soon as it is there."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hdm_lightning.generation.contact_sheet import contact_sheet
+from hdm_lightning.generation.image_files import ImageRecord, read_image, sha256_of, to_pil, write_png
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.whole_files import write_atomically
+
+SLUG_LENGTH = 48
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """One image to draw."""
+
+    prompt: str
+    seed: int
+    settings: SamplingSettings
+
+
+def plan_jobs(
+    prompts: Sequence[str], first_seed: int, count: int, settings: Iterable[SamplingSettings]
+) -> list[DrawJob]:
+    """`count` images of each prompt for each settings, with the seeds first_seed, first_seed + 1, …
+
+    The same seeds serve all prompts and sizes, so that what differs between images is what was asked to differ.
+    """
+    seeds = range(first_seed, first_seed + count)
+    return [DrawJob(prompt, seed, one) for one in settings for prompt in prompts for seed in seeds]
+
+
+def draw_jobs(
+    pipeline: HDMPipeline,
+    jobs: Sequence[DrawJob],
+    *,
+    image: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[DrawJob, Tensor]]:
+    """Draw jobs in batches of equal settings.
+
+    Args:
+        pipeline: draws, `pipeline.max_batch` images at once.
+        jobs: those of equal settings side by side.
+        image: file of the image to start all from, or None.
+        progress: called with (solver steps done, solver steps in all).
+
+    Yields:
+        Each job with its image, uint8 (3, H, W).
+    """
+    batches = list(_batches(jobs, pipeline.max_batch))
+    total, before = sum(batch[0].settings.steps for batch in batches), 0
+    for batch in batches:
+        settings, start = batch[0].settings, before
+        given = None if image is None else read_image(image, settings).expand(len(batch), -1, -1, -1)
+
+        def report(done: int, _steps: int, start: int = start) -> None:
+            if progress is not None:
+                progress(start + done, total)
+
+        images = pipeline.draw(
+            [job.prompt for job in batch],
+            [job.seed for job in batch],
+            settings,
+            images=given,
+            progress=report,
+        )
+        before += settings.steps
+        yield from zip(batch, images, strict=True)
+
+
+def _batches(jobs: Sequence[DrawJob], size: int) -> Iterator[list[DrawJob]]:
+    for _, group in itertools.groupby(jobs, key=lambda job: job.settings):
+        waiting = list(group)
+        for start in range(0, len(waiting), size):
+            yield waiting[start : start + size]
+
+
+class ImageWriter:
+    """Writes images to a folder, numbered on from those already there.
+
+    Args:
+        folder: made if missing.
+        model: path of the model, for the records.
+        fingerprint: SHA-256 of its weights.
+        image: image that the others start from, or None.
+        loaded_with: precision and encoders, for the records.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str,
+        fingerprint: str,
+        image: Path | None = None,
+        loaded_with: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.model = model
+        self.fingerprint = fingerprint
+        self.image = image
+        self.image_sha256 = sha256_of(image) if image else None
+        self.loaded_with = loaded_with or {}
+        self.paths: list[Path] = []
+        self._sheet: list[tuple[Tensor, str]] = []
+        self._first = self._next = next_number(folder)
+
+    def add(self, job: DrawJob, image: Tensor) -> Path:
+        """Write one image, uint8 (3, H, W), with its record."""
+        record = ImageRecord(
+            job.prompt,
+            job.seed,
+            job.settings,
+            self.model,
+            self.fingerprint,
+            None if self.image is None else str(self.image),
+            self.image_sha256,
+            self.loaded_with,
+        )
+        path = self.folder / f"{self._next:04d}-{slug(job.prompt)}-{job.seed}.png"
+        write_png(path, image, record)
+        self._next += 1
+        self.paths.append(path)
+        self._sheet.append((image, f"{job.prompt} [{job.seed}]"))
+        return path
+
+    def differences_from(self, record: ImageRecord) -> list[str]:
+        """The files that are not those of an earlier record."""
+        pairs = [
+            (f"model {self.model}", self.fingerprint, record.fingerprint),
+            (f"image {self.image}", self.image_sha256, record.image_sha256),
+        ]
+        return [what for what, ours, theirs in pairs if ours != theirs]
+
+    def write_sheet(self) -> Path:
+        """Write the contact sheet of all images added."""
+        images, captions = zip(*self._sheet, strict=True)
+        path = self.folder / f"sheet-{self._first:04d}.png"
+        sheet = contact_sheet([to_pil(image) for image in images], captions)
+        write_atomically(path, lambda file: sheet.save(file, "PNG"))
+        return path
+
+
+def next_number(folder: Path) -> int:
+    """The number after the highest one that begins a PNG's name in the folder."""
+    names = (re.match(r"(\d+)-", path.name) for path in folder.glob("*.png"))
+    return max((int(match[1]) + 1 for match in names if match), default=0)
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name: letters and digits of any script, joined with dashes."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower(), flags=re.UNICODE).strip("-_")
+    return words[:SLUG_LENGTH].rstrip("-") or "empty"

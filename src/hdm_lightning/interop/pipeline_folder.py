@@ -1,0 +1,251 @@
+"""The folder of an `HDMPipeline`, as a training leaves it: what lies where, also in the layout of before.
+
+```
+model_index.json   the parts and what is known of the model; written last, so that a folder with one is whole
+transformer/       config.json, diffusion_pytorch_model.safetensors: averaged weights; ….raw.safetensors: the last ones
+vae/  scheduler/   as diffusers writes them           README.md   the model card
+text_encoder/  tokenizer/   only if they are to travel with the model, which names them otherwise
+```
+Before, config.json held all descriptions, beside model.safetensors, model_raw.safetensors and vae/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS
+from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.model_card import model_card
+from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, shards, write_tensors
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.whole_files import write_json, write_text
+
+INDEX, CONFIG, CARD = "model_index.json", "config.json", "README.md"
+TRANSFORMER, SCHEDULER, TEXT_ENCODER, TOKENIZER = "transformer", "scheduler", "text_encoder", "tokenizer"
+PIPELINE_CLASS = "HDMPipeline"
+COMPONENTS = "hdm_lightning.generation.components"
+"""The module whose XUTTransformer and FlowScheduler read their folders."""
+NETWORK_PREFIX = "network."
+"""Stands before the names of an XUT's tensors in transformer/, as in training checkpoints."""
+
+Weights = Literal["ema", "raw"]
+WEIGHT_KINDS: tuple[Weights, ...] = ("ema", "raw")
+_STEMS: Mapping[str, str] = {"ema": f"{TRANSFORMER}/{WEIGHTS}", "raw": f"{TRANSFORMER}/{WEIGHTS}.raw"}
+_OLD_STEMS: Mapping[str, str] = {"ema": "model", "raw": "model_raw"}
+_SOLVING = ("solver", "shift")
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """What a pipeline's folder says; weights are read by `load_network`.
+
+    Args:
+        folder: where it is.
+        xut: the network's configuration.
+        text_encoder: which text encoder it needs; None where that is not recorded.
+        inside: whether the text encoder lies in the folder, with its tokenizer.
+        training: free record of the training: steps, samples, resolution, commit.
+        sampling: settings of `SamplingSettings` to start from, as the training run found them good.
+        old: whether it has the layout of before.
+    """
+
+    folder: Path
+    xut: XUTConfig
+    text_encoder: TextEncoderSource | None
+    inside: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    old: bool = False
+
+    @property
+    def vae(self) -> Path:
+        """Where the autoencoder is, if there is one."""
+        return self.folder / VAE_FOLDER
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Name or folder of the tokenizer."""
+        if self.inside:
+            return str(self.folder / TOKENIZER)
+        return self.text_encoder.name if self.text_encoder else None
+
+    def weight_files(self, weights: str = "ema") -> tuple[Path, ...]:
+        """The files of the averaged or the raw weights.
+
+        Raises:
+            UserError: there are none.
+        """
+        stem = (_OLD_STEMS if self.old else _STEMS)[weights]
+        found = shards(self.folder / f"{stem}.safetensors")
+        if not found:
+            name = Path(stem).name
+            raise UserError(f"there is no {name}.safetensors", where=str(self.folder), hint="choose the other weights")
+        return found
+
+    def has(self, weights: str) -> bool:
+        """Whether there are averaged or raw weights."""
+        return bool(shards(self.folder / f"{(_OLD_STEMS if self.old else _STEMS)[weights]}.safetensors"))
+
+    def load_network(self, weights: str = "ema") -> XUT:
+        """The network on the CPU, in evaluation mode, in the dtype that the file has.
+
+        Raises:
+            UserError: if the weights are missing, cannot be read or do not fit the configuration.
+        """
+        files = self.weight_files(weights)
+        tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+        try:
+            return network_from_tensors(self.xut, tensors).eval()
+        except ValueError as error:
+            raise UserError(str(error), where=str(files[0])) from error
+
+
+def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
+    """The network with these tensors under our names, with or without `NETWORK_PREFIX`, in the dtype they have.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
+    """
+    own = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in tensors.items()}
+    with torch.device("meta"):
+        network = XUT(config)
+    check_tensors(own, {name: value.shape for name, value in network.state_dict().items()})
+    network.load_state_dict(own, assign=True)
+    return network
+
+
+def is_pipeline_folder(folder: Path) -> bool:
+    """Whether a folder is that of a pipeline with an XUT, in this layout or in that of before."""
+    return _json(folder / INDEX).get("_class_name") == PIPELINE_CLASS or "xut" in _json(folder / CONFIG)
+
+
+def holding(path: Path) -> tuple[Path, Weights] | None:
+    """The pipeline's folder that a weights file lies in, and which weights it has; None for any other path."""
+    for up, stems in ((path.parent, _OLD_STEMS), (path.parent.parent, _STEMS)):
+        for kind in WEIGHT_KINDS:
+            if path == up / f"{stems[kind]}.safetensors" and path.is_file() and is_pipeline_folder(up):
+                return up, kind
+    return None
+
+
+def read_pipeline_folder(folder: Path) -> PipelineFolder:
+    """What a pipeline's folder says, in this layout or in that of before.
+
+    Raises:
+        UserError: it is none, naming the file that is wrong.
+    """
+    path = folder / (INDEX if (folder / INDEX).is_file() else CONFIG)
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path), hint="give a run's final/ folder") from error
+    try:
+        return _read_index(folder, written) if path.name == INDEX else _read_old(folder, written)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"does not describe a model ({error})", where=str(path)) from error
+
+
+def _read_index(folder: Path, index: Mapping[str, Any]) -> PipelineFolder:
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise ValueError(f"_class_name is {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}")
+    fields = json.loads((folder / TRANSFORMER / CONFIG).read_text(encoding="utf-8"))
+    xut = XUTConfig.from_json({key: value for key, value in fields.items() if not key.startswith("_")})
+    inside = bool((index.get(TEXT_ENCODER) or [None])[0])
+    name = str(folder / TEXT_ENCODER) if inside else index.get("text_encoder_name")
+    source = name and TextEncoderSource(name, int(index["text_encoder_layer"]), int(index["context_length"]))
+    solving = _json(folder / SCHEDULER / "scheduler_config.json")
+    sampling = {**(index.get("sampling") or {}), **{key: solving[key] for key in _SOLVING if key in solving}}
+    training = dict(index.get("training") or {})
+    return PipelineFolder(folder, xut, source.found_from(folder) if source else None, inside, training, sampling)
+
+
+def _read_old(folder: Path, config: Mapping[str, Any]) -> PipelineFolder:
+    text = config.get("text_encoder")
+    return PipelineFolder(
+        folder,
+        XUTConfig.from_json(config["xut"]),
+        TextEncoderSource(**text).found_from(folder) if text else None,
+        training=dict(config.get("training") or {}),
+        sampling=dict(config.get("sampling") or {}),
+        old=True,
+    )
+
+
+def write_pipeline_folder(
+    folder: Path,
+    weights: Mapping[Weights, Mapping[str, Tensor]],
+    *,
+    xut: XUTConfig,
+    text_encoder: TextEncoderSource | None,
+    write_vae: Callable[[Path], None] | None,
+    write_text_encoder: Callable[[Path], Mapping[str, Sequence[str]]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a pipeline's folder; model_index.json comes last, and goes first where there is one.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        weights: state dicts of the network, the averaged one and perhaps the raw one.
+        xut: the network's configuration.
+        text_encoder: which text encoder it was trained with.
+        write_vae: writes the autoencoder to a folder; None for a network without one.
+        write_text_encoder: writes the text encoder and its tokenizer into the folder, and gives library and class of
+            both by their names in model_index.json; None to name the text encoder only.
+        training: free record of plain values.
+        sampling: settings to start from, as in `SamplingSettings`.
+    """
+    (folder / INDEX).unlink(missing_ok=True)
+    for kind, state in weights.items():
+        tensors = {NETWORK_PREFIX + name: value for name, value in state.items()}
+        write_tensors(folder / f"{_STEMS[kind]}.safetensors", tensors)
+    diffusers = {"_diffusers_version": version("diffusers")}
+    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
+    solving = {key: value for key, value in (sampling or {}).items() if key in _SOLVING}
+    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
+    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
+    if write_vae is not None:
+        write_vae(folder / VAE_FOLDER)
+    absent = [None, None]
+    text = {TEXT_ENCODER: absent, TOKENIZER: absent} if write_text_encoder is None else write_text_encoder(folder)
+    kept = text_encoder.kept() if text_encoder else None
+    card = model_card(
+        xut.to_json(),
+        asdict(kept) if kept else None,
+        training or {},
+        keeps_raw="raw" in weights,
+        inside=write_text_encoder is not None,
+    )
+    write_text(folder / CARD, card)
+    index = {
+        "_class_name": PIPELINE_CLASS,
+        **diffusers,
+        "transformer": [COMPONENTS, "XUTTransformer"],
+        "vae": absent if write_vae is None else ["diffusers", "AutoencoderKL"],
+        "scheduler": [COMPONENTS, "FlowScheduler"],
+        **text,
+        "text_encoder_name": kept.name if kept else None,
+        "text_encoder_layer": kept.layer if kept else -1,
+        "context_length": kept.context_length if kept else 256,
+        "sampling": {key: value for key, value in (sampling or {}).items() if key not in _SOLVING},
+        "training": dict(training or {}),
+    }
+    write_json(folder / INDEX, index)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,171 @@
+"""Bootstrap intervals of means, medians and shares, and of distances between two sets.
+
+Shapes: N samples, M samples of the other set, R resamples.
+
+Two kinds, and each estimate says which is its own:
+
+- *percentile*, for what is averaged over samples: the quantiles of the value over resamples (Efron 1979).
+- *centred percentile*, for distances and neighbour statistics of sets: resampling with replacement itself shifts such
+  a value (fewer distinct samples, copies at distance zero), so that plain quantiles would lie beside it. The quantiles
+  are moved so that the resamples' mean falls on the value. The interval is then one of the expected value at these
+  sample counts; a bias that the value has at these counts stays in it. On simulated Gaussians such intervals cover that
+  expectation in 95% of the trials or a little more, where plain quantiles of a Fréchet distance hardly ever do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PERCENTILE = "percentile bootstrap"
+CENTRED = "centred percentile bootstrap"
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the number itself, from all samples.
+        low, high: ends of the interval.
+        samples: how many independent samples it rests on; of two sets, the smaller count.
+        method: how the interval was made.
+        resamples: how many resamples made it.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: int
+    method: str = PERCENTILE
+    resamples: int = 0
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Args:
+        resamples: R; more make the ends steadier, not narrower.
+        seed: of the resampling; equal seeds draw the same rows for equal counts.
+        confidence: share of such intervals that hold the true value.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.resamples < 2:
+            raise ValueError(f"resamples: got {self.resamples}, expected at least 2")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: got {self.confidence}, expected between 0 and 1")
+
+    def counts(self, samples: int, stream: int = 0) -> NDArray[np.int64]:
+        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart."""
+        random = np.random.default_rng([self.seed, stream])
+        return random.multinomial(samples, np.full(samples, 1 / samples), size=self.resamples)
+
+    def rows(self, samples: int, stream: int = 0) -> Rows:
+        """Which samples are in each resample, (R, N)."""
+        random = np.random.default_rng([self.seed, stream])
+        return random.integers(samples, size=(self.resamples, samples))
+
+    def mean(self, values: ArrayLike) -> Estimate:
+        """The mean of values (N,)."""
+        found = _checked(values)
+        return self.percentile(float(found.mean()), self.counts(len(found)) @ found / len(found), len(found))
+
+    def median(self, values: ArrayLike) -> Estimate:
+        """The median of values (N,)."""
+        found = _checked(values)
+        replicates = np.median(found[self.rows(len(found))], axis=1)
+        return self.percentile(float(np.median(found)), replicates, len(found))
+
+    def share(self, hits: ArrayLike) -> Estimate:
+        """The share of hits (N,) that are true.
+
+        Where all agree, resampling sees no spread; the open end is then the exact one-sided bound of a proportion
+        (Clopper and Pearson 1934).
+        """
+        return self._opened(self.mean(_checked(hits)))
+
+    def sets(
+        self,
+        statistic: Callable[[Rows, Rows], float],
+        first: int,
+        second: int,
+        *,
+        bounds: tuple[float, float] = (-inf, inf),
+        paired: bool = False,
+    ) -> Estimate:
+        """A statistic of two sets of N and M samples, given by the rows that it is to use of each.
+
+        Args:
+            statistic: called with all rows once, and with R pairs of resampled rows.
+            first, second: N and M.
+            bounds: what the statistic cannot leave; the interval is cut there. One of 0 to 1 is taken for a share.
+            paired: sample i of one set belongs to sample i of the other, so that both are resampled alike.
+
+        Raises:
+            ValueError: sets of different sizes are said to be paired.
+        """
+        if paired and first != second:
+            raise ValueError(f"second: got {second} samples, expected {first}, one for each of the first set")
+        value = statistic(np.arange(first), np.arange(second))
+        pairs = zip(self.rows(first, stream=1), self.rows(second, stream=1 if paired else 2), strict=True)
+        replicates = np.array([statistic(one, other) for one, other in pairs])
+        return self.centred(value, replicates, min(first, second), bounds=bounds)
+
+    def percentile(self, value: float, replicates: Floats, samples: int) -> Estimate:
+        """The estimate whose interval is the quantiles of its replicates (R,)."""
+        low, high = self._quantiles(replicates)
+        return Estimate(value, low, high, samples, PERCENTILE, len(replicates))
+
+    def centred(
+        self, value: float, replicates: Floats, samples: int, *, bounds: tuple[float, float] = (-inf, inf)
+    ) -> Estimate:
+        """The estimate whose interval is the quantiles of its replicates (R,), moved to lie about the value.
+
+        Replicates that are not finite do not count: among very few samples, a resample can be one sample throughout,
+        which has no pairs.
+        """
+        finite = replicates[np.isfinite(replicates)]
+        if len(finite) < 2:
+            raise ValueError(f"replicates: got {len(finite)} finite ones, expected at least 2")
+        low, high = self._quantiles(finite - finite.mean() + value)
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+        estimate = Estimate(value, min(low, value), max(high, value), samples, CENTRED, len(finite))
+        return self._opened(estimate) if bounds == (0.0, 1.0) else estimate
+
+    def _opened(self, share: Estimate) -> Estimate:
+        """A share of nothing or all, whose resamples all agree, with the exact bound at its open end."""
+        reach = exact_reach(share.samples, self.confidence)
+        if share.low == share.high == 0:
+            return replace(share, high=reach)
+        return replace(share, low=1 - reach) if share.low == share.high == 1 else share
+
+    def _quantiles(self, replicates: Floats) -> tuple[float, float]:
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(replicates, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def exact_reach(samples: int, confidence: float) -> float:
+    """How far from 0 or 1 a share can truly be when all so many samples agree (Clopper and Pearson 1934)."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / samples))
+
+
+def _checked(values: ArrayLike) -> Floats:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"values: got shape {found.shape}, expected (N,) with at least one sample")
+    return found

@@ -1,0 +1,234 @@
+"""Distances of sets of features: kernel distance, Fréchet distance, diversity, each with an interval.
+
+Shapes: features (N,D) and (M,D); R resamples; mean (D,); covariance (D,D); P prompts, S seeds. Computed in float64.
+
+*Kernel distance*: squared maximum mean discrepancy, unbiased. With the cubic kernel this is KID (arXiv 1801.01401,
+section 4); with the Gaussian kernel on unit-length CLIP features, CMMD (arXiv 2401.09603, section 4). Values at
+different counts compare; a value below zero is chance.
+
+*Fréchet distance*: each set seen as a Gaussian (arXiv 1706.08500, equation 6). The value rises as sets get smaller, by
+an amount that depends on the features: compare it only at equal counts of the same network (arXiv 1911.07023).
+
+*Diversity*: how different images of one prompt are, as a share of how different real images are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate, Rows
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+FEWEST_SAMPLES = 2
+CMMD_BANDWIDTH = 10.0
+CMMD_SCALE = 1000.0
+_BLOCK_ROWS = 1024
+_POSITIVE = (0.0, float("inf"))
+_NO_INTERVAL = Bootstrap(resamples=2)
+
+
+def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
+    """(x·y / D + 1)³ of each pair, (N,M)."""
+    return (first @ second.T / first.shape[1] + 1) ** 3
+
+
+def gaussian_kernel(first: Tensor, second: Tensor, *, bandwidth: float = CMMD_BANDWIDTH) -> Tensor:
+    """exp(−‖x − y‖² / 2σ²) of each pair, (N,M)."""
+    return torch.exp(-torch.cdist(first, second).square() / (2 * bandwidth**2))
+
+
+def euclidean_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distance of each row of (N,D) to each of (M,D), (N,M), finite everywhere and exactly zero between equal rows.
+
+    The quick formula by inner products takes the root of a difference that rounding can make negative: NaN for equal
+    images, of which data from the web are full.
+    """
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def kernel_distance_estimate(
+    real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, kernel: Kernel = cubic_kernel, scale: float = 1.0
+) -> Estimate:
+    """The kernel distance of two sets with a centred percentile interval over samples of both.
+
+    All pairs count, not averages over small subsets. Pairs of a sample with itself, which resampling makes, are left
+    out of the replicates as they are of the value.
+
+    Args:
+        real: (N,D).
+        generated: (M,D).
+        bootstrap: for the interval.
+        kernel: of two sets of features, (N,M).
+        scale: factor of the result.
+
+    Raises:
+        ValueError: the features do not belong together, or a set has fewer than two samples.
+    """
+    _require_fit(real, generated, FEWEST_SAMPLES)
+    first, second = real.double(), generated.double()
+    weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in ((1, first), (2, second))]
+    distances = (scale * _kernel_distances(kernel, first, second, weights[0], weights[1])).cpu().numpy()
+    return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
+
+
+def kernel_distance(real: Tensor, generated: Tensor, *, kernel: Kernel = cubic_kernel) -> float:
+    """The kernel distance of (N,D) and (M,D) alone, without an interval; both counts at least 2."""
+    first, second = real.double(), generated.double()
+    once = first.new_ones(1, len(first)), second.new_ones(1, len(second))
+    return float(_kernel_distances(kernel, first, second, *once))
+
+
+def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
+    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,).
+
+    Args:
+        pairwise: a value for each pair; the diagonal does not count.
+        bootstrap: for the replicates.
+        stream: of the resampling, as in `Bootstrap.counts`.
+    """
+    matrix = pairwise.double()
+    weights = _with_all(bootstrap, len(matrix), stream, matrix)
+    squares = weights.square()
+    total = ((weights @ matrix) * weights).sum(1) - squares @ matrix.diagonal()
+    means = (total / (weights.sum(1).square() - squares.sum(1))).cpu().numpy()
+    return float(means[0]), means[1:]
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Mean distances of pairs of images, each with its interval.
+
+    Attributes:
+        within: of one prompt with different seeds, over the real images' mean distance.
+        across: of different prompts, over the same.
+        real: the real images' mean distance, in units of the features.
+    """
+
+    within: Estimate
+    across: Estimate
+    real: Estimate
+
+
+def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> Diversity:
+    """Diversity of images drawn P × S.
+
+    Args:
+        by_prompt: features (P,S,D), at least two prompts of two seeds.
+        real: features (N,D) of at least two real images.
+        bootstrap: resamples prompts, and real images.
+
+    Raises:
+        ValueError: there is no pair to compare, or all real images are equal.
+    """
+    if by_prompt.dim() != 3 or min(by_prompt.shape[:2]) < 2 or len(real) < 2:
+        shapes = f"{tuple(by_prompt.shape)}, {tuple(real.shape)}"
+        raise ValueError(f"by_prompt, real: got shapes {shapes}, expected (P ≥ 2, S ≥ 2, D), (N ≥ 2, D)")
+    prompts, seeds = by_prompt.shape[:2]
+    scale, scales = mean_pairs(_to_each_other(real), bootstrap, stream=2)
+    if not scale:
+        raise ValueError("real: all images are equal, expected different ones, whose mean distance is the unit")
+    units = np.where(scales > 0, scales, np.nan)  # among few images, a resample can hold equal ones only
+    per_prompt = np.array([mean_pairs(_to_each_other(of_one), _NO_INTERVAL)[0] for of_one in by_prompt])
+    within = bootstrap.counts(prompts) @ per_prompt / prompts
+    # Images of one seed number, one a prompt, differ by prompt: the mean over seeds uses every image once a pair.
+    across = [mean_pairs(_to_each_other(by_prompt[:, seed]), bootstrap) for seed in range(seeds)]
+    value, replicates = np.mean([one for one, _ in across]), np.mean([many for _, many in across], axis=0)
+    return Diversity(
+        within=bootstrap.centred(float(per_prompt.mean()) / scale, within / units, prompts, bounds=_POSITIVE),
+        across=bootstrap.centred(float(value) / scale, replicates / units, prompts, bounds=_POSITIVE),
+        real=bootstrap.centred(scale, scales, len(real), bounds=_POSITIVE),
+    )
+
+
+def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
+    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of two Gaussians, each given by mean (D,) and covariance (D,D).
+
+    The trace of the root is that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so that its eigenvalues are real.
+    """
+    (mean_one, cov_one), (mean_two, cov_two) = first, second
+    values, vectors = torch.linalg.eigh(cov_one.double())
+    root = vectors * values.clamp(min=0).sqrt()
+    inner = torch.linalg.eigvalsh(root.T @ cov_two.double() @ root)
+    offset = (mean_one.double() - mean_two.double()).square().sum()
+    spread = cov_one.double().trace() + cov_two.double().trace() - 2 * inner.clamp(min=0).sqrt().sum()
+    return float(offset + spread)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D,D) of features (N,D), in float64."""
+    values = features.double()
+    return values.mean(0), torch.cov(values.T).reshape(values.shape[1], values.shape[1])
+
+
+def frechet_needs(width: int) -> int:
+    """Samples of each set that the Fréchet distance needs: with fewer, covariances of D features have no full rank."""
+    return width + 1
+
+
+def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, paired: bool = False) -> Estimate:
+    """The Fréchet distance of two sets with a centred percentile interval over samples of both.
+
+    Args:
+        real: (N,D).
+        generated: (M,D).
+        bootstrap: every resample costs two eigenvalue problems of size D.
+        paired: row i of one was made from row i of the other, as a reconstruction from its image. What one set of
+            images has by chance is then in both, and counts for less than between sets of different images.
+
+    Raises:
+        ValueError: a set has too few samples for its covariance.
+    """
+    _require_fit(real, generated, frechet_needs(real.shape[-1]))
+    first, second = real.double(), generated.double()
+
+    def distance(one: Rows, other: Rows) -> float:
+        rows = (torch.from_numpy(one).to(first.device), torch.from_numpy(other).to(second.device))
+        return frechet_distance(moments(first[rows[0]]), moments(second[rows[1]]))
+
+    return bootstrap.sets(distance, len(real), len(generated), bounds=_POSITIVE, paired=paired)
+
+
+def _require_fit(real: Tensor, generated: Tensor, needed: int) -> None:
+    if real.dim() != 2 or real.shape[1:] != generated.shape[1:]:
+        raise ValueError(f"generated: got shape {tuple(generated.shape)}, expected (M, {real.shape[-1]})")
+    fewest = min(len(real), len(generated))
+    if fewest < needed:
+        raise ValueError(f"features: got {fewest} samples of {real.shape[1]} features, expected at least {needed}")
+
+
+def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> Tensor:
+    """(1 + R, N) counts: each sample once, then the resamples."""
+    counts = torch.from_numpy(bootstrap.counts(samples, stream)).to(like)
+    return torch.cat([torch.ones_like(counts[:1]), counts])
+
+
+def _kernel_distances(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M."""
+    within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
+    return within - 2 * _quadratic(kernel, first, second, left, right) / (len(first) * len(second))
+
+
+def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of the kernel over pairs of different samples under each row of weights."""
+    squares = weights.square()
+    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
+    total = _quadratic(kernel, values, values, weights, weights) - squares @ diagonal
+    return total / (weights.sum(1).square() - squares.sum(1))
+
+
+def _quadratic(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Σᵢⱼ wᵢ k(xᵢ, yⱼ) vⱼ for each row of weights, never holding more than a block of the kernel's matrix."""
+    total = torch.zeros_like(left[:, 0])
+    for start in range(0, len(first), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        total += ((left[:, part] @ kernel(first[part], second)) * right).sum(1)
+    return total
+
+
+def _to_each_other(features: Tensor) -> Tensor:
+    values = features.double()
+    return euclidean_distances(values, values)

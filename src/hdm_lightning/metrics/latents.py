@@ -1,0 +1,132 @@
+"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum, and as colours.
+
+Shapes: posterior mean and log-variance (B,C,H,W), raw as the encoder gives them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEAD_SIGNAL = 0.01
+"""A channel whose means vary by less than this share of its total variance carries (almost) nothing."""
+
+
+def _as_is(packed: Tensor) -> Tensor:
+    return packed
+
+
+@dataclass(frozen=True)
+class LatentReport:
+    """Latents of a set of images.
+
+    Attributes:
+        mean: per channel, of the posterior means.
+        std: per channel, of the posterior means.
+        kl: KL divergence from the standard normal per element, in nats.
+        signal: per channel, the share of the total variance that the means carry, in [0, 1]: var / (var + noise).
+        images: how many images were measured.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kl: float
+    signal: tuple[float, ...]
+    images: int
+
+    @property
+    def dead_channels(self) -> int:
+        """Channels that carry (almost) nothing."""
+        return sum(share < DEAD_SIGNAL for share in self.signal)
+
+
+class LatentStatistics:
+    """Adds up the moments of posteriors batch by batch, in float64.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        # Rows: sum of means, of their squares, of posterior variances; the last row holds KL, elements, images.
+        self._sums = torch.zeros(4, max(channels, 3), dtype=torch.float64)
+
+    def update(self, mean: Tensor, log_variance: Tensor) -> None:
+        """Add a batch (B,C,H,W)."""
+        mean, log_variance = mean.detach().double().cpu(), log_variance.detach().double().cpu()
+        variance = log_variance.exp()
+        width = self.channels
+        self._sums[0, :width] += mean.sum((0, 2, 3))
+        self._sums[1, :width] += mean.square().sum((0, 2, 3))
+        self._sums[2, :width] += variance.sum((0, 2, 3))
+        kl = 0.5 * (mean.square() + variance - 1 - log_variance)
+        self._sums[3, :3] += torch.tensor([float(kl.sum()), mean[:, 0].numel(), len(mean)], dtype=torch.float64)
+
+    def report(self, reduce: Callable[[Tensor], Tensor] = _as_is) -> LatentReport:
+        """Return the moments of all batches.
+
+        Args:
+            reduce: adds the packed sums up over processes.
+
+        Raises:
+            ValueError: no image was added.
+        """
+        sums = reduce(self._sums)
+        kl, count, images = (float(value) for value in sums[3, :3])
+        if not images:
+            raise ValueError("report: no latent was added")
+        first, second, noise = (sums[row, : self.channels] / count for row in range(3))
+        variance = (second - first.square()).clamp(min=0)
+        signal = variance / (variance + noise).clamp(min=1e-12)
+        return LatentReport(
+            mean=tuple(first.tolist()),
+            std=tuple(variance.sqrt().tolist()),
+            kl=kl / (count * self.channels),
+            signal=tuple(signal.tolist()),
+            images=round(images),
+        )
+
+
+def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
+    """Return the latents' power per ring of spatial frequency, summed over batch and channels (bins,), in float64.
+
+    Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
+    along the diagonals fall into the last ring, and the mean of each channel is left out. Sums of batches of one size
+    add up; divided by their total they are the spectrum.
+
+    Args:
+        latent: (B,C,H,W).
+        bins: rings.
+    """
+    height, width = latent.shape[-2:]
+    centred = latent.double() - latent.double().mean((-2, -1), keepdim=True)
+    power = torch.fft.fft2(centred, norm="ortho").abs().square().sum((0, 1))
+    rows = torch.fft.fftfreq(height, dtype=torch.float64, device=latent.device)[:, None]
+    columns = torch.fft.fftfreq(width, dtype=torch.float64, device=latent.device)[None, :]
+    frequency = (rows.square() + columns.square()).sqrt()
+    ring = (torch.ceil(frequency * 2 * bins - 1e-9).long() - 1).clamp(0, bins - 1)
+    rings = torch.zeros(bins, dtype=torch.float64, device=latent.device)
+    return rings.index_add_(0, ring.flatten(), power.flatten())
+
+
+def principal_colours(latent: Tensor) -> Tensor:
+    """Return the first three principal components of latents as colours (B,3,H,W) in [0, 1].
+
+    The components are those of all positions of all given latents together, each with the sign that makes its largest
+    loading positive, and each stretched from its 1st to its 99th percentile. Fewer than three channels leave the rest
+    of the colours at one half.
+    """
+    batch, channels, height, width = latent.shape
+    positions = latent.detach().double().movedim(1, -1).reshape(-1, channels)
+    centred = positions - positions.mean(0)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    axes = vectors.flip(1)[:, :3]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    values = centred @ (axes * torch.where(largest < 0, -1.0, 1.0))
+    low, high = (torch.quantile(values, level, dim=0) for level in (0.01, 0.99))
+    colours = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
+    return colours.reshape(batch, height, width, 3).movedim(-1, 1).float()

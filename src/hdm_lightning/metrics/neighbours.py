@@ -1,0 +1,161 @@
+"""Nearest neighbours of features: precision, recall, density and coverage, and how near images lie to training ones.
+
+Shapes: features (N,D) real or training, (M,D) generated, (K,D) held out; images (B,3,h,w), uint8.
+
+*Neighbourhoods*: each sample's is the ball to its k-th nearest other sample of the same set. Precision and recall
+(arXiv 1904.06991): share of generated samples in some real ball, and of real samples in some generated ball. Density
+and coverage (arXiv 2002.09797, equations 4 and 5): real balls that a generated sample lies in, over k; share of real
+balls that hold a generated sample. Precision and density speak of quality, recall and coverage of variety.
+
+*Copies*: a model that copies draws images that lie nearer to their nearest training image than unseen real images do
+(as in arXiv 2301.13188, which compares pixels; features also show copies that were moved or recoloured).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate, Rows
+from hdm_lightning.metrics.distances import euclidean_distances
+
+NEIGHBOURS = 5
+MOST_SAMPLES = 5000
+"""Samples of each set that are used: the distance matrices of more would not fit, and change little."""
+
+CLOSE_SHARE = 0.05
+_BLOCK_ROWS = 512
+# Bounds of each measure, in the order in which they are computed.
+_BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "density": (0.0, float("inf")), "coverage": (0.0, 1.0)}
+
+
+def neighbour_statistics(
+    within_real: Tensor, within_generated: Tensor, across: Tensor, neighbours: int = NEIGHBOURS
+) -> Tensor:
+    """Precision, recall, density and coverage, (4,).
+
+    Args:
+        within_real: distances of real samples to each other, (N,N), zero on the diagonal.
+        within_generated: likewise (M,M).
+        across: (N,M).
+        neighbours: k, below N and M.
+
+    Raises:
+        ValueError: a set has no k-th neighbour.
+    """
+    real_ball = _radius(within_real, neighbours, "within_real")
+    generated_ball = _radius(within_generated, neighbours, "within_generated")
+    inside = across <= real_ball[:, None]
+    precision = inside.any(0).double().mean()
+    recall = (across <= generated_ball[None, :]).any(1).double().mean()
+    density = inside.double().sum(0).mean() / neighbours
+    coverage = (across.min(1).values <= real_ball).double().mean()
+    return torch.stack([precision, recall, density, coverage])
+
+
+def neighbour_estimates(
+    real: Tensor, generated: Tensor, bootstrap: Bootstrap, neighbours: int = NEIGHBOURS
+) -> dict[str, Estimate]:
+    """The four measures of two sets with centred percentile intervals over samples of both.
+
+    Args:
+        real: (N,D); the first `MOST_SAMPLES` count.
+        generated: (M,D); likewise.
+        bootstrap: every resample gathers three distance matrices.
+        neighbours: k.
+    """
+    first, second = real[:MOST_SAMPLES].float(), generated[:MOST_SAMPLES].float()
+    within_real, within_generated = euclidean_distances(first, first), euclidean_distances(second, second)
+    across = euclidean_distances(first, second)
+    value = neighbour_statistics(within_real, within_generated, across, neighbours)
+    replicates = []
+    pairs = zip(bootstrap.rows(len(first), stream=1), bootstrap.rows(len(second), stream=2), strict=True)
+    for one, other in pairs:
+        i, j = (torch.from_numpy(rows).to(first.device) for rows in (one, other))
+        resampled = within_real[i][:, i], within_generated[j][:, j], across[i][:, j]
+        replicates.append(neighbour_statistics(*resampled, neighbours))
+    columns, fewest = torch.stack(replicates).cpu().numpy().T, min(len(first), len(second))
+    return {
+        name: bootstrap.centred(float(value[row]), columns[row], fewest, bounds=bounds)
+        for row, (name, bounds) in enumerate(_BOUNDS.items())
+    }
+
+
+def _radius(within: Tensor, neighbours: int, name: str) -> Tensor:
+    """Distance to the k-th nearest other sample of each, (N,); the nearest of all is the sample itself."""
+    if len(within) <= neighbours:
+        raise ValueError(f"{name}: got {len(within)} samples, expected more than the {neighbours} neighbours")
+    return within.kthvalue(neighbours + 1, dim=1).values
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest of a set for each query: Euclidean distance (M,) and row (M,)."""
+
+    distance: Tensor
+    row: Tensor
+
+
+def nearest(queries: Tensor, among: Tensor, *, query_keys: Sequence[str] = (), keys: Sequence[str] = ()) -> Nearest:
+    """The nearest row of `among` for each query, but not the query's own.
+
+    Args:
+        queries: (M,D).
+        among: (N,D).
+        query_keys, keys: names of the rows; a row with a query's own name does not count. Give both or none.
+
+    Raises:
+        ValueError: nothing is left to be nearest.
+    """
+    own: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        own.setdefault(key, []).append(row)
+    distances, rows = [], []
+    for start in range(0, len(queries), _BLOCK_ROWS):
+        part = queries[start : start + _BLOCK_ROWS].double()
+        block = torch.cdist(part, among.double())
+        for row, key in enumerate(query_keys[start : start + _BLOCK_ROWS]):
+            block[row, own.get(key, [])] = float("inf")
+        found = block.min(1)
+        if found.values.isinf().any():
+            raise ValueError("among: a query has nothing but itself to be near to, expected other rows")
+        # The search goes by inner products, which give equal rows a distance of their rounding: computed again exactly.
+        distances.append(torch.linalg.vector_norm(part - among[found.indices].double(), dim=1))
+        rows.append(found.indices)
+    return Nearest(torch.cat(distances), torch.cat(rows))
+
+
+def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """How near generated images lie to the training set, compared with held-out real ones.
+
+    Args:
+        generated: distances (M,) to the nearest training image.
+        heldout: the same (K,) of real images.
+        bootstrap: resamples both.
+
+    Returns:
+        `ratio`: of the medians, below 1 where generated images lie nearer. `closer`: the share of generated images
+        nearer than 95% of the held-out ones are; 5% is expected without copying. There is no `ratio` where half of the
+        held-out images equal a training image, so that their median is zero.
+    """
+    first, second = (values.cpu().double().numpy() for values in (generated, heldout))
+
+    def ratio(one: Rows, other: Rows) -> float:
+        unit = np.median(second[other])
+        return float(np.median(first[one]) / unit) if unit else float("nan")
+
+    def closer(one: Rows, other: Rows) -> float:
+        return float((first[one] < np.quantile(second[other], CLOSE_SHARE)).mean())
+
+    sizes = len(first), len(second)
+    found = {"closer": bootstrap.sets(closer, *sizes, bounds=(0.0, 1.0))}
+    if np.median(second):
+        found["ratio"] = bootstrap.sets(ratio, *sizes, bounds=(0.0, float("inf")))
+    return found
+
+
+def pixel_rmse(first: Tensor, second: Tensor) -> Tensor:
+    """Root mean squared difference in grey levels of [0, 255], (B,), of uint8 images of equal shape."""
+    return (first.float() - second.float()).square().flatten(1).mean(1).sqrt()

@@ -1,0 +1,177 @@
+"""Reads an image of coloured shapes without any learned network: objects, colours, sizes, relations, background.
+
+A region's contrast with the background is compared with each ideal shape of the same centre of mass and spread,
+at several degrees of blur; the best match gives shape, size and (through its least-squares amplitude) the
+colour, even where no pixel of a small blurred object shows it pure. H, W: image; h, w: patch, in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.metrics.shapes_ideal import IdealShape, ideal_shapes
+from hdm_lightning.metrics.shapes_regions import (
+    Region,
+    background_colour,
+    dilate,
+    find_regions,
+    name_colour,
+)
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+MIN_SIDE_PX = 32
+# Larger images are averaged down by a whole factor to at least this short side.
+WORKING_SIDE_PX = 64
+# Longer side of an object's box in short sides of the image: from here on it is large, alone and among others.
+LARGE_FROM_ALONE, LARGE_FROM_AMONG = 0.50, 0.36
+MAX_OBJECTS = 6
+BLURS_PX = (0.0, 0.7, 1.1, 1.6)
+# Part of a region's energy that the best shape leaves unexplained; beyond this the shape has no name.
+MAX_MISFIT = 0.15
+SURROUND_PX = 2
+
+
+@dataclass(frozen=True)
+class ReadObject:
+    """One object as read; None where a colour or shape is like none of those known.
+
+    Attributes:
+        colour, shape, size: names; size is "small" or "large".
+        centre: (x, y) of its box's centre in fractions of the image's width and height.
+        box: (left, top, right, bottom) in the same fractions.
+        misfit: part of the region's energy that the shape leaves unexplained, 0 to 1.
+    """
+
+    colour: str | None
+    shape: str | None
+    size: str
+    centre: tuple[float, float]
+    box: tuple[float, float, float, float]
+    misfit: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An image as read: objects with the largest region first."""
+
+    objects: tuple[ReadObject, ...]
+    background: str | None
+    width: int
+    height: int
+
+    def relation(self, subject: int, reference: int) -> str:
+        """Return where one object stands to another: along the axis on which their centres differ more."""
+        one, other = self.objects[subject].centre, self.objects[reference].centre
+        right, down = (one[0] - other[0]) * self.width, (one[1] - other[1]) * self.height
+        if abs(right) > abs(down):
+            return "right of" if right > 0 else "left of"
+        return "below" if down > 0 else "above"
+
+
+def read_shapes(image: NDArray[np.uint8]) -> Reading:
+    """Read an image.
+
+    Args:
+        image: uint8 (H, W, 3), RGB, both sides at least 32 pixels.
+
+    Raises:
+        ValueError: for another shape or type, or a smaller image.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ValueError(f"image is {height}×{width}; expected at least {MIN_SIDE_PX} pixels a side")
+    reduced, factor = _reduce(image)
+    background = background_colour(reduced)
+    regions = find_regions(reduced, background)[:MAX_OBJECTS]
+    taken = np.zeros(reduced.shape[:2], dtype=bool)
+    for region in regions:
+        taken |= region.mask
+    large_px = min(height, width) * (LARGE_FROM_ALONE if len(regions) == 1 else LARGE_FROM_AMONG)
+    contrast, size = reduced - background, (width, height)
+    objects = [_read_object(contrast, background, one, taken, factor, size, large_px) for one in regions]
+    return Reading(tuple(objects), name_colour(background), width, height)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """The best ideal shape for a patch: its scale and centroid in pixels of the patch, and its amplitude."""
+
+    shape: IdealShape
+    scale: float
+    centroid: tuple[float, float]
+    amplitude: float
+    misfit: float
+
+
+def _reduce(image: NDArray[np.uint8]) -> tuple[Floats, int]:
+    height, width = image.shape[:2]
+    factor = max(1, min(height, width) // WORKING_SIDE_PX)
+    rows, columns = height // factor, width // factor
+    trimmed = image[: rows * factor, : columns * factor].astype(np.float64)
+    return trimmed.reshape(rows, factor, columns, factor, 3).mean(axis=(1, 3)), factor
+
+
+def _read_object(
+    contrast: Floats,
+    background: Floats,
+    region: Region,
+    taken: Mask,
+    factor: int,
+    size: tuple[int, int],
+    large_px: float,
+) -> ReadObject:
+    near = dilate(region.mask, SURROUND_PX) & ~dilate(taken & ~region.mask, 1)
+    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    direction = contrast[region.mask].sum(axis=0)
+    direction /= np.linalg.norm(direction)
+    match = _best_match(contrast[window] @ direction, near[window])
+    left, top = (
+        place + corner - middle * match.scale
+        for place, corner, middle in zip(match.centroid, (columns[0], rows[0]), match.shape.centroid, strict=True)
+    )
+    edges = [((left, top) * 2)[i] + edge * match.scale for i, edge in enumerate(match.shape.box)]
+    box = tuple(float(edge * factor / (size * 2)[i]) for i, edge in enumerate(edges))
+    return ReadObject(
+        name_colour(background + match.amplitude * direction),
+        match.shape.name if match.misfit <= MAX_MISFIT else None,
+        "large" if match.scale * factor >= large_px else "small",
+        ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
+        (box[0], box[1], box[2], box[3]),
+        match.misfit,
+    )
+
+
+def _best_match(values: Floats, weights: Mask) -> _Match:
+    """Compare a patch (h, w) with every ideal shape at every blur, where `weights` is true."""
+    seen = np.where(weights, values, 0)
+    mass = seen.sum()
+    y, x = np.indices(seen.shape) + 0.5
+    centroid = (float((seen * x).sum() / mass), float((seen * y).sum() / mass))
+    spread = float((seen * ((x - centroid[0]) ** 2 + (y - centroid[1]) ** 2)).sum() / mass)
+    matches = [_match(seen, weights, shape, centroid, spread, blur) for blur in BLURS_PX for shape in ideal_shapes()]
+    return min(matches, key=lambda match: match.misfit)
+
+
+def _match(
+    seen: Floats, weights: Mask, shape: IdealShape, centroid: tuple[float, float], spread: float, blur: float
+) -> _Match:
+    # A pixel's own width adds 1/12 to the spread along each axis, a Gaussian its variance.
+    scale = float(np.sqrt(max(spread - 2 * blur**2 - 1 / 6, 1.0) / shape.spread))
+    ideal = shape.cover(seen.shape, centroid, scale)
+    if blur:
+        ideal = _blur_matrix(seen.shape[0], blur) @ ideal @ _blur_matrix(seen.shape[1], blur)
+    ideal = np.where(weights, ideal, 0)
+    overlap, energy = float((seen * ideal).sum()), float((ideal**2).sum()) + 1e-12
+    return _Match(shape, scale, centroid, overlap / energy, 1 - overlap**2 / (energy * float((seen**2).sum())))
+
+
+def _blur_matrix(length: int, deviation: float) -> Floats:
+    offsets = np.arange(length)[:, None] - np.arange(length)[None, :]
+    kernel = np.exp(-(offsets**2) / (2 * deviation**2))
+    return kernel / np.exp(-(np.arange(-9, 10) ** 2) / (2 * deviation**2)).sum()

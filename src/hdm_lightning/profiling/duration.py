@@ -1,0 +1,158 @@
+"""How long an optimizer step takes: what the data sheet would allow, divided by one utilisation figure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Interval
+
+from hdm_lightning.profiling.gpus import GPUS, Gpu, Machine
+from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+
+CALIBRATED_UTILISATION = 0.62
+"""The one figure with which the forecast gives the paper's four stage times: of all, it makes the largest of the four
+relative errors smallest (a test derives it from `PAPER_HOURS`)."""
+
+PAPER_HOURS: Mapping[int, float] = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
+"""Wall-clock hours of the paper's stages by resolution, on four RTX 5090 (arXiv 2509.06068, appendix)."""
+
+PAPER_MACHINE = Machine(GPUS["5090"], 4)
+
+# Times that each kept activation passes through memory: written, read by the next operation, read again in the
+# backward pass, its gradient written and read. Eager mode runs about twice as many kernels between the products.
+_PASSES = {True: 5, False: 10}
+_RECOMPUTE_PASSES = 2
+# Bytes a parameter per micro-batch: its half copy made (4 + 2), read twice (2 + 2), its gradient added (2 + 4 + 4).
+_WEIGHT_BYTES = 20
+# Bytes a parameter per optimizer step: AdamW reads weight, gradient and moments and writes three (28), clipping
+# reads the gradient and scales it (12); an average reads two and writes one (12).
+_OPTIMIZER_BYTES = 28 + 12
+_AVERAGE_BYTES = 12
+
+
+@dataclass
+class Assumptions:
+    """Figures behind a forecast, beyond data sheets and counting; a probe replaces the first."""
+
+    # time that the device would need at its data sheet's rates (peak operations, and full bandwidth for what lies
+    # between matrix products) over the time it takes
+    utilisation: Annotated[float, Interval(gt=0, le=1)] = CALIBRATED_UTILISATION
+    # memory that is not tensors: the driver's context, libraries' workspaces, what the allocator cannot use
+    reserve_gib: Annotated[float, Ge(0)] = 1.5
+    power_share: Annotated[float, Interval(gt=0, le=1)] = 0.9  # share of the GPUs' power limit drawn while training
+    usd_per_kwh: Annotated[float, Ge(0)] = 0.30  # price of electricity, for a machine of one's own
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step on each device.
+
+    The first four are at the data sheet's rates; `exchange` is what of the gradient exchange is not hidden behind
+    the last backward pass (sharded: of every micro-batch's, behind its passes), `data` how long the host needs to
+    prepare the step's samples.
+    """
+
+    network: float
+    autoencoder: float
+    text: float
+    between: float
+    optimizer: float
+    exchange: float
+    data: float
+    utilisation: float
+
+    @property
+    def ideal(self) -> float:
+        """Device time at the data sheet's rates."""
+        return self.network + self.autoencoder + self.text + self.between + self.optimizer
+
+    @property
+    def device(self) -> float:
+        """Device time at the utilisation, with the exchange that shows."""
+        return self.ideal / self.utilisation + self.exchange
+
+    @property
+    def total(self) -> float:
+        """The slower of device and host."""
+        return max(self.device, self.data)
+
+    def binds(self) -> str:
+        """What the largest share of the step goes to."""
+        if self.data > self.device:
+            return "data"
+        parts = {
+            "compute (network)": self.network / self.utilisation,
+            "compute (autoencoder)": self.autoencoder / self.utilisation,
+            "compute (text encoder)": self.text / self.utilisation,
+            "memory bandwidth": (self.between + self.optimizer) / self.utilisation,
+            "gradient exchange": self.exchange,
+        }
+        return max(parts, key=lambda part: parts[part])
+
+
+def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
+    """Forecast one optimizer step.
+
+    Args:
+        recipe: network and encoders.
+        stage: what a sample is and the batch.
+        machine: the devices.
+        micro_batch: samples a device takes at once.
+        utilisation: see `Assumptions`.
+    """
+    gpu, samples = machine.gpu, stage.batch_size / machine.count
+    count, peak = recipe.operations(stage), machine.gpu.peak_tflops * 1e12
+    between = samples * sample_traffic_bytes(recipe, stage)
+    between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
+    own = recipe.parameters / (machine.count if recipe.sharded else 1)
+    optimizer = (_OPTIMIZER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
+    bandwidth = gpu.bandwidth_gb_s * 1e9
+    exchanges = exchanges_of_step(recipe, stage, machine.count, micro_batch)
+    hiding = count.network if recipe.sharded else count.backward + count.recompute
+    hidden = hiding * micro_batch / peak / utilisation
+    return StepTime(
+        network=samples * count.network / peak,
+        autoencoder=samples * count.autoencoder / peak,
+        text=samples * count.text / peak,
+        between=between / bandwidth,
+        optimizer=optimizer / bandwidth,
+        exchange=exchanges * max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
+        data=stage.batch_size / images_per_s_of_host(recipe, machine),
+        utilisation=utilisation,
+    )
+
+
+def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """Bytes that operations between matrix products move for one sample, network and encoders."""
+    kept = activation_bytes(recipe.network, recipe.work(stage), element_bytes=recipe.element_bytes)
+    share = COMPILED_SHARE if recipe.compiled else 1.0
+    passes = _PASSES[recipe.compiled] + (_RECOMPUTE_PASSES if stage.checkpointing else 0)
+    side = stage.resolution
+    encoders = recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
+    encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
+    return int(passes * share * kept) + encoders
+
+
+def exchanges_of_step(recipe: Recipe, stage: StageRecipe, devices: int, micro_batch: int) -> float:
+    """How often a device does what `exchange_seconds` times in one optimizer step."""
+    return stage.batch_size / devices / micro_batch if recipe.sharded else 1
+
+
+def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
+    """Seconds of one all-reduce of all gradients: 2·(n − 1)/n of their bytes at the bus bandwidth.
+
+    Sharded, of one micro-batch: (n − 1)/n of the weights gathered twice and the float32 gradients scattered.
+    """
+    if recipe.sharded:
+        size = (2 * recipe.element_bytes + 4) * recipe.parameters
+    else:
+        size = 2 * (2 if recipe.half_gradients else 4) * recipe.parameters
+    return (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
+
+
+def images_per_s_of_host(recipe: Recipe, machine: Machine) -> float:
+    """Images a second that the host's cores decode and its disk reads."""
+    host, dataset = machine.host, recipe.dataset
+    decoded = host.cores * host.decode_mpx_per_core_s / dataset.image_mpx
+    return min(decoded, host.disk_mb_s * 1e3 / dataset.image_kb)

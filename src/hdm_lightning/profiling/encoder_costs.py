@@ -1,0 +1,221 @@
+"""What the frozen encoders cost: parameters, operations, memory traffic and peak memory, from their ``config.json``.
+
+In closed form, since building one to count would import transformers or diffusers, which takes longer than a whole
+forecast; the tests hold these forms against the models and torch's own counters.
+
+Shapes: L tokens, D width, Q and K query and key widths, M hidden width of the feed-forward; H×W pixels, f spatial
+factor, C channels of a level.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN_FEED_FORWARD = frozenset(
+    {"bert", "mpnet", "roberta", "xlm-roberta", "distilbert", "albert", "gpt2", "clip_text_model"}
+)
+"""Architectures whose feed-forward has one inner matrix instead of a gated pair."""
+
+Convolution = tuple[int, int, int, int]
+"""Kernel, input channels, output channels, pixels per output cell along one side."""
+
+# Bytes a residual block moves beside its convolutions, in copies of its sequence: each norm reads twice and writes
+# once, each activation reads and writes, the sum reads two and writes one.
+_RESIDUAL_PASSES = 2 * (3 + 2) + 3
+# Copies of the widest level alive at once in a residual block: its input, its last product, their sum and the scaled
+# sum; from the second block on the encoder also holds what it gave the first.
+_PEAK_COPIES = 4
+
+
+@dataclass(frozen=True)
+class TextArchitecture:
+    """The sizes of a transformer language model."""
+
+    layers: int
+    width: int  # D
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    hidden: int  # M
+    vocabulary: int  # rows of the embedding
+    gated: bool = True  # whether the feed-forward is a gated pair (three matrices) or plain (two)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TextArchitecture":
+        """From a transformers ``config.json``, that of a composite model included.
+
+        Raises:
+            ValueError: a size is missing.
+        """
+        config = config.get("text_config") or config
+        _require(config, ("hidden_size", "num_hidden_layers", "num_attention_heads"), "transformers text model")
+        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            width=width,
+            heads=heads,
+            key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or width // heads),
+            hidden=int(config.get("intermediate_size") or 4 * width),
+            vocabulary=int(config.get("vocab_size") or 0),
+            gated=config.get("model_type") not in PLAIN_FEED_FORWARD,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Matrices only; norms and biases are below a thousandth."""
+        return self.vocabulary * self.width + self.layers * self._matrices
+
+    @property
+    def _query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def _key_width(self) -> int:
+        return self.key_value_heads * self.head_dim
+
+    @property
+    def _matrices(self) -> int:
+        attention = self.width * (2 * self._query_width + 2 * self._key_width)
+        return attention + (3 if self.gated else 2) * self.width * self.hidden
+
+    def flops(self, tokens: int) -> int:
+        """Operations for one caption of ``tokens`` tokens; attention counted in full, masked or not."""
+        return self.layers * (2 * tokens * self._matrices + 4 * tokens**2 * self._query_width)
+
+    def traffic_bytes(self, tokens: int, element_bytes: int = 2) -> int:
+        """Bytes that the operations between matrix products move: two norms, two sums, the rotation, the gate."""
+        elements = (4 + 6) * self.width + 4 * (self._query_width + self._key_width) + 3 * self.hidden
+        return self.layers * tokens * elements * element_bytes
+
+    def peak_bytes(self, tokens: int, element_bytes: int = 2) -> int:
+        """Most bytes of one caption alive at once without gradients.
+
+        That is in the feed-forward (both halves and their product) or while the queries are rotated (the rotated
+        ones, their two terms and what these are made of), beside the residual and its norm.
+        """
+        feed_forward = 3 * self.hidden + 3 * self.width
+        attention = 2 * self.width + 5 * self._query_width + 2 * self._key_width
+        return tokens * max(feed_forward, attention) * element_bytes
+
+
+@dataclass(frozen=True)
+class AutoencoderArchitecture:
+    """The sizes of an AutoencoderKL."""
+
+    widths: tuple[int, ...]  # channels of each level, from full resolution down
+    residual_blocks: int  # of each level of the encoder
+    latent_channels: int
+    attention: bool = True  # whether the middle has a self-attention
+    quant: bool = True  # whether a 1×1 convolution follows the encoder
+    post_quant: bool = True  # whether one precedes the decoder
+    image_channels: int = 3
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AutoencoderArchitecture":
+        """From a diffusers AutoencoderKL's ``config.json``.
+
+        Raises:
+            ValueError: a size is missing.
+        """
+        _require(config, ("block_out_channels", "latent_channels"), "diffusers AutoencoderKL")
+        return cls(
+            widths=tuple(int(width) for width in config["block_out_channels"]),
+            residual_blocks=int(config.get("layers_per_block", 1)),
+            latent_channels=int(config["latent_channels"]),
+            attention=bool(config.get("mid_block_add_attention", True)),
+            quant=bool(config.get("use_quant_conv", True)),
+            post_quant=bool(config.get("use_post_quant_conv", True)),
+            image_channels=int(config.get("in_channels", 3)),
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along one side."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def parameters(self) -> int:
+        """Convolutions and attention of encoder and decoder; norms and biases are below a thousandth."""
+        convolutions = (*self._encoder(), *self._decoder())
+        total = sum(kernel**2 * inputs * outputs for kernel, inputs, outputs, _ in convolutions)
+        return total + (8 * self.widths[-1] ** 2 if self.attention else 0)
+
+    def encode_flops(self, height: int, width: int) -> int:
+        """Operations of encoding one image."""
+        return self._flops(self._encoder(), height, width)
+
+    def decode_flops(self, height: int, width: int) -> int:
+        """Operations of decoding one image of that size in pixels."""
+        return self._flops(self._decoder(), height, width)
+
+    def encode_traffic_bytes(self, height: int, width: int, element_bytes: int = 2) -> int:
+        """Bytes moved between the convolutions of encoding one image."""
+        blocks = [self.residual_blocks] * (len(self.widths) - 1) + [self.residual_blocks + 2]  # and those of the middle
+        levels = zip(blocks, self._level_values(height, width), strict=True)
+        return _RESIDUAL_PASSES * element_bytes * sum(count * values for count, values in levels)
+
+    def encode_peak_bytes(self, height: int, width: int, element_bytes: int = 2) -> int:
+        """Most bytes of one image alive at once without gradients."""
+        copies = _PEAK_COPIES + (1 if self.residual_blocks > 1 else 0)
+        return copies * max(self._level_values(height, width)) * element_bytes
+
+    def latent_values(self, height: int, width: int) -> int:
+        """Numbers in one latent."""
+        return self.latent_channels * (height // self.factor) * (width // self.factor)
+
+    def _level_values(self, height: int, width: int) -> list[int]:
+        return [channels * (height >> level) * (width >> level) for level, channels in enumerate(self.widths)]
+
+    def _flops(self, convolutions: Iterable[Convolution], height: int, width: int) -> int:
+        total = 0
+        for kernel, inputs, outputs, scale in convolutions:
+            total += 2 * kernel**2 * inputs * outputs * (height // scale) * (width // scale)
+        if self.attention:
+            cells, channels = (height // self.factor) * (width // self.factor), self.widths[-1]
+            total += 2 * cells * 4 * channels**2 + 4 * cells**2 * channels
+        return total
+
+    def _encoder(self) -> Iterator[Convolution]:
+        """Levels from full resolution down, the middle, the moments."""
+        deepest, moments = self.widths[-1], 2 * self.latent_channels
+        yield 3, self.image_channels, self.widths[0], 1
+        yield from _levels(self.widths, [2**level for level in range(len(self.widths))], self.residual_blocks)
+        yield from (*_residual(deepest, deepest, self.factor), *_residual(deepest, deepest, self.factor))
+        yield 3, deepest, moments, self.factor
+        if self.quant:
+            yield 1, moments, moments, self.factor
+
+    def _decoder(self) -> Iterator[Convolution]:
+        """The mirrored way, with one residual block more a level."""
+        widths, deepest = self.widths[::-1], self.widths[-1]
+        if self.post_quant:
+            yield 1, self.latent_channels, self.latent_channels, self.factor
+        yield 3, self.latent_channels, deepest, self.factor
+        yield from (*_residual(deepest, deepest, self.factor), *_residual(deepest, deepest, self.factor))
+        yield from _levels(widths, [self.factor >> level for level in range(len(widths))], self.residual_blocks + 1)
+        yield 3, widths[-1], self.image_channels, 1
+
+
+def _levels(widths: Sequence[int], scales: Sequence[int], blocks: int) -> Iterator[Convolution]:
+    """Residual blocks of each level, and between levels a convolution to the next one's size."""
+    inputs = widths[0]
+    for level, outputs in enumerate(widths):
+        for _ in range(blocks):
+            yield from _residual(inputs, outputs, scales[level])
+            inputs = outputs
+        if level < len(widths) - 1:
+            yield 3, outputs, outputs, scales[level + 1]
+
+
+def _residual(inputs: int, outputs: int, scale: int) -> Iterator[Convolution]:
+    yield 3, inputs, outputs, scale
+    yield 3, outputs, outputs, scale
+    if inputs != outputs:
+        yield 1, inputs, outputs, scale
+
+
+def _require(config: Mapping[str, Any], keys: Sequence[str], kind: str) -> None:
+    missing = [key for key in keys if key not in config]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}; expected a {kind}'s config.json")

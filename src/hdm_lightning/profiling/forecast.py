@@ -1,0 +1,240 @@
+"""The forecast of a whole schedule on a machine: time, memory, disk, energy and money, stage by stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from hdm_lightning.profiling.duration import Assumptions, StepTime, exchange_seconds, exchanges_of_step, step_time
+from hdm_lightning.profiling.gpus import Machine
+from hdm_lightning.profiling.memory import (
+    GIB,
+    DeviceMemory,
+    device_memory,
+    fitting_encoder_batches,
+    largest_micro_batch,
+    sample_activation_bytes,
+    usable_micro_batch,
+)
+from hdm_lightning.profiling.operations import Operations
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+
+DOES_NOT_FIT = "memory (does not fit)"
+# Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
+_ENOUGH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage."""
+
+    stage: StageRecipe  # as asked for
+    image_tokens: int  # of one sample
+    text_tokens: int  # of one sample
+    kept_tokens: int  # image tokens of one sample inside the U
+    tokens: int  # image and text tokens of all samples
+    operations: Operations  # of one sample
+    total_flops: float  # of all samples, all devices together
+    micro_batch: int  # samples a device takes at once in this forecast: the stage's, or the largest divisor that fits
+    largest_micro_batch: int  # the largest that fits as the stage is
+    largest_checkpointed: int  # the same with activation checkpointing
+    largest_plain: int  # and without
+    memory: DeviceMemory  # of one device, with the stage's own micro-batch
+    activations_plain: int  # bytes of activations of the stage's own micro-batch without checkpointing
+    activations_checkpointed: int  # and with it
+    fits: bool  # whether the stage's own micro-batch does
+    text_batch: int  # captions of `micro_batch` to encode at once so that it fits
+    autoencoder_batch: int  # images of `micro_batch` to encode at once so that it fits
+    step: StepTime  # seconds of one optimizer step
+    utilisation: float  # in force
+    mfu: float  # model operations over the peak
+    images_per_s: float  # all devices together
+    hours: float  # wall clock
+    device_hours: float  # hours times devices
+    read_mb_s: float  # what the loaders read
+    exchange_gb: float  # bytes of gradients (sharded, also of weights) each device sends, whole stage, 10^9
+    kwh: float  # electricity
+    rent_usd: float  # device hours at the GPU's price
+    electricity_usd: float  # the energy at its price, for a machine of one's own
+    binds: str  # what the largest share of a step goes to
+    notes: tuple[str, ...]  # what to set so that it fits; empty where it does
+    savings: tuple[str, ...]  # what may be set so that it takes fewer operations
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Disk and network, 10^9 bytes."""
+
+    dataset_gb: float  # the shards
+    checkpoint_gb: float  # one training checkpoint
+    checkpoints_gb: float  # all that stay, with the exported weights
+    cache_gb: float  # what latents (half precision, every resolution) and captions would take instead of encoding anew
+    download_hours: float  # the shards over the network
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A whole schedule."""
+
+    machine: Machine
+    recipe: Recipe
+    assumptions: Assumptions
+    stages: tuple[StageForecast, ...]
+    storage: Storage
+
+    def total(self, field: str) -> float:
+        """A field summed over the stages."""
+        return float(sum(getattr(stage, field) for stage in self.stages))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sums and derived numbers included."""
+        sums = ("hours", "device_hours", "kwh", "rent_usd", "electricity_usd", "total_flops", "tokens", "exchange_gb")
+        return {
+            "machine": plain(self.machine),
+            "recipe": plain(replace(self.recipe, stages=())),
+            "assumptions": plain(self.assumptions),
+            "stages": plain(self.stages),
+            "storage": plain(self.storage),
+            "total": {name: self.total(name) for name in sums},
+        }
+
+
+def forecast(
+    recipe: Recipe,
+    machine: Machine,
+    assumptions: Assumptions | None = None,
+    *,
+    utilisation: Mapping[str, float] | None = None,
+) -> Forecast:
+    """Forecast a schedule.
+
+    Args:
+        recipe: what is trained.
+        machine: where.
+        assumptions: figures behind it; the usual ones by default.
+        utilisation: measured figures by stage name, in place of the assumed one.
+
+    Raises:
+        ValueError: a stage's resolution does not fit the autoencoder and patch.
+    """
+    assumed, measured = assumptions or Assumptions(), utilisation or {}
+    stages = tuple(
+        _stage(recipe, stage, machine, assumed, measured.get(stage.name, assumed.utilisation))
+        for stage in recipe.stages
+    )
+    return Forecast(machine, recipe, assumed, stages, _storage(recipe, machine))
+
+
+def _stage(
+    recipe: Recipe, stage: StageRecipe, machine: Machine, assumptions: Assumptions, utilisation: float
+) -> StageForecast:
+    room, devices, gpu = machine.gpu.memory_gib, machine.count, machine.gpu
+    fit: dict[str, Any] = {"devices": devices, "reserve_gib": assumptions.reserve_gib}
+    either_way = {again: replace(stage, checkpointing=again) for again in (False, True)}
+    largest = {again: largest_micro_batch(recipe, changed, room, **fit) for again, changed in either_way.items()}
+    activations = [stage.micro_batch_size * sample_activation_bytes(recipe, each) for each in either_way.values()]
+    micro = usable_micro_batch(stage, devices, min(largest[stage.checkpointing], stage.micro_batch_size))
+    running = max(1, micro)
+    encoder_batches = fitting_encoder_batches(recipe, replace(stage, micro_batch_size=running), room, **fit)
+    memory = device_memory(recipe, stage, **fit)
+    work, count = recipe.work(stage), recipe.operations(stage)
+    step = step_time(recipe, stage, machine, running, utilisation)
+    exchanges = exchanges_of_step(recipe, stage, devices, running) * exchange_seconds(recipe, gpu, devices)
+    hours, rate = stage.steps * step.total / 3600, stage.batch_size / step.total
+    kwh = hours * (devices * gpu.power_w * assumptions.power_share + machine.host.power_w) / 1000
+    return StageForecast(
+        stage=stage,
+        image_tokens=work.image,
+        text_tokens=work.text,
+        kept_tokens=work.kept,
+        tokens=work.full * stage.samples,
+        operations=count,
+        total_flops=float(count.total) * stage.samples,
+        micro_batch=micro,
+        largest_micro_batch=largest[stage.checkpointing],
+        largest_checkpointed=largest[True],
+        largest_plain=largest[False],
+        memory=memory,
+        activations_plain=activations[0],
+        activations_checkpointed=activations[1],
+        fits=memory.total <= room * GIB,
+        text_batch=encoder_batches[0],
+        autoencoder_batch=encoder_batches[1],
+        step=step,
+        utilisation=utilisation,
+        mfu=count.model * rate / (devices * gpu.peak_tflops * 1e12),
+        images_per_s=rate,
+        hours=hours,
+        device_hours=hours * devices,
+        read_mb_s=rate * recipe.dataset.image_kb / 1e3,
+        exchange_gb=stage.steps * exchanges * gpu.link_gb_s,
+        kwh=kwh,
+        rent_usd=hours * machine.usd_per_hour,
+        electricity_usd=kwh * assumptions.usd_per_kwh,
+        binds=step.binds() if micro else DOES_NOT_FIT,
+        notes=_notes(recipe, stage, machine, micro, largest, encoder_batches),
+        savings=_savings(recipe, stage, machine, largest[False]) if micro else (),
+    )
+
+
+def _notes(
+    recipe: Recipe,
+    stage: StageRecipe,
+    machine: Machine,
+    micro: int,
+    largest: Mapping[bool, int],
+    encoder_batches: tuple[int, int],
+) -> tuple[str, ...]:
+    """What to set so that the stage runs on the machine as it is asked for."""
+    key, memory = f"schedule.stages.{stage.name}", f"{machine.gpu.memory_gib:g} GiB"
+    notes = []
+    if not micro and not largest[True]:
+        notes.append(f"not even one sample fits into {memory}: a smaller model, or a GPU with more memory")
+    elif not micro:
+        notes.append(f"does not fit into {memory}: set {key}.activation_checkpointing=true")
+    elif micro < stage.micro_batch_size:
+        change = f"{stage.micro_batch_size} samples at once do not fit into {memory}"
+        other = usable_micro_batch(stage, machine.count, min(largest[True], stage.micro_batch_size))
+        also = "" if stage.checkpointing or other <= micro else f" ({other} with activation_checkpointing=true)"
+        notes.append(f"{change}: set {key}.micro_batch_size={micro}{also}")
+    for setting, batch, asked, each in (
+        ("text_encoder.max_tokens", encoder_batches[0], recipe.captions_at_once(stage), stage.context_length),
+        ("vae.max_pixels", encoder_batches[1], recipe.images_at_once(stage), stage.resolution**2),
+    ):
+        if batch < min(asked, micro):
+            notes.append(f"set {setting}={batch * each} so that the encoder's own activations fit")
+    return tuple(notes)
+
+
+def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain: int) -> tuple[str, ...]:
+    """What to set so that a stage that runs anyway recomputes nothing, where that leaves the GPU enough to do."""
+    micro = usable_micro_batch(stage, machine.count, largest_plain)
+    if not stage.checkpointing or micro * recipe.work(stage).full < _ENOUGH_TOKENS:
+        return ()
+    key, count = f"schedule.stages.{stage.name}", recipe.operations(stage)
+    change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={micro}"
+    return (f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations",)
+
+
+def _storage(recipe: Recipe, machine: Machine) -> Storage:
+    dataset = recipe.dataset.images * recipe.dataset.image_kb * 1e3
+    checkpoint = 4 * (recipe.parameters * (1 + recipe.averages) + recipe.moments)
+    exported = 4 * recipe.parameters * (1 + recipe.averages)
+    kept = len(recipe.stages) * recipe.checkpoints_kept * checkpoint + exported
+    latents = sum(recipe.autoencoder.latent_values(stage.resolution, stage.resolution) for stage in recipe.stages)
+    context = max(stage.context_length for stage in recipe.stages) * recipe.text.width
+    return Storage(
+        dataset_gb=dataset / 1e9,
+        checkpoint_gb=checkpoint / 1e9,
+        checkpoints_gb=kept / 1e9,
+        cache_gb=2 * (latents + context) * recipe.dataset.images / 1e9,
+        download_hours=dataset / (machine.host.network_mb_s * 1e6) / 3600,
+    )
+
+
+def plain(value: Any) -> Any:
+    """A dataclass with its properties as plain values, for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        derived = [key for key, each in vars(type(value)).items() if isinstance(each, property)]
+        names = [entry.name for entry in fields(value)] + [key for key in derived if not key.startswith("_")]
+        return {name: plain(getattr(value, name)) for name in names}
+    return [plain(each) for each in value] if isinstance(value, tuple) else value

@@ -1,0 +1,221 @@
+"""Device memory of training, part by part, and the largest micro-batch that fits.
+
+Shapes: S tokens of a block, D width, M hidden width of the SwiGLU, H heads, L text tokens.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
+
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.operations import BLOCKS, Workload, network_parts
+from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+
+GIB = 2**30
+
+COMPILED_SHARE = 0.75
+"""Share of the eager activations that compiled blocks need. Of what eager mode saves of an XUT under autocast, the
+min-cut partitioner of AOTAutograd saves 0.67 (measured by the test suite). A step's peak, which holds more than that,
+was 25.4 GiB against 33.0 with xut_base on an H100, 3.4 of them weights and gradients: 0.74."""
+
+# Saved sequences of S·D elements. A norm keeps its input, the normed input and the modulated one; an attention
+# q, k, v, the rotated q and k, what it mixes and what it hands to the gate; a SwiGLU what it hands to the gate.
+_NORM, _ATTENTION, _FEED_FORWARD = 3, 3 + 2 + 1 + 1, 1
+# Beside them the SwiGLU keeps S·M elements: both halves of its packed product, silu of the first, their product.
+_FEED_FORWARD_HIDDEN = 4
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device at the fullest moment of a step.
+
+    What stays from one micro-batch to the next: `weights`, `optimizer` (its moments), `averages`, `half_copies`
+    (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
+    and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
+    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    half_copies: int
+    encoders: int
+    reserve: int
+    inputs: int
+    activations: int
+    encoding: int
+    gradients_stay: bool
+
+    @property
+    def fixed(self) -> int:
+        """What does not depend on the micro-batch."""
+        kept = self.weights + self.optimizer + self.averages + self.half_copies + self.encoders + self.reserve
+        return kept + (self.gradients if self.gradients_stay else 0)
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        passing = self.inputs + max(self.activations, self.encoding)
+        return self.fixed + (passing if self.gradients_stay else max(passing, self.gradients))
+
+
+def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reserve_gib: float = 0.0) -> DeviceMemory:
+    """Memory of one device in a stage.
+
+    Args:
+        recipe: network, encoders, averages and precision.
+        stage: tokens, micro-batch and checkpointing.
+        devices: how many share the batch; several keep their gradients in exchange buffers, as accumulation does,
+            and have a part each of weights, gradients, moments and averages where the recipe is sharded.
+        reserve_gib: memory that is not tensors.
+    """
+    samples, parameters, moments = stage.micro_batch_size, recipe.parameters, recipe.moments
+    copies = 2 * parameters if recipe.mixed else 0
+    if recipe.sharded:
+        parameters, moments = ceil(parameters / devices), ceil(moments / devices)
+        copies = gathered_bytes(recipe)
+    return DeviceMemory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=4 * moments,
+        averages=4 * parameters * recipe.averages,
+        half_copies=copies,
+        encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),
+        reserve=int(reserve_gib * GIB),
+        inputs=samples * _input_bytes(recipe, stage),
+        activations=samples * sample_activation_bytes(recipe, stage),
+        encoding=_encoding_bytes(recipe, stage),
+        gradients_stay=devices > 1 or stage.batch_size > devices * samples,
+    )
+
+
+def gathered_bytes(recipe: Recipe) -> int:
+    """The most that a device holds of a sharded network beyond its part.
+
+    Two blocks (the next is gathered while one runs) and the conditioning in the precision of the activations,
+    embeddings and output in float32, as FSDP2 shards the network in training.
+    """
+    parts = network_parts(recipe.network)
+    ends = ("patch_embedding", "text_projection", "output_projection")
+    conditioning = sum(part.parameters for name, part in parts.items() if name not in (*BLOCKS, *ends))
+    largest = max(part.largest_block for part in parts.values())
+    whole = sum(parts[name].parameters for name in ends)
+    return recipe.element_bytes * (2 * largest + conditioning) + 4 * whole
+
+
+def activation_bytes(
+    config: XUTConfig,
+    work: Workload,
+    *,
+    element_bytes: int = 2,
+    checkpointing: bool = False,
+    shared_positions: bool = False,
+) -> int:
+    """Bytes that one sample's forward pass keeps for the backward pass in eager mode; compiled graphs keep less.
+
+    Weights, their half-precision copies, gradients and the optimizer's state are not in it. In closed form and not
+    rehearsed on a CPU's kernels, whose RMSNorm keeps a float32 copy of its input that a GPU's fused one does not.
+
+    Args:
+        config: the network.
+        work: its tokens.
+        element_bytes: of an activation: 2 under bf16 autocast, 4 in float32.
+        checkpointing: whether each block's activations are recomputed, so that only its input is kept, and the
+            whole of one block at a time.
+        shared_positions: whether all samples have the same positions and no routing, so that the rotation angles
+            are kept once for the batch (not counted) instead of once a sample.
+    """
+
+    def block(tokens: int, attentions: int) -> int:
+        sequences = attentions * (_NORM + _ATTENTION) + _NORM + _FEED_FORWARD
+        elements = tokens * (sequences * config.width + _FEED_FORWARD_HIDDEN * config.mlp_width)
+        log_sums = attentions * 4 * tokens * config.heads
+        # D/2 angles a token: a complex64, or a float32 beside a cosine and a sine of half the size.
+        angles = 0 if shared_positions else attentions * 4 * tokens * config.width
+        return elements * element_bytes + log_sums + angles
+
+    outer, levels = config.blocks_before + config.blocks_after, config.depth
+    plain = levels * (config.encoder_blocks + config.decoder_blocks - 1)
+    outside, inside, reading = block(work.full, 1), block(work.routed, 1), block(work.routed, 2)
+    # Patches, context, the sequence that the output reads, and the shared modulation.
+    ends = work.image * config.channels * config.patch_size**2 + work.text * config.context_width
+    ends += work.full * config.width + 3 * (2 * 1 + 2 * 4 + 3) * config.width
+    if not checkpointing:
+        return outer * outside + plain * inside + levels * reading + ends * element_bytes
+    inputs = (outer * work.full + (plain + levels) * work.routed) * config.width
+    return max(reading, outside if outer else 0) + (inputs + ends) * element_bytes
+
+
+def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """What one more sample adds to the fullest moment, the start of the backward pass."""
+    work, again = recipe.work(stage), stage.checkpointing
+    kept = activation_bytes(recipe.network, work, element_bytes=recipe.element_bytes, checkpointing=again)
+    if again:  # by the time a block runs again, inputs of later ones have made room for its gradients
+        return kept
+    if recipe.compiled:
+        kept = int(COMPILED_SHARE * kept)
+    # The gradients of a SwiGLU's two halves, beyond what its backward pass has freed by then.
+    return kept + work.full * 2 * recipe.network.mlp_width * recipe.element_bytes
+
+
+def largest_micro_batch(
+    recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
+) -> int:
+    """The largest micro-batch whose step fits into so much memory; 0 if not even one sample does.
+
+    The encoders may take their batch in smaller parts for it, see `fitting_encoder_batches`.
+    """
+    frugal = replace(recipe, text_max_tokens=1, autoencoder_max_pixels=1)
+
+    def fits(samples: int) -> bool:
+        needed = device_memory(
+            frugal, replace(stage, micro_batch_size=samples), devices=devices, reserve_gib=reserve_gib
+        )
+        return needed.total <= memory_gib * GIB
+
+    return _most(stage.batch_size, fits)
+
+
+def fitting_encoder_batches(
+    recipe: Recipe, stage: StageRecipe, memory_gib: float, *, devices: int = 1, reserve_gib: float = 0.0
+) -> tuple[int, int]:
+    """Captions and images of a micro-batch to encode at once: the most that fit, at most what the recipe allows."""
+
+    def fits(captions: int, images: int) -> bool:
+        tokens, pixels = captions * stage.context_length, images * stage.resolution**2
+        trial = replace(recipe, text_max_tokens=tokens, autoencoder_max_pixels=pixels)
+        return device_memory(trial, stage, devices=devices, reserve_gib=reserve_gib).total <= memory_gib * GIB
+
+    most_images = min(recipe.images_at_once(stage), stage.micro_batch_size)
+    most_captions = min(recipe.captions_at_once(stage), stage.micro_batch_size)
+    images = max(1, _most(most_images, lambda count: fits(1, count)))
+    return max(1, _most(most_captions, lambda count: fits(count, images))), images
+
+
+def usable_micro_batch(stage: StageRecipe, devices: int, largest: int) -> int:
+    """The largest micro-batch of at most ``largest`` that divides the stage's batch on so many devices; 0 if none."""
+    per_device = stage.batch_size // devices
+    return next((size for size in range(min(largest, per_device), 0, -1) if per_device % size == 0), 0)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to the limit that fits, where all smaller ones do; 0 if none."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
+
+
+def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """The image as bytes, its latent, noise and target, the context and the positions of one sample."""
+    latent = 4 * recipe.autoencoder.latent_values(stage.resolution, stage.resolution)
+    context = 4 * stage.context_length * recipe.text.width
+    return 3 * stage.resolution**2 + 4 * latent + context + 8 * recipe.work(stage).full
+
+
+def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
+    """The fullest moment of either encoder, with the whole micro-batch of images as numbers."""
+    side, element, samples = stage.resolution, recipe.element_bytes, stage.micro_batch_size
+    images = samples * 3 * side**2 * 4
+    images += min(samples, recipe.images_at_once(stage)) * recipe.autoencoder.encode_peak_bytes(side, side, element)
+    captions = min(samples, recipe.captions_at_once(stage)) * recipe.text.peak_bytes(stage.context_length, element)
+    return max(images, captions)

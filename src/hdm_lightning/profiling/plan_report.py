@@ -1,0 +1,150 @@
+"""A forecast as tables for a terminal."""
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hdm_lightning.profiling.budget import Proposal
+from hdm_lightning.profiling.forecast import Forecast, StageForecast
+from hdm_lightning.profiling.memory import GIB
+
+Row = tuple[str, Callable[[StageForecast], str], str | None]
+"""Label, text of a stage's cell, and the field to sum over the stages."""
+
+
+def plan_report(plan: Forecast) -> RenderableType:
+    """Time and cost, operations, memory and storage of a forecast, what to set so that it fits, and what may be set."""
+    parts: list[RenderableType] = [
+        _stage_table(f"{plan.machine.name}: time and cost", plan, _TIME_ROWS),
+        _stage_table("work per sample", plan, _WORK_ROWS),
+        _stage_table(f"memory of one device (of {plan.machine.gpu.memory_gib:g} GiB)", plan, _memory_rows(plan)),
+        _storage_table(plan),
+        Text(_assumption_line(plan)),
+    ]
+    notes = [f"! {stage.stage.name}: {note}" for stage in plan.stages for note in stage.notes]
+    savings = [f"or {stage.stage.name}: {saving}" for stage in plan.stages for saving in stage.savings]
+    return Group(*parts, *map(Text, notes), *map(Text, savings))
+
+
+def proposal_report(proposal: Proposal) -> RenderableType:
+    """The proposed schedule, how to run it, and its forecast."""
+    kept = ", ".join(f"{stage.stage.name} {stage.stage.samples:,}" for stage in proposal.forecast.stages)
+    lines = [f"${proposal.budget_usd:g} buys {100 * proposal.share:.0f}% of the schedule's samples: {kept}"]
+    if proposal.dropped:
+        lines.append("left out, as they would be too short: " + ", ".join(proposal.dropped))
+    lines += [
+        "hdm-train with the same schedule, model and other choices, and:",
+        *(f"  {override}" for override in proposal.overrides),
+        "",
+    ]
+    return Group(*(Text(line) for line in lines), plan_report(proposal.forecast))
+
+
+def comparison_report(plans: Sequence[Forecast]) -> RenderableType:
+    """The same schedule on several machines, a line each."""
+    table = Table(title="machines", title_justify="left")
+    names = [stage.stage.name for stage in plans[0].stages]
+    for column in ("machine", *(f"{name} h" for name in names), "total h", "kWh", "rent $", "electricity $"):
+        table.add_column(column, justify="left" if column == "machine" else "right")
+    for plan in plans:
+        hours = [_hours(stage.hours) for stage in plan.stages]
+        sums = [_hours(plan.total("hours")), *(f"{plan.total(f):.0f}" for f in ("kwh", "rent_usd", "electricity_usd"))]
+        table.add_row(plan.machine.name, *hours, *sums)
+    return table
+
+
+def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for stage in plan.stages:
+        table.add_column(stage.stage.name, justify="right")
+    totals = any(summed for _, _, summed in rows) and len(plan.stages) > 1
+    if totals:
+        table.add_column("total", justify="right")
+    for label, cell, summed in rows:
+        total = f"{plan.total(summed):,.1f}" if summed else ""
+        table.add_row(label, *(cell(stage) for stage in plan.stages), *([total] if totals else []))
+    return table
+
+
+def _storage_table(plan: Forecast) -> Table:
+    table = Table(title="storage and network", title_justify="left", show_header=False)
+    storage = plan.storage
+    for label, value in (
+        ("shards", f"{storage.dataset_gb:,.0f} GB"),
+        ("their download", f"{_hours(storage.download_hours)} h"),
+        ("one training checkpoint", f"{storage.checkpoint_gb:.1f} GB"),
+        ("all that stay", f"{storage.checkpoints_gb:.1f} GB"),
+        ("latents and captions, if cached", f"{storage.cache_gb:,.0f} GB"),
+    ):
+        table.add_row(label, value)
+    return table
+
+
+def _assumption_line(plan: Forecast) -> str:
+    gpu, assumed = plan.machine.gpu, plan.assumptions
+    return (
+        f"assumes {gpu.peak_tflops:g} TFLOP/s, {gpu.bandwidth_gb_s:g} GB/s, ${gpu.usd_per_hour:g}/h per GPU, "
+        f"utilisation {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB beside tensors, "
+        f"{100 * assumed.power_share:.0f}% of {gpu.power_w:g} W, ${assumed.usd_per_kwh:g}/kWh, full captions"
+    )
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def _tera(value: float) -> str:
+    return f"{value / 1e12:.3f}"
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.2f}"
+
+
+_TIME_ROWS: tuple[Row, ...] = (
+    ("samples, 10^6", lambda s: f"{s.stage.samples / 1e6:.3f}", None),
+    ("optimizer steps", lambda s: f"{s.stage.steps:,}", None),
+    ("tokens, 10^9", lambda s: f"{s.tokens / 1e9:.1f}", None),
+    ("FLOP, 10^18", lambda s: f"{s.total_flops / 1e18:.2f}", None),
+    ("images/s", lambda s: f"{s.images_per_s:.1f}", None),
+    ("hours", lambda s: _hours(s.hours), "hours"),
+    ("GPU-hours", lambda s: _hours(s.device_hours), "device_hours"),
+    ("rent, $", lambda s: f"{s.rent_usd:.2f}", "rent_usd"),
+    ("energy, kWh", lambda s: f"{s.kwh:.1f}", "kwh"),
+    ("or electricity, $", lambda s: f"{s.electricity_usd:.2f}", "electricity_usd"),
+    ("read, MB/s", lambda s: f"{s.read_mb_s:.1f}", None),
+    ("MFU of the network", lambda s: f"{100 * s.mfu:.1f}%", None),
+    ("binds", lambda s: s.binds, None),
+)
+_WORK_ROWS: tuple[Row, ...] = (
+    ("image + text tokens", lambda s: f"{s.image_tokens} + {s.text_tokens}", None),
+    ("image tokens in the U", lambda s: f"{s.kept_tokens}", None),
+    ("network forward, TFLOP", lambda s: _tera(s.operations.forward), None),
+    ("network backward", lambda s: _tera(s.operations.backward), None),
+    ("recompute", lambda s: _tera(s.operations.recompute), None),
+    ("autoencoder", lambda s: _tera(s.operations.autoencoder), None),
+    ("text encoder", lambda s: _tera(s.operations.text), None),
+    ("all", lambda s: _tera(s.operations.total), None),
+)
+_EITHER_WAY = "  plain / checkpointed"
+
+
+def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
+    copies = "gathered weights" if plan.recipe.sharded else "half-precision weights"
+    return (
+        ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
+        ("with checkpointing", lambda s: "yes" if s.stage.checkpointing else "no", None),
+        ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
+        ("optimizer + averages", lambda s: _gib(s.memory.optimizer + s.memory.averages), None),
+        (copies, lambda s: _gib(s.memory.half_copies), None),
+        ("encoders", lambda s: _gib(s.memory.encoders), None),
+        ("activations", lambda s: _gib(s.memory.activations), None),
+        (_EITHER_WAY, lambda s: f"{_gib(s.activations_plain)} / {_gib(s.activations_checkpointed)}", None),
+        ("or while encoding", lambda s: _gib(s.memory.encoding), None),
+        ("peak", lambda s: _gib(s.memory.total) + ("" if s.fits else " !"), None),
+        ("largest micro-batch", lambda s: f"{s.largest_micro_batch}", None),
+        (_EITHER_WAY, lambda s: f"{s.largest_plain} / {s.largest_checkpointed}", None),
+    )

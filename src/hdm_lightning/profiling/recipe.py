@@ -1,0 +1,115 @@
+"""What is to be trained, as plain values: network, encoders, data and stages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from annotated_types import Gt
+
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.operations import (
+    BLOCKS,
+    Operations,
+    Workload,
+    network_operations,
+    network_parts,
+    parameter_count,
+)
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One stage; sizes in pixels, progress in samples."""
+
+    name: str
+    resolution: int  # side of the square crop
+    samples: int  # samples seen, all devices together
+    batch_size: int  # samples of an optimizer step, all devices together
+    micro_batch_size: int  # samples that one device takes at once
+    routing_rate: float = 0.0  # share of image tokens that skip the U
+    context_length: int = 256  # caption tokens
+    checkpointing: bool = False  # whether the blocks' activations are recomputed
+    warmup_samples: int = 0  # samples of the warm-up
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.samples // self.batch_size)
+
+
+@dataclass
+class Dataset:
+    """The training set, as far as disks and decoders care."""
+
+    images: Annotated[int, Gt(0)] = 8_469_000  # different images
+    image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an encoded image with its caption, 10^3 bytes
+    image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an encoded image in megapixels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole schedule."""
+
+    network: XUTConfig
+    stages: tuple[StageRecipe, ...]
+    text: TextArchitecture
+    autoencoder: AutoencoderArchitecture
+    dataset: Dataset = field(default_factory=Dataset)
+    text_max_tokens: int = 65_536  # of the captions encoded at once, together; one caption always is
+    autoencoder_max_pixels: int = 5_500_000  # of the images encoded at once, together; one image always is
+    averages: int = 1  # weight averages kept
+    muon: bool = False  # whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest
+    compiled: bool = True  # whether the network is compiled
+    half_gradients: bool = False  # whether gradients are exchanged in bfloat16
+    sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
+    mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
+    checkpoints_kept: int = 2  # of each stage
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network."""
+        return parameter_count(self.network)
+
+    @property
+    def moments(self) -> int:
+        """Numbers that the optimizer keeps."""
+        parts = network_parts(self.network)
+        blocks = sum(parts[name].parameters for name in BLOCKS)
+        return 2 * self.parameters - (blocks if self.muon else 0)  # nearly all of a block is matrices
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.mixed else 4
+
+    def work(self, stage: StageRecipe) -> Workload:
+        """Tokens of one sample of a stage.
+
+        Raises:
+            ValueError: the resolution is not a multiple of autoencoder factor × patch.
+        """
+        side, rest = divmod(stage.resolution, self.autoencoder.factor)
+        if rest:
+            raise ValueError(f"resolution is {stage.resolution}; expected a multiple of {self.autoencoder.factor}")
+        return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
+
+    def operations(self, stage: StageRecipe, *, fused_attention: bool = True) -> Operations:
+        """Operations of one sample of a stage; captions are padded to the stage's context length."""
+        work, side = self.work(stage), stage.resolution
+        network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
+        encode, text = self.autoencoder.encode_flops(side, side), self.text.flops(stage.context_length)
+        return replace(network, autoencoder=encode, text=text)
+
+    def captions_at_once(self, stage: StageRecipe) -> int:
+        """Captions as long as a stage's context that the text encoder takes at once."""
+        return max(1, self.text_max_tokens // stage.context_length)
+
+    def images_at_once(self, stage: StageRecipe) -> int:
+        """Images of a stage that the autoencoder takes at once."""
+        return max(1, self.autoencoder_max_pixels // stage.resolution**2)
+
+    def with_samples(self, samples: Iterator[int]) -> "Recipe":
+        """The same stages with other sample counts."""
+        stages = tuple(replace(stage, samples=count) for stage, count in zip(self.stages, samples, strict=True))
+        return replace(self, stages=stages)

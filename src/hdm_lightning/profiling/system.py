@@ -1,0 +1,243 @@
+"""What the machine at hand is and gives: its devices, matrix products, memory, disk, links between GPUs."""
+
+import os
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from hdm_lightning import one_machine
+from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
+from hdm_lightning.profiling.timing import Timing, time_call
+from hdm_lightning.version import __version__
+
+CPU_MATMUL = 1536
+"""Side of the matrices whose product says what a CPU can do."""
+CPU_COPY_MIB = 256
+"""Size of the copy that says what its memory can do, 2^20 bytes."""
+
+_MIB = 2**20
+
+
+def chosen_device(name: str, *, where: str = "--device") -> torch.device:
+    """The device of that name; of ``auto`` the first GPU, else the CPU.
+
+    Raises:
+        UserError: there is none of that name, or it is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name!r} is no device", where=where, hint="auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible", where=where, hint=f"use {where} cpu")
+    return device
+
+
+def machine_at_hand() -> Machine:
+    """This machine: its GPUs by the table, with their own memory; or the CPU, its rates measured (seconds).
+
+    Raises:
+        UserError: the GPU is not in the table.
+    """
+    if not torch.cuda.is_available():
+        device, memory = torch.device("cpu"), physical_memory_bytes() / 2**30
+        _, rate = matmul(device, torch.float32, CPU_MATMUL, repeats=5)
+        _, bandwidth = memory_bandwidth(device, mib=CPU_COPY_MIB, repeats=5)
+        cpu = Gpu(CPU, rate / 1e12, memory, bandwidth / 1e9, link_gb_s=10.0, power_w=0.0, usd_per_hour=0.0)
+        return Machine(cpu, 1)
+    properties = torch.cuda.get_device_properties(0)
+    gpu = find_gpu(properties.name)
+    if gpu is None:
+        raise UserError(
+            f"this machine's GPU, {properties.name}, is not in the table",
+            where="gpus",
+            hint="name the nearest one, e.g. gpus=1x5090, and override its figures with gpu.peak_tflops=… …",
+        )
+    return Machine(replace(gpu, memory_gib=properties.total_memory / 2**30), torch.cuda.device_count())
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, memory, GPUs and versions of the machine at hand.
+
+    Args:
+        device: the one that is benchmarked.
+    """
+    described: dict[str, Any] = {
+        "device": device.type,
+        "cpu": cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(physical_memory_bytes() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hdm_lightning": __version__,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described |= {
+            "gpu": properties.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+        }
+    return described
+
+
+def cpu_name() -> str:
+    """The processor's name as its vendor writes it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def physical_memory_bytes() -> int:
+    """Main memory of the machine; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int = 10) -> tuple[Timing, float]:
+    """Time a size × size matrix product.
+
+    Returns:
+        The timing, and operations a second of the median.
+    """
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    timing = time_call(lambda: torch.mm(left, right, out=out), device, warmup=3, repeats=repeats)
+    return timing, 2 * size**3 / timing.median
+
+
+def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10) -> tuple[Timing, float]:
+    """Time a copy within the device's memory.
+
+    Returns:
+        The timing, and bytes a second of the median, reads and writes counted.
+    """
+    source = torch.ones(mib * _MIB // 4, device=device)
+    target = torch.empty_like(source)
+    timing = time_call(lambda: target.copy_(source), device, warmup=2, repeats=repeats)
+    return timing, 2 * mib * _MIB / timing.median
+
+
+def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[Timing, float]]:
+    """Time writing and reading one file of random bytes; the system's cache is flushed and emptied of it.
+
+    Args:
+        folder: on the disk in question; the file is deleted afterwards.
+        mib: size of the file, 2^20 bytes.
+        repeats: of each.
+
+    Returns:
+        ``write`` and ``read``, each with bytes a second.
+    """
+    block = os.urandom(16 * _MIB)
+    blocks = max(1, mib // 16)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="hdm-bench-") as inside:
+        file = Path(inside) / "block"
+        cpu = torch.device("cpu")
+        write = time_call(lambda: _write(file, block, blocks), cpu, warmup=0, repeats=repeats)
+        read_seconds: list[float] = []
+        for _ in range(repeats):
+            _forget(file)
+            read_seconds += time_call(lambda: _read(file), cpu, warmup=0, repeats=1).seconds
+    read, size = Timing(tuple(read_seconds)), blocks * len(block)
+    return {"write": (write, size / write.median), "read": (read, size / read.median)}
+
+
+def device_to_device(*, mib: int = 256, repeats: int = 10) -> tuple[Timing, float] | None:
+    """Time a copy from the first GPU to the second; None where there are not two.
+
+    Returns:
+        The timing, and bytes a second.
+    """
+    if torch.cuda.device_count() < 2:
+        return None
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    source = torch.ones(mib * _MIB // 4, device=first)
+    target = torch.empty_like(source, device=second)
+
+    def copy() -> None:
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(first)
+
+    timing = time_call(copy, second, warmup=3, repeats=repeats)
+    return timing, mib * _MIB / timing.median
+
+
+def all_reduce(processes: int, *, mib: int = 256, repeats: int = 10) -> tuple[Timing, float]:
+    """Time a sum over processes, one per GPU (NCCL), or on the CPU where there are not so many (gloo).
+
+    Args:
+        processes: at least 2.
+        mib: bytes of each process's tensor, in 2^20.
+        repeats: timed sums.
+
+    Returns:
+        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which is compared
+        with a link's speed.
+
+    Raises:
+        ValueError: fewer than two processes.
+    """
+    if processes < 2:
+        raise ValueError(f"processes: got {processes}, expected at least 2")
+    with one_machine.meeting_place() as folder:
+        meeting, result = folder / "meeting", folder / "seconds"
+        spawn(_sum_worker, (processes, str(meeting), str(result), mib, repeats), nprocs=processes)
+        seconds = tuple(float(line) for line in result.read_text().split())
+    timing = Timing(seconds)
+    return timing, 2 * (processes - 1) / processes * mib * _MIB / timing.median
+
+
+def _sum_worker(rank: int, processes: int, meeting: str, result: str, mib: int, repeats: int) -> None:
+    on_gpus = torch.cuda.device_count() >= processes
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    one_machine.will_meet_at(meeting)
+    one_machine.join("nccl" if on_gpus else "gloo", rank, processes)
+    try:
+        tensor = torch.ones(mib * _MIB // 4, device=device)
+        timing = time_call(lambda: dist.all_reduce(tensor), device, warmup=3, repeats=repeats)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+    if rank == 0:
+        Path(result).write_text("\n".join(map(repr, timing.seconds)))
+
+
+def _write(file: Path, block: bytes, blocks: int) -> None:
+    with file.open("wb", buffering=0) as out:
+        for _ in range(blocks):
+            out.write(block)
+        os.fsync(out.fileno())
+
+
+def _read(file: Path) -> None:
+    with file.open("rb", buffering=0) as source:
+        while source.read(4 * _MIB):
+            pass
+
+
+def _forget(file: Path) -> None:
+    """Ask the system to drop the file from its cache, where it can be asked."""
+    if hasattr(os, "posix_fadvise"):
+        with file.open("rb") as source:
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

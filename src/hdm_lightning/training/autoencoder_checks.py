@@ -1,0 +1,288 @@
+"""Everything that can be known to be wrong with an autoencoder's training before the first weight is allocated."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from hdm_lightning.autoencoding.branches import BranchSettings
+from hdm_lightning.autoencoding.perceptual import LITE0, SMALLEST_SIDES, require_perceptual
+from hdm_lightning.autoencoding.transforms import exact_scales
+from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.encoders.autoencoder_folder import check_shapes, locate_autoencoder, read_config
+from hdm_lightning.errors import UserError
+from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
+from hdm_lightning.models.discriminator import smallest_side
+from hdm_lightning.training import hardware
+from hdm_lightning.training.composition import build, check_call, plain, target_of
+from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.groups import AutoencoderSource, Equivariance
+from hdm_lightning.training.modules.autoencoder_network import build_vae
+from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.stages import StagePlan
+
+if TYPE_CHECKING:
+    from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
+
+JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
+KEPT = ("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size")
+KEPT_TOO = ("adversarial.weight", "callbacks.weight_averages.halflife_samples")
+COURSE = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", KEPT_TOO[1])
+"""What the card of a finished training says, or what its weights come of."""
+
+
+def check(config: DictConfig, recipe: "AutoencoderRecipe", plan: StagePlan) -> None:
+    """Check a configuration; nothing but indices and configurations is read.
+
+    Raises:
+        UserError: naming the key or file and what to do.
+    """
+    groups = {name: group(config, recipe, name) for name in recipe.groups}
+    factor = autoencoder_factor(groups["autoencoder"])
+    stage = with_stage(config, plan, **recipe.stage_values(config, plan))
+    check_settings(groups, stage, plan, factor)
+    _check_crop(stage)
+    check_call(stage, "module", supplied=("autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"))
+    check_call(stage, "data", supplied=("tokenizer",))
+    judged = JUDGED if groups["adversarial"].weight else ()
+    check_continued(config, [plan], (*KEPT, *KEPT_TOO, *judged), COURSE)
+    if target_of(stage.data, "data") is ShardDataModule:
+        build(stage, "data", tokenizer=None).prepare()
+
+
+def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, factor: int) -> None:
+    """Check what needs no data: sizes, names and weights.
+
+    Args:
+        groups: the plain groups by name.
+        stage: the configuration with its stage filled in.
+        plan: the stage.
+        factor: pixels per latent cell of the autoencoder.
+
+    Raises:
+        UserError: naming the key.
+    """
+    _check_sizes(groups, plan, factor)
+    _check_loss(groups)
+    _check_validation(groups)
+    _check_start(groups, plan)
+    _check_averages(stage)
+    _check_patches(groups, plan, factor)
+    _check_perceptual(groups, plan, factor)
+    _check_discriminator(groups, plan, factor)
+    if plain(stage, "trainer.precision") == hardware.FLOAT16 and groups["adversarial"].weight:
+        raise UserError(
+            "float16 scales gradients, which the two optimizers of adversarial training would clip wrongly",
+            where="trainer.precision",
+            hint="use bf16-mixed or 32-true",
+        )
+
+
+def _check_averages(stage: DictConfig) -> None:
+    averages = plain(stage, "callbacks").get("weight_averages") if stage.callbacks else None
+    if averages and averages.get("sigma_rel"):
+        raise UserError(
+            "has no effect on an autoencoder's training",
+            where="callbacks.weight_averages.sigma_rel",
+            hint="leave it out",
+        )
+
+
+def _check_loss(groups: dict[str, Any]) -> None:
+    loss = groups["loss"]
+    perceptual = loss.perceptual_network is not None and loss.perceptual_weight
+    if not loss.pixel_weight and not perceptual:
+        raise UserError(
+            "is 0 and there is no perceptual term: nothing asks for the image back",
+            where="loss.pixel_weight",
+            hint="give a positive weight, or a loss.perceptual_network with a weight",
+        )
+    if loss.perceptual_network is not None:
+        require_perceptual(loss.perceptual_network)
+
+
+def _check_validation(groups: dict[str, Any]) -> None:
+    """There are samples to measure, and the packages of what is measured."""
+    validation = groups["validation"]
+    if validation.samples < 1:
+        raise UserError(
+            "the latent statistics of the result are measured on the validation samples, so there must be some",
+            where="validation.samples",
+            hint="give at least 1, better 256",
+        )
+    if validation.perceptual_network is not None:
+        require_perceptual(validation.perceptual_network, where="validation.perceptual_network")
+    if validation.features == LITE0:
+        require_perceptual(LITE0, where="validation.features")
+
+
+def _check_start(groups: dict[str, Any], plan: StagePlan) -> None:
+    adversarial = groups["adversarial"]
+    if adversarial.weight and adversarial.start_samples >= plan.settings.samples:
+        raise UserError(
+            f"the discriminator would set in after {adversarial.start_samples} samples, when the training of "
+            f"{plan.settings.samples} is over",
+            where="adversarial.start_samples",
+            hint="set it below stage.samples, or adversarial.weight=0 for no discriminator",
+        )
+
+
+def _check_sizes(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+    resolution = plan.settings.resolution
+    if resolution % factor:
+        raise UserError(
+            f"{resolution} px is not a multiple of the autoencoder's factor {factor}",
+            where="stage.resolution",
+            hint=f"set it to {max(1, round(resolution / factor)) * factor}",
+        )
+    if resolution < SMALLEST_SIDE:
+        raise UserError(
+            f"{resolution} px are too few to measure, {SMALLEST_SIDE} are needed",
+            where="stage.resolution",
+            hint=f"set it to {-(-SMALLEST_SIDE // factor) * factor} or more",
+        )
+    smallest_trained(groups["equivariance"], resolution // factor)
+
+
+def _check_crop(stage: DictConfig) -> None:
+    crop = plain(stage, "data").get("crop")
+    if isinstance(crop, dict) and crop.get("buckets"):
+        raise UserError(
+            "the transforms of the equivariance need square images",
+            where="data.crop.buckets",
+            hint="set it to null",
+        )
+
+
+def branch_settings(equivariance: Equivariance) -> BranchSettings:
+    """How branches are drawn.
+
+    Raises:
+        UserError: naming the key under `equivariance`.
+    """
+    try:
+        return BranchSettings(**vars(equivariance))
+    except ValueError as error:
+        raise UserError(str(error), where="equivariance", hint="see conf/vae_training for complete examples") from error
+
+
+def smallest_trained(equivariance: Equivariance, cells: int) -> int:
+    """Side in latent cells of the smallest image that the branches make out of `cells`.
+
+    Raises:
+        UserError: no scale gives a whole number of cells.
+    """
+    branches = branch_settings(equivariance)
+    if not (branches.equivariant or branches.downscaled):
+        return cells
+    where = "equivariance.scale_numerators"
+    if not branches.scale_numerators:
+        if branches.downscaled:
+            what, hint = "is empty, so that the down-scaled branch would not scale", "equivariance.downscaled=0"
+            raise UserError(what, where=where, hint=f"give some, or {hint}")
+        return cells
+    scales = exact_scales(cells, branches.scale_numerators, branches.scale_denominator)
+    if not scales:
+        raise UserError(
+            f"no scale n/{branches.scale_denominator} gives a whole size of a latent of {cells} cells",
+            where=where,
+            hint=f"choose scale_denominator={cells} and numerators below it, or another size of the images",
+        )
+    moves = branches.flips or any(turns % 4 for turns in branches.quarter_turns)
+    if max(branches.downscaled, 0 if moves else branches.equivariant) and min(scales) == 1:
+        raise UserError(
+            f"of these scales only 1 gives a whole size of a latent of {cells} cells, and it changes nothing",
+            where=where,
+            hint="give numerators below scale_denominator, or set the probability of the branch to 0",
+        )
+    return int(cells * min(scales))
+
+
+def _check_patches(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+    patches, resolution = groups["patches"], plan.settings.resolution
+    if not patches.samples:
+        return
+    if patches.size_px < factor or patches.size_px % factor or patches.size_px > resolution:
+        raise UserError(
+            f"{patches.size_px} px is not a multiple of the autoencoder's factor {factor} between it and {resolution}",
+            where="patches.size_px",
+            hint=f"set it to {max(factor, resolution // 2 // factor * factor)}, or patches.samples=0",
+        )
+    smallest_trained(groups["equivariance"], patches.size_px // factor)
+
+
+def _smallest_image(groups: dict[str, Any], plan: StagePlan, factor: int) -> int:
+    """Side in pixels of the smallest image that the losses see."""
+    patches = groups["patches"]
+    sides = [plan.settings.resolution, *([patches.size_px] if patches.samples else [])]
+    return min(smallest_trained(groups["equivariance"], side // factor) for side in sides) * factor
+
+
+def _check_perceptual(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+    named = groups["loss"].perceptual_network
+    smallest = _smallest_image(groups, plan, factor)
+    if named is not None and smallest < SMALLEST_SIDES[named]:
+        raise UserError(
+            f"images get as small as {smallest} px, {named} needs {SMALLEST_SIDES[named]} px",
+            where="loss.perceptual_network",
+            hint="use efficientnet_lite0, larger equivariance.scale_numerators or a larger stage.resolution",
+        )
+
+
+def _check_discriminator(groups: dict[str, Any], plan: StagePlan, factor: int) -> None:
+    adversarial = groups["adversarial"]
+    if not adversarial.weight:
+        return
+    smallest = _smallest_image(groups, plan, factor)
+    if smallest < smallest_side(adversarial.layers):
+        raise UserError(
+            f"images get as small as {smallest} px, a discriminator of {adversarial.layers} layers needs "
+            f"{smallest_side(adversarial.layers)} px",
+            where="adversarial.layers",
+            hint="use fewer layers, larger equivariance.scale_numerators or a larger stage.resolution",
+        )
+
+
+def autoencoder_factor(source: AutoencoderSource) -> int:
+    """Pixels per latent cell, from the autoencoder's configuration alone.
+
+    Raises:
+        UserError: naming `autoencoder.source` or `autoencoder.config`.
+    """
+    return int(2 ** (len(autoencoder_config(source)["block_out_channels"]) - 1))
+
+
+def keeps_normalisation(source: AutoencoderSource) -> bool:
+    """Whether the latent space stays and its normalisation is known, so that what was trained on it goes on working."""
+    if source.train_encoder or source.source is None:
+        return False
+    written = autoencoder_config(source)
+    return any(written.get(key) is not None for key in ("latents_std", "scaling_factor"))
+
+
+def autoencoder_config(source: AutoencoderSource) -> dict[str, Any]:
+    """Fields of the AutoencoderKL that will be trained.
+
+    Raises:
+        UserError: naming `autoencoder.source` or `autoencoder.config`.
+    """
+    config = source.config
+    if (source.source is None) == (config is None):
+        raise UserError(
+            "give exactly one of source (to fine-tune) and config (to train from scratch)",
+            where="autoencoder",
+            hint="autoencoder.source=FOLDER, or choose vae_training=from_scratch_tiny",
+        )
+    if config is not None:
+        if not config.get("block_out_channels"):
+            raise UserError(
+                "is missing",
+                where="autoencoder.config.block_out_channels",
+                hint="e.g. [64, 128, 256], with as many down_block_types and up_block_types",
+            )
+        with torch.device("meta"):
+            check_shapes(build_vae(config), where="autoencoder.config")
+        return config
+    assert source.source is not None
+    where = "autoencoder.source"
+    return read_config(locate_autoencoder(source.source, where=where), where=where)

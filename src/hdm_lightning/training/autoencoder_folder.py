@@ -1,0 +1,96 @@
+"""The end of an autoencoder's training: `final/`, a diffusers folder with latent statistics and a model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.metrics.latents import LatentReport
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, save_vae
+from hdm_lightning.whole_files import write_json, write_text
+
+MEASURES_FILE = "measures.json"
+_MEASURED = "(z - mean) / std with `latents_mean`, `latents_std` of config.json"
+_KEPT = "that of the autoencoder whose encoder this is, in config.json"
+
+_CARD = """# {name}
+
+An AutoencoderKL (diffusers) trained with hdm-lightning{equivariance}.
+
+| | |
+|---|---|
+| latents | {channels} channels, 1/{factor} of the image's side |
+| normalisation | {normalisation} |
+| weights | {weights} |
+| parameters | {parameters:,} |
+
+## Use
+
+```
+hdm-train vae=folder vae.name={folder}
+```
+
+```python
+from diffusers import AutoencoderKL
+vae = AutoencoderKL.from_pretrained("{folder}")
+```
+
+## Measures on {images} {measured_on}
+
+| measure | value |
+|---|---|
+{measures}
+
+## Training
+
+```json
+{training}
+```
+"""
+
+
+def export_autoencoder(
+    folder: Path,
+    network: AutoencoderNetwork,
+    latents: LatentReport,
+    measures: Mapping[str, float],
+    training: Mapping[str, Any],
+    *,
+    name: str,
+    averaged: bool,
+    keep_normalisation: bool = False,
+) -> None:
+    """Write the diffusers folder, its measures as JSON and its card.
+
+    Args:
+        folder: made if missing.
+        network: with the weights to export.
+        latents: statistics of these weights' latents.
+        measures: name to value, for card and JSON.
+        training: record of plain values for the card.
+        name: heading of the card.
+        averaged: whether the weights are averages over training.
+        keep_normalisation: leave the normalisation in the config as it is, for models trained with it, in place of
+            these statistics.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
+    save_vae(network.vae, folder, None if keep_normalisation else statistics)
+    report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
+    write_json(folder / MEASURES_FILE, report)
+    share = training.get("equivariance", {}).get("equivariant", 0)
+    card = _CARD.format(
+        name=name,
+        equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
+        channels=network.channels,
+        factor=network.factor,
+        normalisation=_KEPT if keep_normalisation else _MEASURED,
+        weights="averaged over training" if averaged else "of the last step",
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        folder=folder,
+        images=latents.images,
+        measured_on=training.get("measured_on", "images"),
+        measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),
+        training=json.dumps(training, indent=2, ensure_ascii=False),
+    )
+    write_text(folder / "README.md", card)

@@ -1,0 +1,263 @@
+"""The training of an autoencoder (`hdm-train-vae`): what its configuration must say, what it builds and leaves."""
+
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
+from torch import nn
+
+from hdm_lightning.autoencoding.perceptual import perceptual_distance
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.feature_networks import load_feature_network
+from hdm_lightning.metrics.latents import LatentReport
+from hdm_lightning.models.discriminator import PatchDiscriminator
+from hdm_lightning.training import autoencoder_checks, run_folder
+from hdm_lightning.training.autoencoder_folder import export_autoencoder
+from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.composition import parse, plain
+from hdm_lightning.training.groups import (
+    Adversarial,
+    AutoencoderLoss,
+    AutoencoderSource,
+    AutoencoderValidation,
+    Equivariance,
+    Guard,
+    Hardware,
+    Patches,
+)
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
+from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
+from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.recipe import COMMON, Recipe, group
+from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plans_of
+from hdm_lightning.training.strategies import processes
+from hdm_lightning.training.tensorboard_page import VAE_LAYOUT, Layout
+
+if TYPE_CHECKING:
+    from hdm_lightning.training.schedule import Run
+
+
+class AutoencoderRecipe(Recipe):
+    """One stage, named `vae`, whose keys stand under `stage`."""
+
+    groups: ClassVar[dict[str, type[Any]]] = {
+        "autoencoder": AutoencoderSource,
+        "patches": Patches,
+        "loss": AutoencoderLoss,
+        "equivariance": Equivariance,
+        "adversarial": Adversarial,
+        "validation": AutoencoderValidation,
+        "guard": Guard,
+        "hardware": Hardware,
+    }
+    others = COMMON
+    sharded = False
+
+    def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
+        """The one stage."""
+        return plans_of({"stage": parse(AutoencoderStageSettings, plain(config, "stage"), "stage")}, world_size)
+
+    def stage_values(self, config: DictConfig, plan: StagePlan) -> dict[str, Any]:
+        """With a discriminator the module accumulates and clips, and the discriminator's schedule begins later."""
+        start, weight = plain(config, "adversarial.start_samples"), plain(config, "adversarial.weight")
+        own: dict[str, Any] = {
+            "context_length": 1,
+            "adversarial_samples": max(1, plan.settings.samples - int(start)),
+        }
+        if weight:
+            own["of_trainer"] = {"accumulation": 1, "clip": None}
+            own["of_module"] = {"accumulation": plan.accumulation, "clip": plan.settings.gradient_clip}
+        return own
+
+    def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
+        """See `autoencoder_checks`."""
+        autoencoder_checks.check(config, self, plans[0])
+
+    # Building
+
+    def build(self, run: "Run") -> nn.Module:
+        """The autoencoder, the discriminator and the perceptual distance."""
+        config = run.config
+        torch.manual_seed(sub_seed(int(config.seed), "vae weights"))
+        network = prepare_network(
+            build_network(group(config, self, "autoencoder")),
+            recompute=run.plans[0].settings.activation_checkpointing,
+            compiled=bool(plain(config, "hardware.compile")),
+        )
+        adversarial = group(config, self, "adversarial")
+        run.parts["discriminator"] = build_discriminator(adversarial)
+        run.parts["perceptual"] = shared_distance(group(config, self, "loss").perceptual_network)
+        run.parts["fresh"] = None
+        return network
+
+    def begin(self, run: "Run") -> None:
+        """The weights that the networks were built with, also after a rewind to the beginning."""
+        if run.parts["fresh"] is None and not run.rewinds:
+            return
+        if run.parts["fresh"] is None:
+            parts = {"network": run.network, "discriminator": run.parts["discriminator"]}
+            run.parts["fresh"] = {
+                name: {key: value.clone() for key, value in part.state_dict().items()}
+                for name, part in parts.items()
+                if part is not None
+            }
+            return
+        run.network.load_state_dict(run.parts["fresh"]["network"])
+        if run.parts["discriminator"] is not None:
+            run.parts["discriminator"].load_state_dict(run.parts["fresh"]["discriminator"])
+
+    def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+        """The networks."""
+        return {
+            "autoencoder": run.network,
+            "perceptual": run.parts["perceptual"],
+            "discriminator": run.parts["discriminator"],
+        }
+
+    def data_arguments(self, run: "Run") -> dict[str, Any]:
+        """No tokenizer: captions play no part."""
+        return {"tokenizer": None}
+
+    def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+        """See `stage_values`."""
+        return self.stage_values(run.config, plan)
+
+    def layout(self, config: DictConfig) -> Layout:
+        """TensorBoard's page of an autoencoder's training."""
+        return VAE_LAYOUT
+
+    def missing_callbacks(self, config: DictConfig, made: list[Callback]) -> list[Callback]:
+        """The measures, as the result's card and normalisation come of them."""
+        if any(isinstance(each, AutoencoderReport) for each in made):
+            return []
+        return [autoencoder_report(plain(config, "validation.perceptual_network"), None, None)]
+
+    def trainer_arguments(self, config: DictConfig) -> dict[str, Any]:
+        """Batch statistics of all devices together, where a network has some."""
+        together = config.trainer.accelerator == "cuda" and processes.world_size() > 1
+        return {"sync_batchnorm": True} if together and "sync_batchnorm" not in config.trainer else {}
+
+    # The end
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """The measures of the last validation, and the latents' moments."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        report = next(each for each in callbacks if isinstance(each, AutoencoderReport))
+        if report.latents is None:
+            raise UserError(
+                "its last checkpoint is of an earlier version, which kept no measures, and its training is over",
+                where="run_dir",
+                hint="delete that checkpoint, so that the training ends again, or start another run by another name=",
+            )
+        return {"measures": report.measures, "latents": asdict(report.latents)}
+
+    def export(self, run: "Run", checkpoint: Path) -> None:
+        """Write the first average, or the raw weights where there is none, as a diffusers folder."""
+        if processes.rank() != 0:
+            return
+        assert isinstance(run.network, AutoencoderNetwork)
+        saved = read_checkpoint(checkpoint)
+        averages = averages_state(saved)
+        averaged = averages is not None and bool(averages["shadows"])
+        weights = network_weights(saved) | (averages["shadows"][0] if averages and averaged else {})
+        run.network.load_state_dict(weights)
+        done = run_folder.read_done(run.run_dir, run.plans[0])
+        export_autoencoder(
+            run.run_dir / run_folder.FINAL,
+            run.network,
+            LatentReport(**done["latents"]),
+            done["measures"],
+            self._record(run, done),
+            name=str(run.config.name),
+            averaged=averaged,
+            keep_normalisation=autoencoder_checks.keeps_normalisation(group(run.config, self, "autoencoder")),
+        )
+
+    def _record(self, run: "Run", done: dict[str, Any]) -> dict[str, Any]:
+        """What the model card says about the training."""
+        environment, config = run_folder.read_environment(run.run_dir), run.config
+        adversarial = group(config, self, "adversarial")
+        return {
+            "name": str(config.name),
+            "seed": int(config.seed),
+            "start": group(config, self, "autoencoder").source or "from scratch",
+            "samples": done["samples"],
+            "resolution": run.plans[0].settings.resolution,
+            "measured_on": "held-out images" if config.data.get("validation") else "images of the training set",
+            "loss": asdict(group(config, self, "loss")),
+            "equivariance": asdict(group(config, self, "equivariance")),
+            "adversarial": asdict(adversarial) if adversarial.weight else None,
+            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+            "commit": environment["commit"],
+            "hdm_lightning": environment["hdm_lightning"],
+        }
+
+
+def build_network(source: AutoencoderSource) -> AutoencoderNetwork:
+    """The autoencoder to train: read from its folder, or new with random weights."""
+    if source.config is not None:
+        vae = build_vae(source.config, initial_log_variance=source.initial_log_variance)
+    else:
+        assert source.source is not None
+        vae = load_vae(source.source)
+    return AutoencoderNetwork(vae, train_encoder=source.train_encoder)
+
+
+def prepare_network(network: AutoencoderNetwork, *, recompute: bool, compiled: bool) -> AutoencoderNetwork:
+    """Lay the kernels out for the device, recompute activations and compile, in this order, as asked for."""
+    network.vae.to(memory_format=torch.channels_last)
+    if recompute:
+        network.vae.enable_gradient_checkpointing()
+    if compiled:
+        encoder, decoder = network.vae.encoder, network.vae.decoder
+        # Blocks and not halves: the adaptive weight asks for the last layer's gradient twice, which must stay eager.
+        for block in (*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks):
+            block.compile(dynamic=True)  # sizes change with the drawn scale
+    return network
+
+
+def build_discriminator(settings: Adversarial) -> PatchDiscriminator | None:
+    """The discriminator, or None where the adversarial weight is 0."""
+    if not settings.weight:
+        return None
+    return PatchDiscriminator(settings.channels, settings.layers, settings.norm)
+
+
+@lru_cache(maxsize=2)
+def _distance(name: str, where: str) -> Any:
+    return perceptual_distance(name, where=where)
+
+
+def shared_distance(name: str | None, where: str = "loss.perceptual_network") -> PerceptualDistance | None:
+    """The frozen perceptual distance of a name, one for all who ask, or None."""
+    return None if name is None else _distance(name, where)
+
+
+def autoencoder_report(
+    perceptual_network: str | None = None, loss_network: str | None = None, features: str | None = None
+) -> AutoencoderReport:
+    """The measures of every validation.
+
+    Args:
+        perceptual_network: distance to report; None reports that of the loss.
+        loss_network: that of the loss, or None.
+        features: feature network of the reconstructions' kernel and Fréchet distances, or None.
+
+    Raises:
+        UserError: the feature network is not known or not here.
+    """
+    name = perceptual_network or loss_network
+    where = "validation.perceptual_network" if perceptual_network else "loss.perceptual_network"
+    distance = shared_distance(name, where)
+    try:
+        network = None if features is None else load_feature_network(features, torch.device("cpu"))
+    except UserError as error:
+        raise UserError(error.what, where="validation.features", hint=error.hint) from error
+    return AutoencoderReport((name, distance) if name is not None and distance is not None else None, network)

@@ -1,0 +1,118 @@
+"""All measures of an autoencoder on the validation images, of which `AutoencoderModule` itself logs three."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from hdm_lightning.autoencoding.transforms import measured_transforms
+from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.features import FeatureNetwork
+from hdm_lightning.metrics.latents import LatentReport
+from hdm_lightning.training.callbacks.reconstruction_distances import ReconstructionDistances
+from hdm_lightning.training.callbacks.steps import log_now
+from hdm_lightning.training.modules.autoencoder_module import signed
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
+from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
+from hdm_lightning.training.strategies.processes import summed
+
+
+class AutoencoderReport(Callback):
+    """Measures reconstruction, equivariance and latents in every validation, with whatever weights it runs on.
+
+    Put it after a `WeightAverages`, which puts its first average in place of the weights for a validation.
+
+    Args:
+        perceptual: distance of two batches of images to report, with its name, or None.
+        features: network of the reconstructions' kernel and Fréchet distances, or None.
+
+    Attributes:
+        measures: of the last validation, by name.
+        latents: the latents' moments in the last validation, or None.
+    """
+
+    def __init__(
+        self, perceptual: tuple[str, PerceptualDistance] | None = None, features: FeatureNetwork | None = None
+    ) -> None:
+        self.perceptual = perceptual
+        self.features = features
+        self.measures: dict[str, float] = {}
+        self.latents: LatentReport | None = None
+        self._measured: AutoencoderMeasures | None = None
+        self._distances: ReconstructionDistances | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin empty."""
+        self._measured = None
+        self._distances = None if self.features is None else ReconstructionDistances(self.features)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure a batch."""
+        network, image = pl_module.network, signed(batch["image"])
+        assert isinstance(network, AutoencoderNetwork)
+        if self._measured is None:
+            self._measured = measures_of(network, image.shape[-1], self.perceptual)
+        with trainer.precision_plugin.val_step_context():
+            self._measured.update(image, batch["weight"])
+            if self._distances is not None:
+                output = network.decode(network.posterior(image).mean)
+                self._distances.update(image, output, batch["index"], batch["weight"])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up over processes, and log."""
+        if self._measured is None:
+            return
+        reduce = _summed_on(pl_module.device)
+        self.measures = self._measured.report(reduce=reduce)
+        self.measures |= {} if self._distances is None else self._distances.report()
+        self.latents = self._measured.latent_report(reduce)
+        moments = {"mean": self.latents.mean, "std": self.latents.std}
+        channels = {f"latent/{name}_{c}": value for name, row in moments.items() for c, value in enumerate(row)}
+        log_now(trainer, self.measures | channels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last validation's results, for a training that is killed before its end was noted."""
+        return {"measures": self.measures, "latents": None if self.latents is None else asdict(self.latents)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the last validation's results."""
+        self.measures = dict(state_dict["measures"])
+        latents = state_dict["latents"]
+        self.latents = None if latents is None else LatentReport(**latents)
+
+
+def measures_of(
+    network: AutoencoderNetwork, resolution: int, perceptual: tuple[str, PerceptualDistance] | None = None
+) -> AutoencoderMeasures:
+    """Empty measures of a network: rotation by each quarter turn, scaling by 1/4, 1/2 and 3/4 where exact."""
+
+    def posterior(image: Tensor) -> tuple[Tensor, Tensor]:
+        found = network.posterior(image)
+        return found.mean, found.log_variance
+
+    return AutoencoderMeasures(
+        posterior,
+        network.decode,
+        channels=network.channels,
+        factor=network.factor,
+        transforms=measured_transforms(resolution // network.factor),
+        perceptual=perceptual[1] if perceptual else None,
+        perceptual_name=perceptual[0] if perceptual else "",
+    )
+
+
+def _summed_on(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The sum over processes, by way of a device that the process group can reach."""
+    return lambda values: summed(values.to(device)).cpu()

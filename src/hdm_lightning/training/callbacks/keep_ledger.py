@@ -1,0 +1,167 @@
+"""The ledger of a run: one JSON line per event, across restarts, and the callback that writes it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hdm_lightning.training.callbacks.loss_guard import LossRewind
+from hdm_lightning.training.callbacks.memory_use import memory_gb
+from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained
+from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
+from hdm_lightning.training.json_lines import append_line, read_lines
+
+LONGEST_SILENCE_S = 300.0
+"""What a `kill -9` between two checkpoints may hide of the time and the money spent."""
+
+
+class Ledger:
+    """Appends events to a file and adds up what was spent, restarts included.
+
+    Args:
+        path: of the file.
+        writes: whether this process writes; all of them read.
+    """
+
+    def __init__(self, path: Path | str, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+
+    def append(self, event: str, **values: Any) -> None:
+        """Write one line and sync it, so that a crash loses at most the line being written."""
+        if self.writes:
+            append_line(self.path, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values})
+
+    def events(self) -> list[dict[str, Any]]:
+        """All whole lines."""
+        return read_lines(self.path)
+
+    def seconds_spent(self, stage: str | None = None) -> float:
+        """Wall-clock seconds of training so far, of one stage or of all."""
+        return self._total("seconds", stage)
+
+    def device_hours_spent(self, stage: str | None = None) -> float:
+        """Hours times devices so far, of one stage or of all; starts may have been on different numbers of devices."""
+        return self._total("device_hours", stage)
+
+    def cost_spent_usd(self, stage: str | None = None) -> float:
+        """Dollars so far, of one stage or of all, each start at the price it had."""
+        return self._total("cost_usd", stage)
+
+    def _total(self, key: str, stage: str | None) -> float:
+        return sum(event.get(key, 0.0) for event in self.events() if stage is None or event.get("stage") == stage)
+
+    def starts(self, stage: str) -> int:
+        """How often the stage was started."""
+        return sum(event["event"] == "start" and event.get("stage") == stage for event in self.events())
+
+
+class KeepLedger(StepWatcher, Callback):
+    """Writes the ledger's lines of one fit: start, progress at every checkpoint and every few minutes, end.
+
+    A fit ends as `end`, `stop` (a signal), `rewind` (the loss went wrong) or `failed`. A line has the stage, the
+    samples, and what was spent since the line before: seconds, device-hours, dollars, the peak of memory.
+
+    Args:
+        path: of the ledger, which later fits go on writing.
+        stage: name of this fit among those of the ledger; None for the module's `stage`.
+        usd_per_device_hour: price of a device.
+    """
+
+    def __init__(self, path: Path | str, *, stage: str | None = None, usd_per_device_hour: float = 0.0) -> None:
+        super().__init__()
+        self.ledger = Ledger(path)
+        self.stage = stage
+        self.usd_per_device_hour = usd_per_device_hour
+        self.devices = 1
+        self._running = False
+        self._mark = self._begin = time.monotonic()
+        self._before = dict.fromkeys(("device_hours", "usd", "stage_s", "stage_usd"), 0.0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read what was spent before."""
+        if self.stage is None:
+            self.stage = str(getattr(pl_module, "stage", "train"))
+        book, self.devices = self.ledger, trainer.world_size
+        book.writes = trainer.is_global_zero
+        self._before = {
+            "device_hours": book.device_hours_spent(),
+            "usd": book.cost_spent_usd(),
+            "stage_s": book.seconds_spent(self.stage),
+            "stage_usd": book.cost_spent_usd(self.stage),
+        }
+        self._mark = self._begin = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the start, or the restart."""
+        super().on_train_start(trainer, pl_module)
+        assert self.stage is not None
+        self._mark = self._begin = time.monotonic()
+        self._running = True
+        restarts, samples = self.ledger.starts(self.stage), samples_trained(trainer, pl_module)
+        self.ledger.append("start", stage=self.stage, samples=samples, restarts=restarts, devices=self.devices)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Break a long silence."""
+        if time.monotonic() - self._mark >= LONGEST_SILENCE_S:
+            self.note("progress", trainer, module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note what a checkpoint has cost up to it."""
+        if self._running:
+            self.note("progress", trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the end, once the last checkpoint is written."""
+        self._end("end", trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note an end of another kind, and why."""
+        kinds = {StoppedBySignal: "stop", LossRewind: "rewind"}
+        event = next((name for kind, name in kinds.items() if isinstance(exception, kind)), "failed")
+        self._end(event, trainer, pl_module, reason=str(exception) or type(exception).__name__)
+
+    def note(self, event: str, trainer: Trainer, module: LightningModule, **values: Any) -> None:
+        """Append a line with what was spent since the last one, and further values.
+
+        The peak of memory is that of the first process: of its device, or of the host where it computes on a CPU.
+        """
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        hours = seconds * self.devices / 3600
+        memory = memory_gb(trainer.strategy.root_device)  # the module may be back on the CPU
+        self.ledger.append(
+            event,
+            stage=self.stage,
+            samples=samples_trained(trainer, module),
+            seconds=round(seconds, 3),
+            device_hours=round(hours, 6),
+            cost_usd=round(hours * self.usd_per_device_hour, 6),
+            peak_memory_gb=round(memory.get("device_peak", memory["host_peak"]), 3),
+            **values,
+        )
+
+    def stage_seconds(self) -> float:
+        """Wall-clock seconds of the stage so far, restarts included."""
+        return self._before["stage_s"] + time.monotonic() - self._begin
+
+    def device_hours(self) -> float:
+        """Hours of the whole ledger so far, times the devices, restarts included."""
+        return self._before["device_hours"] + self._device_hours_now()
+
+    def cost_usd(self) -> float:
+        """Dollars of the whole ledger so far, restarts included."""
+        return self._before["usd"] + self._device_hours_now() * self.usd_per_device_hour
+
+    def stage_cost_usd(self) -> float:
+        """Dollars of the stage so far, restarts included."""
+        return self._before["stage_usd"] + self._device_hours_now() * self.usd_per_device_hour
+
+    def _device_hours_now(self) -> float:
+        return (time.monotonic() - self._begin) / 3600 * self.devices
+
+    def _end(self, event: str, trainer: Trainer, module: LightningModule, **values: Any) -> None:
+        if self._running:
+            self._running = False
+            self.note(event, trainer, module, **values)

@@ -1,0 +1,121 @@
+"""Where a training is, in samples: a rich bar in a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
+from hdm_lightning.training.callbacks.steps import find_callback, samples_trained
+
+REFRESH_S = 0.5
+"""Between two looks at the loss, for which the device is waited for."""
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich progress bar, with samples, images a second, loss, time left and what was spent.
+
+    Where the output is no terminal it prints a line every so many seconds instead. What was spent comes from a
+    `KeepLedger` among the callbacks.
+
+    Args:
+        stage: what to call the training; None for the module's `stage`.
+        samples_after: what comes after this training, in samples of this one: for the time left of all.
+        plain_every_s: seconds between two plain lines.
+        loss: name of the logged loss to show.
+        kwargs: of `RichProgressBar`.
+    """
+
+    wants_metrics = False
+    """It asks for the loss itself, now and then; what modules show in a bar is copied from the device at every step."""
+
+    def __init__(
+        self,
+        stage: str | None = None,
+        *,
+        samples_after: float = 0.0,
+        plain_every_s: float = 30.0,
+        loss: str = "train/loss",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stage, self.samples_after, self.plain_every_s, self.loss = stage, samples_after, plain_every_s, loss
+        self._begin = (0.0, 0)
+        self._looked = self._printed = 0.0
+        self._shown: dict[str, str] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show the bar in a terminal only."""
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._begin = (time.monotonic(), samples_trained(trainer, pl_module))
+        self._printed = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Bring the bar up to date, or print a line where it is time."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        late = time.monotonic() - self._printed >= self.plain_every_s
+        if self.is_disabled and trainer.is_global_zero and (late or trainer.global_step == trainer.max_steps):
+            self._printed = time.monotonic()
+            print(f"{self._name(pl_module)}: {' · '.join(self.state(trainer, pl_module).values())}", flush=True)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Micro-batches of the whole fit."""
+        batches, steps = super().total_train_batches, self.trainer.max_steps
+        per_step = getattr(self.trainer.lightning_module, "accumulation", self.trainer.accumulate_grad_batches)
+        return steps * per_step if batches == float("inf") and steps > 0 else batches
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What the bar shows beside itself."""
+        now = time.monotonic()
+        if now - self._looked >= REFRESH_S:
+            self._looked, self._shown = now, self.state(trainer, pl_module)
+        return dict(self._shown)
+
+    def state(self, trainer: Trainer, module: LightningModule) -> dict[str, str]:
+        """Samples, speed, loss, time left, and what was spent, as far as they are known."""
+        began, first = self._begin
+        samples = samples_trained(trainer, module)
+        rate = (samples - first) / max(time.monotonic() - began, 1e-9)
+        total = trainer.max_steps * int(getattr(module, "samples_per_step", 1)) if trainer.max_steps > 0 else None
+        parts = {"samples": f"{samples:,}" + (f"/{total:,} samples" if total else " samples")}
+        parts["speed"] = f"{rate:,.1f} images/s"
+        loss = trainer.callback_metrics.get(self.loss)
+        if loss is not None:
+            parts["loss"] = f"loss {float(loss):.4f}"
+        if rate and total:
+            left = duration((total - samples) / rate)
+            everything = duration((total - samples + self.samples_after) / rate)
+            parts["left"] = f"left {left}" + (f" (all {everything})" if self.samples_after else "")
+        spent = self._spent(trainer)
+        return parts | ({"spent": spent} if spent else {})
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self._name(self.trainer.lightning_module)
+
+    def _name(self, module: LightningModule) -> str:
+        return self.stage or str(getattr(module, "stage", "train"))
+
+    def _spent(self, trainer: Trainer) -> str | None:
+        """Dollars where a device has a price, else hours of devices."""
+        ledger = find_callback(trainer, KeepLedger)
+        if ledger is None:
+            return None
+        return (
+            f"${ledger.cost_usd():.2f}" if ledger.usd_per_device_hour else f"{ledger.device_hours():.2f} device-hours"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:02:03` or `2:03`."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, whole = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"

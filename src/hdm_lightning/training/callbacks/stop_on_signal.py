@@ -1,0 +1,102 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, and leave, all processes together."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.stop_request import STOP
+from hdm_lightning.training.strategies.processes import any_of_each, gathered
+
+
+class StoppedBySignal(SystemExit):
+    """The training was asked to stop and has saved.
+
+    Where nobody catches it, the process ends with status 143, or 130 after Ctrl-C.
+
+    Attributes:
+        message: what has happened, for people.
+        checkpoint: what was saved, or None where there was nothing new.
+    """
+
+    def __init__(self, message: str, checkpoint: Path | None = None) -> None:
+        super().__init__(STOP.status)
+        self.message = message
+        self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StopOnSignal(StepWatcher, Callback):
+    """Turns a signal to any one process into a common stop at the end of an optimizer step or a validation.
+
+    Saves through the trainer's first checkpoint callback, then raises `StoppedBySignal`. A second Ctrl-C ends the
+    process at once. Lightning's own handlers stay off, since its broadcast on SIGTERM waits for ever for processes that
+    did not get the signal. Put it last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listening = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen, unless the process does so already."""
+        if stage == "fit":
+            trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+            if not STOP.is_listening:
+                self._listening.enter_context(STOP.listening())
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen no more."""
+        self._listening.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._listening.close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop if a signal came while the training was being set up."""
+        super().on_train_start(trainer, pl_module)
+        stop_if_asked("before the first step")
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Save and stop everywhere if any process was asked to."""
+        self._look(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same: a step may be long."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._look(trainer, pl_module)
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        (stop,) = any_of_each([STOP.is_pending], module.device)
+        if stop:
+            path, step = save_now(trainer), trainer.global_step
+            raise StoppedBySignal(f"interrupted; the same command resumes from step {step}", path)
+
+
+def save_now(trainer: Trainer) -> Path | None:
+    """Write a checkpoint by way of the trainer's first checkpoint callback; every process calls this together."""
+    callback = trainer.checkpoint_callback
+    if isinstance(callback, StageCheckpoint):
+        return callback.save(trainer)
+    folder = getattr(callback, "dirpath", None)
+    if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    path = Path(folder) / f"stopped-step={trainer.global_step}.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def stop_if_asked(when: str) -> None:
+    """Stop everywhere if any process was asked to while nothing was being trained.
+
+    Raises:
+        StoppedBySignal: on every process alike.
+    """
+    if any(gathered(STOP.is_pending)):
+        raise StoppedBySignal(f"interrupted {when}; the same command resumes from there")

@@ -1,0 +1,158 @@
+"""Averages of the trained weights: kept up to date, in the checkpoint, and validated beside the weights."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from hdm_lightning.training.averaging.averages import AveragedNetwork, ParameterAverages, check_averages
+from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained, trained_network
+from hdm_lightning.training.strategies.processes import summed
+
+KEY, OLD_KEY = "WeightAverages", "AverageWeights"
+
+
+class WeightAverages(StepWatcher, Callback):
+    """Exponential and power-function averages of the weights, in float32, updated at every optimizer step.
+
+    A validation logs `val/loss_NAME` for every average where the module has `validation_losses`, as `FlowModule` has.
+    Other modules are validated with the first average in place of their weights. Progress is counted in the module's
+    `samples_trained`, else in optimizer steps.
+
+    Args:
+        halflife_samples: one exponential average per entry; each forgets half of its past in so many samples.
+        ramp: early on, no average reaches further back than this share of the samples seen (EDM2, arXiv 2312.02696).
+        sigma_rel: one power-function average per entry, of this relative width (there, section 3).
+
+    Attributes:
+        state: the averages themselves, once a fit or a validation has begun.
+    """
+
+    def __init__(
+        self, halflife_samples: Sequence[float] = (500_000,), ramp: float = 0.05, sigma_rel: Sequence[float] = ()
+    ) -> None:
+        super().__init__()
+        check_averages(halflife_samples, sigma_rel)
+        self.halflife_samples, self.ramp, self.sigma_rel = tuple(halflife_samples), ramp, tuple(sigma_rel)
+        self.state: ParameterAverages | None = None
+        self._saved: dict[str, Any] | None = None
+        self._counted = 0
+        self._sums: Tensor | None = None
+        self._exchanged: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """A fixed name in the checkpoint."""
+        return KEY
+
+    def bound(self, which: int = 0) -> AveragedNetwork:
+        """The network with average number `which`, to be called as the network is; its weights are not touched."""
+        return self._averages.bound(which)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin with the network's weights, or with what was loaded."""
+        network = trained_network(pl_module)
+        if self.state is None or self.state.network is not network:
+            self.state = ParameterAverages(network, self.halflife_samples, self.ramp, self.sigma_rel)
+            if self._saved is not None:
+                self.state.load_state_dict(self._saved)
+                self._saved = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where nothing was averaged yet, begin with the weights of now: a checkpoint may have brought some."""
+        self._averages.to(pl_module.device)
+        if self._averages.samples_seen == 0:
+            self._averages.restart()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        super().on_train_start(trainer, pl_module)
+        self._counted = samples_trained(trainer, pl_module)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Move the averages towards the new weights."""
+        before, self._counted = self._counted, samples_trained(trainer, module)
+        self._averages.update(self._counted - before)
+
+    # Validation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready to add losses up, or put the first average in place of the weights."""
+        averages = self._averages
+        averages.to(pl_module.device)
+        if hasattr(pl_module, "validation_losses"):
+            self._sums = torch.zeros(len(averages.shadows), 2, device=pl_module.device)
+        elif averages.shadows:
+            self._exchanged = averages.exchanged(0)
+            self._exchanged.__enter__()
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add up the losses of every average."""
+        if self._sums is None:
+            return
+        losses: Callable[..., Tensor] = pl_module.validation_losses  # type: ignore[assignment]
+        with trainer.precision_plugin.val_step_context():
+            for which, row in enumerate(self._sums):
+                loss = losses(batch, self._averages.bound(which))
+                row += torch.stack([(loss * batch["weight"]).sum(), batch["weight"].sum()])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means over all processes, without masked samples."""
+        if self._sums is not None:
+            totals, self._sums = summed(self._sums), None
+            for name, (total, count) in zip(self._averages.names(), totals, strict=True):
+                pl_module.log(f"val/loss_{name}", total / count, sync_dist=True)  # equal everywhere
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the weights back, before anything is saved."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the weights back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._exchanged is not None:
+            exchanged, self._exchanged = self._exchanged, None
+            exchanged.__exit__(None, None, None)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, for the checkpoint: plain containers and whole tensors."""
+        return {} if self.state is None else self.state.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over averages, from a checkpoint or from the training before."""
+        if self.state is None:
+            self._saved = state_dict
+        else:
+            self.state.load_state_dict(state_dict)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the averages of an older version's checkpoint."""
+        states = checkpoint["callbacks"]
+        if OLD_KEY in states:
+            states.setdefault(KEY, states[OLD_KEY])
+
+    @property
+    def _averages(self) -> ParameterAverages:
+        assert self.state is not None, "the averages begin with a fit"
+        return self.state
+
+
+def averages_state(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The averages in a training checkpoint, or None; also in one of an older version."""
+    states = checkpoint.get("callbacks", {})
+    return states.get(KEY) or states.get(OLD_KEY)

@@ -1,0 +1,266 @@
+"""Nodes of a composed configuration that make an object: checked against what their `_target_` takes, then called.
+
+The constructor is the schema: its parameters are the keys, its annotations the types and ranges. A mistake is named by
+the key that the user would change, also where a value came from another key by interpolation.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_type_hints
+
+import hydra.utils
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.printable import in_one_line
+
+TARGET = "_target_"
+OF_HYDRA = (TARGET, "_partial_", "_convert_", "_recursive_", "_args_")
+OWN_PACKAGES = ("hdm_lightning", "torch", "lightning")
+OFFERED = {
+    "model": tuple(XUTConfig.__dataclass_fields__),
+    "optimizer": ("betas", "eps", "momentum", "rounds"),
+}
+"""Keys of a group's usual classes, which a class from elsewhere that stands in their place may do without."""
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+def parse(kind: type[Any], values: Any, where: str) -> Any:
+    """A pydantic dataclass from plain values.
+
+    Raises:
+        UserError: naming the key below `where`: unknown, missing, of a wrong type or out of range.
+    """
+    if not isinstance(values, Mapping):
+        hint = f"give its keys, {where}.KEY=VALUE; `--cfg job` shows the whole configuration"
+        raise UserError(f"{values!r} is no group of keys", where=where, hint=hint)
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise _as_user_error(error, where, kind) from error
+
+
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _as_user_error(error: ValidationError, where: str, kind: Any = None) -> UserError:
+    first = min(error.errors(), key=lambda each: each["type"] not in UNKNOWN)
+    steps = [step for step in first["loc"] if isinstance(step, str) and not step.startswith("function-")]
+    key = ".".join([each for each in (where, *steps) if each])
+    if first["type"] in UNKNOWN:
+        for step in steps[:-1]:
+            kind = get_type_hints(kind).get(step)
+        known = inspect.signature(kind).parameters if callable(kind) else ()
+        return UserError(f"unknown key '{steps[-1]}'", where=key, hint=did_you_mean(steps[-1], known))
+    if first["type"] in ("missing", "missing_argument") or first["input"] == "???":
+        return UserError("a value is required and none was given", where=key, hint=f"give one: {key}=VALUE")
+    given = in_one_line(repr(first["input"])[:80])
+    told = first["msg"].replace("Input should", "it should").removeprefix("Value error, ")
+    return UserError(f"is {given}: {told}", where=key, hint="give such a value; `--cfg job` shows the configuration")
+
+
+def has_target(node: Any) -> bool:
+    """Whether a part of a configuration makes an object."""
+    return isinstance(node, Mapping | DictConfig) and node.get(TARGET) is not None
+
+
+def plain(config: Any, path: str) -> Any:
+    """The value at a dotted path as plain containers, everything filled in; None where there is no such key.
+
+    Raises:
+        UserError: a value that it needs is missing, or an interpolation leads nowhere.
+    """
+    try:
+        node = OmegaConf.select(config, path, throw_on_missing=True)
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+    except MissingMandatoryValue as error:
+        key = _written(config, error.full_key or path)
+        raise UserError("a value is required and none was given", where=key, hint=f"give one: {key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        what = (error.msg or str(error)).splitlines()[0]
+        raise UserError(what, where=error.full_key or path, hint="`--cfg job` shows the whole configuration") from error
+
+
+def _written(config: Any, path: str) -> str:
+    """The key that a value at a path is written at: the path, or where its interpolation leads to."""
+    for _ in range(8):
+        parent, _, key = path.rpartition(".")
+        try:
+            node = OmegaConf.select(config, parent) if parent else config
+            raw = OmegaConf.to_container(node, resolve=False).get(key)  # type: ignore[union-attr]
+        except (OmegaConfBaseException, AttributeError, ValueError):
+            return path
+        match = _REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
+        if match is None:
+            break
+        path = match[1]
+    if path.startswith("stage."):
+        written_at = OmegaConf.select(config, "stage.written_at")
+        return f"{written_at}.{path.removeprefix('stage.')}" if written_at else path
+    return path
+
+
+def target_of(node: Any, where: str) -> Callable[..., Any]:
+    """What a node's `_target_` names.
+
+    Raises:
+        UserError: there is no such class or function.
+    """
+    try:
+        found: Callable[..., Any] = hydra.utils.get_object(str(node[TARGET]))
+    except Exception as error:  # whatever the foreign module raises while it is imported
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"'{node[TARGET]}' cannot be imported ({reason})",
+            where=f"{where}.{TARGET}",
+            hint="give the dotted name of a class or function in an installed package, or in the folder of PYTHONPATH",
+        ) from error
+    return found
+
+
+def _offered(config: DictConfig, path: str, target: Callable[..., Any]) -> list[str]:
+    """Keys that a node offers and its target does not take: those of the group's usual class where it is another one's.
+
+    A key whose value comes from elsewhere by interpolation is an offer to whatever class; plain values are only where
+    the class is none of this project, torch or Lightning and the key one of `OFFERED`.
+    """
+    parameters = inspect.signature(target).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return []
+    foreign = target.__module__.partition(".")[0] not in OWN_PACKAGES
+    raw: Any = OmegaConf.to_container(OmegaConf.select(config, path), resolve=False)
+    return [
+        key
+        for key, value in raw.items()
+        if key not in parameters
+        and ((isinstance(value, str) and "${" in value) or (foreign and key in OFFERED.get(path, ())))
+    ]
+
+
+def check_call(config: DictConfig, path: str, *, supplied: Iterable[str] = (), own: Iterable[str] = ()) -> None:
+    """The node at a path gives its `_target_` what it takes; nothing is called.
+
+    Args:
+        config: the composed configuration, with its interpolations.
+        path: of the node.
+        supplied: arguments that come from elsewhere.
+        own: keys of the node that are not for its target.
+
+    Raises:
+        UserError: naming the key as the user wrote it.
+    """
+    values = plain(config, path)
+    if not has_target(values):
+        raise UserError("says nothing that could be called", where=path, hint=f"set {path}.{TARGET}=package.Class")
+    target = target_of(values, path)
+    parameters = inspect.signature(target).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    spare = (*OF_HYDRA, *own, *_offered(config, path, target))
+    given = {key: value for key, value in values.items() if key not in spare}
+    for key, value in given.items():
+        if key not in parameters and not takes_all:
+            where, known = f"{path}.{key}", [name for name in parameters if name not in supplied]
+            raise UserError(f"unknown key '{key}'", where=where, hint=did_you_mean(key, known))
+        if has_target(value):
+            check_call(config, f"{path}.{key}")
+    _check_types(config, path, target, {key: value for key, value in given.items() if not _holds_target(value)})
+    if values.get("_partial_") or "_args_" in values:
+        return
+    for name, parameter in parameters.items():
+        named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and name not in given and name not in supplied:
+            what = "a value is required and none was given"
+            raise UserError(what, where=f"{path}.{name}", hint=f"give one: +{path}.{name}=VALUE")
+
+
+def _check_types(config: DictConfig, path: str, target: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    try:
+        hints = get_type_hints(getattr(target, "__init__") if isinstance(target, type) else target, include_extras=True)  # noqa: B009
+    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can follow
+        return
+    for key, value in given.items():
+        adapter = _adapter(hints.get(key))
+        if adapter is None:
+            continue
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise _as_user_error(_first_alternative(error), _written(config, f"{path}.{key}")) from error
+
+
+def _first_alternative(error: ValidationError) -> ValidationError:
+    """The error without the names of the alternatives of a union in its place."""
+    first = error.errors()[0]
+    line: Any = {
+        "type": "value_error",
+        "loc": (),
+        "input": first["input"],
+        "ctx": {"error": first["msg"].replace("Input should", "it should")},
+    }
+    return ValidationError.from_exception_data(error.title, [line])
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    if hint is None or hint is Any:
+        return None
+    for config in (ConfigDict(arbitrary_types_allowed=True), None):
+        try:
+            return TypeAdapter(hint, config=config)
+        except (PydanticUserError, TypeError, NameError, ValueError):
+            continue
+    return None
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return has_target(value) or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))
+
+
+def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied: Any) -> Any:
+    """Call what the node at a path names, with the node's keys and what is supplied, which wins.
+
+    Args:
+        config: the composed configuration.
+        path: of the node.
+        own: keys of the node that are not for its target.
+        supplied: further arguments.
+
+    Raises:
+        UserError: what was called refuses a value.
+    """
+    values = plain(config, path)
+    target = target_of(values, path)
+    spare = (*OF_HYDRA, *own, *_offered(config, path, target))
+    arguments = {key: value for key, value in values.items() if key not in spare}
+    try:
+        arguments = {key: _made(value) for key, value in arguments.items()} | supplied
+        if values.get("_partial_"):
+            return functools.partial(target, *values.get("_args_", ()), **arguments)
+        return target(*values.get("_args_", ()), **arguments)
+    except hydra.errors.InstantiationException as error:
+        raise _placed(config, path, arguments, error.__cause__ or error) from error
+    except (ValueError, TypeError) as error:
+        raise _placed(config, path, arguments, error) from error
+
+
+def _made(value: Any) -> Any:
+    return hydra.utils.instantiate(value, _convert_="all") if _holds_target(value) else value
+
+
+def _placed(config: DictConfig, path: str, arguments: Mapping[str, Any], error: BaseException) -> BaseException:
+    """A refusal with the key as the user wrote it."""
+    if isinstance(error, UserError):
+        where = error.where
+        if where in arguments:
+            where = _written(config, f"{path}.{where}")
+        return UserError(error.what, where=where, hint=error.hint)
+    if isinstance(error, ValueError | TypeError):
+        return UserError(str(error).splitlines()[0], where=path, hint="`--cfg job` shows the whole configuration")
+    return error

@@ -1,0 +1,198 @@
+"""Everything that can be known to be wrong with a network's training before the first weight is allocated."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_config
+from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer_config
+from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.averaging.averages import check_averages
+from hdm_lightning.training.composition import build, check_call, plain, target_of
+from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.initial_weights import find_weights
+from hdm_lightning.training.optimization.parameter_groups import RULES
+from hdm_lightning.training.recipe import with_stage
+from hdm_lightning.training.settings import model_config_from
+from hdm_lightning.training.stages import StagePlan
+
+
+def check(
+    config: DictConfig, plans: list[StagePlan], kept: Iterable[str], measured: str, course: Iterable[str]
+) -> None:
+    """Check a configuration; nothing but indices, configurations and the text encoder's vocabulary is read.
+
+    Args:
+        config: composed.
+        plans: its stages.
+        kept, measured: keys that a run keeps from its first start to its last.
+        course: keys that a finished run's weights come of.
+
+    Raises:
+        UserError: naming the key or file and what to do.
+    """
+    first = with_stage(config, plans[0])
+    model = _check_model(first)
+    _check_limits(first)
+    _check_averages(first)
+    for plan in plans:
+        stage = with_stage(config, plan)
+        check_call(stage, "data", supplied=["tokenizer"])
+        supplied = ("network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler")
+        check_call(stage, "module", supplied=supplied)
+        _check_rule(stage)
+        _check_data(stage)
+    check_stops(first, plans)
+    check_init(config, plans)
+    check_continued(config, plans, (*kept, measured), course)
+    check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
+    check_call(first, "vae", own=("made_by",))
+    if model is not None:
+        check_text_encoder(first, model)
+        check_autoencoder(first, model, plans)
+
+
+def _check_model(config: DictConfig) -> XUTConfig | None:
+    """The network's configuration, where it is an XUT."""
+    check_call(config, "model")
+    values = plain(config, "model")
+    if target_of(values, "model") != XUT.from_fields:
+        return None
+    return model_config_from(values)
+
+
+def _check_limits(config: DictConfig) -> None:
+    """What the frozen encoders take at once is at least something."""
+    for where in ("text_encoder.max_tokens", "vae.max_pixels"):
+        limit = plain(config, where)
+        if isinstance(limit, int) and limit < 1:
+            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
+
+
+def _check_averages(config: DictConfig) -> None:
+    averages = plain(config, "callbacks").get("weight_averages") if config.callbacks else None
+    if averages:
+        check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
+
+
+def _check_rule(config: DictConfig) -> None:
+    rule = plain(config, "module").get("rule")
+    if rule is not None and rule not in RULES:
+        known = ", ".join(RULES)
+        raise UserError(f"'{rule}' is none of {known}", where="module.rule", hint=f"module.rule={next(iter(RULES))}")
+
+
+def _check_data(config: DictConfig) -> None:
+    """The streams exist and have samples; reads indices, no shard."""
+    if target_of(config.data, "data") is ShardDataModule:
+        data = build(config, "data", tokenizer=_NoTokens())
+        data.prepare()
+
+
+class _NoTokens:
+    """Stands in for a tokenizer whose vocabulary is not needed."""
+
+    def bind(self, context_length: int) -> Any:
+        """A function that says nothing of a caption."""
+        return lambda caption: ([0] * context_length, 1)
+
+
+def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
+    """The text encoder exists and is as wide as the network's context.
+
+    Raises:
+        UserError: naming `text_encoder.name` or `model.context_width`.
+    """
+    if target_of(config.text_encoder, "text_encoder") is not load_text_encoder:
+        return
+    name = plain(config, "text_encoder.name")
+    width = text_width(name)
+    if width != model.context_width:
+        raise UserError(
+            f"the text encoder {name} is {width} wide, the model's context {model.context_width}",
+            where="model.context_width",
+            hint=f"set model.context_width={width}, or choose another text_encoder",
+        )
+
+
+def text_width(name: str) -> int:
+    """Width of a text encoder's hidden states, from its configuration file alone.
+
+    Raises:
+        UserError: there is none, or transformers cannot read its configuration.
+    """
+    where = "text_encoder.name"
+    folder = locate_model(name, where=where, required=MODEL_FILES)
+    try:
+        width = int(read_transformer_config(folder).get_text_config().hidden_size)
+    except (*UNREADABLE, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
+            where=where,
+            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
+        ) from error
+    return width
+
+
+def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePlan]) -> None:
+    """The autoencoder exists, has the network's channels, and divides every resolution.
+
+    Raises:
+        UserError: naming `vae.name`, `model.channels` or a stage's resolution.
+    """
+    if not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+        return
+    name = plain(config, "vae.name")
+    folder = locate_autoencoder(name, where="vae.name", made_by=config.vae.get("made_by"))
+    written = read_config(folder, where="vae.name")
+    channels, factor = int(written["latent_channels"]), 2 ** (len(written["block_out_channels"]) - 1)
+    if channels != model.channels:
+        raise UserError(
+            f"the autoencoder {name} has {channels} latent channels, the model {model.channels}",
+            where="model.channels",
+            hint=f"set model.channels={channels}, or choose another vae",
+        )
+    unit = factor * model.patch_size
+    for plan in plans:
+        resolution = plan.settings.resolution
+        if resolution % unit:
+            raise UserError(
+                f"{resolution} is not a multiple of {unit} (autoencoder factor {factor} x patch {model.patch_size})",
+                where=f"{plan.written_at}.resolution",
+                hint=f"set it to {max(1, round(resolution / unit)) * unit}",
+            )
+
+
+def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
+    """What is to end a stage early can be measured.
+
+    Raises:
+        UserError: a budget in dollars where a device costs nothing, a plateau where nothing is validated.
+    """
+    for plan in plans:
+        stop, where = plan.settings.stop, f"{plan.written_at}.stop"
+        if stop.max_cost_usd is not None and not plain(config, "hardware.usd_per_device_hour") > 0:
+            what, hint = "no device has a price", "set hardware.usd_per_device_hour, or stop.max_hours instead"
+            raise UserError(what, where=f"{where}.max_cost_usd", hint=hint)
+        if stop.plateau_samples is not None and plain(config, "validation.samples") < 1:
+            what = "without validation samples there is no loss that could stand still"
+            raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
+
+
+def check_init(config: DictConfig, plans: list[StagePlan]) -> None:
+    """The model to start from is there, as long as it may be needed.
+
+    Raises:
+        UserError: naming `init`.
+    """
+    source = config.get("init")
+    if source is not None and not run_folder.stage_is_done(Path(config.run_dir), plans[0]):
+        find_weights(source)

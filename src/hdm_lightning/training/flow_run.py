@@ -1,0 +1,236 @@
+"""The training of a network (`hdm-train`): what its configuration must say, what it builds and leaves behind."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from hdm_lightning.encoders.caches import CachedTextEncoder
+from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.models import XUT
+from hdm_lightning.training import flow_checks, run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.callbacks.weight_averages import averages_state
+from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.composition import build, parse, plain
+from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
+from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
+from hdm_lightning.training.model_flops import stage_flops
+from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
+from hdm_lightning.training.record import recorded_values
+from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
+from hdm_lightning.training.strategies import processes
+from hdm_lightning.training.strategies.parallelize import prepare_network
+from hdm_lightning.training.strategies.sharded_tensors import load_weights
+from hdm_lightning.training.tensorboard_page import FOLDER, Layout, flat_settings, flow_layout, write_row
+from hdm_lightning.training.whitening import PROJECTION, folded, run_whitening, unfolded
+
+if TYPE_CHECKING:
+    from hdm_lightning.training.schedule import Run
+
+KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
+KEPT_TOO = "text_encoder.whiten_captions"
+COURSE = ("seed", "init", "optimizer", "module", "data", "schedule.stages")
+"""What the weights of a finished run come of."""
+OF_THE_ENCODER = ("whiten_captions", "cache_size")
+OF_THE_VAE = ("made_by",)
+
+
+class FlowRecipe(Recipe):
+    """Stages of flow matching, one network from the first to the last."""
+
+    groups: ClassVar[dict[str, type[Any]]] = {
+        "validation": Validation,
+        "guard": Guard,
+        "hardware": Hardware,
+        "schedule": Schedule,
+    }
+    others = (*COMMON, "init", "model", "text_encoder", "vae")
+    sharded = True
+
+    def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
+        """The stages of `schedule`."""
+        schedule = parse(Schedule, plain(config, "schedule"), "schedule")
+        stages = schedule.stages.items()
+        schedule.stages = {name: parse(StageSettings, each, f"schedule.stages.{name}") for name, each in stages}
+        return plan_stages(schedule, world_size)
+
+    def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
+        """See `flow_checks`."""
+        flow_checks.check(config, plans, KEPT, KEPT_TOO, COURSE)
+
+    # Building
+
+    def build(self, run: "Run") -> nn.Module:
+        """Encoders, whitening and network."""
+        config = with_stage(run.config, run.plans[0])
+        device = _device(config)
+        text = build(config, "text_encoder", own=OF_THE_ENCODER)
+        captions = int(plain(config, "text_encoder").get("whiten_captions") or 0)
+        whitening = None
+        if captions:
+            data = build(config, "data", tokenizer=text.tokenizer)
+            whitening = run_whitening(run.run_dir, captions, text, data.training_stream, device)
+            text = WhitenedTextEncoder(text, whitening) if whitening is not None else text
+        cached = int(plain(config, "text_encoder").get("cache_size") or 0)
+        run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
+        run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
+        run.parts["whitening"] = whitening
+        return fresh_network(run.config)
+
+    def begin(self, run: "Run") -> None:
+        """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
+        network, report = first_network(run.config, run.parts["whitening"])
+        if report is not None and processes.rank() == 0 and "init" not in run.parts:
+            print(report)
+            record_init(run.run_dir, report)
+        run.parts["init"] = report
+        load_weights(run.network, network.state_dict())
+
+    def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+        """The network, prepared for the stage, and the encoders."""
+        compiled = bool(plain(run.config, "hardware.compile"))
+        if isinstance(run.network, XUT):
+            recomputed = plan.settings.activation_checkpointing
+            prepare_network(run.network, activation_checkpointing=recomputed, compiled=compiled)
+        elif compiled:
+            run.network.compile()
+        parts = run.parts
+        return {"network": run.network, "text_encoder": parts["text_encoder"], "autoencoder": parts["autoencoder"]}
+
+    def data_arguments(self, run: "Run") -> dict[str, Any]:
+        """The tokenizer of the text encoder."""
+        return {"tokenizer": run.parts["text_encoder"].tokenizer}
+
+    def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+        """What the stages after this one cost, in samples of this stage, by the network's operations."""
+        if not isinstance(run.network, XUT):
+            return {"samples_after": float(sum(each.samples for each in run.plans[plan.number :]))}
+        factor = run.parts["autoencoder"].factor
+        costs = {each.number: stage_flops(run.network.config, each.settings, factor) for each in run.plans}
+        later = sum(each.samples * costs[each.number] for each in run.plans[plan.number :])
+        return {"samples_after": later / costs[plan.number]}
+
+    def layout(self, config: DictConfig) -> Layout:
+        """TensorBoard's page of a flow-matching stage."""
+        return flow_layout(int(OmegaConf.select(config, "callbacks.loss_by_time.bins") or 8))
+
+    def missing_callbacks(self, config: DictConfig, made: list[Callback]) -> list[Callback]:
+        """None."""
+        return []
+
+    # The end
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """The losses of the last validation: `raw`, and of every average by its name."""
+        metrics = _checkpoint_callback(trainer).metrics
+        return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
+
+    def export(self, run: "Run", checkpoint: Path) -> None:
+        """Write the averaged and the raw weights with all that drawing needs."""
+        if processes.rank() == 0:
+            export_pipeline(run, read_checkpoint(checkpoint))
+            write_hparams(run)
+
+
+def fresh_network(config: DictConfig) -> nn.Module:
+    """The network of a configuration with the weights that its seed gives, on the CPU."""
+    torch.manual_seed(sub_seed(int(config.seed), "weights"))
+    network: nn.Module = build(config, "model")
+    return network
+
+
+def first_network(config: DictConfig, whitening: TextWhitening | None = None) -> tuple[nn.Module, InitReport | None]:
+    """The network that a run begins with, and what `init` gave it.
+
+    With `whitening`, what `init` learned on plain text states is turned into the same on whitened ones.
+    """
+    network = fresh_network(config)
+    if config.get("init") is None:
+        return network, None
+    report = load_initial_weights(network, config.init)
+    if set(PROJECTION) <= set(report.loaded):
+        network.load_state_dict(unfolded(network.state_dict(), whitening))
+    return network, report
+
+
+def _device(config: DictConfig) -> torch.device:
+    cuda = config.trainer.accelerator == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def _checkpoint_callback(trainer: Trainer) -> StageCheckpoint:
+    return next(each for each in trainer.checkpoint_callbacks if isinstance(each, StageCheckpoint))
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("val/loss").removeprefix("_") or "raw"
+
+
+def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
+    """Write `final/` from the last checkpoint of the last stage."""
+    config, last = run.config, run.plans[-1].settings
+    if not isinstance(run.network, XUT):
+        print(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint", flush=True)
+        return
+    whitening = run.parts["whitening"]
+    raw = folded(network_weights(checkpoint), whitening)
+    averages = averages_state(checkpoint)
+    averaged = None
+    if averages is not None and averages["shadows"]:
+        averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
+    text = plain(config, "text_encoder")
+    images = OmegaConf.select(config, "callbacks.sample_images") or {}
+    solver = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}
+    save_final(
+        run.run_dir / run_folder.FINAL,
+        raw if averaged is None else averaged,
+        xut=run.network.config,
+        text_encoder=TextEncoderSource(text["name"], text["layer"], last.context_length),
+        autoencoder=run.parts["autoencoder"],
+        raw_state=None if averaged is None else raw,
+        training=_record(run),
+        sampling={
+            "height": last.resolution,
+            "width": last.resolution,
+            **{key: images.get(key, value) for key, value in solver.items()},
+        },
+    )
+
+
+def _record(run: "Run") -> dict[str, Any]:
+    """What the model card says about the training."""
+    stages = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
+    environment = run_folder.read_environment(run.run_dir)
+    return {
+        "name": str(run.config.name),
+        "seed": int(run.config.seed),
+        "samples": sum(stage["samples"] for stage in stages),
+        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+        "stages": stages,
+        "resolution": run.plans[-1].settings.resolution,
+        "commit": environment["commit"],
+        "hdm_lightning": environment["hdm_lightning"],
+    }
+
+
+def write_hparams(run: "Run") -> None:
+    """Write the run's row for TensorBoard's HParams page, over an earlier one."""
+    done = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
+    events = Ledger(run.run_dir / run_folder.LEDGER, writes=False).events()
+    losses = {name: value for name, value in done[-1]["validation"].items() if math.isfinite(value)}
+    outcome = {
+        **{f"validation_loss_{name}": value for name, value in losses.items()},
+        "samples": float(sum(stage["samples"] for stage in done)),
+        "device_hours": sum(event.get("device_hours", 0.0) for event in events),
+        "cost_usd": sum(event.get("cost_usd", 0.0) for event in events),
+    }
+    write_row(run.run_dir / FOLDER, flat_settings(recorded_values(run.config)), outcome, int(outcome["samples"]))

@@ -1,0 +1,164 @@
+"""Start one process per device around a worker function.
+
+The command's own process stays a thin parent: Lightning's launcher would run the whole Hydra command
+again in every process, and torchrun around a Hydra command makes a run folder per process.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.one_machine import meeting_place
+from hdm_lightning.training.failures import USER_ERROR_STATUS, Worker, read_failures, run_worker, start_worker
+from hdm_lightning.training.outside_launch import launched_from_outside
+from hdm_lightning.training.stop_request import INTERRUPTED_STATUS, STOPPED_STATUS, report_interruption
+
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SHUTDOWN_S = 25
+
+
+def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
+    """Run `worker(order)` on so many processes of this machine and return its exit status.
+
+    One process, or processes that torchrun or SLURM have started, run the worker right here. The worker
+    must be importable by name and the order plain, since other processes get both by pickling.
+
+    SIGTERM, SIGUSR1 and Ctrl-C are passed on to the processes, which save and stop in their own time; a second Ctrl-C
+    ends them. When one of them dies, the others are ended.
+
+    Raises:
+        UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
+            error and ends.
+    """
+    if launched_from_outside() and os.environ.get("WORLD_SIZE") != "1":
+        return run_worker(worker, order)
+    if processes == 1 or launched_from_outside():
+        return worker(order)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
+    with meeting_place() as place, _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
+        try:
+            start = elastic_launch(_launch_config(processes, place / "rendezvous"), start_worker)
+            statuses = start(str(place / "group"), worker, order)
+            status = max(statuses.values(), default=0)
+        except ChildFailedError as failure:
+            if passed_on.count(signal.SIGINT) > 1:
+                return INTERRUPTED_STATUS
+            status = _status_of(failure, place, stopped=bool(passed_on))
+        except SignalException as interruption:
+            return 128 + int(interruption.sigval)
+    return INTERRUPTED_STATUS if status == STOPPED_STATUS and signal.SIGINT in passed_on else status
+
+
+def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
+    """What starts so many processes on this machine, which find each other by a file."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        run_id=uuid.uuid4().hex,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(rendezvous),
+        rdzv_configs={"store_type": "file"},
+        local_addr="localhost",
+        max_restarts=0,
+        start_method="spawn",
+        monitor_interval=0.2,
+        signals_to_handle="SIGHUP,SIGQUIT",
+        shutdown_timeout=SHUTDOWN_S,
+    )
+
+
+@contextmanager
+def _ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Keep from the workers the SIGINT that a terminal sends to every process of a command: they inherit the mask.
+
+    So they hear of each Ctrl-C once, from this process, and also while they are still importing.
+    """
+    resource_tracker.ensure_running()  # its own start would lift the mask
+    done = threading.Event()
+    ears = threading.Thread(target=done.wait, daemon=True)
+    ears.start()  # not masked: what it hears, the main thread's handler answers
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
+
+
+@contextmanager
+def signals_passed_on() -> Iterator[list[int]]:
+    """Pass signals on to this process's workers inside the with statement; yields those that came.
+
+    Ctrl-C reaches them as SIGTERM, a second one as SIGKILL.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        workers = multiprocessing.active_children()
+        if number == signal.SIGINT:
+            if not workers:
+                raise KeyboardInterrupt
+            if came.count(signal.SIGINT) > 1:
+                number = signal.SIGKILL
+            else:
+                number = signal.SIGTERM
+                report_interruption()
+        if not workers:  # none has been started yet
+            raise SystemExit(STOPPED_STATUS)
+        for process in workers:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield came
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _status_of(failure: ChildFailedError, place: Path, *, stopped: bool) -> int:
+    """The exit status that failed processes ask for, once the best reason of one of them is told.
+
+    Raises:
+        UserError: which process has died, and of what.
+    """
+    rank, first = failure.get_first_failure()
+    status = int(first.exitcode)
+    reasons = [reason for reason in read_failures(place) if reason.kind != "lost connection" or not stopped]
+    if reasons and (status > 0 or reasons[0].kind != "lost connection"):
+        print(reasons[0].text, end="", file=sys.stderr, flush=True)
+        rank = reasons[0].rank
+        status = USER_ERROR_STATUS if reasons[0].kind == "user error" else max(status, 1)
+    if status in (2, STOPPED_STATUS):
+        return status
+    if -status in PASSED_ON:  # before it could listen, so there was nothing to save
+        return STOPPED_STATUS
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+    hints = {
+        -signal.SIGKILL: "if nobody sent the signal, the machine ran out of memory: see the kernel's log; "
+        "the same command continues from the last checkpoint",
+    }
+    raise UserError(
+        f"process {rank} of the run {how}, and the others were stopped" + (" while stopping" if stopped else ""),
+        where="training",
+        hint=hints.get(status, "see the messages above; the same command continues from the last checkpoint"),
+    ) from failure

@@ -1,0 +1,1 @@
+"""LightningModules of flow matching and of autoencoders, usable with any Trainer."""

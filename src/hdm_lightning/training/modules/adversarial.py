@@ -1,0 +1,193 @@
+"""A discriminator beside an autoencoder: losses, their balance, and gradients averaged over processes.
+
+Shapes: images (B,3,H,W) in [-1, 1]; logits (B,1,h,w).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hdm_lightning.autoencoding.losses import adaptive_weight, batch_mean, discriminator_hinge, generator_adversarial
+from hdm_lightning.autoencoding.reconstruction import Reconstruction
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
+from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective
+from hdm_lightning.training.modules.resumable_module import ResumableModule
+from hdm_lightning.training.strategies import processes
+
+GENERATOR, DISCRIMINATOR = 0, 1
+"""Places of the two optimizers."""
+EXCHANGED_NUMBERS = 8 * 2**20
+"""Numbers of one exchange between processes: all gradients at once would be copied twice beside themselves."""
+
+
+@dataclass(frozen=True)
+class AdversarialTerm:
+    """How the adversarial term weighs.
+
+    Attributes:
+        weight: of the term, times the adaptive weight where that is on.
+        adaptive: balance the term against the reconstruction at the decoder's last layer.
+        largest: upper clamp of the adaptive weight.
+        start_samples: samples trained before discriminator and term set in.
+        gradient_clip: largest gradient norm of the discriminator; 0 means no clipping.
+    """
+
+    weight: float
+    adaptive: bool = True
+    largest: float = 1e4
+    start_samples: int = 0
+    gradient_clip: float = 1.0
+
+    def balance(self, reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
+        """The adaptive weight () of two losses, from their gradients averaged over processes, or 1."""
+        if not self.adaptive:
+            return torch.ones((), device=reconstruction.device)
+        gradients = [
+            processes.summed(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) / processes.world_size()
+            for loss in (reconstruction, adversarial)
+        ]
+        return adaptive_weight(gradients[0], gradients[1], self.largest)
+
+
+class AdversarialSteps(ResumableModule):
+    """What a discriminator adds to an autoencoder's module: two optimizers on one reconstruction.
+
+    Both work on the same forward pass, hence on the same transform and the same posterior noise; the discriminator
+    judges the output as it was before the generator's step. Gradients are averaged over processes here, once per
+    optimizer step and just before clipping: DDP's own reducer expects one backward pass over all parameters.
+
+    Attributes:
+        network: the autoencoder.
+        objective: terms of the loss, without the adversarial one.
+        adversarial: how that one weighs.
+        gradient_clip: largest gradient norm of the autoencoder; 0 means no clipping.
+    """
+
+    network: AutoencoderNetwork
+    objective: GeneratorObjective
+    adversarial: AdversarialTerm
+    gradient_clip: float
+    _micro_batches = 0
+
+    def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
+        """Run the autoencoder on a batch that has its draws."""
+        raise NotImplementedError
+
+    def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
+        """Log the terms (B,) and the loss ()."""
+        raise NotImplementedError
+
+    def on_train_start(self) -> None:
+        """Begin with an empty step."""
+        super().on_train_start()
+        self._micro_batches = 0
+
+    def adversarial_step(self, batch: dict[str, Any], discriminator: nn.Module) -> dict[str, Tensor]:
+        """Add both networks' gradients of a micro-batch; step both optimizers after the last of a step."""
+        active = self.samples_trained >= self.adversarial.start_samples
+        with self._own_synchronisation():
+            with self.section("autoencoder"):
+                result = self.reconstruct(batch)
+            loss, per_sample = self._generator_loss(result, batch["weight"], discriminator if active else None)
+            self.manual_backward(loss / self.accumulation)
+            if active:
+                judged = self._discriminator_loss(result, batch["weight"], discriminator)
+                self.manual_backward(judged / self.accumulation)
+        self.count_batch(len(per_sample))
+        self._micro_batches += 1
+        if self._micro_batches == self.accumulation:
+            self._micro_batches = 0
+            self._step(discriminator if active else None)
+        return {"loss": loss.detach(), "sample_losses": per_sample.detach()}
+
+    def _generator_loss(
+        self, result: Reconstruction, weight: Tensor, discriminator: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruction + KL + λ·weight·(−D(x̂)), the last one only with a discriminator; () and (B,)."""
+        terms = self.objective.terms(result)
+        per_sample = self.objective.total(terms)
+        loss = batch_mean(per_sample, weight)
+        if discriminator is not None:
+            terms["adversarial"] = generator_adversarial(frozen_call(discriminator, result.output))
+            per_sample = per_sample + terms["adversarial"]
+            adversarial = batch_mean(terms["adversarial"], weight)
+            reconstruction = batch_mean(self.objective.reconstruction(terms), weight)
+            balance = self.adversarial.balance(reconstruction, adversarial, self.network.last_layer())
+            terms["adaptive_weight"] = balance.reshape(1)
+            loss = loss + balance * self.adversarial.weight * adversarial
+        self.log_terms(terms, loss, weight)
+        return loss, per_sample
+
+    def _discriminator_loss(self, result: Reconstruction, weight: Tensor, discriminator: nn.Module) -> Tensor:
+        """Hinge loss () of D(x) and D(x̂), detached from the autoencoder."""
+        real, fake = discriminator(result.target.detach()), discriminator(result.output.detach())
+        per_sample = discriminator_hinge(real, fake)
+        terms = {"discriminator": per_sample, "logits_real": real, "logits_fake": fake}
+        self.log_step({f"train/{name}": term.detach().float().mean() for name, term in terms.items()}, len(weight))
+        return batch_mean(per_sample, weight)
+
+    def _own_synchronisation(self) -> AbstractContextManager[None]:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _step(self, discriminator: nn.Module | None) -> None:
+        optimizers: Any = self.optimizers()
+        clip_averaged(self.network, self.gradient_clip)
+        optimizers[GENERATOR].step()
+        self.count_step(self.trainer.global_step)
+        self._finish_step(GENERATOR)
+        if discriminator is not None:
+            clip_averaged(discriminator, self.adversarial.gradient_clip)
+            # Past Lightning's wrapper, which would count this as another step of the trainer.
+            optimizers[DISCRIMINATOR].optimizer.step()
+            self._finish_step(DISCRIMINATOR)
+
+    def _finish_step(self, which: int) -> None:
+        self.trainer.optimizers[which].zero_grad()
+        schedule = self.schedules[which]
+        if schedule is not None:
+            schedule.step()
+
+
+def frozen_call(network: nn.Module, image: Tensor) -> Tensor:
+    """Return network(image) with gradients to the image alone: none is left in the network's parameters."""
+    frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return functional_call(network, frozen, (image,))
+
+
+def clip_averaged(network: nn.Module, largest: float) -> None:
+    """Average the network's gradients over processes, then scale them down to a norm of `largest`; 0 leaves them."""
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    average_gradients(parameters)
+    if largest:
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; nothing to do in a single process."""
+    if not processes.distributed():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for part in in_parts(gradients, EXCHANGED_NUMBERS):
+        flat = processes.summed(torch.cat([gradient.flatten() for gradient in part])) / processes.world_size()
+        for gradient, mean in zip(part, flat.split([each.numel() for each in part]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def in_parts(tensors: list[Tensor], largest: int) -> Iterator[list[Tensor]]:
+    """Cut a list of tensors, in its order, into lists of at most `largest` numbers, or of a single larger tensor."""
+    part: list[Tensor] = []
+    for tensor in tensors:
+        if part and sum(each.numel() for each in part) + tensor.numel() > largest:
+            yield part
+            part = []
+        part.append(tensor)
+    if part:
+        yield part

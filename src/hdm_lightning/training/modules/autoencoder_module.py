@@ -1,0 +1,326 @@
+"""The LightningModule of an autoencoder, with or without a discriminator.
+
+Shapes: image uint8 (B,3,H,W); noise (B,C,H/f,W/f), f the autoencoder's factor.
+
+What a discriminator adds to a step stands in `training.modules.adversarial`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hdm_lightning.autoencoding.branches import BranchSettings, draw_branch
+from hdm_lightning.autoencoding.losses import batch_mean
+from hdm_lightning.autoencoding.patches import draw_patch
+from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
+from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
+from hdm_lightning.errors import UserError
+from hdm_lightning.metrics.equivariance import relative_error
+from hdm_lightning.metrics.image_quality import psnr
+from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSteps, AdversarialTerm
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
+from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance
+from hdm_lightning.training.modules.draws import draw
+from hdm_lightning.training.modules.resumable_module import (
+    FLOAT16,
+    OptimizerFactory,
+    SchedulerFactory,
+    call_optimizer,
+    plain_learning_rate,
+)
+from hdm_lightning.training.modules.weighted_mean import WeightedMean
+from hdm_lightning.training.strategies.processes import averaged
+
+NOISE_PURPOSE = "vae posterior"
+MEASURES = ("psnr", "equivariance_rotation", "equivariance_scale")
+
+
+class AutoencoderModule(AdversarialSteps):
+    """Trains an AutoencoderKL on the branches of EQ-VAE (arXiv 2502.09509), with a PatchGAN or without.
+
+    Works in any `lightning.Trainer` on the images of a `ShardDataModule`; captions play no part. Logs `train/loss`,
+    `train/reconstruction`, the terms of the loss, `lr`, and in a validation `val/psnr` (dB) and the encoder's relative
+    errors `val/equivariance_rotation` and `val/equivariance_scale`. `training_step` returns `loss` and `sample_losses`
+    (B,). The branch and transform of an optimizer step depend on (seed, samples trained before it), the posterior noise
+    of a sample on (seed, its index): a step is the same on any number of processes and in any number of micro-batches.
+    With an adaptive weight, which is a ratio of norms, accumulation is not the same as a larger batch.
+
+    Args:
+        autoencoder: a diffusers AutoencoderKL, or an `AutoencoderNetwork` around one; what is trained and saved.
+        perceptual: frozen distance (B,) of two batches of images in [-1, 1], or None.
+        discriminator: image (B,3,H,W) to logits, or None. With one, this module steps the optimizers itself: give
+            `accumulation` and `gradient_clip` here and not to the trainer.
+        learning_rate: of the autoencoder.
+        weight_decay: of its matrices and kernels.
+        betas: moment decays of the default optimizer.
+        optimizer, lr_scheduler: as of `FlowModule`.
+        pixel: `l1`, `l2` or `huber`.
+        pixel_weight, perceptual_weight, kl_weight: of the terms, each a mean.
+        equivariant, downscaled, scale_numerators, scale_denominator, quarter_turns, anisotropic, antialias, flips: see
+            `autoencoding.branches.BranchSettings`.
+        patch_px, patch_samples: train on patches of this side until so many samples are trained.
+        adversarial_weight, adaptive, adaptive_largest, adversarial_start_samples: see `AdversarialTerm`.
+        discriminator_learning_rate, discriminator_weight_decay, discriminator_betas, discriminator_lr_scheduler,
+            discriminator_gradient_clip: of the discriminator.
+        accumulation: micro-batches of an optimizer step, with a discriminator.
+        gradient_clip: largest gradient norm of the autoencoder, with a discriminator; 0 means no clipping.
+        seed: every random draw of the training follows from it.
+        stage: name of this training in its checkpoints.
+
+    Raises:
+        UserError: a value is out of range, or does not go with the others.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        perceptual: PerceptualDistance | None = None,
+        discriminator: nn.Module | None = None,
+        *,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.5, 0.9),
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        pixel: str = "l1",
+        pixel_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        kl_weight: float = 1e-6,
+        equivariant: float = 0.5,
+        downscaled: float = 0.125,
+        scale_numerators: Sequence[int] = tuple(range(8, 32)),
+        scale_denominator: int = 32,
+        quarter_turns: Sequence[int] = (1, 2, 3),
+        anisotropic: bool = False,
+        antialias: bool = False,
+        flips: bool = False,
+        patch_px: int = 0,
+        patch_samples: int = 0,
+        adversarial_weight: float = 0.5,
+        adaptive: bool = True,
+        adaptive_largest: float = 1e4,
+        adversarial_start_samples: int = 0,
+        discriminator_learning_rate: float = 1e-4,
+        discriminator_weight_decay: float = 0.0,
+        discriminator_betas: tuple[float, float] = (0.5, 0.9),
+        discriminator_lr_scheduler: SchedulerFactory | None = None,
+        discriminator_gradient_clip: float = 1.0,
+        accumulation: int = 1,
+        gradient_clip: float = 0.0,
+        seed: int = 0,
+        stage: str = "train",
+    ) -> None:
+        super().__init__(seed=seed, stage=stage)
+        objects = ["autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=[*objects, "discriminator_lr_scheduler"])
+        plain = isinstance(autoencoder, AutoencoderNetwork)
+        self.network = autoencoder if plain else AutoencoderNetwork(autoencoder)  # type: ignore[assignment]
+        self.save_hyperparameters({"network_config": _plain_config(self.network)})
+        self.discriminator = discriminator
+        self.automatic_optimization = discriminator is None
+        self._perceptual = perceptual
+        weights = {"pixel_weight": pixel_weight, "perceptual_weight": perceptual_weight, "kl_weight": kl_weight}
+        self.objective = GeneratorObjective(SimpleNamespace(pixel=pixel, **weights), perceptual)
+        self.branches = _branches(
+            equivariant=equivariant,
+            downscaled=downscaled,
+            scale_numerators=tuple(scale_numerators),
+            scale_denominator=scale_denominator,
+            quarter_turns=tuple(quarter_turns),
+            anisotropic=anisotropic,
+            antialias=antialias,
+            flips=flips,
+        )
+        self.patch_px, self.patch_samples = patch_px, patch_samples
+        self.adversarial = AdversarialTerm(
+            adversarial_weight, adaptive, adaptive_largest, adversarial_start_samples, discriminator_gradient_clip
+        )
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.gradient_clip, self._accumulation = gradient_clip, accumulation
+        self.optimizer_factory = optimizer or partial(AdamW, betas=(betas[0], betas[1]))
+        self.scheduler_factory = lr_scheduler
+        self._of_discriminator = (discriminator_learning_rate, discriminator_weight_decay, discriminator_betas)
+        self.discriminator_scheduler_factory = discriminator_lr_scheduler
+        self.measures = nn.ModuleDict({name: WeightedMean() for name in MEASURES})
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step on each process."""
+        return self.trainer.accumulate_grad_batches if self.discriminator is None else self._accumulation
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; the earliest place where the module sees its trainer.
+
+        Raises:
+            UserError: the trainer's accumulation, clipping or precision does not go with the module.
+        """
+        trainer = self.trainer
+        if self.discriminator is None:
+            if self._accumulation != 1 or self.gradient_clip:
+                what = "without a discriminator the trainer accumulates and clips"
+                hint = "Trainer(accumulate_grad_batches=…, gradient_clip_val=…)"
+                raise UserError(what, where="accumulation, gradient_clip", hint=hint)
+        elif trainer.accumulate_grad_batches != 1 or trainer.gradient_clip_val or trainer.precision == FLOAT16:
+            what = (
+                "with a discriminator there are two optimizers, which this module accumulates, clips and steps itself"
+            )
+            hint = "AutoencoderModule(accumulation=…, gradient_clip=…, discriminator_gradient_clip=…), not in float16"
+            where = "Trainer(accumulate_grad_batches, gradient_clip_val, precision)"
+            raise UserError(what, where=where, hint=hint)
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Move the frozen distance, which Lightning does not know, to the device."""
+        super().setup(stage)
+        move = getattr(self._perceptual, "to", None)
+        if move is not None:
+            move(self.trainer.strategy.root_device)
+
+    # Steps
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add each sample's posterior noise on the CPU, so that it is the same on every kind of device."""
+        if not self.trainer.training:
+            return batch
+        self.note_rows(len(batch["index"]))
+        rows, columns = (size // self.network.factor for size in batch["image"].shape[-2:])
+        shape = (self.network.channels, rows, columns)
+        return {**batch, "noise": draw(self.seed, NOISE_PURPOSE, batch["index"], shape, 0).noise}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a micro-batch; a masked sample counts as zero, so that the mean's divisor never changes."""
+        if self.discriminator is not None:
+            return self.adversarial_step(batch, self.discriminator)
+        with self.section("autoencoder"):
+            result = self.reconstruct(batch)
+        terms = self.objective.terms(result)
+        per_sample = self.objective.total(terms)
+        loss = batch_mean(per_sample, batch["weight"])
+        self.count_batch(len(per_sample))
+        self.log_terms(terms, loss, batch["weight"])
+        return {"loss": loss, "sample_losses": per_sample.detach()}
+
+    def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
+        """Run the branch that this step draws."""
+        image, noise = self._patch(signed(batch["image"]), batch["noise"])
+        rows, columns = noise.shape[-2:]
+        branch = draw_branch(self.branches, rows, columns, seed=self.seed, samples_seen=self.samples_trained)
+        return reconstruct(self.network, image, branch, noise)
+
+    def _patch(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of images and noise that this step trains on: early on a patch, then the whole."""
+        seen = self.samples_trained
+        if seen >= self.patch_samples:
+            return image, noise
+        size = self.patch_px // self.network.factor
+        box = draw_patch(noise.shape[-2], noise.shape[-1], size, seed=self.seed, samples_seen=seen)
+        return apply_to_pair(box, image, noise)
+
+    def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
+        """Log the terms (B,) and the loss () of a micro-batch."""
+        reconstruction = batch_mean(self.objective.reconstruction(dict(terms)), weight)
+        both = averaged(torch.stack([loss, reconstruction]).detach())
+        rate = plain_learning_rate(self.trainer.optimizers[GENERATOR], self.learning_rate)
+        metrics: dict[str, Tensor | float] = {"train/loss": both[0], "train/reconstruction": both[1], "lr": rate}
+        metrics |= {f"train/{name}": term.detach().float().mean() for name, term in terms.items()}
+        self.log_step(metrics, len(weight), shown=["train/loss", "train/reconstruction"])
+
+    # Validation
+
+    @torch.no_grad()
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Reconstruct from the posterior's mean, and measure how far the encoder is from commuting with transforms."""
+        image, weight = signed(batch["image"]), batch["weight"]
+        mean = self.network.posterior(image).mean
+        values = {"psnr": psnr(self.network.decode(mean), image)}
+        transforms = measured_transforms(mean.shape[-1])
+        for name in ("rotation", "scale"):
+            errors = [
+                relative_error(move(mean, 1), self.network.posterior(move(image, self.network.factor)).mean)
+                for move in transforms[name].values()
+            ]
+            if errors:
+                values[f"equivariance_{name}"] = torch.stack(errors).mean(0)
+        for name, value in values.items():
+            metric = self.measures[name]
+            assert isinstance(metric, WeightedMean)
+            metric.update(value, weight)
+            self.log(f"val/{name}", metric, on_epoch=True, batch_size=len(weight), prog_bar=name == "psnr")
+
+    # Optimizers
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The autoencoder's trained parameters; only matrices and kernels are decayed, no norm and no bias."""
+        return adamw_groups(self.network, self.learning_rate, self.weight_decay)
+
+    def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
+        """The optimizer of the autoencoder and, with a discriminator, its AdamW; each with its schedule."""
+        optimizer = call_optimizer(self.optimizer_factory, self.parameter_groups(), fused=self.fused)
+        pairs = [(optimizer, _schedule(self.scheduler_factory, optimizer))]
+        if self.discriminator is not None:
+            rate, decay, betas = self._of_discriminator
+            groups = adamw_groups(self.discriminator, rate, decay)
+            judge = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
+            pairs.append((judge, _schedule(self.discriminator_scheduler_factory, judge)))
+        return pairs
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "AutoencoderModule":
+        """The module of a checkpoint, which is read without running any code that it might hold.
+
+        Args:
+            checkpoint_path: the file.
+            args: further arguments of `LightningModule.load_from_checkpoint`.
+            kwargs: `discriminator` where there was one, else its weights are left out; `autoencoder` in place of an
+                AutoencoderKL as saved; others in place of what was saved.
+        """
+        kwargs.setdefault("weights_only", True)
+        kwargs.setdefault("map_location", "cpu")
+        if "autoencoder" not in kwargs:
+            saved = torch.load(Path(checkpoint_path), map_location="cpu", weights_only=True, mmap=True)
+            kwargs["autoencoder"] = build_vae(saved["hyper_parameters"]["network_config"])
+        if kwargs.get("discriminator") is None:
+            kwargs.setdefault("strict", False)
+            kwargs |= {"accumulation": 1, "gradient_clip": 0.0}
+        module: AutoencoderModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return module
+
+
+def adamw_groups(network: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters in a group that is decayed, of matrices and kernels, and one that is not."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+    rest = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [(decayed, weight_decay), (rest, 0.0)]
+    return [{"params": each, "lr": rate, "weight_decay": decay} for each, decay in groups if each]
+
+
+def signed(image: Tensor) -> Tensor:
+    """Return uint8 images (B,3,H,W) as float32 in [-1, 1]."""
+    return image.float() / 127.5 - 1.0
+
+
+def _schedule(factory: SchedulerFactory | None, optimizer: Optimizer) -> LRScheduler | None:
+    return None if factory is None else factory(optimizer)
+
+
+def _branches(**settings: Any) -> BranchSettings:
+    try:
+        return BranchSettings(**settings)
+    except ValueError as error:
+        key, _, what = str(error).partition(": ")
+        raise UserError(what, where=key, hint="see autoencoding.branches.BranchSettings") from error
+
+
+def _plain_config(network: AutoencoderNetwork) -> dict[str, Any]:
+    """The fields of the AutoencoderKL as plain containers."""
+    fields = {key: value for key, value in dict(network.vae.config).items() if not key.startswith("_")}
+    return {key: list(value) if isinstance(value, list | tuple) else value for key, value in fields.items()}

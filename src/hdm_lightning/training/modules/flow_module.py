@@ -1,0 +1,272 @@
+"""The LightningModule of text-to-image flow matching: encode, draw, call the network, call the loss, log.
+
+Shapes: B batch, C latent channels, H x W image in pixels, f autoencoder factor, N image tokens.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from hdm_lightning.diffusion import flow
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
+from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.positions import PositionConvention
+from hdm_lightning.training.modules.draws import draw, strata
+from hdm_lightning.training.modules.flow_step import (
+    Conditioning,
+    Network,
+    crop_geometry,
+    fed_tokens,
+    flow_loss,
+    routed,
+)
+from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
+from hdm_lightning.training.modules.resumable_module import (
+    OptimizerFactory,
+    ResumableModule,
+    SchedulerFactory,
+    call_optimizer,
+    plain_learning_rate,
+)
+from hdm_lightning.training.modules.weighted_mean import WeightedMean
+from hdm_lightning.training.optimization.parameter_groups import ParameterGroup, parameter_groups
+from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
+from hdm_lightning.training.strategies.processes import averaged
+
+VALIDATION = "validation"
+"""In place of a stage's name in the draws of a validation."""
+
+
+class FlowModule(ResumableModule):
+    """Trains a network to predict the velocity from noise to the latents of captioned images (arXiv 2210.02747).
+
+    Works in any `lightning.Trainer` on the batches of a `ShardDataModule`. Logs `train/loss`, `lr` and `val/loss`.
+    `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
+    routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
+    validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
+
+    Args:
+        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved.
+        text_encoder: frozen, see `load_text_encoder`.
+        autoencoder: frozen, see `load_autoencoder`.
+        learning_rate: base rate; what a parameter learns at follows from `rule`.
+        routing_rate: share of the image tokens that skip the U (TREAD, arXiv 2501.04765), in [0, 1).
+        weight_decay: of the parameters that `rule` decays.
+        betas: moment decays of the default optimizer.
+        optimizer: takes the parameter groups (see `parameter_groups`); None for AdamW, fused except under float16.
+        lr_scheduler: takes the optimizer and ticks once a step; None for a constant rate.
+        rule: how rates follow from the base rate, see `training.optimization.parameter_groups`; `constant` for a
+            network that is no XUT.
+        time_mean: mean of the logit-normal time; above 0 trains more near noise.
+        time_std: its standard deviation.
+        seed, stage: every random draw of the training follows from them.
+        validation_seed: noise and times of the validation follow from it.
+        patch_size: side of an image token in latent cells; None asks `network.config`.
+        positions: convention of the token positions; None asks `network.config`.
+
+    Raises:
+        UserError: a value is out of range, or the network does not say its patch size.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        text_encoder: TextEncoder,
+        autoencoder: ImageAutoencoder,
+        *,
+        learning_rate: float,
+        routing_rate: float = 0.5,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.98),
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        rule: str = "mup",
+        time_mean: float = 0.0,
+        time_std: float = 1.0,
+        seed: int = 0,
+        stage: str = "train",
+        validation_seed: int = 0,
+        patch_size: int | None = None,
+        positions: PositionConvention | None = None,
+    ) -> None:
+        super().__init__(seed=seed, stage=stage)
+        self.save_hyperparameters(ignore=["network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler"])
+        config = getattr(network, "config", None)
+        if isinstance(config, XUTConfig):
+            self.save_hyperparameters({"network_config": config.to_json()})
+        _check_ranges(learning_rate=learning_rate, routing_rate=routing_rate, time_std=time_std)
+        self.network = network
+        self.encoders = FrozenEncoders(text_encoder, autoencoder)
+        self.patch_size = _patch_size(config, patch_size)
+        self.positions: PositionConvention = positions or getattr(config, "positions", None) or "area"
+        self.learning_rate, self.weight_decay, self.rule = learning_rate, weight_decay, rule
+        self.routing_rate, self.time_mean, self.time_std = routing_rate, time_mean, time_std
+        self.validation_seed = validation_seed
+        self.optimizer_factory = optimizer or partial(AdamW, betas=(betas[0], betas[1]))
+        self.scheduler_factory = lr_scheduler
+        self.validation_loss = WeightedMean()
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The frozen text encoder, which is no part of the module's weights."""
+        return self.encoders.text
+
+    @property
+    def autoencoder(self) -> ImageAutoencoder:
+        """The frozen autoencoder, which is no part of the module's weights."""
+        return self.encoders.autoencoder
+
+    def setup(self, stage: str) -> None:
+        """Move the frozen encoders, which Lightning does not know, to the device."""
+        super().setup(stage)
+        self.encoders.to(self.trainer.strategy.root_device)
+
+    # Steps
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add each sample's random numbers on the CPU, so that no device has to be waited for."""
+        return self.with_draws(batch, validation=not self.trainer.training)
+
+    def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
+        """The batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, where it is routed, `scores` (B,N)."""
+        index = batch["index"]
+        rows, columns = (size // self.autoencoder.factor for size in batch["image"].shape[-2:])
+        if validation:
+            seed, stage, tokens = self.validation_seed, VALIDATION, 0
+            together = batch.get("set_size") or self.samples_per_step
+        else:
+            self.note_rows(len(index))
+            seed, stage, together = self.seed, self.stage, self.samples_per_step
+            tokens = (rows // self.patch_size) * (columns // self.patch_size) if self.routing_rate else 0
+        drawn = draw(seed, stage, index, (self.autoencoder.channels, rows, columns), tokens)
+        uniform = flow.stratified_uniforms(drawn.uniform, strata(seed, stage, index, together), together)
+        scores = {} if drawn.scores is None else {"scores": drawn.scores}
+        return {**batch, "noise": drawn.noise, "uniform": uniform, **scores}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Mean loss of a micro-batch; a masked sample counts as zero, so that the mean's divisor never changes."""
+        t = flow.logit_normal_times(batch["uniform"], self.time_mean, self.time_std)
+        losses = self.losses(batch, self.network, t)
+        loss = (losses * batch["weight"]).mean()
+        self.count_batch(len(losses))
+        rate = plain_learning_rate(self.trainer.optimizers[0], self.learning_rate)
+        self.log_step({"train/loss": averaged(loss.detach()), "lr": rate}, len(losses), shown=["train/loss"])
+        return {"loss": loss, "sample_losses": losses.detach(), "times": t}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The losses of a validation batch; `val/loss` is their mean over all processes, without masked samples."""
+        losses = self.validation_losses(batch)
+        self.validation_loss.update(losses, batch["weight"])
+        self.log("val/loss", self.validation_loss, on_epoch=True, prog_bar=True, batch_size=len(losses))
+        return {"sample_losses": losses}
+
+    @torch.no_grad()
+    def validation_losses(self, batch: dict[str, Any], network: Network | None = None) -> Tensor:
+        """Loss (B,) of each sample of a validation batch, of the module's network or of another one.
+
+        The network runs in eager mode, also where it is compiled: batches of another shape and mode than the
+        training's would need graphs of their own, which take longer to make than all validations of a training.
+
+        Args:
+            batch: on the module's device; its draws are added where they are not there yet.
+            network: called as `self.network` is, such as one of `WeightAverages`.
+        """
+        if "noise" not in batch:
+            drawn = self.with_draws({**batch, "index": batch["index"].cpu()}, validation=True)
+            batch = {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in drawn.items()}
+        t = flow.logit_normal_times(batch["uniform"])  # the same in every stage, whatever times it trains on
+        with uncompiled():
+            return self.losses(batch, network or self.network, t)
+
+    def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
+        """Loss (B,) at times t (B,) of a batch that has its draws."""
+        with self.section("encode_images"):
+            latent = self.encoders.latents(batch["image"])
+        with self.section("encode_text"):
+            conditioning = self.conditioning(batch)
+        keep = routed(batch.get("scores"), self.routing_rate)
+        with self.section("network"):
+            return flow_loss(network, latent, batch["noise"], t, conditioning, keep)
+
+    def conditioning(self, batch: dict[str, Any]) -> Conditioning:
+        """Encode the captions and place the crops."""
+        token_px, lengths = self.patch_size * self.autoencoder.factor, batch["lengths"]
+        grid = (batch["image"].shape[-2] // token_px, batch["image"].shape[-1] // token_px)
+        positions, aspect = crop_geometry(batch["crop"], grid, token_px, self.positions)
+        return Conditioning(self.encoders.context(self.fed_tokens(batch), lengths), lengths, positions, aspect)
+
+    def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:
+        """The batch's caption tokens (B,L) as they are fed."""
+        on_cpu = batch["tokens"].device.type == "cpu"
+        return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
+
+    # Optimizer
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The network's parameters with a rate and a decay each, as the rule has it.
+
+        Raises:
+            UserError: the rule is unknown, or does not fit the network.
+        """
+        try:
+            return parameter_groups(self.network, self.learning_rate, self.weight_decay, rule=self.rule)
+        except ValueError as error:
+            hint = "rule='constant' fits every network"
+            raise UserError(str(error), where="optimizer.rule", hint=hint) from error
+
+    def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
+        """The optimizer of the network with its schedule."""
+        optimizer = call_optimizer(self.optimizer_factory, [*self.parameter_groups()], fused=self.fused)
+        schedule = None if self.scheduler_factory is None else self.scheduler_factory(optimizer)
+        return [(optimizer, schedule)]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "FlowModule":
+        """The module of a checkpoint, which is read without running any code that it might hold.
+
+        Args:
+            checkpoint_path: the file.
+            args: further arguments of `LightningModule.load_from_checkpoint`.
+            kwargs: `text_encoder` and `autoencoder`; `network` where it is no XUT; others in place of what was saved.
+
+        Raises:
+            UserError: the checkpoint has another network than an XUT, and none was given.
+        """
+        kwargs.setdefault("weights_only", True)
+        kwargs.setdefault("map_location", "cpu")
+        if "network" not in kwargs:
+            kwargs["network"] = _saved_network(Path(checkpoint_path))
+        module: FlowModule = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return module
+
+
+def _saved_network(path: Path) -> XUT:
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    config = saved.get("hyper_parameters", {}).get("network_config")
+    if config is None:
+        what = "the checkpoint does not describe its network, which is no XUT"
+        raise UserError(what, where=str(path), hint="give it: load_from_checkpoint(path, network=…)")
+    return XUT(XUTConfig.from_json(config))
+
+
+def _patch_size(config: Any, wanted: int | None) -> int:
+    size = wanted or getattr(config, "patch_size", None)
+    if size is None:
+        what = "the network has no config that says its patch size"
+        raise UserError(what, where="patch_size", hint="give it to the module, in latent cells")
+    return int(size)
+
+
+def _check_ranges(*, learning_rate: float, routing_rate: float, time_std: float) -> None:
+    for where, value in (("learning_rate", learning_rate), ("time_std", time_std)):
+        if not value > 0:
+            raise UserError(f"{value} is not positive", where=where, hint="give a positive value")
+    if not 0 <= routing_rate < 1:
+        raise UserError(f"{routing_rate} is outside 0..1", where="routing_rate", hint="give a share, e.g. 0.5")

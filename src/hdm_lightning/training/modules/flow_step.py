@@ -1,0 +1,87 @@
+"""One flow-matching step as a function of tensors: what is fed to the network and what its loss is.
+
+B batch, C latent channels, H x W latent grid, N image tokens, K kept tokens, L caption tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.diffusion import flow
+from hdm_lightning.models.positions import PositionConvention, token_positions
+from hdm_lightning.models.routing import keep_from_scores
+
+Network = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a sample is drawn from besides its noisy latent.
+
+    Attributes:
+        context: (B, L, width) encoded captions.
+        context_lengths: (B,) true caption lengths.
+        positions: (B, N, 2) token positions as (y, x).
+        log_aspect_ratio: (B,) log(width / height) of the full image.
+    """
+
+    context: Tensor
+    context_lengths: Tensor
+    positions: Tensor
+    log_aspect_ratio: Tensor
+
+
+def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
+    """Caption tokens (B,L) as they are fed: as padded, or on a CPU cut to the longest of the lengths (B,).
+
+    Args:
+        tokens: (B,L) padded.
+        lengths: (B,).
+        static: whether all batches have to have one shape, as compiled graphs want it.
+    """
+    if static or tokens.device.type != "cpu":  # an accelerator would have to be waited for
+        return tokens
+    return tokens[:, : int(lengths.max())]
+
+
+def crop_geometry(
+    crop: Tensor, grid: tuple[int, int], token_px: int, convention: PositionConvention
+) -> tuple[Tensor, Tensor]:
+    """Token positions (B,N,2) and log aspect ratio (B,) of crops given in pixels as (top, left, full H, full W).
+
+    Args:
+        crop: (B, 4).
+        grid: token rows and columns of the crop.
+        token_px: side of a token in pixels (autoencoder factor times patch size).
+        convention: of the positions.
+    """
+    positions = token_positions(*grid, crop=crop / token_px, convention=convention)
+    return positions, torch.log(crop[:, 3] / crop[:, 2])
+
+
+def flow_loss(
+    network: Network,
+    latent: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Loss (B,) of the network's velocity at time t against noise − latent (flow matching, arXiv 2210.02747)."""
+    velocity = network(
+        flow.interpolate(latent, noise, t),
+        t,
+        conditioning.context,
+        context_lengths=conditioning.context_lengths,
+        token_positions=conditioning.positions,
+        log_aspect_ratio=conditioning.log_aspect_ratio,
+        keep=keep,
+    )
+    return flow.loss_per_sample(velocity, flow.velocity_target(latent, noise))
+
+
+def routed(scores: Tensor | None, rate: float) -> Tensor | None:
+    """Indices (B,K) of the image tokens that pass through the U, or None without routing."""
+    return None if scores is None or rate == 0 else keep_from_scores(scores, rate)

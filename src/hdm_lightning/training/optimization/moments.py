@@ -1,0 +1,64 @@
+"""An optimizer's moments from a checkpoint into another optimizer, by the parameters' names."""
+
+import copy
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from hdm_lightning.training.strategies.sharded_tensors import load_optimizer
+
+
+def carry_moments(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
+    """Take over the moments of a stage before, by the parameters' names where the groups tell them.
+
+    The optimizer's own rates, decay and betas stay, and its groups may be cut otherwise than those of the checkpoint,
+    which stays as it is.
+    """
+    state = regrouped(checkpoint["optimizer_states"][0], optimizer.state_dict())
+    # Moments of the right dtype and device would be taken as they are, and trained on.
+    load_optimizer(optimizer, {**state, "state": copy.deepcopy(state["state"])})
+
+
+def keep_settings(checkpoint: dict[str, Any], *own: tuple[Optimizer, LRScheduler | None]) -> None:
+    """Let a checkpoint to resume from keep its moments and its places in the schedules only.
+
+    Rates, decay, betas and the groups they are given to become those of `own`, each optimizer with its schedule in the
+    checkpoint's order, just built from the settings of now: else a rate that was changed before resuming would count
+    for nothing. A schedule that is no function of the step (no `LambdaLR`) keeps the rates of the checkpoint.
+    """
+    states, places = checkpoint["optimizer_states"], iter(checkpoint["lr_schedulers"])
+    for number, (optimizer, schedule) in enumerate(own):
+        settings = optimizer.state_dict()
+        if isinstance(schedule, LambdaLR):
+            _rates_of_now(settings["param_groups"], schedule, next(places))
+        elif schedule is not None:
+            next(places, None)
+            _rates_as_saved(settings["param_groups"], states[number]["param_groups"])
+        states[number] = regrouped(states[number], settings)
+
+
+def regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state dict with the moments of one by the parameters' names, and the groups of another."""
+    moments = {name: saved["state"].get(number) for name, number in _numbered(saved)}
+    state = {number: moments[name] for name, number in _numbered(own) if moments.get(name)}
+    return {"state": state, "param_groups": own["param_groups"]}
+
+
+def _rates_of_now(groups: list[dict[str, Any]], schedule: LambdaLR, place: dict[str, Any]) -> None:
+    for group, factor in zip(groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(place["last_epoch"])
+    rates = {"base_lrs": list(schedule.base_lrs), "_last_lr": [group["lr"] for group in groups]}
+    place |= {**rates, "lr_lambdas": [None] * len(schedule.lr_lambdas)}
+
+
+def _rates_as_saved(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    if len(groups) == len(saved):
+        for group, before in zip(groups, saved, strict=True):
+            group |= {key: before[key] for key in ("lr", "initial_lr") if key in before}
+
+
+def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:
+    """Name (or number where there are no names) and number of every parameter in an optimizer's state dict."""
+    groups = state["param_groups"]
+    return [pair for group in groups for pair in zip(group.get("names", group["params"]), group["params"], strict=True)]

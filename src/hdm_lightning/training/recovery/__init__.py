@@ -1,1 +1,0 @@
-"""Stopping on a signal, and going back after a loss that went wrong."""

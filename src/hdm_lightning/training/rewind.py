@@ -1,0 +1,190 @@
+"""Where a start of a stage goes on: from which checkpoint, and past which samples after a loss that went wrong.
+
+`rewinds.jsonl` in a stage's folder has a line for each rewind. A checkpoint notes how many lines there were
+when the fit that wrote it began; a line that came later and goes back behind the checkpoint supersedes it.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hdm_lightning.training.callbacks.loss_guard import LossRewind, guard_streak
+from hdm_lightning.training.checkpoint_io import (
+    DamagedCheckpoint,
+    checkpoints_in,
+    read_intact,
+    read_parts,
+    require_some,
+    set_aside,
+)
+from hdm_lightning.training.json_lines import append_line, read_lines
+from hdm_lightning.training.modules.resumable_module import KEY
+
+RECORD = "rewinds.jsonl"
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """One line of the record.
+
+    Attributes:
+        reason: what had gone wrong.
+        step: the optimizer step at which it showed.
+        checkpoint_step: the step that the stage goes on from; 0 is its beginning.
+        first: position of the first sample that is skipped.
+        end: position after the last one.
+        skipped: samples skipped before the next step by this and all earlier rewinds.
+        suspects: keys of the samples whose loss was not finite, or highest.
+        keys: keys of the samples skipped, in the order of their positions.
+        keys_forgotten: further samples skipped, whose keys were too many to be kept.
+    """
+
+    reason: str
+    step: int
+    checkpoint_step: int
+    first: int
+    end: int
+    skipped: int
+    suspects: list[str]
+    keys: list[str]
+    keys_forgotten: int = 0
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a fit of a stage begins.
+
+    Attributes:
+        checkpoint: the file, or None for the stage's beginning.
+        step: optimizer steps done.
+        skipped: samples that rewinds have skipped before the next step.
+        rewinds: lines of the record.
+    """
+
+    checkpoint: Path | None
+    step: int
+    skipped: int
+    rewinds: int
+
+    def consumed(self, batch_size: int) -> int:
+        """Position of the first sample of the next step."""
+        return self.step * batch_size + self.skipped
+
+
+class NoteRewinds(Callback):
+    """Lets every checkpoint say how many rewinds there have been, and how many samples they have skipped.
+
+    Args:
+        start: where the fit begins.
+    """
+
+    def __init__(self, start: StartPoint) -> None:
+        self.start = start
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note it beside the module's position."""
+        checkpoint.setdefault(KEY, {}).update(skipped=self.start.skipped, rewinds=self.start.rewinds)
+
+
+def skip_window(hit: LossRewind, begun: StartPoint, back: StartPoint, batch_size: int) -> Rewind:
+    """The samples to skip: from the checkpoint gone back to, to the end of the step that went wrong.
+
+    Args:
+        hit: what went wrong.
+        begun: the newest start of the stage; says how much was skipped before the step that went wrong.
+        back: the start to go back to.
+        batch_size: samples of a step.
+    """
+    first, end = back.consumed(batch_size), hit.finding.step * batch_size + begun.skipped
+    keys = [key for position, key in hit.samples if first <= position < end]
+    return Rewind(
+        reason=hit.finding.reason,
+        step=hit.finding.step,
+        checkpoint_step=back.step,
+        first=first,
+        end=end,
+        skipped=end - back.step * batch_size,
+        suspects=hit.suspects,
+        keys=keys,
+        keys_forgotten=end - first - len(keys),
+    )
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Where in its stage a checkpoint stands: `step`, `batch_size` and the like.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
+    position: dict[str, Any] = read_parts(checkpoint)[KEY]
+    return position
+
+
+def newest_position(checkpoints: Path) -> dict[str, Any] | None:
+    """Where the newest of a stage's checkpoints stands that can be read; None where there is none."""
+    for path in reversed(checkpoints_in(checkpoints)):
+        with suppress(DamagedCheckpoint):
+            return read_position(path)
+    return None
+
+
+def write_rewind(folder: Path, rewind: Rewind) -> None:
+    """Add a line to the record of the stage in `folder`, synced."""
+    append_line(folder / RECORD, {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(rewind)})
+
+
+def read_rewinds(folder: Path) -> list[Rewind]:
+    """The record of the stage in `folder`, oldest first."""
+    lines = read_lines(folder / RECORD)
+    return [Rewind(**{key: value for key, value in line.items() if key != "time"}) for line in lines]
+
+
+def start_point(checkpoints: Path, rewinds: list[Rewind], *, calm: bool = False) -> StartPoint:
+    """The newest checkpoint that is intact and that no later rewind supersedes, and what is skipped after it.
+
+    Those that turn out to be damaged on the way are set aside; see `training.checkpoint_io`.
+
+    Args:
+        checkpoints: the stage's folder of checkpoints.
+        rewinds: the stage's record.
+        calm: checkpoints written while the guard saw a loss that was high already are taken only where there is no
+            other.
+
+    Raises:
+        UserError: all checkpoints are damaged.
+    """
+    restless: StartPoint | None = None
+    for path in reversed(checkpoints_in(checkpoints)):
+        try:
+            if _superseded(read_position(path), rewinds):
+                continue
+            saved = read_intact(path)
+        except DamagedCheckpoint as damage:
+            set_aside(path, damage.reason)
+            continue
+        found = _after(path, saved[KEY], rewinds)
+        if not calm or guard_streak(saved) == 0:
+            return found
+        restless = restless or found
+    require_some(checkpoints)
+    return restless or _after(None, {"step": 0}, rewinds)
+
+
+def remove_superseded(checkpoints: Path, start: StartPoint) -> None:
+    """Delete the checkpoints beyond the start, which would otherwise pass for those of steps to come."""
+    for path in checkpoints_in(checkpoints):
+        if start.checkpoint is None or path.name > start.checkpoint.name:
+            path.unlink(missing_ok=True)
+
+
+def _superseded(position: dict[str, Any], rewinds: list[Rewind]) -> bool:
+    return any(rewind.checkpoint_step < position["step"] for rewind in rewinds[position.get("rewinds", 0) :])
+
+
+def _after(path: Path | None, position: dict[str, Any], rewinds: list[Rewind]) -> StartPoint:
+    here = [rewind.skipped for rewind in rewinds if rewind.checkpoint_step == position["step"]]
+    return StartPoint(path, position["step"], max([position.get("skipped", 0), *here]), len(rewinds))

@@ -1,1 +1,0 @@
-"""Training of the autoencoder: EQ-VAE and its discriminator (`hdm-train-vae`)."""

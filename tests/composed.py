@@ -1,0 +1,38 @@
+"""Trainings at toy size: a few groups of keys, laid over what the commands compose without any override."""
+
+import functools
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+
+from hdm_lightning.training import job
+
+BASES = {
+    "train": ["model=xut_base", "vae=folder", "trainer=cpu", "data.train=nowhere", "vae.name=nowhere"],
+    "train_vae": ["~vae_training", "trainer=cpu", "data.train=nowhere"],
+}
+
+
+@functools.cache
+def base(command):
+    """The configuration of `train` or `train_vae`, as text."""
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        return OmegaConf.to_yaml(compose(command, overrides=BASES[command]))
+
+
+def composed(groups):
+    """A configuration with some groups' keys replaced, and with exactly the stages that they name."""
+    command = "train" if "schedule" in groups else "train_vae"
+    config = OmegaConf.create(base(command))
+    with open_dict(config):
+        if command == "train":
+            config.schedule.stages = {}
+    return OmegaConf.merge(config, groups)
+
+
+def check_job(groups):
+    """`training.job.check_job` of the composed configuration."""
+    return job.check_job(composed(groups))
+
+
+run_job = job.run_job
