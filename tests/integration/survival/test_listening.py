@@ -69,7 +69,7 @@ def watch(job):
         pids.update(members)
         open_now = listening()
         addresses |= {open_now[number] for pid in members for number in sockets(pid) if number in open_now}
-        time.sleep(0.05)
+        time.sleep(0.25)  # what listens does so for as long as its process works; looking takes a core's time
     return addresses, len(pids)
 
 
