@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hdm_lightning.cli.bench import bench
-from hdm_lightning.cli.bench_cases import sampling_flops
+from hdm_lightning.cli.bench_training import sampling_flops
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings

@@ -21,12 +21,12 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from hdm_lightning.cli import convert, evaluate
 from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.context import Measuring
 from hdm_lightning.evaluation.image_sets import real_images
-from hdm_lightning.evaluation.parts import PARTS
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.evaluation.request import PARTS
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 
 CONFIG = XUTConfig(

@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL
 from transformers import AutoModel, Qwen3ForCausalLM
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
-from hdm_lightning.encoders.autoencoder_folder import infer_config, locate_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.sources import is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.vae_folder import infer_config, locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.autoencoder_step import AutoencoderStep, StepSettings
+from hdm_lightning.cli.plan_autoencoder import AutoencoderStep, StepSettings
 from hdm_lightning.profiling.live_memory import LiveMemory, step_memory
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 from hdm_lightning.training.composition import parse
@@ -81,7 +81,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
-from hdm_lightning.cli.autoencoder_step import AutoencoderStep
+from hdm_lightning.cli.plan_autoencoder import AutoencoderStep
 AutoencoderStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()

@@ -14,17 +14,16 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from hdm_lightning.cli.bench import case_settings
+from hdm_lightning.cli.command import require_file
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
-from hdm_lightning.profiling.loading import decoding_rate, measure_data
-from hdm_lightning.profiling.record import measurement, record, report
-from hdm_lightning.profiling.timing import compare, time_in_turn
+from hdm_lightning.profiling.system import decoding_rate, measure_data
+from hdm_lightning.profiling.timing import compare, measurement, record, report, time_in_turn
 from hdm_lightning.training.record import recorded_values
 from hdm_lightning.whole_files import write_json
 
@@ -52,7 +51,7 @@ def bench_part(
         second: others, or None.
         against: the second in the user's words.
     """
-    from hdm_lightning.cli.bench_cases import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
+    from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
 
     _prepare(run.threads, run.out)
     own = case_settings(part)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from safetensors import SafetensorError
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line, printable
 from hdm_lightning.version import __version__

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.errors import run_command
-from hdm_lightning.cli.outputs import require_folder
+from hdm_lightning.cli.command import require_folder, run_command
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.parts import PARTS
 from hdm_lightning.evaluation.request import (
+    PARTS,
     Counts,
     Drawing,
     EvaluationSettings,
@@ -29,8 +28,8 @@ from hdm_lightning.printable import in_one_line
 if TYPE_CHECKING:
     import torch
 
+    from hdm_lightning.evaluation.findings import Evaluation
     from hdm_lightning.evaluation.image_sets import Progress
-    from hdm_lightning.evaluation.results import Evaluation
 
 OUTPUT_FOLDER = "evaluation"
 PART_FAILED_STATUS = 1
@@ -121,7 +120,7 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
     import torch  # noqa: PLC0415  (seconds to import)
 
     from hdm_lightning.evaluation.evaluate_model import evaluate  # noqa: PLC0415
-    from hdm_lightning.evaluation.result_files import keep_partial  # noqa: PLC0415
+    from hdm_lightning.evaluation.report import keep_partial  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
     from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415
 
@@ -189,8 +188,7 @@ def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: in
     """Write the files, print the table and what has no result, and name the files; the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
-    from hdm_lightning.evaluation.report import result_table  # noqa: PLC0415
-    from hdm_lightning.evaluation.result_files import write_outputs  # noqa: PLC0415
+    from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
 
     paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
     console = Console()

@@ -13,17 +13,16 @@ from annotated_types import Ge, Gt
 from rich.console import RenderableType
 
 from hdm_lightning.cli.arguments import check_group
-from hdm_lightning.cli.outputs import require_file
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.cli.command import require_file
+from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.architectures import AUTOENCODERS, TEXT_ENCODERS
-from hdm_lightning.profiling.budget import propose
 from hdm_lightning.profiling.duration import Assumptions
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
-from hdm_lightning.profiling.forecast import Forecast, forecast
+from hdm_lightning.profiling.forecast import Forecast, forecast, propose
 from hdm_lightning.profiling.gpus import CPU, Host, Machine, override, parse_gpus
 from hdm_lightning.profiling.plan_report import comparison_report, plan_report, proposal_report
-from hdm_lightning.profiling.recipe import Dataset, Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.training.checks import settings_from
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hdm_lightning.cli.bench_step import TrainingStep
+from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.cli.plan_schedule import EncoderConfigs, ProbeSettings
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
 from hdm_lightning.profiling.duration import Assumptions, step_time
 from hdm_lightning.profiling.forecast import forecast
 from hdm_lightning.profiling.gpus import CPU, Machine
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.profiling.timing import time_call
 from hdm_lightning.training.settings import TrainSettings

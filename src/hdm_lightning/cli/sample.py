@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.generation.settings import MAX_SEED, SamplingSettings
+from hdm_lightning.generation.sampling_settings import MAX_SEED, SamplingSettings
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.version import __version__
 

@@ -10,7 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import (
+from hdm_lightning.encoders.base import ImageAutoencoder, place
+from hdm_lightning.encoders.caches import CachedAutoencoder
+from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
+from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
     AutoencoderKL,
     infer_config,
@@ -19,9 +22,6 @@ from hdm_lightning.encoders.autoencoder_folder import (
     read_config,
     write_autoencoder,
 )
-from hdm_lightning.encoders.base import ImageAutoencoder, place
-from hdm_lightning.encoders.caches import CachedAutoencoder
-from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
 

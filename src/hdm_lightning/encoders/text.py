@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype

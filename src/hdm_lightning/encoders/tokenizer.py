@@ -2,8 +2,7 @@
 
 from typing import Any, Self
 
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_tokenizer
 from hdm_lightning.errors import UserError
 
 TOKENIZER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import (
     VISION_DOWNLOAD,

@@ -19,6 +19,7 @@ from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
+from hdm_lightning.evaluation.findings import Found
 from hdm_lightning.evaluation.image_sets import (
     Captioned,
     ImageSet,
@@ -29,11 +30,10 @@ from hdm_lightning.evaluation.image_sets import (
     reported,
 )
 from hdm_lightning.evaluation.request import EvaluationSettings
-from hdm_lightning.evaluation.results import Found
 from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.generation.image_writer import DrawJob
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
 

@@ -13,14 +13,13 @@ from hdm_lightning.data.sources import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, RealData
+from hdm_lightning.evaluation.findings import Evaluation, LeftOut
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops
-from hdm_lightning.evaluation.parts import PARTS, Part
-from hdm_lightning.evaluation.request import EvaluationSettings, ModelRequest
-from hdm_lightning.evaluation.results import Evaluation, LeftOut
+from hdm_lightning.evaluation.request import PARTS, EvaluationSettings, ModelRequest, Part
 from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware

@@ -17,7 +17,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import Sample, stream
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.results import Pixels
+from hdm_lightning.evaluation.findings import Pixels
 from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.features import FeatureNetwork, thumbnails

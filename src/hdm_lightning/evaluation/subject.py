@@ -12,7 +12,7 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.encoders.text_whitening import TextWhitening
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hdm_lightning.data.decode import decode_rgb, load_upright, orientation, turned, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.version import __version__
 from hdm_lightning.whole_files import write_atomically
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import ImageRecord, read_image, sha256_of, to_pil, write_png
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.whole_files import write_atomically
 
 SLUG_LENGTH = 48

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.encoders.base import ImageAutoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import require_fit
-from hdm_lightning.generation.storage import DOWNLOAD
+from hdm_lightning.generation.sampling_settings import require_fit
+from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop import published
 from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
 from hdm_lightning.interop.pipeline_folder import (

@@ -22,11 +22,11 @@ from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
-from hdm_lightning.generation.guidance import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
-from hdm_lightning.generation.settings import SamplingSettings, check_request, check_seeds, require_fit
-from hdm_lightning.generation.storage import StoredPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
+from hdm_lightning.generation.stored_pipeline import StoredPipeline
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 

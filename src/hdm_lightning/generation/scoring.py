@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.metrics.prompt_following import RESAMPLES, Score, score_images
 

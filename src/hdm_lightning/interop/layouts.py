@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, infer_config
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, infer_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import (

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.model_card import model_card
 from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, shards, write_tensors

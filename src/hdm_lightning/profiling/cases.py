@@ -23,9 +23,8 @@ from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.operations import Operations, Workload, network_operations
 from hdm_lightning.profiling.random_parts import Size, random_autoencoder, random_network, random_text_encoder, size_of
-from hdm_lightning.profiling.record import measurement
 from hdm_lightning.profiling.system import chosen_device
-from hdm_lightning.profiling.timing import Call, Timing, wait_for
+from hdm_lightning.profiling.timing import Call, Timing, measurement, wait_for
 
 
 @dataclass(frozen=True)

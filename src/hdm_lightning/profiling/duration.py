@@ -8,7 +8,7 @@ from annotated_types import Ge, Interval
 
 from hdm_lightning.profiling.gpus import GPUS, Gpu, Machine
 from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 CALIBRATED_UTILISATION = 0.62
 """The one figure with which the forecast gives the paper's four stage times: of all, it makes the largest of the four

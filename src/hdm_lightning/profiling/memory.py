@@ -10,7 +10,7 @@ from math import ceil
 
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import BLOCKS, Workload, network_parts
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 GIB = 2**30
 

@@ -6,8 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hdm_lightning.profiling.budget import Proposal
-from hdm_lightning.profiling.forecast import Forecast, StageForecast
+from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast
 from hdm_lightning.profiling.memory import GIB
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]

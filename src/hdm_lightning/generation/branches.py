@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer
-from hdm_lightning.generation.settings import check_seeds
+from hdm_lightning.generation.sampling_settings import check_seeds
 from hdm_lightning.models.routing import keep_from_scores
 
 

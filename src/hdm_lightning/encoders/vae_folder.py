@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import UNREADABLE
-from hdm_lightning.encoders.sources import FINAL, RUNS, locate_model
+from hdm_lightning.encoders.pretrained import FINAL, RUNS, UNREADABLE, locate_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import move_in, replacing
 
@@ -39,7 +38,7 @@ _HINT = "give a folder written by AutoencoderKL.save_pretrained"
 
 
 def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> Path:
-    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.sources.locate_model`.
+    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.pretrained.locate_model`.
 
     Args:
         name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name;

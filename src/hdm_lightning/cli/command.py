@@ -1,10 +1,38 @@
-"""Where a command's results go, checked before the work that makes them and not after it."""
+"""What all commands share: how they end, where their results go, numbers that must not be too small."""
 
+import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
+
+TRACEBACK_VARIABLE = "HDM_TRACEBACK"
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def run_command(function: Callable[[], int | None]) -> int:
+    """Run a command's body and turn how it ends into an exit status.
+
+    Args:
+        function: the body; returns an exit status, or None for 0.
+
+    Returns:
+        The body's status; 2 for a `UserError`, printed to stderr without a stack trace unless the environment
+        has HDM_TRACEBACK=1; 130 when interrupted from the keyboard. Any other exception is a defect and passes.
+    """
+    try:
+        return function() or 0
+    except UserError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
 
 
 def require_folder(folder: Path, where: str) -> Path:
@@ -50,3 +78,15 @@ def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path
     if file.suffix.lower() not in endings:
         raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, hint=f"name it {file.stem}.png")
     return require_file(file, where)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, refused with a message where it is smaller."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    return whole_number
