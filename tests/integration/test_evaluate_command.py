@@ -180,7 +180,7 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--weights", "file"], "there are no file weights\n  hint: choose among ema, raw"),
         (["--samples", "1"], "--samples: 1 is below 2"),
         (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
-        (["--solver", "magic"], "solver: got 'magic'"),
+        (["--solver", "magic"], "--solver: 'magic' is not known"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
@@ -316,8 +316,7 @@ def test_help_waits_for_no_torch():
 
 
 def test_every_part_leads_to_a_function():
-    for key, part in PARTS.items():
-        assert part.key == key
+    for part in PARTS.values():
         assert isinstance(part.load(), Measuring)
 
 

@@ -1,7 +1,6 @@
 """What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 from rich.text import Text
 
 from hdm_lightning.cli.bench import case_settings
-from hdm_lightning.cli.command import require_file
+from hdm_lightning.cli.command import require_file, show_report
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError
@@ -25,7 +24,6 @@ from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.system import decoding_rate, measure_data
 from hdm_lightning.profiling.timing import compare, measurement, record, report, time_in_turn
 from hdm_lightning.training.record import recorded_values
-from hdm_lightning.whole_files import write_json
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
@@ -72,14 +70,14 @@ def bench_part(
         settings["against"] = against
     compared = compare(*timings.values()) if second else None
     content = record(part, system.describe_machine(setup.device), settings, rows, compared)
-    _finish(report(content), content, run.out)
+    show_report(report(content), content, run.out)
 
 
 def bench_data(settings: DataSettings) -> None:
     """Time decoding, with shards also loading; print the result and write it."""
     _prepare(0, settings.out)
     content, table = measure_data(settings)
-    _finish(table, content, settings.out)
+    show_report(table, content, settings.out)
 
 
 def bench_system(settings: SystemSettings) -> None:
@@ -104,7 +102,7 @@ def bench_system(settings: SystemSettings) -> None:
         for name, stage in binding.items():
             line = f"{settings.schedule}, {name}: {stage['binds']} binds, {stage['images_per_s']:.2f} images/s"
             lines.append(Text(line))
-    _finish(Group(*lines), content, settings.out)
+    show_report(Group(*lines), content, settings.out)
 
 
 def _prepare(threads: int, out: Path | None) -> None:
@@ -112,12 +110,6 @@ def _prepare(threads: int, out: Path | None) -> None:
         require_file(out, "--out")
     if threads:
         torch.set_num_threads(threads)
-
-
-def _finish(shown: RenderableType, content: dict[str, Any], out: Path | None) -> None:
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
-    if out is not None:
-        write_json(out, content)
 
 
 def _rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
@@ -141,12 +133,7 @@ def _links(settings: SystemSettings, mib: int) -> Iterator[dict[str, Any]]:
 
 
 def _check_schedule(settings: SystemSettings, device: torch.device) -> None:
-    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring.
-
-    Raises:
-        UserError: there is no such schedule or model, they do not fit each other, or another device is measured than
-            the one that would train.
-    """
+    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring."""
     if device.type == "cpu" and torch.cuda.is_available():
         raise UserError(
             "a schedule is planned for the GPUs at hand, while the CPU is to be measured",

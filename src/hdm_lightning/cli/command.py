@@ -3,10 +3,16 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 TRACEBACK_VARIABLE = "HDM_TRACEBACK"
 USER_ERROR_STATUS = 2
@@ -33,6 +39,35 @@ def run_command(function: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one for each thing that is being done; yields what takes (thing, how many are done, of all)."""
+    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
+    """Print a report, wide enough for a schedule of four stages where the output is no terminal, and write its JSON."""
+    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(report)
+    if out is not None:
+        write_json(out, content)
+        console.print(f"written to {out}")
 
 
 def require_folder(folder: Path, where: str) -> Path:

@@ -81,11 +81,7 @@ class AutoencoderPlan:
 def plan_autoencoder(
     config: DictConfig | Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None
 ) -> AutoencoderPlan:
-    """Forecast a composed configuration.
-
-    Raises:
-        UserError: naming the key and the hint.
-    """
+    """Forecast a composed configuration. Raises UserError: naming the key and the hint."""
     config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
     wanted = settings_from({key: plain(config, key) for key in own if key in config}, AutoencoderPlanSettings)
@@ -105,22 +101,22 @@ def plan_autoencoder(
     filled = with_stage(config, stage, **recipe.stage_values(config, stage))
     check_settings(groups, filled, stage, 2 ** (len(fields["block_out_channels"]) - 1))
     averages = OmegaConf.select(config, "callbacks.weight_averages.halflife_samples") or ()
-    settings = StepSettings(groups, stage.settings, len(averages))
     mixed = not precision.startswith("32")
     micro_batches = 2 if stage.accumulation > 1 else 1
-    asked = settings.stage.micro_batch_size
+    resolution, asked = stage.settings.resolution, stage.settings.micro_batch_size
 
     def rehearsed(samples: int) -> StepMemory:
-        log(f"rehearsing a step of {samples} × {settings.stage.resolution} px")
-        sized = replace(settings, stage=replace(settings.stage, micro_batch_size=samples))
-        return step_memory(partial(AutoencoderStep, sized, fields, mixed=mixed), micro_batches=micro_batches)
+        log(f"rehearsing a step of {samples} × {resolution} px")
+        sized = replace(stage.settings, micro_batch_size=samples)
+        step = partial(AutoencoderStep, groups, sized, fields, averages=len(averages), mixed=mixed)
+        return step_memory(step, micro_batches=micro_batches)
 
     memory, one_more = rehearsed(asked), rehearsed(asked + 1)
     # The line through the two: the parts of a peak grow with samples.
     free = (room - wanted.reserve_gib) * GIB - memory.peak
     largest = max(0, asked + int(free // max(1, one_more.peak - memory.peak)))
     return AutoencoderPlan(
-        f"{count}x{gpu.name}", room, wanted.reserve_gib, settings.stage.resolution, asked, memory, largest, wanted.out
+        f"{count}x{gpu.name}", room, wanted.reserve_gib, resolution, asked, memory, largest, wanted.out
     )
 
 
@@ -178,48 +174,43 @@ def _gib(value: int) -> str:
     return f"{value / GIB:.2f}"
 
 
-@dataclass(frozen=True)
-class StepSettings:
-    """What of a training says how much memory its steps take."""
-
-    groups: Mapping[str, Any]  # the plain groups of `hdm-train-vae` by name, see `training.groups`
-    stage: Any  # sizes and recomputation
-    averages: int = 1  # weight averages kept
-
-
 class AutoencoderStep:
     """Plain steps on whole images, with discriminator and perceptual network as configured.
 
     LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
 
     Args:
-        settings: of the run.
+        groups: the plain groups of `hdm-train-vae` by name, see `training.groups`.
+        stage: sizes and recomputation.
         config: fields of the AutoencoderKL.
+        averages: weight averages kept.
         mixed: bfloat16 autocast, as on a GPU; else float32.
     """
 
-    def __init__(self, settings: StepSettings, config: dict[str, Any], *, mixed: bool) -> None:
-        self.settings, self.mixed = settings, mixed
+    def __init__(
+        self, groups: Mapping[str, Any], stage: Any, config: dict[str, Any], *, averages: int = 1, mixed: bool = False
+    ) -> None:
+        self.groups, self.stage, self.mixed = groups, stage, mixed
         fields = {key: value for key, value in config.items() if not key.startswith("_")}
-        network = AutoencoderNetwork(build_vae(fields), train_encoder=settings.groups["autoencoder"].train_encoder)
-        if settings.stage.activation_checkpointing:
+        network = AutoencoderNetwork(build_vae(fields), train_encoder=groups["autoencoder"].train_encoder)
+        if stage.activation_checkpointing:
             network.vae.enable_gradient_checkpointing()
         for parameter in network.parameters():
             if parameter.dim() == 4:  # as in training; an empty tensor's module cannot be converted as a whole
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.network = network.train()
-        self.discriminator = build_discriminator(settings.groups["adversarial"])
-        named = settings.groups["loss"].perceptual_network
+        self.discriminator = build_discriminator(groups["adversarial"])
+        named = groups["loss"].perceptual_network
         perceptual = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
         self.objective = GeneratorObjective(
-            settings.groups["loss"], None if perceptual is None else partial(lite0_distance, perceptual)
+            groups["loss"], None if perceptual is None else partial(lite0_distance, perceptual)
         )
         trained = [network for network in (self.network, self.discriminator) if network is not None]
         self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
         self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]
         self.optimizers: list[Optimizer] = [AdamW(adamw_groups(network, 1e-4, 0.0), fused=True) for network in trained]
         averaged = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.averages = [each.detach().clone() for _ in range(settings.averages) for each in averaged]
+        self.averages = [each.detach().clone() for _ in range(averages) for each in averaged]
 
     def __call__(self, micro_batches: int) -> None:
         """One optimizer step."""
@@ -231,8 +222,8 @@ class AutoencoderStep:
             optimizer.zero_grad()
 
     def _micro_batch(self) -> None:
-        side = self.settings.stage.resolution
-        image = torch.zeros(self.settings.stage.micro_batch_size, 3, side, side)
+        side = self.stage.resolution
+        image = torch.zeros(self.stage.micro_batch_size, 3, side, side)
         with self._precision():
             posterior = self.network.posterior(image)
             output = self.network.decode(posterior.sample(torch.zeros_like(posterior.mean)))
@@ -251,8 +242,8 @@ class AutoencoderStep:
         adversarial = generator_adversarial(frozen_call(self.discriminator, result.output)).mean()
         reconstruction, last = self.objective.reconstruction(terms).mean(), self.network.last_layer()
         gradients = [torch.autograd.grad(one, last, retain_graph=True)[0] for one in (reconstruction, adversarial)]
-        balance = adaptive_weight(gradients[0], gradients[1], self.settings.groups["adversarial"].adaptive_largest)
-        return loss + balance * self.settings.groups["adversarial"].weight * adversarial
+        balance = adaptive_weight(gradients[0], gradients[1], self.groups["adversarial"].adaptive_largest)
+        return loss + balance * self.groups["adversarial"].weight * adversarial
 
     def _precision(self) -> Any:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self.mixed else nullcontext()

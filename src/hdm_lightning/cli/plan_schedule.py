@@ -144,11 +144,7 @@ def _forecast(
 
 
 def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConfigs, machine: Machine) -> Recipe:
-    """The recipe of a run on a machine.
-
-    Raises:
-        UserError: naming the key that does not fit the others.
-    """
+    """The recipe of a run on a machine. Raises UserError: naming the key that does not fit the others."""
     _check_limits(settings)
     network = model_config_from(settings.model)
     autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")

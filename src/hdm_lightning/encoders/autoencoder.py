@@ -71,17 +71,13 @@ def autoencoder_from_tensors(
     std: Sequence[float],
     *,
     config: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-    max_pixels: int = MAX_PIXELS,
 ) -> "KLAutoencoder":
-    """Build a frozen autoencoder around tensors, as single-file checkpoints carry them.
+    """Build a frozen autoencoder in float32 around tensors, as single-file checkpoints carry them.
 
     Args:
         tensors: names as in a diffusers AutoencoderKL, without prefix.
         mean, std: normalisation per latent channel.
         config: its config.json, where the file has one; None reads the shape off the tensors.
-        dtype: dtype of the weights and of the computation.
-        max_pixels: of the images encoded or decoded at once, together; one image always is.
 
     Raises:
         ValueError: if the tensors are not those of an AutoencoderKL.
@@ -92,10 +88,10 @@ def autoencoder_from_tensors(
     with torch.device("meta"):
         model = diffusers.AutoencoderKL.from_config(written)
     try:
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"tensors: not those of an AutoencoderKL ({str(error)[:300]})") from error
-    return KLAutoencoder(model, mean, std, max_pixels=max_pixels)
+    return KLAutoencoder(model, mean, std)
 
 
 class KLAutoencoder:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OnIndivisible = Literal["refuse", "pad"]
-ON_INDIVISIBLE: tuple[OnIndivisible, ...] = ("refuse", "pad")
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:

@@ -6,7 +6,8 @@ A model lies in a folder, an installed package, the hub's cache, or is downloade
 import importlib.util
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, pickle.UnpicklingError)
 """What the readers raise for folders that transformers and diffusers cannot read, or only by code that lies there."""
+
+
+@contextmanager
+def readable(reading: str, folder: Path, *, where: str, hint: str | None = None) -> Iterator[None]:
+    """Inside the with statement, what readers raise is a UserError: "`reading` from `folder` (first line)"."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{reading} from {folder} ({reason})", where=where, hint=hint) from error
+
 
 NO_SDPA = "scaled_dot_product_attention"
 """What transformers' refusal of an architecture without it says."""
@@ -52,22 +64,14 @@ def read_transformer(folder: Path, **options: Any) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """A transformers tokenizer.
-
-    Raises:
-        Exception: one of `UNREADABLE`.
-    """
+    """A transformers tokenizer. Raises Exception: one of `UNREADABLE`."""
     from transformers import AutoTokenizer  # noqa: PLC0415  (seconds to import)
 
     return AutoTokenizer.from_pretrained(str(folder), **OWN_CODE_ONLY)
 
 
 def read_transformer_config(folder: Path) -> Any:
-    """The configuration of a transformers model.
-
-    Raises:
-        Exception: one of `UNREADABLE`.
-    """
+    """The configuration of a transformers model. Raises Exception: one of `UNREADABLE`."""
     from transformers import AutoConfig  # noqa: PLC0415  (seconds to import)
 
     return AutoConfig.from_pretrained(str(folder), **OWN_CODE_ONLY)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer
+from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
@@ -205,15 +205,9 @@ def _blocks(model: Any) -> Any:
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    try:
-        with _quiet_transformers():
-            return read_transformer(folder, dtype=dtype)
-    except UNREADABLE as error:
-        raise UserError(
-            f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
-            where=where,
-            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
-        ) from error
+    hint = "give a folder written by save_pretrained, of an architecture that transformers knows"
+    with readable("transformers cannot read a model", folder, where=where, hint=hint), _quiet_transformers():
+        return read_transformer(folder, dtype=dtype)
 
 
 @contextmanager

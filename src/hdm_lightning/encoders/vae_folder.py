@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import FINAL, RUNS, UNREADABLE, locate_model
+from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import move_in, replacing
 
@@ -52,12 +52,13 @@ def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> 
     path = Path(name).expanduser()
     if path.name == FINAL and not path.is_dir():
         raise _no_run(path, name, where, made_by)
-    inside = [path / place for place in INSIDE if _is_autoencoder(path / place)]
-    found = str(inside[0]) if inside and not _is_autoencoder(path) else name
+    inside = [path / place for place in INSIDE if is_autoencoder(path / place)]
+    found = str(inside[0]) if inside and not is_autoencoder(path) else name
     return locate_model(found, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
 
 
-def _is_autoencoder(folder: Path) -> bool:
+def is_autoencoder(folder: Path) -> bool:
+    """Whether a folder has the configuration of an AutoencoderKL."""
     try:
         read_config(folder, where="")
     except UserError:
@@ -112,7 +113,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
     read_config(folder, where=where)
-    try:
+    with readable("diffusers cannot read an AutoencoderKL", folder, where=where, hint=_HINT):
         model, loading = AutoencoderKL.from_pretrained(
             str(folder),
             torch_dtype=dtype,
@@ -121,9 +122,6 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except UNREADABLE as error:
-        what = f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})"
-        raise UserError(what, where=where, hint=_HINT) from error
     if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
         what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
         raise UserError(what, where=where, hint=_HINT)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_tokenizer
+from hdm_lightning.encoders.pretrained import locate_model, read_tokenizer, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import (
     VISION_DOWNLOAD,
@@ -69,11 +69,7 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def load_clip(name: str, device: torch.device) -> Clip:
-    """A CLIP by hub name or folder.
-
-    Raises:
-        UserError: it cannot be had, or is no model of images and texts.
-    """
+    """A CLIP by hub name or folder. Raises UserError: it cannot be had, or is no model of images and texts."""
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
@@ -95,9 +91,6 @@ def load_clip(name: str, device: torch.device) -> Clip:
     network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
-    try:
+    with readable("transformers cannot read a tokenizer", folder, where=WHERE):
         tokenizer = read_tokenizer(folder)
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
     return Clip(short, network, model, tokenizer, length)

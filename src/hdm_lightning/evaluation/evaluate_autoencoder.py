@@ -47,11 +47,7 @@ Columns = dict[tuple[str, str], Tensor]
 
 
 def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) -> Evaluation:
-    """Evaluate an autoencoder on held-out images.
-
-    Raises:
-        UserError: a folder, network or size that cannot be used.
-    """
+    """Evaluate an autoencoder on held-out images. Raises UserError: a folder, network or size that cannot be used."""
     begin = time.monotonic()
     named = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
     folder = locate_autoencoder(str(named), where="FOLDER")

@@ -18,8 +18,8 @@ from hdm_lightning.data.samples import Sample, stream
 from hdm_lightning.data.storage import is_local
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.findings import Pixels
-from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
 from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
 
 THUMBNAIL_PX = 96
@@ -60,11 +60,7 @@ class ImageSet:
 
 
 def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> ImageSet:
-    """Run the networks over batches and keep what later parts need.
-
-    Raises:
-        UserError: there is no image at all.
-    """
+    """Run the networks over batches and keep what later parts need. Raises UserError: there is no image at all."""
     captions: list[str] = []
     keys: list[str] = []
     small: list[Tensor] = []
@@ -114,12 +110,14 @@ def _address(plan: Plan, sample: Sample) -> str:
     return f"{folder}/{sample.key.rpartition('/')[2]}"
 
 
-def drawn_images(pipeline: HDMPipeline, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
-    """Images of jobs, in order, as many at once as the pipeline takes."""
-    for start in range(0, len(jobs), pipeline.max_batch):
-        done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))
-        images = torch.stack([image for _, image in done])
-        yield Captioned(images, [job.prompt for job, _ in done], [str(job.seed) for job, _ in done])
+def drawn_images(
+    pipeline: HDMPipeline, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
+) -> Iterator[Captioned]:
+    """An image for each prompt and seed, in order, as many at once as the pipeline takes."""
+    for start in range(0, len(prompts), pipeline.max_batch):
+        part = slice(start, start + pipeline.max_batch)
+        images = pipeline.draw(prompts[part], seeds[part], settings)
+        yield Captioned(images, list(prompts[part]), list(map(str, seeds[part])))
 
 
 def reported(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:

@@ -1,6 +1,5 @@
 """What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,12 +12,13 @@ import torch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.text_whitening import TextWhitening
+from hdm_lightning.encoders.vae_folder import is_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.interop.layouts import FINAL_FOLDER
-from hdm_lightning.interop.pipeline_folder import CONFIG, TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
+from hdm_lightning.interop.pipeline_folder import TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
@@ -119,13 +119,8 @@ def _settings(config: Path) -> TrainSettings | None:
 
 def _refuse_autoencoder(path: Path) -> None:
     """Raise UserError for the folder of an autoencoder, which another command measures."""
-    for folder in (path / FINAL_FOLDER, path):
-        try:
-            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
-            raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
+    if any(is_autoencoder(folder) for folder in (path / FINAL_FOLDER, path)):
+        raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:

@@ -30,6 +30,12 @@ class EncodedText:
     context: Tensor
     lengths: Tensor | None
 
+    @property
+    def counts(self) -> Tensor:
+        """The tokens (B,) that count."""
+        batch, length = self.context.shape[:2]
+        return torch.full((batch,), length, device=self.context.device) if self.lengths is None else self.lengths
+
 
 def encode_texts(
     texts: Sequence[str], text_encoder: TextEncoder, tokenizer: CaptionTokenizer, device: torch.device
@@ -49,14 +55,7 @@ def joined(texts: Sequence[EncodedText]) -> EncodedText:
     context = torch.cat([F.pad(text.context, (0, 0, 0, longest - text.context.shape[1])) for text in texts])
     if all(text.lengths is None and text.context.shape[1] == longest for text in texts):
         return EncodedText(context, None)
-    return EncodedText(context, torch.cat([_lengths(text) for text in texts]))
-
-
-def _lengths(text: EncodedText) -> Tensor:
-    if text.lengths is not None:
-        return text.lengths
-    batch, length = text.context.shape[:2]
-    return torch.full((batch,), length, device=text.context.device)
+    return EncodedText(context, torch.cat([text.counts for text in texts]))
 
 
 @dataclass(frozen=True)

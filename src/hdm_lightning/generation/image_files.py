@@ -105,11 +105,7 @@ def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
 
 
 def read_record(path: Path) -> ImageRecord:
-    """The record of an image that `write_png` wrote.
-
-    Raises:
-        UserError: if the file is no such image.
-    """
+    """The record of an image that `write_png` wrote. Raises UserError: if the file is no such image."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -140,11 +136,7 @@ def read_image(path: Path, settings: SamplingSettings) -> Tensor:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as training reads it: transparency on white, upright, RGB.
-
-    Raises:
-        SampleFault: it cannot be decoded.
-    """
+    """An image as training reads it: transparency on white, upright, RGB. Raises SampleFault: it cannot be decoded."""
     return turned(decode_rgb(image), orientation(image))
 
 

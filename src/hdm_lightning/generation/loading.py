@@ -174,11 +174,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
 
 
 def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:
-    """The autoencoder beside a published network in float32, normalised as the file says.
-
-    Raises:
-        UserError: if there is none, it is incomplete, or nothing tells its normalisation.
-    """
+    """The autoencoder beside a published network in float32, normalised as the file says."""
     if path.is_dir() and release.vae:
         return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
     if not release.vae or release.vae_mean is None or release.vae_std is None:

@@ -139,11 +139,7 @@ class HDMPipeline(StoredPipeline):
 
     @property
     def encoder(self) -> TextEncoder:
-        """The text encoder with tokens in and states out.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The text encoder with tokens in and states out. Raises UserError: there is none."""
         if self.text_encoder is None:
             name = self.config.text_encoder_name or "the one the network was trained with"
             raise UserError("has no text encoder", where="pipeline", hint=f"pass text_encoder=, {name}")

@@ -18,7 +18,6 @@ from hdm_lightning.encoders.pretrained import PACKAGE_SCHEME, TextEncoderSource,
 from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.model_card import model_card
 from hdm_lightning.interop.pipeline_folder import (
     CARD,
     COMPONENTS,
@@ -29,6 +28,7 @@ from hdm_lightning.interop.pipeline_folder import (
     PipelineFolder,
     Weights,
     is_pipeline_folder,
+    model_card,
     read_pipeline_folder,
     write_pipeline_folder,
 )

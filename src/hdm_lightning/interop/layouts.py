@@ -45,11 +45,7 @@ _DIFFUSERS_PREFIX = "model."
 
 
 def detect_layout(path: Path) -> str:
-    """The name of the layout that `read_release` takes the path for.
-
-    Raises:
-        UserError: there is nothing.
-    """
+    """The name of the layout that `read_release` takes the path for. Raises UserError: there is nothing."""
     for name, fits, _ in _LAYOUTS:
         if fits(path):
             return name
@@ -67,11 +63,7 @@ def read_release(path: Path) -> Release:
 
 
 def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
-    """The release in a pipeline's folder.
-
-    Raises:
-        UserError: a file is missing, the description is wrong or the tensors do not fit it.
-    """
+    """The release in a pipeline's folder."""
     found = read_pipeline_folder(folder)
     vae = read_vae_folder(found.vae)
     text = read_sharded(folder / (TEXT_ENCODER if found.old else _PUBLISHED_TEXT), "model")
@@ -89,11 +81,7 @@ def _read_weights_in_folder(path: Path) -> Release:
 
 
 def _read_file(path: Path) -> Release:
-    """A published single file, .safetensors or .ckpt, with any of the known prefixes.
-
-    Raises:
-        UserError: it cannot be read, or its tensors are not those of an XUT.
-    """
+    """A published single file, .safetensors or .ckpt, with any of the known prefixes."""
     tensors, settings = read_tensors(path), _settings(path)
     if OUR_SENTINEL in tensors:
         raise UserError(
@@ -118,9 +106,6 @@ def _read_diffusers(folder: Path) -> Release:
     """The release in a published diffusers folder, or in its network's subfolder alone.
 
     The network's shape is read off its tensors, whichever subfolder they are in.
-
-    Raises:
-        UserError: no subfolder holds an XUT, or its tensors are missing, unexpected or mis-shaped.
     """
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         tensors = read_sharded(place, WEIGHTS)
@@ -155,11 +140,7 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], .
 
 
 def with_vae(release: Release, folder: Path) -> Release:
-    """The release with the autoencoder of a diffusers folder.
-
-    Raises:
-        UserError: there is none in the folder.
-    """
+    """The release with the autoencoder of a diffusers folder. Raises UserError: there is none in the folder."""
     vae = read_vae_folder(folder)
     if not vae.tensors:
         raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
@@ -196,11 +177,7 @@ def write_project(path: Path, release: Release, text_encoder: str | None = None)
 
 
 def write_published(path: Path, release: Release) -> None:
-    """The published single file.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The published single file. Raises ValueError: the wiring is not the published one."""
     write_tensors(path, release_to_tensors(release), _metadata(release))
 
 
@@ -233,11 +210,7 @@ def write_diffusers(path: Path, release: Release) -> None:
 
 
 def write_bare(path: Path, release: Release) -> None:
-    """The network alone, under the published names.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The network alone, under the published names. Raises ValueError: the wiring is not the published one."""
     published.require_published_wiring(release.network.config)
     write_tensors(path, published.export_state_dict(release.network), _metadata(release))
 
@@ -251,20 +224,16 @@ class VaeFiles(NamedTuple):
     std: Tensor | None
 
 
-def read_vae_folder(folder: Path, dtype: torch.dtype | None = None) -> VaeFiles:
-    """An AutoencoderKL's folder; nothing if it is not there.
-
-    Args:
-        folder: with config.json and diffusion_pytorch_model.safetensors.
-        dtype: of the normalisation; that of the tensors by default.
-    """
+def read_vae_folder(folder: Path) -> VaeFiles:
+    """An AutoencoderKL's folder, its normalisation in the dtype of its tensors; nothing if it is not there."""
     tensors = read_sharded(folder, WEIGHTS)
     if tensors is None:
         return VaeFiles({}, None, None, None)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    dtype = dtype or next(iter(tensors.values())).dtype
-    mean, std = (_per_channel(config.get(key), dtype) for key in ("latents_mean", "latents_std"))
+    dtype, known = next(iter(tensors.values())).dtype, [config.get(key) for key in ("latents_mean", "latents_std")]
+    exact = [None if each is None else torch.tensor(each, dtype=torch.float64) for each in known]
+    mean, std = (None if each is None else each.to(dtype).view(1, -1, 1, 1) for each in exact)
     return VaeFiles(tensors, config or None, mean, std)
 
 
@@ -288,10 +257,6 @@ def write_vae_folder(
         written |= {"scaling_factor": 1.0, "shift_factor": None}
     write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
     write_json(folder / "config.json", written)
-
-
-def _per_channel(values: list[float] | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
 
 
 def _write_vae(folder: Path, release: Release) -> None:

@@ -79,11 +79,7 @@ def config_from_json(mapping: Mapping[str, Any]) -> XUTConfig:
 
 
 def config_to_json(config: XUTConfig) -> dict[str, Any]:
-    """The published architecture keys of a configuration.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The published architecture keys of a configuration. Raises ValueError: the wiring is not the published one."""
     require_published_wiring(config)
     keys: dict[str, Any] = {key: getattr(config, field) for key, field in _KEYS.items()}
     keys["tread_config"] = {key: getattr(config, field) for key, field in _ROUTED_KEYS.items()}
@@ -309,11 +305,7 @@ _BLOCK = (
 
 
 def published_name(name: str) -> str:
-    """The published name of one of our tensors.
-
-    Raises:
-        KeyError: no tensor of an XUT has that name.
-    """
+    """The published name of one of our tensors. Raises KeyError: no tensor of an XUT has that name."""
     part, rest = _split(name)
     published_part = dict(_NETWORK)[part]
     if part.startswith("modulation"):

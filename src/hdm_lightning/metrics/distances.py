@@ -75,11 +75,11 @@ def kernel_distance_estimate(
     return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
 
 
-def kernel_distance(real: Tensor, generated: Tensor, *, kernel: Kernel = cubic_kernel) -> float:
-    """The kernel distance of (N,D) and (M,D) alone, without an interval; both counts at least 2."""
+def kernel_distance(real: Tensor, generated: Tensor) -> float:
+    """The kernel distance (cubic kernel) of (N,D) and (M,D) without an interval; both counts at least 2."""
     first, second = real.double(), generated.double()
     once = first.new_ones(1, len(first)), second.new_ones(1, len(second))
-    return float(_kernel_distances(kernel, first, second, *once))
+    return float(_kernel_distances(cubic_kernel, first, second, *once))
 
 
 def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:

@@ -40,11 +40,7 @@ class Setup:
 
     @classmethod
     def of(cls, settings: CaseSettings) -> "Setup":
-        """The settings, if they can be run.
-
-        Raises:
-            UserError: naming the argument and the hint.
-        """
+        """The settings, if they can be run. Raises UserError: naming the argument and the hint."""
         parts, device = size_of(settings.size), chosen_device(settings.device)
         factor = AutoencoderArchitecture.from_config(parts.autoencoder).factor
         unit, side = factor * parts.network.patch_size, settings.resolution or parts.resolution
@@ -91,11 +87,7 @@ class Setup:
         return random_autoencoder(self.parts.autoencoder, dtype=self.dtype, max_pixels=most).to(self.device)
 
     def mode(self, *known: str) -> str:
-        """The mode, which is one of these; the first where none is given.
-
-        Raises:
-            UserError: it is none of them.
-        """
+        """The mode, which is one of these; the first where none is given. Raises UserError: it is none of them."""
         mode = self.settings.mode or known[0]
         if mode not in known:
             raise UserError(f"there is no mode {mode!r}", where="--mode", hint=did_you_mean(mode, known))
@@ -121,11 +113,7 @@ class Case:
 
 
 def autoencoder_case(setup: Setup) -> Case:
-    """Encoding or decoding a batch of images, without gradients.
-
-    Raises:
-        UserError: the mode is neither.
-    """
+    """Encoding or decoding a batch of images, without gradients. Raises UserError: the mode is neither."""
     mode, batch, side, cells = setup.mode("encode", "decode"), setup.settings.batch, setup.side_px, setup.latent_side
     autoencoder, cost = setup.autoencoder(), setup.autoencoder_cost
     pixels, latent = (batch, 3, side, side), (batch, cost.latent_channels, cells, cells)

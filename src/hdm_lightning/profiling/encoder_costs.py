@@ -113,11 +113,7 @@ class AutoencoderArchitecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "AutoencoderArchitecture":
-        """From a diffusers AutoencoderKL's ``config.json``.
-
-        Raises:
-            ValueError: a size is missing.
-        """
+        """From a diffusers AutoencoderKL's ``config.json``. Raises ValueError: a size is missing."""
         _require(config, ("block_out_channels", "latent_channels"), "diffusers AutoencoderKL")
         return cls(
             widths=tuple(int(width) for width in config["block_out_channels"]),

@@ -43,11 +43,7 @@ SIZES: Mapping[str, Size] = {
 
 
 def size_of(name: str) -> Size:
-    """The size of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The size of that name. Raises UserError: there is none."""
     if name not in SIZES:
         raise UserError(f"no size is called {name!r}", where="--size", hint=did_you_mean(name, SIZES))
     return SIZES[name]

@@ -33,19 +33,16 @@ _MIB = 2**20
 
 
 def chosen_device(name: str, *, where: str = "--device") -> torch.device:
-    """The device of that name; of ``auto`` the first GPU, else the CPU.
-
-    Raises:
-        UserError: there is none of that name, or it is not here.
-    """
+    """The device of that name; of ``auto`` the first GPU, else the CPU. UserError where there is none of that name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is no device", where=where, hint="auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible", where=where, hint=f"use {where} cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"{name!r} is not there: {count} CUDA devices are", where=where, hint="give another, or cpu")
     return device
 
 

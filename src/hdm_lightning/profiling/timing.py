@@ -97,11 +97,7 @@ def time_in_turn(
 
 
 def compare(first: Timing, second: Timing, *, seed: int = 0) -> Comparison:
-    """The second against the first, round by round.
-
-    Raises:
-        ValueError: they have different numbers of rounds.
-    """
+    """The second against the first, round by round. Raises ValueError: they have different numbers of rounds."""
     ratios = [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
     draw, count = random.Random(seed), len(ratios)
     medians = sorted(statistics.median(draw.choices(ratios, k=count)) for _ in range(_RESAMPLES))
