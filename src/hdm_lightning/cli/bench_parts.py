@@ -43,11 +43,9 @@ def bench_part(
     """Time a part, or two settings of it in turn; print the result and write it.
 
     Args:
-        part: a key of `bench_cases.BUILDERS`.
+        part: a key of `bench_training.BUILDERS`.
         run: how often, and where the result goes.
-        first: settings of the part.
-        second: others, or None.
-        against: the second in the user's words.
+        first, second: settings of the part, and others or None, in the user's words `against`.
     """
     from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
 

@@ -12,9 +12,18 @@ from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.profiling.cases import Case, Setup, autoencoder_case, network_case, tensors, text_case
+from hdm_lightning.profiling.cases import (
+    Case,
+    Setup,
+    autoencoder_case,
+    network_case,
+    random_autoencoder,
+    random_network,
+    random_text_encoder,
+    tensors,
+    text_case,
+)
 from hdm_lightning.profiling.operations import Workload, forward_flops
-from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.modules.draws import draw

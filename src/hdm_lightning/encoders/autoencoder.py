@@ -179,13 +179,7 @@ class KLAutoencoder:
     def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
         """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
 
-        Args:
-            image: of any size if it may be padded.
-            on_indivisible: sides that the factor does not divide: "refuse" them, or "pad" by mirroring the edges and
-                cut the result back.
-
-        Raises:
-            ValueError: if a side does not fit and is not to be padded.
+        Sides that the factor does not divide are refused (ValueError), or padded by mirroring the edges and cut back.
         """
         padded = pad_to_multiple(image, self.factor, on_indivisible)
         return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])

@@ -17,18 +17,10 @@ def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
 
 
 def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible) -> Tensor:
-    """Images (B, 3, H, W) whose sides are multiples of `multiple`, the image in the upper left corner.
+    """Images (B, 3, H, W) of any dtype whose sides are multiples of `multiple`, the image in the upper left corner.
 
     What is added on the right and below mirrors the image; where a side is too short for a mirror, its last row or
-    column is repeated. Cut what comes back with `cut_to`.
-
-    Args:
-        image: of any dtype.
-        multiple: what both sides must divide by.
-        on_indivisible: "pad", or "refuse" to raise where a side does not fit.
-
-    Raises:
-        ValueError: if a side does not fit and is not to be padded.
+    column is repeated. Cut what comes back with `cut_to`. Raises ValueError: a side does not fit and is to be refused.
     """
     height, width = image.shape[-2:]
     padded_height, padded_width = padded_size(height, width, multiple)

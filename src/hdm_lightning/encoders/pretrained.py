@@ -38,12 +38,7 @@ NO_SDPA = "scaled_dot_product_attention"
 def read_transformer(folder: Path, **options: Any) -> Any:
     """A transformers model, its attention computed by torch whatever kernels its config.json names.
 
-    Args:
-        folder: with config.json and weights.
-        options: for `from_pretrained`.
-
-    Raises:
-        Exception: one of `UNREADABLE`.
+    Raises Exception: one of `UNREADABLE`.
     """
     from transformers import AutoModel  # noqa: PLC0415  (seconds to import)
 

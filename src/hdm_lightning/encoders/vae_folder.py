@@ -78,15 +78,7 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
 
 
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:
-    """Fields of a folder's AutoencoderKL.
-
-    Args:
-        folder: with a config.json.
-        where: configuration key or argument to name where another model lies there.
-
-    Raises:
-        UserError: it is no JSON, or that of another model.
-    """
+    """Fields of a folder's AutoencoderKL. Raises UserError: it is no JSON, or that of another model."""
     file = folder / "config.json"
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
@@ -100,15 +92,9 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
-    """The AutoencoderKL of a folder.
+    """The AutoencoderKL of a folder with a config.json and weights.
 
-    Args:
-        folder: with a config.json and weights.
-        dtype: of the weights.
-        where: configuration key or argument to name in errors.
-
-    Raises:
-        UserError: config and weights do not belong together, weights are missing, or it takes no RGB images.
+    Raises UserError: these do not belong together, weights are missing, or it takes no RGB images.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
@@ -132,10 +118,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
 def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None = None) -> None:
     """Write a diffusers folder, each file whole or not at all and readable as the umask says; config.json comes last.
 
-    Args:
-        model: an AutoencoderKL.
-        folder: made if missing; files of the same names are replaced.
-        weights: file to copy in place of the model's own weights.
+    `weights` is a file to copy in place of the model's own weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
@@ -154,14 +137,9 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 def check_shapes(model: AutoencoderKL, *, where: str) -> None:
-    """Send an image without contents through an AutoencoderKL of this configuration.
+    """Send an image without contents through an AutoencoderKL of this configuration; nothing is computed.
 
-    Args:
-        model: on any device; nothing is computed.
-        where: configuration key or argument to name in errors.
-
-    Raises:
-        UserError: it cannot encode RGB images, or gives back another size.
+    Raises UserError: it cannot encode RGB images, or gives back another size.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
@@ -189,11 +167,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The constructor arguments of the AutoencoderKL that has these tensors, for files that carry no config.json.
 
-    Args:
-        tensors: under diffusers names, without prefix.
-
-    Raises:
-        ValueError: if a tensor that every AutoencoderKL has is missing, or one that tells its shape.
+    Raises ValueError: a tensor that every AutoencoderKL has is missing, or one that tells its shape.
     """
     if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
         raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")

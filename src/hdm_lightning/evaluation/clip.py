@@ -29,15 +29,7 @@ _TEXT_BATCH = 64
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP-like dual encoder.
-
-    Args:
-        name: as part of measures' names.
-        network: its image half as a feature network, unit length.
-        model: the transformers model.
-        tokenizer: of its text half.
-        context_length: tokens a caption is cut to.
-    """
+    """A CLIP-like dual encoder: its image half as a feature network of unit vectors, named as in measures' names."""
 
     name: str
     network: FeatureNetwork

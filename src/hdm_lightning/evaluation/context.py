@@ -129,10 +129,7 @@ class RealData:
     def require_indices(self, *, train_named: bool) -> None:
         """Read the indices of both sets now: what is missing would end the evaluation after hours.
 
-        A training set that a run names is done without where it is not on this machine.
-
-        Raises:
-            UserError: too few reference images, or no training set where `train_named`.
+        A training set that a run names is done without where it is not on this machine; one that the user names is not.
         """
         require_reference(self.reference_count)
         try:

@@ -45,13 +45,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Curve:
-    """Estimates along an axis, for a chart.
-
-    Attributes:
-        title, x_label, y_label: what is shown.
-        x: centres of the points.
-        estimates: one each.
-    """
+    """Estimates along an axis, one at the centre of each point, for a chart."""
 
     title: str
     x_label: str
@@ -85,13 +79,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Found:
-    """What a part of an evaluation found for one set of weights.
-
-    Attributes:
-        measures: in the order of showing.
-        curves, galleries: for the report.
-        record: settings and counts that pin the numbers.
-    """
+    """What a part found for one set of weights: measures in the order of showing; settings and counts that pin them."""
 
     measures: Sequence[Measure] = ()
     curves: Sequence[Curve] = ()

@@ -40,14 +40,7 @@ class Captioned(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is kept of many images.
-
-    Attributes:
-        captions, keys: N each.
-        features: by network's name, (N,D).
-        thumbnails: uint8 (N,3,s,s), middle squares.
-        whole: the first few, uint8 (3,H,W).
-    """
+    """What is kept of N images: features (N,D) by network's name, thumbnails of middle squares, the first few whole."""
 
     captions: list[str]
     keys: list[str]
@@ -88,13 +81,7 @@ def middle_crops(config: StreamConfig) -> StreamConfig:
 
 
 def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
-    """The first images of a stream's fixed order; those that cannot be read are left out.
-
-    Args:
-        config: as `middle_crops` gives it.
-        plan: its order.
-        count: positions to look at, at most a whole pass.
-    """
+    """The first `count` images of a stream of middle crops, at most a pass; those that cannot be read are left out."""
     samples = stream(config, lambda _: ([0], 1), stop=min(count, plan.samples), training=False, plan=plan)
     good = (sample for sample in samples if sample.weight > 0)
     while batch := [sample for _, sample in zip(range(READ_BATCH), good, strict=False)]:

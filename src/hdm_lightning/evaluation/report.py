@@ -182,13 +182,7 @@ def keep_partial(evaluation: Evaluation, folder: Path) -> None:
 
 
 def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
-    """Write all outputs; returns the files and folders for people to look at.
-
-    Args:
-        evaluation: what was found.
-        folder: made if missing; files of the same names are replaced.
-        samples_seen: where on TensorBoard's axis the values stand.
-    """
+    """Write all outputs, `samples_seen` on TensorBoard's axis; returns the files and folders for people to look at."""
     write_json(folder / RESULT_FILE, evaluation.to_json())
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
     write_text(folder / REPORT_FILE, report_page(evaluation))

@@ -68,10 +68,8 @@ class Subject:
 def load_subject(path: Path, options: LoadOptions) -> Subject:
     """Load a run's folder, its `final/`, a weights file in it, a published file or folder, or a training's checkpoint.
 
-    A run that has no `final/` yet is represented by its newest checkpoint.
-
-    Raises:
-        UserError: there is no model, or a part of it is missing or does not fit.
+    A run without `final/` is represented by its newest checkpoint. Raises UserError: there is no model, or a part of
+    it is missing or does not fit.
     """
     _refuse_autoencoder(path)
     if path.match("step-*.ckpt"):
@@ -86,9 +84,7 @@ def find_run(path: Path) -> RunRecord | None:
     """The run that `path` is or lies in, at a model's or a checkpoint's place in it, with the run's last stage.
 
     None where there is no run: other folders above are somebody else's, and their config.yaml is not looked at.
-
-    Raises:
-        UserError: the run's config.yaml has mistakes.
+    Raises UserError: the run's config.yaml has mistakes.
     """
     folder = _run_folder(path.resolve())
     config = folder / run_folder.CONFIG

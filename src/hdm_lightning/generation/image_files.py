@@ -90,13 +90,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
-    """Write an image with its record, whole or not at all.
-
-    Args:
-        path: file to write, replaced if there.
-        image: uint8 (3, H, W).
-        record: kept as JSON under "hdm-lightning"; the prompt also under PNG's own "Description".
-    """
+    """Write uint8 (3, H, W) whole, with its record as JSON under "hdm-lightning" and the prompt under "Description"."""
     text = PngImagePlugin.PngInfo()
     text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
     text.add_itxt("Description", record.prompt)
@@ -127,10 +121,7 @@ def read_record(path: Path) -> ImageRecord:
 def read_image(path: Path, settings: SamplingSettings) -> Tensor:
     """An image to start from as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings.
 
-    It is read as training reads images: transparency on white, upright.
-
-    Raises:
-        UserError: if the file cannot be read as an image.
+    It is read as training reads images: transparency on white, upright. Raises UserError: it cannot be read.
     """
     return fitted(_read(path, load_upright), settings)
 

@@ -44,16 +44,9 @@ def draw_jobs(
     image: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[DrawJob, Tensor]]:
-    """Draw jobs in batches of equal settings.
+    """Draw jobs in batches of equal settings, all started from `image` if there is one.
 
-    Args:
-        pipeline: draws, `pipeline.max_batch` images at once.
-        jobs: those of equal settings side by side.
-        image: file of the image to start all from, or None.
-        progress: called with (solver steps done, solver steps in all).
-
-    Yields:
-        Each job with its image, uint8 (3, H, W).
+    Calls `progress` with (solver steps done, in all); yields each job with its image, uint8 (3, H, W).
     """
     batches = list(_batches(jobs, pipeline.max_batch))
     total, before = sum(batch[0].settings.steps for batch in batches), 0

@@ -183,14 +183,9 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def check_request(
     prompts: Sequence[str], seeds: int, settings: SamplingSettings, images: "Tensor | None", multiple: int
 ) -> None:
-    """Raise ValueError, naming the argument, unless these can be drawn.
+    """Raise ValueError, naming the argument, unless B prompts can be drawn with so many seeds.
 
-    Args:
-        prompts: B prompts.
-        seeds: how many seeds or generators there are.
-        settings: of all images.
-        images: uint8 (B, 3, H, W) to start from, or None.
-        multiple: what heights and widths must divide by, unless they are padded.
+    `images` are uint8 (B, 3, H, W) to start from; `multiple` divides heights and widths, unless they are padded.
     """
     if not prompts or len(prompts) != seeds:
         raise ValueError(f"seeds: got {seeds} for {len(prompts)} prompts, expected one each")

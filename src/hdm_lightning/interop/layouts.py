@@ -150,13 +150,7 @@ def with_vae(release: Release, folder: Path) -> Release:
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
     """A pipeline's folder, complete for drawing where an autoencoder is in the release.
 
-    Args:
-        path: the folder.
-        release: what to write.
-        text_encoder: name or folder to record instead of the release's own.
-
-    Raises:
-        UserError: nothing tells the text encoder.
+    `text_encoder` is the name to record instead of the release's own. Raises UserError: nothing tells it.
     """
     release = _with_vae_config(release)
     source = release.settings.get("text_encoder")

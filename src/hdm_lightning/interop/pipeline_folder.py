@@ -249,14 +249,10 @@ def model_card(
     keeps_raw: bool = False,
     inside: bool = False,
 ) -> str:
-    """The card's Markdown.
+    """The Markdown of a trained model's README.md: what it is, what it needs, how to draw with it.
 
-    Args:
-        xut: the network's configuration.
-        text_encoder: `name`, `layer` and `context_length` of the text encoder, where they are known.
-        training: record of the training; `name` and `resolution` are used where they are there.
-        keeps_raw: whether the last weights are kept beside the averaged ones.
-        inside: whether the text encoder lies in the folder.
+    `text_encoder` has `name`, `layer` and `context_length` where they are known; of `training`, `name` and `resolution`
+    are used. `keeps_raw`: the last weights are kept beside the averaged ones; `inside`: so is the text encoder.
     """
     text = "not recorded"
     if text_encoder:

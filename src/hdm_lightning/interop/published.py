@@ -97,14 +97,9 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of an `XUTConfig` that shapes and names determine: all but the wiring.
+    """The fields of an `XUTConfig` that shapes and bare published names determine: all but the wiring.
 
-    Args:
-        tensors: bare published names.
-
-    Raises:
-        ValueError: tensors that tell a field are missing or have another number of dimensions; the message lists
-            them.
+    Raises ValueError: tensors that tell a field are missing or have another number of dimensions; lists them.
     """
     missing = [name for name in TELLING if name not in tensors]
     misshaped = [

@@ -83,13 +83,7 @@ def kernel_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
-    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,).
-
-    Args:
-        pairwise: a value for each pair; the diagonal does not count.
-        bootstrap: for the replicates.
-        stream: of the resampling, as in `Bootstrap.counts`.
-    """
+    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,) of a stream."""
     matrix = pairwise.double()
     weights = _with_all(bootstrap, len(matrix), stream, matrix)
     squares = weights.square()
@@ -100,13 +94,7 @@ def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple
 
 @dataclass(frozen=True)
 class Diversity:
-    """Mean distances of pairs of images, each with its interval.
-
-    Attributes:
-        within: of one prompt with different seeds, over the real images' mean distance.
-        across: of different prompts, over the same.
-        real: the real images' mean distance, in units of the features.
-    """
+    """Mean distances of images of one prompt, and of different ones, over that of `real` images in feature units."""
 
     within: Estimate
     across: Estimate

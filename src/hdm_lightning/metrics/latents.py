@@ -24,11 +24,9 @@ class LatentReport:
     """Latents of a set of images.
 
     Attributes:
-        mean: per channel, of the posterior means.
-        std: per channel, of the posterior means.
+        mean, std: per channel, of the posterior means.
         kl: KL divergence from the standard normal per element, in nats.
         signal: per channel, the share of the total variance that the means carry, in [0, 1]: var / (var + noise).
-        images: how many images were measured.
     """
 
     mean: tuple[float, ...]
@@ -44,11 +42,7 @@ class LatentReport:
 
 
 class LatentStatistics:
-    """Adds up the moments of posteriors batch by batch, in float64.
-
-    Args:
-        channels: C.
-    """
+    """Adds up the moments of posteriors of C channels batch by batch, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -67,14 +61,7 @@ class LatentStatistics:
         self._sums[3, :3] += torch.tensor([float(kl.sum()), mean[:, 0].numel(), len(mean)], dtype=torch.float64)
 
     def report(self, reduce: Callable[[Tensor], Tensor] = _as_is) -> LatentReport:
-        """Return the moments of all batches.
-
-        Args:
-            reduce: adds the packed sums up over processes.
-
-        Raises:
-            ValueError: no image was added.
-        """
+        """The moments of all batches; `reduce` adds sums up over processes. Raises ValueError: there is no image."""
         sums = reduce(self._sums)
         kl, count, images = (float(value) for value in sums[3, :3])
         if not images:
@@ -97,10 +84,6 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
     Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
     along the diagonals fall into the last ring, and the mean of each channel is left out. Sums of batches of one size
     add up; divided by their total they are the spectrum.
-
-    Args:
-        latent: (B,C,H,W).
-        bins: rings.
     """
     height, width = latent.shape[-2:]
     centred = latent.double() - latent.double().mean((-2, -1), keepdim=True)
@@ -141,17 +124,10 @@ def sheet(
     transforms: Sequence[Callable[[Tensor, int], Tensor]],
     factor: int,
 ) -> Tensor:
-    """Return a sheet with one column per image.
+    """A sheet with one column per image (B,3,f·H,f·W), f the factor of the autoencoder.
 
-    Rows: the image, its reconstruction, its latent as colours; then for each transform τ: τx, D(τE(x)), and the
-    latents τE(x) and E(τx) as colours, which an equivariant encoder makes alike.
-
-    Args:
-        encode: image to posterior mean.
-        decode: latent to image.
-        image: (B,3,f·H,f·W) in [-1, 1].
-        transforms: any that keep or reduce the size.
-        factor: f.
+    Rows: the image, its reconstruction, its latent as colours; then for each transform τ, which keeps or reduces the
+    size: τx, D(τE(x)), and the latents τE(x) and E(τx) as colours, which an equivariant encoder makes alike.
     """
     latent = encode(image)
     latents = [latent]

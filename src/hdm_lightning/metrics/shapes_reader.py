@@ -166,14 +166,7 @@ class Reading:
 
 
 def read_shapes(image: NDArray[np.uint8]) -> Reading:
-    """Read an image.
-
-    Args:
-        image: uint8 (H, W, 3), RGB, both sides at least 32 pixels.
-
-    Raises:
-        ValueError: for another shape or type, or a smaller image.
-    """
+    """Read an image, uint8 (H, W, 3), RGB. Raises ValueError: another shape or type, or a side below 32 pixels."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     height, width = image.shape[:2]

@@ -92,15 +92,7 @@ class StepTime:
 
 
 def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
-    """Forecast one optimizer step.
-
-    Args:
-        recipe: network and encoders.
-        stage: what a sample is and the batch.
-        machine: the devices.
-        micro_batch: samples a device takes at once.
-        utilisation: see `Assumptions`.
-    """
+    """Forecast one optimizer step that takes `micro_batch` samples of a device at once."""
     gpu, samples = machine.gpu, stage.batch_size / machine.count
     count, peak = recipe.operations(stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)

@@ -106,16 +106,9 @@ def forecast(
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Forecast:
-    """Forecast a schedule.
+    """Forecast a schedule on a machine; `utilisation` has measured figures by stage name, in place of the assumed one.
 
-    Args:
-        recipe: what is trained.
-        machine: where.
-        assumptions: figures behind it; the usual ones by default.
-        utilisation: measured figures by stage name, in place of the assumed one.
-
-    Raises:
-        ValueError: a stage's resolution does not fit the autoencoder and patch.
+    Raises ValueError: a stage's resolution does not fit the autoencoder and patch.
     """
     assumed, measured = assumptions or Assumptions(), utilisation or {}
     stages = tuple(
@@ -270,20 +263,12 @@ def propose(
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Proposal:
-    """Scale a schedule to a budget.
+    """Scale a schedule so that its rent on a machine stays within a budget.
 
     All stages shrink or grow by the same factor, so that each keeps its share of the money. Where the last one
     would become shorter than `least_samples`, it is dropped and the rest gets its share.
 
-    Args:
-        recipe: the schedule to scale.
-        machine: where; its price counts.
-        budget_usd: what may be spent on rent.
-        assumptions: figures behind the forecast; the usual ones by default.
-        utilisation: measured figures by stage name, in place of the assumed one.
-
-    Raises:
-        UserError: the machine has no price, or the budget is below the smallest schedule.
+    Raises UserError: the machine has no price, or the budget is below the smallest schedule.
     """
     if machine.usd_per_hour <= 0:
         raise UserError(

@@ -32,17 +32,19 @@ CPU_COPY_MIB = 256
 _MIB = 2**20
 
 
-def chosen_device(name: str, *, where: str = "--device") -> torch.device:
+def chosen_device(name: str) -> torch.device:
     """The device of that name; of ``auto`` the first GPU, else the CPU. UserError where there is none of that name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where=where, hint="auto, cpu or cuda") from error
+        raise UserError(f"{name!r} is no device", where="--device", hint="auto, cpu or cuda") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"{name!r} is not there: {count} CUDA devices are", where=where, hint="give another, or cpu")
+        raise UserError(
+            f"{name!r} is not there: {count} CUDA devices are", where="--device", hint="give another, or cpu"
+        )
     return device
 
 
@@ -70,11 +72,7 @@ def machine_at_hand() -> Machine:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, GPUs and versions of the machine at hand.
-
-    Args:
-        device: the one that is benchmarked.
-    """
+    """Processor, memory, GPUs and versions of the machine at hand, of which one device is benchmarked."""
     described: dict[str, Any] = {
         "device": device.type,
         "cpu": cpu_name(),
@@ -116,11 +114,7 @@ def physical_memory_bytes() -> int:
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a size × size matrix product.
-
-    Returns:
-        The timing, and operations a second of the median.
-    """
+    """Time a size × size matrix product; the timing, and operations a second of the median."""
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty(size, size, device=device, dtype=dtype)
@@ -129,11 +123,7 @@ def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int 
 
 
 def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a copy within the device's memory.
-
-    Returns:
-        The timing, and bytes a second of the median, reads and writes counted.
-    """
+    """Time a copy of 2^20·mib bytes within the device's memory; the timing, and bytes read and written a second."""
     source = torch.ones(mib * _MIB // 4, device=device)
     target = torch.empty_like(source)
     timing = time_call(lambda: target.copy_(source), device, warmup=2, repeats=repeats)
@@ -141,15 +131,9 @@ def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10)
 
 
 def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[Timing, float]]:
-    """Time writing and reading one file of random bytes; the system's cache is flushed and emptied of it.
+    """Time writing and reading one file of 2^20·mib random bytes; the system's cache is flushed and emptied of it.
 
-    Args:
-        folder: on the disk in question; the file is deleted afterwards.
-        mib: size of the file, 2^20 bytes.
-        repeats: of each.
-
-    Returns:
-        ``write`` and ``read``, each with bytes a second.
+    Returns ``write`` and ``read``, each with bytes a second. The file lies in a folder of its own, deleted afterwards.
     """
     block = os.urandom(16 * _MIB)
     blocks = max(1, mib // 16)
@@ -166,11 +150,7 @@ def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[T
 
 
 def device_to_device(*, mib: int = 256, repeats: int = 10) -> tuple[Timing, float] | None:
-    """Time a copy from the first GPU to the second; None where there are not two.
-
-    Returns:
-        The timing, and bytes a second.
-    """
+    """Time a copy from the first GPU to the second: the timing, and bytes a second; None where there are not two."""
     if torch.cuda.device_count() < 2:
         return None
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -189,16 +169,12 @@ def all_reduce(processes: int, *, mib: int = 256, repeats: int = 10) -> tuple[Ti
     """Time a sum over processes, one per GPU (NCCL), or on the CPU where there are not so many (gloo).
 
     Args:
-        processes: at least 2.
+        processes: at least 2, else ValueError.
         mib: bytes of each process's tensor, in 2^20.
         repeats: timed sums.
 
     Returns:
-        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which is compared
-        with a link's speed.
-
-    Raises:
-        ValueError: fewer than two processes.
+        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which a link has.
     """
     if processes < 2:
         raise ValueError(f"processes: got {processes}, expected at least 2")

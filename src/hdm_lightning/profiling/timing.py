@@ -63,14 +63,7 @@ class Comparison(NamedTuple):
 
 
 def time_call(call: Call, device: torch.device, *, warmup: int = 2, repeats: int = 10) -> Timing:
-    """Time one call; the device is waited for before and after each repeat.
-
-    Args:
-        call: the work.
-        device: where it runs.
-        warmup: calls before the clock runs.
-        repeats: timed calls, at least 1.
-    """
+    """Time one call `repeats` times after `warmup` calls; the device is waited for before and after each repeat."""
     (timing,) = time_in_turn({"": call}, device, warmup=warmup, repeats=repeats).values()
     return timing
 
@@ -134,16 +127,14 @@ def measurement(
     peak_bytes: int = 0,
     **values: Any,
 ) -> dict[str, Any]:
-    """One thing that was timed, as it stands in the JSON file; what was not measured is left out.
+    """One thing that was timed, as it stands in the JSON file; what is 0 was not measured and is left out.
 
     Args:
-        name: what.
-        timing: its repeats.
-        samples: images or captions of one call; 0 where there are none.
-        flops: operations of one call; 0 where they are not counted.
-        model_flops: those of them that MFU counts.
-        peak_flops: what the device could do in a second; 0 if not known.
-        peak_bytes: most bytes alive on the device; 0 if not measured.
+        name, timing: what, and its repeats.
+        samples: images or captions of one call.
+        flops, model_flops: operations of one call, and those of them that MFU counts.
+        peak_flops: what the device could do in a second.
+        peak_bytes: most bytes alive on the device.
         values: further figures with their units in their names.
     """
     row: dict[str, Any] = {"name": name, **timing.to_json()}
@@ -165,12 +156,10 @@ def record(
     rows: list[dict[str, Any]],
     compared: Comparison | None = None,
 ) -> dict[str, Any]:
-    """What one command measured, as it stands in the JSON file.
+    """What one sub-command measured, as it stands in the JSON file.
 
     Args:
-        part: the sub-command.
-        machine: from `system.describe_machine`.
-        settings: what was run.
+        part, machine, settings: the sub-command, where (see `system.describe_machine`), and what was run.
         rows: from `measurement`, in order.
         compared: the first two rows, where two settings ran in turn.
     """
