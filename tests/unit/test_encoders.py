@@ -273,7 +273,7 @@ def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by
         ours.save(tmp_path / "vae")
     else:
         files = read_vae_folder(tmp_path / "original")
-        write_vae_folder(tmp_path / "vae", files.tensors, files.config, ours.mean, ours.std)
+        write_vae_folder(tmp_path / "vae", files["vae"], files["vae_config"], ours.mean, ours.std)
     theirs = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), low_cpu_mem_usage=False)
     config = theirs.config
     assert config.shift_factor is None

@@ -58,6 +58,11 @@ def joined(texts: Sequence[EncodedText]) -> EncodedText:
     return EncodedText(context, torch.cat([text.counts for text in texts]))
 
 
+def computing_in(autocast: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Autocast to a lower precision; where there is None, things stay as they are."""
+    return contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+
+
 @dataclass(frozen=True)
 class View:
     """What all branches of a batch of images share.
@@ -83,12 +88,6 @@ class View:
             [torch.rand(tokens, generator=generator, device=generator.device).cpu() for generator in self.generators]
         )
         return keep_from_scores(scores, rate).to(self.positions.device)
-
-    def precision(self) -> contextlib.AbstractContextManager[object]:
-        """The precision to compute in."""
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.positions.device.type, dtype=self.autocast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,7 @@ def _one_pass(branches: Sequence[Branch], keep: Tensor | None, x: Tensor, t: flo
     """Velocities (branches·B, C, h, w) of branches of one routing rate."""
     view, text = branches[0].view, joined([branch.text for branch in branches])
     repeated = x.repeat(len(branches), 1, 1, 1)
-    with view.precision():
+    with computing_in(view.autocast, x.device):
         predicted = view.model(
             repeated,
             x.new_full(repeated.shape[:1], t),

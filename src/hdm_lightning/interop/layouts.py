@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,13 +65,12 @@ def read_release(path: Path) -> Release:
 def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
     """The release in a pipeline's folder."""
     found = read_pipeline_folder(folder)
-    vae = read_vae_folder(found.vae)
     text = read_sharded(folder / (TEXT_ENCODER if found.old else _PUBLISHED_TEXT), "model")
     settings: dict[str, Any] = {"training": dict(found.training), "sampling": dict(found.sampling)}
     if found.text_encoder is not None:
         settings["text_encoder"] = asdict(found.text_encoder)
-    network = found.load_network(weights)
-    return Release(network, vae.tensors, vae.config, vae.mean, vae.std, text or {}, settings)
+    vae = read_vae_folder(found.vae)
+    return Release(found.load_network(weights), **vae, text_encoder=text or {}, settings=settings)
 
 
 def _read_weights_in_folder(path: Path) -> Release:
@@ -116,9 +115,7 @@ def _read_diffusers(folder: Path) -> Release:
         except ValueError as error:
             raise UserError(str(error), where=str(place)) from error
         vae = read_vae_folder(folder / VAE_FOLDER)
-        if not vae.tensors:
-            return found
-        return Release(found.network, vae.tensors, vae.config, vae.mean, vae.std, left_out=found.left_out)
+        return replace(found, **vae) if vae["vae"] else found
     raise UserError(
         f"neither the folder nor a subfolder has a {WEIGHTS} file with an XUT in it",
         where=str(folder),
@@ -142,9 +139,9 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], .
 def with_vae(release: Release, folder: Path) -> Release:
     """The release with the autoencoder of a diffusers folder. Raises UserError: there is none in the folder."""
     vae = read_vae_folder(folder)
-    if not vae.tensors:
+    if not vae["vae"]:
         raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
-    return replace(release, vae=vae.tensors, vae_config=vae.config, vae_mean=vae.mean, vae_std=vae.std)
+    return replace(release, **vae)
 
 
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
@@ -209,26 +206,17 @@ def write_bare(path: Path, release: Release) -> None:
     write_tensors(path, published.export_state_dict(release.network), _metadata(release))
 
 
-class VaeFiles(NamedTuple):
-    """Tensors, config.json, and the normalisation that it tells, (1,C,1,1) each or None."""
-
-    tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any] | None
-    mean: Tensor | None
-    std: Tensor | None
-
-
-def read_vae_folder(folder: Path) -> VaeFiles:
-    """An AutoencoderKL's folder, its normalisation in the dtype of its tensors; nothing if it is not there."""
+def read_vae_folder(folder: Path) -> dict[str, Any]:
+    """What a `Release` has of an AutoencoderKL's folder; its normalisation is in the dtype of its tensors."""
     tensors = read_sharded(folder, WEIGHTS)
     if tensors is None:
-        return VaeFiles({}, None, None, None)
+        return {"vae": {}, "vae_config": None, "vae_mean": None, "vae_std": None}
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     dtype, known = next(iter(tensors.values())).dtype, [config.get(key) for key in ("latents_mean", "latents_std")]
     exact = [None if each is None else torch.tensor(each, dtype=torch.float64) for each in known]
     mean, std = (None if each is None else each.to(dtype).view(1, -1, 1, 1) for each in exact)
-    return VaeFiles(tensors, config or None, mean, std)
+    return {"vae": tensors, "vae_config": config or None, "vae_mean": mean, "vae_std": std}
 
 
 def write_vae_folder(
