@@ -1,4 +1,4 @@
-"""The cases of `hdm-bench` that need training or sampling: a training step, images, the network as training has it."""
+"""Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +31,10 @@ from hdm_lightning.training.modules.flow_module import FlowModule
 from hdm_lightning.training.optimization.muon import MuonAdamW
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network
+
+SEED = 0
+SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
+"""Parts of a step, and what reports call them."""
 
 
 def step_case(setup: Setup) -> Case:
@@ -121,11 +125,6 @@ class _RandomTokens:
         generator = torch.Generator().manual_seed(len(caption))
         ids = torch.randint(0, self.vocabulary, (self.context_length,), generator=generator)
         return ids.tolist(), self.context_length
-
-
-SEED = 0
-SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
-"""Parts of a step, and what reports call them."""
 
 
 class TrainingStep:

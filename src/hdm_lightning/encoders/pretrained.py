@@ -14,6 +14,14 @@ from typing import Any
 
 from hdm_lightning.errors import UserError
 
+PACKAGE_SCHEME = "package:"
+RUNS, FINAL = "runs", "final"
+"""Where trainings write unless told otherwise, and the folder of what they made."""
+# A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
+_LEVELS_ABOVE = 3
+# Names that could not be had, with the reason: a second request does not wait for the network again.
+_unreachable: dict[str, str] = {}
+
 OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 """Left open, `trust_remote_code` asks on the terminal, and one `y` runs the folder's Python files."""
 
@@ -70,17 +78,6 @@ def read_transformer_config(folder: Path) -> Any:
     from transformers import AutoConfig  # noqa: PLC0415  (seconds to import)
 
     return AutoConfig.from_pretrained(str(folder), **OWN_CODE_ONLY)
-
-
-PACKAGE_SCHEME = "package:"
-RUNS, FINAL = "runs", "final"
-"""Where trainings write unless told otherwise, and the folder of what they made."""
-
-# A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
-_LEVELS_ABOVE = 3
-
-# Names that could not be had, with the reason: a second request does not wait for the network again.
-_unreachable: dict[str, str] = {}
 
 
 def locate_model(

@@ -1,4 +1,4 @@
-"""An evaluation for people: one static HTML page, which loads nothing from elsewhere, and a table in the terminal."""
+"""An evaluation as one static HTML page, which loads nothing from elsewhere, as a table, JSON and for TensorBoard."""
 
 import base64
 import io
@@ -19,6 +19,11 @@ from hdm_lightning.evaluation.findings import Curve, Evaluation, Found, Gallery,
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_json, write_text
+
+RESULT_FILE = "evaluation.json"
+PARTIAL_FILE = "evaluation.partial.json"
+REPORT_FILE = "report.html"
+TENSORBOARD_FOLDER = "tensorboard"
 
 ENLARGED_BELOW_PX = 128
 _ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1", "zero": "→ 0", "none": ""}
@@ -168,12 +173,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-RESULT_FILE = "evaluation.json"
-PARTIAL_FILE = "evaluation.partial.json"
-REPORT_FILE = "report.html"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 def keep_partial(evaluation: Evaluation, folder: Path) -> None:

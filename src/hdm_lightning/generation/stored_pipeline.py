@@ -1,4 +1,4 @@
-"""What a pipeline does with folders, the hub and devices: diffusers' own ways, and what they may take from a folder."""
+"""A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
 
 import json
 import os

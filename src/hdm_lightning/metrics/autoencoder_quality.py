@@ -15,6 +15,11 @@ from torchmetrics.functional.image import (
 
 from hdm_lightning.metrics.latents import LatentReport, LatentStatistics, radial_power
 
+Transform = Callable[[Tensor, int], Tensor]
+"""τ(tensor, pixels per latent cell): the same transform of an image (f pixels per cell) and of a latent (1)."""
+SPECTRUM_BINS = 8
+Reduce = Callable[[Tensor], Tensor]
+
 # Five scales of an 11-pixel window: torchmetrics wants more than 10 whole sixteenths a side.
 SMALLEST_SIDE_MS_SSIM = 176
 
@@ -51,10 +56,6 @@ def _per_sample(value: Tensor | tuple[Tensor, Tensor], image: Tensor) -> Tensor:
     """Narrow torchmetrics' result, whose type allows for maps that are not asked for here."""
     assert isinstance(value, Tensor)
     return value.reshape(len(image))
-
-
-Transform = Callable[[Tensor, int], Tensor]
-"""τ(tensor, pixels per latent cell): the same transform of an image (f pixels per cell) and of a latent (1)."""
 
 
 def relative_error(value: Tensor, reference: Tensor) -> Tensor:
@@ -94,11 +95,6 @@ class CentredError:
 
 def _norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
-
-
-SPECTRUM_BINS = 8
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 class AutoencoderMeasures:

@@ -1,4 +1,4 @@
-"""The forecast of a whole schedule on a machine: time, memory, disk, energy and money, stage by stage."""
+"""The forecast of a schedule on a machine: time, memory, disk, energy, money; and a schedule for a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,6 +18,10 @@ from hdm_lightning.profiling.memory import (
 )
 from hdm_lightning.profiling.operations import Operations
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+
+# A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
+_WARMUPS = 4
+_FEWEST_STEPS = 1000
 
 DOES_NOT_FIT = "memory (does not fit)"
 # Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
@@ -232,11 +236,6 @@ def plain(value: Any) -> Any:
         names = [entry.name for entry in fields(value)] + [key for key in derived if not key.startswith("_")]
         return {name: plain(getattr(value, name)) for name in names}
     return [plain(each) for each in value] if isinstance(value, tuple) else value
-
-
-# A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
-_WARMUPS = 4
-_FEWEST_STEPS = 1000
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the machine at hand is and gives: its devices, matrix products, memory, disk, links between GPUs."""
+"""What the machine at hand is and gives: devices, products, memory, disk, links between GPUs, decoding, loading."""
 
 import os
 import platform
@@ -23,6 +23,9 @@ from hdm_lightning.profiling.bench_settings import DataSettings
 from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
 from hdm_lightning.profiling.timing import Timing, duration, measurement, time_call
 from hdm_lightning.version import __version__
+
+_CONTEXT = 256
+_DECODED_PX = 512
 
 CPU_MATMUL = 1536
 """Side of the matrices whose product says what a CPU can do."""
@@ -221,10 +224,6 @@ def _forget(file: Path) -> None:
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-_CONTEXT = 256
-_DECODED_PX = 512
 
 
 def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType]:

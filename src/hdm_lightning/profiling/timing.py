@@ -1,4 +1,4 @@
-"""Repeated timing with warm-up; medians and quartiles; two settings in turn."""
+"""Repeated timing with warm-up: medians, quartiles, two settings in turn; results as rows, a table and JSON."""
 
 import gc
 import random
@@ -11,6 +11,8 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+_RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("bus_gb_per_s", "GB/s bus"), ("mb_per_s", "MB/s"))
 
 Call = Callable[[], Any]
 
@@ -111,9 +113,6 @@ def _once(call: Call, device: torch.device) -> float:
     call()
     wait_for(device)
     return time.perf_counter() - begin
-
-
-_RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("bus_gb_per_s", "GB/s bus"), ("mb_per_s", "MB/s"))
 
 
 def measurement(
