@@ -51,9 +51,11 @@ def draw_request(
     loaded_with = loading_choices(request.model, machine, record, device)
     loaded = _load(request.model or (record.model if record else ""), machine, device, loaded_with)
     jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
-    kept = {"model": str(loaded.path), "fingerprint": loaded.fingerprint, "loaded_with": loaded_with}
     try:
-        writer = ImageWriter(request.out, image=image, **kept)
+        fingerprint = loaded.fingerprint
+        writer = ImageWriter(
+            request.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with
+        )
     except OSError as error:
         raise UserError(f"cannot be made ({error})", where=f"--out {request.out}", hint="give a folder") from error
     _warn_of_cut_prompts(prompts, loaded, warn)
