@@ -184,9 +184,9 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
-        (["--confidence", "1"], "--confidence: 1.0 is not below 1"),
-        (["--camera-shift", "0"], "--camera-shift: 0.0 is not above 0"),
-        (["--camera-zoom", "0"], "--camera-zoom: 0.0 is not above 0"),
+        (["--confidence", "1"], "--confidence: 1 is not below 1"),
+        (["--camera-shift", "0"], "--camera-shift: 0 is not above 0"),
+        (["--camera-zoom", "0"], "--camera-zoom: 0 is not above 0"),
     ],
 )
 def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(

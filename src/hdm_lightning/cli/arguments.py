@@ -1,10 +1,10 @@
 """Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
 
 A field's annotation says how pydantic reads its text: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch),
-``Literal`` (choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag may
-be repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`), those of several values
-in the X. The help is the field's line under "Attributes:" in the class docstring. Nothing slow is imported here, so
-that ``--help`` stays quick; the modules of such dataclasses should do the same.
+``Literal`` (choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag
+may be repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`), those of several
+values in the X. The help is the field's line under "Attributes:" in the class docstring. Nothing slow is imported here,
+so that ``--help`` stays quick; the modules of such dataclasses should do the same.
 """
 
 import argparse

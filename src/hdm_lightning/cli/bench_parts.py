@@ -1,7 +1,6 @@
 """What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from hdm_lightning.cli.command import require_file, show_report
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError
-from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
+from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.system import decoding_rate, measure_data
-from hdm_lightning.profiling.timing import compare, measurement, record, report, time_in_turn
+from hdm_lightning.profiling.timing import compare, record, report, time_in_turn
 from hdm_lightning.training.record import recorded_values
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
@@ -88,7 +87,7 @@ def bench_system(settings: SystemSettings) -> None:
     if settings.schedule:
         _check_schedule(settings, device)
     matmul, mib = settings.matmul or _MATMUL[device.type], settings.mib or _MIB[device.type]
-    rows = [*_rates(settings, device, matmul, mib), *_links(settings, mib)]
+    rows = [*system.machine_rates(settings, device, matmul, mib)]
     if settings.schedule:
         rows.append(decoding_rate())
     shown = {"matmul": matmul, "mib": mib, "repeats": settings.repeats}
@@ -108,26 +107,6 @@ def _prepare(threads: int, out: Path | None) -> None:
         require_file(out, "--out")
     if threads:
         torch.set_num_threads(threads)
-
-
-def _rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
-    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
-        timing, rate = system.matmul(device, dtype, side, repeats=settings.repeats)
-        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
-    timing, rate = system.memory_bandwidth(device, mib=mib, repeats=settings.repeats)
-    yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
-    for name, (timing, rate) in system.disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
-        yield measurement(f"disk {name}", timing, mb_per_s=rate / 1e6)
-
-
-def _links(settings: SystemSettings, mib: int) -> Iterator[dict[str, Any]]:
-    between = system.device_to_device(mib=mib, repeats=settings.repeats)
-    if between is not None:
-        yield measurement("GPU to GPU", between[0], gb_per_s=between[1] / 1e9)
-    processes = settings.processes or torch.cuda.device_count()
-    if processes >= 2:
-        timing, rate = system.all_reduce(processes, mib=mib, repeats=settings.repeats)
-        yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
 
 
 def _check_schedule(settings: SystemSettings, device: torch.device) -> None:

@@ -14,16 +14,17 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.profiling.cases import (
     Case,
+    RandomTokens,
     Setup,
     autoencoder_case,
     network_case,
     random_autoencoder,
     random_network,
     random_text_encoder,
+    sampling_flops,
     tensors,
     text_case,
 )
-from hdm_lightning.profiling.operations import Workload, forward_flops
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.modules.draws import draw
@@ -76,7 +77,7 @@ def sample_case(setup: Setup) -> Case:
     network = random_network(setup.parts.network).to(setup.device).eval()
     prepare(network, False, settings.compile)
     text, autoencoder = setup.text_encoder(), setup.autoencoder()
-    tokenizer = _RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
+    tokenizer = RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
     pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
     pipeline.max_batch = batch
     pipeline.autocast = None if setup.dtype == torch.float32 else setup.dtype
@@ -86,15 +87,6 @@ def sample_case(setup: Setup) -> Case:
     return Case(
         "sample", lambda: pipeline.draw(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held
     )
-
-
-def sampling_flops(setup: Setup) -> int:
-    """Operations of one image: text, solver steps (twice the network under guidance), decoding."""
-    settings, branches = setup.settings, 1 if setup.settings.guidance_scale == 1.0 else 2
-    work = Workload.of(setup.parts.network, setup.latent_side, setup.latent_side, settings.context_length)
-    network = sum(forward_flops(setup.parts.network, work).values()) * settings.steps
-    decode = setup.autoencoder_cost.decode_flops(setup.side_px, setup.side_px)
-    return branches * (network + setup.text_cost.flops(settings.context_length)) + decode
 
 
 def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
@@ -110,21 +102,6 @@ BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
     "sample": sample_case,
 }
 """Sub-command to case."""
-
-
-class _RandomTokens:
-    """Stands for a tokenizer: every prompt fills the context."""
-
-    def __init__(self, vocabulary: int, length: int) -> None:
-        self.vocabulary, self.context_length = vocabulary, length
-
-    def bind(self, context_length: int) -> "_RandomTokens":
-        return self
-
-    def __call__(self, caption: str) -> tuple[list[int], int]:
-        generator = torch.Generator().manual_seed(len(caption))
-        ids = torch.randint(0, self.vocabulary, (self.context_length,), generator=generator)
-        return ids.tolist(), self.context_length
 
 
 class TrainingStep:

@@ -33,7 +33,8 @@ def schedule(config: DictConfig) -> None:
 
 def autoencoder(config: DictConfig) -> None:
     """The same of an autoencoder's training."""
-    from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.cli.plan_autoencoder import plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.profiling.plan_report import autoencoder_report  # noqa: PLC0415
 
     result = plan_autoencoder(config, log=print)
     show_report(autoencoder_report(result), result.to_json(), Path(result.out) if result.out else None)

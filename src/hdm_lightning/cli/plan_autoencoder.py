@@ -11,9 +11,6 @@ import diffusers  # noqa: F401 (a rehearsal may not be the first to import it)
 import torch
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -25,10 +22,10 @@ from hdm_lightning.cli.arguments import check_group
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.architectures import AUTOENCODERS
-from hdm_lightning.profiling.forecast import plain as plain_values
 from hdm_lightning.profiling.gpus import parse_gpus
 from hdm_lightning.profiling.live_memory import StepMemory, step_memory
 from hdm_lightning.profiling.memory import GIB
+from hdm_lightning.profiling.plan_report import AutoencoderPlan
 from hdm_lightning.training.autoencoder_checks import autoencoder_config, check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator
 from hdm_lightning.training.checks import settings_from
@@ -52,30 +49,6 @@ class AutoencoderPlanSettings:
     gpu_memory_gib: float | None = None  # memory of one device in place of the table's
     reserve_gib: Annotated[float, Ge(0)] = 1.5  # memory that is not tensors
     out: str | None = None  # file for the forecast as JSON; None writes none
-
-
-@dataclass(frozen=True)
-class AutoencoderPlan:
-    """A forecast."""
-
-    machine: str  # as asked for
-    memory_gib: float  # of one device
-    reserve_gib: float  # what of it is not tensors
-    resolution: int  # pixels
-    micro_batch: int  # samples a device takes at once
-    memory: StepMemory  # of a step with that micro-batch
-    largest: int  # the largest micro-batch that fits, 0 if not even one sample does
-    out: str | None  # file to write
-
-    @property
-    def fits(self) -> bool:
-        """Whether the step as configured fits."""
-        return self.micro_batch <= self.largest
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, sums included."""
-        content: dict[str, Any] = plain_values(self)
-        return {key: value for key, value in content.items() if key != "out"}
 
 
 def plan_autoencoder(
@@ -120,36 +93,6 @@ def plan_autoencoder(
     )
 
 
-def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
-    """A table for the terminal, and what to set where the step does not fit."""
-    title = f"memory of an autoencoder's step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
-    table = Table(title=title, title_justify="left", show_header=False)
-    memory = plan.memory
-    rows = [
-        ("parameters", f"{memory.parameters:,}"),
-        ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
-        ("weights, GiB", _gib(memory.weights)),
-        ("moments of the optimizers", _gib(memory.moments)),
-        ("averages", _gib(memory.averages)),
-        ("activations, gradients, temporaries", _gib(memory.passing)),
-        ("  gradients alone", _gib(memory.gradients)),
-        ("beside tensors", f"{plan.reserve_gib:.2f}"),
-        ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
-        ("largest micro-batch", str(plan.largest)),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    return Group(table, *(Text(f"! {note}") for note in _notes(plan)))
-
-
-def _notes(plan: AutoencoderPlan) -> list[str]:
-    if plan.fits:
-        return []
-    if plan.largest:
-        return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
-    return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
-
-
 def _room_gib(wanted: AutoencoderPlanSettings, of_the_table: float) -> float:
     room = of_the_table if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
     check_group(wanted, "")
@@ -168,10 +111,6 @@ def _config_of(source: AutoencoderSource) -> dict[str, Any]:
     except UserError as error:
         known = ", ".join(AUTOENCODERS)
         raise UserError(error.what, where=error.where, hint=f"{error.hint}; known without it: {known}") from error
-
-
-def _gib(value: int) -> str:
-    return f"{value / GIB:.2f}"
 
 
 class AutoencoderStep:

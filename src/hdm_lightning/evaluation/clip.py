@@ -16,6 +16,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import (
     VISION_DOWNLOAD,
     VISION_FILES,
+    measured_network,
     pooled,
     read_vision_model,
     short_name,
@@ -76,13 +77,9 @@ def load_clip(name: str, device: torch.device) -> Clip:
     def image_features(images: Tensor) -> Tensor:
         return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
 
-    with torch.no_grad():
-        side = preprocessing.side_px or 224
-        width = image_features(torch.zeros(1, 3, side, side, device=device)).shape[1]
-    short = short_name(name)
-    network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
+    network = measured_network(short_name(name), f"transformers {name}", preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
     with readable("transformers cannot read a tokenizer", folder, where=WHERE):
         tokenizer = read_tokenizer(folder)
-    return Clip(short, network, model, tokenizer, length)
+    return Clip(network.name, network, model, tokenizer, length)

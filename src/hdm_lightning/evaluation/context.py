@@ -220,7 +220,7 @@ class Context:
 
     def features_of(self, images: Tensor) -> Tensor:
         """Features (N,D) of images (N,3,H,W) by the first network, on the CPU."""
-        return self.network.of_many(images.split(_FEATURE_BATCH)).cpu()
+        return torch.cat([self.network(part) for part in images.split(_FEATURE_BATCH)]).cpu()
 
     def images(
         self, prompts: Sequence[str], sampling: SamplingSettings, what: str, seeds: Sequence[int] | None = None

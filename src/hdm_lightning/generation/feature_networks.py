@@ -126,7 +126,7 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
     facts = timm.data.resolve_model_data_config(network)
     kind = facts["interpolation"] if facts["interpolation"] in ("bicubic", "bilinear") else "bicubic"
     preprocessing = Preprocessing(int(facts["input_size"][-1]), tuple(facts["mean"]), tuple(facts["std"]), kind)
-    return _measured(short_name(name), f"timm {name}", preprocessing, network, device)
+    return measured_network(short_name(name), f"timm {name}", preprocessing, network, device)
 
 
 def _transformers(name: str, device: torch.device) -> FeatureNetwork:
@@ -136,7 +136,7 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
         raise UserError(error.what, where=WHERE, hint=f"{error.hint}; or {_NEAREST}") from error
     preprocessing = vision_preprocessing(folder)
     model = read_vision_model(folder).to(device)
-    return _measured(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
+    return measured_network(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
 
 
 def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
@@ -155,7 +155,7 @@ def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
     return features
 
 
-def _measured(
+def measured_network(
     name: str, source: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
 ) -> FeatureNetwork:
     """The network with its width, found by running it."""

@@ -30,7 +30,7 @@ from hdm_lightning.profiling.bench_settings import CaseSettings
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
-from hdm_lightning.profiling.operations import Operations, Workload, network_operations
+from hdm_lightning.profiling.operations import Operations, Workload, forward_flops, network_operations
 from hdm_lightning.profiling.system import chosen_device
 from hdm_lightning.profiling.timing import Call, Timing, measurement, wait_for
 
@@ -243,6 +243,32 @@ def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Ca
         return Case("xut train", train, batch, batch * count.network, batch * count.model, lambda: tensors(network))
     flops = batch * count.forward
     return Case("xut forward", forward, batch, flops, flops, lambda: tensors(network))
+
+
+def sampling_flops(setup: Setup) -> int:
+    """Operations of one image: text, solver steps (twice the network under guidance), decoding."""
+    settings, branches = setup.settings, 1 if setup.settings.guidance_scale == 1.0 else 2
+    work = Workload.of(setup.parts.network, setup.latent_side, setup.latent_side, settings.context_length)
+    network = sum(forward_flops(setup.parts.network, work).values()) * settings.steps
+    decode = setup.autoencoder_cost.decode_flops(setup.side_px, setup.side_px)
+    return branches * (network + setup.text_cost.flops(settings.context_length)) + decode
+
+
+class RandomTokens:
+    """Stands for a tokenizer: every prompt fills the context."""
+
+    def __init__(self, vocabulary: int, length: int) -> None:
+        self.vocabulary, self.context_length = vocabulary, length
+
+    def bind(self, context_length: int) -> "RandomTokens":
+        """The same: the length is fixed."""
+        return self
+
+    def __call__(self, caption: str) -> tuple[list[int], int]:
+        """Random ids, the same for captions of one length."""
+        generator = torch.Generator().manual_seed(len(caption))
+        ids = torch.randint(0, self.vocabulary, (self.context_length,), generator=generator)
+        return ids.tolist(), self.context_length
 
 
 def measured(

@@ -7,9 +7,14 @@ Shapes: L tokens, D width, Q and K query and key widths, M hidden width of the f
 factor, C channels of a level.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from hdm_lightning.encoders.pretrained import locate_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.architectures import AUTOENCODERS, TEXT_ENCODERS
 
 PLAIN_FEED_FORWARD = frozenset(
     {"bert", "mpnet", "roberta", "xlm-roberta", "distilbert", "albert", "gpt2", "clip_text_model"}
@@ -191,6 +196,42 @@ class AutoencoderArchitecture:
         yield from (*_residual(deepest, deepest, self.factor), *_residual(deepest, deepest, self.factor))
         yield from _levels(widths, [self.factor >> level for level in range(len(widths))], self.residual_blocks + 1)
         yield 3, widths[-1], self.image_channels, 1
+
+
+@dataclass(frozen=True)
+class EncoderConfigs:
+    """Configurations of the encoders, as their ``config.json`` says."""
+
+    text: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, text: str, autoencoder: str) -> "EncoderConfigs":
+        """By name: written out in this package, or read from the models' folders."""
+        known = (text, TEXT_ENCODERS, "text_encoder.name"), (autoencoder, AUTOENCODERS, "vae.name")
+        return cls(*(_config_of(*each) for each in known))
+
+    def architectures(self) -> tuple[TextArchitecture, AutoencoderArchitecture]:
+        """What they cost. Raises UserError: a size is missing."""
+        where = "text_encoder.name"
+        try:
+            text = TextArchitecture.from_config(self.text)
+            where = "vae.name"
+            return text, AutoencoderArchitecture.from_config(self.autoencoder)
+        except ValueError as error:
+            raise UserError(str(error), where=where, hint="choose a model of that kind") from error
+
+
+def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any]:
+    if name in known:
+        return known[name]
+    try:
+        folder = locate_model(name, where=where, required=["config.json"])
+    except UserError as error:
+        hint = f"{error.hint}; sizes known without it: {', '.join(known)}"
+        raise UserError(error.what, where=where, hint=hint) from error
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
 
 
 def _levels(widths: Sequence[int], scales: Sequence[int], blocks: int) -> Iterator[Convolution]:

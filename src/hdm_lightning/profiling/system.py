@@ -3,6 +3,7 @@
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, 
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.bench_settings import DataSettings
+from hdm_lightning.precision import dtype_name, half_dtype
+from hdm_lightning.profiling.bench_settings import DataSettings, SystemSettings
 from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
 from hdm_lightning.profiling.timing import Timing, duration, measurement, time_call
 from hdm_lightning.version import __version__
@@ -224,6 +226,24 @@ def _forget(file: Path) -> None:
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def machine_rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
+    """Rows of what the machine gives: products of side × side matrices, copies of 2^20·mib bytes, disk, links."""
+    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
+        timing, rate = matmul(device, dtype, side, repeats=settings.repeats)
+        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
+    timing, rate = memory_bandwidth(device, mib=mib, repeats=settings.repeats)
+    yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
+    for name, (timing, rate) in disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
+        yield measurement(f"disk {name}", timing, mb_per_s=rate / 1e6)
+    between = device_to_device(mib=mib, repeats=settings.repeats)
+    if between is not None:
+        yield measurement("GPU to GPU", between[0], gb_per_s=between[1] / 1e9)
+    processes = settings.processes or torch.cuda.device_count()
+    if processes >= 2:
+        timing, rate = all_reduce(processes, mib=mib, repeats=settings.repeats)
+        yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
 
 
 def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType]:
