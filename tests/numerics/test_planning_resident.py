@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.memory import device_memory
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
@@ -17,7 +16,7 @@ SHAPE = {"width": 256, "mlp_width": 768, "heads": 4, "head_dim": 64, "context_wi
 # A small step first, so that libraries and kernels are in memory before the baseline is read.
 PROGRAM = """
 import gc, sys, torch
-from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT
 from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.settings import StageSettings

@@ -8,7 +8,6 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.profiling.architectures import QWEN3_0_6B, SDXL_AUTOENCODER
 from hdm_lightning.profiling.duration import (
     CALIBRATED_UTILISATION,
     PAPER_HOURS,
@@ -16,7 +15,12 @@ from hdm_lightning.profiling.duration import (
     exchange_seconds,
     step_time,
 )
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import (
+    QWEN3_0_6B,
+    SDXL_AUTOENCODER,
+    AutoencoderArchitecture,
+    TextArchitecture,
+)
 from hdm_lightning.profiling.forecast import forecast, least_samples, propose, smallest
 from hdm_lightning.profiling.gpus import GPUS, Host, Machine, find_gpu, nearest_gpu, override, parse_gpus
 from hdm_lightning.profiling.memory import (

@@ -21,7 +21,7 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction
 from hdm_lightning.cli.arguments import check_group
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.architectures import AUTOENCODERS
+from hdm_lightning.profiling.encoder_costs import AUTOENCODERS
 from hdm_lightning.profiling.gpus import parse_gpus
 from hdm_lightning.profiling.live_memory import StepMemory, step_memory
 from hdm_lightning.profiling.memory import GIB

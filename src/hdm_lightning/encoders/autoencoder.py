@@ -1,18 +1,20 @@
 """A diffusers AutoencoderKL as a frozen autoencoder with normalised latents.
 
+Image sizes that its factor does not divide are refused or padded by choice, never silently cropped.
+
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hdm_lightning.encoders.base import ImageAutoencoder, place
 from hdm_lightning.encoders.caches import CachedAutoencoder
-from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
 from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
     AutoencoderKL,
@@ -24,6 +26,8 @@ from hdm_lightning.encoders.vae_folder import (
 )
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
+
+OnIndivisible = Literal["refuse", "pad"]
 
 MAX_PIXELS = 5_500_000
 """Five images of 1024 x 1024; encoding takes about 6.5 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
@@ -238,3 +242,34 @@ def latent_statistics(
             where=where,
         )
     return [float(v) for v in mean], [float(v) for v in std]
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The smallest size, both sides multiples of `multiple`, that holds an image."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible) -> Tensor:
+    """Images (B, 3, H, W) of any dtype whose sides are multiples of `multiple`, the image in the upper left corner.
+
+    What is added on the right and below mirrors the image; where a side is too short for a mirror, its last row or
+    column is repeated. Cut what comes back with `cut_to`. Raises ValueError: a side does not fit and is to be refused.
+    """
+    height, width = image.shape[-2:]
+    padded_height, padded_width = padded_size(height, width, multiple)
+    if (padded_height, padded_width) == (height, width):
+        return image
+    if on_indivisible != "pad":
+        raise ValueError(
+            f"image: got {width}x{height} pixels, expected multiples of {multiple}; "
+            "on_indivisible='pad' mirrors the edges and cuts them off again"
+        )
+    down, right = padded_height - height, padded_width - width
+    mode = "reflect" if down < height and right < width else "replicate"
+    # Integer images cannot be mirrored by torch; float32 holds every uint8 exactly.
+    return F.pad(image.float(), (0, right, 0, down), mode=mode).to(image.dtype)
+
+
+def cut_to(image: Tensor, height: int, width: int) -> Tensor:
+    """The upper left (…, height, width) of images: what `pad_to_multiple` was given."""
+    return image[..., :height, :width]

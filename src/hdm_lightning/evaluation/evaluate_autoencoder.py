@@ -18,7 +18,7 @@ from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform,
 from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sources import sources_from
-from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
+from hdm_lightning.encoders.autoencoder import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.findings import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure

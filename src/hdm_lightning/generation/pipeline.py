@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 
 from hdm_lightning.diffusion import flow, sampling
 from hdm_lightning.diffusion.guidance import Guide, guided
-from hdm_lightning.encoders.autoencoder import KLAutoencoder, latent_statistics
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, cut_to, latent_statistics, pad_to_multiple, padded_size
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
-from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError

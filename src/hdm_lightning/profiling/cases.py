@@ -18,16 +18,17 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
-from hdm_lightning.profiling.architectures import (
+from hdm_lightning.profiling.bench_settings import CaseSettings
+from hdm_lightning.profiling.encoder_costs import (
     GEMMA3_1B,
     GEMMA3_270M,
     QWEN3_0_6B,
     SDXL_AUTOENCODER,
     TINY_AUTOENCODER,
     TINY_TEXT,
+    AutoencoderArchitecture,
+    TextArchitecture,
 )
-from hdm_lightning.profiling.bench_settings import CaseSettings
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.operations import Operations, Workload, forward_flops, network_operations
