@@ -54,7 +54,7 @@ class AutoencoderPlanSettings:
 def plan_autoencoder(
     config: DictConfig | Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None
 ) -> AutoencoderPlan:
-    """Forecast a composed configuration. Raises UserError: naming the key and the hint."""
+    """Forecast a composed configuration; `log` gets a line about what takes a while."""
     config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
     wanted = settings_from({key: plain(config, key) for key in own if key in config}, AutoencoderPlanSettings)

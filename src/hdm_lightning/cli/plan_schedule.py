@@ -66,15 +66,7 @@ class PlanResult:
 
 
 def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
-    """Forecast a composed configuration.
-
-    Args:
-        config: the keys of a training run and those of `PlanSettings`.
-        log: called with a line about what takes a while.
-
-    Raises:
-        UserError: naming the key and the hint.
-    """
+    """Forecast the keys of a training run and of `PlanSettings`; `log` gets a line about what takes a while."""
     wanted, settings = _split(config)
     if wanted.out is not None:
         require_file(Path(wanted.out), "out")

@@ -40,14 +40,9 @@ _HINT = "give a folder written by AutoencoderKL.save_pretrained"
 def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> Path:
     """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.pretrained.locate_model`.
 
-    Args:
-        name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name;
-            or `package:NAME/FOLDER`.
-        where: configuration key or argument to name in errors.
-        made_by: the command that trains it, for the message where it is a run that is not there.
-
-    Raises:
-        UserError: there is none.
+    `name` is its folder; a run, its `final/`, or any folder with an autoencoder in `vae/`; a hub name; or
+    `package:NAME/FOLDER`. `made_by` is the command that trains it, for the message where its run is not there.
+    Raises UserError: there is none.
     """
     path = Path(name).expanduser()
     if path.name == FINAL and not path.is_dir():

@@ -32,13 +32,8 @@ def evaluate(
     """Evaluate a model; returns what was found, and the training samples behind the model.
 
     A part that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
-    is recorded, and the others are measured.
-
-    Args:
-        request: what and how.
-        options: how to load the model.
-        progress: called for each image.
-        keep: given all that was found so far after each part, which may have taken hours.
+    is recorded, and the others are measured. After each part, which may have taken hours, `keep` is given all that was
+    found so far.
 
     Raises:
         UserError: something is missing for what was asked for by name, or nothing can be done at all.

@@ -19,14 +19,11 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of one model.
+    """One number of one model; `about` is a sentence for a reader who does not know it.
 
     Attributes:
         name: unique within a part, lower case, such as `frechet_efficientnet_lite0`.
-        estimate: value and interval.
         better: which way is better; `one` and `zero` name an ideal value, `none` a number for orientation only.
-        unit: of the value, or empty.
-        about: one sentence for a reader who does not know the measure.
         chance: value of a model that knows nothing, where there is one.
     """
 

@@ -20,12 +20,7 @@ from hdm_lightning.models.routing import keep_from_scores
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Encoded prompts.
-
-    Attributes:
-        context: float32 (B, L, D), cut to the longest prompt.
-        lengths: int64 (B,) tokens that count, or None where all L do.
-    """
+    """Encoded prompts: context float32 (B, L, D), cut to the longest; `lengths` int64 (B,), None where all L count."""
 
     context: Tensor
     lengths: Tensor | None
@@ -92,13 +87,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The network's velocity under one text and one routing rate; callable as `diffusion.sampling.Velocity`.
-
-    Attributes:
-        view: shared with the other branches of the same images.
-        text: B prompts.
-        rate: share of image tokens that skip the U.
-    """
+    """The velocity of B prompts at one rate of tokens that skip the U; callable as `diffusion.sampling.Velocity`."""
 
     view: View
     text: EncodedText

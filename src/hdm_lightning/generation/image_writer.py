@@ -77,14 +77,10 @@ def _batches(jobs: Sequence[DrawJob], size: int) -> Iterator[list[DrawJob]]:
 
 
 class ImageWriter:
-    """Writes images to a folder, numbered on from those already there.
+    """Writes images to a folder, made if missing, numbered on from those already there.
 
-    Args:
-        folder: made if missing.
-        model: path of the model, for the records.
-        fingerprint: SHA-256 of its weights.
-        image: image that the others start from, or None.
-        loaded_with: precision and encoders, for the records.
+    `model` (a path), `fingerprint` (SHA-256 of its weights), `image` (what the others start from) and `loaded_with`
+    (precision and encoders) stand in the records.
     """
 
     def __init__(

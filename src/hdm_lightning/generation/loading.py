@@ -70,14 +70,7 @@ class LoadOptions:
 
 @dataclass
 class LoadedModel:
-    """A model ready to draw.
-
-    Args:
-        pipeline: draws.
-        sampling: settings to start from, as the training run found them good.
-        path: what to load to have it again.
-        weight_files: the files that make it this model and no other.
-    """
+    """A model ready to draw: settings that its training found good, what to load to have it again, weights."""
 
     pipeline: HDMPipeline
     sampling: Mapping[str, Any]
@@ -110,12 +103,8 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
 def find_pipeline_folder(path: Path, weights: Weights = "ema") -> tuple[PipelineFolder, Weights] | None:
     """The pipeline's folder that a path means, and which of its weights; None where it means something published.
 
-    Args:
-        path: a run's folder, a `final/` folder or a weights file inside one.
-        weights: those to take of a folder; a file says for itself.
-
-    Raises:
-        UserError: if the folder cannot be read.
+    `path` is a run's folder, a `final/` folder, or a weights file inside one, which says for itself which weights.
+    Raises UserError: the folder cannot be read.
     """
     for folder in (path / FINAL_FOLDER, path):
         if is_pipeline_folder(folder):

@@ -173,12 +173,8 @@ def find_prefix(names: Iterable[str]) -> str | None:
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
     """An XUT with published weights, in the dtype they are stored in.
 
-    Args:
-        config: the published architecture keys, or a configuration of this project.
-        tensors: published names, with or without one of `PREFIXES`; tensors beside the network are passed over.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
+    `config` are the published architecture keys, or an `XUTConfig`; `tensors` have one of `PREFIXES`; those beside the
+    network are passed over. Raises ValueError: tensors are missing, unexpected or mis-shaped; lists them.
     """
     if not isinstance(config, XUTConfig):
         config = config_from_json(config)
