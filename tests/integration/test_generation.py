@@ -19,7 +19,7 @@ from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
-from hdm_lightning.generation.branches import velocities
+from hdm_lightning.generation.guided_branches import velocities
 from hdm_lightning.generation.image_files import image_size, read_image, to_uint8
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline

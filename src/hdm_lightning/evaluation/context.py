@@ -30,7 +30,7 @@ from hdm_lightning.evaluation.image_sets import (
     reported,
 )
 from hdm_lightning.evaluation.request import EvaluationSettings
-from hdm_lightning.generation.branches import encode_texts
+from hdm_lightning.generation.guided_branches import encode_texts
 from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings

@@ -22,7 +22,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
 from hdm_lightning.evaluation.findings import Curve, Found, Measure
-from hdm_lightning.generation.branches import computing_in
+from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.training.modules import draws

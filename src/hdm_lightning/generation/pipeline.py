@@ -21,8 +21,8 @@ from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
+from hdm_lightning.generation.guided_branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
 from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
 from hdm_lightning.generation.stored_pipeline import StoredPipeline
