@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.cli import evaluate
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.recorded import LARGEST_BYTES, read_recorded, recorded_training_stream
 from hdm_lightning.training.settings import model_config_from, train_settings_from

@@ -13,7 +13,7 @@ from hdm_lightning.data.faults import Quarantine
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import ImageRecord, write_png
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.training import run_lock
 from hdm_lightning.training.callbacks.keep_ledger import Ledger

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.cli.errors import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.command import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
 from hdm_lightning.cli.moved_keys import present_keys
 from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
 from hdm_lightning.errors import UserError

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 
 BUILDERS = {
     "folder": "images with captions beside them",

@@ -7,8 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.counts import at_least
-from hdm_lightning.cli.outputs import require_file
+from hdm_lightning.cli.command import at_least, require_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.counts import at_least
-from hdm_lightning.cli.outputs import require_picture
+from hdm_lightning.cli.command import at_least, require_picture
 
 if TYPE_CHECKING:
     from hdm_lightning.data.samples import Tokenize

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hdm_lightning.cli.counts import at_least
-from hdm_lightning.cli.outputs import require_picture
+from hdm_lightning.cli.command import at_least, require_picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

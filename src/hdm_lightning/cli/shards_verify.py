@@ -2,7 +2,7 @@
 
 import argparse
 
-from hdm_lightning.cli.counts import at_least
+from hdm_lightning.cli.command import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

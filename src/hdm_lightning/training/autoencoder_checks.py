@@ -9,9 +9,9 @@ from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import LITE0, SMALLEST_SIDES, require_perceptual
 from hdm_lightning.autoencoding.transforms import exact_scales
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.encoders.autoencoder_folder import check_shapes, locate_autoencoder, read_config
+from hdm_lightning.encoders.vae_folder import check_shapes, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
+from hdm_lightning.metrics.autoencoder_quality import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from hdm_lightning.encoders.sources import same_model
+from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.record import present_spelling, recorded_values

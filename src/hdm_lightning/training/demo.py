@@ -16,14 +16,14 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import require_perceptual
 from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score
-from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job, run_job

@@ -7,10 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_config
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer_config
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
+from hdm_lightning.encoders.vae_folder import locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.sources import TextEncoderSource
-from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger

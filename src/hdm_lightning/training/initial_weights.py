@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.autoencoder_folder import WEIGHTS
+from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder

@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder
-from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.encoders.text_whitening import TextWhitening
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.whole_files import write_atomically

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.metrics.autoencoder_sheet import sheet
+from hdm_lightning.metrics.latents import sheet
 from hdm_lightning.training.callbacks.sample_images import default_folder, log_image
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork

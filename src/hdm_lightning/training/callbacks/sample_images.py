@@ -15,7 +15,7 @@ from PIL import Image
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.strategies.parallelize import uncompiled

@@ -23,8 +23,7 @@ from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
 from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
 from hdm_lightning.errors import UserError
-from hdm_lightning.metrics.equivariance import relative_error
-from hdm_lightning.metrics.image_quality import psnr
+from hdm_lightning.metrics.autoencoder_quality import psnr, relative_error
 from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSteps, AdversarialTerm
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
 from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.reconstruction import Posterior
-from hdm_lightning.encoders.autoencoder_folder import (
+from hdm_lightning.encoders.vae_folder import (
     AutoencoderKL,
     locate_autoencoder,
     read_autoencoder,

@@ -1,8 +1,8 @@
-"""What a pipeline does with folders, the hub and devices: diffusers' own ways, and what they may take from a folder."""
+"""A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,20 +11,28 @@ from typing import Any, Self
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
+from torch import Tensor
 
-from hdm_lightning.encoders.sources import PACKAGE_SCHEME, TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.base import ImageAutoencoder
+from hdm_lightning.encoders.pretrained import PACKAGE_SCHEME, TextEncoderSource, is_local_path, locate_model
 from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.model_card import model_card
 from hdm_lightning.interop.pipeline_folder import (
     CARD,
     COMPONENTS,
     INDEX,
     PIPELINE_CLASS,
+    TEXT_ENCODER,
+    TOKENIZER,
+    PipelineFolder,
+    Weights,
     is_pipeline_folder,
+    model_card,
     read_pipeline_folder,
+    write_pipeline_folder,
 )
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.whole_files import move_in, write_text
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
@@ -178,3 +186,60 @@ def _referred(source: TextEncoderSource, options: dict[str, Any]) -> Any:
 def _require_accelerate(what: str) -> None:
     if not is_accelerate_available():
         raise UserError("needs the package accelerate", where=what, hint="pip install 'hdm-lightning[offload]'")
+
+
+def save_final(
+    folder: Path,
+    averaged_state: Mapping[str, Tensor],
+    *,
+    xut: XUTConfig,
+    text_encoder: TextEncoderSource,
+    autoencoder: ImageAutoencoder,
+    raw_state: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    include_text_encoder: bool = False,
+) -> PipelineFolder:
+    """Write a `final/` folder; model_index.json comes last, so that a folder with one is whole.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        averaged_state: state dict of the network, averaged weights if there are such.
+        xut: the network's configuration.
+        text_encoder: which text encoder it was trained with.
+        autoencoder: saved beside it, with its normalisation.
+        raw_state: the last weights, if they are to be kept beside the averaged ones.
+        training: free record of plain values.
+        sampling: settings to start from, as in `SamplingSettings`.
+        include_text_encoder: whether the text encoder lies in the folder, too; otherwise it is found by its name.
+    """
+    weights: dict[Weights, Mapping[str, Tensor]] = {"ema": averaged_state}
+    if raw_state is not None:
+        weights["raw"] = raw_state
+    write_pipeline_folder(
+        folder,
+        weights,
+        xut=xut,
+        text_encoder=text_encoder,
+        write_vae=autoencoder.save,
+        write_text_encoder=(lambda place: _write_text_encoder(place, text_encoder)) if include_text_encoder else None,
+        training=training,
+        sampling=sampling,
+    )
+    return read_pipeline_folder(folder)
+
+
+def _write_text_encoder(folder: Path, source: TextEncoderSource) -> dict[str, list[str]]:
+    """Write the text encoder, without the blocks that it does not need, and its tokenizer, each to its subfolder.
+
+    Returns:
+        Library and class of each.
+    """
+    model: Any = cut_after(read_text_model(source.name, torch.float32, where="text_encoder"), source.layer)
+    parts = {TEXT_ENCODER: model, TOKENIZER: Tokenizer(source.name, where="text_encoder").transformers}
+    for name, part in parts.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as inside:
+            part.save_pretrained(inside)
+            move_in(Path(inside), folder / name, last="config.json")
+    return {name: ["transformers", type(part).__name__] for name, part in parts.items()}

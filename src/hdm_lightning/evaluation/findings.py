@@ -19,14 +19,11 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of one model.
+    """One number of one model; `about` is a sentence for a reader who does not know it.
 
     Attributes:
         name: unique within a part, lower case, such as `frechet_efficientnet_lite0`.
-        estimate: value and interval.
         better: which way is better; `one` and `zero` name an ideal value, `none` a number for orientation only.
-        unit: of the value, or empty.
-        about: one sentence for a reader who does not know the measure.
         chance: value of a model that knows nothing, where there is one.
     """
 
@@ -45,13 +42,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Curve:
-    """Estimates along an axis, for a chart.
-
-    Attributes:
-        title, x_label, y_label: what is shown.
-        x: centres of the points.
-        estimates: one each.
-    """
+    """Estimates along an axis, one at the centre of each point, for a chart."""
 
     title: str
     x_label: str
@@ -85,13 +76,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Found:
-    """What a part of an evaluation found for one set of weights.
-
-    Attributes:
-        measures: in the order of showing.
-        curves, galleries: for the report.
-        record: settings and counts that pin the numbers.
-    """
+    """What a part found for one set of weights: measures in the order of showing; settings and counts that pin them."""
 
     measures: Sequence[Measure] = ()
     curves: Sequence[Curve] = ()

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import UNREADABLE
-from hdm_lightning.encoders.sources import FINAL, RUNS, locate_model
+from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import move_in, replacing
 
@@ -39,26 +38,22 @@ _HINT = "give a folder written by AutoencoderKL.save_pretrained"
 
 
 def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> Path:
-    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.sources.locate_model`.
+    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.pretrained.locate_model`.
 
-    Args:
-        name: folder of an AutoencoderKL; a run, its `final/`, or any folder with an autoencoder in `vae/`; hub name;
-            or `package:NAME/FOLDER`.
-        where: configuration key or argument to name in errors.
-        made_by: the command that trains it, for the message where it is a run that is not there.
-
-    Raises:
-        UserError: there is none.
+    `name` is its folder; a run, its `final/`, or any folder with an autoencoder in `vae/`; a hub name; or
+    `package:NAME/FOLDER`. `made_by` is the command that trains it, for the message where its run is not there.
+    Raises UserError: there is none.
     """
     path = Path(name).expanduser()
     if path.name == FINAL and not path.is_dir():
         raise _no_run(path, name, where, made_by)
-    inside = [path / place for place in INSIDE if _is_autoencoder(path / place)]
-    found = str(inside[0]) if inside and not _is_autoencoder(path) else name
+    inside = [path / place for place in INSIDE if is_autoencoder(path / place)]
+    found = str(inside[0]) if inside and not is_autoencoder(path) else name
     return locate_model(found, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
 
 
-def _is_autoencoder(folder: Path) -> bool:
+def is_autoencoder(folder: Path) -> bool:
+    """Whether a folder has the configuration of an AutoencoderKL."""
     try:
         read_config(folder, where="")
     except UserError:
@@ -78,15 +73,7 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
 
 
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:
-    """Fields of a folder's AutoencoderKL.
-
-    Args:
-        folder: with a config.json.
-        where: configuration key or argument to name where another model lies there.
-
-    Raises:
-        UserError: it is no JSON, or that of another model.
-    """
+    """Fields of a folder's AutoencoderKL. Raises UserError: it is no JSON, or that of another model."""
     file = folder / "config.json"
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
@@ -100,20 +87,14 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
-    """The AutoencoderKL of a folder.
+    """The AutoencoderKL of a folder with a config.json and weights.
 
-    Args:
-        folder: with a config.json and weights.
-        dtype: of the weights.
-        where: configuration key or argument to name in errors.
-
-    Raises:
-        UserError: config and weights do not belong together, weights are missing, or it takes no RGB images.
+    Raises UserError: these do not belong together, weights are missing, or it takes no RGB images.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
     read_config(folder, where=where)
-    try:
+    with readable("diffusers cannot read an AutoencoderKL", folder, where=where, hint=_HINT):
         model, loading = AutoencoderKL.from_pretrained(
             str(folder),
             torch_dtype=dtype,
@@ -122,9 +103,6 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except UNREADABLE as error:
-        what = f"diffusers cannot read an AutoencoderKL from {folder} ({str(error).splitlines()[0]})"
-        raise UserError(what, where=where, hint=_HINT) from error
     if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
         what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
         raise UserError(what, where=where, hint=_HINT)
@@ -135,10 +113,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
 def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None = None) -> None:
     """Write a diffusers folder, each file whole or not at all and readable as the umask says; config.json comes last.
 
-    Args:
-        model: an AutoencoderKL.
-        folder: made if missing; files of the same names are replaced.
-        weights: file to copy in place of the model's own weights.
+    `weights` is a file to copy in place of the model's own weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
@@ -157,14 +132,9 @@ def _same_file(first: Path, second: Path) -> bool:
 
 
 def check_shapes(model: AutoencoderKL, *, where: str) -> None:
-    """Send an image without contents through an AutoencoderKL of this configuration.
+    """Send an image without contents through an AutoencoderKL of this configuration; nothing is computed.
 
-    Args:
-        model: on any device; nothing is computed.
-        where: configuration key or argument to name in errors.
-
-    Raises:
-        UserError: it cannot encode RGB images, or gives back another size.
+    Raises UserError: it cannot encode RGB images, or gives back another size.
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
@@ -192,11 +162,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The constructor arguments of the AutoencoderKL that has these tensors, for files that carry no config.json.
 
-    Args:
-        tensors: under diffusers names, without prefix.
-
-    Raises:
-        ValueError: if a tensor that every AutoencoderKL has is missing, or one that tells its shape.
+    Raises ValueError: a tensor that every AutoencoderKL has is missing, or one that tells its shape.
     """
     if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
         raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")

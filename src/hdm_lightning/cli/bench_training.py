@@ -1,6 +1,6 @@
-"""A whole training step as hdm-train runs it, on random images and captions, for timing."""
+"""Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,22 @@ from torch import Tensor
 from hdm_lightning.diffusion.flow import logit_normal_times
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
-from hdm_lightning.models import XUTConfig
-from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.profiling.cases import (
+    Case,
+    RandomTokens,
+    Setup,
+    autoencoder_case,
+    network_case,
+    random_autoencoder,
+    random_network,
+    random_text_encoder,
+    sampling_flops,
+    tensors,
+    text_case,
+)
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.section_clock import SectionClock
 from hdm_lightning.training.modules.draws import draw
@@ -22,6 +36,72 @@ from hdm_lightning.training.strategies.parallelize import prepare_network
 SEED = 0
 SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
 """Parts of a step, and what reports call them."""
+
+
+def step_case(setup: Setup) -> Case:
+    """A whole training step: encoders, network, backward pass, optimizer, average."""
+    settings, batch, side = setup.settings, setup.settings.batch, setup.side_px
+    step = TrainingStep(
+        setup.parts.network,
+        setup.parts.text,
+        setup.parts.autoencoder,
+        StageSettings(
+            resolution=side,
+            samples=1000 * batch,
+            batch_size=batch,
+            micro_batch_size=batch,
+            learning_rate=1e-3,
+            routing_rate=settings.routing_rate,
+            context_length=settings.context_length,
+            activation_checkpointing=settings.checkpointing,
+        ),
+        device=setup.device,
+        dtype=setup.dtype,
+        compiled=settings.compile,
+        autoencoder_max_pixels=batch * side**2,
+        text_max_tokens=batch * settings.context_length,
+    )
+
+    def sections() -> Mapping[str, Any]:
+        seconds = step.clock.drain()
+        return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
+
+    encoders = setup.autoencoder_cost.encode_flops(side, side) + setup.text_cost.flops(settings.context_length)
+    count = setup.operations
+    return Case("step", step, batch, batch * (count.total + encoders), batch * count.model, step.tensors, sections)
+
+
+def sample_case(setup: Setup) -> Case:
+    """Images from prompts: text, guided solver steps, decoding."""
+    settings, side, batch = setup.settings, setup.side_px, setup.settings.batch
+    network = random_network(setup.parts.network).to(setup.device).eval()
+    prepare(network, False, settings.compile)
+    text, autoencoder = setup.text_encoder(), setup.autoencoder()
+    tokenizer = RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
+    pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
+    pipeline.max_batch = batch
+    pipeline.autocast = None if setup.dtype == torch.float32 else setup.dtype
+    wanted = SamplingSettings(height=side, width=side, steps=settings.steps, guidance_scale=settings.guidance_scale)
+    prompts, seeds, flops = [f"prompt {number}" for number in range(batch)], list(range(batch)), sampling_flops(setup)
+    held = tensors(network, text.model, autoencoder.model)
+    return Case(
+        "sample", lambda: pipeline.draw(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held
+    )
+
+
+def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
+    """Make a network ready as training does."""
+    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
+
+
+BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
+    "vae": autoencoder_case,
+    "text": text_case,
+    "xut": lambda setup: network_case(setup, prepare),
+    "step": step_case,
+    "sample": sample_case,
+}
+"""Sub-command to case."""
 
 
 class TrainingStep:

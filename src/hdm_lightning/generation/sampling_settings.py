@@ -1,9 +1,12 @@
-"""How an image is drawn: everything but its prompt and its seed, and whether that can be done."""
+"""How an image is drawn, what `hdm-sample` can be asked, and whether it can be done; light, as flags are made of it."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import Ge
 
 from hdm_lightning.errors import UserError
 
@@ -96,11 +99,69 @@ class SamplingSettings:
         Raises:
             ValueError: for an unknown key or a value out of its range.
         """
-        known = [field.name for field in fields(cls)]
+        known = [each.name for each in fields(cls)]
         unknown = sorted(set(mapping) - set(known))
         if unknown:
             raise ValueError(f"unknown sampling settings {unknown}, expected some of {known}")
         return cls(**mapping)
+
+
+_HINTS = get_type_hints(SamplingSettings)
+SamplingChanges: Any = make_dataclass(
+    "SamplingChanges",
+    [(each.name, _HINTS[each.name], None) for each in fields(SamplingSettings) if each.name not in ("height", "width")],
+    namespace={"__doc__": SamplingSettings.__doc__},
+)
+"""The settings of which an option is given; None leaves the model's own."""
+
+
+@dataclass(frozen=True)
+class DrawingRequest:
+    """What to draw.
+
+    Attributes:
+        model: run, pipeline's folder, weights file or hub name.
+        prompts: what to draw.
+        prompt_file: one prompt a line; - is standard input.
+        count: images of each prompt.
+        seed: first seed, counted up (default: 0).
+        size: in pixels, or: image, that of --image; may be repeated.
+        repeat: draw this image again from its own settings.
+        image: start from this image (image-to-image).
+        out: folder.
+        sheet: a contact sheet where there are several images.
+    """
+
+    model: str | None = None
+    prompts: tuple[str, ...] = ()
+    prompt_file: str | None = None
+    count: Annotated[int, Ge(1)] = 1
+    seed: Annotated[int | None, Ge(0)] = None
+    size: list[str] = field(default_factory=list)
+    repeat: Path | None = None
+    image: Path | None = None
+    out: Path = Path("samples")
+    sheet: bool = True
+
+
+@dataclass(frozen=True)
+class DrawingMachine:
+    """Which model, and where.
+
+    Attributes:
+        weights: averaged or last weights.
+        text_encoder, vae: name or folder instead of the model's own.
+        device: cpu, cuda, cuda:1 … (default: cuda if there is one).
+        precision: of the network (default: float32 on cpu, bfloat16 or float16 on cuda, as the card computes in it).
+        batch: images at once.
+    """
+
+    weights: Literal["ema", "raw"] = "ema"
+    text_encoder: str | None = None
+    vae: str | None = None
+    device: str | None = None
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    batch: Annotated[int, Ge(1)] = 8
 
 
 def require_fit(where: str, what: str, got: int, expected: int) -> None:
@@ -122,14 +183,9 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def check_request(
     prompts: Sequence[str], seeds: int, settings: SamplingSettings, images: "Tensor | None", multiple: int
 ) -> None:
-    """Raise ValueError, naming the argument, unless these can be drawn.
+    """Raise ValueError, naming the argument, unless B prompts can be drawn with so many seeds.
 
-    Args:
-        prompts: B prompts.
-        seeds: how many seeds or generators there are.
-        settings: of all images.
-        images: uint8 (B, 3, H, W) to start from, or None.
-        multiple: what heights and widths must divide by, unless they are padded.
+    `images` are uint8 (B, 3, H, W) to start from; `multiple` divides heights and widths, unless they are padded.
     """
     if not prompts or len(prompts) != seeds:
         raise ValueError(f"seeds: got {seeds} for {len(prompts)} prompts, expected one each")

@@ -14,21 +14,22 @@ from torch import Tensor
 
 from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer
-from hdm_lightning.generation.settings import check_seeds
+from hdm_lightning.generation.sampling_settings import check_seeds
 from hdm_lightning.models.routing import keep_from_scores
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Encoded prompts.
-
-    Attributes:
-        context: float32 (B, L, D), cut to the longest prompt.
-        lengths: int64 (B,) tokens that count, or None where all L do.
-    """
+    """Encoded prompts: context float32 (B, L, D), cut to the longest; `lengths` int64 (B,), None where all L count."""
 
     context: Tensor
     lengths: Tensor | None
+
+    @property
+    def counts(self) -> Tensor:
+        """The tokens (B,) that count."""
+        batch, length = self.context.shape[:2]
+        return torch.full((batch,), length, device=self.context.device) if self.lengths is None else self.lengths
 
 
 def encode_texts(
@@ -49,14 +50,12 @@ def joined(texts: Sequence[EncodedText]) -> EncodedText:
     context = torch.cat([F.pad(text.context, (0, 0, 0, longest - text.context.shape[1])) for text in texts])
     if all(text.lengths is None and text.context.shape[1] == longest for text in texts):
         return EncodedText(context, None)
-    return EncodedText(context, torch.cat([_lengths(text) for text in texts]))
+    return EncodedText(context, torch.cat([text.counts for text in texts]))
 
 
-def _lengths(text: EncodedText) -> Tensor:
-    if text.lengths is not None:
-        return text.lengths
-    batch, length = text.context.shape[:2]
-    return torch.full((batch,), length, device=text.context.device)
+def computing_in(autocast: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Autocast to a lower precision; where there is None, things stay as they are."""
+    return contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,10 @@ class View:
         )
         return keep_from_scores(scores, rate).to(self.positions.device)
 
-    def precision(self) -> contextlib.AbstractContextManager[object]:
-        """The precision to compute in."""
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.positions.device.type, dtype=self.autocast)
-
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The network's velocity under one text and one routing rate; callable as `diffusion.sampling.Velocity`.
-
-    Attributes:
-        view: shared with the other branches of the same images.
-        text: B prompts.
-        rate: share of image tokens that skip the U.
-    """
+    """The velocity of B prompts at one rate of tokens that skip the U; callable as `diffusion.sampling.Velocity`."""
 
     view: View
     text: EncodedText
@@ -131,7 +118,7 @@ def _one_pass(branches: Sequence[Branch], keep: Tensor | None, x: Tensor, t: flo
     """Velocities (branches·B, C, h, w) of branches of one routing rate."""
     view, text = branches[0].view, joined([branch.text for branch in branches])
     repeated = x.repeat(len(branches), 1, 1, 1)
-    with view.precision():
+    with computing_in(view.autocast, x.device):
         predicted = view.model(
             repeated,
             x.new_full(repeated.shape[:1], t),

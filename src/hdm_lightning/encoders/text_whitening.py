@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hdm_lightning.encoders.base import TextEncoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.base import TextEncoder, TextEncoderAround
 
 RIDGE = 0.02
 """What is added to each variance, in parts of the greatest: directions far below it stay small."""
@@ -36,11 +35,7 @@ class TextWhitening:
 
     @classmethod
     def measure(cls, rows: Tensor, ridge: float = RIDGE) -> Self:
-        """From states (N,D) of tokens, N at least 2.
-
-        Raises:
-            ValueError: too few rows, or rows that do not differ.
-        """
+        """From states (N,D) of tokens, N at least 2. Raises ValueError: too few rows, or rows that do not differ."""
         if rows.dim() != 2 or len(rows) < 2:
             raise ValueError(f"rows: got {tuple(rows.shape)}, expected (N, D) with N of at least 2")
         rows = rows.double()
@@ -78,29 +73,14 @@ class TextWhitening:
         return cls(tensors["mean"], tensors["matrix"])
 
 
-class WhitenedTextEncoder:
+class WhitenedTextEncoder(TextEncoderAround):
     """A text encoder with whitened states; rows past a caption's length stay zero."""
 
     def __init__(self, encoder: TextEncoder, whitening: TextWhitening) -> None:
         if whitening.mean.shape != (encoder.width,):
             raise ValueError(f"whitening: got mean {tuple(whitening.mean.shape)}, expected ({encoder.width},)")
-        self.encoder = encoder
+        super().__init__(encoder)
         self.whitening = whitening
-
-    @property
-    def width(self) -> int:
-        """Size of one token's vector."""
-        return self.encoder.width
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """That of the encoder."""
-        return self.encoder.tokenizer
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the encoder."""
-        self.encoder.to(device)
-        return self
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Whitened states (B,L,D); see `TextEncoder.encode`."""
