@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.sources import sources_from
 from PIL import Image
 
 from hdm_lightning.autoencoding.transforms import measured_transforms
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 

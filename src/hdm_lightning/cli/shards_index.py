@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index and print one line a folder."""
     from hdm_lightning.data.scanning import index_remote, index_shards  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.storage import is_local  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.shard_bytes import is_local  # noqa: PLC0415 (as above)
 
     remote = [place for place in arguments.places if not is_local(place)]
     if remote and (not arguments.out or len(remote) < len(arguments.places)):

@@ -37,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the sheet."""
     from hdm_lightning.data.captions import CaptionRules, TagGrammar  # noqa: PLC0415 (for --help's sake)
     from hdm_lightning.data.crops import CropRules  # noqa: PLC0415 (as above)
-    from hdm_lightning.data.preview import preview  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.inspection import preview  # noqa: PLC0415 (as above)
     from hdm_lightning.data.rules import StreamConfig  # noqa: PLC0415 (loads torch)
+    from hdm_lightning.data.sample_plan import Source  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.samples import stream  # noqa: PLC0415 (loads torch)
-    from hdm_lightning.data.sources import Source  # noqa: PLC0415 (loads torch)
     from hdm_lightning.generation.contact_sheet import contact_sheet  # noqa: PLC0415 (as above)
 
     require_picture(Path(arguments.out), "--out")

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table, draw the histograms."""
-    from hdm_lightning.data.statistics import (  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.inspection import (  # noqa: PLC0415 (as above)
         as_table,
         collect,
         draw,

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.captions import CaptionRules  # noqa: PLC0415 (as above)
     from hdm_lightning.data.index import load_index  # noqa: PLC0415 (loads torch)
     from hdm_lightning.data.parallel import progress_bar  # noqa: PLC0415 (for --help's sake)
-    from hdm_lightning.data.verification import leave_out, verify  # noqa: PLC0415 (as above)
+    from hdm_lightning.data.scanning import leave_out, verify  # noqa: PLC0415 (as above)
 
     before = load_index(arguments.folder)
     with progress_bar("shards", len(before.shards)) as show:

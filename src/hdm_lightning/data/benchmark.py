@@ -19,9 +19,9 @@ from PIL import Image
 from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode, reduction
 from hdm_lightning.data.loader import StreamLoader
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
 
 SIZES = ((1024, 1024), (832, 1216), (1216, 832), (896, 1152))

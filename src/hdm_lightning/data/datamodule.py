@@ -11,10 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig, rules_from
+from hdm_lightning.data.rules import StreamConfig, rules_from, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
-from hdm_lightning.data.sources import sources_from
 from hdm_lightning.errors import UserError
 
 VALIDATION = "validation"

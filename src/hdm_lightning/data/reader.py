@@ -4,6 +4,9 @@ Small local windows are one read, large ones a read a sample. Remote windows are
 by threads while the present one is used.
 """
 
+import errno
+import os
+import stat
 import threading
 import time
 import weakref
@@ -18,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.members import Form, RawSample, SampleTable, parse_sample
+from hdm_lightning.data.index import SampleTable
 from hdm_lightning.data.order import Window
-from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.shard_cache import ShardCache
-from hdm_lightning.data.sources import PlannedShard
-from hdm_lightning.data.storage import LocalFiles, is_local, read_range
+from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
+from hdm_lightning.data.shard_bytes import ShardCache, is_local, read_range
+from hdm_lightning.data.tar import Form, RawSample
 
 T = TypeVar("T")
 
@@ -41,19 +43,20 @@ STRIKES = 2
 """Reads of a shard that fail one after another before it counts as dead: an unlucky one costs its own samples alone."""
 
 TABLES = 128
+OPEN_FILES = 64
 THREADS = 4
 
 Data = bytes | SampleFault
 
 
 class Address(NamedTuple):
-    """Where one sample lies, and how it is cut (None: by its headers)."""
+    """Where one sample lies, and how it is cut."""
 
     shard: PlannedShard
     ordinal: int
     start: int
     end: int
-    form: Form | None
+    form: Form
 
 
 Loaded = dict[int, tuple[Address, Data | None]]
@@ -96,7 +99,7 @@ class Reader:
             data = _slice(self._try(address.shard, address.start, address.end), address.start, address)
         if isinstance(data, SampleFault):
             raise data
-        return parse_sample(data) if address.form is None else address.form.cut(data)
+        return address.form.cut(data)
 
     def _window(self, place: Place) -> Loaded:
         """What is known of the window of a place."""
@@ -169,7 +172,7 @@ class Reader:
             return self._files.read(shard.url, start, end)
         if self._cache is None:
             return read_range(shard.url, start, end)
-        return self._cache.read(shard.url, shard.record, start, end)
+        return self._cache.read(shard.url, shard.record.bytes, shard.record.sha256, start, end)
 
     def _table(self, part: int, shard: int) -> SampleTable:
         with self._table_lock:
@@ -185,8 +188,7 @@ class Reader:
 
 def _addresses(shard: PlannedShard, table: SampleTable, ranks: NDArray[np.int64]) -> list[Address]:
     chosen = table.take(ranks)
-    forms = [None] * len(ranks) if chosen.forms is None else chosen.forms.each()
-    columns = (chosen.ordinal.tolist(), chosen.start.tolist(), (chosen.start + chosen.size).tolist(), forms)
+    columns = (chosen.ordinal.tolist(), chosen.start.tolist(), (chosen.start + chosen.size).tolist(), chosen.forms())
     return [Address(shard, *row) for row in zip(*columns, strict=True)]
 
 
@@ -207,6 +209,59 @@ def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]
     by_start = np.argsort(starts, kind="stable")
     gaps = starts[by_start][1:] - ends[by_start][:-1]
     return [run.tolist() for run in np.split(by_start, np.flatnonzero(gaps > REMOTE_GAP) + 1)]
+
+
+class LocalFiles:
+    """Reads ranges of local files and keeps the last ones open. Threads may share it."""
+
+    def __init__(self, limit: int = OPEN_FILES) -> None:
+        self._limit = limit
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, fewer where it is shorter.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._lock:
+            try:
+                return os.pread(self._handle(path), end - start, start)
+            except OSError:
+                self._forget(path)  # a network file system's handle may be stale: the next read opens anew
+                raise
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def _handle(self, path: str) -> int:
+        handle = self._handles.get(path)
+        if handle is None:
+            handle = self._handles[path] = _open_file(path)
+            if len(self._handles) > self._limit:
+                os.close(self._handles.popitem(last=False)[1])
+        else:
+            self._handles.move_to_end(path)
+        return handle
+
+    def _forget(self, path: str) -> None:
+        handle = self._handles.pop(path, None)
+        if handle is not None:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _open_file(path: str) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 class ReadAhead:

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, measure_decoding, measure_loading
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import Source
+from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.profiling.bench_settings import DataSettings
 from hdm_lightning.profiling.record import duration, measurement
 from hdm_lightning.profiling.system import describe_machine
