@@ -77,23 +77,9 @@ def _tidy(url: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A stream of samples: where from, in which order, cut and captioned how.
+    """A stream of samples: where from (at least one source), in which order, cut and captioned how.
 
-    Attributes:
-        sources: at least one.
-        resolution: side of the square crop in pixels.
-        context_length: token places of a caption.
-        seed, stage: what order, crops and captions depend on.
-        crop, captions: the rules.
-        lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
-        window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
-        workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own; 0 works
-            in the training process.
-        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
-        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
-        quarantine: file that gets one line of JSON a bad sample, or None.
-        cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
-        memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
+    The fields are those of `ShardDataModule`; `workers` is its `num_workers`, 0 works in the training process.
     """
 
     sources: tuple[Source, ...]
