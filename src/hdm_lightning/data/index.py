@@ -46,7 +46,8 @@ class SampleTable(NamedTuple):
 
     def take(self, rows: NDArray[np.generic]) -> "SampleTable":
         """Those of some rows (or of a mask)."""
-        return SampleTable(*(column[rows] for column in self[:-1]), self.layouts)
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
+        return self._replace(**chosen)
 
     def forms(self) -> list[Form]:
         """How each sample is cut."""
@@ -232,7 +233,7 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
-    raise UserError(what, where=file, hint="run `hdm-shards index` again: it renews the index, not the order")
+    raise UserError(what, where=file, hint="run `hdm-shards index` again")
 
 
 def index_file(location: str | os.PathLike[str]) -> str:
@@ -280,8 +281,8 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
-    numbers = {name: _natural(entry[name]) for name in ("samples", "bytes", "first_block")}
-    columns = {name: _decoded(entry[name]) for name in ("height", "width", "layout", "key_length", "check")}
+    plain: dict[str, Any] = {name: _natural(entry[name]) for name in ("samples", "bytes", "first_block")}
+    plain |= {name: _decoded(entry[name]) for name in ("height", "width", "layout", "key_length", "check")}
     record = ShardRecord(
         name=str(entry["name"]),
         sha256=str(entry["sha256"]),
@@ -289,8 +290,7 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
         sizes=tuple(map(_decoded, entry["sizes"])),
         skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
         note=str(entry.get("note", "")),
-        **numbers,
-        **columns,
+        **plain,
     )
     if not record.name or "\0" in record.name or is_unsafe(record.name):
         raise ValueError(f"the name {record.name!r} is not below the folder")

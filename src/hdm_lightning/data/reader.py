@@ -77,7 +77,8 @@ class Reader:
         self._ahead = ReadAhead(THREADS)
         self._strikes: Counter[str] = Counter()
         self._dead: dict[str, tuple[float, str]] = {}
-        self._remote = [any(not is_local(shard.url) for shard in part.shards) for part in plan.parts]
+        self._remote = {shard.url for part in plan.parts for shard in part.shards if not is_local(shard.url)}
+        self._reads_ahead = [any(shard.url in self._remote for shard in part.shards) for part in plan.parts]
 
     def address(self, place: Place) -> Address:
         """Where the sample of a place lies."""
@@ -113,7 +114,7 @@ class Reader:
         else:
             loaded = self._load(place.part, place.window, place.place)
         self._held[key] = (place.window, loaded)
-        if self._remote[place.part]:
+        if self._reads_ahead[place.part]:
             following = self._plan.parts[place.part].order.following(place.window)
             self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
         return loaded
@@ -125,7 +126,7 @@ class Reader:
             places = begin + np.flatnonzero(window.shards[begin:] == number)
             shard = self._plan.parts[part].shards[number]
             addresses = _addresses(shard, self._table(part, number), window.ranks[places])
-            read = self._read_near if is_local(shard.url) else self._read_runs
+            read = self._read_runs if shard.url in self._remote else self._read_near
             loaded.update(zip(places.tolist(), zip(addresses, read(addresses), strict=True), strict=True))
         return loaded
 
@@ -168,7 +169,7 @@ class Reader:
         return SampleFault(reason)
 
     def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:
-        if is_local(shard.url):
+        if shard.url not in self._remote:
             return self._files.read(shard.url, start, end)
         if self._cache is None:
             return read_range(shard.url, start, end)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from http.client import HTTPMessage, HTTPResponse
-from itertools import count
 from pathlib import Path
 from typing import IO, TypeVar
 from urllib.parse import urlsplit
@@ -121,15 +120,17 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
         OSError: every try failed.
     """
     tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
-    for attempt in count():
+    failed = 0
+    while True:
         try:
             return action()
         except (FileNotFoundError, UserError, RefusedRedirect):
             raise
         except Exception as error:  # each kind of store has exceptions of its own
-            if attempt == tries - 1:
+            failed += 1
+            if failed == tries:
                 raise OSError(f"gave up after {tries} tries: {error}") from error
-            time.sleep(pause_s * 2**attempt)
+            time.sleep(pause_s * 2 ** (failed - 1))
 
 
 def _remote(url: str, start: int, end: int | None) -> bytes:
