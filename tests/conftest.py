@@ -69,7 +69,7 @@ def tiny_shards(tmp_path_factory):
     """Folder of three shards with 40 small pictures of varied shape and captions of known words."""
     from PIL import Image
 
-    from hdm_lightning.datasets.writer import ShardWriter
+    from shard_writer import ShardWriter
 
     folder = tmp_path_factory.mktemp("shards")
     random = np.random.default_rng(0)

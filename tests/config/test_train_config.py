@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.config import PRESETS, PUBLISHED

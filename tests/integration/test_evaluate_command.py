@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from hdm_lightning.cli import convert, evaluate
-from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
@@ -28,6 +27,7 @@ from hdm_lightning.evaluation.image_sets import real_images
 from hdm_lightning.evaluation.request import PARTS
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from shard_writer import ShardWriter
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_image
+from hdm_lightning.datasets.shapes import ShapesOptions, make_image
 from hdm_lightning.metrics.shapes_ideal import ideal_shapes
 from hdm_lightning.metrics.shapes_reader import connected_components, read_shapes
 

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
 from hdm_lightning.evaluation.findings import Found

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import StreamConfig, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.encoders.autoencoder import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError

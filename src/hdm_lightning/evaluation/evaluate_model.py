@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import StreamConfig, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, RealData

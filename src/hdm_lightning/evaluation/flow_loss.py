@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.data.loader import ValidationLoader
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
 from hdm_lightning.evaluation.findings import Curve, Found, Measure

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Sample, stream
-from hdm_lightning.data.storage import is_local
+from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.findings import Pixels
 from hdm_lightning.generation.pipeline import HDMPipeline

@@ -17,8 +17,7 @@ from torch.multiprocessing.spawn import spawn
 
 from hdm_lightning import one_machine
 from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, measure_decoding, measure_loading
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import Source
+from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import dtype_name, half_dtype
 from hdm_lightning.profiling.bench_settings import DataSettings, SystemSettings

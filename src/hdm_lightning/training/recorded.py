@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import Source, expanded
-from hdm_lightning.data.storage import is_local
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.sample_plan import expanded
+from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.settings import TrainSettings, train_settings_from
 from hdm_lightning.training.stages import StagePlan

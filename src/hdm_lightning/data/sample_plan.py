@@ -1,19 +1,168 @@
-"""The endless order of all samples of a stream: sources, their mixture and, if wanted, buckets."""
+"""The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
 
-from hdm_lightning.data.crops import Buckets
-from hdm_lightning.data.mixture import BlockOrder, Mixture
-from hdm_lightning.data.order import ShardOrder, Window
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import PlannedShard, planned_shards, source_weights
+from hdm_lightning.data.crops import Buckets, CropRules, Shape
+from hdm_lightning.data.index import SampleTable, ShardRecord, index_file, load_index
+from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError
 
-Shape = tuple[int, int]
+Rows = NDArray[np.int32]
+State = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard and which of its usable samples the plan holds (all where `rows` is None)."""
+
+    url: str
+    record: ShardRecord
+    rows: Rows | None = None
+
+    @property
+    def samples(self) -> int:
+        """Planned samples of this shard."""
+        return self.record.samples if self.rows is None else len(self.rows)
+
+    def table(self) -> SampleTable:
+        """Where the planned samples lie."""
+        table = self.record.table()
+        return table if self.rows is None else table.take(self.rows)
+
+    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Height and width in pixels of the planned samples."""
+        height, width = self.record.shapes()
+        return (height, width) if self.rows is None else (height[self.rows], width[self.rows])
+
+    def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
+        """The same shard with those of its planned samples that are chosen, bool (samples,)."""
+        if chosen.all():
+            return self
+        rows = np.arange(self.record.samples, dtype=np.int32) if self.rows is None else self.rows
+        return PlannedShard(self.url, self.record, rows[chosen])
+
+
+def planned_shards(source: Source, crop: CropRules, resolution: int) -> Sequence[PlannedShard]:
+    """The shards of a source with the samples that the crop rules accept; plans of one process share them.
+
+    Raises:
+        UserError: an index is missing or cannot be read, or no sample may be used.
+    """
+    limits = CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
+    states = tuple(_state(place) for place in _places(source))
+    return _planned(source, limits, crop.buckets is not None, resolution, states)
+
+
+@lru_cache(maxsize=4)
+def _planned(
+    source: Source, limits: CropRules, only_known: bool, resolution: int, states: tuple[State, ...]
+) -> tuple[PlannedShard, ...]:
+    shards = []
+    for url, record in resolve(source):
+        shard = PlannedShard(url, record)
+        height, width = shard.shapes()
+        accepted = limits.accepts(height, width, resolution)
+        shards.append(shard.only(accepted & (height > 0) if only_known else accepted))
+    kept = tuple(shard for shard in shards if shard.samples)
+    if not kept:
+        raise UserError(
+            "no sample of this source may be used",
+            where=", ".join(source.urls),
+            hint="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
+        )
+    return kept
+
+
+def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[PlannedShard]]) -> list[float]:
+    """The weight of each source: as given, or its number of samples.
+
+    Raises:
+        UserError: some sources have a positive weight and some have not.
+    """
+    given = [source.weight for source in sources if source.weight is not None]
+    if not given:
+        return [float(sum(shard.samples for shard in shards)) for shards in planned]
+    if len(given) < len(sources) or min(given) <= 0:
+        raise UserError(
+            "some sources have a positive weight and some have not",
+            where="data.sources",
+            hint="give every source a positive weight, or none",
+        )
+    return given
+
+
+def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
+    """Addresses and records of the shards of a source, in the order in which they are named.
+
+    Raises:
+        UserError: an index is missing, or does not know a shard that is named.
+    """
+    found: list[tuple[str, ShardRecord]] = []
+    known = {place: known_shards(place, _state(place)) for place in _places(source)}
+    for url in _addresses(source):
+        place, records = _place(source, url), known[_place(source, url)]
+        if not _is_shard(url):
+            found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
+        elif (name := url.rpartition("/")[2]) in records:
+            found.append((url, records[name]))
+        else:
+            raise UserError("the index does not know this shard", where=url, hint=f"run `hdm-shards index {place}`")
+    return found
+
+
+@lru_cache(maxsize=16)
+def known_shards(place: str, state: State) -> Mapping[str, ShardRecord]:
+    """The records of an index by name; read once a process as long as a local file does not change."""
+    return {record.name: record for record in load_index(place).shards}
+
+
+def _addresses(source: Source) -> Iterator[str]:
+    return (url for pattern in source.urls for url in expanded(pattern))
+
+
+def _places(source: Source) -> list[str]:
+    """Where the indices of a source lie."""
+    return list(dict.fromkeys(_place(source, url) for url in _addresses(source)))
+
+
+def _place(source: Source, url: str) -> str:
+    return source.index or ((url.rpartition("/")[0] or ".") if _is_shard(url) else url)
+
+
+def _state(place: str) -> State:
+    """Size and time of change of a local index, None for a remote or missing one."""
+    path = Path(index_file(place))
+    if not is_local(place) or not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The addresses that a brace pattern names.
+
+    Raises:
+        UserError: a brace is not closed.
+    """
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+
+
+def _is_shard(url: str) -> bool:
+    return url.endswith(".tar")
 
 
 class Place(NamedTuple):
