@@ -10,7 +10,7 @@ import torch
 
 from composed import check_job, run_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 STAGE = {

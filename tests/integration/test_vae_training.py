@@ -20,7 +20,7 @@ from hdm_lightning.autoencoding.branches import Branch, draw_branch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.training.autoencoder_checks import branch_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator, build_network
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.composition import build
 from hdm_lightning.training.modules import draws

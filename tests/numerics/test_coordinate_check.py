@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from hdm_lightning.training.optimization.coordinate_check import CoordinateCheck, width_exponent
+from coordinate_check import CoordinateCheck, width_exponent
 
 
 def exponents(check: CoordinateCheck, widths: list[int], seed: int = 0) -> dict[str, float]:

@@ -8,8 +8,15 @@ import yaml
 
 from hdm_lightning.cli.sweep import JobFailed, run_swept_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.sweeps.results import objective, overridden_keys, read_results, settings_of
-from hdm_lightning.training.sweeps.summary import chart_png, table_csv, table_markdown
+from hdm_lightning.training.sweep_results import (
+    chart_png,
+    objective,
+    overridden_keys,
+    read_results,
+    settings_of,
+    table_csv,
+    table_markdown,
+)
 
 BASE = {"optimizer": "adamw", "rate": 0.5, "deep": True, "data.train": "x"}
 

@@ -19,10 +19,9 @@ from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hin
 from hdm_lightning.autoencoding.perceptual import lite0_distance
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
 from hdm_lightning.training.autoencoder_run import build_discriminator
-from hdm_lightning.training.modules.adversarial import frozen_call
+from hdm_lightning.training.modules.adversarial import GeneratorObjective, frozen_call
 from hdm_lightning.training.modules.autoencoder_module import adamw_groups
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
-from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.training.averaging.averages import ParameterAverages
-from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.callbacks.throughput import SectionClock
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.flow_module import FlowModule
 from hdm_lightning.training.optimization.muon import MuonAdamW

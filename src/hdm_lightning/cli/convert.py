@@ -130,7 +130,7 @@ def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
     Raises:
         UserError: the run has no stored averages, or they do not give this one, or are of another network.
     """
-    from hdm_lightning.training.averaging.reconstruction import FOLDER, reconstruct  # noqa: PLC0415  (torch)
+    from hdm_lightning.training.averaging.power_function import FOLDER, reconstruct  # noqa: PLC0415  (torch)
 
     found = reconstruct(asked.source / FOLDER, width, asked.samples)
     network = copy.deepcopy(release.network).float()

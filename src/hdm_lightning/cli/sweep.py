@@ -15,7 +15,7 @@ from hdm_lightning.printable import in_one_line, printable
 from hdm_lightning.whole_files import write_json
 
 FAILED = "failed.json"
-"""In a job's folder while its last attempt has failed; `training.sweeps.results` reads it."""
+"""In a job's folder while its last attempt has failed; `training.sweep_results` reads it."""
 
 
 class JobFailed(Exception):
@@ -69,8 +69,7 @@ def finish_sweep() -> int:
     """Write and tell the summary of the sweep that has just ended; returns the exit status, 1 if a job failed."""
     if not _present:
         return 0
-    from hdm_lightning.training.sweeps.results import overridden_keys  # noqa: PLC0415  (torch takes seconds)
-    from hdm_lightning.training.sweeps.summary import summarise  # noqa: PLC0415  (as above)
+    from hdm_lightning.training.sweep_results import overridden_keys, summarise  # noqa: PLC0415 (torch takes seconds)
 
     sweep = _present.pop()
     results = summarise(sweep.folder, {key: sweep.base_value(key) for key in overridden_keys(sweep.folder)})

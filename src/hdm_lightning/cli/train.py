@@ -26,7 +26,7 @@ def train(config: DictConfig) -> float | None:
     """
     from hdm_lightning.training.job import check_job, run_job  # noqa: PLC0415 (torch and transformers take seconds)
     from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)
-    from hdm_lightning.training.sweeps.results import objective  # noqa: PLC0415 (as above)
+    from hdm_lightning.training.sweep_results import objective  # noqa: PLC0415 (as above)
 
     run_dir = Path(output_dir() if in_sweep() else config.run_dir).absolute()
     if in_sweep() and is_finished(run_dir):

@@ -26,7 +26,7 @@ from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoin
 from hdm_lightning.training.recorded import is_training, recorded_settings
 from hdm_lightning.training.settings import TrainSettings, model_config_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
-from hdm_lightning.training.whitening import folded
+from hdm_lightning.training.text_whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
 

@@ -16,7 +16,7 @@ from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import autoencoder_checks, run_folder
-from hdm_lightning.training.autoencoder_folder import export_autoencoder
+from hdm_lightning.training.autoencoder_export import export_autoencoder
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.weight_averages import averages_state
@@ -32,13 +32,13 @@ from hdm_lightning.training.groups import (
     Hardware,
     Patches,
 )
+from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
+from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
-from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.recipe import COMMON, Recipe, group
 from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.training.tensorboard_page import VAE_LAYOUT, Layout
 
 if TYPE_CHECKING:
     from hdm_lightning.training.schedule import Run

@@ -18,7 +18,7 @@ from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.initial_weights import find_weights
-from hdm_lightning.training.optimization.parameter_groups import RULES
+from hdm_lightning.training.optimization.learning_rates import RULES
 from hdm_lightning.training.recipe import with_stage
 from hdm_lightning.training.settings import model_config_from
 from hdm_lightning.training.stages import StagePlan

@@ -22,6 +22,7 @@ from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoin
 from hdm_lightning.training.composition import build, parse, plain
 from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
+from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.model_flops import stage_flops
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
@@ -30,8 +31,7 @@ from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
-from hdm_lightning.training.tensorboard_page import FOLDER, Layout, flat_settings, flow_layout, write_row
-from hdm_lightning.training.whitening import PROJECTION, folded, run_whitening, unfolded
+from hdm_lightning.training.text_whitening import PROJECTION, folded, run_whitening, unfolded
 
 if TYPE_CHECKING:
     from hdm_lightning.training.schedule import Run

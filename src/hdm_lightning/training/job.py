@@ -14,9 +14,9 @@ from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.composition import check_call, has_target, plain
 from hdm_lightning.training.launch import launch
-from hdm_lightning.training.outside_launch import outside_world_size
 from hdm_lightning.training.recipe import Recipe, group, recipe_of, with_stage
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.world import outside_world_size
 
 
 @dataclass(frozen=True)

@@ -11,26 +11,22 @@ from omegaconf import DictConfig
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from hdm_lightning.training import hardware, run_folder
-from hdm_lightning.training.callbacks.averages_on_disk import StoreAverages
-from hdm_lightning.training.callbacks.carry_moments import CarryMoments
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.images import ReconstructionImages, SampleImages
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
-from hdm_lightning.training.callbacks.reconstruction_images import ReconstructionImages
-from hdm_lightning.training.callbacks.sample_images import SampleImages
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
-from hdm_lightning.training.callbacks.weight_averages import WeightAverages
+from hdm_lightning.training.callbacks.weight_averages import StoreAverages, WeightAverages
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.composition import build, has_target, plain
-from hdm_lightning.training.logging_axis import on_sample_axis
+from hdm_lightning.training.loggers import on_sample_axis, write_page
+from hdm_lightning.training.optimization.moments import CarryMoments
 from hdm_lightning.training.record import recorded_text
 from hdm_lightning.training.rewind import NoteRewinds, StartPoint
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.training.strategies.sharded_strategy import ShardedStrategy
-from hdm_lightning.training.strategies.static_graph import StaticGraphStrategy
-from hdm_lightning.training.tensorboard_page import write_page
-from hdm_lightning.training.whitening import folded
+from hdm_lightning.training.strategies.own_strategies import ShardedStrategy, StaticGraphStrategy
+from hdm_lightning.training.text_whitening import folded
 from hdm_lightning.training.world import cluster_environment, local_world_size, nodes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from hdm_lightning.training import hardware, run_folder, world
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
 from hdm_lightning.training.composition import plain
-from hdm_lightning.training.quiet import quiet_libraries
+from hdm_lightning.training.hardware import quiet_libraries
 from hdm_lightning.training.recipe import group, recipe_of
 from hdm_lightning.training.run_lock import alone_in
 from hdm_lightning.training.schedule import Run, run_schedule

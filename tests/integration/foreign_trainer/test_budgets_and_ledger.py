@@ -6,12 +6,10 @@ import lightning as L
 import pytest
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.budget import Budget, PlateauStopping
+from hdm_lightning.training.callbacks.ends import Budget, PlateauStopping, ValidateAtEnds
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger, Ledger
-from hdm_lightning.training.callbacks.loss_guard import LossRewind
-from hdm_lightning.training.callbacks.spike_detector import Finding
+from hdm_lightning.training.callbacks.loss_guard import Finding, LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
 
 
 class Turn(L.Callback):

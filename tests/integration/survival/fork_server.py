@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.one_machine import meeting_place
 from hdm_lightning.training.composition import build
-from hdm_lightning.training.failures import read_failures, start_worker
 from hdm_lightning.training.flow_run import OF_THE_ENCODER, OF_THE_VAE
+from hdm_lightning.training.launch import read_failures, start_worker
 from hdm_lightning.training.worker import work
 
 GRACE_S = 20.0

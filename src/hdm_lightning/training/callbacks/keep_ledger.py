@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
-from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
-from hdm_lightning.training.json_lines import append_line, read_lines
+from hdm_lightning.training.callbacks.throughput import memory_gb
+from hdm_lightning.whole_files import append_line, read_lines
 
 LONGEST_SILENCE_S = 300.0
 """What a `kill -9` between two checkpoints may hide of the time and the money spent."""

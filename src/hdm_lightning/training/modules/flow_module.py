@@ -21,22 +21,22 @@ from hdm_lightning.models.positions import PositionConvention
 from hdm_lightning.training.modules.draws import draw, strata
 from hdm_lightning.training.modules.flow_step import (
     Conditioning,
+    FrozenEncoders,
     Network,
     crop_geometry,
     fed_tokens,
     flow_loss,
     routed,
 )
-from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     ResumableModule,
     SchedulerFactory,
+    WeightedMean,
     call_optimizer,
     plain_learning_rate,
 )
-from hdm_lightning.training.modules.weighted_mean import WeightedMean
-from hdm_lightning.training.optimization.parameter_groups import ParameterGroup, parameter_groups
+from hdm_lightning.training.optimization.learning_rates import ParameterGroup, parameter_groups
 from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -62,7 +62,7 @@ class FlowModule(ResumableModule):
         betas: moment decays of the default optimizer.
         optimizer: takes the parameter groups (see `parameter_groups`); None for AdamW, fused except under float16.
         lr_scheduler: takes the optimizer and ticks once a step; None for a constant rate.
-        rule: how rates follow from the base rate, see `training.optimization.parameter_groups`; `constant` for a
+        rule: how rates follow from the base rate, see `training.optimization.learning_rates`; `constant` for a
             network that is no XUT.
         time_mean: mean of the logit-normal time; above 0 trains more near noise.
         time_std: its standard deviation.
