@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.moved_keys import MOVED, present_keys
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.former_keys import MOVED, present_keys
 from hdm_lightning.training.job import check_job
 
 CONF = Path(hdm_lightning.conf.__file__).parent

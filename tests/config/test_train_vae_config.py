@@ -12,7 +12,7 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.autoencoder_checks import branch_settings, check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import group, with_stage
 
 CONF = Path(hdm_lightning.conf.__file__).parent
 PRESETS = sorted(path.stem for path in (CONF / "vae_training").glob("*.yaml"))

@@ -25,7 +25,7 @@ from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights
 from hdm_lightning.training.composition import build
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.autoencoder_module import NOISE_PURPOSE
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import group, with_stage
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 # Groups of two channels or more, or the bias before a norm has no gradient; and wide enough that with this seed some

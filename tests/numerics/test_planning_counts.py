@@ -24,7 +24,7 @@ from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, dev
 from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.profiling.recipe import Recipe, StageRecipe
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
-from hdm_lightning.training.settings import OptimizerSettings, StageSettings
+from hdm_lightning.training.recorded import OptimizerSettings, StageSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.loading import decoding_rate, measure_data
 from hdm_lightning.profiling.record import measurement, record, report
 from hdm_lightning.profiling.timing import compare, time_in_turn
-from hdm_lightning.training.record import recorded_values
+from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.whole_files import write_json
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}

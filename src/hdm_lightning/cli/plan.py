@@ -29,7 +29,7 @@ def main() -> None:
 def schedule(config: DictConfig) -> None:
     """Forecast a schedule, print, and write what was asked for."""
     from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch: --help stays quick)
-    from hdm_lightning.training.record import recorded_values  # noqa: PLC0415
+    from hdm_lightning.training.recorded import recorded_values  # noqa: PLC0415
 
     console = _console()
     result = run_plan(recorded_values(config), log=lambda text: console.print(text, style="dim"))

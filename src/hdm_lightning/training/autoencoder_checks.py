@@ -1,6 +1,6 @@
 """Everything that can be known to be wrong with an autoencoder's training before the first weight is allocated."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,11 +18,8 @@ from hdm_lightning.training.composition import build, check_call, plain, target_
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.groups import AutoencoderSource, Equivariance
 from hdm_lightning.training.modules.autoencoder_network import build_vae
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import StagePlan
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 
 JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
 KEPT = ("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size")
@@ -31,7 +28,7 @@ COURSE = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "da
 """What the card of a finished training says, or what its weights come of."""
 
 
-def check(config: DictConfig, recipe: "AutoencoderRecipe", plan: StagePlan) -> None:
+def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     """Check a configuration; nothing but indices and configurations is read.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -17,24 +17,21 @@ from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, parse, plain
 from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
-from hdm_lightning.training.model_flops import stage_flops
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
-from hdm_lightning.training.record import recorded_values
+from hdm_lightning.training.recorded import recorded_values
+from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, with_stage
 from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
 from hdm_lightning.training.text_whitening import PROJECTION, folded, run_whitening, unfolded
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.schedule import Run
 
 KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
 KEPT_TOO = "text_encoder.whiten_captions"
@@ -69,7 +66,7 @@ class FlowRecipe(Recipe):
 
     # Building
 
-    def build(self, run: "Run") -> nn.Module:
+    def build(self, run: Run) -> nn.Module:
         """Encoders, whitening and network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
@@ -86,7 +83,7 @@ class FlowRecipe(Recipe):
         run.parts["whitening"] = whitening
         return fresh_network(run.config)
 
-    def begin(self, run: "Run") -> None:
+    def begin(self, run: Run) -> None:
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
         network, report = first_network(run.config, run.parts["whitening"])
         if report is not None and processes.rank() == 0 and "init" not in run.parts:
@@ -95,7 +92,7 @@ class FlowRecipe(Recipe):
         run.parts["init"] = report
         load_weights(run.network, network.state_dict())
 
-    def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+    def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """The network, prepared for the stage, and the encoders."""
         compiled = bool(plain(run.config, "hardware.compile"))
         if isinstance(run.network, XUT):
@@ -106,11 +103,11 @@ class FlowRecipe(Recipe):
         parts = run.parts
         return {"network": run.network, "text_encoder": parts["text_encoder"], "autoencoder": parts["autoencoder"]}
 
-    def data_arguments(self, run: "Run") -> dict[str, Any]:
+    def data_arguments(self, run: Run) -> dict[str, Any]:
         """The tokenizer of the text encoder."""
         return {"tokenizer": run.parts["text_encoder"].tokenizer}
 
-    def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+    def values(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """What the stages after this one cost, in samples of this stage, by the network's operations."""
         if not isinstance(run.network, XUT):
             return {"samples_after": float(sum(each.samples for each in run.plans[plan.number :]))}
@@ -134,7 +131,7 @@ class FlowRecipe(Recipe):
         metrics = _checkpoint_callback(trainer).metrics
         return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
 
-    def export(self, run: "Run", checkpoint: Path) -> None:
+    def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with all that drawing needs."""
         if processes.rank() == 0:
             export_pipeline(run, read_checkpoint(checkpoint))
@@ -175,7 +172,7 @@ def _short(name: str) -> str:
     return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
-def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
+def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     """Write `final/` from the last checkpoint of the last stage."""
     config, last = run.config, run.plans[-1].settings
     if not isinstance(run.network, XUT):
@@ -206,7 +203,7 @@ def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
     )
 
 
-def _record(run: "Run") -> dict[str, Any]:
+def _record(run: Run) -> dict[str, Any]:
     """What the model card says about the training."""
     stages = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
     environment = run_folder.read_environment(run.run_dir)
@@ -222,7 +219,7 @@ def _record(run: "Run") -> dict[str, Any]:
     }
 
 
-def write_hparams(run: "Run") -> None:
+def write_hparams(run: Run) -> None:
     """Write the run's row for TensorBoard's HParams page, over an earlier one."""
     done = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
     events = Ledger(run.run_dir / run_folder.LEDGER, writes=False).events()

@@ -193,7 +193,9 @@ def reconstruct(folder: Path, sigma_rel: float, samples: int | None = None) -> R
     """
     stored = read_snapshots(folder)
     if not stored:
-        hint = "train with callbacks.ema.sigma_rel=[0.05,0.10] and a snapshot_every"
+        hint = (
+            "train with callbacks.weight_averages.sigma_rel=[0.05,0.10] and a callbacks.store_averages.every_n_samples"
+        )
         raise UserError("there are no stored averages", where=str(folder), hint=hint)
     if not 0 < sigma_rel <= WIDEST:
         raise UserError(f"{sigma_rel} is no relative width", where="--average", hint=f"above 0, at most {WIDEST}")
@@ -216,7 +218,7 @@ def _combined(stored: list[Snapshot], sigma_rel: float, at: int) -> Reconstructi
         raise UserError(
             f"{len(stored)} stored averages give width {sigma_rel} only to {misfit:.0%}",
             where="--average",
-            hint="ask for a width nearer to the stored ones, or store more often (callbacks.ema.snapshot_every)",
+            hint="ask for a width nearer to the stored ones, or lower callbacks.store_averages.every_n_samples",
         )
     return Reconstruction(_weighted_sum(stored, coefficients.tolist()), at, misfit, len(stored))
 

@@ -15,9 +15,34 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.gpus import find_gpu
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now, samples_trained
-from hdm_lightning.training.model_flops import peak_tflops, training_flops
+from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.processes import summed
+
+
+def stage_flops(config: XUTConfig, stage: StageSettings, factor: int) -> int:
+    """Operations of one sample of a stage, captions padded to the stage's context.
+
+    Args:
+        config: of the network.
+        stage: resolution, context and routing.
+        factor: image pixels per latent cell along one side.
+    """
+    side = stage.resolution // factor
+    return training_flops(config, (side, side), stage.context_length, stage.routing_rate)
+
+
+def peak_tflops(device: torch.device, configured: float | None) -> float | None:
+    """Dense bfloat16 rate of the device in 10^12 operations a second: as configured, else of a known GPU, else None."""
+    if configured is not None:
+        return configured
+    if device.type != "cuda":
+        return None
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return gpu.peak_tflops if gpu else None
+
 
 STATM = Path("/proc/self/statm")
 STATUS = Path("/proc/self/status")

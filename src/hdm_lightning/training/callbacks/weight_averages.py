@@ -194,7 +194,7 @@ class StoreAverages(StepWatcher, Callback):
     ) -> None:
         super().__init__()
         if dtype not in ("float16", "float32"):
-            where = "callbacks.ema.snapshot_dtype"
+            where = "callbacks.store_averages.dtype"
             raise UserError(f"'{dtype}' is neither float16 nor float32", where=where, hint="float16")
         self.folder, self.every_n_steps, self.every_n_samples = Path(folder), every_n_steps, every_n_samples
         self.dtype = torch.float16 if dtype == "float16" else torch.float32

@@ -36,7 +36,7 @@ from hdm_lightning.training.modules.resumable_module import (
     call_optimizer,
     plain_learning_rate,
 )
-from hdm_lightning.training.optimization.learning_rates import ParameterGroup, parameter_groups
+from hdm_lightning.training.optimization.learning_rates import ParameterGroup, Rule, parameter_groups
 from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -87,7 +87,7 @@ class FlowModule(ResumableModule):
         betas: tuple[float, float] = (0.9, 0.98),
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
-        rule: str = "mup",
+        rule: Rule = "mup",
         time_mean: float = 0.0,
         time_std: float = 1.0,
         seed: int = 0,
@@ -219,7 +219,7 @@ class FlowModule(ResumableModule):
             return parameter_groups(self.network, self.learning_rate, self.weight_decay, rule=self.rule)
         except ValueError as error:
             hint = "rule='constant' fits every network"
-            raise UserError(str(error), where="optimizer.rule", hint=hint) from error
+            raise UserError(str(error), where="rule", hint=hint) from error
 
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
         """The optimizer of the network with its schedule."""

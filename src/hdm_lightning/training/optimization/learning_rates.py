@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -78,6 +78,7 @@ def _matrices(parameter: Tensor) -> bool:
     return parameter.dim() > 1
 
 
+Rule = Literal["mup", "published", "constant"]
 RULES: dict[str, tuple[Row, ...]] = {
     "mup": (
         Row(r".*\.log_frequencies", _network_width, _never),

@@ -1,7 +1,10 @@
-"""Keys of earlier versions on a command line: renamed ones are read as before, moved ones say where they went."""
+"""Keys of earlier versions: on a command line they are read or say where they went, in a run's record they are read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.errors import UserError
 
@@ -34,8 +37,11 @@ MOVED = {
     "optimizer.muon_momentum": "optimizer.momentum",
     "optimizer.muon_rounds": "optimizer.rounds",
 }
-"""Key or group of an earlier version, and where its values are given now."""
+"""Key or group of an earlier version, and where its values are given now; parts of a group come before it."""
+OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "hdm_lightning.training.optimization.muon.MuonAdamW"}
+"""`optimizer.name` of earlier versions."""
 _OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[\w./@]+)(?P<rest>=.*|)", re.DOTALL)
+_ABSENT = object()
 
 
 def present_keys(arguments: Sequence[str], config_name: str) -> list[str]:
@@ -66,3 +72,20 @@ def _present(argument: str, config_name: str) -> str:
             exact = f"{new}{key.removeprefix(old)}" + ("" if "=" in new else rest)
             raise UserError("has moved", where=key, hint=exact)
     return f"{match['mark']}{RENAMED.get(key, key)}{rest}"
+
+
+def present_spelling(values: Mapping[str, Any]) -> DictConfig:
+    """A recorded configuration with the keys of now; what has no place any more is left out."""
+    config = OmegaConf.create(dict(values))
+    name = OmegaConf.select(config, "optimizer.name", default=_ABSENT)
+    if name is not _ABSENT:
+        OmegaConf.update(config, "optimizer._target_", OPTIMIZERS.get(name, name), force_add=True)
+    for old, new in {**MOVED, **RENAMED}.items():
+        value = OmegaConf.select(config, old, default=_ABSENT)
+        if value is _ABSENT:
+            continue
+        group, _, key = old.rpartition(".")
+        del (OmegaConf.select(config, group) if group else config)[key]
+        if "=" not in new and old != "optimizer.name":
+            OmegaConf.update(config, new, value, force_add=True)
+    return config
