@@ -187,7 +187,7 @@ class AutoencoderRecipe(Recipe):
             "loss": asdict(group(config, self, "loss")),
             "equivariance": asdict(group(config, self, "equivariance")),
             "adversarial": asdict(adversarial) if adversarial.weight else None,
-            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
             "commit": environment["commit"],
             "hdm_lightning": environment["hdm_lightning"],
         }

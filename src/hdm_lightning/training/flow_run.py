@@ -20,14 +20,14 @@ from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.composition import build, parse, plain
-from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
+from hdm_lightning.training.composition import build, plain
+from hdm_lightning.training.groups import Guard, Hardware, Validation
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.recorded import recorded_values
-from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, with_stage
-from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
+from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
+from hdm_lightning.training.stages import Schedule, StagePlan, plan_stages
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
@@ -55,10 +55,7 @@ class FlowRecipe(Recipe):
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
         """The stages of `schedule`."""
-        schedule = parse(Schedule, plain(config, "schedule"), "schedule")
-        stages = schedule.stages.items()
-        schedule.stages = {name: parse(StageSettings, each, f"schedule.stages.{name}") for name, each in stages}
-        return plan_stages(schedule, world_size)
+        return plan_stages(group(config, self, "schedule"), world_size)
 
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
         """See `flow_checks`."""
@@ -211,7 +208,7 @@ def _record(run: Run) -> dict[str, Any]:
         "name": str(run.config.name),
         "seed": int(run.config.seed),
         "samples": sum(stage["samples"] for stage in stages),
-        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
         "stages": stages,
         "resolution": run.plans[-1].settings.resolution,
         "commit": environment["commit"],
@@ -222,12 +219,11 @@ def _record(run: Run) -> dict[str, Any]:
 def write_hparams(run: Run) -> None:
     """Write the run's row for TensorBoard's HParams page, over an earlier one."""
     done = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
-    events = Ledger(run.run_dir / run_folder.LEDGER, writes=False).events()
+    book = Ledger(run.run_dir / run_folder.LEDGER, writes=False)
     losses = {name: value for name, value in done[-1]["validation"].items() if math.isfinite(value)}
     outcome = {
         **{f"validation_loss_{name}": value for name, value in losses.items()},
         "samples": float(sum(stage["samples"] for stage in done)),
-        "device_hours": sum(event.get("device_hours", 0.0) for event in events),
-        "cost_usd": sum(event.get("cost_usd", 0.0) for event in events),
+        **{key: book.spent(key) for key in ("device_hours", "cost_usd")},
     }
     write_row(run.run_dir / FOLDER, flat_settings(recorded_values(run.config)), outcome, int(outcome["samples"]))

@@ -1,6 +1,5 @@
 """The groups of a training's configuration that make no object by themselves: their keys, types and ranges."""
 
-from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -59,19 +58,6 @@ class Validation:
     samples: Interval = 256
     batch_size: Count = 32
     seed: int = 0
-
-
-@settings
-class Schedule:
-    """An ordered mapping of named stages and what goes from one to the next.
-
-    Attributes:
-        stages: name to stage; names begin with a letter so that they can be overridden on the command line.
-        carry_moments: hand the optimizer's moments over to the next stage.
-    """
-
-    stages: dict[str, Any] = field(default_factory=dict)
-    carry_moments: bool = False
 
 
 @settings

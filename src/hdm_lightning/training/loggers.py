@@ -116,14 +116,8 @@ def write_row(folder: Path, settings: dict[str, float | str | bool], outcome: di
 
     The outcome's tags get `OUTCOME_PREFIX`; `step` is the samples seen.
     """
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
-    from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415  (as above)
-
     for old in folder.glob("events.*"):
         old.unlink()
-    metrics = {f"{OUTCOME_PREFIX}{name}": value for name, value in outcome.items()}
-    with SummaryWriter(str(folder)) as writer:
-        for summary in hparams(dict(settings), dict(metrics)):
-            writer.file_writer.add_summary(summary)
-        for tag, value in metrics.items():
-            writer.add_scalar(tag, value, step)
+    logger = TensorBoardLogger(folder.parent, name="", version=folder.name)
+    logger.log_hyperparams(dict(settings), {f"{OUTCOME_PREFIX}{name}": value for name, value in outcome.items()}, step)
+    logger.experiment.close()

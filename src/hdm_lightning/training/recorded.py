@@ -18,7 +18,7 @@ from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.former_keys import present_spelling
 from hdm_lightning.training.groups import Guard, Hardware, Validation
-from hdm_lightning.training.stages import Interval, StageSettings, settings
+from hdm_lightning.training.stages import Interval, Schedule, settings
 
 LARGEST_BYTES = 1_000_000
 WHERE_FROM = "look where the folder comes from"
@@ -151,14 +151,6 @@ class VaeSettings:
 
 
 @settings
-class RecordedSchedule:
-    """Named stages, in their order."""
-
-    stages: dict[str, StageSettings]
-    carry_moments: bool = False
-
-
-@settings
 class TrainSettings:
     """The plain fields of a run of `hdm-train`, for commands that read one and build none of its parts.
 
@@ -169,7 +161,7 @@ class TrainSettings:
     """
 
     model: dict[str, Any]
-    schedule: RecordedSchedule
+    schedule: Schedule
     name: str = "train"
     run_dir: str = ""
     seed: int = 0

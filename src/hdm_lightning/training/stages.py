@@ -105,6 +105,19 @@ class StageSettings(BasicStageSettings):
 
 
 @settings
+class Schedule:
+    """An ordered mapping of named stages and what goes from one to the next.
+
+    Attributes:
+        stages: name to stage; names begin with a letter so that they can be overridden on the command line.
+        carry_moments: hand the optimizer's moments over to the next stage.
+    """
+
+    stages: dict[str, StageSettings] = field(default_factory=dict)
+    carry_moments: bool = False
+
+
+@settings
 class AutoencoderStageSettings(BasicStageSettings):
     """The one stage of `hdm-train-vae`, which keeps its rate and has EQ-VAE's moment decays where nothing is said."""
 
@@ -180,17 +193,17 @@ class StagePlan:
         }
 
 
-def plan_stages(schedule: Any, world_size: int) -> list[StagePlan]:
+def plan_stages(schedule: Schedule, world_size: int) -> list[StagePlan]:
     """Every stage's plan for `world_size` processes.
 
     Args:
-        schedule: has `stages`, name to `StageSettings`.
+        schedule: name to settings of every stage.
         world_size: processes of all machines.
 
     Raises:
         UserError: naming the key.
     """
-    return plans_of({f"schedule.stages.{name}": stage for name, stage in (schedule.stages or {}).items()}, world_size)
+    return plans_of({f"schedule.stages.{name}": stage for name, stage in schedule.stages.items()}, world_size)
 
 
 def plans_of(stages: Mapping[str, Any], world_size: int) -> list[StagePlan]:

@@ -134,15 +134,15 @@ def _folders(sweep_dir: Path) -> list[Path]:
 def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapping[str, Any] | None) -> JobResult:
     failed = folder / FAILED
     status = "done" if run_folder.is_finished(folder) else "failed" if failed.exists() else "unfinished"
-    events = Ledger(folder / run_folder.LEDGER, writes=False).events()
+    book = Ledger(folder / run_folder.LEDGER, writes=False)
     return JobResult(
         folder=folder,
         settings=settings,
         status=status,
         objective=objective(folder) if status == "done" else None,
         losses=final_losses(folder) if status == "done" else {},
-        device_hours=sum(event.get("device_hours", 0.0) for event in events),
-        cost_usd=sum(event.get("cost_usd", 0.0) for event in events),
+        device_hours=book.spent("device_hours"),
+        cost_usd=book.spent("cost_usd"),
         error=json.loads(failed.read_text())["error"] if status == "failed" else "",
         baseline=base is not None and all(_same(settings.get(k), base.get(k)) for k in varied - {SEED}),
     )

@@ -44,17 +44,14 @@ def alone_in(run_dir: Path) -> Iterator[None]:
             is a symbolic link.
         StoppedBySignal: on every process alike, one was asked to stop meanwhile.
     """
-    lock, refusal = None, None
-    if processes.rank() == 0:
-        try:
-            lock = take(run_dir)
-        except UserError as error:
-            refusal = (error.what, error.where, error.hint)
+    lock = None
+
+    def hold() -> None:
+        nonlocal lock
+        lock = take(run_dir)
+
     try:
-        refusal = processes.from_first(refusal)
-        if refusal is not None:
-            what, where, hint = refusal
-            raise UserError(what, where=where, hint=hint)
+        processes.decided_by_first(hold)
         stop_if_asked("before the first step")
         yield
     finally:

@@ -106,7 +106,7 @@ class Budget(StepWatcher, Callback):
 
     def _spent(self, devices: int) -> str | None:
         if self._ledger is not None:
-            seconds, usd = self._ledger.stage_seconds(), self._ledger.stage_cost_usd()
+            seconds, usd = (self._ledger.spent(key, stage=True) for key in ("seconds", "cost_usd"))
         else:
             seconds = self._seconds()
             usd = seconds / 3600 * devices * self.usd_per_device_hour
