@@ -16,7 +16,7 @@ from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
-from hdm_lightning.training.groups import AutoencoderSource, Equivariance
+from hdm_lightning.training.groups import AutoencoderSource
 from hdm_lightning.training.modules.autoencoder_network import build_vae
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import StagePlan
@@ -151,25 +151,12 @@ def _check_crop(stage: DictConfig) -> None:
         )
 
 
-def branch_settings(equivariance: Equivariance) -> BranchSettings:
-    """How branches are drawn.
-
-    Raises:
-        UserError: naming the key under `equivariance`.
-    """
-    try:
-        return BranchSettings(**vars(equivariance))
-    except ValueError as error:
-        raise UserError(str(error), where="equivariance", hint="see conf/vae_training for complete examples") from error
-
-
-def smallest_trained(equivariance: Equivariance, cells: int) -> int:
+def smallest_trained(branches: BranchSettings, cells: int) -> int:
     """Side in latent cells of the smallest image that the branches make out of `cells`.
 
     Raises:
         UserError: no scale gives a whole number of cells.
     """
-    branches = branch_settings(equivariance)
     if not (branches.equivariant or branches.downscaled):
         return cells
     where = "equivariance.scale_numerators"

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 from torch import nn
 
+from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import load_feature_network
@@ -27,7 +28,6 @@ from hdm_lightning.training.groups import (
     AutoencoderLoss,
     AutoencoderSource,
     AutoencoderValidation,
-    Equivariance,
     Guard,
     Hardware,
     Patches,
@@ -48,7 +48,7 @@ class AutoencoderRecipe(Recipe):
         "autoencoder": AutoencoderSource,
         "patches": Patches,
         "loss": AutoencoderLoss,
-        "equivariance": Equivariance,
+        "equivariance": BranchSettings,
         "adversarial": Adversarial,
         "validation": AutoencoderValidation,
         "guard": Guard,

@@ -98,20 +98,6 @@ class AutoencoderLoss:
 
 
 @settings
-class Equivariance:
-    """How branches and transforms are drawn; see `autoencoding.branches.BranchSettings`."""
-
-    equivariant: float = 0.5
-    downscaled: float = 0.125
-    scale_numerators: tuple[int, ...] = tuple(range(8, 32))
-    scale_denominator: int = 32
-    quarter_turns: tuple[int, ...] = (1, 2, 3)
-    anisotropic: bool = False
-    antialias: bool = False
-    flips: bool = False
-
-
-@settings
 class Patches:
     """A first part of the training on patches of the images, which cost less than whole ones.
 
