@@ -28,7 +28,7 @@ from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwor
 class StepSettings:
     """What of a training says how much memory its steps take."""
 
-    groups: Mapping[str, Any]  # the plain groups of `hdm-train-vae` by name, see `training.groups`
+    groups: Mapping[str, Any]  # the plain groups of `hdm-train-vae` by name, see `training.autoencoder_checks`
     stage: Any  # sizes and recomputation
     averages: int = 1  # weight averages kept
 

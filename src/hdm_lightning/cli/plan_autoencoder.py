@@ -21,10 +21,9 @@ from hdm_lightning.profiling.forecast import plain as plain_values
 from hdm_lightning.profiling.gpus import parse_gpus
 from hdm_lightning.profiling.live_memory import StepMemory, step_memory
 from hdm_lightning.profiling.memory import GIB
-from hdm_lightning.training.autoencoder_checks import autoencoder_config, check_settings
+from hdm_lightning.training.autoencoder_checks import AutoencoderSource, autoencoder_config, check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 from hdm_lightning.training.composition import parse, plain
-from hdm_lightning.training.groups import AutoencoderSource
 from hdm_lightning.training.run_recipe import group, with_stage
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.

@@ -23,9 +23,9 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.flow_run import folded
 from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
-from hdm_lightning.training.text_whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
 DRAWN = {"steps": 24, "guidance_scale": 4.0}

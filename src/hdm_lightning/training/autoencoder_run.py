@@ -17,27 +17,25 @@ from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import autoencoder_checks, run_folder
+from hdm_lightning.training.autoencoder_checks import (
+    Adversarial,
+    AutoencoderLoss,
+    AutoencoderSource,
+    AutoencoderValidation,
+    Patches,
+)
 from hdm_lightning.training.autoencoder_export import export_autoencoder
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import parse, plain
-from hdm_lightning.training.groups import (
-    Adversarial,
-    AutoencoderLoss,
-    AutoencoderSource,
-    AutoencoderValidation,
-    Guard,
-    Hardware,
-    Patches,
-)
 from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
 from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group
-from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plans_of
+from hdm_lightning.training.stages import AutoencoderStageSettings, Guard, Hardware, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
 
 

@@ -1,14 +1,19 @@
 """The training of a network (`hdm-train`): what its configuration must say, what it builds and leaves behind."""
 
 import math
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import stream
+from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.sources import TextEncoderSource
 from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
@@ -21,17 +26,78 @@ from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, plain
-from hdm_lightning.training.groups import Guard, Hardware, Validation
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
-from hdm_lightning.training.stages import Schedule, StagePlan, plan_stages
+from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, Validation, plan_stages
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
-from hdm_lightning.training.text_whitening import PROJECTION, folded, run_whitening, unfolded
+from hdm_lightning.whole_files import write_atomically
+
+CAPTIONS_AT_ONCE = 256
+PROJECTION = ("text_projection.weight", "text_projection.bias")
+
+
+def run_whitening(
+    run_dir: Path, captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device
+) -> TextWhitening | None:
+    """The run's whitening, measured by the first process if the run's folder has none; None where it is off.
+
+    Args:
+        run_dir: the run's folder.
+        captions: how many are measured; 0 turns the whitening off.
+        encoder: with the tokenizer of its captions.
+        samples: the first stage's training stream, in whose order captions are taken.
+        device: where to encode them.
+    """
+    if not captions:
+        return None
+    path = run_dir / run_folder.WHITENING
+    if processes.rank() == 0 and not path.exists():
+        content = _measure(captions, encoder, samples, device).to_bytes()
+        write_atomically(path, lambda file: file.write(content))
+    processes.barrier()
+    return TextWhitening.load(path)
+
+
+def folded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
+    """A network's state dict for whitened states as one for plain states."""
+    if whitening is None:
+        return state
+    return {**state, **dict(zip(PROJECTION, whitening.fold(*(state[name] for name in PROJECTION)), strict=True))}
+
+
+def unfolded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
+    """A network's state dict for plain states as one for whitened states."""
+    if whitening is None:
+        return state
+    return {**state, **dict(zip(PROJECTION, whitening.unfold(*(state[name] for name in PROJECTION)), strict=True))}
+
+
+def _measure(captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device) -> TextWhitening:
+    encoder.to(device)
+    tokenizer: Any = encoder.tokenizer
+    # The training itself will note the bad ones.
+    read = stream(replace(samples, quarantine=None), tokenizer.bind(samples.context_length), stop=captions)
+    rows: list[Tensor] = []
+    found = ((sample.tokens, sample.length) for sample in read if sample.weight)
+    while batch := list(islice(found, CAPTIONS_AT_ONCE)):
+        rows.append(_states(encoder, batch, device))
+    return TextWhitening.measure(torch.cat(rows))
+
+
+@torch.no_grad()
+def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: torch.device) -> Tensor:
+    """States (N,D) of the true tokens of captions."""
+    tokens = torch.tensor([one for one, _ in batch], device=device)
+    lengths = torch.tensor([length for _, length in batch], device=device)
+    states = encoder.encode(tokens, lengths)
+    real = torch.arange(tokens.shape[1], device=device) < lengths.unsqueeze(1)
+    return states[real].float().cpu()
+
 
 KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
 KEPT_TOO = "text_encoder.whiten_captions"

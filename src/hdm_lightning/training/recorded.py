@@ -17,8 +17,7 @@ from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.former_keys import present_spelling
-from hdm_lightning.training.groups import Guard, Hardware, Validation
-from hdm_lightning.training.stages import Interval, Schedule, settings
+from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, Validation, settings
 
 LARGEST_BYTES = 1_000_000
 WHERE_FROM = "look where the folder comes from"

@@ -19,6 +19,7 @@ from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal
 from hdm_lightning.training.callbacks.weight_averages import StoreAverages, WeightAverages, averages_state
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.composition import build, has_target, plain
+from hdm_lightning.training.flow_run import folded
 from hdm_lightning.training.loggers import on_sample_axis, write_page
 from hdm_lightning.training.optimization.moments import CarryMoments
 from hdm_lightning.training.recorded import recorded_text
@@ -27,7 +28,6 @@ from hdm_lightning.training.run_recipe import Run, with_stage
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.own_strategies import ShardedStrategy, StaticGraphStrategy
-from hdm_lightning.training.text_whitening import folded
 from hdm_lightning.training.world import cluster_environment, local_world_size, nodes
 
 LEAVING_FILES = (KeepLedger, StoreAverages, SampleImages, ReconstructionImages)

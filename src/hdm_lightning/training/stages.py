@@ -1,4 +1,4 @@
-"""A stage of a schedule: the schema of its keys, and what follows from them. Computed and checked in one place."""
+"""Groups of plain keys that make no object: their types and ranges; of a stage also what follows from them."""
 
 import re
 from collections.abc import Mapping
@@ -24,6 +24,57 @@ def settings(kind: type[Kind]) -> type[Kind]:
     """Make a group of keys of a class: unknown ones are refused, values are checked against the annotations."""
     made: Any = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid"))(kind)
     return made
+
+
+@settings
+class Hardware:
+    """What is not the trainer's.
+
+    Attributes:
+        compile: compile the network block by block, for the shapes of the training.
+        threads: CPU threads of each process; 0 leaves torch's choice.
+        usd_per_device_hour: price for the ledger.
+        peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
+        compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
+    """
+
+    compile: bool = False
+    threads: Interval = 0
+    usd_per_device_hour: NotNegative = 0.0
+    peak_tflops: Positive | None = None
+    compress_gradients: bool = False
+
+
+@settings
+class Guard:
+    """When a training counts as gone wrong, and how often it goes back and skips the samples that led there.
+
+    Attributes:
+        spike_factor: a step's loss is high above so many running means; None: only a loss that is not finite counts.
+        spike_steps: high steps in a row that count as a spike.
+        warmup_steps: steps of a stage before high losses count.
+        rewinds: how often a stage goes back before the run stops.
+    """
+
+    spike_factor: Annotated[float, Field(gt=1)] | None = 3.0
+    spike_steps: Count = 3
+    warmup_steps: Interval = 100
+    rewinds: Interval = 3
+
+
+@settings
+class Validation:
+    """The fixed validation set.
+
+    Attributes:
+        samples: how many samples, all devices together.
+        batch_size: per device.
+        seed: which samples, and their noise and times: apart from the run's seed, so that runs of other seeds compare.
+    """
+
+    samples: Interval = 256
+    batch_size: Count = 32
+    seed: int = 0
 
 
 @settings
