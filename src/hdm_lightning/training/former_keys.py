@@ -41,7 +41,6 @@ MOVED = {
 OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "hdm_lightning.training.optimization.muon.MuonAdamW"}
 """`optimizer.name` of earlier versions."""
 _OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[\w./@]+)(?P<rest>=.*|)", re.DOTALL)
-_ABSENT = object()
 
 
 def present_keys(arguments: Sequence[str], config_name: str) -> list[str]:
@@ -75,17 +74,27 @@ def _present(argument: str, config_name: str) -> str:
 
 
 def present_spelling(values: Mapping[str, Any]) -> DictConfig:
-    """A recorded configuration with the keys of now; what has no place any more is left out."""
+    """A recorded configuration with the keys of now; what has no place any more is left out.
+
+    A group with a `_target_` is of now, and its keys are its own; only `data.workers` was still called so then.
+    """
     config = OmegaConf.create(dict(values))
-    name = OmegaConf.select(config, "optimizer.name", default=_ABSENT)
-    if name is not _ABSENT:
-        OmegaConf.update(config, "optimizer._target_", OPTIMIZERS.get(name, name), force_add=True)
     for old, new in {**MOVED, **RENAMED}.items():
-        value = OmegaConf.select(config, old, default=_ABSENT)
-        if value is _ABSENT:
+        if old == "optimizer.name":
             continue
         group, _, key = old.rpartition(".")
-        del (OmegaConf.select(config, group) if group else config)[key]
-        if "=" not in new and old != "optimizer.name":
+        place: Any = OmegaConf.select(config, group) if group else config
+        if not OmegaConf.is_dict(place) or key not in place or (old not in RENAMED and _is_of_now(place, place[key])):
+            continue
+        value = place.pop(key)
+        if "=" not in new:
             OmegaConf.update(config, new, value, force_add=True)
+    optimizer = config.get("optimizer")
+    if OmegaConf.is_dict(optimizer) and "name" in optimizer and not _is_of_now(optimizer):
+        name = optimizer.pop("name")
+        optimizer["_target_"] = OPTIMIZERS.get(name, name)
     return config
+
+
+def _is_of_now(*nodes: Any) -> bool:
+    return any(OmegaConf.is_dict(node) and "_target_" in node for node in nodes)
