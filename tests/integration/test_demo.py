@@ -11,7 +11,7 @@ def override(key, overrides):
     return f"{key}=[" + ",".join(f"'{each}'" for each in overrides) + "]"
 
 
-STAGES = ["schedule.stages.px48.samples=64", "schedule.stages.px64.samples=32", "callbacks.pictures.steps=2"]
+STAGES = ["schedule.stages.px48.samples=64", "schedule.stages.px64.samples=32", "callbacks.sample_images.steps=2"]
 MODEL = ["experiment=demo", "trainer=cpu", "trainer.devices=1", "model.width=32", "model.heads=1", "model.mlp_width=32"]
 AUTOENCODER = ["vae_training=demo", "trainer=cpu", "trainer.devices=1", "stage.samples=32", "validation.samples=4"]
 TINY = [
