@@ -5,7 +5,7 @@ import torch
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
+from hdm_lightning.training.stages import StageSettings, TrainerSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks, prepare_network
 
 pytestmark = pytest.mark.gpu

@@ -21,7 +21,7 @@ from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.training.checkpoint_io import checkpoints_in
 from hdm_lightning.training.modules import draws
-from hdm_lightning.training.recorded import recorded_validation_stream
+from hdm_lightning.training.recorded_data import recorded_validation_stream
 
 STAGE = {
     "resolution": 16,

@@ -24,8 +24,8 @@ from hdm_lightning.profiling.encoder_costs import (
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, device_memory
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
-from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
-from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.modules.flow_step import FrozenEncoders
+from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")

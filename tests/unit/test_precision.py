@@ -16,8 +16,8 @@ from hdm_lightning.precision import encoder_dtype
 from hdm_lightning.profiling.bench_settings import CaseSettings
 from hdm_lightning.profiling.cases import Setup
 from hdm_lightning.training import hardware
+from hdm_lightning.training.optimization.learning_rates import parameter_groups
 from hdm_lightning.training.optimization.muon import MuonAdamW
-from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 CLIP = 0.1

@@ -22,7 +22,7 @@ from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, R
 from hdm_lightning.profiling.cases import Setup, measured
 from hdm_lightning.profiling.system import decoding_rate, measure_data
 from hdm_lightning.profiling.timing import compare, record, report, time_in_turn
-from hdm_lightning.training.record import recorded_values
+from hdm_lightning.training.recorded import recorded_values
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}

@@ -26,7 +26,7 @@ from hdm_lightning.profiling.cases import (
     text_case,
 )
 from hdm_lightning.training.averaging.averages import ParameterAverages
-from hdm_lightning.training.callbacks.section_clock import SectionClock
+from hdm_lightning.training.callbacks.throughput import SectionClock
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.flow_module import FlowModule
 from hdm_lightning.training.optimization.muon import MuonAdamW

@@ -42,7 +42,7 @@ class Conversion:
         dtype: cast all tensors (default: as stored; comfyui: float16).
         vae: folder of the autoencoder to put in instead.
         text_encoder: name or folder that a pipeline's folder is to record.
-        average: of a run trained with callbacks.ema.sigma_rel: its average of this relative width, e.g. 0.08.
+        average: of a run with callbacks.weight_averages.sigma_rel: its average of this relative width, e.g. 0.08.
         samples: with --average: at so many samples seen (default: the end).
         force: replace what is at the destination.
     """
@@ -126,7 +126,7 @@ def _read(asked: Conversion) -> "Release":
 
 def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
     """The release with another average of the run's weights in place of its own."""
-    from hdm_lightning.training.averaging.reconstruction import FOLDER, reconstruct  # noqa: PLC0415  (torch)
+    from hdm_lightning.training.averaging.power_function import FOLDER, reconstruct  # noqa: PLC0415  (torch)
 
     found = reconstruct(asked.source / FOLDER, width, asked.samples)
     network = copy.deepcopy(release.network).float()

@@ -25,7 +25,7 @@ def main() -> None:
 def schedule(config: DictConfig) -> None:
     """Forecast a schedule, print, and write what was asked for."""
     from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch: --help stays quick)
-    from hdm_lightning.training.record import recorded_values  # noqa: PLC0415
+    from hdm_lightning.training.recorded import recorded_values  # noqa: PLC0415
 
     result = run_plan(recorded_values(config), log=print)
     show_report(result.report, result.content, Path(result.out) if result.out else None)

@@ -26,16 +26,13 @@ from hdm_lightning.profiling.gpus import parse_gpus
 from hdm_lightning.profiling.live_memory import StepMemory, step_memory
 from hdm_lightning.profiling.memory import GIB
 from hdm_lightning.profiling.plan_report import AutoencoderPlan
-from hdm_lightning.training.autoencoder_checks import autoencoder_config, check_settings
+from hdm_lightning.training.autoencoder_checks import AutoencoderSource, autoencoder_config, check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator
-from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.composition import plain
-from hdm_lightning.training.groups import AutoencoderSource
-from hdm_lightning.training.modules.adversarial import frozen_call
+from hdm_lightning.training.composition import parse, plain
+from hdm_lightning.training.modules.adversarial import GeneratorObjective, frozen_call
 from hdm_lightning.training.modules.autoencoder_module import adamw_groups
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
-from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import group, with_stage
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.
 _STAND_IN = "efficientnet_lite0"
@@ -57,7 +54,7 @@ def plan_autoencoder(
     """Forecast a composed configuration; `log` gets a line about what takes a while."""
     config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
-    wanted = settings_from({key: plain(config, key) for key in own if key in config}, AutoencoderPlanSettings)
+    wanted = parse(AutoencoderPlanSettings, {key: plain(config, key) for key in own if key in config}, "")
     gpu, count = parse_gpus(wanted.gpus)
     room = _room_gib(wanted, gpu.memory_gib)
     if wanted.out is not None:

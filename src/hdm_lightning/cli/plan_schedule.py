@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from rich.console import RenderableType
 
-from hdm_lightning.cli.arguments import check_group
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import Assumptions
@@ -21,9 +20,9 @@ from hdm_lightning.profiling.gpus import CPU, Host, Machine, override, parse_gpu
 from hdm_lightning.profiling.plan_report import comparison_report, plan_report, proposal_report
 from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
-from hdm_lightning.training.checks import settings_from
+from hdm_lightning.training.composition import parse
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED
-from hdm_lightning.training.settings import TrainSettings, model_config_from, train_settings_from
+from hdm_lightning.training.recorded import TrainSettings, model_config_from, train_settings_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 HERE = "here"
@@ -89,9 +88,7 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
 
 def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
     own = {entry.name for entry in fields(PlanSettings)}
-    wanted = settings_from({key: value for key, value in config.items() if key in own}, PlanSettings)
-    for group in ("host", "dataset", "assumptions", "probe_settings"):
-        check_group(getattr(wanted, group), group)
+    wanted = parse(PlanSettings, {key: value for key, value in config.items() if key in own}, "")
     rest = {key: value for key, value in config.items() if key not in own}
     rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
     return wanted, train_settings_from(rest)
@@ -125,7 +122,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
             where="model.context_width",
             hint=f"set model.context_width={text.width}, or choose another text_encoder",
         )
-    averages = settings.callbacks.ema
+    averages, trainer = settings.callback("weight_averages"), settings.trainer
     plans = plan_stages(settings.schedule, machine.count)
     return Recipe(
         network=network,
@@ -135,23 +132,23 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         dataset=dataset,
         text_max_tokens=settings.text_encoder.max_tokens,
         autoencoder_max_pixels=settings.vae.max_pixels,
-        averages=len(averages.halflife_samples) + len(averages.sigma_rel),
-        muon=settings.optimizer.name == "muon",
-        compiled=settings.trainer.compile,
-        half_gradients=settings.trainer.compress_gradients,
-        sharded=settings.trainer.strategy == SHARDED and machine.count > 1,
-        mixed=_is_mixed(settings.trainer.precision, machine),
-        checkpoints_kept=settings.callbacks.checkpoints.keep,
+        averages=len(averages.get("halflife_samples") or ()) + len(averages.get("sigma_rel") or ()),
+        muon=str(settings.optimizer.get("_target_")).endswith("MuonAdamW"),
+        compiled=settings.hardware.compile,
+        half_gradients=settings.hardware.compress_gradients,
+        sharded=trainer.get("strategy") == SHARDED and machine.count > 1,
+        mixed=_is_mixed(trainer.get("precision", "auto"), machine),
+        checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
     )
 
 
 def _check_limits(settings: TrainSettings) -> None:
     """What hdm-train would refuse on any machine."""
-    known, precision = ("auto", *PRECISIONS), settings.trainer.precision
+    known, precision = ("auto", *PRECISIONS), settings.trainer.get("precision", "auto")
     if precision not in known:
         what, hint = f"'{precision}' is none of {', '.join(known)}", "trainer.precision=auto"
         raise UserError(what, where="trainer.precision", hint=hint)
-    strategy = str(settings.trainer.strategy)
+    strategy = str(settings.trainer.get("strategy", "auto"))
     if strategy not in ("auto", SHARDED) and not strategy.startswith("ddp"):
         what = f"no forecast knows how '{strategy}' spreads a network over devices"
         raise UserError(what, where="trainer.strategy", hint=f"trainer.strategy=auto, or {SHARDED} which splits it")

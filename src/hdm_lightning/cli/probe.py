@@ -16,7 +16,7 @@ from hdm_lightning.profiling.gpus import CPU, Machine
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.profiling.timing import time_call
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.recorded import TrainSettings
 from hdm_lightning.training.stages import StageSettings
 
 _CPU_MICRO_BATCH = 4

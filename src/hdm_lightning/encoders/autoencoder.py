@@ -7,10 +7,11 @@ Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from hdm_lightning.encoders.base import ImageAutoencoder, place
@@ -37,7 +38,7 @@ def load_autoencoder(
     name: str,
     *,
     dtype: str | torch.dtype = "auto",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS,
     cache_size: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

@@ -6,9 +6,10 @@ Shapes: B batch, L tokens.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
@@ -36,7 +37,7 @@ def load_text_encoder(
     *,
     dtype: str | torch.dtype = "auto",
     layer: int = -1,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: Annotated[int, Ge(1)] = MAX_TOKENS,
     cache_size: int = 0,
     where: str = "text_encoder.name",
 ) -> TextEncoder:

@@ -22,7 +22,7 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
-from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
+from hdm_lightning.training.recorded_data import recorded_training_stream, recorded_validation_stream
 
 
 def evaluate(

@@ -23,12 +23,13 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.recorded import is_training, recorded_settings
-from hdm_lightning.training.settings import TrainSettings, model_config_from
+from hdm_lightning.training.flow_run import folded
+from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
-from hdm_lightning.training.whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
+DRAWN = {"steps": 24, "guidance_scale": 4.0}
+"""How a run draws where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,9 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     whitening_file = run.folder / run_folder.WHITENING
     whitening = TextWhitening.load(whitening_file) if run.settings.text_encoder.whiten_captions else None
     facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
-    side, drawn = plan.settings.resolution, run.settings.callbacks.pictures
-    sampling = {"height": side, "width": side, "steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
+    side, drawn = plan.settings.resolution, run.settings.callback("sample_images")
+    sampling = {"height": side, "width": side, **DRAWN}
+    sampling |= {key: drawn[key] for key in DRAWN if key in drawn}
     networks = {name: partial(_network, config, folded(state, whitening)) for name, state in states.items()}
     shared = _encoders(run, plan, options, next(iter(networks.values()))())
     return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)

@@ -143,19 +143,6 @@ def is_intact(path: Path) -> bool:
     return True
 
 
-def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is intact; newer ones are set aside. None where there has been none.
-
-    Raises:
-        UserError: there have been some, and all are damaged.
-    """
-    for path in reversed(checkpoints_in(folder)):
-        if is_intact(path):
-            return path
-    require_some(folder)
-    return None
-
-
 def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged checkpoint, so that it is neither resumed from nor lost, and say so."""
     aside = path.with_name(path.name + DAMAGED)

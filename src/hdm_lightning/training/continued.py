@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.record import present_spelling, recorded_values
-from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.former_keys import present_spelling
+from hdm_lightning.training.recorded import read_recorded, recorded_values
 from hdm_lightning.training.rewind import newest_position
 from hdm_lightning.training.stages import StagePlan
 
@@ -88,7 +88,7 @@ def _check_kept(run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterabl
 def _another(now: DictConfig, run_dir: Path) -> str:
     if "schedule" in now:
         return "init= starts a new run from a model's weights"
-    return f"autoencoder.source={run_dir / run_folder.FINAL} starts a new run from a trained autoencoder"
+    return f"{run_folder.way_on(now, run_dir)} starts a new run from a trained autoencoder"
 
 
 def _may_be(key: str, before: Any, now: Any) -> bool:
@@ -115,12 +115,8 @@ def _check_finished(run_dir: Path, began: DictConfig, now: DictConfig, course: I
                 raise UserError(
                     f"the training in {run_dir} is over and had {before}; {present} would change nothing",
                     where=key,
-                    hint=f"restore it, or start another run by another name=: {_from(now, run_dir)}",
+                    hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
                 )
-
-
-def _from(now: DictConfig, run_dir: Path) -> str:
-    return f"init={run_dir}" if "schedule" in now else f"autoencoder.source={run_dir / run_folder.FINAL}"
 
 
 def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -21,8 +21,8 @@ from hdm_lightning.training.checkpoint_io import (
     require_some,
     set_aside,
 )
-from hdm_lightning.training.json_lines import append_line, read_lines
 from hdm_lightning.training.modules.resumable_module import KEY
+from hdm_lightning.whole_files import append_line, read_lines
 
 RECORD = "rewinds.jsonl"
 

@@ -24,18 +24,23 @@ from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruc
 from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.autoencoder_quality import psnr, relative_error
-from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSteps, AdversarialTerm
+from hdm_lightning.training.modules.adversarial import (
+    GENERATOR,
+    AdversarialSteps,
+    AdversarialTerm,
+    GeneratorObjective,
+    PerceptualDistance,
+)
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
-from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.resumable_module import (
     FLOAT16,
     OptimizerFactory,
     SchedulerFactory,
+    WeightedMean,
     call_optimizer,
     plain_learning_rate,
 )
-from hdm_lightning.training.modules.weighted_mean import WeightedMean
 from hdm_lightning.training.strategies.processes import averaged
 
 NOISE_PURPOSE = "vae posterior"

@@ -1,6 +1,7 @@
-"""FSDP2 for the project's networks: `Trainer(strategy="fsdp2")`. No wrapper, and checkpoints of whole tensors."""
+"""Strategies of `lightning.Trainer`: `fsdp2` splits an XUT over devices, `ddp_static_graph` is DDP with one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -68,3 +69,31 @@ class ShardedStrategy(DDPStrategy):
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 of an XUT", override=True)
+
+
+class StaticGraphStrategy(DDPStrategy):
+    """DDP with a static graph that also accumulates.
+
+    DDP learns the graph in the first backward pass and then has to exchange gradients in it: left for the last
+    micro-batch of a step, as all others are, it fails. Averaged twice is averaged once, so the gradients stay what they
+    are.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(static_graph=True, **settings)
+        self._graph_is_known = False
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leave the exchange of gradients for a later micro-batch, but for the first one of all."""
+        if not self._graph_is_known:
+            self._graph_is_known = True
+            yield
+            return
+        with super().block_backward_sync():
+            yield
+
+
+StrategyRegistry.register(
+    "ddp_static_graph", StaticGraphStrategy, description="DDP whose steps all use the same parameters", override=True
+)

@@ -1,14 +1,38 @@
-"""TensorBoard's pages of a run: charts in the order in which they are asked for, and a row of settings and outcome."""
+"""Loggers of a run: their axis of samples, TensorBoard's charts, a row of settings and outcome."""
 
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from hdm_lightning.training.callbacks.loss_by_time import time_bin_tag
+from hdm_lightning.training.callbacks.step_metrics import time_bin_tag
+
+AnyLogger = TypeVar("AnyLogger", bound=Logger)
+
+
+def on_sample_axis(logger: AnyLogger, module: LightningModule, samples_before: int = 0) -> AnyLogger:
+    """Let a logger write every entry at the samples that the module has been trained on when it is made.
+
+    Entries of trainings with other batch sizes then stand on one axis, after one another.
+
+    Args:
+        logger: changed in place and returned.
+        module: with `samples_trained`.
+        samples_before: samples of the trainings before this one.
+    """
+    original = logger.log_metrics
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> Any:
+        del step
+        return original(dict(metrics), step=samples_before + int(module.samples_trained))  # type: ignore[arg-type]
+
+    logger.log_metrics = log_metrics  # type: ignore[method-assign]
+    return logger
+
 
 Layout = dict[str, dict[str, list[str | list[str]]]]
 """Categories and charts of the Custom Scalars page, most asked first; tags are regular expressions."""
@@ -92,14 +116,8 @@ def write_row(folder: Path, settings: dict[str, float | str | bool], outcome: di
 
     The outcome's tags get `OUTCOME_PREFIX`; `step` is the samples seen.
     """
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
-    from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415  (as above)
-
     for old in folder.glob("events.*"):
         old.unlink()
-    metrics = {f"{OUTCOME_PREFIX}{name}": value for name, value in outcome.items()}
-    with SummaryWriter(str(folder)) as writer:
-        for summary in hparams(dict(settings), dict(metrics)):
-            writer.file_writer.add_summary(summary)
-        for tag, value in metrics.items():
-            writer.add_scalar(tag, value, step)
+    logger = TensorBoardLogger(folder.parent, name="", version=folder.name)
+    logger.log_hyperparams(dict(settings), {f"{OUTCOME_PREFIX}{name}": value for name, value in outcome.items()}, step)
+    logger.experiment.close()

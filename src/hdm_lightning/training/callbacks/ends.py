@@ -1,4 +1,4 @@
-"""What ends a training early: hours or dollars that are spent, or a validation loss that no longer falls."""
+"""How a fit begins and ends: with a validation, early when a budget is spent or the loss no longer falls."""
 
 import math
 import time
@@ -12,6 +12,33 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
 from hdm_lightning.training.callbacks.steps import StepWatcher, find_callback, samples_trained, validation_metrics
 from hdm_lightning.training.strategies.processes import from_first
+
+
+class ValidateAtEnds(StepWatcher, Callback):
+    """Logs what a full sanity check measures, and ends the fit with a validation whatever its interval.
+
+    Use it with `Trainer(num_sanity_val_steps=-1)`: Lightning then validates before the first step, not when it resumes,
+    but gives the result to nobody. Put it before callbacks that do something at the end of a fit.
+
+    Attributes:
+        first: what the validation before the first step logged as `val/…`; empty where there was none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take down what Lightning is about to forget."""
+        if trainer.sanity_checking and trainer.num_sanity_val_steps == float("inf"):
+            self.first = validation_metrics(trainer)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.first, step=0)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """At the last step, have Lightning validate, which it does where a fit is about to stop."""
+        if step == trainer.max_steps:
+            trainer.should_stop = True
 
 
 class Budget(StepWatcher, Callback):
@@ -79,7 +106,7 @@ class Budget(StepWatcher, Callback):
 
     def _spent(self, devices: int) -> str | None:
         if self._ledger is not None:
-            seconds, usd = self._ledger.stage_seconds(), self._ledger.stage_cost_usd()
+            seconds, usd = (self._ledger.spent(key, stage=True) for key in ("seconds", "cost_usd"))
         else:
             seconds = self._seconds()
             usd = seconds / 3600 * devices * self.usd_per_device_hour

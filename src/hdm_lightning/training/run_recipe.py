@@ -1,8 +1,9 @@
-"""What the trainings of networks and of autoencoders differ in, for one runner of both."""
+"""What the trainings of networks and of autoencoders differ in, for one runner of both; what a run's stages share."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -10,10 +11,6 @@ from torch import nn
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import parse, plain
 from hdm_lightning.training.stages import StagePlan
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.schedule import Run
-
 
 COMMON = (
     *("name", "run_dir", "seed", "resume", "stage"),
@@ -63,9 +60,9 @@ class Recipe(ABC):
     def begin(self, run: "Run") -> None:
         """Give the network the weights that the first stage begins with."""
 
-    @abstractmethod
     def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
-        """What `${stage.…}` stands for beside the plan's values."""
+        """As `stage_values`, with what has been built."""
+        return self.stage_values(run.config, plan)
 
     @abstractmethod
     def layout(self, config: DictConfig) -> Any:
@@ -88,12 +85,34 @@ class Recipe(ABC):
         """Write `final/` from the last checkpoint; the first process works."""
 
 
-def recipe_of(config: DictConfig) -> Recipe:
-    """The kind of training that a configuration describes."""
-    from hdm_lightning.training.autoencoder_run import AutoencoderRecipe  # noqa: PLC0415 (diffusers takes seconds)
-    from hdm_lightning.training.flow_run import FlowRecipe  # noqa: PLC0415 (transformers takes seconds)
+@dataclass
+class Run:
+    """What the stages of a run have in common.
 
-    return FlowRecipe() if "schedule" in config else AutoencoderRecipe()
+    Attributes:
+        config: the composed configuration, interpolations of `stage` included.
+        recipe: the kind of training.
+        plans: the stages.
+        run_dir: the run's folder.
+        rewinds: how often a stage may go back.
+        carry_moments: whether a stage begins with the optimizer's moments of the one before.
+        network: what is trained; on the CPU between stages, a sharded one on its devices.
+        parts: what else the recipe has built.
+    """
+
+    config: DictConfig
+    recipe: Recipe
+    plans: list[StagePlan]
+    run_dir: Path
+    rewinds: int
+    carry_moments: bool
+    network: nn.Module = field(init=False)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether this is a `fast_dev_run`, which leaves nothing behind."""
+        return bool(self.config.trainer.get("fast_dev_run"))
 
 
 def group(config: DictConfig, recipe: Recipe, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a network to optimizer groups: a rule gives every parameter its learning rate and weight decay.
+"""Learning rates: a rule gives every parameter its own and its weight decay, a schedule scales them by samples seen.
 
 Three rules:
 
@@ -19,9 +19,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from hdm_lightning.models import XUTConfig
 
@@ -76,6 +78,7 @@ def _matrices(parameter: Tensor) -> bool:
     return parameter.dim() > 1
 
 
+Rule = Literal["mup", "published", "constant"]
 RULES: dict[str, tuple[Row, ...]] = {
     "mup": (
         Row(r".*\.log_frequencies", _network_width, _never),
@@ -139,3 +142,37 @@ def _width(module: nn.Module) -> int:
     if not isinstance(config, XUTConfig):
         raise ValueError(f"module is a {type(module).__name__}; the rule 'mup' is written for an XUT")
     return config.width
+
+
+def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> float:
+    """Share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
+    if samples < warmup:
+        return samples / warmup
+    progress = min(1.0, (samples - warmup) / max(1, total - warmup))
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    *,
+    samples: int,
+    samples_per_step: int,
+    warmup_samples: int = 0,
+    final_ratio: float = 0.01,
+) -> LambdaLR:
+    """Linear warm-up and a cosine, one tick an optimizer step.
+
+    The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
+
+    Args:
+        optimizer: whose groups' rates are scaled.
+        samples: after which the cosine has ended.
+        samples_per_step: samples of an optimizer step, all processes together.
+        warmup_samples: of the warm-up.
+        final_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
+    """
+
+    def factor(step: int) -> float:
+        return rate_factor((step + 1) * samples_per_step, samples, warmup_samples, final_ratio)
+
+    return LambdaLR(optimizer, factor)

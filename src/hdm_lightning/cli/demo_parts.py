@@ -26,7 +26,9 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score
 from hdm_lightning.metrics.prompt_following import as_dict
 from hdm_lightning.models import XUT
-from hdm_lightning.training.job import check_job, run_job
+from hdm_lightning.training.job import check_job
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.schedule import run_schedule
 from hdm_lightning.whole_files import write_atomically, write_json
 
 
@@ -58,8 +60,8 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, mode
     """
     parts: list[tuple[str, Callable[[], int]]] = [
         ("shards", lambda: _build_shards(folder / "shards", config)),
-        ("autoencoder", lambda: run_job(check_job(autoencoder))),
-        ("model", lambda: run_job(check_job(model))),
+        ("autoencoder", lambda: _train(autoencoder)),
+        ("model", lambda: _train(model)),
         ("pictures and score", lambda: _draw(folder, config)),
     ]
     result = _read(folder)
@@ -91,6 +93,11 @@ def _build_shards(folder: Path, config: dict[str, Any]) -> int:
     options = {**config["shapes"], "objects": {int(k): v for k, v in config["shapes"]["objects"].items()}}
     build_shapes(folder, seed=config["seed"], **options)
     return 0
+
+
+def _train(config: DictConfig) -> int:
+    job = check_job(config)
+    return launch(run_schedule, job.order(), job.processes)
 
 
 def _draw(folder: Path, config: dict[str, Any]) -> int:

@@ -1,7 +1,10 @@
-"""Keys of earlier versions on a command line: renamed ones are read as before, moved ones say where they went."""
+"""Keys of earlier versions: on a command line they are read or say where they went, in a run's record they are read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.errors import UserError
 
@@ -34,7 +37,9 @@ MOVED = {
     "optimizer.muon_momentum": "optimizer.momentum",
     "optimizer.muon_rounds": "optimizer.rounds",
 }
-"""Key or group of an earlier version, and where its values are given now."""
+"""Key or group of an earlier version, and where its values are given now; parts of a group come before it."""
+OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "hdm_lightning.training.optimization.muon.MuonAdamW"}
+"""`optimizer.name` of earlier versions."""
 _OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[\w./@]+)(?P<rest>=.*|)", re.DOTALL)
 
 
@@ -66,3 +71,30 @@ def _present(argument: str, config_name: str) -> str:
             exact = f"{new}{key.removeprefix(old)}" + ("" if "=" in new else rest)
             raise UserError("has moved", where=key, hint=exact)
     return f"{match['mark']}{RENAMED.get(key, key)}{rest}"
+
+
+def present_spelling(values: Mapping[str, Any]) -> DictConfig:
+    """A recorded configuration with the keys of now; what has no place any more is left out.
+
+    A group with a `_target_` is of now, and its keys are its own; only `data.workers` was still called so then.
+    """
+    config = OmegaConf.create(dict(values))
+    for old, new in {**MOVED, **RENAMED}.items():
+        if old == "optimizer.name":
+            continue
+        group, _, key = old.rpartition(".")
+        place: Any = OmegaConf.select(config, group) if group else config
+        if not OmegaConf.is_dict(place) or key not in place or (old not in RENAMED and _is_of_now(place, place[key])):
+            continue
+        value = place.pop(key)
+        if "=" not in new:
+            OmegaConf.update(config, new, value, force_add=True)
+    optimizer = config.get("optimizer")
+    if OmegaConf.is_dict(optimizer) and "name" in optimizer and not _is_of_now(optimizer):
+        name = optimizer.pop("name")
+        optimizer["_target_"] = OPTIMIZERS.get(name, name)
+    return config
+
+
+def _is_of_now(*nodes: Any) -> bool:
+    return any(OmegaConf.is_dict(node) and "_target_" in node for node in nodes)
