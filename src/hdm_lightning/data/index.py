@@ -9,6 +9,7 @@ no plan.
 import base64
 import json
 import os
+import shlex
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -233,7 +234,9 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
-    raise UserError(what, where=file, hint="run `hdm-shards index` again")
+    raise UserError(
+        what, where=file, hint=f"make it anew: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
+    )
 
 
 def index_file(location: str | os.PathLike[str]) -> str:

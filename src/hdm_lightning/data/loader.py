@@ -34,6 +34,9 @@ STOP_GRACE_S = 120
 
 LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
 """Bytes of a socket's path; one more ends it."""
+FORK = "fork" if sys.platform == "linux" else None
+"""How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
+and would spawn theirs, each with seconds of imports at every validation."""
 
 CHUNK_BYTES = 4 << 20
 CHUNK_SAMPLES = 16
@@ -151,6 +154,7 @@ class StreamLoader:
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
             worker_init_fn=_ignore_stop_signals,
+            multiprocessing_context=FORK,
         )
         return naming_dead_workers(loader)
 
