@@ -54,7 +54,7 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
     """Side, mean and standard deviation that a transformers model's own preprocessing ends with.
 
     Raises:
-        UserError: the folder's preprocessor_config.json does not tell them.
+        UserError: the folder's preprocessor_config.json does not state them.
     """
     path = folder / "preprocessor_config.json"
     try:
@@ -65,7 +65,7 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
         mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
         return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"tells no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
+        raise UserError(f"states no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
 
 
 def read_vision_model(folder: Path, where: str = WHERE) -> Any:

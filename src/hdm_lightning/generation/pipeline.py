@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 """Called after each solver step with (steps done, steps in all)."""
 
 StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
-"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to go on with, or None."""
+"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to continue with, or None."""
 
 
 class HDMPipeline(StoredPipeline):

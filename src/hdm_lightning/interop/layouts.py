@@ -33,7 +33,7 @@ from hdm_lightning.whole_files import write_json
 
 FINAL_FOLDER, UNET_FOLDER = "final", "unet"
 OUR_SENTINEL = "patch_embedding.weight"
-"""A name that tells this project's state dict from a published one."""
+"""A name by which this project's state dict differs from a published one."""
 TRAINING_SENTINEL = "network." + OUR_SENTINEL
 """The same in a training checkpoint."""
 _SETTINGS_KEY = "hdm_lightning"
@@ -147,7 +147,7 @@ def with_vae(release: Release, folder: Path) -> Release:
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
     """A pipeline's folder, complete for drawing where an autoencoder is in the release.
 
-    `text_encoder` is the name to record instead of the release's own. Raises UserError: nothing tells it.
+    `text_encoder` is the name to record instead of the release's own. Raises UserError: nothing states it.
     """
     release = _with_vae_config(release)
     source = release.settings.get("text_encoder")

@@ -28,7 +28,7 @@ _PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
 _ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
 
 TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
-"""Published names that every XUT has and nothing beside it, which tell its shape, and their numbers of dimensions."""
+"""Published names that every XUT has and nothing beside it, from which its shape follows, and their numbers of dimensions."""
 
 TEXT_ENCODERS: Mapping[int, str] = {
     640: "google/gemma-3-270m",
@@ -99,7 +99,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The fields of an `XUTConfig` that shapes and bare published names determine: all but the wiring.
 
-    Raises ValueError: tensors that tell a field are missing or have another number of dimensions; lists them.
+    Raises ValueError: tensors that a field follows from are missing or have another number of dimensions; lists them.
     """
     missing = [name for name in TELLING if name not in tensors]
     misshaped = [

@@ -335,7 +335,7 @@ def autoencoder_factor(source: AutoencoderSource) -> int:
 
 
 def keeps_normalisation(source: AutoencoderSource) -> bool:
-    """Whether the latent space stays and its normalisation is known, so that what was trained on it goes on working."""
+    """Whether the latent space stays and its normalisation is known, so that what was trained on it still works."""
     if source.train_encoder or source.source is None:
         return False
     written = autoencoder_config(source)

@@ -33,7 +33,7 @@ class DamagedCheckpoint(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        hint = "take another checkpoint of the run; `hdm-train` itself goes on from the newest one that is whole"
+        hint = "take another checkpoint of the run; `hdm-train` itself resumes from the newest one that is whole"
         super().__init__(f"is damaged: {reason}", where=str(path), hint=hint)
         self.reason = reason
 
@@ -147,7 +147,7 @@ def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged checkpoint, so that it is neither resumed from nor lost, and say so."""
     aside = path.with_name(path.name + DAMAGED)
     path.replace(aside)
-    print(f"{path} is damaged ({reason}): kept as {aside.name}, going on from the one before it", flush=True)
+    print(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it", flush=True)
 
 
 def require_some(folder: Path) -> None:

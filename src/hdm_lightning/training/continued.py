@@ -1,4 +1,4 @@
-"""What a run has left on disk and what it is to go on with: whether the one still belongs to the other."""
+"""What a run has left on disk and what it is to continue with: whether the two still belong together."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ MOVED = "; if the model has only moved, write its new place into "
 
 
 def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
-    """What a run has left on disk can be gone on from with these settings.
+    """What a run has left on disk can be resumed with these settings.
 
     Args:
         config: of now.
@@ -92,7 +92,7 @@ def _another(now: DictConfig, run_dir: Path) -> str:
 
 
 def _may_be(key: str, before: Any, now: Any) -> bool:
-    """Whether a run that began with one value of a key can go on with the other."""
+    """Whether a run that began with one value of a key can continue with the other."""
     if key in (WHITENED, ADVERSARIAL):  # measured once, on however many captions; another weight is the same networks
         return bool(before) == bool(now)
     if key == AVERAGES:  # one of another half-life starts from the nearest

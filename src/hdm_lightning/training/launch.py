@@ -1,4 +1,4 @@
-"""Start one process per device around a worker function, and tell once why one of them has failed.
+"""Start one process per device around a worker function, and report once why one of them has failed.
 
 The command's own process stays a thin parent: Lightning's launcher would run the whole Hydra command again in every
 process, and torchrun around a Hydra command makes a run folder per process.
@@ -49,7 +49,7 @@ class Failure:
     Attributes:
         rank: its number.
         kind: `user error`, `error`, or `lost connection`, which only follows from another process's end.
-        text: what to tell, whole.
+        text: the whole message.
     """
 
     rank: int
@@ -67,7 +67,7 @@ class Failure:
         return cls(rank, "error", printable("".join(traceback.format_exception(error))))
 
     def importance(self) -> tuple[int, int]:
-        """Lowest for the one to tell: a mistake of the user, then other errors, lost connections last."""
+        """Lowest for the one to report: a mistake of the user, then other errors, lost connections last."""
         return ("user error", "error", "lost connection").index(self.kind), self.rank
 
 
@@ -89,7 +89,7 @@ def run_worker(worker: Worker, order: dict[str, Any], failures: Path | None = No
     Args:
         worker: what runs.
         order: its argument.
-        failures: folder for the reason of a failure, which the parent tells; None tells it here.
+        failures: folder for the reason of a failure, which the parent reports; None reports it here.
     """
     try:
         return worker(order)
@@ -112,7 +112,7 @@ def read_failures(folder: Path) -> list[Failure]:
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, so that none goes on alone after a `kill -9`."""
+    """Let Linux kill this process when its parent dies, so that none keeps running after a `kill -9`."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -147,7 +147,7 @@ def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
     ends them. When one of them dies, the others are ended.
 
     Raises:
-        UserError: a process died; names which, and of what. One that torchrun or SLURM has started tells its own
+        UserError: a process died; names which, and of what. One that torchrun or SLURM has started reports its own
             error and ends.
     """
     if launched_from_outside() and os.environ.get("WORLD_SIZE") != "1":
@@ -155,7 +155,7 @@ def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
     if processes == 1 or launched_from_outside():
         return worker(order)
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is told below, once
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the cause is reported below, once
     with meeting_place() as place, _ctrl_c_for_this_process_alone(), signals_passed_on() as passed_on:
         try:
             start = elastic_launch(_launch_config(processes, place / "rendezvous"), start_worker)
@@ -241,7 +241,7 @@ def signals_passed_on() -> Iterator[list[int]]:
 
 
 def _status_of(failure: ChildFailedError, place: Path, *, stopped: bool) -> int:
-    """The exit status that failed processes ask for, once the best reason of one of them is told.
+    """The exit status that failed processes ask for, once the best reason of one of them is reported.
 
     Raises:
         UserError: which process has died, and of what.

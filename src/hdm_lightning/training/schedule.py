@@ -204,7 +204,7 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
             f"{hit}, after {allowed} rewind(s) of stage {plan.name}",
             where=str(folder / RECORD),
             hint=f"look at the samples named here and there, lower {plan.written_at}.learning_rate or gradient_clip, "
-            "or raise guard.rewinds; the same command goes on from the last good checkpoint",
+            "or raise guard.rewinds; the same command resumes from the last good checkpoint",
         )
     if processes.rank() == 0:
         checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)

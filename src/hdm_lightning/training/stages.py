@@ -47,7 +47,7 @@ class Hardware:
 
 @settings
 class Guard:
-    """When a training counts as gone wrong, and how often it goes back and skips the samples that led there.
+    """When a training counts as diverged, and how often it goes back and skips the samples that led there.
 
     Attributes:
         spike_factor: a step's loss is high above so many running means; None: only a loss that is not finite counts.

@@ -62,7 +62,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
 def take(run_dir: Path) -> int | None:
     """Lock the folder, waiting `PATIENCE_S` where it is locked; returns the descriptor whose closing frees it.
 
-    None where there can be no lock, which is told, and where a signal ended the waiting.
+    None where there can be no lock, which is printed, and where a signal ended the waiting.
 
     Raises:
         UserError: another process holds the lock and keeps it, or the lock's file is a symbolic link.
@@ -88,7 +88,7 @@ def take(run_dir: Path) -> int | None:
 
 def _locked(lock: int, run_dir: Path) -> bool:
     """Whether the lock could be had in time; False where a signal ended the waiting."""
-    begin, told = time.monotonic(), False
+    begin, reported = time.monotonic(), False
     while not STOP.is_pending:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,8 +98,8 @@ def _locked(lock: int, run_dir: Path) -> bool:
                 raise
         if time.monotonic() - begin > PATIENCE_S:
             raise _refusal(lock, run_dir)
-        if not told:
-            holder, told = _holder(lock), True
+        if not reported:
+            holder, reported = _holder(lock), True
             print(f"{holder} is at work in {run_dir}: waiting up to {PATIENCE_S:.0f} s for its end", flush=True)
         time.sleep(POLL_S)
     return False

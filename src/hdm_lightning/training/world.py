@@ -121,5 +121,5 @@ def require_even_machines() -> None:
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What tells Lightning the ranks: torchrun's variables, whatever else it would find in the environment."""
+    """Where Lightning learns the ranks: torchrun's variables, whatever else it would find in the environment."""
     return TorchElasticEnvironment() if distributed() else LightningEnvironment()

@@ -26,7 +26,7 @@ from hdm_lightning.training.strategies.processes import summed
 
 
 class ReconstructionDistances:
-    """Collects the features of pictures and of their reconstructions.
+    """Collects the features of images and of their reconstructions.
 
     Args:
         network: frozen.
@@ -39,7 +39,7 @@ class ReconstructionDistances:
 
     @torch.no_grad()
     def update(self, image: Tensor, output: Tensor, index: Tensor, weight: Tensor) -> None:
-        """Add pictures and their reconstructions, those of weight 0 left out; `index` says where each one belongs."""
+        """Add images and their reconstructions, those of weight 0 left out; `index` says where each one belongs."""
         kept = weight > 0
         self._index += index[kept].tolist()
         if not kept.any():
@@ -49,10 +49,10 @@ class ReconstructionDistances:
             self._decoded.append(self.network(to_uint8(output[kept])).cpu())
 
     def report(self) -> dict[str, float]:
-        """Return the distances that so many pictures allow; every process calls this together, to the same result.
+        """Return the distances that so many images allow; every process calls this together, to the same result.
 
-        The kernel distance is that of one half's reconstructions to the pictures of the other half, unbiased; the
-        Fréchet distance is that of all reconstructions to their own pictures, from D + 1 pictures on.
+        The kernel distance is that of one half's reconstructions to the images of the other half, unbiased; the
+        Fréchet distance is that of all reconstructions to their own images, from D + 1 images on.
         """
         parts = processes.gathered((self._index, torch.cat(self._real), torch.cat(self._decoded)))
         order = torch.tensor([number for index, _, _ in parts for number in index]).argsort()

@@ -1,4 +1,4 @@
-"""Images while training goes on: of fixed prompts with the averaged weights, of an autoencoder's reconstructions."""
+"""Images during training: of fixed prompts with the averaged weights, of an autoencoder's reconstructions."""
 
 import math
 from collections.abc import Sequence
@@ -179,9 +179,9 @@ class ReconstructionImages(Callback):
             drawn = _sheet(pl_module.network, signed(images))
         seen, folder = int(getattr(pl_module, "samples_trained", 0)), default_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray((drawn * 255).round().byte().movedim(0, -1).cpu().numpy())
-        write_atomically(folder / f"{seen:012d}.png", partial(picture.save, format="PNG"))
-        log_image(trainer, "autoencoder", picture, seen)
+        drawn_sheet = Image.fromarray((drawn * 255).round().byte().movedim(0, -1).cpu().numpy())
+        write_atomically(folder / f"{seen:012d}.png", partial(drawn_sheet.save, format="PNG"))
+        log_image(trainer, "autoencoder", drawn_sheet, seen)
 
 
 def _sheet(network: AutoencoderNetwork, images: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class KeepLedger(StepWatcher, Callback):
     samples, and what was spent since the line before: seconds, device-hours, dollars, the peak of memory.
 
     Args:
-        path: of the ledger, which later fits go on writing.
+        path: of the ledger, which later fits continue.
         stage: name of this fit among those of the ledger; None for the module's `stage`.
         usd_per_device_hour: price of a device.
     """

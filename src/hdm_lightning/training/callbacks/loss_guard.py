@@ -20,7 +20,7 @@ from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
 @dataclass(frozen=True)
 class Finding:
-    """A step at which the training counts as gone wrong.
+    """A step at which the training counts as diverged.
 
     Attributes:
         step: the optimizer step.
@@ -97,7 +97,7 @@ class TrainedSamples:
 
 
 class LossRewind(Exception):
-    """The training has gone wrong at a step; the same on every process.
+    """The training has diverged at a step; the same on every process.
 
     Attributes:
         finding: step and reason.

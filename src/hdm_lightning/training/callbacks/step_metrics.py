@@ -111,7 +111,7 @@ OLD_KEY = "LogScalars"
 class DataSeen(StepWatcher, Callback):
     """Logs `seen/samples`, `seen/passes`, `seen/masked` and `seen/quarantined` where Lightning logs.
 
-    Passes are told where the data module has a `train_plan`. A masked sample could not be used and counted for nothing
+    Passes are reported where the data module has a `train_plan`. A masked sample could not be used and counted for nothing
     (the batch's `weight` is 0).
 
     Args:
@@ -157,7 +157,7 @@ class DataSeen(StepWatcher, Callback):
         log_now(trainer, metrics)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the count, which nothing else tells."""
+        """Keep the count, which stands nowhere else."""
         self._add_up()
         checkpoint["callbacks"][self.state_key] = {"masked": self.masked}
 

@@ -63,7 +63,7 @@ def memory_gb(device: torch.device) -> dict[str, float]:
 
 
 def _resident_bytes() -> int:
-    """Resident now; the peak where the system does not tell."""
+    """Resident now; the peak where the system does not report it."""
     if not STATM.exists():
         return _peak_resident_bytes()
     return int(STATM.read_text().split()[1]) * resource.getpagesize()
@@ -214,7 +214,7 @@ class Throughput(StepWatcher, Callback):
     """Logs speed, memory and the split of a step's time where Lightning logs (`log_every_n_steps`).
 
     Speeds count training alone, all processes together: what callbacks after this one, validations and checkpoints take
-    is told as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
+    is reported as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
     `memory_gb/…`, and for a module whose network is an XUT `speed/tflops` and, where the device's peak is known,
     `speed/mfu`: the network's model FLOPs (arXiv 2204.02311, appendix B) over time and peak.
 

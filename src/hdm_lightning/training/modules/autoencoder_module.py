@@ -272,8 +272,8 @@ class AutoencoderModule(AdversarialSteps):
         if self.discriminator is not None:
             rate, decay, betas = self._of_discriminator
             groups = adamw_groups(self.discriminator, rate, decay)
-            judge = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
-            pairs.append((judge, _schedule(self.discriminator_scheduler_factory, judge)))
+            optimizer = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
+            pairs.append((optimizer, _schedule(self.discriminator_scheduler_factory, optimizer)))
         return pairs
 
     @classmethod

@@ -101,7 +101,7 @@ def load_vae(source: str) -> AutoencoderKL:
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float], Sequence[float]] | None) -> None:
-    """Write a diffusers folder whose config tells the normalisation of the latents.
+    """Write a diffusers folder whose config states the normalisation of the latents.
 
     Args:
         vae: the model.

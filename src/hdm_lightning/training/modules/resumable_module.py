@@ -150,7 +150,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class ResumableModule(LightningModule):
-    """A LightningModule that knows how many samples it has been trained on, and goes on exactly from a checkpoint.
+    """A LightningModule that knows how many samples it has been trained on, and resumes exactly from a checkpoint.
 
     A checkpoint saved anywhere counts up to its last optimizer step. It may be resumed on another number of processes
     and with another accumulation; rates, decays and betas are then those of the present settings, moments and the place
@@ -218,7 +218,7 @@ class ResumableModule(LightningModule):
     # Counting
 
     def setup(self, stage: str) -> None:
-        """Begin to count anew, unless the same trainer goes on."""
+        """Begin to count anew, unless the same trainer continues."""
         if stage == TrainerFn.FITTING and self.trainer.global_step == 0:
             self.samples_trained, self._rows_of_step, self._counts = 0, 0, StepCounts()
             self._validated_step = None

@@ -13,7 +13,7 @@ from hdm_lightning.training.strategies.sharded_tensors import load_optimizer
 
 
 def carry_moments(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
-    """Take over the moments of a stage before, by the parameters' names where the groups tell them.
+    """Take over the moments of a stage before, by the parameters' names where the groups have them.
 
     The optimizer's own rates, decay and betas stay, and its groups may be cut otherwise than those of the checkpoint,
     which stays as it is.

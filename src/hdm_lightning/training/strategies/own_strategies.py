@@ -19,7 +19,7 @@ class ShardedStrategy(DDPStrategy):
 
     The network gathers its parameters and averages its gradients by itself, after every micro-batch: left for the last
     one of a step, the gradients would have to be kept whole until then. A checkpoint has the tensors of a DDP run,
-    whole, so that either goes on from the other's, on any number of devices.
+    whole, so that either resumes from the other's, on any number of devices.
     """
 
     def setup_environment(self) -> None:
