@@ -28,7 +28,7 @@ _PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
 _ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
 
 TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
-"""Published names that every XUT has and nothing beside it, from which its shape follows, and their numbers of dimensions."""
+"""Published names that an XUT alone has, all of them, from which its shape follows, and their numbers of dimensions."""
 
 TEXT_ENCODERS: Mapping[int, str] = {
     640: "google/gemma-3-270m",

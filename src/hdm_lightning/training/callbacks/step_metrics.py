@@ -111,8 +111,8 @@ OLD_KEY = "LogScalars"
 class DataSeen(StepWatcher, Callback):
     """Logs `seen/samples`, `seen/passes`, `seen/masked` and `seen/quarantined` where Lightning logs.
 
-    Passes are reported where the data module has a `train_plan`. A masked sample could not be used and counted for nothing
-    (the batch's `weight` is 0).
+    Passes are reported where the data module has a `train_plan`. A masked sample could not be used and counted for
+    nothing (the batch's `weight` is 0).
 
     Args:
         quarantine: the data's file of bad samples, one a line, or None.
