@@ -6,6 +6,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
 from hdm_lightning.training import job
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.schedule import run_schedule
 
 BASES = {
     "train": ["model=xut_base", "vae=folder", "trainer=cpu", "data.train=nowhere", "vae.name=nowhere"],
@@ -35,4 +37,6 @@ def check_job(groups):
     return job.check_job(composed(groups))
 
 
-run_job = job.run_job
+def run_job(checked):
+    """Train as the command does; returns the exit status."""
+    return launch(run_schedule, checked.order(), checked.processes)

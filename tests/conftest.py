@@ -69,7 +69,7 @@ def tiny_shards(tmp_path_factory):
     """Folder of three shards with 40 small pictures of varied shape and captions of known words."""
     from PIL import Image
 
-    from hdm_lightning.datasets.writer import ShardWriter
+    from shard_writer import ShardWriter
 
     folder = tmp_path_factory.mktemp("shards")
     random = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def tiny_shards(tmp_path_factory):
 @pytest.fixture
 def another_start():
     """Context of a run's folder that another process holds; yields its id, and kills it at the end."""
-    from hdm_lightning.training import run_lock
+    from hdm_lightning.training import worker
 
     @contextmanager
     def held(folder, then=lambda: time.sleep(300)):
@@ -95,7 +95,7 @@ def another_start():
         pid = os.fork()
         if pid == 0:
             try:
-                with run_lock.alone_in(folder):
+                with worker.alone_in(folder):
                     os.write(tell, b"x")
                     then()
             finally:
@@ -115,14 +115,14 @@ def another_start():
 def free():
     """Function of a run's folder that says whether another process gets it at once."""
     from hdm_lightning.errors import UserError
-    from hdm_lightning.training import run_lock
+    from hdm_lightning.training import worker
 
     def asked(folder):
         pid = os.fork()
         if pid == 0:
             try:
-                run_lock.PATIENCE_S = 0.0
-                os._exit(0 if run_lock.take(folder) is not None else 1)
+                worker.PATIENCE_S = 0.0
+                os._exit(0 if worker.take(folder) is not None else 1)
             except UserError:
                 os._exit(2)
         return {0: True, 2: False}[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]

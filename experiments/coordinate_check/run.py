@@ -1,4 +1,4 @@
-"""Activation scale against width after a few steps, under the rules of `training.optimization.parameter_groups`.
+"""Activation scale against width after a few steps, under the rules of `training.optimization.learning_rates`.
 
 Writes results.json and figure.png beside this file.
 """

@@ -29,10 +29,9 @@ from hdm_lightning.data import storage
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.sources import Source
 
 WORLD, WORKERS, BATCH = 2, 2, 8
 SAMPLES = (211, 97, 160, 3, 344, 129)

@@ -15,9 +15,8 @@ from PIL import features
 
 from hdm_lightning.data.benchmark import benchmark_images, measure_decoding
 from hdm_lightning.data.loader import StreamLoader
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import Source
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.datasets.shapes import build_shapes
 
 

@@ -15,8 +15,8 @@ import torch
 
 from hdm_lightning.datasets.shapes import heldout_prompts
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score
-from hdm_lightning.generation.settings import SamplingSettings
 from hdm_lightning.training.run_folder import is_finished
 
 HERE = Path(__file__).parent

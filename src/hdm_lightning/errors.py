@@ -7,7 +7,7 @@ from hdm_lightning.printable import in_one_line, printable
 
 
 class UserError(ValueError):
-    """A mistake in a configuration, a file or an argument, told on one screen without a stack trace.
+    """A mistake in a configuration, a file or an argument, reported on one screen without a stack trace.
 
     Its text has no control characters, whatever was found in a file of somebody else's.
 

@@ -1,6 +1,6 @@
 """Names and texts of others as they may be printed: without what would steer the terminal.
 
-A key in a shard, a tensor's name or a picture's record can hold escape sequences, which set titles, clear the screen,
+A key in a shard, a tensor's name or an image's record can hold escape sequences, which set titles, clear the screen,
 or write a line that looks like the command's own.
 """
 

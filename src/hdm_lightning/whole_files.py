@@ -121,7 +121,7 @@ def is_link_error(error: OSError) -> bool:
 
 
 def link_error(path: Path | str) -> UserError:
-    """What to tell of a symbolic link in the place of a file that is to be written."""
+    """The error for a symbolic link in the place of a file that is to be written."""
     return UserError(
         "is a symbolic link, which could lead to any of your files, so nothing is written to it",
         where=str(path),
@@ -136,7 +136,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def disk_full_error(path: Path | str) -> UserError:
-    """What to tell when `path` could not be written because the disk, a quota or a size limit is reached."""
+    """The error when `path` could not be written because the disk, a quota or a size limit is reached."""
     return UserError(
         "the disk is full; what was there before is intact",
         where=str(path),
@@ -148,7 +148,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an exception says that a disk, a quota or a limit of file sizes is reached."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    if type(error).__name__ == "SafetensorError":  # tells the number in its text alone
+    if type(error).__name__ == "SafetensorError":  # states the number in its text alone
         return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     # torch's zip writer reports a short write as a RuntimeError about the stream's position.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
@@ -160,3 +160,44 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Write one line and sync it; what a crash cut short before it stays a line of its own.
+
+    Raises:
+        UserError: when the disk is full, or the file is a symbolic link.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "a+b", opener=no_follow) as file:
+            if file.tell() and not _ends_a_line(path):
+                file.write(b"\n")
+            file.write(json.dumps(values).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full_error(path) from error
+        if is_link_error(error):
+            raise link_error(path) from error
+        raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file, none where there is no file."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:  # the line a crash cut short
+            continue
+    return lines
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.moved_keys import MOVED, present_keys
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.former_keys import MOVED, present_keys, present_spelling
 from hdm_lightning.training.job import check_job
 
 CONF = Path(hdm_lightning.conf.__file__).parent
@@ -136,3 +136,14 @@ def test_every_place_that_a_moved_key_is_said_to_have_exists(composed):
             new = MOVED[old].partition("=")[0]
             if not (command == "train" and new == "validation.images"):
                 assert OmegaConf.select(config, new, default="absent") != "absent", (command, old, new)
+
+
+def test_a_record_keeps_the_keys_of_classes_of_ones_own():
+    """Also where an earlier version called something else so."""
+    own = {
+        "optimizer": {"_target_": "mine.Optimizer", "name": "x", "rule": 3},
+        "callbacks": {"ema": {"_target_": "m.E"}},
+    }
+    values = {"module": {"rule": "mup"}, "data": {"_target_": "d", "workers": 2}, **own}
+    found = OmegaConf.to_container(present_spelling(values))
+    assert found == {"module": {"rule": "mup"}, "data": {"_target_": "d", "num_workers": 2}, **own}

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder
+from hdm_lightning.cli.plan_autoencoder import plan_autoencoder
 from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.plan_report import autoencoder_report
 
 TINY = ("vae_training=from_scratch_tiny", "stage.micro_batch_size=2", "stage.batch_size=2")
 

@@ -13,8 +13,8 @@ from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
 from hdm_lightning.profiling.gpus import Host
-from hdm_lightning.profiling.recipe import Dataset
-from hdm_lightning.training.record import recorded_values
+from hdm_lightning.profiling.planned_run import Dataset
+from hdm_lightning.training.recorded import recorded_values
 
 
 def planned(*overrides):

@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import sources_from
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.config import PRESETS, PUBLISHED
-from hdm_lightning.training.recorded import recorded_training_stream
-from hdm_lightning.training.settings import model_config_from, train_settings_from
+from hdm_lightning.training.recorded import model_config_from, train_settings_from
+from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
 
 CONF = Path(hdm_lightning.conf.__file__).parent

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.autoencoder_checks import branch_settings, check_settings
+from hdm_lightning.training.autoencoder_checks import check_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import group, with_stage
 
 CONF = Path(hdm_lightning.conf.__file__).parent
 PRESETS = sorted(path.stem for path in (CONF / "vae_training").glob("*.yaml"))
@@ -59,7 +59,7 @@ def test_the_defaults_of_the_file_are_those_of_the_groups():
 
 def test_the_papers_numbers():
     groups, stage = groups_of(composed("vae_training=eqvae_paper"))
-    assert branch_settings(groups["equivariance"]) == BranchSettings()
+    assert groups["equivariance"] == BranchSettings()
     assert (stage.resolution, tuple(stage.betas)) == (256, (0.5, 0.9))
     loss, adversarial = groups["loss"], groups["adversarial"]
     assert (loss.pixel, loss.perceptual_weight, loss.kl_weight) == ("l1", 1.0, 1e-6)
@@ -71,7 +71,7 @@ def test_the_papers_numbers():
 def test_the_anime_variants_numbers():
     config = composed("vae_training=eqvae_sdxl_anime")
     groups, stage = groups_of(config)
-    assert branch_settings(groups["equivariance"]) == BranchSettings.anime()
+    assert groups["equivariance"] == BranchSettings.anime()
     assert groups["adversarial"].start_samples == 1000 * stage.batch_size
     rates = (stage.learning_rate, groups["adversarial"].learning_rate)
     assert (*rates, tuple(stage.betas), stage.gradient_clip) == (2e-5, 5e-4, (0.9, 0.98), 0.1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
-from hdm_lightning.encoders.sources import TextEncoderSource
-from hdm_lightning.generation.final_folder import save_final
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.precision import encoder_dtype
 

@@ -5,7 +5,6 @@ import torch
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.training.settings import StageSettings, TrainerSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks, prepare_network
 
 pytestmark = pytest.mark.gpu
@@ -72,7 +71,7 @@ def gradient(model: XUT, dtype: torch.dtype) -> torch.Tensor:
 def test_compiled_and_recomputed_gradients_are_as_good_as_those_of_eager_mode() -> None:
     model = filled()
     exact, eager = gradient(model, torch.float32), gradient(model, torch.bfloat16)
-    prepare_network(model, StageSettings(activation_checkpointing=True), TrainerSettings(compile=True))
+    prepare_network(model, activation_checkpointing=True, compiled=True)
     for _ in range(2):  # the second pass meets the graphs of the first
         compiled = gradient(model, torch.bfloat16)
         assert (compiled - exact).norm() <= 1.2 * (eager - exact).norm()

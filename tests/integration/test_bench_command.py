@@ -5,11 +5,10 @@ import json
 import pytest
 
 from hdm_lightning.cli.bench import bench
-from hdm_lightning.cli.bench_cases import sampling_flops
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings
-from hdm_lightning.profiling.cases import Setup
+from hdm_lightning.profiling.cases import Setup, sampling_flops
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from hdm_lightning.cli import convert, evaluate
-from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.context import Measuring
 from hdm_lightning.evaluation.image_sets import real_images
-from hdm_lightning.evaluation.parts import PARTS
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.evaluation.request import PARTS
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from shard_writer import ShardWriter
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
@@ -180,13 +180,13 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--weights", "file"], "there are no file weights\n  hint: choose among ema, raw"),
         (["--samples", "1"], "--samples: 1 is below 2"),
         (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
-        (["--solver", "magic"], "solver: got 'magic'"),
+        (["--solver", "magic"], "--solver: 'magic' is not known"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
-        (["--confidence", "1"], "--confidence: 1.0 is not below 1"),
-        (["--camera-shift", "0"], "--camera-shift: 0.0 is not above 0"),
-        (["--camera-zoom", "0"], "--camera-zoom: 0.0 is not above 0"),
+        (["--confidence", "1"], "--confidence: 1 is not below 1"),
+        (["--camera-shift", "0"], "--camera-shift: 0 is not above 0"),
+        (["--camera-zoom", "0"], "--camera-zoom: 0 is not above 0"),
     ],
 )
 def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
@@ -316,8 +316,7 @@ def test_help_waits_for_no_torch():
 
 
 def test_every_part_leads_to_a_function():
-    for key, part in PARTS.items():
-        assert part.key == key
+    for part in PARTS.values():
         assert isinstance(part.load(), Measuring)
 
 

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from composed import check_job, run_job
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_bin
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
@@ -21,7 +21,7 @@ from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.training.checkpoint_io import checkpoints_in
 from hdm_lightning.training.modules import draws
-from hdm_lightning.training.recorded import recorded_validation_stream
+from hdm_lightning.training.recorded_data import recorded_validation_stream
 
 STAGE = {
     "resolution": 16,

@@ -27,9 +27,8 @@ def test_an_odd_latent_is_turned_and_not_halved(measured):
 
 
 def test_the_latents_statistics_normalise_them(measured, tiny_autoencoder, tiny_shards):
-    from hdm_lightning.data.plan import Plan
-    from hdm_lightning.data.rules import StreamConfig
-    from hdm_lightning.data.sources import sources_from
+    from hdm_lightning.data.rules import StreamConfig, sources_from
+    from hdm_lightning.data.sample_plan import Plan
     from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 
     stream = middle_crops(StreamConfig(sources_from([str(tiny_shards)], "data"), 28, 1, stage="validation"))

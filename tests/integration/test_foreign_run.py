@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -13,13 +12,19 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.cli import evaluate
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.subject import find_run
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.recorded import LARGEST_BYTES, read_recorded, recorded_training_stream
-from hdm_lightning.training.settings import model_config_from, train_settings_from
+from hdm_lightning.training.recorded import (
+    LARGEST_BYTES,
+    model_config_from,
+    read_recorded,
+    recorded_settings,
+    train_settings_from,
+)
+from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
 
 LOSS = ["--parts", "loss", "--loss-samples", "4", "--time-bins", "2", "--resamples", "10", "--samples", "4"]
@@ -45,35 +50,49 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
         training={"samples": 8, "name": "toy"},
         sampling={"height": 16, "width": 16, "steps": 2, "guidance_scale": 1.0},
     )
-    settings = train_settings_from(
-        {
-            "name": "toy",
-            "run_dir": str(folder),
-            "model": model,
-            "text_encoder": {"name": str(tiny_text_encoder)},
-            "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "lanes": 4, "window": 4},
-            "schedule": {
-                "stages": {
-                    "one": {
-                        "resolution": 16,
-                        "samples": 8,
-                        "batch_size": 8,
-                        "micro_batch_size": 4,
-                        "learning_rate": 0.1,
-                        "context_length": 8,
-                    }
+    record = {
+        "name": "toy",
+        "run_dir": str(folder),
+        "model": model,
+        "text_encoder": {"name": str(tiny_text_encoder), "max_batch": 8},
+        "vae": {"name": str(tiny_autoencoder), "max_batch": 8},
+        "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},
+        "optimizer": {"name": "muon", "rule": "mup", "eps": 1e-8, "muon_momentum": 0.9, "muon_rounds": 5},
+        "trainer": {"accelerator": "cpu", "nodes": 1, "compile": True, "threads": 1, "static_graph": False},
+        "callbacks": {
+            "ema": {"halflife_samples": [16], "ramp": 0.05, "sigma_rel": [0.1], "snapshot_every": 0},
+            "checkpoints": {"keep": 5, "every_minutes": 20.0},
+            "pictures": {"prompts": [], "steps": 3},
+            "progress_bar": False,
+            "extra": {},
+        },
+        "logger": {"every_steps": 20, "time_bins": 8},
+        "schedule": {
+            "stages": {
+                "one": {
+                    "resolution": 16,
+                    "samples": 8,
+                    "batch_size": 8,
+                    "micro_batch_size": 4,
+                    "learning_rate": 0.1,
+                    "context_length": 8,
                 }
-            },
-        }
-    )
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain(settings)))
+            }
+        },
+    }  # as an earlier version wrote it
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
     return folder
 
 
-def plain(settings):
-    """Settings as the YAML of an earlier version had them."""
-    return json.loads(json.dumps(asdict(settings)))
+def test_a_record_of_an_earlier_version_is_read_by_the_keys_of_now(run):
+    settings = recorded_settings(run / "config.yaml")
+    assert settings.optimizer["_target_"] == "hdm_lightning.training.optimization.muon.MuonAdamW"
+    assert settings.optimizer["momentum"] == 0.9 and "name" not in settings.optimizer
+    assert (settings.hardware.compile, settings.hardware.threads) == (True, 1)
+    assert settings.callback("weight_averages")["sigma_rel"] == [0.1]
+    assert settings.callback("checkpoint")["keep"] == 5
+    assert settings.callback("sample_images")["steps"] == 3
+    assert settings.data["num_workers"] == 0
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from hdm_lightning.diffusion import flow, sampling, times
 from hdm_lightning.diffusion.guidance import one_by_one
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation import pipeline as pipeline_module
-from hdm_lightning.generation.final_folder import save_final
-from hdm_lightning.generation.guidance import velocities
+from hdm_lightning.generation.guided_branches import velocities
 from hdm_lightning.generation.image_files import image_size, read_image, to_uint8
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig

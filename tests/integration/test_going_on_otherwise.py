@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from composed import check_job, run_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 

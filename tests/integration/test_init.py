@@ -16,7 +16,7 @@ from hdm_lightning.models import PUBLISHED, XUT
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.flow_run import first_network
 from hdm_lightning.training.initial_weights import load_initial_weights
-from hdm_lightning.training.settings import model_config_from
+from hdm_lightning.training.recorded import model_config_from
 
 
 def filled(config):

@@ -18,13 +18,13 @@ from transformers import Qwen3Model
 import hdm_lightning
 from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
 from hdm_lightning.diffusion.sampling import SOLVERS
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
-from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
-from hdm_lightning.generation.settings import SamplingSettings, Solver
+from hdm_lightning.generation.sampling_settings import SamplingSettings, Solver
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 
@@ -298,7 +298,7 @@ def test_folders_that_are_not_there_or_are_not_whole_are_told(final, tmp_path, m
 
 
 def test_offloading_needs_accelerate_and_says_so(final, monkeypatch):
-    from hdm_lightning.generation import storage
+    from hdm_lightning.generation import stored_pipeline as storage
 
     monkeypatch.setattr(storage, "is_accelerate_available", lambda: False)
     pipeline = HDMPipeline.from_pretrained(final)

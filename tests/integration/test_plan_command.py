@@ -8,7 +8,7 @@ import pytest
 
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
-from hdm_lightning.training.record import recorded_values
+from hdm_lightning.training.recorded import recorded_values
 
 TINY_RUN = [
     "model=xut_base",

@@ -12,9 +12,9 @@ from PIL import Image
 
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.image_files import ImageRecord, read_record
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT, XUTConfig
 
 CONFIG = XUTConfig(

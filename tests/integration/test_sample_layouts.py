@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.generation.final_folder import save_final
 from hdm_lightning.generation.image_files import read_record
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.run_folder import is_finished
 
 JOBS = {(seed, residual) for seed in (0, 1) for residual in ("input", "normed")}

@@ -7,8 +7,8 @@ import torch
 
 from composed import check_job, composed, run_job
 from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.evaluation.subject import load_subject
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder

@@ -1,5 +1,6 @@
 """The whole training path at toy size: stages, hand-over, resume, ranks."""
 
+import inspect
 import json
 import os
 import signal
@@ -7,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Trainer
 
+import hdm_lightning
 from composed import check_job, run_job
+from hdm_lightning.cli.train import main
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 STAGE = {
@@ -77,6 +82,28 @@ def test_three_stages_run_and_export(config):
     events = [json.loads(line) for line in (job.run_dir / "ledger.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("end") == 3
     assert torch.stack([w.abs().sum() for w in final_weights(config).values()]).isfinite().all()
+
+
+def test_six_frames_of_ours_lead_from_the_command_to_the_fit(config, tmp_path, monkeypatch):
+    """main, run_hydra, train, launch, run_schedule, fit_stage."""
+    groups, schedule = [{"override /vae": "folder"}, {"override /trainer": "cpu"}], config.pop("schedule")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "schedule").mkdir()
+    (tmp_path / "conf" / "schedule" / "toy.yaml").write_text(yaml.safe_dump(schedule))
+    content = yaml.safe_dump({"defaults": [{"override /schedule": "toy"}, *groups], **config})
+    (tmp_path / "conf" / "experiment" / "toy.yaml").write_text("# @package _global_\n" + content)
+    monkeypatch.setattr("sys.argv", ["hdm-train", "--config-dir", str(tmp_path / "conf"), "experiment=toy"])
+    ours, package = [], str(Path(hdm_lightning.__file__).parent)
+
+    def fit(trainer, *args, **kwargs):
+        ours[:] = [each.function for each in inspect.stack() if each.filename.startswith(package)]
+        raise Crash
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with pytest.raises(Crash):
+        main()
+    assert len(ours) <= 6, ours
+    assert ours[0] == "fit_stage" and ours[-1] == "main"
 
 
 class Crash(Exception):

@@ -9,9 +9,8 @@ import torch
 from composed import check_job, run_job
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
-from hdm_lightning.training.averaging.power_function import gamma_of
-from hdm_lightning.training.averaging.reconstruction import FOLDER
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.averaging.power_function import FOLDER, gamma_of
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 

@@ -14,7 +14,7 @@ from composed import check_job, run_job
 from hdm_lightning import FlowModule
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.settings import model_config_from
+from hdm_lightning.training.recorded import model_config_from
 
 PEAK = 0.001
 PASS = 40

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
 from hdm_lightning.autoencoding.transforms import measured_transforms
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import StreamConfig, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 

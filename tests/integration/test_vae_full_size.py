@@ -13,8 +13,8 @@ from PIL import Image
 
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
-from hdm_lightning.datasets.writer import ShardWriter
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
+from shard_writer import ShardWriter
 
 SDXL = {
     "block_out_channels": [128, 256, 512, 512],

@@ -9,7 +9,7 @@ import pytest
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 

@@ -18,14 +18,13 @@ from composed import run_job as run_vae_job
 from damage import flip_a_bit
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.training.autoencoder_checks import branch_settings
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator, build_network
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.composition import build
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.autoencoder_module import NOISE_PURPOSE
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.training.run_recipe import group, with_stage
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 # Groups of two channels or more, or the bias before a norm has no gradient; and wide enough that with this seed some
@@ -114,7 +113,7 @@ def hand_written_step(config, vae, judge):
     """Gradients of one step of both networks, from diffusers' public methods and plain torch alone."""
     seed, data = config["seed"], images_of(config)
     batch = next(iter(data.train_dataloader()))
-    draw = draw_branch(branch_settings(group_of(config, "equivariance")), 8, 8, seed=seed, samples_seen=0)
+    draw = draw_branch(group_of(config, "equivariance"), 8, 8, seed=seed, samples_seen=0)
     assert draw.branch is Branch.EQUIVARIANT
     scale, turn = draw.transform.steps
     noise = draws.draw(seed, NOISE_PURPOSE, batch["index"], (3, 8, 8), 0).noise
@@ -199,7 +198,7 @@ def test_accumulation_equals_one_large_batch(filled_config, tmp_path, changed):
     """Over six steps with their branches, the first three on patches."""
     one = changed(filled_config, stage={"learning_rate": 1e-5}, patches={"size_px": 8, "samples": 24},
                   equivariance={"scale_denominator": 4, "scale_numerators": [2, 3]})  # fmt: skip
-    branches = branch_settings(group_of(one, "equivariance"))
+    branches = group_of(one, "equivariance")
     drawn = [draw_branch(branches, 8, 8, seed=SEED, samples_seen=8 * n) for n in range(6)]
     assert len({draw.branch for draw in drawn}) > 1
     judged = {"adversarial": JUDGE | {"adaptive": False}, "patches": {"size_px": 16}}

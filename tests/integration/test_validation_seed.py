@@ -12,8 +12,9 @@ from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.evaluation.subject import find_run
 from hdm_lightning.training.composition import build
-from hdm_lightning.training.recipe import with_stage
-from hdm_lightning.training.recorded import read_recorded, recorded_validation_stream
+from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.recorded_data import recorded_validation_stream
+from hdm_lightning.training.run_recipe import with_stage
 
 
 def equal(first, second):

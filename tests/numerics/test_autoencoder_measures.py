@@ -8,11 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from hdm_lightning.autoencoding.transforms import Flip, QuarterTurn, Scale
-from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.metrics.autoencoder_sheet import sheet
-from hdm_lightning.metrics.equivariance import CentredError
-from hdm_lightning.metrics.image_quality import SMALLEST_SIDE, psnr
-from hdm_lightning.metrics.latents import LatentStatistics, principal_colours, radial_power
+from hdm_lightning.metrics.autoencoder_quality import SMALLEST_SIDE, AutoencoderMeasures, CentredError, psnr
+from hdm_lightning.metrics.latents import LatentStatistics, principal_colours, radial_power, sheet
 
 FACTOR = 4
 

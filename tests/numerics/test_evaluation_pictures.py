@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_image
+from hdm_lightning.datasets.shapes import ShapesOptions, make_image
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.metrics.geometric_response import (
     content_shift,

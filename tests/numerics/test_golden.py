@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hdm_lightning.interop import published
-from hdm_lightning.interop.names import published_names
+from hdm_lightning.interop.published import published_names
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 

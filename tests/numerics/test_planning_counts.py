@@ -8,23 +8,24 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from hdm_lightning.cli.bench_step import TrainingStep
+from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.profiling.architectures import (
+from hdm_lightning.profiling.cases import random_autoencoder, random_network, random_text_encoder
+from hdm_lightning.profiling.encoder_costs import (
     MINILM_L6,
     QWEN3_0_6B,
     SDXL_AUTOENCODER,
     TINY_AUTOENCODER,
     TINY_TEXT,
+    AutoencoderArchitecture,
+    TextArchitecture,
 )
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, device_memory
-from hdm_lightning.profiling.random_parts import random_autoencoder, random_network, random_text_encoder
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
-from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
-from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+from hdm_lightning.training.modules.flow_step import FrozenEncoders
+from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")

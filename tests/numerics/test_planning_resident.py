@@ -7,20 +7,19 @@ import sys
 import pytest
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT, AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.memory import device_memory
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 SHAPE = {"width": 256, "mlp_width": 768, "heads": 4, "head_dim": 64, "context_width": 32, "depth": 2}
 
 # A small step first, so that libraries and kernels are in memory before the baseline is read.
 PROGRAM = """
 import gc, sys, torch
-from hdm_lightning.profiling.architectures import TINY_AUTOENCODER, TINY_TEXT
-from hdm_lightning.cli.bench_step import TrainingStep
+from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT
+from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.settings import StageSettings
+from hdm_lightning.training.recorded import StageSettings
 
 def resident(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))

@@ -17,10 +17,12 @@ from hdm_lightning.training.averaging.power_function import (
     combination,
     gamma_of,
     inner_product,
+    reconstruct,
     residual,
+    snapshot_path,
     step_decay,
+    write_snapshot,
 )
-from hdm_lightning.training.averaging.reconstruction import reconstruct, snapshot_path, write_snapshot
 
 STEP, STEPS = 8, 1200
 WIDTHS = (0.05, 0.10)

@@ -42,7 +42,7 @@ class Job(Common):
     """
 
     folder: str = "here"
-    sides: Annotated[tuple[int, ...], Ge(8)] = (256,)
+    sides: tuple[Annotated[int, Ge(8)], ...] = (256,)
     batch_size: Annotated[int, Ge(1)] = 4
     rate: Annotated[float, Ge(0), Lt(1)] = 0.5
     mode: Literal["train", "forward"] = "train"

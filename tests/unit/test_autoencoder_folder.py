@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning.encoders.autoencoder_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
+from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
 from hdm_lightning.errors import UserError
 
 TINY = {

@@ -9,12 +9,10 @@ import torch
 from hdm_lightning.cli.bench import bench
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
-from hdm_lightning.profiling.cases import Case, peak_bytes
+from hdm_lightning.profiling.cases import SIZES, Case, peak_bytes, random_network, size_of
 from hdm_lightning.profiling.encoder_costs import TextArchitecture
-from hdm_lightning.profiling.random_parts import SIZES, random_network, size_of
-from hdm_lightning.profiling.record import measurement, record
 from hdm_lightning.profiling.system import cpu_name, describe_machine
-from hdm_lightning.profiling.timing import Timing, compare, time_call, time_in_turn
+from hdm_lightning.profiling.timing import Timing, compare, measurement, record, time_call, time_in_turn
 from hdm_lightning.whole_files import write_json
 
 CPU = torch.device("cpu")

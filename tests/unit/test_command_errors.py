@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.stop_request import StopRequest

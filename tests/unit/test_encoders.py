@@ -10,12 +10,12 @@ from diffusers import AutoencoderKL
 from transformers import AutoModel, Qwen3ForCausalLM
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
-from hdm_lightning.encoders.autoencoder_folder import infer_config, locate_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.sources import is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.vae_folder import infer_config, locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import read_vae_folder, write_vae_folder
 
@@ -273,7 +273,7 @@ def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by
         ours.save(tmp_path / "vae")
     else:
         files = read_vae_folder(tmp_path / "original")
-        write_vae_folder(tmp_path / "vae", files.tensors, files.config, ours.mean, ours.std)
+        write_vae_folder(tmp_path / "vae", files["vae"], files["vae_config"], ours.mean, ours.std)
     theirs = AutoencoderKL.from_pretrained(str(tmp_path / "vae"), low_cpu_mem_usage=False)
     config = theirs.config
     assert config.shift_factor is None

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 from rich.console import Console
 
-from hdm_lightning.evaluation.report import chart, report_page, result_table
-from hdm_lightning.evaluation.results import (
+from hdm_lightning.evaluation.findings import (
     Curve,
     Evaluation,
     Failed,
@@ -19,7 +18,8 @@ from hdm_lightning.evaluation.results import (
     Measure,
     rounded,
 )
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.evaluation.report import chart, report_page, result_table
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.bootstrap import Estimate
 
 

@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import resource, sys, torch
-from hdm_lightning.training.host_memory import keep_freed_memory
+from hdm_lightning.training.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

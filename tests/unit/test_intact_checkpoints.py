@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpoint, newest_intact, read_intact
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, DamagedCheckpoint, read_intact
 from hdm_lightning.training.rewind import newest_position, start_point
 
 
@@ -38,7 +38,7 @@ def test_a_whole_one_is_read_as_it_was_written(saved):
     read = read_intact(path_of(saved, 6))
     assert read["hdm"] == content(6)["hdm"]
     assert all(torch.equal(read["state_dict"][name], value) for name, value in content(6)["state_dict"].items())
-    assert newest_intact(saved) == path_of(saved, 6)
+    assert start_point(saved, []).checkpoint == path_of(saved, 6)
 
 
 def test_no_flipped_bit_changes_what_is_read(saved):
@@ -95,7 +95,7 @@ def test_a_damaged_one_is_set_aside_with_its_reason_and_the_next_older_taken(sav
     told = capsys.readouterr().out
     assert str(path_of(saved, 6)) in told and reason in told
     assert sorted(path.name for path in saved.iterdir())[-1] == "step-00000006.ckpt.damaged"
-    assert newest_intact(saved) == path_of(saved, 4)
+    assert start_point(saved, []).checkpoint == path_of(saved, 4)
 
 
 def test_only_as_many_are_read_as_are_needed(saved):
@@ -105,9 +105,9 @@ def test_only_as_many_are_read_as_are_needed(saved):
 
 
 def test_none_left_is_an_error_and_stays_one(saved):
-    assert newest_intact(saved / "nothing yet") is None
+    assert start_point(saved / "nothing yet", []).checkpoint is None
     for step in (2, 4, 6):
         path_of(saved, step).write_bytes(b"")
-    for find in (newest_intact, lambda place: start_point(place, []), newest_intact):
+    for _ in range(2):
         with pytest.raises(UserError, match="no checkpoint is left that is not damaged"):
-            find(saved)
+            start_point(saved, [])

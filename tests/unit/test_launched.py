@@ -12,18 +12,16 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import world
-from hdm_lightning.training.failures import Failure, read_failures, start_worker
 from hdm_lightning.training.job import _world_size
-from hdm_lightning.training.launch import launch
-from hdm_lightning.training.outside_launch import (
+from hdm_lightning.training.launch import Failure, launch, read_failures, start_worker
+from hdm_lightning.training.strategies import processes
+from hdm_lightning.training.world import (
     adopt_outside_launch,
-    first_host,
     from_slurm,
     launched_from_outside,
     outside_world_size,
     tasks_per_node,
 )
-from hdm_lightning.training.strategies import processes
 
 TASK = {  # srun --nodes 2 --ntasks 6, third task of the second machine
     "SLURM_JOB_ID": "1234567",
@@ -95,7 +93,7 @@ def test_several_machines_need_a_launcher(environment):
     [("a1", "a1"), ("a1,b2", "a1"), ("gpu[03-05,9],b", "gpu03"), ("n[7,9]", "n7"), ("r[1-2].x.org,b", "r1.x.org")],
 )
 def test_first_host_of_a_list(nodes, first):
-    assert first_host(nodes) == first
+    assert from_slurm({**TASK, "SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
 
 
 def test_tasks_per_node():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.training.callbacks.loss_by_time import TimeBins, time_bin_tag
+from hdm_lightning.training.callbacks.step_metrics import TimeBins, time_bin_tag
 
 
 def test_each_bin_has_the_mean_of_its_samples_over_batches_and_processes():

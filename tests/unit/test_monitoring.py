@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.operations import training_flops
-from hdm_lightning.training import model_flops
-from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.model_flops import peak_tflops, stage_flops
+from hdm_lightning.training.callbacks import throughput
+from hdm_lightning.training.callbacks.throughput import memory_gb, peak_tflops, stage_flops
+from hdm_lightning.training.loggers import flat_settings
 from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.stages import StageSettings
-from hdm_lightning.training.tensorboard_page import flat_settings
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 
@@ -48,7 +47,7 @@ def test_peak_rate_is_as_configured_or_of_a_known_gpu(monkeypatch):
     assert peak_tflops(torch.device("cpu"), None) is None
     assert peak_tflops(torch.device("cpu"), 2.5) == 2.5
     for name, peak in (("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA GeForce RTX 5090", 209.5), ("Odd Card 7", None)):
-        monkeypatch.setattr(model_flops.torch.cuda, "get_device_name", lambda device, name=name: name)
+        monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_tflops(torch.device("cuda"), None) == peak
 
 
@@ -68,7 +67,7 @@ def test_resident_memory_follows_an_allocation_of_known_size():
 
 def test_the_peak_is_the_process_own_and_not_that_of_the_one_that_started_it():
     block = np.ones(75_000_000)  # 0.6 GB here, while the other process starts
-    use = "from hdm_lightning.training.callbacks.memory_use import memory_gb"
+    use = "from hdm_lightning.training.callbacks.throughput import memory_gb"
     code = f"import torch; {use}; print(memory_gb(torch.device('cpu')))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     figures = ast.literal_eval(told)

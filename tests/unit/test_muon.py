@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training.optimization.learning_rates import parameter_groups, warmup_cosine
 from hdm_lightning.training.optimization.moments import carry_moments
 from hdm_lightning.training.optimization.muon import (
     COEFFICIENTS,
@@ -14,8 +15,6 @@ from hdm_lightning.training.optimization.muon import (
     orthogonalised,
     packed_matrices,
 )
-from hdm_lightning.training.optimization.parameter_groups import parameter_groups
-from hdm_lightning.training.optimization.schedules import warmup_cosine
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 

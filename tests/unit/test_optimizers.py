@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from hdm_lightning.training.optimization.learning_rates import rate_factor
 from hdm_lightning.training.optimization.moments import carry_moments
-from hdm_lightning.training.optimization.schedules import rate_factor
 
 
 @pytest.mark.parametrize(

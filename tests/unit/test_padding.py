@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
+from hdm_lightning.encoders.autoencoder import cut_to, load_autoencoder, pad_to_multiple, padded_size
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.optimization.parameter_groups import RULES, parameter_groups
+from hdm_lightning.training.optimization.learning_rates import RULES, parameter_groups
 
 BASE, DECAY = 0.5, 0.02
 

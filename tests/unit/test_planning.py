@@ -8,8 +8,6 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.profiling.architectures import QWEN3_0_6B, SDXL_AUTOENCODER
-from hdm_lightning.profiling.budget import least_samples, propose, smallest
 from hdm_lightning.profiling.duration import (
     CALIBRATED_UTILISATION,
     PAPER_HOURS,
@@ -17,8 +15,13 @@ from hdm_lightning.profiling.duration import (
     exchange_seconds,
     step_time,
 )
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
-from hdm_lightning.profiling.forecast import forecast
+from hdm_lightning.profiling.encoder_costs import (
+    QWEN3_0_6B,
+    SDXL_AUTOENCODER,
+    AutoencoderArchitecture,
+    TextArchitecture,
+)
+from hdm_lightning.profiling.forecast import forecast, least_samples, propose, smallest
 from hdm_lightning.profiling.gpus import GPUS, Host, Machine, find_gpu, nearest_gpu, override, parse_gpus
 from hdm_lightning.profiling.memory import (
     GIB,
@@ -28,7 +31,7 @@ from hdm_lightning.profiling.memory import (
     usable_micro_batch,
 )
 from hdm_lightning.profiling.operations import attention_score_flops
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 PAPER = Recipe(
     XUTConfig(),

@@ -7,15 +7,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from hdm_lightning.cli import evaluate, sample
+from hdm_lightning.cli import evaluate
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.drawing import loading_choices
+from hdm_lightning.generation.sampling_settings import DrawingMachine
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.precision import encoder_dtype
 from hdm_lightning.profiling.bench_settings import CaseSettings
 from hdm_lightning.profiling.cases import Setup
 from hdm_lightning.training import hardware
+from hdm_lightning.training.optimization.learning_rates import parameter_groups
 from hdm_lightning.training.optimization.muon import MuonAdamW
-from hdm_lightning.training.optimization.parameter_groups import parameter_groups
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 CLIP = 0.1
@@ -62,7 +64,7 @@ def test_auto_is_float16_where_a_gpu_only_emulates_bfloat16(card):
 def test_commands_compute_in_what_the_device_is_fast_in(monkeypatch, tmp_path, card, name, dtype):
     """Drawing, evaluation and timing, on a machine with a T4 and an RTX 4090, where no option names a precision."""
     card((7, 5), (8, 9))
-    assert sample._loaded_with("m", sample.Machine(), None, torch.device(name)) == {"precision": dtype}
+    assert loading_choices("m", DrawingMachine(), None, torch.device(name)) == {"precision": dtype}
     assert Setup.of(CaseSettings(device=name)).dtype == getattr(torch, dtype)
     requests = []
     target = "hdm_lightning.evaluation.evaluate_model.evaluate"

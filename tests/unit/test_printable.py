@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hdm_lightning.cli import convert, sample, shards
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published

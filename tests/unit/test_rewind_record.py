@@ -6,11 +6,10 @@ import gc
 import pytest
 import torch
 
+from hdm_lightning import whole_files
 from hdm_lightning.errors import UserError
-from hdm_lightning.training import json_lines
-from hdm_lightning.training.callbacks.memory_use import memory_gb
+from hdm_lightning.training.callbacks.throughput import memory_gb
 from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, read_checkpoint
-from hdm_lightning.training.json_lines import append_line, read_lines
 from hdm_lightning.training.rewind import (
     Rewind,
     StartPoint,
@@ -19,6 +18,7 @@ from hdm_lightning.training.rewind import (
     start_point,
     write_rewind,
 )
+from hdm_lightning.whole_files import append_line, read_lines
 
 GUARD = "GuardLoss"
 
@@ -106,7 +106,7 @@ def test_lines_on_a_full_disk(tmp_path, monkeypatch):
         assert name == str(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(json_lines, "no_follow", full)
+    monkeypatch.setattr(whole_files, "no_follow", full)
     with pytest.raises(UserError, match="disk is full"):
         append_line(path, {"a": 2})
     assert read_lines(path) == [{"a": 1}]

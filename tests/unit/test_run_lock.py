@@ -11,16 +11,16 @@ import time
 import pytest
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training import run_lock
+from hdm_lightning.training import worker
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
-from hdm_lightning.training.run_lock import alone_in, take
 from hdm_lightning.training.stop_request import STOP
+from hdm_lightning.training.worker import alone_in, take
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(run_lock, "POLL_S", 0.02)
+    monkeypatch.setattr(worker, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(worker, "POLL_S", 0.02)
     monkeypatch.setattr(STOP, "received", False)
 
 
@@ -38,7 +38,7 @@ def test_a_second_start_waits_and_is_told_who_holds_the_folder(tmp_path, capfd, 
 
 
 def test_a_start_goes_on_when_the_other_ends_in_time(tmp_path, monkeypatch, another_start, free):
-    monkeypatch.setattr(run_lock, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(worker, "PATIENCE_S", 30.0)
     with another_start(tmp_path, then=lambda: time.sleep(0.5)) as other, alone_in(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid() != other
     assert free(tmp_path)
@@ -79,9 +79,9 @@ def test_held_until_the_end_however_it_ends(tmp_path, free):
 
 
 def test_a_signal_ends_the_waiting(tmp_path, monkeypatch, another_start):
-    monkeypatch.setattr(run_lock, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(worker, "PATIENCE_S", 60.0)
     with another_start(tmp_path) as pid, STOP.listening():
-        monkeypatch.setattr(run_lock.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        monkeypatch.setattr(worker.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(StoppedBySignal), alone_in(tmp_path):
             pytest.fail("the folder is held")
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == pid

@@ -2,8 +2,8 @@
 
 import os
 
-from hdm_lightning.encoders import sources
-from hdm_lightning.encoders.sources import same_model
+from hdm_lightning.encoders import pretrained as sources
+from hdm_lightning.encoders.pretrained import same_model
 
 
 def test_paths_links_and_packages(tmp_path, monkeypatch):

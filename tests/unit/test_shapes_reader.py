@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_image
+from hdm_lightning.datasets.shapes import ShapesOptions, make_image
 from hdm_lightning.metrics.shapes_ideal import ideal_shapes
-from hdm_lightning.metrics.shapes_reader import read_shapes
-from hdm_lightning.metrics.shapes_regions import connected_components
+from hdm_lightning.metrics.shapes_reader import connected_components, read_shapes
 
 SQUARE, WIDE_AND_TALL = (1.0,), (2.0, 0.5)
 

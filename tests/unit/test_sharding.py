@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.averaging.averages import ParameterAverages
-from hdm_lightning.training.optimization.parameter_groups import parameter_groups
+from hdm_lightning.training.optimization.learning_rates import parameter_groups
 from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network, shard_network
 from hdm_lightning.training.strategies.sharded_tensors import (
     is_sharded,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hdm_lightning.training.callbacks.spike_detector import SpikeDetector
+from hdm_lightning.training.callbacks.loss_guard import SpikeDetector
 
 
 def found(detector, losses):

@@ -1,15 +1,25 @@
 """Rows of a sweep read from folders written by hand: objective, order, baseline, seeds, what failed."""
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import yaml
 
-from hdm_lightning.cli.sweep import JobFailed, run_swept_job
+from hdm_lightning.cli import hydra_app
+from hdm_lightning.cli.sweep import JobFailed
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.sweeps.results import objective, overridden_keys, read_results, settings_of
-from hdm_lightning.training.sweeps.summary import chart_png, table_csv, table_markdown
+from hdm_lightning.training.sweep_results import (
+    chart_png,
+    objective,
+    overridden_keys,
+    read_results,
+    settings_of,
+    table_csv,
+    table_markdown,
+)
 
 BASE = {"optimizer": "adamw", "rate": 0.5, "deep": True, "data.train": "x"}
 
@@ -99,15 +109,29 @@ def test_the_objective_of_other_jobs(tmp_path):
     assert objective(tmp_path / "vae") == 0.04
 
 
-def test_a_failing_job_is_noted_and_lets_go_of_what_it_held(tmp_path, capsys):
-    def fail(config):
-        held = bytearray(1000)
-        raise UserError(f"no {len(held)}", where="a.b", hint="do c")
+def test_a_failing_job_is_noted_and_lets_go_of_what_it_held(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hydra_app, "in_sweep", lambda: True)
+    monkeypatch.setattr(hydra_app, "output_dir", lambda: str(tmp_path))
+
+    class Held:
+        """What a job has in memory."""
+
+    held = []
+
+    @hydra_app.JobErrors()
+    def fail():
+        memory = Held()
+        held.append(weakref.ref(memory))
+        try:
+            raise ValueError("inner")
+        except ValueError as error:
+            raise UserError(f"no {1000}", where="a.b", hint="do c") from error
 
     with pytest.raises(JobFailed) as caught:
-        run_swept_job(fail, {}, tmp_path)
+        fail()
+    gc.collect()
     assert "hint: do c" in capsys.readouterr().err
     assert json.loads((tmp_path / "failed.json").read_text())["error"] == "a.b: no 1000"
-    assert caught.value.__context__ is None  # the trace would keep the job's memory alive
-    assert run_swept_job(lambda config: 0.5, {}, tmp_path) == 0.5
+    assert caught.value is not None and held[0]() is None
+    assert hydra_app.JobErrors()(lambda: 0.5)() == 0.5
     assert not (tmp_path / "failed.json").exists()

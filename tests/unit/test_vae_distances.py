@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 
 from hdm_lightning.metrics.features import FeatureNetwork, Preprocessing
-from hdm_lightning.training.callbacks.reconstruction_distances import ReconstructionDistances
+from hdm_lightning.training.callbacks.autoencoder_report import ReconstructionDistances
 
 COLOURS = FeatureNetwork("colours", "none", 3, Preprocessing(None), lambda image: image.float().mean((2, 3)) / 255)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.autoencoder_step import AutoencoderStep, StepSettings
+from hdm_lightning.cli.plan_autoencoder import AutoencoderStep
 from hdm_lightning.profiling.live_memory import LiveMemory, step_memory
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
 from hdm_lightning.training.composition import parse
@@ -27,11 +27,11 @@ def settings(side=64, batch=2, **groups):
     stage |= groups.pop("stage", {})
     groups = {"loss": {"perceptual_network": "efficientnet_lite0"}, **groups}
     parsed = {name: parse(kind, groups.get(name, {}), name) for name, kind in AutoencoderRecipe.groups.items()}
-    return StepSettings(parsed, parse(AutoencoderStageSettings, stage, "stage"), averages=1)
+    return parsed, parse(AutoencoderStageSettings, stage, "stage")
 
 
 def rehearsed(run, config=CONFIG, *, mixed=False, micro_batches=1):
-    return step_memory(lambda: AutoencoderStep(run, config, mixed=mixed), micro_batches=micro_batches)
+    return step_memory(lambda: AutoencoderStep(*run, config, mixed=mixed), micro_batches=micro_batches)
 
 
 ADVERSARIAL = {"adversarial": {"weight": 0.5, "channels": 32}}
@@ -51,7 +51,7 @@ def test_the_rehearsal_is_what_real_tensors_take(groups, mixed, accumulates):
     micro_batches = 2 if accumulates else 1
     said = rehearsed(settings(**groups), mixed=mixed, micro_batches=micro_batches)
     with LiveMemory() as memory:
-        step = AutoencoderStep(settings(**groups), CONFIG, mixed=mixed)
+        step = AutoencoderStep(*settings(**groups), CONFIG, mixed=mixed)
         for _ in range(2):
             step(micro_batches)
     assert said.peak == pytest.approx(memory.peak_bytes, rel=0.02)
@@ -81,11 +81,11 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_vae_memory import ADVERSARIAL, CONFIG, SDXL, settings
-from hdm_lightning.cli.autoencoder_step import AutoencoderStep
-AutoencoderStep(settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
+from hdm_lightning.cli.plan_autoencoder import AutoencoderStep
+AutoencoderStep(*settings(**ADVERSARIAL), CONFIG, mixed=False)(1)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()
-step = AutoencoderStep(settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
+step = AutoencoderStep(*settings(side=128, batch=1, adversarial={{"weight": 0.5}}), SDXL, mixed=False)
 for _ in range(2):
     step(1)
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 - before)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hdm_lightning.encoders.whitening import RIDGE, TextWhitening, WhitenedTextEncoder
+from hdm_lightning.encoders.text_whitening import RIDGE, TextWhitening, WhitenedTextEncoder
 
 
 @pytest.fixture

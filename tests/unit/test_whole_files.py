@@ -13,9 +13,9 @@ from hdm_lightning.data.faults import Quarantine
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import ImageRecord, write_png
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.interop.tensor_files import write_tensors
-from hdm_lightning.training import run_lock
+from hdm_lightning.training import worker
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.whole_files import is_disk_full, remove_leftovers, replacing, write_atomically, write_text
@@ -114,7 +114,7 @@ def test_every_kind_of_file_is_as_open_as_the_umask_says(tmp_path, tiny_autoenco
 
 
 LINKED = {
-    "lock": ("run.lock", lambda folder: os.close(run_lock.take(folder))),
+    "lock": ("run.lock", lambda folder: os.close(worker.take(folder))),
     "ledger": ("ledger.jsonl", lambda folder: Ledger(folder / "ledger.jsonl", writes=True).append("start")),
     "quarantine": (
         "quarantine.jsonl",

@@ -7,7 +7,6 @@ seen before it: never from the rank, so that all ranks of a step work on equal s
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,9 +52,9 @@ class BranchSettings:
 
     equivariant: float = 0.5
     downscaled: float = 0.125
-    scale_numerators: Sequence[int] = tuple(range(8, 32))
+    scale_numerators: tuple[int, ...] = tuple(range(8, 32))
     scale_denominator: int = 32
-    quarter_turns: Sequence[int] = (1, 2, 3)
+    quarter_turns: tuple[int, ...] = (1, 2, 3)
     anisotropic: bool = False
     antialias: bool = False
     flips: bool = False

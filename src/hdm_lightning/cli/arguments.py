@@ -1,17 +1,16 @@
 """Command lines made of dataclasses: a flag for each field, its help from the docstring, its value checked.
 
-A field's annotation says how its text is read: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch), ``Literal``
-(choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag may be
-repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`). The help is the field's
-line under "Attributes:" in the class docstring. Nothing slow is imported here, so that ``--help`` stays quick; the
-modules of such dataclasses should do the same.
+A field's annotation says how pydantic reads its text: ``int``, ``float``, ``str``, ``Path``, ``bool`` (a switch),
+``Literal`` (choices), ``X | None``, ``tuple[X, ...]`` (several values), ``tuple[X, X]`` (two), ``list[X]`` (the flag
+may be repeated); limits stand in ``Annotated`` (`annotated_types.Ge`, `Gt`, `Le`, `Lt`, `Interval`), those of several
+values in the X. The help is the field's line under "Attributes:" in the class docstring. Nothing slow is imported here,
+so that ``--help`` stays quick; the modules of such dataclasses should do the same.
 """
 
 import argparse
 import inspect
-import operator
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -21,15 +20,15 @@ from hdm_lightning.errors import UserError, did_you_mean
 
 Settings = TypeVar("Settings")
 
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_KINDS = {int: "a whole number", float: "a number"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 _METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 _LIMITS = {
-    "ge": (operator.ge, "is below {}", "give {} or more"),
-    "gt": (operator.gt, "is not above {}", "give more than {}"),
-    "le": (operator.le, "is above {}", "give {} or less"),
-    "lt": (operator.lt, "is not below {}", "give less than {}"),
+    "greater_than_equal": ("ge", "is below {}", "give {} or more"),
+    "greater_than": ("gt", "is not above {}", "give more than {}"),
+    "less_than_equal": ("le", "is above {}", "give {} or less"),
+    "less_than": ("lt", "is not below {}", "give less than {}"),
 }
+"""By pydantic's name of an error: where its limit stands, what to say, what to do."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,13 +88,11 @@ class Flags(Generic[Settings]):
             UserError: a value cannot be read or is outside its limits; names the flag.
         """
         values = {
-            entry.name: _convert(annotation, getattr(given, entry.name), self.flag(entry.name))
+            entry.name: _valid(annotation, getattr(given, entry.name), self.flag(entry.name))
             for entry, annotation in _annotated_fields(self.kind)
             if hasattr(given, entry.name)
         }
-        settings = self.kind(**values)
-        _check(settings, self.flag)
-        return settings
+        return self.kind(**values)
 
     def changed(self, settings: Settings, change: str, *, where: str, only: Collection[str]) -> Settings:
         """The dataclass with one field replaced as in ``key=value``.
@@ -115,10 +112,7 @@ class Flags(Generic[Settings]):
             hint = did_you_mean(name, only) if equals else f"give KEY=VALUE, KEY one of {', '.join(only)}"
             raise UserError(f"{change!r} changes no setting", where=where, hint=hint)
         annotation = {entry.name: kind for entry, kind in _annotated_fields(self.kind)}[name]
-        value = _convert(annotation, text.strip(), where)
-        settings = replace(settings, **{name: value})  # type: ignore[type-var]
-        _check(settings, lambda _name: where)
-        return settings
+        return replace(settings, **{name: _valid(annotation, text.strip(), where)})  # type: ignore[type-var]
 
     def flag(self, name: str) -> str:
         """The flag of a field."""
@@ -150,46 +144,34 @@ def check_group(values: Any, group: str) -> None:
     Raises:
         UserError: a number is outside the limits of its annotation; names the key.
     """
-    _check(values, lambda name: f"{group}.{name}" if group else name)
-
-
-def _check(values: Any, where: Any) -> None:
     for entry, annotation in _annotated_fields(type(values)):
-        value = getattr(values, entry.name)
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, int | float) and not isinstance(each, bool):
-                _check_number(each, _constraints(annotation), where(entry.name))
+        _valid(annotation, getattr(values, entry.name), f"{group}.{entry.name}" if group else entry.name)
 
 
-def _check_number(value: float, constraints: Iterable[Any], where: str) -> None:
-    for constraint in constraints:
-        for key, (holds, complaint, hint) in _LIMITS.items():
-            limit = getattr(constraint, key, None)
-            if limit is not None and not holds(value, limit):
-                raise UserError(f"{value} {complaint.format(limit)}", where=where, hint=hint.format(limit))
+def _valid(annotation: Any, given: Any, where: str) -> Any:
+    """What was given, read from its text or texts and within its limits."""
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (a tenth of a second, for --help's sake)
 
-
-def _convert(annotation: Any, given: Any, where: str) -> Any:
-    """The value of a text or texts; switches are values already."""
     kind, many = _kind(annotation)
-    if many:
-        return tuple(_convert(kind, each, where) for each in ([given] if isinstance(given, str) else given))
-    if not isinstance(given, str):
-        return given
-    if given.lower() in ("none", "null") and type(None) in get_args(_bare(annotation)):
+    if isinstance(given, str) and given.lower() in ("none", "null") and type(None) in get_args(_bare(annotation)):
         return None
-    if kind is bool:
-        if given.lower() not in (*_TRUE, *_FALSE):
-            raise UserError(f"{given!r} is neither true nor false", where=where, hint="give true or false")
-        return given.lower() in _TRUE
-    if get_origin(kind) is Literal:
-        if given not in get_args(kind):
-            raise UserError(f"{given!r} is not known", where=where, hint=did_you_mean(given, get_args(kind)))
-        return given
     try:
-        return kind(given)
-    except ValueError as error:
-        raise UserError(f"{given!r} is not {_KINDS.get(kind, 'understood')}", where=where, hint="give one") from error
+        return TypeAdapter(annotation).validate_python([given] if many and isinstance(given, str) else given)
+    except ValidationError as error:
+        raise _as_user_error(dict(error.errors()[0]), kind, where) from error
+
+
+def _as_user_error(error: dict[str, Any], kind: Any, where: str) -> UserError:
+    given = error["input"]
+    if error["type"] in _LIMITS:
+        key, complaint, hint = _LIMITS[error["type"]]
+        bound = error["ctx"][key]
+        limit = int(bound) if bound == int(bound) else bound
+        return UserError(f"{given} {complaint.format(limit)}", where=where, hint=hint.format(limit))
+    if error["type"] == "literal_error":
+        return UserError(f"{given!r} is not known", where=where, hint=did_you_mean(str(given), get_args(kind)))
+    hint = "give true or false" if kind is bool else "give one"
+    return UserError(f"{given!r} is not {_KINDS.get(kind, 'understood')}", where=where, hint=hint)
 
 
 def _annotated_fields(kind: type) -> list[tuple[Field[Any], Any]]:
@@ -199,12 +181,6 @@ def _annotated_fields(kind: type) -> list[tuple[Field[Any], Any]]:
 
 def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _constraints(annotation: Any) -> list[Any]:
-    """What stands beside the kind in ``Annotated``; pydantic's Field holds its limits once more."""
-    beside = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return [inner for each in beside for inner in getattr(each, "metadata", [each])]
 
 
 def _present(annotation: Any) -> Any:
@@ -226,7 +202,7 @@ def _several(annotation: Any) -> dict[str, Any]:
 def _kind(annotation: Any) -> tuple[Any, bool]:
     """The kind of one value, and whether there may be several."""
     kind = _present(annotation)
-    return (get_args(kind)[0], True) if get_origin(kind) in (tuple, list) else (kind, False)
+    return (_bare(get_args(kind)[0]), True) if get_origin(kind) in (tuple, list) else (kind, False)
 
 
 def _metavar(kind: Any) -> str:

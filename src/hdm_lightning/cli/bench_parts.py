@@ -1,8 +1,6 @@
 """What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +8,21 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 from rich.text import Text
 
 from hdm_lightning.cli.bench import case_settings
+from hdm_lightning.cli.command import require_file, show_report
 from hdm_lightning.cli.hydra_app import short_name
-from hdm_lightning.cli.outputs import require_file
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
 from hdm_lightning.errors import UserError
-from hdm_lightning.precision import default_dtype, dtype_name, half_dtype
+from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
-from hdm_lightning.profiling.loading import decoding_rate, measure_data
-from hdm_lightning.profiling.record import measurement, record, report
-from hdm_lightning.profiling.timing import compare, time_in_turn
-from hdm_lightning.training.record import recorded_values
-from hdm_lightning.whole_files import write_json
+from hdm_lightning.profiling.system import decoding_rate, measure_data
+from hdm_lightning.profiling.timing import compare, record, report, time_in_turn
+from hdm_lightning.training.recorded import recorded_values
 
 _MATMUL = {"cuda": 8192, "cpu": system.CPU_MATMUL}
 _MIB = {"cuda": 1024, "cpu": system.CPU_COPY_MIB}
@@ -46,13 +42,11 @@ def bench_part(
     """Time a part, or two settings of it in turn; print the result and write it.
 
     Args:
-        part: a key of `bench_cases.BUILDERS`.
+        part: a key of `bench_training.BUILDERS`.
         run: how often, and where the result goes.
-        first: settings of the part.
-        second: others, or None.
-        against: the second in the user's words.
+        first, second: settings of the part, and others or None, in the user's words `against`.
     """
-    from hdm_lightning.cli.bench_cases import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
+    from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
 
     _prepare(run.threads, run.out)
     own = case_settings(part)
@@ -73,14 +67,14 @@ def bench_part(
         settings["against"] = against
     compared = compare(*timings.values()) if second else None
     content = record(part, system.describe_machine(setup.device), settings, rows, compared)
-    _finish(report(content), content, run.out)
+    show_report(report(content), content, run.out)
 
 
 def bench_data(settings: DataSettings) -> None:
     """Time decoding, with shards also loading; print the result and write it."""
     _prepare(0, settings.out)
     content, table = measure_data(settings)
-    _finish(table, content, settings.out)
+    show_report(table, content, settings.out)
 
 
 def bench_system(settings: SystemSettings) -> None:
@@ -93,7 +87,7 @@ def bench_system(settings: SystemSettings) -> None:
     if settings.schedule:
         _check_schedule(settings, device)
     matmul, mib = settings.matmul or _MATMUL[device.type], settings.mib or _MIB[device.type]
-    rows = [*_rates(settings, device, matmul, mib), *_links(settings, mib)]
+    rows = [*system.machine_rates(settings, device, matmul, mib)]
     if settings.schedule:
         rows.append(decoding_rate())
     shown = {"matmul": matmul, "mib": mib, "repeats": settings.repeats}
@@ -105,7 +99,7 @@ def bench_system(settings: SystemSettings) -> None:
         for name, stage in binding.items():
             line = f"{settings.schedule}, {name}: {stage['binds']} binds, {stage['images_per_s']:.2f} images/s"
             lines.append(Text(line))
-    _finish(Group(*lines), content, settings.out)
+    show_report(Group(*lines), content, settings.out)
 
 
 def _prepare(threads: int, out: Path | None) -> None:
@@ -115,39 +109,8 @@ def _prepare(threads: int, out: Path | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _finish(shown: RenderableType, content: dict[str, Any], out: Path | None) -> None:
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
-    if out is not None:
-        write_json(out, content)
-
-
-def _rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
-    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
-        timing, rate = system.matmul(device, dtype, side, repeats=settings.repeats)
-        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
-    timing, rate = system.memory_bandwidth(device, mib=mib, repeats=settings.repeats)
-    yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
-    for name, (timing, rate) in system.disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
-        yield measurement(f"disk {name}", timing, mb_per_s=rate / 1e6)
-
-
-def _links(settings: SystemSettings, mib: int) -> Iterator[dict[str, Any]]:
-    between = system.device_to_device(mib=mib, repeats=settings.repeats)
-    if between is not None:
-        yield measurement("GPU to GPU", between[0], gb_per_s=between[1] / 1e9)
-    processes = settings.processes or torch.cuda.device_count()
-    if processes >= 2:
-        timing, rate = system.all_reduce(processes, mib=mib, repeats=settings.repeats)
-        yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
-
-
 def _check_schedule(settings: SystemSettings, device: torch.device) -> None:
-    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring.
-
-    Raises:
-        UserError: there is no such schedule or model, they do not fit each other, or another device is measured than
-            the one that would train.
-    """
+    """Plan once on some GPU, so that a mistake in the schedule is reported before minutes of measuring."""
     if device.type == "cpu" and torch.cuda.is_available():
         raise UserError(
             "a schedule is planned for the GPUs at hand, while the CPU is to be measured",

@@ -2,15 +2,15 @@
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line, printable
 from hdm_lightning.version import __version__
@@ -42,7 +42,7 @@ class Conversion:
         dtype: cast all tensors (default: as stored; comfyui: float16).
         vae: folder of the autoencoder to put in instead.
         text_encoder: name or folder that a pipeline's folder is to record.
-        average: of a run trained with callbacks.ema.sigma_rel: its average of this relative width, e.g. 0.08.
+        average: of a run with callbacks.weight_averages.sigma_rel: its average of this relative width, e.g. 0.08.
         samples: with --average: at so many samples seen (default: the end).
         force: replace what is at the destination.
     """
@@ -125,12 +125,8 @@ def _read(asked: Conversion) -> "Release":
 
 
 def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
-    """The release with another average of the run's weights in place of its own.
-
-    Raises:
-        UserError: the run has no stored averages, or they do not give this one, or are of another network.
-    """
-    from hdm_lightning.training.averaging.reconstruction import FOLDER, reconstruct  # noqa: PLC0415  (torch)
+    """The release with another average of the run's weights in place of its own."""
+    from hdm_lightning.training.averaging.power_function import FOLDER, reconstruct  # noqa: PLC0415  (torch)
 
     found = reconstruct(asked.source / FOLDER, width, asked.samples)
     network = copy.deepcopy(release.network).float()
@@ -154,10 +150,13 @@ def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
 def _write(release: "Release", destination: Path, target: str, asked: Conversion) -> None:
     import torch  # noqa: PLC0415  (for --help's sake)
 
+    from hdm_lightning.interop import layouts  # noqa: PLC0415
+
     dtype = asked.dtype or ("float16" if target == "comfyui" else None)
     try:
         cast = release if dtype is None else release.cast(getattr(torch, dtype))
-        _writer(target, asked)(destination, cast)
+        more = [asked.text_encoder] if target == "project" else []
+        getattr(layouts, f"write_{target}")(destination, cast, *more)
     except UserError:
         raise
     except (OSError, SafetensorError) as error:
@@ -167,20 +166,6 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error
     if target == "comfyui":
         _warn_of_other_sizes(release)
-
-
-def _writer(target: str, asked: Conversion) -> "Callable[[Path, Release], None]":
-    from hdm_lightning.interop import layouts  # noqa: PLC0415  (torch, for --help's sake)
-
-    writers: dict[str, Callable[[Path, Release], None]] = {
-        "project": lambda path, release: layouts.write_project(path, release, asked.text_encoder),
-        "published": layouts.write_published,
-        "comfyui": layouts.write_comfyui,
-        "diffusers": layouts.write_diffusers,
-        "bare": layouts.write_bare,
-    }
-    assert writers.keys() == set(get_args(Target))
-    return writers[target]
 
 
 def _warn_of_other_sizes(release: "Release") -> None:

@@ -8,7 +8,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.cli.hydra_app import run_hydra
-from hdm_lightning.cli.moved_keys import present_keys
+from hdm_lightning.training.former_keys import present_keys
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
 
 def demo(config: DictConfig) -> None:
     """Compose the two trainings and run the parts that are not done yet."""
-    from hdm_lightning.training.demo import demo_processes, run_demo  # noqa: PLC0415 (torch takes seconds)
+    from hdm_lightning.cli.demo_parts import demo_processes, run_demo  # noqa: PLC0415 (torch takes seconds)
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     folder = Path(plain["run_dir"]).absolute()

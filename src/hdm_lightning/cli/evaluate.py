@@ -1,22 +1,18 @@
 """`hdm-evaluate`: a model or an autoencoder measured, as JSON, a table, TensorBoard and a report with images."""
 
 import argparse
-import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.arguments import Flags, Parser
-from hdm_lightning.cli.errors import run_command
-from hdm_lightning.cli.outputs import require_folder
-from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.parts import PARTS
+from hdm_lightning.cli.command import progress_bars, require_folder, run_command
 from hdm_lightning.evaluation.request import (
+    PARTS,
     Counts,
-    Drawing,
     EvaluationSettings,
     Intervals,
     Machine,
@@ -24,13 +20,11 @@ from hdm_lightning.evaluation.request import (
     VaeRequest,
     ratios_from,
 )
+from hdm_lightning.generation.sampling_settings import SamplingChanges
 from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
-    import torch
-
-    from hdm_lightning.evaluation.image_sets import Progress
-    from hdm_lightning.evaluation.results import Evaluation
+    from hdm_lightning.evaluation.findings import Evaluation
 
 OUTPUT_FOLDER = "evaluation"
 PART_FAILED_STATUS = 1
@@ -39,11 +33,10 @@ _FEATURES = (
     "feature network: efficientnet_lite0 (default, offline), inception (torch-fidelity), timm:NAME, or a transformers "
     "vision model by hub name or folder"
 )
-_MODEL = Flags(ModelRequest, {"model": "MODEL", "parts": "--parts A,B,…"})
-_SETTINGS, _DRAWING = (
-    Flags(EvaluationSettings),
-    Flags(Drawing, {"size": "--size PX", "negative_prompt": "--negative-prompt TEXT"}),
-)
+_MODEL = Flags(ModelRequest, {"model": "MODEL", "parts": "--parts A,B,…", "size": "--size PX"})
+_SETTINGS = Flags(EvaluationSettings)
+_DRAWING: Flags[Any] = Flags(SamplingChanges, {"guidance_scale": "--guidance"})
+_DRAWN = ("steps", "solver", "shift", "guidance_scale", "negative_prompt")
 _VAE = Flags(VaeRequest, {"folder": "FOLDER", "size": "--size PX"})
 _DESCRIPTION = """Measure a model, every number with an interval.
 
@@ -70,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _model_parser() -> Parser:
-    parts = "\n".join(f"  {part.key:<11} {part.about}" for part in PARTS.values())
+    parts = "\n".join(f"  {key:<11} {part.about}" for key, part in PARTS.items())
     parser = Parser("hdm-evaluate", description=_DESCRIPTION, epilog=f"parts:\n{parts}\n{_EXAMPLES}")
     _MODEL.add(parser, only=["model"])
     what = parser.add_argument_group("what to measure, and against what")
@@ -84,7 +77,9 @@ def _model_parser() -> Parser:
     ratios = "aspect ratios, as in 1:2,2:3,3:2,2:1 (default)"
     counts.add_argument("--ratios", dest="ratios_text", metavar="W:H,…", help=ratios)
     Flags(Intervals).add(parser.add_argument_group("seeds and intervals"))
-    _DRAWING.add(parser.add_argument_group("how to draw (defaults: the model's own)"))
+    drawing = parser.add_argument_group("how to draw (defaults: the model's own)")
+    _MODEL.add(drawing, only=["size"])
+    _DRAWING.add(drawing, only=_DRAWN)
     model = parser.add_argument_group("model")
     _add_repeated(model, "--weights", "ema, raw or file; by default all there are")
     _MODEL.add(model, only=["text_encoder", "vae", "precision"])
@@ -96,7 +91,8 @@ def _model_request(given: argparse.Namespace) -> ModelRequest:
     settings = _SETTINGS.read(given)
     if given.ratios_text is not None:
         settings = dataclasses.replace(settings, ratios=ratios_from(given.ratios_text))
-    return dataclasses.replace(_MODEL.read(given), settings=settings, drawing=_DRAWING.read(given))
+    drawing = {key: value for key, value in vars(_DRAWING.read(given)).items() if value is not None}
+    return dataclasses.replace(_MODEL.read(given), settings=settings, drawing=drawing)
 
 
 def _vae_parser() -> Parser:
@@ -121,11 +117,12 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
     import torch  # noqa: PLC0415  (seconds to import)
 
     from hdm_lightning.evaluation.evaluate_model import evaluate  # noqa: PLC0415
-    from hdm_lightning.evaluation.result_files import keep_partial  # noqa: PLC0415
+    from hdm_lightning.evaluation.report import keep_partial  # noqa: PLC0415
     from hdm_lightning.generation.loading import LoadOptions  # noqa: PLC0415
     from hdm_lightning.precision import default_dtype, dtype_name  # noqa: PLC0415
+    from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415
 
-    device = _device(request)
+    device = chosen_device(request.device or "auto")
     precision = request.precision or dtype_name(default_dtype(device))
     options = LoadOptions(
         device=device,
@@ -134,7 +131,7 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
         vae=request.vae,
         max_batch=request.batch,
     )
-    with _bar() as progress:
+    with progress_bars() as progress:
         evaluation, samples_seen = evaluate(request, options, progress, lambda found: keep_partial(found, folder))
     return _show(evaluation, command, folder, samples_seen)
 
@@ -142,23 +139,11 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
 def _evaluate_vae(request: VaeRequest, command: str) -> int:
     folder = _output_folder(request.out, request.folder)
     from hdm_lightning.evaluation.evaluate_autoencoder import evaluate_vae  # noqa: PLC0415
+    from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415
 
-    with _bar() as progress:
-        evaluation = evaluate_vae(request, _device(request), progress)
+    with progress_bars() as progress:
+        evaluation = evaluate_vae(request, chosen_device(request.device or "auto"), progress)
     return _show(evaluation, command, folder, 0)
-
-
-def _device(machine: Machine) -> "torch.device":
-    import torch  # noqa: PLC0415
-
-    name = machine.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where="--device", hint="give cpu or cuda") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no CUDA device {device.index or 0}", where="--device", hint="give another, or cpu")
-    return device
 
 
 def _output_folder(given: Path | None, model: Path) -> Path:
@@ -167,30 +152,11 @@ def _output_folder(given: Path | None, model: Path) -> Path:
     return require_folder(folder, "--out")
 
 
-@contextlib.contextmanager
-def _bar() -> "Iterator[Progress]":
-    """A bar on stderr with one line for each thing that is being done."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield report
-
-
 def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
     """Write the files, print the table and what has no result, and name the files; the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
-    from hdm_lightning.evaluation.report import result_table  # noqa: PLC0415
-    from hdm_lightning.evaluation.result_files import write_outputs  # noqa: PLC0415
+    from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
 
     paths = write_outputs(dataclasses.replace(evaluation, command=command), folder, samples_seen)
     console = Console()

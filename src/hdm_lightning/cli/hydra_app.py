@@ -1,11 +1,10 @@
 """Hydra commands: composition errors and user errors on one screen with exit status 2."""
 
-import functools
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.cli.errors import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
-from hdm_lightning.cli.moved_keys import present_keys
-from hdm_lightning.cli.sweep import JobFailed, finish_sweep, run_swept_job
+from hdm_lightning.cli.command import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
+from hdm_lightning.training.former_keys import present_keys
 
 LONGEST_FOLDER_NAME = 120
 STOPPED = 143
@@ -30,48 +29,74 @@ STOPPED = 143
 def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     """Compose `config_name` with the command line, call `task(config)`, and return the exit status.
 
-    A task returns None or a number (for sweepers), raises `UserError`, or exits.
+    A task returns None or, for sweepers, a number, raises `UserError`, or exits. Errors are reported after Hydra's
+    end: it would print the overrides above them.
     """
-    return run_command(lambda: _run(task, config_name))
-
-
-def _run(task: Callable[[DictConfig], Any], config_name: str) -> int:
-    mistakes: list[UserError] = []
-
-    @functools.wraps(task)
-    def guarded(config: DictConfig) -> Any:
-        if in_sweep():
-            return run_swept_job(task, config, Path(output_dir()))
-        try:
-            return task(config)
-        except UserError as error:
-            if os.environ.get(TRACEBACK_VARIABLE) == "1":
-                raise
-            mistakes.append(error)  # Hydra would print the overrides above the message
-            return None
-
-    sys.argv[1:] = present_keys(sys.argv[1:], config_name)
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
-    decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
-    application = decorate(guarded)
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let the errors through to here
+    error: BaseException | None = None
     try:
-        with _telling_of_slurm():
-            application()
-        if mistakes:
-            raise mistakes[0]
+        sys.argv[1:] = present_keys(sys.argv[1:], config_name)
+        OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+        decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
+        errors = JobErrors()
+        with _full_errors():
+            decorate(errors(task))()
+        error = errors.mistake
+    except (Exception, KeyboardInterrupt) as raised:
+        error = raised
+    return run_command(lambda: _end(error))
+
+
+def _end(error: BaseException | None) -> int:
+    """The exit status of an application that has ended with an error or without."""
+    if error is None or isinstance(error, JobFailed):
         return finish_sweep()
-    except JobFailed:
-        return finish_sweep()
-    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+    if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds no closed pipe
         return 0
-    except (HydraException, OmegaConfBaseException) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
-            raise
+    if isinstance(error, RuntimeError) and "slurm cluster" in str(error):  # submitit's complaint
+        hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
+        raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
+    composing = isinstance(error, HydraException | OmegaConfBaseException)
+    if composing and os.environ.get(TRACEBACK_VARIABLE) != "1":
         print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
         return USER_ERROR_STATUS
+    raise error
+
+
+class JobErrors(ContextDecorator):
+    """What becomes of a job's errors: in a sweep its folder says how it failed, else the user's are kept for later.
+
+    Attributes:
+        mistake: the user's error, if there was one.
+
+    Raises:
+        JobFailed: a job of a sweep failed.
+    """
+
+    def __init__(self) -> None:
+        self.mistake: UserError | None = None
+
+    def __enter__(self) -> None:
+        if in_sweep():
+            (Path(output_dir()) / FAILED).unlink(missing_ok=True)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if in_sweep() and isinstance(error, Exception):
+            failed = note_failure(Path(output_dir()), error)
+            del error, trace  # this frame outlives the job
+            raise failed
+        if isinstance(error, UserError) and os.environ.get(TRACEBACK_VARIABLE) != "1":
+            self.mistake = error
+        return self.mistake is not None
+
+
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """Let Hydra pass errors on instead of printing and exiting."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
 
@@ -106,18 +131,6 @@ def short_name(text: str) -> str:
     return f"{safe[: LONGEST_FOLDER_NAME - 13]}-{digest}"
 
 
-@contextmanager
-def _telling_of_slurm() -> Iterator[None]:
-    """Make submitit's complaint that there is no SLURM a user's error."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "slurm cluster" not in str(error):
-            raise
-        hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
-        raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
-
-
-def _first_lines(error: Exception) -> str:
+def _first_lines(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip() and "object_type=" not in line]
     return "\n".join([*lines[:24], "  hint: `--cfg job` shows every key, `--help` the groups and their choices"])

@@ -5,17 +5,13 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console, RenderableType
 
+from hdm_lightning.cli.command import show_report
 from hdm_lightning.cli.hydra_app import run_hydra
-from hdm_lightning.whole_files import write_json
 
 AUTOENCODER = "autoencoder"
-# Wide enough for a schedule of four stages where the output is no terminal.
-_WIDTH = 120
 
 
 def main() -> None:
@@ -29,28 +25,16 @@ def main() -> None:
 def schedule(config: DictConfig) -> None:
     """Forecast a schedule, print, and write what was asked for."""
     from hdm_lightning.cli.plan_schedule import run_plan  # noqa: PLC0415 (imports torch: --help stays quick)
-    from hdm_lightning.training.record import recorded_values  # noqa: PLC0415
+    from hdm_lightning.training.recorded import recorded_values  # noqa: PLC0415
 
-    console = _console()
-    result = run_plan(recorded_values(config), log=lambda text: console.print(text, style="dim"))
-    _finish(console, result.report, result.content, result.out)
+    result = run_plan(recorded_values(config), log=print)
+    show_report(result.report, result.content, Path(result.out) if result.out else None)
 
 
 def autoencoder(config: DictConfig) -> None:
     """The same of an autoencoder's training."""
-    from hdm_lightning.cli.plan_autoencoder import autoencoder_report, plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.cli.plan_autoencoder import plan_autoencoder  # noqa: PLC0415
+    from hdm_lightning.profiling.plan_report import autoencoder_report  # noqa: PLC0415
 
-    console = _console()
-    result = plan_autoencoder(config, log=lambda text: console.print(text, style="dim"))
-    _finish(console, autoencoder_report(result), result.to_json(), result.out)
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def _finish(console: Console, report: RenderableType, content: dict[str, Any], out: str | None) -> None:
-    console.print(report)
-    if out is not None:
-        write_json(Path(out), content)
-        console.print(f"written to {out}")
+    result = plan_autoencoder(config, log=print)
+    show_report(autoencoder_report(result), result.to_json(), Path(result.out) if result.out else None)

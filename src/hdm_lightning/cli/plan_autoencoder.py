@@ -1,32 +1,38 @@
 """`hdm-plan autoencoder`: the memory of an autoencoder's training on a device, and what fits."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import diffusers  # noqa: F401 (a rehearsal may not be the first to import it)
+import torch
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
+from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0
+from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hinge, generator_adversarial
+from hdm_lightning.autoencoding.perceptual import lite0_distance
+from hdm_lightning.autoencoding.reconstruction import Reconstruction
 from hdm_lightning.cli.arguments import check_group
-from hdm_lightning.cli.autoencoder_step import AutoencoderStep, StepSettings
-from hdm_lightning.cli.outputs import require_file
+from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.architectures import AUTOENCODERS
-from hdm_lightning.profiling.forecast import plain as plain_values
+from hdm_lightning.profiling.encoder_costs import AUTOENCODERS
 from hdm_lightning.profiling.gpus import parse_gpus
 from hdm_lightning.profiling.live_memory import StepMemory, step_memory
 from hdm_lightning.profiling.memory import GIB
-from hdm_lightning.training.autoencoder_checks import autoencoder_config, check_settings
-from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
-from hdm_lightning.training.checks import settings_from
-from hdm_lightning.training.composition import plain
-from hdm_lightning.training.groups import AutoencoderSource
-from hdm_lightning.training.recipe import group, with_stage
+from hdm_lightning.profiling.plan_report import AutoencoderPlan
+from hdm_lightning.training.autoencoder_checks import AutoencoderSource, autoencoder_config, check_settings
+from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator
+from hdm_lightning.training.composition import parse, plain
+from hdm_lightning.training.modules.adversarial import GeneratorObjective, frozen_call
+from hdm_lightning.training.modules.autoencoder_module import adamw_groups
+from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
+from hdm_lightning.training.run_recipe import group, with_stage
 
 # Where presets look for LPIPS, whose packages a planning machine need not have.
 _STAND_IN = "efficientnet_lite0"
@@ -42,41 +48,13 @@ class AutoencoderPlanSettings:
     out: str | None = None  # file for the forecast as JSON; None writes none
 
 
-@dataclass(frozen=True)
-class AutoencoderPlan:
-    """A forecast."""
-
-    machine: str  # as asked for
-    memory_gib: float  # of one device
-    reserve_gib: float  # what of it is not tensors
-    resolution: int  # pixels
-    micro_batch: int  # samples a device takes at once
-    memory: StepMemory  # of a step with that micro-batch
-    largest: int  # the largest micro-batch that fits, 0 if not even one sample does
-    out: str | None  # file to write
-
-    @property
-    def fits(self) -> bool:
-        """Whether the step as configured fits."""
-        return self.micro_batch <= self.largest
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, sums included."""
-        content: dict[str, Any] = plain_values(self)
-        return {key: value for key, value in content.items() if key != "out"}
-
-
 def plan_autoencoder(
     config: DictConfig | Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None
 ) -> AutoencoderPlan:
-    """Forecast a composed configuration.
-
-    Raises:
-        UserError: naming the key and the hint.
-    """
+    """Forecast a composed configuration; `log` gets a line about what takes a while."""
     config = OmegaConf.create(config if isinstance(config, DictConfig) else dict(config))
     own = set(AutoencoderPlanSettings.__dataclass_fields__)
-    wanted = settings_from({key: plain(config, key) for key in own if key in config}, AutoencoderPlanSettings)
+    wanted = parse(AutoencoderPlanSettings, {key: plain(config, key) for key in own if key in config}, "")
     gpu, count = parse_gpus(wanted.gpus)
     room = _room_gib(wanted, gpu.memory_gib)
     if wanted.out is not None:
@@ -93,53 +71,23 @@ def plan_autoencoder(
     filled = with_stage(config, stage, **recipe.stage_values(config, stage))
     check_settings(groups, filled, stage, 2 ** (len(fields["block_out_channels"]) - 1))
     averages = OmegaConf.select(config, "callbacks.weight_averages.halflife_samples") or ()
-    settings = StepSettings(groups, stage.settings, len(averages))
     mixed = not precision.startswith("32")
     micro_batches = 2 if stage.accumulation > 1 else 1
-    asked = settings.stage.micro_batch_size
+    resolution, asked = stage.settings.resolution, stage.settings.micro_batch_size
 
     def rehearsed(samples: int) -> StepMemory:
-        log(f"rehearsing a step of {samples} × {settings.stage.resolution} px")
-        sized = replace(settings, stage=replace(settings.stage, micro_batch_size=samples))
-        return step_memory(partial(AutoencoderStep, sized, fields, mixed=mixed), micro_batches=micro_batches)
+        log(f"rehearsing a step of {samples} × {resolution} px")
+        sized = replace(stage.settings, micro_batch_size=samples)
+        step = partial(AutoencoderStep, groups, sized, fields, averages=len(averages), mixed=mixed)
+        return step_memory(step, micro_batches=micro_batches)
 
     memory, one_more = rehearsed(asked), rehearsed(asked + 1)
     # The line through the two: the parts of a peak grow with samples.
     free = (room - wanted.reserve_gib) * GIB - memory.peak
     largest = max(0, asked + int(free // max(1, one_more.peak - memory.peak)))
     return AutoencoderPlan(
-        f"{count}x{gpu.name}", room, wanted.reserve_gib, settings.stage.resolution, asked, memory, largest, wanted.out
+        f"{count}x{gpu.name}", room, wanted.reserve_gib, resolution, asked, memory, largest, wanted.out
     )
-
-
-def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
-    """A table for the terminal, and what to set where the step does not fit."""
-    title = f"memory of an autoencoder's step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
-    table = Table(title=title, title_justify="left", show_header=False)
-    memory = plan.memory
-    rows = [
-        ("parameters", f"{memory.parameters:,}"),
-        ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
-        ("weights, GiB", _gib(memory.weights)),
-        ("moments of the optimizers", _gib(memory.moments)),
-        ("averages", _gib(memory.averages)),
-        ("activations, gradients, temporaries", _gib(memory.passing)),
-        ("  gradients alone", _gib(memory.gradients)),
-        ("beside tensors", f"{plan.reserve_gib:.2f}"),
-        ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
-        ("largest micro-batch", str(plan.largest)),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    return Group(table, *(Text(f"! {note}") for note in _notes(plan)))
-
-
-def _notes(plan: AutoencoderPlan) -> list[str]:
-    if plan.fits:
-        return []
-    if plan.largest:
-        return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
-    return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
 
 
 def _room_gib(wanted: AutoencoderPlanSettings, of_the_table: float) -> float:
@@ -162,5 +110,76 @@ def _config_of(source: AutoencoderSource) -> dict[str, Any]:
         raise UserError(error.what, where=error.where, hint=f"{error.hint}; known without it: {known}") from error
 
 
-def _gib(value: int) -> str:
-    return f"{value / GIB:.2f}"
+class AutoencoderStep:
+    """Plain steps on whole images, with discriminator and perceptual network as configured.
+
+    LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
+
+    Args:
+        groups: the plain groups of `hdm-train-vae` by name, see `training.groups`.
+        stage: sizes and recomputation.
+        config: fields of the AutoencoderKL.
+        averages: weight averages kept.
+        mixed: bfloat16 autocast, as on a GPU; else float32.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, Any], stage: Any, config: dict[str, Any], *, averages: int = 1, mixed: bool = False
+    ) -> None:
+        self.groups, self.stage, self.mixed = groups, stage, mixed
+        fields = {key: value for key, value in config.items() if not key.startswith("_")}
+        network = AutoencoderNetwork(build_vae(fields), train_encoder=groups["autoencoder"].train_encoder)
+        if stage.activation_checkpointing:
+            network.vae.enable_gradient_checkpointing()
+        for parameter in network.parameters():
+            if parameter.dim() == 4:  # as in training; an empty tensor's module cannot be converted as a whole
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.network = network.train()
+        self.discriminator = build_discriminator(groups["adversarial"])
+        named = groups["loss"].perceptual_network
+        perceptual = None if named is None else EfficientNetLite0().eval().requires_grad_(False)
+        self.objective = GeneratorObjective(
+            groups["loss"], None if perceptual is None else partial(lite0_distance, perceptual)
+        )
+        trained = [network for network in (self.network, self.discriminator) if network is not None]
+        self.networks: list[nn.Module] = [*trained, *([] if perceptual is None else [perceptual])]
+        self.trained = [each for network in trained for each in network.parameters() if each.requires_grad]
+        self.optimizers: list[Optimizer] = [AdamW(adamw_groups(network, 1e-4, 0.0), fused=True) for network in trained]
+        averaged = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.averages = [each.detach().clone() for _ in range(averages) for each in averaged]
+
+    def __call__(self, micro_batches: int) -> None:
+        """One optimizer step."""
+        for _ in range(micro_batches):
+            self._micro_batch()
+        for optimizer in self.optimizers:
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _micro_batch(self) -> None:
+        side = self.stage.resolution
+        image = torch.zeros(self.stage.micro_batch_size, 3, side, side)
+        with self._precision():
+            posterior = self.network.posterior(image)
+            output = self.network.decode(posterior.sample(torch.zeros_like(posterior.mean)))
+            loss = self._generator_loss(Reconstruction(output, image, posterior))
+        loss.backward()
+        if self.discriminator is not None:
+            with self._precision():
+                hinge = discriminator_hinge(self.discriminator(image), self.discriminator(output.detach())).mean()
+            hinge.backward()
+
+    def _generator_loss(self, result: Reconstruction) -> Tensor:
+        terms = self.objective.terms(result)
+        loss = self.objective.total(terms).mean()
+        if self.discriminator is None:
+            return loss
+        adversarial = generator_adversarial(frozen_call(self.discriminator, result.output)).mean()
+        reconstruction, last = self.objective.reconstruction(terms).mean(), self.network.last_layer()
+        gradients = [torch.autograd.grad(one, last, retain_graph=True)[0] for one in (reconstruction, adversarial)]
+        balance = adaptive_weight(gradients[0], gradients[1], self.groups["adversarial"].adaptive_largest)
+        return loss + balance * self.groups["adversarial"].weight * adversarial
+
+    def _precision(self) -> Any:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if self.mixed else nullcontext()

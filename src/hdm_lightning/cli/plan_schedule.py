@@ -3,7 +3,6 @@
 Imports neither lightning nor transformers, of which either takes longer than the forecast; a probe needs them.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,22 +11,18 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from rich.console import RenderableType
 
-from hdm_lightning.cli.arguments import check_group
-from hdm_lightning.cli.outputs import require_file
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.architectures import AUTOENCODERS, TEXT_ENCODERS
-from hdm_lightning.profiling.budget import propose
 from hdm_lightning.profiling.duration import Assumptions
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
-from hdm_lightning.profiling.forecast import Forecast, forecast
+from hdm_lightning.profiling.encoder_costs import EncoderConfigs
+from hdm_lightning.profiling.forecast import Forecast, forecast, propose
 from hdm_lightning.profiling.gpus import CPU, Host, Machine, override, parse_gpus
 from hdm_lightning.profiling.plan_report import comparison_report, plan_report, proposal_report
-from hdm_lightning.profiling.recipe import Dataset, Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
-from hdm_lightning.training.checks import settings_from
+from hdm_lightning.training.composition import parse
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED
-from hdm_lightning.training.settings import TrainSettings, model_config_from, train_settings_from
+from hdm_lightning.training.recorded import TrainSettings, model_config_from, train_settings_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 HERE = "here"
@@ -61,14 +56,6 @@ class PlanSettings:
 
 
 @dataclass(frozen=True)
-class EncoderConfigs:
-    """Configurations of the encoders, as their ``config.json`` says."""
-
-    text: Mapping[str, Any]
-    autoencoder: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class PlanResult:
     """What the command prints and writes."""
 
@@ -78,22 +65,11 @@ class PlanResult:
 
 
 def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _text: None) -> PlanResult:
-    """Forecast a composed configuration.
-
-    Args:
-        config: the keys of a training run and those of `PlanSettings`.
-        log: called with a line about what takes a while.
-
-    Raises:
-        UserError: naming the key and the hint.
-    """
+    """Forecast the keys of a training run and of `PlanSettings`; `log` gets a line about what takes a while."""
     wanted, settings = _split(config)
     if wanted.out is not None:
         require_file(Path(wanted.out), "out")
-    encoders = EncoderConfigs(
-        _config_of(settings.text_encoder.name, TEXT_ENCODERS, "text_encoder.name"),
-        _config_of(settings.vae.name, AUTOENCODERS, "vae.name"),
-    )
+    encoders = EncoderConfigs.of(settings.text_encoder.name, settings.vae.name)
     spellings = wanted.gpus if isinstance(wanted.gpus, list) else [wanted.gpus]
     if not spellings:
         raise UserError("names no machine", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
@@ -112,32 +88,22 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
 
 def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
     own = {entry.name for entry in fields(PlanSettings)}
-    wanted = settings_from({key: value for key, value in config.items() if key in own}, PlanSettings)
-    for group in ("host", "dataset", "assumptions", "probe_settings"):
-        check_group(getattr(wanted, group), group)
+    wanted = parse(PlanSettings, {key: value for key, value in config.items() if key in own}, "")
     rest = {key: value for key, value in config.items() if key not in own}
     rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
     return wanted, train_settings_from(rest)
 
 
 def _forecast(
-    settings: TrainSettings,
-    wanted: PlanSettings,
-    encoders: EncoderConfigs,
-    spelling: str,
-    log: Callable[[str], None],
+    settings: TrainSettings, wanted: PlanSettings, encoders: EncoderConfigs, spelling: str, log: Callable[[str], None]
 ) -> Forecast:
     found = machine_at_hand() if spelling == HERE else Machine(*parse_gpus(spelling))
     machine = Machine(override(found.gpu, wanted.gpu), found.count, wanted.host)
-    recipe, assumptions, utilisation = (
-        recipe_from(settings, wanted.dataset, encoders, machine),
-        wanted.assumptions,
-        None,
-    )
+    recipe, assumptions = recipe_from(settings, wanted.dataset, encoders, machine), wanted.assumptions
+    utilisation = None
     if wanted.probe:
-        from hdm_lightning.cli.probe import Probe, require_at_hand  # noqa: PLC0415 (seconds to import)
+        from hdm_lightning.cli.probe import Probe  # noqa: PLC0415 (seconds to import)
 
-        require_at_hand(machine)
         probe = Probe(settings, encoders, recipe, machine, wanted.probe_settings, assumptions)
         utilisation = probe.utilisation(log)
         assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
@@ -145,15 +111,10 @@ def _forecast(
 
 
 def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConfigs, machine: Machine) -> Recipe:
-    """The recipe of a run on a machine.
-
-    Raises:
-        UserError: naming the key that does not fit the others.
-    """
+    """The recipe of a run on a machine. Raises UserError: naming the key that does not fit the others."""
     _check_limits(settings)
     network = model_config_from(settings.model)
-    autoencoder = _architecture(AutoencoderArchitecture, encoders.autoencoder, "vae.name")
-    text = _architecture(TextArchitecture, encoders.text, "text_encoder.name")
+    text, autoencoder = encoders.architectures()
     if text.width != network.context_width:
         raise UserError(
             f"the text encoder {settings.text_encoder.name} is {text.width} wide, the model's context "
@@ -161,7 +122,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
             where="model.context_width",
             hint=f"set model.context_width={text.width}, or choose another text_encoder",
         )
-    averages = settings.callbacks.ema
+    averages, trainer = settings.callback("weight_averages"), settings.trainer
     plans = plan_stages(settings.schedule, machine.count)
     return Recipe(
         network=network,
@@ -171,23 +132,23 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         dataset=dataset,
         text_max_tokens=settings.text_encoder.max_tokens,
         autoencoder_max_pixels=settings.vae.max_pixels,
-        averages=len(averages.halflife_samples) + len(averages.sigma_rel),
-        muon=settings.optimizer.name == "muon",
-        compiled=settings.trainer.compile,
-        half_gradients=settings.trainer.compress_gradients,
-        sharded=settings.trainer.strategy == SHARDED and machine.count > 1,
-        mixed=_is_mixed(settings.trainer.precision, machine),
-        checkpoints_kept=settings.callbacks.checkpoints.keep,
+        averages=len(averages.get("halflife_samples") or ()) + len(averages.get("sigma_rel") or ()),
+        muon=str(settings.optimizer.get("_target_")).endswith("MuonAdamW"),
+        compiled=settings.hardware.compile,
+        half_gradients=settings.hardware.compress_gradients,
+        sharded=trainer.get("strategy") == SHARDED and machine.count > 1,
+        mixed=_is_mixed(trainer.get("precision", "auto"), machine),
+        checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
     )
 
 
 def _check_limits(settings: TrainSettings) -> None:
     """What hdm-train would refuse on any machine."""
-    known, precision = ("auto", *PRECISIONS), settings.trainer.precision
+    known, precision = ("auto", *PRECISIONS), settings.trainer.get("precision", "auto")
     if precision not in known:
         what, hint = f"'{precision}' is none of {', '.join(known)}", "trainer.precision=auto"
         raise UserError(what, where="trainer.precision", hint=hint)
-    strategy = str(settings.trainer.strategy)
+    strategy = str(settings.trainer.get("strategy", "auto"))
     if strategy not in ("auto", SHARDED) and not strategy.startswith("ddp"):
         what = f"no forecast knows how '{strategy}' spreads a network over devices"
         raise UserError(what, where="trainer.strategy", hint=f"trainer.strategy=auto, or {SHARDED} which splits it")
@@ -200,26 +161,6 @@ def _check_limits(settings: TrainSettings) -> None:
 def _is_mixed(precision: str, machine: Machine) -> bool:
     """`auto` is bfloat16 autocast on a GPU and float32 on a CPU, as in training."""
     return machine.gpu.name != CPU if precision == "auto" else not precision.startswith("32")
-
-
-def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any]:
-    """Written out in this package, or read from the model's folder."""
-    if name in known:
-        return known[name]
-    try:
-        folder = locate_model(name, where=where, required=["config.json"])
-    except UserError as error:
-        hint = f"{error.hint}; sizes known without it: {', '.join(known)}"
-        raise UserError(error.what, where=where, hint=hint) from error
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return content
-
-
-def _architecture(kind: Any, config: Mapping[str, Any], where: str) -> Any:
-    try:
-        return kind.from_config(config)
-    except ValueError as error:
-        raise UserError(str(error), where=where, hint="choose a model of that kind") from error
 
 
 def _stage(plan: StagePlan, unit: int) -> StageRecipe:

@@ -5,32 +5,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hdm_lightning.cli.bench_step import TrainingStep
-from hdm_lightning.cli.plan_schedule import EncoderConfigs, ProbeSettings
+from hdm_lightning.cli.bench_training import TrainingStep
+from hdm_lightning.cli.plan_schedule import ProbeSettings
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
 from hdm_lightning.profiling.duration import Assumptions, step_time
+from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.profiling.forecast import forecast
 from hdm_lightning.profiling.gpus import CPU, Machine
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.profiling.timing import time_call
-from hdm_lightning.training.settings import TrainSettings
+from hdm_lightning.training.recorded import TrainSettings
 from hdm_lightning.training.stages import StageSettings
 
 _CPU_MICRO_BATCH = 4
-
-
-def require_at_hand(machine: Machine) -> None:
-    """Raise UserError unless this machine has the kind of device that is planned for."""
-    here = machine_at_hand() if machine.gpu.name != CPU else None
-    if here is not None and here.gpu.name != machine.gpu.name:
-        found = "no GPU" if here.gpu.name == CPU else f"a {here.gpu.name}"
-        raise UserError(
-            f"a probe measures the machine at hand, which has {found}, while the plan is for {machine.name}",
-            where="probe",
-            hint="set gpus=here, or run the probe on such a machine and set assumptions.utilisation to what it finds",
-        )
 
 
 @dataclass(frozen=True)
@@ -45,16 +34,14 @@ class Probe:
     assumptions: Assumptions  # of the forecast that says what fits
 
     def utilisation(self, log: Callable[[str], None]) -> dict[str, float]:
-        """Stage name to utilisation: time at the data sheet's rates over measured time.
+        """Stage name to utilisation: time at the data sheet's rates over measured time; `log` gets each stage's result.
 
         Stages that are not measured get the mean of those that are.
 
-        Args:
-            log: called with the result of each stage.
-
         Raises:
-            UserError: an unknown stage is asked for, or no sample fits.
+            UserError: another machine is planned for, an unknown stage is asked for, or no sample fits.
         """
+        self._require_at_hand()
         names = [stage.name for stage in self.recipe.stages]
         unknown = sorted(set(self.settings.stages) - set(names))
         if unknown:
@@ -76,6 +63,15 @@ class Probe:
             log(f"{name}: {micro / seconds:.2f} images/s on one device, utilisation {found[name]:.3f}")
         mean = sum(found.values()) / len(found)
         return {name: found.get(name, mean) for name in names}
+
+    def _require_at_hand(self) -> None:
+        planned = self.machine.gpu.name
+        here = planned if planned == CPU else machine_at_hand().gpu.name
+        if here != planned:
+            found = "no GPU" if here == CPU else f"a {here}"
+            what = f"a probe measures the machine at hand, which has {found}, while the plan is for {self.machine.name}"
+            hint = "set gpus=here, or run the probe on such a machine and set assumptions.utilisation to what it finds"
+            raise UserError(what, where="probe", hint=hint)
 
     def _seconds(self, stage: StageRecipe, micro: int) -> float:
         device = torch.device("cpu" if self.machine.gpu.name == CPU else "cuda")

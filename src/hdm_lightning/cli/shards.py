@@ -1,11 +1,22 @@
 """hdm-shards: build, index, verify, look at and count WebDataset shards."""
 
+# ruff: noqa: PLC0415 (what loads torch is loaded by the command that needs it, for --help's sake)
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
+
+if TYPE_CHECKING:
+    from hdm_lightning.data.index import Index
+    from hdm_lightning.data.samples import Tokenize
 
 BUILDERS = {
     "folder": "images with captions beside them",
@@ -13,13 +24,6 @@ BUILDERS = {
     "img2dataset": "img2dataset's output as it is (CC12M, COYO-700M, …)",
     "openclipart": "the Open Clip Art collection",
     "shapes": "synthetic scenes with known answers",
-}
-COMMANDS = {
-    "build": "make shards from a source",
-    "index": "write index.json: samples, bytes, sha256 of each shard",
-    "verify": "compare shards with their index; decode every sample",
-    "stats": "count samples, sizes, shapes and caption lengths",
-    "show": "a contact sheet of samples as training sees them",
 }
 
 
@@ -29,24 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["build"] and words[1:2] and words[1] in BUILDERS:
         return _build(words[1], words[2:])
     arguments = parser().parse_args(words)
-    module = import_module(f"hdm_lightning.cli.shards_{arguments.command}")
-    return run_command(lambda: int(module.run(arguments)))
+    return run_command(lambda: int(COMMANDS[arguments.command][2](arguments)))
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands but the options of a builder."""
     result = argparse.ArgumentParser(prog="hdm-shards", description="Make and check WebDataset shards.")
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == "build":
-            _describe_builders(command)
-        else:
-            import_module(f"hdm_lightning.cli.shards_{name}").add_arguments(command)
+    for name, (text, add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
     return result
 
 
-def _describe_builders(command: argparse.ArgumentParser) -> None:
+def _build_arguments(command: argparse.ArgumentParser) -> None:
     lines = "\n".join(f"  {name:12} {text}" for name, text in BUILDERS.items())
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = f"sources:\n{lines}\n\n`hdm-shards build SOURCE --help` lists the options of a source."
@@ -62,3 +61,191 @@ def _build(source: str, words: Sequence[str]) -> int:
     builder.add_arguments(options)
     arguments = options.parse_args(words)
     return run_command(lambda: int(builder.run(arguments)))
+
+
+def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local or remote") -> None:
+    command.add_argument("places", nargs="+", metavar="FOLDER|PATTERN", help=text)
+
+
+def _jobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--jobs", type=at_least(1), default=1, help="processes that read side by side (default 1)")
+
+
+def _index_arguments(command: argparse.ArgumentParser) -> None:
+    _places(command, "local folders, or remote shards")
+    command.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
+    command.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged local shards")
+    _jobs(command)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    """Index and print one line a folder."""
+    from hdm_lightning.data.scanning import index_remote, index_shards
+    from hdm_lightning.data.shard_bytes import is_local
+
+    remote = [place for place in arguments.places if not is_local(place)]
+    if remote and (not arguments.out or len(remote) < len(arguments.places)):
+        raise UserError("remote shards are indexed by themselves, into a local file", where="--out", hint="give --out")
+    if remote:
+        require_file(Path(arguments.out), "--out")
+        with _shard_bar() as show:
+            index = index_remote(remote, arguments.out, jobs=arguments.jobs, progress=show)
+        _print_index(index, arguments.out)
+        return 0
+    for folder in arguments.places:
+        with _shard_bar() as show:
+            index = index_shards(folder, jobs=arguments.jobs, new_only=arguments.new_only, progress=show)
+        _print_index(index, folder)
+    return 0
+
+
+@contextmanager
+def _shard_bar() -> Iterator[Callable[[object], None]]:
+    """How many shards are done, on a terminal."""
+    from hdm_lightning.data.parallel import progress_bar
+
+    done = count(1)
+    with progress_bar("shards", None) as show:
+        yield lambda record: show(next(done))
+
+
+def _print_index(index: "Index", place: str) -> None:
+    """One line of what was found, and one for each shard that is damaged."""
+    left_out = sum(len(shard.skip) for shard in index.shards)
+    print(f"{place}: {index.samples} samples in {len(index.shards)} shards, {left_out} left out")
+    for shard in index.shards:
+        if shard.note:
+            print(f"  {in_one_line(shard.name)}: {in_one_line(shard.note)}")
+
+
+def _verify_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", help="local folder with shards and index.json")
+    command.add_argument("--decode", action="store_true", help="decode every sample and read its caption, too")
+    command.add_argument("--allow-missing", action="store_true", help="samples without a caption are good")
+    command.add_argument(
+        "--mark", action="store_true", help="leave bad samples and missing shards out of the index (changes the order)"
+    )
+    _jobs(command)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Verify, print one line a problem; status 1 where there is one."""
+    from hdm_lightning.data.captions import CaptionRules
+    from hdm_lightning.data.index import load_index
+    from hdm_lightning.data.parallel import progress_bar
+    from hdm_lightning.data.scanning import leave_out, verify
+
+    before = load_index(arguments.folder)
+    with progress_bar("shards", len(before.shards)) as show:
+        problems = verify(
+            arguments.folder,
+            decode=arguments.decode or arguments.mark,
+            captions=CaptionRules(allow_missing=arguments.allow_missing),
+            jobs=arguments.jobs,
+            progress=show,
+        )
+    for problem in problems:
+        print(problem)
+    if arguments.mark:
+        index = leave_out(arguments.folder, problems)
+        print(f"{before.samples - index.samples} samples left out, {index.samples} remain")
+    print(f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+def _stats_arguments(command: argparse.ArgumentParser) -> None:
+    _places(command)
+    command.add_argument(
+        "--tokenizer", help="count captions in tokens of this text encoder (name or folder), not words"
+    )
+    command.add_argument(
+        "--captions", type=at_least(0), default=2000, help="captions to read, at random (default %(default)s)"
+    )
+    command.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    """Print the table, draw the histograms."""
+    from hdm_lightning.data.inspection import as_table, collect, draw
+
+    if arguments.picture:
+        require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))
+    tokenize, unit = _tokenize(arguments.tokenizer, 4096), "tokens" if arguments.tokenizer else "words"
+    found = collect(
+        arguments.places,
+        caption_samples=arguments.captions,
+        length_of=lambda caption: tokenize(caption)[1],
+        caption_unit=unit,
+    )
+    print(as_table(found))
+    if arguments.picture:
+        draw(found, arguments.picture)
+    return 0
+
+
+def _show_arguments(command: argparse.ArgumentParser) -> None:
+    _places(command)
+    command.add_argument("--out", required=True, metavar="FILE", help="image to write")
+    command.add_argument(
+        "--resolution", type=at_least(1), default=256, help="side of the crop in pixels (default %(default)s)"
+    )
+    command.add_argument("--count", type=at_least(1), default=20)
+    command.add_argument("--columns", type=at_least(1), default=5)
+    command.add_argument("--start", type=at_least(0), default=0, help="position in the order to begin at")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--stage", default="", help="stage whose order is shown")
+    command.add_argument("--flip", action="store_true", help="mirror half of the samples")
+    command.add_argument("--tags", action="store_true", help="shuffle and drop tags (kept ||| tag $$ tag %%%% tag)")
+    command.add_argument(
+        "--positions", choices=("area", "long_side"), default="area", help="as the model's (default %(default)s)"
+    )
+    command.add_argument("--drop", type=float, default=0.1, help="share of empty captions (default %(default)s)")
+    command.add_argument("--tokenizer", help="text encoder (name or folder) whose tokens are counted, not words")
+    command.add_argument("--context-length", type=at_least(1), default=256)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    """Draw the sheet."""
+    from hdm_lightning.data.captions import CaptionRules, TagGrammar
+    from hdm_lightning.data.crops import CropRules
+    from hdm_lightning.data.inspection import preview
+    from hdm_lightning.data.rules import Source, StreamConfig
+    from hdm_lightning.data.samples import stream
+    from hdm_lightning.generation.contact_sheet import contact_sheet
+
+    require_picture(Path(arguments.out), "--out")
+    config = StreamConfig(
+        sources=(Source(tuple(arguments.places)),),
+        resolution=arguments.resolution,
+        context_length=arguments.context_length,
+        seed=arguments.seed,
+        stage=arguments.stage,
+        crop=CropRules(flip=arguments.flip),
+        captions=CaptionRules(drop=arguments.drop, tags=TagGrammar() if arguments.tags else None),
+        max_bad_share=1.0,
+    )
+    tokenize = _tokenize(arguments.tokenizer, arguments.context_length)
+    samples = list(stream(config, tokenize, start=arguments.start, stop=arguments.start + arguments.count))
+    images, texts = zip(*(preview(sample, arguments.positions) for sample in samples), strict=True)
+    contact_sheet(images, texts, columns=arguments.columns, caption_lines=6).save(arguments.out)
+    print(f"{len(samples)} samples: {arguments.out}")
+    return 0
+
+
+def _tokenize(encoder: str | None, length: int) -> "Tokenize":
+    """The tokenizer of a text encoder, or one that counts words."""
+    if not encoder:
+        return lambda caption: ([0] * len(caption.split()), len(caption.split()))
+    from hdm_lightning.encoders.tokenizer import Tokenizer
+
+    return Tokenizer(encoder, where="--tokenizer").load().bind(length)
+
+
+COMMANDS = {
+    "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])),
+    "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
+    "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
+    "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),
+    "show": ("a contact sheet of samples as training sees them", _show_arguments, _show),
+}
+"""What each command does, its arguments, and what runs it."""

@@ -2,7 +2,6 @@
 
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hdm_lightning.printable import in_one_line, printable
 from hdm_lightning.whole_files import write_json
 
 FAILED = "failed.json"
-"""In a job's folder while its last attempt has failed; `training.sweeps.results` reads it."""
+"""In a job's folder while its last attempt has failed; `training.sweep_results` reads it."""
 
 
 class JobFailed(Exception):
@@ -46,31 +45,31 @@ class NoteSweep(Callback):
         _present[:] = [_Sweep(Path(str(config.hydra.sweep.dir)).absolute(), config)]
 
 
-def run_swept_job(task: Callable[[DictConfig], Any], config: DictConfig, folder: Path) -> Any:
-    """Run one job of a sweep; its failure is written into its folder.
-
-    Raises:
-        JobFailed: the job failed.
-    """
-    (folder / FAILED).unlink(missing_ok=True)
-    try:
-        return task(config)
-    except Exception as error:
-        trace = traceback.format_exc()
-        fixable = isinstance(error, UserError)
-        told = str(error) if fixable else f"{type(error).__name__}: {error}"
+def note_failure(folder: Path, error: Exception) -> JobFailed:
+    """Print why a job failed and write it into its folder; gives up the memory that the error's frames hold."""
+    trace = "".join(traceback.format_exception(error))
+    fixable = isinstance(error, UserError)
+    told = str(error) if fixable else f"{type(error).__name__}: {error}"
     first = told.splitlines()[0]
     print(printable(told if fixable else trace), file=sys.stderr)
     write_json(folder / FAILED, {"error": first, "trace": trace})
-    raise JobFailed(f"{folder.name}: {first}")
+    _forget(error)
+    return JobFailed(f"{folder.name}: {first}")
+
+
+def _forget(error: BaseException | None) -> None:
+    """Give up the frames of an error and of those that it came of."""
+    if error is not None:
+        error.__traceback__ = None
+        _forget(error.__cause__)
+        _forget(error.__context__)
 
 
 def finish_sweep() -> int:
     """Write and tell the summary of the sweep that has just ended; returns the exit status, 1 if a job failed."""
     if not _present:
         return 0
-    from hdm_lightning.training.sweeps.results import overridden_keys  # noqa: PLC0415  (torch takes seconds)
-    from hdm_lightning.training.sweeps.summary import summarise  # noqa: PLC0415  (as above)
+    from hdm_lightning.training.sweep_results import overridden_keys, summarise  # noqa: PLC0415 (torch takes seconds)
 
     sweep = _present.pop()
     results = summarise(sweep.folder, {key: sweep.base_value(key) for key in overridden_keys(sweep.folder)})

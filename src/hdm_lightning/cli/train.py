@@ -24,16 +24,19 @@ def train(config: DictConfig) -> float | None:
     Returns:
         For sweepers the final validation loss of the averaged weights, of an autoencoder its L1 error.
     """
-    from hdm_lightning.training.job import check_job, run_job  # noqa: PLC0415 (torch and transformers take seconds)
+    from hdm_lightning.training.job import check_job  # noqa: PLC0415 (torch and transformers take seconds)
+    from hdm_lightning.training.launch import launch  # noqa: PLC0415 (as above)
     from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)
-    from hdm_lightning.training.sweeps.results import objective  # noqa: PLC0415 (as above)
+    from hdm_lightning.training.schedule import run_schedule  # noqa: PLC0415 (as above)
+    from hdm_lightning.training.sweep_results import objective  # noqa: PLC0415 (as above)
 
     run_dir = Path(output_dir() if in_sweep() else config.run_dir).absolute()
     if in_sweep() and is_finished(run_dir):
         print(f"{run_dir} is finished already: skipped")
     else:
         OmegaConf.update(config, "run_dir", str(run_dir))
-        end_job(run_job(check_job(config)))
+        job = check_job(config)
+        end_job(launch(run_schedule, job.order(), job.processes))
     return objective(run_dir)
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from hdm_lightning.data.crops import Crop, CropRules
 from hdm_lightning.data.decode import decode, reduction
 from hdm_lightning.data.loader import StreamLoader
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
 
 SIZES = ((1024, 1024), (832, 1216), (1216, 832), (896, 1152))
@@ -34,11 +34,8 @@ Pipeline = Callable[[bytes, int], object]
 class DecodingSpeed:
     """Images per second of one core at one resolution.
 
-    Attributes:
-        resolution: side of the crop in pixels.
-        images, bytes_per_image: what was decoded.
-        ours, plain, bound: images per second of `decode_ours`, `decode_plain` and `decode_bare`.
-        mean_difference: grey levels between `ours` and a full decode with Pillow's bicubic resize.
+    `ours`, `plain` and `bound` are those of `decode_ours`, `decode_plain` and `decode_bare`; `mean_difference` is in
+    grey levels, between the first two.
     """
 
     resolution: int
@@ -131,13 +128,7 @@ def mean_difference(data: bytes, resolution: int) -> float:
 
 @dataclass(frozen=True)
 class LoadingSpeed:
-    """Samples per second of a loader, and how much memory it took on the way.
-
-    Attributes:
-        workers: processes that prepared the samples.
-        samples_per_s: over the measured time, after the first batches.
-        first_batch_s: from the start to the first batch.
-    """
+    """Samples per second of a loader with some worker processes, after its first batch."""
 
     workers: int
     samples_per_s: float

@@ -11,10 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig, rules_from
+from hdm_lightning.data.rules import StreamConfig, rules_from, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
-from hdm_lightning.data.sources import sources_from
 from hdm_lightning.errors import UserError
 
 VALIDATION = "validation"
@@ -53,7 +52,7 @@ class ShardDataModule(LightningDataModule):
         lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
         window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
         max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
-        bad_patience: samples to see before that share is judged.
+        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
         cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
         memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
         quarantine: file that gets one line of JSON a bad sample, or None.
@@ -122,15 +121,10 @@ class ShardDataModule(LightningDataModule):
         self.validation_samples = validation_samples
         self.validation_batch_size = batch_size if validation_batch_size is None else validation_batch_size
         self.consumed = consumed
-        for name, least in (
-            ("batch_size", 1),
-            ("validation_batch_size", 1),
-            ("validation_samples", 0),
-            ("consumed", 0),
-        ):
-            _require(name, getattr(self, name), least)
-        if samples_per_step is not None:
-            _require("samples_per_step", samples_per_step, 1)
+        for name in ("batch_size", "validation_batch_size", "samples_per_step"):
+            _require(name, getattr(self, name), 1)
+        for name in ("validation_samples", "consumed"):
+            _require(name, getattr(self, name), 0)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._plans: dict[StreamConfig, Plan] = {}
         self._restored: int | None = None
@@ -358,6 +352,6 @@ def _no_tokens(caption: str) -> tuple[list[int], int]:
     return [0], 1
 
 
-def _require(name: str, value: int, least: int) -> None:
-    if value < least:
+def _require(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
         raise UserError(f"is {value}", where=f"data.{name}", hint=f"give {least} or more")

@@ -103,10 +103,9 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     """
     if not data:
         raise SampleFault("empty image")
+    kind = format_of(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=(format_of(data),))
-    except SampleFault:
-        raise
+        image = Image.open(io.BytesIO(data), formats=(kind,))
     except Exception as error:
         raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__})") from error
     if image.width * image.height > MAX_PIXELS:

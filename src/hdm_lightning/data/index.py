@@ -7,41 +7,70 @@ no plan.
 """
 
 import base64
-import binascii
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shlex
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.members import Columns, Layout, SampleTable, unpack_rows
-from hdm_lightning.data.storage import is_local, read_whole
-from hdm_lightning.data.tar import BLOCK, is_unsafe
+from hdm_lightning.data.shard_bytes import is_local, read_whole
+from hdm_lightning.data.tar import BLOCK, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
 
 FORMAT = 2
-READABLE = (1, 2)
-"""Formats that can be read; the first one has no members, so that its samples are parsed."""
-
 INDEX_NAME = "index.json"
+
+Integers = NDArray[np.int64]
+Packed = bytes
+"""A column of numbers as `pack` wrote it."""
+
+
+class SampleTable(NamedTuple):
+    """Samples of one shard, in the order of the archive: int64 (n,) each, `sizes` (n, members); all sizes in bytes."""
+
+    ordinal: Integers
+    start: Integers
+    size: Integers
+    layout: Integers
+    key_length: Integers
+    sizes: Integers
+    check: Integers
+    layouts: Sequence[Layout]
+
+    def take(self, rows: NDArray[np.generic]) -> "SampleTable":
+        """Those of some rows (or of a mask)."""
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
+        return self._replace(**chosen)
+
+    def forms(self) -> list[Form]:
+        """How each sample is cut."""
+        layouts = [self.layouts[number] for number in self.layout.tolist()]
+        sizes = map(tuple, self.sizes.tolist())
+        return list(map(Form, layouts, self.key_length.tolist(), sizes, self.check.tolist()))
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard of an index.
+    """One shard of an index. Columns, one number a sample, used or not, are as `pack` wrote them.
 
     Attributes:
         name: file name, below the folder of the index.
         samples: usable samples.
         bytes, sha256: of the whole file.
         first_block: 512-byte block where the first sample begins.
-        columns: where all samples and their members lie, used or not.
+        height, width: columns: pixels of the upright image, 0 where unknown.
+        layouts, layout: the layouts in use, and the column of each sample's.
+        key_length: column: bytes of the key.
+        sizes: columns: bytes of the first members of all samples, of the second ones of those that have two, and so on.
+        check: column: lower 16 bits of a CRC-32 of the key and the beginning of each member.
         skip: ordinal of a sample that is left out, and the reason.
         note: what is wrong with the archive as a whole, or empty.
     """
@@ -51,7 +80,13 @@ class ShardRecord:
     bytes: int
     sha256: str
     first_block: int
-    columns: Columns
+    height: Packed
+    width: Packed
+    layouts: tuple[Layout, ...]
+    layout: Packed
+    key_length: Packed
+    sizes: tuple[Packed, ...]
+    check: Packed
     skip: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
 
@@ -60,14 +95,14 @@ class ShardRecord:
         """Samples, used or not."""
         return self.samples + len(self.skip)
 
-    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Height and width in pixels of the usable samples, int64 (samples,) each; 0 where unknown.
+    def shapes(self) -> tuple[Integers, Integers]:
+        """Height and width in pixels of the usable samples, (samples,) each; 0 where unknown.
 
         Raises:
             UserError: the record contradicts itself.
         """
         with _naming(self.name):
-            height, width = self.columns.shapes(self.count)
+            height, width = unpack(self.height, self.count), unpack(self.width, self.count)
         used = self._used()
         return height[used], width[used]
 
@@ -78,18 +113,75 @@ class ShardRecord:
             UserError: the record contradicts itself.
         """
         with _naming(self.name):
-            height, width = self.columns.shapes(self.count)
-            forms = self.columns.forms(self.count) if self.columns.blocks is None else None
-            size = forms.range_bytes() if forms else unpack_rows(self.columns.blocks or b"", self.count) * BLOCK
+            layout, sizes = self._members()
+            gaps = np.array([sum(gap for _, gap in each.members) + each.tail for each in self.layouts], dtype=np.int64)
+            size = gaps[layout] * BLOCK + (-(-sizes // BLOCK) * BLOCK).sum(axis=1)
             start = self.first_block * BLOCK + np.cumsum(size) - size
             if self.first_block * BLOCK + size.sum(dtype=np.float64) > self.bytes:
                 raise ValueError("samples lie beyond the end of the shard")
-        return SampleTable(np.arange(self.count), start, size, height, width, forms).take(self._used())
+            key_length, check = unpack(self.key_length, self.count), unpack(self.check, self.count)
+        ordinal = np.arange(self.count)
+        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(self._used())
+
+    def _members(self) -> tuple[Integers, Integers]:
+        """Layout of each sample (count,), and sizes of its members (count, most of them)."""
+        layout = unpack(self.layout, self.count)
+        members = np.array([len(each.members) for each in self.layouts], dtype=np.int64)
+        if self.count and (layout.max() >= len(members) or members.max() > len(self.sizes)):
+            raise ValueError("a layout is missing")
+        own, sizes = members[layout], np.zeros((self.count, len(self.sizes)), dtype=np.int64)
+        for turn, column in enumerate(self.sizes):
+            has = own > turn
+            sizes[has, turn] = unpack(column, int(has.sum()))
+        return layout, sizes
 
     def _used(self) -> NDArray[np.bool_]:
         used = np.ones(self.count, dtype=bool)
         used[list(self.skip)] = False
         return used
+
+
+def columns_of(forms: Sequence[Form], shapes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What a record says of samples with these forms and (height, width), by attribute."""
+    layouts = tuple(dict.fromkeys(form.layout for form in forms))
+    number = {layout: place for place, layout in enumerate(layouts)}
+    most = max((len(form.sizes) for form in forms), default=0)
+    return {
+        "height": pack([height for height, _ in shapes]),
+        "width": pack([width for _, width in shapes]),
+        "layouts": layouts,
+        "layout": pack([number[form.layout] for form in forms]),
+        "key_length": pack([form.key_length for form in forms]),
+        "sizes": tuple(pack([form.sizes[turn] for form in forms if turn < len(form.sizes)]) for turn in range(most)),
+        "check": pack([form.check for form in forms]),
+    }
+
+
+def pack(column: Sequence[int] | Integers) -> bytes:
+    """A column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
+    numbers = np.asarray(column, dtype="<u8")
+    width = 4 if not len(numbers) or numbers.max() < 1 << 32 else 8
+    planes = numbers.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
+    return zlib.compress(planes.tobytes(), 6)
+
+
+def unpack(packed: bytes, count: int) -> Integers:
+    """The column of `count` numbers that `pack` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:  # with a limit, as a small file can unpack to gigabytes
+        raw = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * count + 1), dtype=np.uint8)
+    except zlib.error as error:
+        raise ValueError(f"a column cannot be unpacked ({error})") from error
+    width = 8 if len(raw) > 4 * count else 4
+    if len(raw) != width * count:
+        raise ValueError("a column has not as many entries as there are samples")
+    numbers = np.ascontiguousarray(raw.reshape(width, count).T).view(f"<u{width}")[:, 0]
+    if width == 8 and numbers.max() >> 62:
+        raise ValueError("a column holds a number beyond all sizes")
+    return numbers.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -103,10 +195,6 @@ class Index:
     def samples(self) -> int:
         """Usable samples in all shards."""
         return sum(shard.samples for shard in self.shards)
-
-    def url(self, shard: ShardRecord) -> str:
-        """Path or address of a shard."""
-        return f"{self.base.rstrip('/')}/{shard.name}"
 
 
 @contextmanager
@@ -138,7 +226,17 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         raw = read_whole(file)
     except OSError as error:
         raise _no_index(os.fspath(location), file, error) from error
-    return _parse(raw, file)
+    try:
+        document = json.loads(raw)
+        if document["format"] == FORMAT:
+            shards = tuple(from_entry(entry) for entry in document["shards"])
+            return Index(file.rpartition("/")[0] or ".", shards)
+        what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"the index cannot be read ({error!r})"
+    raise UserError(
+        what, where=file, hint=f"make it anew: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
+    )
 
 
 def index_file(location: str | os.PathLike[str]) -> str:
@@ -156,64 +254,28 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
     if not isinstance(error, FileNotFoundError):
         hint = "check the address, and whether you may read it"
         return UserError(f"the index of the shards cannot be read ({error})", where=file, hint=hint)
-    return UserError("there is no index of the shards", where=file, hint=_index_command(location))
-
-
-def _index_command(location: str) -> str:
-    """What makes the index that is missing at a location."""
     if location.endswith(".json"):
-        return "check `index` of the source"
-    if is_local(location):
-        return f"run `hdm-shards index {location}`"
-    return (
-        f"write one with `hdm-shards index '{location.rstrip('/')}/{{0000..0099}}.tar' --out index.json` and upload it "
-        "beside the shards, or name it as `index` of the source"
-    )
-
-
-def _parse(raw: bytes, file: str) -> Index:
-    try:
-        document = json.loads(raw)
-        if document["format"] not in READABLE:
-            raise UserError(
-                f"index format {document['format']} was written by another version; this one reads up to {FORMAT}",
-                where=file,
-                hint="run `hdm-shards index` again",
-            )
-        shards = tuple(from_entry(entry) for entry in document["shards"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        hint = "run `hdm-shards index` again"
-        raise UserError(f"the index cannot be read ({error!r})", where=file, hint=hint) from error
-    return Index(file.rpartition("/")[0] or ".", shards)
+        hint = "check `index` of the source"
+    elif is_local(location):
+        hint = f"run `hdm-shards index {location}`"
+    else:
+        pattern = f"{location.rstrip('/')}/{{0000..0099}}.tar"
+        hint = f"write one with `hdm-shards index '{pattern}' --out index.json` and upload it beside the shards, or "
+        hint += "name it as `index` of the source"
+    return UserError("there is no index of the shards", where=file, hint=hint)
 
 
 def as_entry(shard: ShardRecord) -> dict[str, Any]:
     """A record as JSON has it."""
-    columns = shard.columns
-    entry = {
-        "name": shard.name,
-        "samples": shard.samples,
-        "bytes": shard.bytes,
-        "sha256": shard.sha256,
-        "first_block": shard.first_block,
-        "height": _encoded(columns.height),
-        "width": _encoded(columns.width),
-    }
-    if columns.blocks is not None:
-        entry |= {"blocks": _encoded(columns.blocks)}
-    else:
-        entry |= {
-            "layouts": [
-                [each.key_at, [list(member) for member in each.members], each.tail] for each in columns.layouts
-            ],
-            "layout": _encoded(columns.layout),
-            "key_length": _encoded(columns.key_length),
-            "sizes": [_encoded(column) for column in columns.sizes],
-            "check": _encoded(columns.check),
-        }
-    return {**entry, "skip": {str(ordinal): reason for ordinal, reason in shard.skip.items()}, "note": shard.note}
+    return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
 
 
 def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
@@ -222,41 +284,26 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
-    columns = Columns(_decoded(entry["height"]), _decoded(entry["width"]))
-    if "blocks" in entry:
-        columns = replace(columns, blocks=_decoded(entry["blocks"]))
-    else:
-        columns = replace(
-            columns,
-            layouts=tuple(_layout(*layout) for layout in entry["layouts"]),
-            layout=_decoded(entry["layout"]),
-            key_length=_decoded(entry["key_length"]),
-            sizes=tuple(map(_decoded, entry["sizes"])),
-            check=_decoded(entry["check"]),
-        )
+    plain: dict[str, Any] = {name: _natural(entry[name]) for name in ("samples", "bytes", "first_block")}
+    plain |= {name: _decoded(entry[name]) for name in ("height", "width", "layout", "key_length", "check")}
     record = ShardRecord(
         name=str(entry["name"]),
-        samples=_natural(entry["samples"]),
-        bytes=_natural(entry["bytes"]),
         sha256=str(entry["sha256"]),
-        first_block=_natural(entry["first_block"]),
-        columns=columns,
+        layouts=tuple(_layout(*layout) for layout in entry["layouts"]),
+        sizes=tuple(map(_decoded, entry["sizes"])),
         skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
         note=str(entry.get("note", "")),
+        **plain,
     )
-    _require_sense(record)
+    if not record.name or "\0" in record.name or is_unsafe(record.name):
+        raise ValueError(f"the name {record.name!r} is not below the folder")
+    if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
+        raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
     return record
 
 
 def _layout(key_at: Any, members: Any, tail: Any) -> Layout:
     return Layout(_natural(key_at, -1), tuple((str(name), _natural(gap)) for name, gap in members), _natural(tail))
-
-
-def _require_sense(record: ShardRecord) -> None:
-    if not record.name or "\0" in record.name or is_unsafe(record.name):
-        raise ValueError(f"the name {record.name!r} is not below the folder")
-    if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
-        raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
 
 
 def _natural(value: Any, least: int = 0) -> int:
@@ -265,12 +312,5 @@ def _natural(value: Any, least: int = 0) -> int:
     return value
 
 
-def _encoded(column: bytes) -> str:
-    return base64.b64encode(column).decode("ascii")
-
-
 def _decoded(column: str) -> bytes:
-    try:
-        return base64.b64decode(column, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"a column cannot be decoded ({error})") from error
+    return base64.b64decode(column, validate=True)  # binascii.Error is a ValueError

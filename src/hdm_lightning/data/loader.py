@@ -1,42 +1,95 @@
-"""Batches of one rank: workers that prepare samples, and their samples put back in order."""
+"""Batches of one rank: workers that prepare samples, and their samples put back in order.
+
+Shapes: B samples of a batch, H×W pixels, L token places.
+"""
 
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count
-from math import ceil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, groupby, zip_longest
+from math import ceil, prod
+from typing import NotRequired, TypedDict
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hdm_lightning.data.batch import Batch, Chunk, chunk_samples, collate, in_order, pack_chunk
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
-LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
-"""Bytes of a socket's path; one more ends it."""
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
-
 
 STOP_GRACE_S = 120
 """How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
+LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
+"""Bytes of a socket's path; one more ends it."""
+FORK = "fork" if sys.platform == "linux" else None
+"""How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
+and would spawn theirs, each with seconds of imports at every validation."""
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Let a worker not die at once of the signals that ask its process to save and stop.
+CHUNK_BYTES = 4 << 20
+CHUNK_SAMPLES = 16
 
-    A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
-    by themselves when their process is done or dead.
+
+class Batch(TypedDict):
+    """What every loader of this project yields.
+
+    A masked sample (one that could not be read) keeps its row: a black image, a crop of the whole of it, one padding
+    token, an empty caption and weight 0, so that shapes, order and the plan of every other sample stay as they were.
     """
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
+
+    image: Tensor
+    """uint8 (B,3,H,W), RGB."""
+    crop: Tensor
+    """float32 (B,4): top, left, full_height, full_width of the crop, in pixels of the resized full image."""
+    tokens: Tensor
+    """int64 (B,L): caption tokens, padded to the context length."""
+    lengths: Tensor
+    """int64 (B,): true token counts, at least 1."""
+    index: Tensor
+    """int64 (B,): position in the stage's global order."""
+    weight: Tensor
+    """float32 (B,): 1, or 0 for a masked sample."""
+    keys: list[str]
+    """`shard/key` of each sample."""
+    captions: list[str]
+    """The caption as chosen, before tokenization."""
+    set_size: NotRequired[int]
+    """Positions of the whole validation set; only in its batches."""
+
+
+def collate(samples: Sequence[Sample], *, pin_memory: bool = False) -> Batch:
+    """Samples as a batch.
+
+    Raises:
+        ValueError: their crops differ in shape.
+    """
+    shapes = {sample.image.shape for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"crops of a batch must share a shape, got {sorted(shapes)}")
+    image = torch.empty(len(samples), *shapes.pop(), dtype=torch.uint8, pin_memory=pin_memory)
+    np.stack([sample.image for sample in samples], out=image.numpy())
+    return Batch(
+        image=image,
+        crop=torch.tensor([sample.crop for sample in samples], dtype=torch.float32),
+        tokens=torch.tensor([sample.tokens for sample in samples], dtype=torch.int64),
+        lengths=torch.tensor([sample.length for sample in samples], dtype=torch.int64),
+        index=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        keys=[sample.key for sample in samples],
+        captions=[sample.caption for sample in samples],
+    )
 
 
 class StreamLoader:
@@ -82,15 +135,15 @@ class StreamLoader:
 
     def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
         meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
-        rows: list[tuple[Chunk, int]] = []
-        for chunk, row in in_order(self._source(chunks)):
-            meter.count(chunk.faults[row] or None)
-            rows.append((chunk, row))
-            if len(rows) == self.batch_size:
-                yield collate(rows, pin_memory=self.pin_memory)
-                rows = []
+        samples: list[Sample] = []
+        for sample in in_order(self._source(chunks)):
+            meter.count(sample.fault or None)
+            samples.append(sample)
+            if len(samples) == self.batch_size:
+                yield collate(samples, pin_memory=self.pin_memory)
+                samples = []
 
-    def _source(self, chunks: "_Chunks") -> Iterator[Chunk]:
+    def _source(self, chunks: "_Chunks") -> Iterator["Chunk"]:
         if self.workers == 0:
             return iter(chunks)
         require_room_for_sockets(tempfile.gettempdir())
@@ -101,39 +154,9 @@ class StreamLoader:
             prefetch_factor=2,
             timeout=WORKER_TIMEOUT_S,
             worker_init_fn=_ignore_stop_signals,
+            multiprocessing_context=FORK,
         )
         return naming_dead_workers(loader)
-
-
-def require_room_for_sockets(folder: str) -> None:
-    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
-
-    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
-    worker fails in the background, and the training waits for samples that never come.
-    """
-    name = f"{folder}/pymp-12345678/listener-12345678"
-    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
-        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
-        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
-
-
-def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes, with an error that says so where one has died or is stuck.
-
-    torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
-
-    Raises:
-        RuntimeError: a worker has died, or none gave anything for long.
-    """
-    try:
-        yield from chunks
-    except (ConnectionError, EOFError) as error:
-        raise RuntimeError("a data worker was killed; was there enough memory?") from error
-    except RuntimeError as error:
-        if "timed out" not in str(error):
-            raise
-        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(what) from error
 
 
 class ValidationLoader(StreamLoader):
@@ -165,14 +188,45 @@ class ValidationLoader(StreamLoader):
         return ceil(ceil(self.samples / self.world) / self.batch_size)
 
     def _chunks(self) -> "_Chunks":
-        rows = len(self) * self.batch_size
-        return _Chunks(
-            self.config, self.plan, self.tokenize, self.rank, self.world, rows=rows, stop=self.samples, training=False
-        )
+        end = {"rows": len(self) * self.batch_size, "stop": self.samples}
+        return _Chunks(self.config, self.plan, self.tokenize, self.rank, self.world, **end, training=False)
 
     def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
         for batch in super()._batches(chunks):
             yield {**batch, "set_size": self.samples}
+
+
+@dataclass
+class Chunk:
+    """Some samples of one worker on their way: pixels end to end, which takes one block of shared memory for all."""
+
+    turn: int
+    """How many chunks the worker gave before."""
+    pixels: Tensor
+    """uint8 (all pixels of all samples,)."""
+    shapes: list[tuple[int, ...]]
+    samples: list[Sample]
+    """Without pixels."""
+
+    @classmethod
+    def of(cls, turn: int, samples: Sequence[Sample]) -> "Chunk":
+        """Samples as one chunk."""
+        shapes, nothing = [sample.image.shape for sample in samples], np.empty(0, dtype=np.uint8)
+        pixels = np.empty(sum(sample.image.size for sample in samples), dtype=np.uint8)
+        for sample, image in zip(samples, _images(pixels, shapes), strict=True):
+            image[...] = sample.image
+        return cls(turn, torch.from_numpy(pixels), shapes, [replace(sample, image=nothing) for sample in samples])
+
+    def unpacked(self) -> list[Sample]:
+        """The samples, with their images as views."""
+        images = _images(self.pixels.numpy(), self.shapes)
+        return [replace(sample, image=image) for sample, image in zip(self.samples, images, strict=True)]
+
+
+def _images(pixels: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+    """Images that lie end to end, as views."""
+    ends = np.cumsum([prod(shape) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(np.split(pixels, ends[:-1]), shapes, strict=True)]
 
 
 class _Chunks(IterableDataset[Chunk]):
@@ -197,16 +251,65 @@ class _Chunks(IterableDataset[Chunk]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training)
-        size = chunk_samples(self.config.resolution)
+        size = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (3 * self.config.resolution**2)))
         for turn in count():
             rows = [worker + workers * (turn * size + place) for place in range(size)]
             samples = [self._sample(preparation, row) for row in rows if self.rows is None or row < self.rows]
             if not samples:
                 return
-            yield pack_chunk(turn, samples)
+            yield Chunk.of(turn, samples)
 
     def _sample(self, preparation: Preparation, row: int) -> Sample:
         position = self.first + row * self.world
         if self.stop is not None and position >= self.stop:
             return preparation.masked(position)
         return preparation.sample(position)
+
+
+def in_order(chunks: Iterable[Chunk]) -> Iterator[Sample]:
+    """The samples of chunks that came from workers in turn, in the order of the stream."""
+    for _, together in groupby(chunks, key=lambda chunk: chunk.turn):
+        for row in zip_longest(*(chunk.unpacked() for chunk in together)):
+            yield from (sample for sample in row if sample is not None)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Let a worker not die at once of the signals that ask its process to save and stop.
+
+    A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
+    by themselves when their process is done or dead.
+    """
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
+
+
+def require_room_for_sockets(folder: str) -> None:
+    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
+
+    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
+    worker fails in the background, and the training waits for samples that never come.
+    """
+    name = f"{folder}/pymp-12345678/listener-12345678"
+    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
+        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
+        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
+
+
+def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of worker processes, with an error that says so where one has died or is stuck.
+
+    torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
+
+    Raises:
+        RuntimeError: a worker has died, or none gave anything for long.
+    """
+    try:
+        yield from chunks
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError("a data worker was killed; was there enough memory?") from error
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+        raise RuntimeError(what) from error

@@ -4,6 +4,9 @@ Small local windows are one read, large ones a read a sample. Remote windows are
 by threads while the present one is used.
 """
 
+import errno
+import os
+import stat
 import threading
 import time
 import weakref
@@ -18,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.members import Form, RawSample, SampleTable, parse_sample
+from hdm_lightning.data.index import SampleTable
 from hdm_lightning.data.order import Window
-from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.shard_cache import ShardCache
-from hdm_lightning.data.sources import PlannedShard
-from hdm_lightning.data.storage import LocalFiles, is_local, read_range
+from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
+from hdm_lightning.data.shard_bytes import ShardCache, is_local, read_range
+from hdm_lightning.data.tar import Form, RawSample
 
 T = TypeVar("T")
 
@@ -41,19 +43,20 @@ STRIKES = 2
 """Reads of a shard that fail one after another before it counts as dead: an unlucky one costs its own samples alone."""
 
 TABLES = 128
+OPEN_FILES = 64
 THREADS = 4
 
 Data = bytes | SampleFault
 
 
 class Address(NamedTuple):
-    """Where one sample lies, and how it is cut (None: by its headers)."""
+    """Where one sample lies, and how it is cut."""
 
     shard: PlannedShard
     ordinal: int
     start: int
     end: int
-    form: Form | None
+    form: Form
 
 
 Loaded = dict[int, tuple[Address, Data | None]]
@@ -74,7 +77,8 @@ class Reader:
         self._ahead = ReadAhead(THREADS)
         self._strikes: Counter[str] = Counter()
         self._dead: dict[str, tuple[float, str]] = {}
-        self._remote = [any(not is_local(shard.url) for shard in part.shards) for part in plan.parts]
+        self._remote = {shard.url for part in plan.parts for shard in part.shards if not is_local(shard.url)}
+        self._reads_ahead = [any(shard.url in self._remote for shard in part.shards) for part in plan.parts]
 
     def address(self, place: Place) -> Address:
         """Where the sample of a place lies."""
@@ -96,7 +100,7 @@ class Reader:
             data = _slice(self._try(address.shard, address.start, address.end), address.start, address)
         if isinstance(data, SampleFault):
             raise data
-        return parse_sample(data) if address.form is None else address.form.cut(data)
+        return address.form.cut(data)
 
     def _window(self, place: Place) -> Loaded:
         """What is known of the window of a place."""
@@ -110,7 +114,7 @@ class Reader:
         else:
             loaded = self._load(place.part, place.window, place.place)
         self._held[key] = (place.window, loaded)
-        if self._remote[place.part]:
+        if self._reads_ahead[place.part]:
             following = self._plan.parts[place.part].order.following(place.window)
             self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
         return loaded
@@ -122,7 +126,7 @@ class Reader:
             places = begin + np.flatnonzero(window.shards[begin:] == number)
             shard = self._plan.parts[part].shards[number]
             addresses = _addresses(shard, self._table(part, number), window.ranks[places])
-            read = self._read_near if is_local(shard.url) else self._read_runs
+            read = self._read_runs if shard.url in self._remote else self._read_near
             loaded.update(zip(places.tolist(), zip(addresses, read(addresses), strict=True), strict=True))
         return loaded
 
@@ -165,11 +169,11 @@ class Reader:
         return SampleFault(reason)
 
     def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:
-        if is_local(shard.url):
+        if shard.url not in self._remote:
             return self._files.read(shard.url, start, end)
         if self._cache is None:
             return read_range(shard.url, start, end)
-        return self._cache.read(shard.url, shard.record, start, end)
+        return self._cache.read(shard.url, shard.record.bytes, shard.record.sha256, start, end)
 
     def _table(self, part: int, shard: int) -> SampleTable:
         with self._table_lock:
@@ -185,8 +189,7 @@ class Reader:
 
 def _addresses(shard: PlannedShard, table: SampleTable, ranks: NDArray[np.int64]) -> list[Address]:
     chosen = table.take(ranks)
-    forms = [None] * len(ranks) if chosen.forms is None else chosen.forms.each()
-    columns = (chosen.ordinal.tolist(), chosen.start.tolist(), (chosen.start + chosen.size).tolist(), forms)
+    columns = (chosen.ordinal.tolist(), chosen.start.tolist(), (chosen.start + chosen.size).tolist(), chosen.forms())
     return [Address(shard, *row) for row in zip(*columns, strict=True)]
 
 
@@ -207,6 +210,59 @@ def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]
     by_start = np.argsort(starts, kind="stable")
     gaps = starts[by_start][1:] - ends[by_start][:-1]
     return [run.tolist() for run in np.split(by_start, np.flatnonzero(gaps > REMOTE_GAP) + 1)]
+
+
+class LocalFiles:
+    """Reads ranges of local files and keeps the last ones open. Threads may share it."""
+
+    def __init__(self, limit: int = OPEN_FILES) -> None:
+        self._limit = limit
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, fewer where it is shorter.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._lock:
+            try:
+                return os.pread(self._handle(path), end - start, start)
+            except OSError:
+                self._forget(path)  # a network file system's handle may be stale: the next read opens anew
+                raise
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def _handle(self, path: str) -> int:
+        handle = self._handles.get(path)
+        if handle is None:
+            handle = self._handles[path] = _open_file(path)
+            if len(self._handles) > self._limit:
+                os.close(self._handles.popitem(last=False)[1])
+        else:
+            self._handles.move_to_end(path)
+        return handle
+
+    def _forget(self, path: str) -> None:
+        handle = self._handles.pop(path, None)
+        if handle is not None:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _open_file(path: str) -> int:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 class ReadAhead:

@@ -3,7 +3,7 @@
 Every mistake names its key.
 """
 
-import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.sources import Source
-from hdm_lightning.errors import UserError
+from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.errors import UserError, did_you_mean
 
 Rules = TypeVar("Rules")
 
@@ -21,24 +21,65 @@ FIXED = {Buckets: ("block",)}
 
 
 @dataclass(frozen=True)
-class StreamConfig:
-    """A stream of samples: where from, in which order, cut and captioned how.
+class Source:
+    """Shards that belong together.
 
     Attributes:
-        sources: at least one.
-        resolution: side of the square crop in pixels.
-        context_length: token places of a caption.
-        seed, stage: what order, crops and captions depend on.
-        crop, captions: the rules.
-        lanes: places of the data that are read side by side; world sizes that divide it read no byte twice.
-        window: samples that are shuffled together within a lane (the shuffle spans lanes × window samples).
-        workers: processes that prepare samples on each rank, rounded down so that each has lanes of its own; 0 works
-            in the training process.
-        max_bad_share: share of unusable samples, of the latest ones of a rank, at which the run stops.
-        bad_patience: samples to see before that share is judged; 10 to 20 times as many count as the latest.
-        quarantine: file that gets one line of JSON a bad sample, or None.
-        cache_dir, cache_gb: where copies of remote shards are kept, and how much of them; None for no copies.
-        memory_cache_gb: decoded small images that each worker keeps, for tiny sets.
+        urls: folders, shards (`…/0000.tar`) or brace patterns (`…/{0000..0099}.tar`), local or remote.
+        weight: share of the samples that come from this source, relative to the other sources; None for its number
+            of samples. Give it for all sources or for none.
+        index: where the index lies, if not beside the shards.
+    """
+
+    urls: tuple[str, ...]
+    weight: float | None = None
+    index: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.urls, str):  # a lone address would pass for a sequence of letters
+            object.__setattr__(self, "urls", (self.urls,))
+
+
+def sources_from(value: Any, where: str) -> tuple[Source, ...]:
+    """The sources that a plain value means.
+
+    Args:
+        value: a folder, shard, brace pattern or address; a list of them, which makes one source; or a list in which
+            a source is a mapping of `urls`, `weight` and `index`.
+        where: the value's key.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    entries = [value] if isinstance(value, str | os.PathLike | Mapping) else value
+    if not isinstance(entries, Sequence) or not entries:
+        raise UserError("no source is given", where=where, hint="give a folder of shards")
+    if all(isinstance(entry, str | os.PathLike) for entry in entries):
+        return (Source(urls=tuple(map(_tidy, entries))),)
+    return tuple(_source(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
+
+
+def _source(entry: Any, where: str) -> Source:
+    if isinstance(entry, str | os.PathLike):
+        return Source(urls=(_tidy(entry),))
+    if not isinstance(entry, Mapping) or "urls" not in entry or set(entry) - {"urls", "weight", "index"}:
+        raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
+    urls = entry["urls"]
+    several = [urls] if isinstance(urls, str | os.PathLike) else urls
+    return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))
+
+
+def _tidy(url: str | os.PathLike[str]) -> str:
+    """A local path without `~` and `..`: a configuration may name what lies beside a folder not made yet."""
+    text = os.fspath(url)
+    return os.path.normpath(os.path.expanduser(text)) if is_local(text) else text
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A stream of samples: where from (at least one source), in which order, cut and captioned how.
+
+    The fields are those of `ShardDataModule`; `workers` is its `num_workers`, 0 works in the training process.
     """
 
     sources: tuple[Source, ...]
@@ -83,7 +124,7 @@ def rules_from(value: Any, kind: type[Rules], where: str) -> Rules:
     known = [each.name for each in fields(kind) if each.name not in FIXED.get(kind, ())]  # type: ignore[arg-type]
     for key in value:
         if key not in known:
-            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=_suggestion(str(key), known))
+            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=did_you_mean(str(key), known))
     return kind(**{key: _typed(given, types[key], f"{where}.{key}") for key, given in value.items()})
 
 
@@ -105,8 +146,3 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
         raise UserError(f"is {value!r}", where=where, hint=f"give {names[wanted]}")
     return wanted(value)
-
-
-def _suggestion(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else "known keys: " + ", ".join(sorted(known))

@@ -5,21 +5,22 @@ Shapes: H×W pixels of the crop or of the resized full image, L token places.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.captions import names_a_side
-from hdm_lightning.data.crops import Crop
-from hdm_lightning.data.decode import decode
+from hdm_lightning.data.crops import Crop, Shape
+from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import FaultMeter, Quarantine, SampleFault
-from hdm_lightning.data.members import IMAGE_EXTENSIONS, RawSample
 from hdm_lightning.data.order import first_position
-from hdm_lightning.data.plan import Place, Plan
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Place, Plan
+from hdm_lightning.data.tar import IMAGE_EXTENSIONS, RawSample
 
 Tokenize = Callable[[str], tuple[list[int], int]]
 """A caption to its token ids and how many of them count (the rest is padding)."""
@@ -56,33 +57,6 @@ class Decoded(NamedTuple):
         return whole[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
-class MemoryCache:
-    """Decoded samples of tiny sets, so that later passes need neither file nor decoder; what came first stays.
-
-    Args:
-        limit_gb: largest size of all pixels, in 10⁹ bytes.
-    """
-
-    def __init__(self, limit_gb: float) -> None:
-        self._room = int(limit_gb * 1e9)
-        self._kept: dict[tuple[int, int, int], Decoded] = {}
-
-    def get(self, key: tuple[int, int, int]) -> Decoded | None:
-        """The sample of a place, if it is kept."""
-        return self._kept.get(key)
-
-    def add(
-        self, key: tuple[int, int, int], raw: RawSample, height: int, width: int, pixels: NDArray[np.uint8]
-    ) -> Decoded:
-        """Keep a sample, if there is room; returns it either way."""
-        texts = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
-        decoded = Decoded(RawSample(raw.key, texts), height, width, np.ascontiguousarray(pixels))
-        if self._room >= pixels.size:
-            self._room -= pixels.size
-            self._kept[key] = decoded
-        return decoded
-
-
 class Preparation:
     """Prepares the samples of a stream. One a process.
 
@@ -96,14 +70,16 @@ class Preparation:
         self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
         self._reader = Reader(plan, config)
         self._quarantine = Quarantine(config.quarantine)
-        self._memory = MemoryCache(config.memory_cache_gb) if config.memory_cache_gb > 0 else None
+        self._room = int(config.memory_cache_gb * 1e9)
+        self._kept: dict[tuple[int, int, int], Decoded] = {}
+        """Of tiny sets, so that later passes need neither file nor decoder; what came first stays."""
 
     def sample(self, index: int) -> Sample:
         """The sample at a position of the global order, masked if it cannot be used."""
         place = self.plan.locate(index)
         raw = None
         try:
-            kept = self._memory.get(place.key) if self._memory is not None else None
+            kept = self._kept.get(place.key)
             raw = kept.raw if kept is not None else self._reader.read(place)
             return self._prepare(index, place, raw, kept)
         except SampleFault as fault:
@@ -125,15 +101,10 @@ class Preparation:
     def _prepare(self, index: int, place: Place, raw: RawSample, kept: Decoded | None) -> Sample:
         config = self.config
         caption, may_flip = self._caption(index, raw)
-        draws = Draws(config.seed, config.stage, index, "crop")
-        shape = self.plan.shape_at(index)
-
-        def choose(height: int, width: int) -> Crop:
-            return config.crop.choose(height, width, shape, draws, may_flip=may_flip)
-
-        if kept is None and self._memory is not None:
-            kept = self._keep(self._memory, place, raw, shape)
-        if kept is not None:
+        draws, shape = Draws(config.seed, config.stage, index, "crop"), self.plan.shape_at(index)
+        choose = partial(config.crop.choose, shape=shape, draws=draws, may_flip=may_flip)
+        if config.memory_cache_gb > 0:
+            kept = kept or self._decoded(place, raw, shape)
             crop = choose(kept.height, kept.width)
             image = kept.cut(crop)
         else:
@@ -142,18 +113,18 @@ class Preparation:
         shard = self.plan.parts[place.part].shards[place.shard].record.name
         return Sample(index, f"{shard}/{raw.key}", image, crop.numbers, tokens, length, caption)
 
-    def _keep(self, memory: MemoryCache, place: Place, raw: RawSample, shape: tuple[int, int]) -> Decoded:
-        """Decode the whole of a sample and keep it."""
-        size = (0, 0)
-
-        def whole(height: int, width: int) -> Crop:
-            nonlocal size
-            size = (height, width)
-            crop = self.config.crop.choose(height, width, shape, Draws())
-            return replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
-
-        pixels, _ = decode(raw.image(), whole)
-        return memory.add(place.key, raw, *size, pixels)
+    def _decoded(self, place: Place, raw: RawSample, shape: Shape) -> Decoded:
+        """The whole of a sample, which is kept if there is room."""
+        height, width = upright_size(raw.image())
+        crop = self.config.crop.choose(height, width, shape, Draws())
+        whole = replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
+        pixels, _ = decode(raw.image(), lambda *_: whole)
+        texts = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
+        decoded = Decoded(RawSample(raw.key, texts), height, width, np.ascontiguousarray(pixels))
+        if self._room >= pixels.size:
+            self._room -= pixels.size
+            self._kept[place.key] = decoded
+        return decoded
 
     def _caption(self, index: int, raw: RawSample) -> tuple[str, bool]:
         """The caption as training sees it, and whether the image may be mirrored."""

@@ -1,33 +1,46 @@
-"""Reading shards for their index: sizes, checksums, where samples and their members lie, what can never be used.
+"""Reading whole shards: to index them, and to compare them with their index.
 
-Both kinds of calls, for a local folder and for remote shards, resume where an earlier one was interrupted: each shard
-that was read adds a line to a file beside the index, which goes when the index is written.
+Indexing notes sizes, checksums, where samples and their members lie, and what can never be used. It resumes where an
+earlier call was interrupted: each shard that was read adds a line to a file beside the index, which goes when the
+index is written.
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hdm_lightning.data.decode import upright_size
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.decode import load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, as_entry, from_entry, load_index, write_index
-from hdm_lightning.data.members import IMAGE_EXTENSIONS, Columns, form_of
+from hdm_lightning.data.index import (
+    INDEX_NAME,
+    Index,
+    ShardRecord,
+    as_entry,
+    columns_of,
+    from_entry,
+    load_index,
+    write_index,
+)
 from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.data.sources import expanded
-from hdm_lightning.data.storage import read_range
-from hdm_lightning.data.tar import BLOCK, Gap, Member, ReadAt, is_unsafe, split_name, walk
+from hdm_lightning.data.sample_plan import expanded
+from hdm_lightning.data.shard_bytes import read_range
+from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, Gap, Member, ReadAt, form_of, is_unsafe, split_name, walk
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
 MOST_NOTES = 3
+MISSING = "missing"
 
 Progress = Callable[[ShardRecord], None]
 
@@ -131,16 +144,18 @@ def _state(path: Path) -> list[int]:
 
 
 def _unchanged(root: Path) -> dict[str, ShardRecord]:
-    """The records of the folder's index whose shards have not changed since; none of an index without members."""
-    if not (root / INDEX_NAME).is_file():
+    """The records of the folder's index whose shards have not changed since; none of an index that cannot be read."""
+    try:
+        index, written = load_index(root), (root / INDEX_NAME).stat().st_mtime
+    except UserError:
         return {}
-    written, found = (root / INDEX_NAME).stat().st_mtime, {}
-    for record in load_index(root).shards:
+    found = {}
+    for record in index.shards:
         try:
             state = (root / record.name).stat()
         except FileNotFoundError:
             continue
-        if state.st_size == record.bytes and state.st_mtime < written and record.columns.blocks is None:
+        if state.st_size == record.bytes and state.st_mtime < written:
             found[record.name] = record
     return found
 
@@ -183,15 +198,6 @@ class _Group(NamedTuple):
     faults: list[str]
 
 
-@dataclass
-class _Archive:
-    """The samples of an archive, where the last one ends, and what is wrong with the archive as a whole."""
-
-    groups: list[_Group] = field(default_factory=list)
-    end: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
 def scan_shard(root: Path, name: str) -> ShardRecord:
     """Everything that an index says about one local shard.
 
@@ -212,63 +218,54 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
 
 
 def _record(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
-    archive = _grouped(read, size)
-    groups, starts = archive.groups, [group.start for group in archive.groups] + [archive.end]
+    groups, end, notes = _grouped(read, size)
+    starts = [group.start for group in groups] + [end]
     skip, shapes = _examined(read, groups)
     forms = [
         form_of(read, group.key, start, end, group.members)
         for group, (start, end) in zip(groups, pairwise(starts), strict=True)
     ]
-    more = len(archive.notes) - MOST_NOTES
-    notes = archive.notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
+    more = len(notes) - MOST_NOTES
+    notes = notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
     return ShardRecord(
         name=name,
         samples=len(groups) - len(skip),
         bytes=size,
         sha256=digest,
         first_block=starts[0] // BLOCK,
-        columns=Columns.of(forms, shapes),
+        **columns_of(forms, shapes),
         skip=skip,
         note="; ".join(notes),
     )
 
 
-def _grouped(read: ReadAt, size: int) -> _Archive:
-    """The members of an archive as samples; those beside a gap that may lack members are marked."""
-    archive, torn = _Archive(), False
+def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str]]:
+    """The samples of an archive, those beside a gap that may lack members marked; where the last one ends; notes."""
+    groups: list[_Group] = []
+    end, notes, torn = 0, [], False
     for found in walk(read, size):
         if isinstance(found, Gap):
             torn = torn or found.torn
-            archive.notes.append(_note(found, size))
-            if found.torn and archive.groups:
+            passed = "" if found.end == size else f": bytes {found.start} to {found.end} were passed over"
+            notes.append(found.reason + passed)
+            if found.torn and groups:
                 kind = "last sample of a truncated archive" if found.end == size else "beside damage in the archive"
-                archive.groups[-1].faults.append(kind)
+                groups[-1].faults.append(kind)
             continue
-        archive.end = found.end
+        end = found.end
         named = split_name(found.name)
         if named is None:
             continue
-        group = _group_of(archive.groups, *named, found)
-        group.members[named[1]] = found
+        key, extension = named
+        if not groups or groups[-1].key != key or extension in groups[-1].members:
+            groups.append(_Group(key, found.start, {}, []))
+        groups[-1].members[extension] = found
         if is_unsafe(found.name):
-            group.faults.insert(0, "unsafe member name")
+            groups[-1].faults.insert(0, "unsafe member name")
         if torn:
-            group.faults.append("beside damage in the archive")
+            groups[-1].faults.append("beside damage in the archive")
             torn = False
-    return archive
-
-
-def _group_of(groups: list[_Group], key: str, extension: str, member: Member) -> _Group:
-    """The group that a member belongs to, a new one where it begins one."""
-    if not groups or groups[-1].key != key or extension in groups[-1].members:
-        groups.append(_Group(key, member.start, {}, []))
-    return groups[-1]
-
-
-def _note(gap: Gap, size: int) -> str:
-    if gap.end == size:
-        return gap.reason
-    return f"{gap.reason}: bytes {gap.start} to {gap.end} were passed over"
+    return groups, end, notes
 
 
 def _examined(read: ReadAt, groups: Sequence[_Group]) -> tuple[dict[int, str], list[tuple[int, int]]]:
@@ -297,3 +294,101 @@ def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
             member = group.members[extension]
             return upright_size(read(member.data, member.size))
     raise SampleFault("no image")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with a shard (`ordinal` is None) or with one of its samples."""
+
+    shard: str
+    reason: str
+    ordinal: int | None = None
+    key: str = ""
+
+    def __str__(self) -> str:
+        sample = "" if self.ordinal is None else f" sample {self.ordinal} ({self.key or 'unreadable'})"
+        return in_one_line(f"{self.shard}{sample}: {self.reason}")
+
+
+def verify(
+    folder: str | Path,
+    *,
+    decode: bool = False,
+    captions: CaptionRules | None = None,
+    jobs: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[Problem]:
+    """Compare the shards of a local folder with their index.
+
+    Args:
+        folder: has the index.
+        decode: decode every usable sample and read its caption, too.
+        captions: how captions are found; None for the defaults.
+        jobs: processes that read side by side.
+        progress: called with the number of shards done.
+
+    Raises:
+        UserError: there is no index.
+    """
+    root, index = Path(folder), load_index(folder)
+    check = partial(_verify_shard, root, captions or CaptionRules() if decode else None)
+    problems: list[Problem] = []
+    for done, found in enumerate(ordered_map(check, index.shards, processes=min(jobs, len(index.shards))), start=1):
+        problems += found
+        if progress is not None:
+            progress(done)
+    known = {record.name for record in index.shards}
+    strangers = sorted({path.relative_to(root).as_posix() for path in root.rglob("*.tar")} - known)
+    return problems + [Problem(name, "is not in the index") for name in strangers]
+
+
+def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
+    """Write the samples that have problems into the index as left out; the plan of the folder changes with that.
+
+    Shards that are missing are taken out of the index.
+    """
+    root, index = Path(folder), load_index(folder)
+    missing = {problem.shard for problem in problems if problem.reason == MISSING}
+    by_shard: dict[str, dict[int, str]] = defaultdict(dict)
+    for problem in problems:
+        if problem.ordinal is not None:
+            by_shard[problem.shard][problem.ordinal] = problem.reason
+    shards = []
+    for record in index.shards:
+        if record.name in missing:
+            continue
+        found = by_shard[record.name]
+        new = {ordinal: reason for ordinal, reason in found.items() if ordinal not in record.skip}
+        shards.append(replace(record, skip={**record.skip, **new}, samples=record.samples - len(new)))
+    changed = Index(index.base, tuple(shards))
+    write_index(changed, root / INDEX_NAME)
+    return changed
+
+
+def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord) -> list[Problem]:
+    path = root / record.name
+    problems = [Problem(record.name, record.note)] if record.note else []
+    if not path.is_file():
+        return [*problems, Problem(record.name, MISSING)]
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        if size != record.bytes:
+            problems.append(Problem(record.name, f"has {size} bytes, the index says {record.bytes}"))
+        elif hashlib.file_digest(handle, "sha256").hexdigest() != record.sha256:
+            problems.append(Problem(record.name, "wrong checksum"))
+    return problems + (list(_bad_samples(path, record, captions)) if captions is not None else [])
+
+
+def _bad_samples(path: Path, record: ShardRecord, captions: CaptionRules) -> Iterator[Problem]:
+    table = record.table()
+    places = zip(table.ordinal.tolist(), table.start.tolist(), table.size.tolist(), table.forms(), strict=True)
+    with path.open("rb") as handle:
+        for ordinal, start, size, form in places:
+            key = ""
+            try:
+                sample = form.cut(os.pread(handle.fileno(), size, start))
+                key = sample.key
+                load_upright(sample.image())
+                captions.first(sample.members)
+            except SampleFault as fault:
+                yield Problem(record.name, str(fault), ordinal, key)

@@ -9,9 +9,9 @@ from hdm_lightning.datasets.build import Item, Report, build_shards
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_image_arguments,
+    build_options,
     caption_fields,
     image_field,
-    image_options,
     list_images,
 )
 from hdm_lightning.datasets.writer import Field
@@ -66,13 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build as the arguments say and print what was written."""
-    report = build_folder(
-        arguments.folder,
-        arguments.out,
-        images=image_options(arguments),
-        allow_missing=arguments.allow_missing,
-        samples_per_shard=arguments.samples_per_shard,
-        processes=arguments.processes,
-    )
+    report = build_folder(arguments.folder, arguments.out, **build_options(arguments))
     print(f"{report.samples} samples, {len(report.rejected)} files rejected: {arguments.out}")
     return 0

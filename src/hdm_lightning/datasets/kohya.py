@@ -17,9 +17,9 @@ from hdm_lightning.datasets.build import Item, Report, build_shards
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_image_arguments,
+    build_options,
     caption_fields,
     image_field,
-    image_options,
     list_images,
 )
 from hdm_lightning.datasets.writer import Field
@@ -147,14 +147,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.keep_tokens,
         not arguments.ignore_repeats,
     )
-    report = build_kohya(
-        arguments.folder,
-        arguments.out,
-        options,
-        images=image_options(arguments),
-        allow_missing=arguments.allow_missing,
-        samples_per_shard=arguments.samples_per_shard,
-        processes=arguments.processes,
-    )
+    report = build_kohya(arguments.folder, arguments.out, options, **build_options(arguments))
     print(f"{report.samples} samples, {len(report.rejected)} files rejected: {arguments.out}")
     return 0

@@ -1,32 +1,249 @@
-"""Builds shards of scenes with known answers: one to three objects with colour, shape, size and relation.
+"""The shapes set: scenes of one to three objects with colour, shape, size and relation, their truth, prompts of them.
 
 Sample i of a build depends on (seed, i) and the options alone, never on the number of processes; an interrupted build
 resumes where it was.
 """
 
 import argparse
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from hdm_lightning.datasets.build import Item, build_shards
-from hdm_lightning.datasets.shapes_samples import (
-    ENCODINGS,
-    Prompt,
-    ShapesOptions,
-    heldout_prompts,
-    make_fields,
-    require,
-    scene_prompts,
+from hdm_lightning.datasets.shapes_drawing import box_of, draw
+from hdm_lightning.datasets.shapes_scenes import (
+    OPPOSITE,
+    SPLITS,
+    Combination,
+    Scene,
+    Split,
+    combinations,
+    pick_number,
+    sample_scene,
 )
-from hdm_lightning.datasets.shapes_scenes import SPLITS, Split
 from hdm_lightning.datasets.writer import Field
-
-__all__ = ["Prompt", "add_arguments", "build_shapes", "heldout_prompts", "run", "scene_prompts"]
+from hdm_lightning.errors import UserError
 
 FEW_SCENES = 512
 """Starting a process costs more than drawing so many."""
+
+MAX_OBJECTS = 3
+MIN_RESOLUTION_PX = 16
+# Lossless; these settings are the quickest of the small ones for flat drawings.
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "webp": {"format": "WEBP", "lossless": True, "method": 2, "quality": 20},
+    "png": {"format": "PNG", "compress_level": 6},
+}
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """What a build draws.
+
+    Attributes:
+        seed: beginning of every sample's randomness.
+        resolution: the short side in pixels.
+        aspects: width / height; each sample takes one of them, equally likely.
+        continuous_aspects: instead draw log-uniformly between the least and the greatest of `aspects`.
+        multiple: the long side is rounded to a multiple of this many pixels.
+        objects: relative frequency of scenes of one, two and three objects.
+        split: "train" leaves out the held-out combinations, in scenes of several objects too; "heldout" has
+            only these; "all" has both.
+        encoding: "webp" (lossless) or "png".
+        variation: from 0 (one object large within its range and at the centre, two in the middles of the halves:
+            easy to learn) to 1 (anywhere).
+    """
+
+    seed: int = 0
+    resolution: int = 64
+    aspects: tuple[float, ...] = (1.0,)
+    continuous_aspects: bool = False
+    multiple: int = 8
+    objects: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    split: Split = "train"
+    encoding: str = "webp"
+    variation: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.resolution >= MIN_RESOLUTION_PX, "resolution", self.resolution, "16 pixels or more")
+        require(self.multiple >= 1, "multiple", self.multiple, "1 or more")
+        require(
+            bool(self.aspects) and all(0.1 <= a <= 10 for a in self.aspects),
+            "aspects",
+            self.aspects,
+            "at least one ratio of width to height between 0.1 and 10",
+        )
+        require(
+            bool(self.objects)
+            and all(1 <= n <= MAX_OBJECTS and p >= 0 for n, p in self.objects)
+            and sum(p for _, p in self.objects) > 0,
+            "objects",
+            self.objects,
+            "numbers from 1 to 3 with frequencies that are not negative and not all zero",
+        )
+        require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
+        require(0 <= self.variation <= 1, "variation", self.variation, "from 0 to 1")
+        require(self.encoding in ENCODINGS, "encoding", self.encoding, f"one of {', '.join(ENCODINGS)}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and what an image of it must show, in the form of `truth` without sizes and places in pixels."""
+
+    caption: str
+    spec: dict[str, Any]
+
+
+def make_scene(options: ShapesOptions, index: int) -> Scene:
+    """Return the scene of sample `index`."""
+    rng = np.random.default_rng([options.seed, index])
+    width, height = _size(rng, options)
+    number = pick_number(rng, dict(options.objects))
+    choices = combinations(options.split)
+    return sample_scene(rng, width=width, height=height, objects=number, choices=choices, variation=options.variation)
+
+
+def make_image(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return sample `index` as an image, uint8 (H, W, 3), and its truth."""
+    scene = make_scene(options, index)
+    return draw(scene), truth(scene)
+
+
+def truth(scene: Scene) -> dict[str, Any]:
+    """Return what stands in a sample's `.json`.
+
+    `objects`: colour, shape, size, and in fractions of the image's width and height `centre` [x, y] and `box`
+    [left, top, right, bottom]; `relations`: [subject, relation, object] by position in `objects`; `background`;
+    `width` and `height` in pixels; `captions`, the plainest first.
+    """
+    things = []
+    for thing in scene.objects:
+        left, top, right, bottom = (round(edge, 5) for edge in box_of(thing, scene))
+        centre = [round((left + right) / 2, 5), round((top + bottom) / 2, 5)]
+        things.append({**thing.combination._asdict(), "centre": centre, "box": [left, top, right, bottom]})
+    return {
+        **_spec(scene),
+        "objects": things,
+        "width": scene.width,
+        "height": scene.height,
+        "captions": captions(scene),
+    }
+
+
+def scene_prompts(count: int, *, split: Split = "all", objects: int = 1, seed: int = 0) -> list[Prompt]:
+    """Return prompts of a split in a fixed order: its combinations come in rotation, backgrounds at random.
+
+    `spec` holds `objects` (colour, shape, size), `relations` and `background` as in `truth`.
+    """
+    choices = combinations(split)
+    prompts = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        first: Combination = choices[index % len(choices)]
+        scene = sample_scene(rng, width=64, height=64, objects=objects, choices=choices, first=first)
+        prompts.append(Prompt(captions(scene)[0], _spec(scene)))
+    return prompts
+
+
+def heldout_prompts(count: int = 128, *, objects: int = 1, seed: int = 0) -> list[Prompt]:
+    """Return prompts of combinations that the train split never shows; see `scene_prompts`."""
+    return scene_prompts(count, split="heldout", objects=objects, seed=seed)
+
+
+def make_fields(options: ShapesOptions, index: int) -> dict[str, Field]:
+    """Return sample `index` as members of a shard: the encoded image, its plainest caption and its truth."""
+    image, facts = make_image(options, index)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, **ENCODINGS[options.encoding])
+    return {options.encoding: encoded.getvalue(), "txt": facts["captions"][0], "json": facts}
+
+
+def _spec(scene: Scene) -> dict[str, Any]:
+    return {
+        "objects": [thing.combination._asdict() for thing in scene.objects],
+        "relations": [list(relation) for relation in scene.relations],
+        "background": scene.background,
+    }
+
+
+def _size(rng: np.random.Generator, options: ShapesOptions) -> tuple[int, int]:
+    if options.continuous_aspects:
+        low, high = np.log(min(options.aspects)), np.log(max(options.aspects))
+        aspect = float(np.exp(rng.uniform(low, high)))
+    else:
+        aspect = options.aspects[int(rng.integers(len(options.aspects)))]
+    long = options.resolution * max(aspect, 1 / aspect)
+    rounded = max(options.resolution, round(long / options.multiple) * options.multiple)
+    return (rounded, options.resolution) if aspect >= 1 else (options.resolution, rounded)
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise UserError, naming an option, what it is and what was expected, unless the condition holds."""
+    if not condition:
+        raise UserError(f"is {value!r}; expected {expected}", where=name, hint=f"change {name}")
+
+
+_LONG_FORM = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
+
+
+def captions(scene: Scene) -> list[str]:
+    """Return the captions of a scene, the plainest first.
+
+    Example: "a large red circle left of a small blue star on a yellow background".
+    """
+    names = [noun_phrase(o.combination) for o in scene.objects]
+    ground = f"{_article(scene.background)} {scene.background} background"
+    if len(names) == 1:
+        return _of_one(scene.objects[0].combination, scene.background, ground)
+    relations = [relation for _, relation, _ in scene.relations]
+    return _of_two(names, relations[0], ground) if len(names) == 2 else _of_three(names, relations, ground)
+
+
+def noun_phrase(combination: Combination) -> str:
+    """Return "a large red circle"."""
+    return f"a {combination.size} {combination.colour} {combination.shape}"
+
+
+def _of_one(what: Combination, background: str, ground: str) -> list[str]:
+    return [
+        f"{noun_phrase(what)} on {ground}",
+        f"{ground} with {noun_phrase(what)}",
+        f"one {what.colour} {what.shape} on {background}, {what.size}",
+        f"{_article(what.colour)} {what.colour} {what.shape} that is {what.size}, on {ground}",
+    ]
+
+
+def _of_two(names: list[str], relation: str, ground: str) -> list[str]:
+    first, second = names
+    return [
+        f"{first} {relation} {second} on {ground}",
+        f"{second} {OPPOSITE[relation]} {first} on {ground}",
+        f"{first} {_LONG_FORM[relation]} {second}, on {ground}",
+        f"on {ground}, {first} {relation} {second}",
+        f"{ground} with two objects: {first} {_LONG_FORM[relation]} {second}",
+    ]
+
+
+def _of_three(names: list[str], relations: list[str], ground: str) -> list[str]:
+    first, second, third = names
+    sideways, upright = relations
+    return [
+        f"{first} {sideways} {second} and {upright} {third} on {ground}",
+        f"{first} {upright} {third} and {_LONG_FORM[sideways]} {second}, on {ground}",
+        f"on {ground}, {second} {OPPOSITE[sideways]} {first}, and {third} {OPPOSITE[upright]} {first}",
+        f"{ground} with three objects: {first} {sideways} {second} and {upright} {third}",
+    ]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def build_shapes(

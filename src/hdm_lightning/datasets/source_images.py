@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -59,11 +60,8 @@ def image_field(data: bytes, options: ImageOptions) -> dict[str, Field]:
         scale = short / min(image.size)
         size = (round(image.width * scale), round(image.height * scale))
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return _encoded(image, "JPEG" if options.encoding == "jpeg" or _keeps_jpeg(kind, options) else "WEBP", options)
-
-
-def _keeps_jpeg(kind: str, options: ImageOptions) -> bool:
-    return options.encoding == "keep" and kind == "JPEG"
+    stays_jpeg = options.encoding == "keep" and kind == "JPEG"
+    return _encoded(image, "JPEG" if options.encoding == "jpeg" or stays_jpeg else "WEBP", options)
 
 
 def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, Field]:
@@ -117,6 +115,11 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, help="default: one a core")
 
 
-def image_options(arguments: argparse.Namespace) -> ImageOptions:
-    """The options that `add_image_arguments` asked for."""
-    return ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)
+def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_image_arguments` asked for, as the builders take it."""
+    return {
+        "images": ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size),
+        "allow_missing": arguments.allow_missing,
+        "samples_per_shard": arguments.samples_per_shard,
+        "processes": arguments.processes,
+    }

@@ -5,68 +5,11 @@ import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
-from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import Replacement
+from hdm_lightning.whole_files import replacing
 
 Field = bytes | str | Mapping[str, object]
-
-
-class ShardWriter:
-    """Writes `folder/prefix-00000.tar`, `prefix-00001.tar`, … and, on leaving the context, their index.
-
-    A shard grows in a temporary file beside its place and takes its name, after an fsync, once it is full; a
-    run that is killed leaves whole shards only. Time stamps and owners are fixed, so that equal samples give
-    equal files.
-
-    Args:
-        folder: made when missing; it must hold no `.tar` yet.
-        samples_per_shard: samples in each shard but the last.
-        prefix: beginning of the shards' names.
-
-    Raises:
-        UserError: on entering, when the folder already holds shards.
-        ValueError: for a count below one.
-    """
-
-    def __init__(self, folder: str | Path, *, samples_per_shard: int = 1000, prefix: str = "shard") -> None:
-        if samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {samples_per_shard}; expected 1 or more")
-        self.folder, self.samples_per_shard, self.prefix = Path(folder), samples_per_shard, prefix
-        self.samples_written = 0
-        self._shard: _Shard | None = None
-
-    def __enter__(self) -> Self:
-        require_no_shards(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._shard is not None:
-            shard, self._shard = self._shard, None
-            shard.discard() if kind else shard.finish()
-        if kind is None:
-            index_shards(self.folder)
-
-    def write(self, key: str, fields: Mapping[str, Field]) -> None:
-        """Append one sample: `fields` maps extensions ("webp", "txt", "json") to bytes, text or a mapping.
-
-        Raises:
-            ValueError: for a key that a tar reader would split ("." or "/" in it) or that is empty.
-        """
-        if self._shard is None:
-            number = self.samples_written // self.samples_per_shard
-            self._shard = _Shard(self.folder / f"{self.prefix}-{number:05d}.tar")
-        self._shard.add(key, fields)
-        self.samples_written += 1
-        if self.samples_written % self.samples_per_shard == 0:
-            shard, self._shard = self._shard, None
-            shard.finish()
 
 
 def require_no_shards(folder: Path) -> None:
@@ -80,42 +23,31 @@ def require_no_shards(folder: Path) -> None:
 
 
 def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]]) -> None:
-    """Write one whole shard at `path` atomically, from key to fields, in the mapping's order."""
-    shard = _Shard(path)
-    try:
+    """Write one whole shard at `path` atomically, in the mapping's order.
+
+    Time stamps and owners are fixed, so that equal samples give equal files.
+
+    Args:
+        path: of the shard.
+        samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping.
+
+    Raises:
+        ValueError: a key is empty, or a tar reader would split it ("." or "/" in it).
+        UserError: the disk is full.
+    """
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+        tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for key, fields in samples.items():
-            shard.add(key, fields)
-    except BaseException:
-        shard.discard()
-        raise
-    shard.finish()
-
-
-class _Shard:
-    """One tar under construction at a temporary name."""
-
-    def __init__(self, path: Path) -> None:
-        self.new = Replacement(path)
-        self.file: IO[bytes] = self.new.temporary.open("wb")
-        self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
-
-    def add(self, key: str, fields: Mapping[str, Field]) -> None:
-        if not key or "." in key or "/" in key:
-            raise ValueError(f"key is {key!r}; expected a name without '.' and '/'")
-        for extension, field in fields.items():
-            content = _encode(field)
-            member = tarfile.TarInfo(f"{key}.{extension}")
-            member.size, member.mode, member.mtime = len(content), 0o644, 0
-            self.tar.addfile(member, io.BytesIO(content))
-
-    def finish(self) -> None:
-        self.tar.close()
-        self.file.close()
-        self.new.commit()
-
-    def discard(self) -> None:
-        self.file.close()
-        self.new.discard()
+            if not key or "." in key or "/" in key:
+                raise ValueError(f"key is {key!r}; expected a name without '.' and '/'")
+            for extension, field in fields.items():
+                content = _encode(field)
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size, member.mode, member.mtime = len(content), 0o644, 0
+                tar.addfile(member, io.BytesIO(content))
 
 
 def _encode(field: Field) -> bytes:

@@ -18,7 +18,7 @@ piece of its beginning alone, and nothing is extrapolated from one piece into th
 """
 
 OnStep = Callable[[int, Tensor], Tensor]
-"""Called after each step with (steps done, the state); returns the state to go on from."""
+"""Called after each step with (steps done, the state); returns the state to continue from."""
 
 Solver = Callable[..., Tensor]
 """(velocity, x, grid, on_step=…) -> x at the grid's last time."""

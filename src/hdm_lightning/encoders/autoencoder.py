@@ -1,16 +1,22 @@
 """A diffusers AutoencoderKL as a frozen autoencoder with normalised latents.
 
+Image sizes that its factor does not divide are refused or padded by choice, never silently cropped.
+
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
+import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import (
+from hdm_lightning.encoders.base import ImageAutoencoder, place
+from hdm_lightning.encoders.caches import CachedAutoencoder
+from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
     AutoencoderKL,
     infer_config,
@@ -19,11 +25,10 @@ from hdm_lightning.encoders.autoencoder_folder import (
     read_config,
     write_autoencoder,
 )
-from hdm_lightning.encoders.base import ImageAutoencoder, place
-from hdm_lightning.encoders.caches import CachedAutoencoder
-from hdm_lightning.encoders.padding import OnIndivisible, cut_to, pad_to_multiple
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
+
+OnIndivisible = Literal["refuse", "pad"]
 
 MAX_PIXELS = 5_500_000
 """Five images of 1024 x 1024; encoding takes about 6.5 GiB in SDXL's autoencoder in bfloat16, twice that in float32."""
@@ -33,7 +38,7 @@ def load_autoencoder(
     name: str,
     *,
     dtype: str | torch.dtype = "auto",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS,
     cache_size: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -71,17 +76,13 @@ def autoencoder_from_tensors(
     std: Sequence[float],
     *,
     config: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-    max_pixels: int = MAX_PIXELS,
 ) -> "KLAutoencoder":
-    """Build a frozen autoencoder around tensors, as single-file checkpoints carry them.
+    """Build a frozen autoencoder in float32 around tensors, as single-file checkpoints carry them.
 
     Args:
         tensors: names as in a diffusers AutoencoderKL, without prefix.
         mean, std: normalisation per latent channel.
         config: its config.json, where the file has one; None reads the shape off the tensors.
-        dtype: dtype of the weights and of the computation.
-        max_pixels: of the images encoded or decoded at once, together; one image always is.
 
     Raises:
         ValueError: if the tensors are not those of an AutoencoderKL.
@@ -92,10 +93,10 @@ def autoencoder_from_tensors(
     with torch.device("meta"):
         model = diffusers.AutoencoderKL.from_config(written)
     try:
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"tensors: not those of an AutoencoderKL ({str(error)[:300]})") from error
-    return KLAutoencoder(model, mean, std, max_pixels=max_pixels)
+    return KLAutoencoder(model, mean, std)
 
 
 class KLAutoencoder:
@@ -183,13 +184,7 @@ class KLAutoencoder:
     def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
         """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
 
-        Args:
-            image: of any size if it may be padded.
-            on_indivisible: sides that the factor does not divide: "refuse" them, or "pad" by mirroring the edges and
-                cut the result back.
-
-        Raises:
-            ValueError: if a side does not fit and is not to be padded.
+        Sides that the factor does not divide are refused (ValueError), or padded by mirroring the edges and cut back.
         """
         padded = pad_to_multiple(image, self.factor, on_indivisible)
         return cut_to(self.decode(self.encode(padded)), *image.shape[-2:])
@@ -248,3 +243,34 @@ def latent_statistics(
             where=where,
         )
     return [float(v) for v in mean], [float(v) for v in std]
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """The smallest size, both sides multiples of `multiple`, that holds an image."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_to_multiple(image: Tensor, multiple: int, on_indivisible: OnIndivisible) -> Tensor:
+    """Images (B, 3, H, W) of any dtype whose sides are multiples of `multiple`, the image in the upper left corner.
+
+    What is added on the right and below mirrors the image; where a side is too short for a mirror, its last row or
+    column is repeated. Cut what comes back with `cut_to`. Raises ValueError: a side does not fit and is to be refused.
+    """
+    height, width = image.shape[-2:]
+    padded_height, padded_width = padded_size(height, width, multiple)
+    if (padded_height, padded_width) == (height, width):
+        return image
+    if on_indivisible != "pad":
+        raise ValueError(
+            f"image: got {width}x{height} pixels, expected multiples of {multiple}; "
+            "on_indivisible='pad' mirrors the edges and cuts them off again"
+        )
+    down, right = padded_height - height, padded_width - width
+    mode = "reflect" if down < height and right < width else "replicate"
+    # Integer images cannot be mirrored by torch; float32 holds every uint8 exactly.
+    return F.pad(image.float(), (0, right, 0, down), mode=mode).to(image.dtype)
+
+
+def cut_to(image: Tensor, height: int, width: int) -> Tensor:
+    """The upper left (…, height, width) of images: what `pad_to_multiple` was given."""
+    return image[..., :height, :width]

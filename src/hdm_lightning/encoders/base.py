@@ -77,6 +77,28 @@ class ImageAutoencoder(Protocol):
         """Write weights and normalisation to a folder, to be loaded by its path."""
 
 
+class TextEncoderAround:
+    """A text encoder around another one, whose width, tokenizer and device it has."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    @property
+    def width(self) -> int:
+        """Size of one token's vector."""
+        return self.encoder.width
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the encoder."""
+        return self.encoder.tokenizer
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the encoder."""
+        self.encoder.to(device)
+        return self
+
+
 def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 

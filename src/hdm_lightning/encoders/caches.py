@@ -11,8 +11,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
-from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, TextEncoderAround
 
 Key = TypeVar("Key")
 
@@ -45,7 +44,7 @@ class _Recent(Generic[Key]):
             self._tensors.popitem(last=False)
 
 
-class CachedTextEncoder(_Recent[tuple[int, ...]]):
+class CachedTextEncoder(TextEncoderAround, _Recent[tuple[int, ...]]):
     """Wraps a text encoder with a least-recently-used cache in RAM, keyed by a caption's token ids.
 
     Encodings are kept in the encoder's dtype and without padding: length × width numbers a caption.
@@ -56,23 +55,8 @@ class CachedTextEncoder(_Recent[tuple[int, ...]]):
     """
 
     def __init__(self, encoder: TextEncoder, size: int) -> None:
-        super().__init__(size)
-        self.encoder = encoder
-
-    @property
-    def width(self) -> int:
-        """Size of one token's vector."""
-        return self.encoder.width
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """That of the encoder."""
-        return self.encoder.tokenizer
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the encoder; the cache stays in RAM."""
-        self.encoder.to(device)
-        return self
+        TextEncoderAround.__init__(self, encoder)
+        _Recent.__init__(self, size)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode captions; see `TextEncoder.encode`. Reads tokens and lengths on the host."""

@@ -6,15 +6,15 @@ Shapes: B batch, L tokens.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
@@ -37,7 +37,7 @@ def load_text_encoder(
     *,
     dtype: str | torch.dtype = "auto",
     layer: int = -1,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: Annotated[int, Ge(1)] = MAX_TOKENS,
     cache_size: int = 0,
     where: str = "text_encoder.name",
 ) -> TextEncoder:
@@ -155,15 +155,9 @@ class TransformersTextEncoder:
 
 
 def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
-    """The transformers model of a name, or the part of it that turns tokens into hidden states; whole.
+    """The whole transformers model of a name, or the part of it that turns tokens into hidden states.
 
-    Args:
-        name: as for `load_text_encoder`.
-        dtype: of the weights.
-        where: configuration key to name in errors.
-
-    Raises:
-        UserError: if the model cannot be had or read.
+    Raises UserError: it cannot be had or read.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
     return _text_tower(_read_model(folder, dtype, where))
@@ -172,13 +166,7 @@ def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
 def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn.Module:
     """The model with the blocks after hidden state `layer` dropped, in place; unchanged if that was done before.
 
-    Args:
-        model: a transformers model.
-        layer: see `load_text_encoder`.
-        where: configuration key to name in errors.
-
-    Raises:
-        UserError: it has no such layer.
+    `layer` counts as in `load_text_encoder`. Raises UserError: there is no such layer.
     """
     if layer == -1 or getattr(model.config, _CUT, False):
         return model
@@ -206,15 +194,9 @@ def _blocks(model: Any) -> Any:
 
 
 def _read_model(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    try:
-        with _quiet_transformers():
-            return read_transformer(folder, dtype=dtype)
-    except UNREADABLE as error:
-        raise UserError(
-            f"transformers cannot read a model from {folder} ({str(error).splitlines()[0]})",
-            where=where,
-            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
-        ) from error
+    hint = "give a folder written by save_pretrained, of an architecture that transformers knows"
+    with readable("transformers cannot read a model", folder, where=where, hint=hint), _quiet_transformers():
+        return read_transformer(folder, dtype=dtype)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from typing import Any, Self
 
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
-from hdm_lightning.encoders.sources import locate_model
-from hdm_lightning.errors import UserError
+from hdm_lightning.encoders.pretrained import locate_model, read_tokenizer, readable
 
 TOKENIZER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
 TOKENIZER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -34,11 +32,7 @@ class Tokenizer:
 
     @property
     def transformers(self) -> Any:
-        """The tokenizer of transformers.
-
-        Raises:
-            UserError: if its files cannot be had.
-        """
+        """The tokenizer of transformers. Raises UserError: if its files cannot be had."""
         if self._loaded is None:
             self._loaded = _load(self.name, self.where)
         return self._loaded
@@ -97,11 +91,6 @@ class CaptionTokenizer:
 
 def _load(name: str, where: str) -> Any:
     folder = locate_model(name, where=where, required=TOKENIZER_FILES, download=TOKENIZER_DOWNLOAD)
-    try:
+    hint = "give a folder with tokenizer.json and tokenizer_config.json"
+    with readable("transformers cannot read a tokenizer", folder, where=where, hint=hint):
         return read_tokenizer(folder)
-    except UNREADABLE as error:
-        raise UserError(
-            f"transformers cannot read a tokenizer from {folder} ({error})",
-            where=where,
-            hint="give a folder with tokenizer.json and tokenizer_config.json",
-        ) from error

@@ -10,8 +10,8 @@ from hdm_lightning.datasets.shapes import heldout_prompts
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip, clip_scores
 from hdm_lightning.evaluation.context import Context, agreement_head, holds, needs
+from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure
 from hdm_lightning.evaluation.image_sets import ImageSet, pixels
-from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
 from hdm_lightning.generation.scoring import ScoredImages, draw_and_score
 from hdm_lightning.metrics.agreement_head import rank_shares
 from hdm_lightning.metrics.bootstrap import PERCENTILE, Estimate

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_tokenizer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import locate_model, read_tokenizer, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import (
     VISION_DOWNLOAD,
     VISION_FILES,
+    measured_network,
     pooled,
     read_vision_model,
     short_name,
@@ -30,15 +30,7 @@ _TEXT_BATCH = 64
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP-like dual encoder.
-
-    Args:
-        name: as part of measures' names.
-        network: its image half as a feature network, unit length.
-        model: the transformers model.
-        tokenizer: of its text half.
-        context_length: tokens a caption is cut to.
-    """
+    """A CLIP-like dual encoder: its image half as a feature network of unit vectors, named as in measures' names."""
 
     name: str
     network: FeatureNetwork
@@ -70,11 +62,7 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def load_clip(name: str, device: torch.device) -> Clip:
-    """A CLIP by hub name or folder.
-
-    Raises:
-        UserError: it cannot be had, or is no model of images and texts.
-    """
+    """A CLIP by hub name or folder. Raises UserError: it cannot be had, or is no model of images and texts."""
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
@@ -89,16 +77,9 @@ def load_clip(name: str, device: torch.device) -> Clip:
     def image_features(images: Tensor) -> Tensor:
         return F.normalize(pooled(model.get_image_features(pixel_values=images)), dim=1)
 
-    with torch.no_grad():
-        side = preprocessing.side_px or 224
-        width = image_features(torch.zeros(1, 3, side, side, device=device)).shape[1]
-    short = short_name(name)
-    network = FeatureNetwork(short, f"transformers {name}", width, preprocessing, image_features, device)
+    network = measured_network(short_name(name), f"transformers {name}", preprocessing, image_features, device)
     text_config = getattr(model.config, "text_config", model.config)
     length = int(getattr(text_config, "max_position_embeddings", 77))
-    try:
+    with readable("transformers cannot read a tokenizer", folder, where=WHERE):
         tokenizer = read_tokenizer(folder)
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"transformers cannot read a tokenizer from {folder} ({reason})", where=WHERE) from error
-    return Clip(short, network, model, tokenizer, length)
+    return Clip(network.name, network, model, tokenizer, length)

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
+from hdm_lightning.evaluation.findings import Found
 from hdm_lightning.evaluation.image_sets import (
     Captioned,
     ImageSet,
@@ -29,11 +30,10 @@ from hdm_lightning.evaluation.image_sets import (
     reported,
 )
 from hdm_lightning.evaluation.request import EvaluationSettings
-from hdm_lightning.evaluation.results import Found
+from hdm_lightning.generation.guided_branches import encode_texts
 from hdm_lightning.generation.image_files import to_uint8
-from hdm_lightning.generation.image_writer import DrawJob
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
 
@@ -101,11 +101,9 @@ class RealData:
     @cached_property
     def reference(self) -> ImageSet:
         """The reference images."""
-        count, batches = (
-            self.reference_count,
-            real_images(self.reference_stream, self.reference_plan, self.settings.samples),
-        )
-        images = collect(reported(batches, self.progress, "reading reference images", count), self.all_networks)
+        batches = real_images(self.reference_stream, self.reference_plan, self.settings.samples)
+        told = reported(batches, self.progress, "reading reference images", self.reference_count)
+        images = collect(told, self.all_networks)
         require_reference(len(images))
         return images
 
@@ -114,8 +112,9 @@ class RealData:
         """The training images, features of the first network only."""
         assert self.train_stream is not None
         assert self.train_plan is not None
-        count, batches = self.train_count, real_images(self.train_stream, self.train_plan, self.train_count)
-        return collect(reported(batches, self.progress, "reading training images", count), self.networks[:1])
+        batches = real_images(self.train_stream, self.train_plan, self.train_count)
+        told = reported(batches, self.progress, "reading training images", self.train_count)
+        return collect(told, self.networks[:1])
 
     @cached_property
     def first_record(self) -> dict[str, Any]:
@@ -130,10 +129,7 @@ class RealData:
     def require_indices(self, *, train_named: bool) -> None:
         """Read the indices of both sets now: what is missing would end the evaluation after hours.
 
-        A training set that a run names is done without where it is not on this machine.
-
-        Raises:
-            UserError: too few reference images, or no training set where `train_named`.
+        A training set that a run names is done without where it is not on this machine; one that the user names is not.
         """
         require_reference(self.reference_count)
         try:
@@ -215,7 +211,7 @@ class Context:
         """One image for each reference caption, in rotation where there are fewer captions than samples."""
         captions = self.real.reference.captions
         prompts = [captions[number % len(captions)] for number in range(self.settings.samples)]
-        return collect(self._draw(self._jobs(prompts, self.sampling), "drawing"), self.real.all_networks)
+        return collect(self._draw(prompts, self.sampling, "drawing"), self.real.all_networks)
 
     def features(self, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
         """Features of the reference images and of the drawn ones, on the network's device."""
@@ -224,27 +220,16 @@ class Context:
 
     def features_of(self, images: Tensor) -> Tensor:
         """Features (N,D) of images (N,3,H,W) by the first network, on the CPU."""
-        return self.network.of_many(images.split(_FEATURE_BATCH)).cpu()
+        return torch.cat([self.network(part) for part in images.split(_FEATURE_BATCH)]).cpu()
 
     def images(
         self, prompts: Sequence[str], sampling: SamplingSettings, what: str, seeds: Sequence[int] | None = None
     ) -> Tensor:
-        """Images (B,3,H,W) of prompts under settings of their own.
-
-        Args:
-            prompts: B of them.
-            sampling: of all images.
-            what: for the progress.
-            seeds: one each; None counts them from `settings.seed`.
-        """
-        return torch.cat([batch.images for batch in self._draw(self._jobs(prompts, sampling, seeds), what)])
+        """Images (B,3,H,W) of B prompts under settings of their own; seeds count from `settings.seed` by default."""
+        return torch.cat([batch.images for batch in self._draw(prompts, sampling, what, seeds)])
 
     def prompts(self, count: int, part: str) -> list[str]:
-        """The first different captions of the reference set, at most `count`.
-
-        Raises:
-            UserError: there are not two.
-        """
+        """The first different captions of the reference set, at most `count`. Raises UserError: there are not two."""
         found = list(dict.fromkeys(caption for caption in self.real.reference.captions if caption))[:count]
         if len(found) < 2:
             raise UserError(f"{part} two different captions", where="--data", hint="give a folder with captions")
@@ -256,10 +241,8 @@ class Context:
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
         for start in range(0, len(missing), _TEXT_BATCH):
             part = missing[start : start + _TEXT_BATCH]
-            ids, counts = zip(*map(self.pipeline.caption_tokenizer, part), strict=True)
-            lengths = torch.tensor(counts, device=self.pipeline.device)
-            tokens = torch.tensor([row[: max(counts)] for row in ids], device=self.pipeline.device)
-            context = self.pipeline.encoder.encode(tokens, lengths).float()
+            text = encode_texts(part, self.pipeline.encoder, self.pipeline.caption_tokenizer, self.pipeline.device)
+            context, lengths = text.context, text.counts
             last = context[torch.arange(len(part), device=context.device), lengths - 1]
             both = torch.cat([context.sum(1) / lengths[:, None], last], dim=1).cpu()
             self._text.update(zip(part, both, strict=True))
@@ -269,14 +252,11 @@ class Context:
         """Report progress on these weights."""
         self.real.progress(f"{what} ({self.weights})", done, total)
 
-    def _jobs(
-        self, prompts: Sequence[str], sampling: SamplingSettings, seeds: Sequence[int] | None = None
-    ) -> list[DrawJob]:
+    def _draw(
+        self, prompts: Sequence[str], sampling: SamplingSettings, what: str, seeds: Sequence[int] | None = None
+    ) -> Iterator[Captioned]:
         counted = range(self.settings.seed, self.settings.seed + len(prompts)) if seeds is None else seeds
-        return [DrawJob(prompt, seed, sampling) for prompt, seed in zip(prompts, counted, strict=True)]
-
-    def _draw(self, jobs: Sequence[DrawJob], what: str) -> Iterator[Captioned]:
-        return reported(drawn_images(self.pipeline, jobs), self.real.progress, f"{what} ({self.weights})", len(jobs))
+        return reported(drawn_images(self.pipeline, prompts, counted, sampling), self.progress, what, len(prompts))
 
 
 Requirement = Callable[[Context], None]

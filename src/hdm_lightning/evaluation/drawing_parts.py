@@ -10,9 +10,9 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.caption_parts import head_ranks
 from hdm_lightning.evaluation.context import Context, agreement_head, feature_networks, holds, needs
+from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure
 from hdm_lightning.evaluation.image_sets import pixels
-from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.distances import diversity_estimates, kernel_distance_estimate
 from hdm_lightning.metrics.geometric_response import content_shift, shift_response, stretch_estimate, zoom_response
 

@@ -15,22 +15,20 @@ from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import perceptual_distance, require_perceptual
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
-from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder
-from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
+from hdm_lightning.data.rules import StreamConfig, sources_from
+from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.encoders.autoencoder import cut_to, pad_to_multiple, padded_size
+from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.findings import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops, pixels, real_images
 from hdm_lightning.evaluation.request import VaeRequest
-from hdm_lightning.evaluation.results import Better, Evaluation, Found, Gallery, Group, LeftOut, Measure
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.image_files import sha256_of, to_uint8
-from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.metrics.autoencoder_sheet import sheet
+from hdm_lightning.metrics.autoencoder_quality import SMALLEST_SIDE, AutoencoderMeasures
 from hdm_lightning.metrics.distances import FEWEST_SAMPLES, frechet_estimate, frechet_needs, kernel_distance_estimate
 from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name, with_names_apart
-from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
+from hdm_lightning.metrics.latents import sheet
 from hdm_lightning.training import hardware
 from hdm_lightning.training.callbacks.autoencoder_report import measures_of
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, load_vae
@@ -48,11 +46,7 @@ Columns = dict[tuple[str, str], Tensor]
 
 
 def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) -> Evaluation:
-    """Evaluate an autoencoder on held-out images.
-
-    Raises:
-        UserError: a folder, network or size that cannot be used.
-    """
+    """Evaluate an autoencoder on held-out images. Raises UserError: a folder, network or size that cannot be used."""
     begin = time.monotonic()
     named = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
     folder = locate_autoencoder(str(named), where="FOLDER")

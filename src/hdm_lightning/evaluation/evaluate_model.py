@@ -2,29 +2,27 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import sources_from
+from hdm_lightning.data.rules import StreamConfig, sources_from
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, RealData
+from hdm_lightning.evaluation.findings import Evaluation, LeftOut
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops
-from hdm_lightning.evaluation.parts import PARTS, Part
-from hdm_lightning.evaluation.request import EvaluationSettings, ModelRequest
-from hdm_lightning.evaluation.results import Evaluation, LeftOut
+from hdm_lightning.evaluation.request import PARTS, EvaluationSettings, ModelRequest
 from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
-from hdm_lightning.training.recorded import recorded_training_stream, recorded_validation_stream
+from hdm_lightning.training.recorded_data import recorded_training_stream, recorded_validation_stream
 
 
 def evaluate(
@@ -33,13 +31,8 @@ def evaluate(
     """Evaluate a model; returns what was found, and the training samples behind the model.
 
     A part that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
-    is recorded, and the others are measured.
-
-    Args:
-        request: what and how.
-        options: how to load the model.
-        progress: called for each image.
-        keep: given all that was found so far after each part, which may have taken hours.
+    is recorded, and the others are measured. After each part, which may have taken hours, `keep` is given all that was
+    found so far.
 
     Raises:
         UserError: something is missing for what was asked for by name, or nothing can be done at all.
@@ -47,7 +40,7 @@ def evaluate(
     """
     begin = time.monotonic()
     subject = load_subject(request.model, options)
-    sampling = _sampling(subject, request.drawing.given())
+    sampling = _sampling(subject, request)
     chosen = _weights(subject, request.weights)
     real = _real_data(request, options, subject, sampling, progress)
     titles = {key: part.title for key, part in PARTS.items()}
@@ -57,15 +50,15 @@ def evaluate(
     errors: list[Exception] = []
     for weights in chosen:
         context = Context(real, request.settings, subject.pipeline(weights), weights, sampling)
-        for part in list(parts):
+        for key in list(parts):
             try:
-                found.results[weights][part.key] = part.load()(context)
+                found.results[weights][key] = PARTS[key].load()(context)
             except Exception as error:  # must not cost what the others found in hours
                 if isinstance(error, UserError) and not request.asked:
-                    found.left_out.append(_omission(part, error))
-                    parts.remove(part)
+                    found.left_out.append(_omission(key, error))
+                    parts.remove(key)
                 else:
-                    found.fail(part.key, weights, error)
+                    found.fail(key, weights, error)
                     errors.append(error)
             found.seconds = time.monotonic() - begin
             keep(found)
@@ -74,23 +67,23 @@ def evaluate(
     return found, subject.samples_seen
 
 
-def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[Part]:
+def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[str]:
     """The parts to do; those not asked for by name are left out where something is missing for them."""
     parts = []
     for key in asked or PARTS:
         try:
             PARTS[key].load().require(context)
-            parts.append(PARTS[key])
+            parts.append(key)
         except UserError as error:
             if asked:
                 raise
-            found.left_out.append(_omission(PARTS[key], error))
+            found.left_out.append(_omission(key, error))
     return parts
 
 
-def _omission(part: Part, error: UserError) -> LeftOut:
+def _omission(part: str, error: UserError) -> LeftOut:
     hint = f"{error.where}: {error.hint}" if error.where and error.hint else error.hint or ""
-    return LeftOut(part.key, error.what, hint)
+    return LeftOut(part, error.what, hint)
 
 
 def _weights(subject: Subject, asked: Sequence[str]) -> list[str]:
@@ -101,13 +94,13 @@ def _weights(subject: Subject, asked: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(asked or subject.networks))
 
 
-def _sampling(subject: Subject, given: Mapping[str, Any]) -> SamplingSettings:
+def _sampling(subject: Subject, request: ModelRequest) -> SamplingSettings:
     """The model's own settings of square images, overridden."""
     own = dict(subject.sampling)
-    side = min(own.get("height", 256), own.get("width", 256))
+    side = request.size or min(own.get("height", 256), own.get("width", 256))
     multiple = subject.encoders.size_multiple
     try:
-        settings = SamplingSettings.from_json({**own, "height": side, "width": side, **given})
+        settings = SamplingSettings.from_json({**own, "height": side, "width": side, **request.drawing})
     except (TypeError, ValueError) as error:
         raise UserError(str(error), where="settings", hint="see hdm-evaluate --help") from error
     if settings.height % multiple:
@@ -182,7 +175,7 @@ def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, samplin
     if real.train_stream is not None and real.train_plan is not None:
         streams["train"] = _described(real.train_stream, real.train_plan)
     return {
-        **request.settings.to_json(),
+        **dataclasses.asdict(request.settings),
         "bootstrap": dataclasses.asdict(request.settings.bootstrap),
         "sampling": sampling.to_json(),
         "networks": [network.to_json() for network in real.all_networks],

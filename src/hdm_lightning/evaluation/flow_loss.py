@@ -7,7 +7,6 @@ The bins' means, weighted by the share of training times that falls into each, g
 spread that its random times have (stratified sampling).
 """
 
-import contextlib
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -18,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.data.loader import ValidationLoader
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
-from hdm_lightning.evaluation.results import Curve, Found, Measure
+from hdm_lightning.evaluation.findings import Curve, Found, Measure
+from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.training.modules import draws
@@ -61,7 +61,7 @@ def loss_table(pipeline: HDMPipeline, loader: ValidationLoader, *, seed: int, bi
             for number in range(bins):
                 drawn = draws.draw(seed, f"evaluation/{number}", batch["index"], shape, 0)
                 t = times_in_bin(drawn.uniform, number, bins).to(pipeline.device)
-                with _precision(pipeline):
+                with computing_in(pipeline.autocast, pipeline.device):
                     loss = flow_loss(pipeline.transformer, latent, drawn.noise.to(latent.device), t, conditioning)
                 columns.append(loss.double().cpu())
         yield torch.stack(columns, dim=1)[good]
@@ -75,12 +75,6 @@ def _conditioning(pipeline: HDMPipeline, batch: Any) -> Conditioning:
     side_h, side_w = (side // pipeline.size_multiple for side in batch["image"].shape[-2:])
     positions, aspect = crop_geometry(crop, (side_h, side_w), pipeline.size_multiple, config.positions)
     return Conditioning(context, lengths, positions, aspect)
-
-
-def _precision(pipeline: HDMPipeline) -> contextlib.AbstractContextManager[object]:
-    if pipeline.autocast is None:
-        return contextlib.nullcontext()
-    return torch.autocast(pipeline.device.type, dtype=pipeline.autocast)
 
 
 @needs()

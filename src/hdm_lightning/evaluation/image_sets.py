@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hdm_lightning.data.plan import Plan
 from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Sample, stream
-from hdm_lightning.data.storage import is_local
+from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.results import Pixels
-from hdm_lightning.generation.image_writer import DrawJob, draw_jobs
+from hdm_lightning.evaluation.findings import Pixels
 from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.features import FeatureNetwork, thumbnails
 
 THUMBNAIL_PX = 96
@@ -40,14 +40,7 @@ class Captioned(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is kept of many images.
-
-    Attributes:
-        captions, keys: N each.
-        features: by network's name, (N,D).
-        thumbnails: uint8 (N,3,s,s), middle squares.
-        whole: the first few, uint8 (3,H,W).
-    """
+    """What is kept of N images: features (N,D) by network's name, thumbnails of middle squares, the first few whole."""
 
     captions: list[str]
     keys: list[str]
@@ -60,11 +53,7 @@ class ImageSet:
 
 
 def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) -> ImageSet:
-    """Run the networks over batches and keep what later parts need.
-
-    Raises:
-        UserError: there is no image at all.
-    """
+    """Run the networks over batches and keep what later parts need. Raises UserError: there is no image at all."""
     captions: list[str] = []
     keys: list[str] = []
     small: list[Tensor] = []
@@ -92,13 +81,7 @@ def middle_crops(config: StreamConfig) -> StreamConfig:
 
 
 def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
-    """The first images of a stream's fixed order; those that cannot be read are left out.
-
-    Args:
-        config: as `middle_crops` gives it.
-        plan: its order.
-        count: positions to look at, at most a whole pass.
-    """
+    """The first `count` images of a stream of middle crops, at most a pass; those that cannot be read are left out."""
     samples = stream(config, lambda _: ([0], 1), stop=min(count, plan.samples), training=False, plan=plan)
     good = (sample for sample in samples if sample.weight > 0)
     while batch := [sample for _, sample in zip(range(READ_BATCH), good, strict=False)]:
@@ -114,12 +97,14 @@ def _address(plan: Plan, sample: Sample) -> str:
     return f"{folder}/{sample.key.rpartition('/')[2]}"
 
 
-def drawn_images(pipeline: HDMPipeline, jobs: Sequence[DrawJob]) -> Iterator[Captioned]:
-    """Images of jobs, in order, as many at once as the pipeline takes."""
-    for start in range(0, len(jobs), pipeline.max_batch):
-        done = list(draw_jobs(pipeline, jobs[start : start + pipeline.max_batch]))
-        images = torch.stack([image for _, image in done])
-        yield Captioned(images, [job.prompt for job, _ in done], [str(job.seed) for job, _ in done])
+def drawn_images(
+    pipeline: HDMPipeline, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
+) -> Iterator[Captioned]:
+    """An image for each prompt and seed, in order, as many at once as the pipeline takes."""
+    for start in range(0, len(prompts), pipeline.max_batch):
+        part = slice(start, start + pipeline.max_batch)
+        images = pipeline.draw(prompts[part], seeds[part], settings)
+        yield Captioned(images, list(prompts[part]), list(map(str, seeds[part])))
 
 
 def reported(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:

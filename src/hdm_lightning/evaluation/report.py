@@ -1,20 +1,29 @@
-"""An evaluation for people: one static HTML page, which loads nothing from elsewhere, and a table in the terminal."""
+"""An evaluation as one static HTML page, which loads nothing from elsewhere, as a table, JSON and for TensorBoard."""
 
 import base64
 import io
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from hdm_lightning.evaluation.results import Curve, Evaluation, Found, Group, rounded
+from hdm_lightning.evaluation.findings import Curve, Evaluation, Found, Gallery, Group, rounded
+from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.whole_files import write_json, write_text
+
+RESULT_FILE = "evaluation.json"
+PARTIAL_FILE = "evaluation.partial.json"
+REPORT_FILE = "report.html"
+TENSORBOARD_FOLDER = "tensorboard"
 
 ENLARGED_BELOW_PX = 128
 _ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1", "zero": "→ 0", "none": ""}
@@ -164,3 +173,49 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def keep_partial(evaluation: Evaluation, folder: Path) -> None:
+    """Write the numbers found so far; `write_outputs` replaces them by the whole."""
+    write_json(folder / PARTIAL_FILE, evaluation.to_json())
+
+
+def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
+    """Write all outputs, `samples_seen` on TensorBoard's axis; returns the files and folders for people to look at."""
+    write_json(folder / RESULT_FILE, evaluation.to_json())
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
+    write_text(folder / REPORT_FILE, report_page(evaluation))
+    write_tensorboard(evaluation, folder / TENSORBOARD_FOLDER, samples_seen)
+    return [folder / RESULT_FILE, folder / REPORT_FILE, folder / TENSORBOARD_FOLDER]
+
+
+def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:
+    """Write every measure with its interval as scalars, the galleries as images, each set of weights a run.
+
+    All stand under `evaluation/`, so that no chart of a training takes them in.
+    """
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
+
+    for weights, parts in evaluation.results.items():
+        with SummaryWriter(str(folder / weights)) as writer:
+            margins = {}
+            for part, found in parts.items():
+                for measure in found.measures:
+                    tag, estimate = f"evaluation/{part}/{measure.name}", measure.estimate
+                    ends = {tag: estimate.value, f"{tag}/low": estimate.low, f"{tag}/high": estimate.high}
+                    for name, value in ends.items():
+                        writer.add_scalar(name, value, step)
+                    margins[tag] = ["Margin", list(ends)]
+                for number, gallery in enumerate(found.galleries):
+                    sheet = np.asarray(_sheet(gallery))
+                    writer.add_image(f"evaluation/{part}/images_{number}", sheet, step, dataformats="HWC")
+            writer.add_custom_scalars({"evaluation, with intervals": margins})
+
+
+def _sheet(gallery: Gallery) -> Image.Image:
+    """All images of a gallery on one sheet, a group a row where it has several."""
+    cells = [(label, group, array) for group in gallery.groups for label, array in group.images.items()]
+    columns = max(len(group.images) for group in gallery.groups)
+    captions = [group.caption if columns == 1 else f"{label}: {group.caption}" for label, group, _ in cells]
+    arrays = [Image.fromarray(array) for _, _, array in cells]
+    return contact_sheet(arrays, captions, columns=None if columns == 1 else columns, title=gallery.title)

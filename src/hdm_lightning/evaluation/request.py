@@ -3,14 +3,15 @@
 Light to import, for `--help`.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.parts import PARTS
 
 if TYPE_CHECKING:
     from hdm_lightning.metrics.bootstrap import Bootstrap
@@ -37,17 +38,14 @@ class Intervals:
     @property
     def bootstrap(self) -> "Bootstrap":
         """For averages and kernel distances."""
-        return self._bootstrap(self.resamples)
+        from hdm_lightning.metrics.bootstrap import Bootstrap  # noqa: PLC0415  (NumPy is slow to import)
+
+        return Bootstrap(self.resamples, self.seed, self.confidence)
 
     @property
     def set_bootstrap(self) -> "Bootstrap":
         """For what is costly to resample."""
-        return self._bootstrap(self.set_resamples)
-
-    def _bootstrap(self, resamples: int) -> "Bootstrap":
-        from hdm_lightning.metrics.bootstrap import Bootstrap  # noqa: PLC0415  (NumPy is slow to import)
-
-        return Bootstrap(resamples, self.seed, self.confidence)
+        return replace(self.bootstrap, resamples=self.set_resamples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,36 +95,6 @@ class EvaluationSettings(Counts, Intervals):
     clip: str | None = None
     ratios: tuple[float, ...] = (0.5, 2 / 3, 1.5, 2.0)
 
-    def to_json(self) -> dict[str, Any]:
-        """All settings as plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """Sampling settings instead of the model's own; None leaves those.
-
-    Attributes:
-        size: side of the square images in pixels.
-        steps: solver steps.
-        solver: euler, heun, ab2 or ab3.
-        shift: above 1 spends more steps near noise.
-        guidance: 1 is none.
-        negative_prompt: what to guide away from.
-    """
-
-    size: Annotated[int | None, Ge(1)] = None
-    steps: Annotated[int | None, Ge(1)] = None
-    solver: str | None = None
-    shift: float | None = None
-    guidance: float | None = None
-    negative_prompt: str | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The fields of `SamplingSettings` that are given."""
-        named = {**vars(self), "height": self.size, "width": self.size, "guidance_scale": self.guidance}
-        return {name: value for name, value in named.items() if value is not None and name not in ("size", "guidance")}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -156,11 +124,9 @@ class ModelRequest(Machine):
         text_encoder: name or folder instead of the model's own.
         vae: name or folder instead of the model's own.
         precision: by default, on cuda bfloat16 if it has it, else float16; on the CPU float32.
+        size: side of the square images in pixels.
         settings: counts, seeds, networks.
-        drawing: how to draw.
-
-    Raises:
-        UserError: an unknown part.
+        drawing: the fields of `SamplingSettings` that are given in place of the model's own.
     """
 
     model: Path
@@ -171,8 +137,9 @@ class ModelRequest(Machine):
     text_encoder: str | None = None
     vae: str | None = None
     precision: Literal["float32", "bfloat16", "float16"] | None = None
+    size: Annotated[int | None, Ge(1)] = None
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
-    drawing: Drawing = field(default_factory=Drawing)
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.asked:
@@ -212,11 +179,7 @@ class VaeRequest(Machine, Intervals):
 
 
 def ratios_from(text: str) -> tuple[float, ...]:
-    """Ratios as in 2:3,1.5.
-
-    Raises:
-        UserError: they are none, or beyond 1:10 and 10:1.
-    """
+    """Ratios as in 2:3,1.5. Raises UserError: they are none, or beyond 1:10 and 10:1."""
     try:
         pairs = [part.partition(":") for part in text.split(",")]
         ratios = tuple(float(width) / float(height or 1) for width, _, height in pairs)
@@ -225,3 +188,43 @@ def ratios_from(text: str) -> tuple[float, ...]:
     if not all(0.1 <= ratio <= 10 for ratio in ratios):
         raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", hint="give ratios between them")
     return ratios
+
+
+if TYPE_CHECKING:
+    from hdm_lightning.evaluation.context import Measuring
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, with what measures it as `module:name` in this package: imported when it is to be measured."""
+
+    title: str
+    about: str  # a line of help
+    function: str
+
+    def load(self) -> "Measuring":
+        """The function that measures it."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(f"{__package__}.{module}"), name)
+
+
+_AGREEMENT = "do images go with their captions: CLIPScore with --clip, else a small head trained on the training set"
+_KERNEL = "kernel distance on them (KID with --features inception); CMMD with --clip"
+_FRECHET = "Fréchet distance on named features (FID with --features inception)"
+_NEIGHBOURS = "precision, recall, density, coverage"
+
+PARTS = {
+    "loss": Part("Flow loss", "flow loss by time, on held-out and on training images", "flow_loss:measure_loss"),
+    "frechet": Part("Fréchet distance", _FRECHET, "set_parts:frechet"),
+    "kernel": Part("Kernel distance", _KERNEL, "set_parts:kernel"),
+    "neighbours": Part(_NEIGHBOURS.capitalize(), _NEIGHBOURS, "set_parts:neighbours"),
+    "agreement": Part("Agreement of images with their captions", _AGREEMENT, "caption_parts:agreement"),
+    "shapes": Part(
+        "Following prompts of shapes", "following prompts of shapes, where the data are shapes", "caption_parts:shapes"
+    ),
+    "diversity": Part("Diversity", "how different images of one prompt are", "drawing_parts:diversity"),
+    "aspect": Part("Aspect ratios", "other aspect ratios against squares", "drawing_parts:aspect"),
+    "camera": Part("Camera", "does the image move as x_shift, y_shift and zoom say", "drawing_parts:camera"),
+    "copies": Part("Nearest training images", "nearest training images", "set_parts:copies"),
+}
+"""The parts of an evaluation by their keys on the command line and in the results."""

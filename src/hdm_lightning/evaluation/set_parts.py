@@ -11,8 +11,8 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import Clip
 from hdm_lightning.evaluation.context import Context, feature_networks, needs, training_images
+from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure
 from hdm_lightning.evaluation.image_sets import ImageSet, pixels
-from hdm_lightning.evaluation.results import Found, Gallery, Group, Measure
 from hdm_lightning.metrics.distances import (
     CMMD_SCALE,
     FEWEST_SAMPLES,

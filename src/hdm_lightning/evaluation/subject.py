@@ -1,6 +1,5 @@
 """What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,23 +11,25 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.text import load_text_encoder
-from hdm_lightning.encoders.whitening import TextWhitening
+from hdm_lightning.encoders.text_whitening import TextWhitening
+from hdm_lightning.encoders.vae_folder import is_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.interop.layouts import FINAL_FOLDER
-from hdm_lightning.interop.pipeline_folder import CONFIG, TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
+from hdm_lightning.interop.pipeline_folder import TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.recorded import is_training, recorded_settings
-from hdm_lightning.training.settings import TrainSettings, model_config_from
+from hdm_lightning.training.flow_run import folded
+from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
-from hdm_lightning.training.whitening import folded
 
 EMA, RAW, FILE = "ema", "raw", "file"
+DRAWN = {"steps": 24, "guidance_scale": 4.0}
+"""How a run draws where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,8 @@ class Subject:
 def load_subject(path: Path, options: LoadOptions) -> Subject:
     """Load a run's folder, its `final/`, a weights file in it, a published file or folder, or a training's checkpoint.
 
-    A run that has no `final/` yet is represented by its newest checkpoint.
-
-    Raises:
-        UserError: there is no model, or a part of it is missing or does not fit.
+    A run without `final/` is represented by its newest checkpoint. Raises UserError: there is no model, or a part of
+    it is missing or does not fit.
     """
     _refuse_autoencoder(path)
     if path.match("step-*.ckpt"):
@@ -86,9 +85,7 @@ def find_run(path: Path) -> RunRecord | None:
     """The run that `path` is or lies in, at a model's or a checkpoint's place in it, with the run's last stage.
 
     None where there is no run: other folders above are somebody else's, and their config.yaml is not looked at.
-
-    Raises:
-        UserError: the run's config.yaml has mistakes.
+    Raises UserError: the run's config.yaml has mistakes.
     """
     folder = _run_folder(path.resolve())
     config = folder / run_folder.CONFIG
@@ -119,13 +116,8 @@ def _settings(config: Path) -> TrainSettings | None:
 
 def _refuse_autoencoder(path: Path) -> None:
     """Raise UserError for the folder of an autoencoder, which another command measures."""
-    for folder in (path / FINAL_FOLDER, path):
-        try:
-            content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and content.get("_class_name") == "AutoencoderKL":
-            raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
+    if any(is_autoencoder(folder) for folder in (path / FINAL_FOLDER, path)):
+        raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
@@ -198,8 +190,9 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     whitening_file = run.folder / run_folder.WHITENING
     whitening = TextWhitening.load(whitening_file) if run.settings.text_encoder.whiten_captions else None
     facts = {"name": run.settings.name, "model": str(path), "sha256": sha256_of(path), "samples_seen": seen}
-    side, drawn = plan.settings.resolution, run.settings.callbacks.pictures
-    sampling = {"height": side, "width": side, "steps": drawn.steps, "guidance_scale": drawn.guidance_scale}
+    side, drawn = plan.settings.resolution, run.settings.callback("sample_images")
+    sampling = {"height": side, "width": side, **DRAWN}
+    sampling |= {key: drawn[key] for key in DRAWN if key in drawn}
     networks = {name: partial(_network, config, folded(state, whitening)) for name, state in states.items()}
     shared = _encoders(run, plan, options, next(iter(networks.values()))())
     return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)

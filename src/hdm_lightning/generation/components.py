@@ -6,7 +6,7 @@ from typing import Any, Self
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from hdm_lightning.diffusion import sampling, times
 from hdm_lightning.models import XUT, XUTConfig
@@ -69,8 +69,3 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The state at the grid's last time, from `x` (B, …) at its first; see `diffusion.sampling`."""
         solver = sampling.SOLVERS[self.config.solver]
         return solver(velocity, x, grid) if on_step is None else solver(velocity, x, grid, on_step)
-
-
-def unwrapped(transformer: Any) -> nn.Module:
-    """The XUT in an `XUTTransformer`; anything else as it is."""
-    return transformer.network if isinstance(transformer, XUTTransformer) else transformer

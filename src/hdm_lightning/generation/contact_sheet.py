@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 BACKGROUND = (255, 255, 255)
 INK = (32, 32, 32)
 ELLIPSIS = "…"
+FONT_PX = 14
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -28,7 +29,6 @@ def contact_sheet(
     columns: int | None = None,
     title: str = "",
     cell_px: int = 192,
-    font_px: int = 14,
     caption_lines: int = 3,
 ) -> Image.Image:
     """Lay images out in rows, each with its caption below.
@@ -42,7 +42,6 @@ def contact_sheet(
         columns: images in a row; None makes the sheet about square.
         title: a line above the images, if not empty.
         cell_px: smallest width of a column.
-        font_px: height of the captions' type.
         caption_lines: lines kept for captions.
 
     Raises:
@@ -50,7 +49,7 @@ def contact_sheet(
     """
     if not images or len(images) != len(captions):
         raise ValueError(f"captions: got {len(captions)} for {len(images)} images, expected one each")
-    font = ImageFont.load_default(font_px)
+    font = ImageFont.load_default(FONT_PX)
     shown = [_enlarged(image.convert("RGB"), cell_px) for image in images]
     columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
     widths = [max(cell_px, *(image.width for image in shown[i::columns])) for i in range(columns)]
@@ -59,14 +58,12 @@ def contact_sheet(
         for i, (image, caption) in enumerate(zip(shown, captions, strict=True))
     ]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    return _painted(rows, widths, title, font, font_px)
+    return _painted(rows, widths, title, font)
 
 
-def _painted(
-    rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: Font, font_px: int
-) -> Image.Image:
+def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: Font) -> Image.Image:
     """The sheet of rows of cells; images of a row stand on one line, their captions begin at one height."""
-    margin, line_px = font_px // 2 + 1, round(font_px * 1.3)
+    margin, line_px = FONT_PX // 2 + 1, round(FONT_PX * 1.3)
     image_heights = [max(cell.image.height for cell in row) for row in rows]
     text_heights = [max(len(cell.lines) for cell in row) * line_px for row in rows]
     top = margin + (line_px + margin if title else 0)

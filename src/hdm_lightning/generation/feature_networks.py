@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
@@ -55,7 +54,7 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
     """Side, mean and standard deviation that a transformers model's own preprocessing ends with.
 
     Raises:
-        UserError: the folder's preprocessor_config.json does not tell them.
+        UserError: the folder's preprocessor_config.json does not state them.
     """
     path = folder / "preprocessor_config.json"
     try:
@@ -66,21 +65,18 @@ def vision_preprocessing(folder: Path, where: str = WHERE) -> Preprocessing:
         mean, std = (tuple(map(float, written[key])) for key in ("image_mean", "image_std"))
         return Preprocessing(int(size), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"tells no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
+        raise UserError(f"states no size, mean and std ({error!r})", where=str(path), hint=_NEAREST) from error
 
 
 def read_vision_model(folder: Path, where: str = WHERE) -> Any:
-    """A transformers model, frozen, in float32 on the CPU.
-
-    Raises:
-        UserError: transformers cannot read one.
-    """
-    try:
+    """A transformers model, frozen, in float32 on the CPU. Raises UserError: transformers cannot read one."""
+    with readable("transformers cannot read a model", folder, where=where):
         model = read_transformer(folder)
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"transformers cannot read a model from {folder} ({reason})", where=where) from error
     return model.eval().requires_grad_(False)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def pooled(output: Any) -> Tensor:
@@ -99,18 +95,17 @@ def _inception(device: torch.device) -> FeatureNetwork:
     try:
         importlib.import_module("torch_fidelity")
     except ImportError as error:
+        hint = f"pip install 'hdm-lightning[fid]', or {_NEAREST}"
         raise UserError(
-            "FID proper needs the package torch-fidelity, which is not installed",
-            where=WHERE,
-            hint=f"pip install 'hdm-lightning[fid]', or {_NEAREST}",
+            "FID proper needs the package torch-fidelity, which is not installed", where=WHERE, hint=hint
         ) from error
     from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415  (needs torch-fidelity)
 
     try:
         network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
     except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the weights of FID's network cannot be had ({reason})", where=WHERE, hint=_NEAREST) from error
+        what = f"the weights of FID's network cannot be had ({_reason(error)})"
+        raise UserError(what, where=WHERE, hint=_NEAREST) from error
     preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
     source = "torch-fidelity inception-v3-compat, 2048 pooled features"
     return FeatureNetwork(INCEPTION, source, 2048, preprocessing, network, device)
@@ -120,21 +115,18 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError as error:
-        raise UserError(
-            f"timm cannot be imported ({error})",
-            where=WHERE,
-            hint=f"pip install timm, which needs the torchvision of your torch; or {_NEAREST}",
-        ) from error
+        hint = f"pip install timm, which needs the torchvision of your torch; or {_NEAREST}"
+        raise UserError(f"timm cannot be imported ({error})", where=WHERE, hint=hint) from error
     try:
         network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # timm, the hub client and the HTTP library raise their own errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm has no pretrained {name!r} here ({reason})", where=WHERE, hint=_NEAREST) from error
+        what = f"timm has no pretrained {name!r} here ({_reason(error)})"
+        raise UserError(what, where=WHERE, hint=_NEAREST) from error
     network = network.eval().requires_grad_(False).to(device)
     facts = timm.data.resolve_model_data_config(network)
     kind = facts["interpolation"] if facts["interpolation"] in ("bicubic", "bilinear") else "bicubic"
     preprocessing = Preprocessing(int(facts["input_size"][-1]), tuple(facts["mean"]), tuple(facts["std"]), kind)
-    return _measured(short_name(name), f"timm {name}", preprocessing, network, device)
+    return measured_network(short_name(name), f"timm {name}", preprocessing, network, device)
 
 
 def _transformers(name: str, device: torch.device) -> FeatureNetwork:
@@ -144,7 +136,7 @@ def _transformers(name: str, device: torch.device) -> FeatureNetwork:
         raise UserError(error.what, where=WHERE, hint=f"{error.hint}; or {_NEAREST}") from error
     preprocessing = vision_preprocessing(folder)
     model = read_vision_model(folder).to(device)
-    return _measured(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
+    return measured_network(short_name(name), f"transformers {name}", preprocessing, _one_vector(model), device)
 
 
 def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
@@ -163,7 +155,7 @@ def _one_vector(model: Any) -> Callable[[Tensor], Tensor]:
     return features
 
 
-def _measured(
+def measured_network(
     name: str, source: str, preprocessing: Preprocessing, run: Callable[[Tensor], Tensor], device: torch.device
 ) -> FeatureNetwork:
     """The network with its width, found by running it."""

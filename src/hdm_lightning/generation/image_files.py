@@ -17,7 +17,7 @@ from torch import Tensor
 from hdm_lightning.data.decode import decode_rgb, load_upright, orientation, turned, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.version import __version__
 from hdm_lightning.whole_files import write_atomically
 
@@ -90,13 +90,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
-    """Write an image with its record, whole or not at all.
-
-    Args:
-        path: file to write, replaced if there.
-        image: uint8 (3, H, W).
-        record: kept as JSON under "hdm-lightning"; the prompt also under PNG's own "Description".
-    """
+    """Write uint8 (3, H, W) whole, with its record as JSON under "hdm-lightning" and the prompt under "Description"."""
     text = PngImagePlugin.PngInfo()
     text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
     text.add_itxt("Description", record.prompt)
@@ -105,11 +99,7 @@ def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
 
 
 def read_record(path: Path) -> ImageRecord:
-    """The record of an image that `write_png` wrote.
-
-    Raises:
-        UserError: if the file is no such image.
-    """
+    """The record of an image that `write_png` wrote. Raises UserError: if the file is no such image."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -131,20 +121,13 @@ def read_record(path: Path) -> ImageRecord:
 def read_image(path: Path, settings: SamplingSettings) -> Tensor:
     """An image to start from as uint8 (1, 3, H, W), scaled and cropped about its centre to the size of the settings.
 
-    It is read as training reads images: transparency on white, upright.
-
-    Raises:
-        UserError: if the file cannot be read as an image.
+    It is read as training reads images: transparency on white, upright. Raises UserError: it cannot be read.
     """
     return fitted(_read(path, load_upright), settings)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as training reads it: transparency on white, upright, RGB.
-
-    Raises:
-        SampleFault: it cannot be decoded.
-    """
+    """An image as training reads it: transparency on white, upright, RGB. Raises SampleFault: it cannot be decoded."""
     return turned(decode_rgb(image), orientation(image))
 
 

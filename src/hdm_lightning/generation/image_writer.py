@@ -11,7 +11,7 @@ from torch import Tensor
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import ImageRecord, read_image, sha256_of, to_pil, write_png
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.whole_files import write_atomically
 
 SLUG_LENGTH = 48
@@ -44,16 +44,9 @@ def draw_jobs(
     image: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[DrawJob, Tensor]]:
-    """Draw jobs in batches of equal settings.
+    """Draw jobs in batches of equal settings, all started from `image` if there is one.
 
-    Args:
-        pipeline: draws, `pipeline.max_batch` images at once.
-        jobs: those of equal settings side by side.
-        image: file of the image to start all from, or None.
-        progress: called with (solver steps done, solver steps in all).
-
-    Yields:
-        Each job with its image, uint8 (3, H, W).
+    Calls `progress` with (solver steps done, in all); yields each job with its image, uint8 (3, H, W).
     """
     batches = list(_batches(jobs, pipeline.max_batch))
     total, before = sum(batch[0].settings.steps for batch in batches), 0
@@ -84,14 +77,10 @@ def _batches(jobs: Sequence[DrawJob], size: int) -> Iterator[list[DrawJob]]:
 
 
 class ImageWriter:
-    """Writes images to a folder, numbered on from those already there.
+    """Writes images to a folder, made if missing, numbered on from those already there.
 
-    Args:
-        folder: made if missing.
-        model: path of the model, for the records.
-        fingerprint: SHA-256 of its weights.
-        image: image that the others start from, or None.
-        loaded_with: precision and encoders, for the records.
+    `model` (a path), `fingerprint` (SHA-256 of its weights), `image` (what the others start from) and `loaded_with`
+    (precision and encoders) stand in the records.
     """
 
     def __init__(

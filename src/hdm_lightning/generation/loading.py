@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.encoders.base import ImageAutoencoder
-from hdm_lightning.encoders.sources import TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import require_fit
-from hdm_lightning.generation.storage import DOWNLOAD
+from hdm_lightning.generation.sampling_settings import require_fit
+from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop import published
 from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
 from hdm_lightning.interop.pipeline_folder import (
@@ -70,14 +70,7 @@ class LoadOptions:
 
 @dataclass
 class LoadedModel:
-    """A model ready to draw.
-
-    Args:
-        pipeline: draws.
-        sampling: settings to start from, as the training run found them good.
-        path: what to load to have it again.
-        weight_files: the files that make it this model and no other.
-    """
+    """A model ready to draw: settings that its training found good, what to load to have it again, weights."""
 
     pipeline: HDMPipeline
     sampling: Mapping[str, Any]
@@ -110,12 +103,8 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
 def find_pipeline_folder(path: Path, weights: Weights = "ema") -> tuple[PipelineFolder, Weights] | None:
     """The pipeline's folder that a path means, and which of its weights; None where it means something published.
 
-    Args:
-        path: a run's folder, a `final/` folder or a weights file inside one.
-        weights: those to take of a folder; a file says for itself.
-
-    Raises:
-        UserError: if the folder cannot be read.
+    `path` is a run's folder, a `final/` folder, or a weights file inside one, which says for itself which weights.
+    Raises UserError: the folder cannot be read.
     """
     for folder in (path / FINAL_FOLDER, path):
         if is_pipeline_folder(folder):
@@ -174,11 +163,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
 
 
 def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:
-    """The autoencoder beside a published network in float32, normalised as the file says.
-
-    Raises:
-        UserError: if there is none, it is incomplete, or nothing tells its normalisation.
-    """
+    """The autoencoder beside a published network in float32, normalised as the file says."""
     if path.is_dir() and release.vae:
         return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
     if not release.vae or release.vae_mean is None or release.vae_std is None:

@@ -15,18 +15,17 @@ from transformers import PreTrainedModel
 
 from hdm_lightning.diffusion import flow, sampling
 from hdm_lightning.diffusion.guidance import Guide, guided
-from hdm_lightning.encoders.autoencoder import KLAutoencoder, latent_statistics
+from hdm_lightning.encoders.autoencoder import KLAutoencoder, cut_to, latent_statistics, pad_to_multiple, padded_size
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
-from hdm_lightning.encoders.padding import cut_to, pad_to_multiple, padded_size
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
-from hdm_lightning.generation.guidance import Branch, EncodedText, View, encode_texts, generators_of, velocities
+from hdm_lightning.generation.guided_branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
-from hdm_lightning.generation.settings import SamplingSettings, check_request, check_seeds, require_fit
-from hdm_lightning.generation.storage import StoredPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
+from hdm_lightning.generation.stored_pipeline import StoredPipeline
 from hdm_lightning.models import XUT
 from hdm_lightning.models.positions import token_positions
 
@@ -34,7 +33,7 @@ Progress = Callable[[int, int], None]
 """Called after each solver step with (steps done, steps in all)."""
 
 StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, Any] | None]
-"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to go on with, or None."""
+"""As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to continue with, or None."""
 
 
 class HDMPipeline(StoredPipeline):
@@ -139,11 +138,7 @@ class HDMPipeline(StoredPipeline):
 
     @property
     def encoder(self) -> TextEncoder:
-        """The text encoder with tokens in and states out.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The text encoder with tokens in and states out. Raises UserError: there is none."""
         if self.text_encoder is None:
             name = self.config.text_encoder_name or "the one the network was trained with"
             raise UserError("has no text encoder", where="pipeline", hint=f"pass text_encoder=, {name}")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.bootstrap import Bootstrap
 from hdm_lightning.metrics.prompt_following import RESAMPLES, Score, score_images
 
@@ -32,16 +32,10 @@ def draw_and_score(
     intervals: Bootstrap = _USUAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoredImages:
-    """Draw one image a caption and score it against what was asked for.
+    """Draw one image a caption, image number i with the seed `seed + i`, and score it against what was asked for.
 
-    Args:
-        pipeline: the model.
-        captions: B prompts.
-        specs: what each prompt asks for, as in the shapes set's records.
-        settings: of the solver.
-        seed: image number i has the seed `seed + i`.
-        intervals: resampling of the images.
-        progress: called with (solver steps done, in all).
+    `specs` say what each prompt asks for, as in the shapes set's records; `intervals` resamples the images;
+    `progress` is called with (solver steps done, in all).
     """
     seeds = [seed + number for number in range(len(captions))]
     images = pipeline.draw(captions, seeds, settings, progress=progress)

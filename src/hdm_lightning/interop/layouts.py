@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS, infer_config
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, infer_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import (
@@ -33,7 +33,7 @@ from hdm_lightning.whole_files import write_json
 
 FINAL_FOLDER, UNET_FOLDER = "final", "unet"
 OUR_SENTINEL = "patch_embedding.weight"
-"""A name that tells this project's state dict from a published one."""
+"""A name by which this project's state dict differs from a published one."""
 TRAINING_SENTINEL = "network." + OUR_SENTINEL
 """The same in a training checkpoint."""
 _SETTINGS_KEY = "hdm_lightning"
@@ -45,11 +45,7 @@ _DIFFUSERS_PREFIX = "model."
 
 
 def detect_layout(path: Path) -> str:
-    """The name of the layout that `read_release` takes the path for.
-
-    Raises:
-        UserError: there is nothing.
-    """
+    """The name of the layout that `read_release` takes the path for. Raises UserError: there is nothing."""
     for name, fits, _ in _LAYOUTS:
         if fits(path):
             return name
@@ -67,19 +63,14 @@ def read_release(path: Path) -> Release:
 
 
 def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
-    """The release in a pipeline's folder.
-
-    Raises:
-        UserError: a file is missing, the description is wrong or the tensors do not fit it.
-    """
+    """The release in a pipeline's folder."""
     found = read_pipeline_folder(folder)
-    vae = read_vae_folder(found.vae)
     text = read_sharded(folder / (TEXT_ENCODER if found.old else _PUBLISHED_TEXT), "model")
     settings: dict[str, Any] = {"training": dict(found.training), "sampling": dict(found.sampling)}
     if found.text_encoder is not None:
         settings["text_encoder"] = asdict(found.text_encoder)
-    network = found.load_network(weights)
-    return Release(network, vae.tensors, vae.config, vae.mean, vae.std, text or {}, settings)
+    vae = read_vae_folder(found.vae)
+    return Release(found.load_network(weights), **vae, text_encoder=text or {}, settings=settings)
 
 
 def _read_weights_in_folder(path: Path) -> Release:
@@ -89,11 +80,7 @@ def _read_weights_in_folder(path: Path) -> Release:
 
 
 def _read_file(path: Path) -> Release:
-    """A published single file, .safetensors or .ckpt, with any of the known prefixes.
-
-    Raises:
-        UserError: it cannot be read, or its tensors are not those of an XUT.
-    """
+    """A published single file, .safetensors or .ckpt, with any of the known prefixes."""
     tensors, settings = read_tensors(path), _settings(path)
     if OUR_SENTINEL in tensors:
         raise UserError(
@@ -118,9 +105,6 @@ def _read_diffusers(folder: Path) -> Release:
     """The release in a published diffusers folder, or in its network's subfolder alone.
 
     The network's shape is read off its tensors, whichever subfolder they are in.
-
-    Raises:
-        UserError: no subfolder holds an XUT, or its tensors are missing, unexpected or mis-shaped.
     """
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         tensors = read_sharded(place, WEIGHTS)
@@ -131,9 +115,7 @@ def _read_diffusers(folder: Path) -> Release:
         except ValueError as error:
             raise UserError(str(error), where=str(place)) from error
         vae = read_vae_folder(folder / VAE_FOLDER)
-        if not vae.tensors:
-            return found
-        return Release(found.network, vae.tensors, vae.config, vae.mean, vae.std, left_out=found.left_out)
+        return replace(found, **vae) if vae["vae"] else found
     raise UserError(
         f"neither the folder nor a subfolder has a {WEIGHTS} file with an XUT in it",
         where=str(folder),
@@ -155,27 +137,17 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], .
 
 
 def with_vae(release: Release, folder: Path) -> Release:
-    """The release with the autoencoder of a diffusers folder.
-
-    Raises:
-        UserError: there is none in the folder.
-    """
+    """The release with the autoencoder of a diffusers folder. Raises UserError: there is none in the folder."""
     vae = read_vae_folder(folder)
-    if not vae.tensors:
+    if not vae["vae"]:
         raise UserError("holds no diffusers autoencoder", where=str(folder), hint="give the folder of its weights")
-    return replace(release, vae=vae.tensors, vae_config=vae.config, vae_mean=vae.mean, vae_std=vae.std)
+    return replace(release, **vae)
 
 
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
     """A pipeline's folder, complete for drawing where an autoencoder is in the release.
 
-    Args:
-        path: the folder.
-        release: what to write.
-        text_encoder: name or folder to record instead of the release's own.
-
-    Raises:
-        UserError: nothing tells the text encoder.
+    `text_encoder` is the name to record instead of the release's own. Raises UserError: nothing states it.
     """
     release = _with_vae_config(release)
     source = release.settings.get("text_encoder")
@@ -196,11 +168,7 @@ def write_project(path: Path, release: Release, text_encoder: str | None = None)
 
 
 def write_published(path: Path, release: Release) -> None:
-    """The published single file.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The published single file. Raises ValueError: the wiring is not the published one."""
     write_tensors(path, release_to_tensors(release), _metadata(release))
 
 
@@ -233,39 +201,22 @@ def write_diffusers(path: Path, release: Release) -> None:
 
 
 def write_bare(path: Path, release: Release) -> None:
-    """The network alone, under the published names.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The network alone, under the published names. Raises ValueError: the wiring is not the published one."""
     published.require_published_wiring(release.network.config)
     write_tensors(path, published.export_state_dict(release.network), _metadata(release))
 
 
-class VaeFiles(NamedTuple):
-    """Tensors, config.json, and the normalisation that it tells, (1,C,1,1) each or None."""
-
-    tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any] | None
-    mean: Tensor | None
-    std: Tensor | None
-
-
-def read_vae_folder(folder: Path, dtype: torch.dtype | None = None) -> VaeFiles:
-    """An AutoencoderKL's folder; nothing if it is not there.
-
-    Args:
-        folder: with config.json and diffusion_pytorch_model.safetensors.
-        dtype: of the normalisation; that of the tensors by default.
-    """
+def read_vae_folder(folder: Path) -> dict[str, Any]:
+    """What a `Release` has of an AutoencoderKL's folder; its normalisation is in the dtype of its tensors."""
     tensors = read_sharded(folder, WEIGHTS)
     if tensors is None:
-        return VaeFiles({}, None, None, None)
+        return {"vae": {}, "vae_config": None, "vae_mean": None, "vae_std": None}
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    dtype = dtype or next(iter(tensors.values())).dtype
-    mean, std = (_per_channel(config.get(key), dtype) for key in ("latents_mean", "latents_std"))
-    return VaeFiles(tensors, config or None, mean, std)
+    dtype, known = next(iter(tensors.values())).dtype, [config.get(key) for key in ("latents_mean", "latents_std")]
+    exact = [None if each is None else torch.tensor(each, dtype=torch.float64) for each in known]
+    mean, std = (None if each is None else each.to(dtype).view(1, -1, 1, 1) for each in exact)
+    return {"vae": tensors, "vae_config": config or None, "vae_mean": mean, "vae_std": std}
 
 
 def write_vae_folder(
@@ -288,10 +239,6 @@ def write_vae_folder(
         written |= {"scaling_factor": 1.0, "shift_factor": None}
     write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
     write_json(folder / "config.json", written)
-
-
-def _per_channel(values: list[float] | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
 
 
 def _write_vae(folder: Path, release: Release) -> None:

@@ -21,10 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.autoencoder_folder import VAE_FOLDER, WEIGHTS
-from hdm_lightning.encoders.sources import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.model_card import model_card
 from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, shards, write_tensors
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.whole_files import write_json, write_text
@@ -42,6 +41,10 @@ WEIGHT_KINDS: tuple[Weights, ...] = ("ema", "raw")
 _STEMS: Mapping[str, str] = {"ema": f"{TRANSFORMER}/{WEIGHTS}", "raw": f"{TRANSFORMER}/{WEIGHTS}.raw"}
 _OLD_STEMS: Mapping[str, str] = {"ema": "model", "raw": "model_raw"}
 _SOLVING = ("solver", "shift")
+_CARD = Path(__file__).with_name("model_card.md")
+_AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
+_BY_NAME = "The text encoder is not included; it is found by the name above."
+_INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,7 @@ class PipelineFolder:
         return self.text_encoder.name if self.text_encoder else None
 
     def weight_files(self, weights: str = "ema") -> tuple[Path, ...]:
-        """The files of the averaged or the raw weights.
-
-        Raises:
-            UserError: there are none.
-        """
+        """The files of the averaged or the raw weights. Raises UserError: there are none."""
         stem = (_OLD_STEMS if self.old else _STEMS)[weights]
         found = shards(self.folder / f"{stem}.safetensors")
         if not found:
@@ -240,6 +239,34 @@ def write_pipeline_folder(
         "training": dict(training or {}),
     }
     write_json(folder / INDEX, index)
+
+
+def model_card(
+    xut: Mapping[str, Any],
+    text_encoder: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+    *,
+    keeps_raw: bool = False,
+    inside: bool = False,
+) -> str:
+    """The Markdown of a trained model's README.md: what it is, what it needs, how to draw with it.
+
+    `text_encoder` has `name`, `layer` and `context_length` where they are known; of `training`, `name` and `resolution`
+    are used. `keeps_raw`: the last weights are kept beside the averaged ones; `inside`: so is the text encoder.
+    """
+    text = "not recorded"
+    if text_encoder:
+        text = "`{name}`, hidden state {layer}, up to {context_length} tokens".format(**text_encoder)
+    return _CARD.read_text(encoding="utf-8").format(
+        name=training.get("name", "A trained XUT"),
+        size=training.get("resolution", 512),
+        **{key: xut[key] for key in ("width", "depth", "patch_size", "residual", "skips", "channels")},
+        text_encoder=text,
+        inclusion=_INSIDE if inside else _BY_NAME,
+        folder="final/",
+        weights=_AVERAGED if keeps_raw else "the weights",
+        training=json.dumps(training, indent=2, ensure_ascii=False),
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.names import published_names
 from hdm_lightning.interop.tensor_files import check_tensors, listed
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.conditioning import time_frequencies
@@ -29,7 +28,7 @@ _PATCH, _CONTEXT = "in_patch.proj.weight", "ctx_proj.weight"
 _ROPE, _HIDDEN = "backbone.enc_blocks.0.0.attn.rope.freqs", "backbone.enc_blocks.0.0.mlp.w3.weight"
 
 TELLING: Mapping[str, int] = {_PATCH: 4, _CONTEXT: 2, _ROPE: 3, _HIDDEN: 2}
-"""Published names that every XUT has and nothing beside it, which tell its shape, and their numbers of dimensions."""
+"""Published names that an XUT alone has, all of them, from which its shape follows, and their numbers of dimensions."""
 
 TEXT_ENCODERS: Mapping[int, str] = {
     640: "google/gemma-3-270m",
@@ -80,11 +79,7 @@ def config_from_json(mapping: Mapping[str, Any]) -> XUTConfig:
 
 
 def config_to_json(config: XUTConfig) -> dict[str, Any]:
-    """The published architecture keys of a configuration.
-
-    Raises:
-        ValueError: the wiring is not the published one.
-    """
+    """The published architecture keys of a configuration. Raises ValueError: the wiring is not the published one."""
     require_published_wiring(config)
     keys: dict[str, Any] = {key: getattr(config, field) for key, field in _KEYS.items()}
     keys["tread_config"] = {key: getattr(config, field) for key, field in _ROUTED_KEYS.items()}
@@ -102,14 +97,9 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XUTConfig:
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of an `XUTConfig` that shapes and names determine: all but the wiring.
+    """The fields of an `XUTConfig` that shapes and bare published names determine: all but the wiring.
 
-    Args:
-        tensors: bare published names.
-
-    Raises:
-        ValueError: tensors that tell a field are missing or have another number of dimensions; the message lists
-            them.
+    Raises ValueError: tensors that a field follows from are missing or have another number of dimensions; lists them.
     """
     missing = [name for name in TELLING if name not in tensors]
     misshaped = [
@@ -183,12 +173,8 @@ def find_prefix(names: Iterable[str]) -> str | None:
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
     """An XUT with published weights, in the dtype they are stored in.
 
-    Args:
-        config: the published architecture keys, or a configuration of this project.
-        tensors: published names, with or without one of `PREFIXES`; tensors beside the network are passed over.
-
-    Raises:
-        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
+    `config` are the published architecture keys, or an `XUTConfig`; `tensors` have one of `PREFIXES`; those beside the
+    network are passed over. Raises ValueError: tensors are missing, unexpected or mis-shaped; lists them.
     """
     if not isinstance(config, XUTConfig):
         config = config_from_json(config)
@@ -274,3 +260,67 @@ def _published_shape(name: str, value: Tensor, config: XUTConfig) -> tuple[int, 
     if name == _FREQUENCIES:
         return (1, config.width // 2)
     return tuple(value.shape)
+
+
+_NETWORK = (
+    ("patch_embedding", "in_patch.proj"),
+    ("output_projection", "out_patch.proj"),
+    ("text_projection", "ctx_proj"),
+    ("time_embedding.frequencies", "time_emb.freqs"),
+    ("time_embedding.projection", "time_emb.proj.0"),
+    ("aspect_embedding.input", "addon_info_embs_proj.0"),
+    ("aspect_embedding.output", "addon_info_embs_proj.2"),
+    ("modulation.self_attention", "shared_adaln_attn"),
+    ("modulation.cross_attention", "shared_adaln_xattn"),
+    ("modulation.feed_forward", "shared_adaln_ffw"),
+    ("blocks_before", "prev_tread_trns.blocks"),
+    ("blocks_after", "post_tread_trns.blocks"),
+    ("encoder", "backbone.enc_blocks"),
+    ("decoder", "backbone.dec_blocks"),
+)
+_ADAPTIVE_NORM = (("norm", "0"), ("hidden", "1"), ("output", "3"))
+_BLOCK = (
+    ("self_attention_norm.weight", "attn_pre_norm.norm.weight"),
+    ("cross_attention_norm.weight", "xattn_pre_norm.norm.weight"),
+    ("feed_forward_norm.weight", "mlp_pre_norm.norm.weight"),
+    ("self_attention.qkv", "attn.qkv"),
+    ("self_attention.output", "attn.out"),
+    ("self_attention.log_frequencies", "attn.rope.freqs"),
+    ("cross_attention.query", "xattn.q"),
+    ("cross_attention.key_value", "xattn.kv"),
+    ("cross_attention.output", "xattn.out"),
+    ("cross_attention.log_frequencies", "xattn.rope.freqs"),
+    ("feed_forward.input", "mlp.w12"),
+    ("feed_forward.output", "mlp.w3"),
+)
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our tensors. Raises KeyError: no tensor of an XUT has that name."""
+    part, rest = _split(name)
+    published_part = dict(_NETWORK)[part]
+    if part.startswith("modulation"):
+        rest = _replace_prefix(rest, _ADAPTIVE_NORM)
+    elif rest and rest[0].isdigit():
+        indices, tensor = re.fullmatch(r"((?:\d+\.)+)(.*)", rest).groups()  # type: ignore[union-attr]
+        rest = indices + _replace_prefix(tensor, _BLOCK)
+    return f"{published_part}.{rest}" if rest else published_part
+
+
+def published_names(model: XUT) -> dict[str, str]:
+    """Our name → published name, for every tensor of the model's state dict, in its order."""
+    return {name: published_name(name) for name in model.state_dict()}
+
+
+def _split(name: str) -> tuple[str, str]:
+    for part, _ in _NETWORK:
+        if name == part or name.startswith(part + "."):
+            return part, name[len(part) + 1 :]
+    raise KeyError(name)
+
+
+def _replace_prefix(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for ours, theirs in table:
+        if name == ours or name.startswith(ours + "."):
+            return theirs + name[len(ours) :]
+    raise KeyError(name)

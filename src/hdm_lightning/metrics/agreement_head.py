@@ -83,12 +83,8 @@ def fit_dual_head(
 def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
     """For each image the share of other captions that its own outscores, (N,): 1 best, 0.5 chance.
 
-    Args:
-        scores: (N,N) of images with captions; the image's own on the diagonal.
-        captions: N; those equal to the own do not count.
-
-    Raises:
-        ValueError: all captions are equal, so that none is another.
+    `scores` (N,N) are of images with captions, their own on the diagonal; captions equal to the own do not count.
+    Raises ValueError: all captions are equal, so that none is another.
     """
     groups = _groups(captions, scores.device)
     other = groups[:, None] != groups[None, :]

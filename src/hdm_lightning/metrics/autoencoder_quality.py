@@ -1,20 +1,100 @@
-"""How good an autoencoder is over a set of images, added up batch by batch: reconstruction, equivariance, latents.
+"""How good an autoencoder is: image by image, and added up over a set: reconstruction, equivariance, latents.
 
-Shapes: image (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f); weight (B,), 0 for a masked sample.
+Shapes: image, output and target (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f), the posterior's mean; a measure of each
+image (B,); weight (B,), 0 for a masked sample.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
-from hdm_lightning.metrics.equivariance import CentredError, Transform, relative_error
-from hdm_lightning.metrics.image_quality import IMAGE_MEASURES, image_quality, psnr
 from hdm_lightning.metrics.latents import LatentReport, LatentStatistics, radial_power
 
+Transform = Callable[[Tensor, int], Tensor]
+"""τ(tensor, pixels per latent cell): the same transform of an image (f pixels per cell) and of a latent (1)."""
 SPECTRUM_BINS = 8
-
 Reduce = Callable[[Tensor], Tensor]
+
+# Five scales of an 11-pixel window: torchmetrics wants more than 10 whole sixteenths a side.
+SMALLEST_SIDE_MS_SSIM = 176
+
+SMALLEST_SIDE = 6
+"""Side in pixels from which SSIM can be taken: it mirrors 5 pixels at the edges."""
+
+IMAGE_MEASURES = ("l1", "ms_ssim", "psnr_db", "ssim")
+
+
+def psnr(output: Tensor, target: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB per sample (B,); 100 where they are equal."""
+    error = (output.clamp(-1, 1) - target).div(2).square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=1e-10))
+
+
+def image_quality(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return each of `IMAGE_MEASURES` per sample (B,); `ms_ssim` only of sides from 176 pixels."""
+    output = output.clamp(-1, 1)
+    # To [0, 1]: the comparison of means in SSIM is not that of published numbers around zero.
+    levels = (output + 1) / 2, (target + 1) / 2
+    one_scale = structural_similarity_index_measure(*levels, data_range=1.0, reduction="none")
+    values = {
+        "psnr_db": psnr(output, target),
+        "l1": (output - target).abs().flatten(1).mean(1),
+        "ssim": _per_sample(one_scale, target),
+    }
+    if min(target.shape[-2:]) >= SMALLEST_SIDE_MS_SSIM:
+        scales = multiscale_structural_similarity_index_measure(*levels, data_range=1.0, reduction="none")
+        values["ms_ssim"] = _per_sample(scales, target)
+    return values
+
+
+def _per_sample(value: Tensor | tuple[Tensor, Tensor], image: Tensor) -> Tensor:
+    """Narrow torchmetrics' result, whose type allows for maps that are not asked for here."""
+    assert isinstance(value, Tensor)
+    return value.reshape(len(image))
+
+
+def relative_error(value: Tensor, reference: Tensor) -> Tensor:
+    """Return ‖value − reference‖ / ‖reference‖ per sample (B,)."""
+    return _norm(value - reference) / _norm(reference).clamp(min=1e-12)
+
+
+class CentredError:
+    """The encoder's equivariance error against the spread of the latents, summed up batch by batch in float64.
+
+    Per channel, the mean squared difference of τE(x) and E(τx) over the variance of E(τx); then the root of the mean
+    over channels. Unlike the ratio of norms it does not fall when a channel's mean is far from zero, nor when one
+    channel outweighs the others, so that it compares autoencoders. 0 is equivariant; √2 is what unrelated latents have.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        # Rows: squared differences, latents, their squares; the last row holds the count.
+        self._sums = torch.zeros(4, channels, dtype=torch.float64)
+
+    def update(self, moved_latent: Tensor, latent_of_moved: Tensor) -> None:
+        """Add a batch of τE(x) and E(τx), both (B,C,H,W)."""
+        moved, other = moved_latent.detach().double().cpu(), latent_of_moved.detach().double().cpu()
+        self._sums[0] += (moved - other).square().sum((0, 2, 3))
+        self._sums[1] += other.sum((0, 2, 3))
+        self._sums[2] += other.square().sum((0, 2, 3))
+        self._sums[3] += other[:, 0].numel()
+
+    def report(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
+        """Return the error; `reduce` adds the packed sums up over processes."""
+        difference, first, second, count = self._sums if reduce is None else reduce(self._sums)
+        variance = (second / count - (first / count).square()).clamp(min=1e-24)
+        return float((difference / count / variance).mean().sqrt())
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
 
 
 class AutoencoderMeasures:

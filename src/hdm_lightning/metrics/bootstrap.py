@@ -31,11 +31,8 @@ class Estimate:
     """A number with its interval.
 
     Attributes:
-        value: the number itself, from all samples.
-        low, high: ends of the interval.
         samples: how many independent samples it rests on; of two sets, the smaller count.
-        method: how the interval was made.
-        resamples: how many resamples made it.
+        method, resamples: how the interval was made, and of how many resamples.
     """
 
     value: float

@@ -75,21 +75,15 @@ def kernel_distance_estimate(
     return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
 
 
-def kernel_distance(real: Tensor, generated: Tensor, *, kernel: Kernel = cubic_kernel) -> float:
-    """The kernel distance of (N,D) and (M,D) alone, without an interval; both counts at least 2."""
+def kernel_distance(real: Tensor, generated: Tensor) -> float:
+    """The kernel distance (cubic kernel) of (N,D) and (M,D) without an interval; both counts at least 2."""
     first, second = real.double(), generated.double()
     once = first.new_ones(1, len(first)), second.new_ones(1, len(second))
-    return float(_kernel_distances(kernel, first, second, *once))
+    return float(_kernel_distances(cubic_kernel, first, second, *once))
 
 
 def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
-    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,).
-
-    Args:
-        pairwise: a value for each pair; the diagonal does not count.
-        bootstrap: for the replicates.
-        stream: of the resampling, as in `Bootstrap.counts`.
-    """
+    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,) of a stream."""
     matrix = pairwise.double()
     weights = _with_all(bootstrap, len(matrix), stream, matrix)
     squares = weights.square()
@@ -100,13 +94,7 @@ def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple
 
 @dataclass(frozen=True)
 class Diversity:
-    """Mean distances of pairs of images, each with its interval.
-
-    Attributes:
-        within: of one prompt with different seeds, over the real images' mean distance.
-        across: of different prompts, over the same.
-        real: the real images' mean distance, in units of the features.
-    """
+    """Mean distances of images of one prompt, and of different ones, over that of `real` images in feature units."""
 
     within: Estimate
     across: Estimate

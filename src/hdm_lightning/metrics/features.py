@@ -3,7 +3,7 @@
 Shapes: images (B,3,H,W), uint8; prepared (B,3,S,S); features (B,D).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -48,10 +48,6 @@ class Preprocessing:
         mean, std = (torch.tensor(each, device=values.device).reshape(3, 1, 1) for each in (self.mean, self.std))
         return (values - mean) / std
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class FeatureNetwork:
@@ -78,14 +74,10 @@ class FeatureNetwork:
         """Features (B,D), float32 on the network's device, of uint8 images (B,3,H,W)."""
         return self.run(self.preprocessing(images.to(self.device))).float()
 
-    def of_many(self, batches: Iterable[Tensor]) -> Tensor:
-        """Features (N,D) of batches of images."""
-        return torch.cat([self(images) for images in batches])
-
     def to_json(self) -> dict[str, Any]:
         """What the network is and how images are prepared for it."""
         facts = {"name": self.name, "source": self.source, "width": self.width}
-        return {**facts, "preprocessing": self.preprocessing.to_json()}
+        return {**facts, "preprocessing": asdict(self.preprocessing)}
 
 
 def frechet_name(network: FeatureNetwork) -> str:

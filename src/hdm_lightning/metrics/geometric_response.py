@@ -87,12 +87,7 @@ def overlap_correlation(before: Tensor, after: Tensor) -> Tensor:
 
 
 def shift_response(before: Tensor, after: Tensor, stated: tuple[float, float]) -> Tensor:
-    """How much of a stated displacement came true, (B,2): along it (1 is all), and beside it in the same unit.
-
-    Args:
-        before, after: uint8 (B,3,H,W), without and with the camera's shift.
-        stated: displacement of the content that the shift means, in pixels as (down, right).
-    """
+    """How much of a displacement (down, right) in px came true, (B,2): along it (1 is all), and beside it likewise."""
     moved = displacement(before, after)
     direction = torch.tensor(stated, dtype=moved.dtype)
     length = direction.norm()
@@ -112,16 +107,9 @@ def content_shift(shift: tuple[float, float], height: int, width: int) -> tuple[
 
 
 def zoom_response(before: Tensor, after: Tensor, zoom: float) -> Tensor:
-    """How much of a stated zoom came true, (B,): log(found) / log(stated), 1 is all.
+    """How much of a stated zoom, not 1, came true, (B,): log(found) / log(stated), 1 is all.
 
-    The zoom found is the candidate whose enlarged middle of `before` correlates best with `after`.
-
-    Args:
-        before, after: uint8 (B,3,H,W), without and with the camera's zoom.
-        zoom: stated, above 0 and not 1.
-
-    Raises:
-        ValueError: a zoom of 1 asks for nothing.
+    The zoom found is the candidate whose enlarged middle of `before` correlates best with `after`; both (B,3,H,W).
     """
     if zoom <= 0 or zoom == 1:
         raise ValueError(f"zoom: got {zoom}, expected above 0 and not 1")
@@ -146,17 +134,10 @@ def log_anisotropy(images: Tensor) -> Tensor:
 
 
 def stretch_estimate(images: Tensor, squares: Tensor, bootstrap: Bootstrap) -> Estimate:
-    """Geometric mean of how much images are stretched in x against the squares of the same prompts and seeds.
+    """Geometric mean of how much images (B,3,H,W) are stretched in x against squares (B,3,X,X) of the same prompts.
 
-    1 means not at all; width / height means that squares were pulled to the frame.
-
-    Args:
-        images: (B,3,H,W).
-        squares: (B,3,X,X).
-        bootstrap: resamples pairs.
-
-    Raises:
-        ValueError: there is not one square for each image.
+    1 means not at all; width / height means that squares were pulled to the frame. Pairs are resampled.
+    Raises ValueError: there is not one square for each image.
     """
     if len(images) != len(squares):
         raise ValueError(f"squares: got {len(squares)} for {len(images)} images, expected one each")

@@ -1,9 +1,10 @@
-"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum, and as colours.
+"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum, and as colours on a sheet.
 
-Shapes: posterior mean and log-variance (B,C,H,W), raw as the encoder gives them.
+Shapes: image (B,3,f·H,f·W) in [-1, 1]; posterior mean and log-variance (B,C,H,W), raw as the encoder gives them; a
+sheet (3,rows·f·H,B·f·W) in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,9 @@ class LatentReport:
     """Latents of a set of images.
 
     Attributes:
-        mean: per channel, of the posterior means.
-        std: per channel, of the posterior means.
+        mean, std: per channel, of the posterior means.
         kl: KL divergence from the standard normal per element, in nats.
         signal: per channel, the share of the total variance that the means carry, in [0, 1]: var / (var + noise).
-        images: how many images were measured.
     """
 
     mean: tuple[float, ...]
@@ -43,11 +42,7 @@ class LatentReport:
 
 
 class LatentStatistics:
-    """Adds up the moments of posteriors batch by batch, in float64.
-
-    Args:
-        channels: C.
-    """
+    """Adds up the moments of posteriors of C channels batch by batch, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -66,14 +61,7 @@ class LatentStatistics:
         self._sums[3, :3] += torch.tensor([float(kl.sum()), mean[:, 0].numel(), len(mean)], dtype=torch.float64)
 
     def report(self, reduce: Callable[[Tensor], Tensor] = _as_is) -> LatentReport:
-        """Return the moments of all batches.
-
-        Args:
-            reduce: adds the packed sums up over processes.
-
-        Raises:
-            ValueError: no image was added.
-        """
+        """The moments of all batches; `reduce` adds sums up over processes. Raises ValueError: there is no image."""
         sums = reduce(self._sums)
         kl, count, images = (float(value) for value in sums[3, :3])
         if not images:
@@ -96,10 +84,6 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
     Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
     along the diagonals fall into the last ring, and the mean of each channel is left out. Sums of batches of one size
     add up; divided by their total they are the spectrum.
-
-    Args:
-        latent: (B,C,H,W).
-        bins: rings.
     """
     height, width = latent.shape[-2:]
     centred = latent.double() - latent.double().mean((-2, -1), keepdim=True)
@@ -130,3 +114,46 @@ def principal_colours(latent: Tensor) -> Tensor:
     colours = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
     return colours.reshape(batch, height, width, 3).movedim(-1, 1).float()
+
+
+@torch.no_grad()
+def sheet(
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    image: Tensor,
+    transforms: Sequence[Callable[[Tensor, int], Tensor]],
+    factor: int,
+) -> Tensor:
+    """A sheet with one column per image (B,3,f·H,f·W), f the factor of the autoencoder.
+
+    Rows: the image, its reconstruction, its latent as colours; then for each transform τ, which keeps or reduces the
+    size: τx, D(τE(x)), and the latents τE(x) and E(τx) as colours, which an equivariant encoder makes alike.
+    """
+    latent = encode(image)
+    latents = [latent]
+    rows: list[Tensor | int] = [image, decode(latent), 0]
+    for transform in transforms:
+        moved_image, moved_latent = transform(image, factor), transform(latent, 1)
+        rows += [moved_image, decode(moved_latent), len(latents), len(latents) + 1]
+        latents += [moved_latent, encode(moved_image)]
+    colours = _coloured(latents)
+    cells = [colours[row] * 2 - 1 if isinstance(row, int) else row for row in rows]
+    return torch.cat([_row(each, image.shape[-2:]) for each in cells], dim=1)
+
+
+def _coloured(latents: Sequence[Tensor]) -> list[Tensor]:
+    """Colours of latents of several sizes by common components: the flattened positions are taken together."""
+    flat = [latent.flatten(2) for latent in latents]
+    together = torch.cat([each.movedim(1, 2).reshape(-1, each.shape[1]) for each in flat])
+    colours = principal_colours(together.T[None, :, :, None])[0, :, :, 0].T
+    parts = colours.split([each.shape[0] * each.shape[2] for each in flat])
+    return [
+        part.reshape(latent.shape[0], *latent.shape[-2:], 3).movedim(-1, 1)
+        for part, latent in zip(parts, latents, strict=True)
+    ]
+
+
+def _row(images: Tensor, size: torch.Size) -> Tensor:
+    """Images side by side in cells of the full size, smaller ones enlarged without smoothing."""
+    cells = F.interpolate((images.float().clamp(-1, 1) + 1) / 2, size=tuple(size), mode="nearest")
+    return torch.cat(list(cells), dim=2)

@@ -58,14 +58,7 @@ def neighbour_statistics(
 def neighbour_estimates(
     real: Tensor, generated: Tensor, bootstrap: Bootstrap, neighbours: int = NEIGHBOURS
 ) -> dict[str, Estimate]:
-    """The four measures of two sets with centred percentile intervals over samples of both.
-
-    Args:
-        real: (N,D); the first `MOST_SAMPLES` count.
-        generated: (M,D); likewise.
-        bootstrap: every resample gathers three distance matrices.
-        neighbours: k.
-    """
+    """The four measures of (N,D) and (M,D), the first `MOST_SAMPLES` of each, with centred percentile intervals."""
     first, second = real[:MOST_SAMPLES].float(), generated[:MOST_SAMPLES].float()
     within_real, within_generated = euclidean_distances(first, first), euclidean_distances(second, second)
     across = euclidean_distances(first, second)

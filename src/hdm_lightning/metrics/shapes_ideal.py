@@ -35,13 +35,7 @@ class IdealShape:
     box: tuple[float, float, float, float]
 
     def cover(self, shape: tuple[int, int], centre: tuple[float, float], scale: float) -> Floats:
-        """Return how much of each pixel of an (h, w) patch the shape covers, with its centroid at `centre`.
-
-        Args:
-            shape: the patch's height and width.
-            centre: (x, y) of the centroid in pixels from the patch's upper left corner.
-            scale: length of the frame's unit in pixels.
-        """
+        """How much of each pixel of (h, w) a shape covers with its centroid at (x, y) and a unit of `scale` px."""
         rows = _corner_weights(shape[0], centre[1] - self.centroid[1] * scale, scale)
         columns = _corner_weights(shape[1], centre[0] - self.centroid[0] * scale, scale)
         return rows @ self.cumulative @ columns.T * scale * scale

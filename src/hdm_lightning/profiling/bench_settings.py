@@ -97,7 +97,7 @@ class DataSettings:
     """
 
     shards: str | None = None
-    resolution: Annotated[tuple[int, ...], Ge(1)] = (256,)
+    resolution: tuple[Annotated[int, Ge(1)], ...] = (256,)
     batch: Annotated[int, Ge(1)] = 32
     batches: Annotated[int, Ge(1)] = 20
     workers: Annotated[int, Ge(0)] = 0

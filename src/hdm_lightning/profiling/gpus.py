@@ -97,30 +97,25 @@ _VENDOR_WORDS = re.compile(
 )
 
 
-def parse_gpus(text: str, *, where: str = "gpus") -> tuple[Gpu, int]:
-    """Read ``4x5090``, ``h100`` or ``2xRTX 4090``.
+def parse_gpus(text: str) -> tuple[Gpu, int]:
+    """Read ``4x5090``, ``h100`` or ``2xRTX 4090``: a count and an ``x``, which may be left out, and a name.
 
-    Args:
-        text: a count and an ``x``, which may be left out, and a name of `GPUS` or a vendor's spelling of it.
-        where: configuration key to name in errors.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one, or a count below 1.
+    Raises UserError: an unknown name, with the nearest known one, or a count below 1.
     """
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(\S.*?)\s*", str(text))
     if match is None:
-        raise UserError("is empty", where=where, hint=f"give a count and a name, e.g. {where}=4x5090")
+        raise UserError("is empty", where="gpus", hint="give a count and a name, e.g. gpus=4x5090")
     count = int(match[1] or 1)
     if count < 1:
-        raise UserError(f"{text!r} asks for {count} devices", where=where, hint=f"e.g. {where}=1x{match[2]}")
+        raise UserError(f"{text!r} asks for {count} devices", where="gpus", hint=f"e.g. gpus=1x{match[2]}")
     gpu = find_gpu(match[2])
     if gpu is None:
         near = nearest_gpu(match[2])
         raise UserError(
             f"no GPU is called {match[2]!r} in the table (known: {', '.join(GPUS)})",
-            where=where,
-            hint=f"did you mean {where}={count}x{near}? For another device take the nearest and override its figures: "
-            f"{where}={count}x{near} gpu.peak_tflops=… gpu.memory_gib=… gpu.bandwidth_gb_s=…",
+            where="gpus",
+            hint=f"did you mean gpus={count}x{near}? For another device take the nearest and override its figures: "
+            f"gpus={count}x{near} gpu.peak_tflops=… gpu.memory_gib=… gpu.bandwidth_gb_s=…",
         )
     return gpu, count
 
@@ -152,7 +147,7 @@ def nearest_gpu(name: str) -> str:
     return close[0] if close else "5090"
 
 
-def override(gpu: Gpu, changes: Mapping[str, Any], *, where: str = "gpu") -> Gpu:
+def override(gpu: Gpu, changes: Mapping[str, Any]) -> Gpu:
     """The GPU with those figures replaced that are not None.
 
     Raises:
@@ -162,10 +157,10 @@ def override(gpu: Gpu, changes: Mapping[str, Any], *, where: str = "gpu") -> Gpu
     given = {key: value for key, value in changes.items() if value is not None}
     for key, value in given.items():
         if key not in known:
-            raise UserError(f"unknown key '{key}'", where=f"{where}.{key}", hint=did_you_mean(key, known))
+            raise UserError(f"unknown key '{key}'", where=f"gpu.{key}", hint=did_you_mean(key, known))
         least = 0.0 if key == "usd_per_hour" else 1e-9
         if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise UserError(f"{value!r} is not a positive number", where=f"{where}.{key}", hint="give one")
+            raise UserError(f"{value!r} is not a positive number", where=f"gpu.{key}", hint="give one")
     figures: dict[str, Any] = {key: float(value) for key, value in given.items()}
     return replace(gpu, **figures)
 

@@ -10,7 +10,7 @@ from math import ceil
 
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import BLOCKS, Workload, network_parts
-from hdm_lightning.profiling.recipe import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 
 GIB = 2**30
 
@@ -64,12 +64,8 @@ class DeviceMemory:
 def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reserve_gib: float = 0.0) -> DeviceMemory:
     """Memory of one device in a stage.
 
-    Args:
-        recipe: network, encoders, averages and precision.
-        stage: tokens, micro-batch and checkpointing.
-        devices: how many share the batch; several keep their gradients in exchange buffers, as accumulation does,
-            and have a part each of weights, gradients, moments and averages where the recipe is sharded.
-        reserve_gib: memory that is not tensors.
+    Several devices keep their gradients in exchange buffers, as accumulation does, and have a part each of weights,
+    gradients, moments and averages where the recipe is sharded. `reserve_gib` is memory that is not tensors.
     """
     samples, parameters, moments = stage.micro_batch_size, recipe.parameters, recipe.moments
     copies = 2 * parameters if recipe.mixed else 0

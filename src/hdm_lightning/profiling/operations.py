@@ -143,14 +143,10 @@ class Operations:
 def network_operations(
     config: XUTConfig, work: Workload, *, recompute: bool, fused_attention: bool = True
 ) -> Operations:
-    """Operations of one training sample in the network alone.
+    """Operations of one training sample in the network alone; `recompute` is activation checkpointing of the blocks.
 
-    Args:
-        config: of the network.
-        work: tokens of the sample.
-        recompute: activation checkpointing of the blocks.
-        fused_attention: whether attention's backward pass recomputes the scores, as flash attention does
-            (arXiv 2205.14135); the plain form keeps them.
+    With `fused_attention` attention's backward pass computes the scores again, as flash attention does
+    (arXiv 2205.14135); the plain form keeps them.
     """
     parts = forward_flops(config, work)
     forward = sum(parts.values())
@@ -174,9 +170,6 @@ def training_flops(config: XUTConfig, latent: tuple[int, int], text: int, rate: 
         latent: height and width of the latent in cells.
         text: text tokens fed, padding included.
         rate: TREAD's share of image tokens that skip the U.
-
-    Raises:
-        ValueError: see `Workload.of`.
     """
     return TRAINING_FACTOR * sum(forward_flops(config, Workload.of(config, *latent, text, rate=rate)).values())
 

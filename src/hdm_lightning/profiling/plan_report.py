@@ -1,13 +1,15 @@
-"""A forecast as tables for a terminal."""
+"""Forecasts as tables for a terminal, and what to set where something does not fit."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hdm_lightning.profiling.budget import Proposal
-from hdm_lightning.profiling.forecast import Forecast, StageForecast
+from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast, plain
+from hdm_lightning.profiling.live_memory import StepMemory
 from hdm_lightning.profiling.memory import GIB
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
@@ -53,6 +55,60 @@ def comparison_report(plans: Sequence[Forecast]) -> RenderableType:
         sums = [_hours(plan.total("hours")), *(f"{plan.total(f):.0f}" for f in ("kwh", "rent_usd", "electricity_usd"))]
         table.add_row(plan.machine.name, *hours, *sums)
     return table
+
+
+@dataclass(frozen=True)
+class AutoencoderPlan:
+    """A forecast of the memory of an autoencoder's training."""
+
+    machine: str  # as asked for
+    memory_gib: float  # of one device
+    reserve_gib: float  # what of it is not tensors
+    resolution: int  # pixels
+    micro_batch: int  # samples a device takes at once
+    memory: StepMemory  # of a step with that micro-batch
+    largest: int  # the largest micro-batch that fits, 0 if not even one sample does
+    out: str | None  # file to write
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step as configured fits."""
+        return self.micro_batch <= self.largest
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, sums included."""
+        content: dict[str, Any] = plain(self)
+        return {key: value for key, value in content.items() if key != "out"}
+
+
+def autoencoder_report(plan: AutoencoderPlan) -> RenderableType:
+    """A table for the terminal, and what to set where the step does not fit."""
+    title = f"memory of an autoencoder's step on one device of {plan.machine} ({plan.memory_gib:g} GiB)"
+    table = Table(title=title, title_justify="left", show_header=False)
+    memory = plan.memory
+    rows = [
+        ("parameters", f"{memory.parameters:,}"),
+        ("micro-batch", f"{plan.micro_batch} × {plan.resolution} px"),
+        ("weights, GiB", _gib(memory.weights)),
+        ("moments of the optimizers", _gib(memory.moments)),
+        ("averages", _gib(memory.averages)),
+        ("activations, gradients, temporaries", _gib(memory.passing)),
+        ("  gradients alone", _gib(memory.gradients)),
+        ("beside tensors", f"{plan.reserve_gib:.2f}"),
+        ("peak", _gib(memory.peak + int(plan.reserve_gib * GIB)) + ("" if plan.fits else " !")),
+        ("largest micro-batch", str(plan.largest)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, *(Text(f"! {note}") for note in _autoencoder_notes(plan)))
+
+
+def _autoencoder_notes(plan: AutoencoderPlan) -> list[str]:
+    if plan.fits:
+        return []
+    if plan.largest:
+        return [f"does not fit: set stage.micro_batch_size={plan.largest}, or stage.activation_checkpointing=true"]
+    return ["not even one sample fits: stage.activation_checkpointing=true, patches, or a smaller stage.resolution"]
 
 
 def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:

@@ -1,21 +1,32 @@
-"""What the machine at hand is and gives: its devices, matrix products, memory, disk, links between GPUs."""
+"""What the machine at hand is and gives: devices, products, memory, disk, links between GPUs, decoding, loading."""
 
 import os
 import platform
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 from torch.multiprocessing.spawn import spawn
 
 from hdm_lightning import one_machine
+from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, measure_decoding, measure_loading
+from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.errors import UserError
+from hdm_lightning.precision import dtype_name, half_dtype
+from hdm_lightning.profiling.bench_settings import DataSettings, SystemSettings
 from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
-from hdm_lightning.profiling.timing import Timing, time_call
+from hdm_lightning.profiling.timing import Timing, duration, measurement, time_call
 from hdm_lightning.version import __version__
+
+_CONTEXT = 256
+_DECODED_PX = 512
 
 CPU_MATMUL = 1536
 """Side of the matrices whose product says what a CPU can do."""
@@ -25,20 +36,19 @@ CPU_COPY_MIB = 256
 _MIB = 2**20
 
 
-def chosen_device(name: str, *, where: str = "--device") -> torch.device:
-    """The device of that name; of ``auto`` the first GPU, else the CPU.
-
-    Raises:
-        UserError: there is none of that name, or it is not here.
-    """
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; of ``auto`` the first GPU, else the CPU. UserError where there is none of that name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"{name!r} is no device", where=where, hint="auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible", where=where, hint=f"use {where} cpu")
+        raise UserError(f"{name!r} is no device", where="--device", hint="auto, cpu or cuda") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(
+            f"{name!r} is not there: {count} CUDA devices are", where="--device", hint="give another, or cpu"
+        )
     return device
 
 
@@ -66,11 +76,7 @@ def machine_at_hand() -> Machine:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, GPUs and versions of the machine at hand.
-
-    Args:
-        device: the one that is benchmarked.
-    """
+    """Processor, memory, GPUs and versions of the machine at hand, of which one device is benchmarked."""
     described: dict[str, Any] = {
         "device": device.type,
         "cpu": cpu_name(),
@@ -112,11 +118,7 @@ def physical_memory_bytes() -> int:
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a size × size matrix product.
-
-    Returns:
-        The timing, and operations a second of the median.
-    """
+    """Time a size × size matrix product; the timing, and operations a second of the median."""
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     out = torch.empty(size, size, device=device, dtype=dtype)
@@ -125,11 +127,7 @@ def matmul(device: torch.device, dtype: torch.dtype, size: int, *, repeats: int 
 
 
 def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10) -> tuple[Timing, float]:
-    """Time a copy within the device's memory.
-
-    Returns:
-        The timing, and bytes a second of the median, reads and writes counted.
-    """
+    """Time a copy of 2^20·mib bytes within the device's memory; the timing, and bytes read and written a second."""
     source = torch.ones(mib * _MIB // 4, device=device)
     target = torch.empty_like(source)
     timing = time_call(lambda: target.copy_(source), device, warmup=2, repeats=repeats)
@@ -137,15 +135,9 @@ def memory_bandwidth(device: torch.device, *, mib: int = 512, repeats: int = 10)
 
 
 def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[Timing, float]]:
-    """Time writing and reading one file of random bytes; the system's cache is flushed and emptied of it.
+    """Time writing and reading one file of 2^20·mib random bytes; the system's cache is flushed and emptied of it.
 
-    Args:
-        folder: on the disk in question; the file is deleted afterwards.
-        mib: size of the file, 2^20 bytes.
-        repeats: of each.
-
-    Returns:
-        ``write`` and ``read``, each with bytes a second.
+    Returns ``write`` and ``read``, each with bytes a second. The file lies in a folder of its own, deleted afterwards.
     """
     block = os.urandom(16 * _MIB)
     blocks = max(1, mib // 16)
@@ -162,11 +154,7 @@ def disk(folder: Path, *, mib: int = 512, repeats: int = 3) -> dict[str, tuple[T
 
 
 def device_to_device(*, mib: int = 256, repeats: int = 10) -> tuple[Timing, float] | None:
-    """Time a copy from the first GPU to the second; None where there are not two.
-
-    Returns:
-        The timing, and bytes a second.
-    """
+    """Time a copy from the first GPU to the second: the timing, and bytes a second; None where there are not two."""
     if torch.cuda.device_count() < 2:
         return None
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -185,16 +173,12 @@ def all_reduce(processes: int, *, mib: int = 256, repeats: int = 10) -> tuple[Ti
     """Time a sum over processes, one per GPU (NCCL), or on the CPU where there are not so many (gloo).
 
     Args:
-        processes: at least 2.
+        processes: at least 2, else ValueError.
         mib: bytes of each process's tensor, in 2^20.
         repeats: timed sums.
 
     Returns:
-        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which is compared
-        with a link's speed.
-
-    Raises:
-        ValueError: fewer than two processes.
+        The timing of the first process, and the bus bandwidth 2·(n − 1)/n · bytes / seconds, which a link has.
     """
     if processes < 2:
         raise ValueError(f"processes: got {processes}, expected at least 2")
@@ -241,3 +225,77 @@ def _forget(file: Path) -> None:
     if hasattr(os, "posix_fadvise"):
         with file.open("rb") as source:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def machine_rates(settings: SystemSettings, device: torch.device, side: int, mib: int) -> Iterator[dict[str, Any]]:
+    """Rows of what the machine gives: products of side × side matrices, copies of 2^20·mib bytes, disk, links."""
+    for dtype in (torch.float32, half_dtype(device) if device.type == "cuda" else torch.bfloat16):
+        timing, rate = matmul(device, dtype, side, repeats=settings.repeats)
+        yield measurement(f"matmul {dtype_name(dtype)}", timing, flops=2.0 * side**3, tflop_per_s=rate / 1e12)
+    timing, rate = memory_bandwidth(device, mib=mib, repeats=settings.repeats)
+    yield measurement("memory copy", timing, gb_per_s=rate / 1e9)
+    for name, (timing, rate) in disk(settings.disk, mib=mib, repeats=min(3, settings.repeats)).items():
+        yield measurement(f"disk {name}", timing, mb_per_s=rate / 1e6)
+    between = device_to_device(mib=mib, repeats=settings.repeats)
+    if between is not None:
+        yield measurement("GPU to GPU", between[0], gb_per_s=between[1] / 1e9)
+    processes = settings.processes or torch.cuda.device_count()
+    if processes >= 2:
+        timing, rate = all_reduce(processes, mib=mib, repeats=settings.repeats)
+        yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
+
+
+def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType]:
+    """Time decoding on one core at each resolution, with shards also their loading; content for JSON, and a report."""
+    decoding = [measure_decoding(side, repeats=settings.repeats) for side in settings.resolution]
+    loading = [_loading(settings, side) for side in settings.resolution] if settings.shards is not None else []
+    content = {
+        "benchmark": "data",
+        "machine": describe_machine(torch.device("cpu")),
+        "settings": {"repeats": settings.repeats, "batch": settings.batch, "workers": settings.workers},
+        "decoding": [{**asdict(each), "over_plain": each.over_plain, "of_bound": each.of_bound} for each in decoding],
+        "loading": [
+            {"resolution": side, **asdict(speed), "samples_per_s_of_each_repeat": list(rates.seconds)}
+            for side, speed, rates in loading
+        ],
+    }
+    table = Table(title="decoding on one core, images/s", title_justify="left")
+    for column in ("resolution", "this pipeline", "plain pipeline", "bare decoder", "of the bare decoder"):
+        table.add_column(column, justify="right")
+    for each in decoding:
+        rates = (f"{rate:.1f}" for rate in (each.ours, each.plain, each.bound))
+        table.add_row(str(each.resolution), *rates, f"{100 * each.of_bound:.0f}%")
+    return content, Group(table, *(Text(_line(*each)) for each in loading))
+
+
+def decoding_rate() -> dict[str, Any]:
+    """What one core decodes, resizes and crops at a resolution in the middle of the schedules'."""
+    speed = measure_decoding(_DECODED_PX, images=benchmark_images(len(SIZES)), repeats=3)
+    megapixels = sum(height * width for height, width in SIZES) / len(SIZES) / 1e6
+    rate = speed.ours * megapixels
+    return measurement("decoding, one core", Timing((1 / speed.ours,)), mpx_per_s=rate, resolution=_DECODED_PX)
+
+
+def _loading(settings: DataSettings, resolution: int) -> tuple[int, LoadingSpeed, Timing]:
+    """The repeat of median speed, and the speeds of all."""
+    config = StreamConfig((Source((str(settings.shards),)),), resolution, _CONTEXT, workers=settings.workers)
+    speeds = [
+        measure_loading(config, _count_letters, batch_size=settings.batch, batches=settings.batches)
+        for _ in range(settings.repeats)
+    ]
+    speeds.sort(key=lambda speed: speed.samples_per_s)
+    return resolution, speeds[len(speeds) // 2], Timing(tuple(speed.samples_per_s for speed in speeds))
+
+
+def _count_letters(caption: str) -> tuple[list[int], int]:
+    """Stands for a tokenizer: a token per letter."""
+    ids = [ord(letter) % 256 for letter in caption[:_CONTEXT]]
+    return ids + [0] * (_CONTEXT - len(ids)), max(1, len(ids))
+
+
+def _line(side: int, speed: LoadingSpeed, rates: Timing) -> str:
+    low, high = rates.quartiles
+    return (
+        f"loading at {side} px with {speed.workers} workers: {speed.samples_per_s:.1f} samples/s "
+        f"(quartiles {low:.1f} … {high:.1f}), first batch after {duration(speed.first_batch_s)}"
+    )

@@ -1,4 +1,4 @@
-"""Repeated timing with warm-up; medians and quartiles; two settings in turn."""
+"""Repeated timing with warm-up: medians, quartiles, two settings in turn; results as rows, a table and JSON."""
 
 import gc
 import random
@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("bus_gb_per_s", "GB/s bus"), ("mb_per_s", "MB/s"))
 
 Call = Callable[[], Any]
 
@@ -60,14 +65,7 @@ class Comparison(NamedTuple):
 
 
 def time_call(call: Call, device: torch.device, *, warmup: int = 2, repeats: int = 10) -> Timing:
-    """Time one call; the device is waited for before and after each repeat.
-
-    Args:
-        call: the work.
-        device: where it runs.
-        warmup: calls before the clock runs.
-        repeats: timed calls, at least 1.
-    """
+    """Time one call `repeats` times after `warmup` calls; the device is waited for before and after each repeat."""
     (timing,) = time_in_turn({"": call}, device, warmup=warmup, repeats=repeats).values()
     return timing
 
@@ -94,11 +92,7 @@ def time_in_turn(
 
 
 def compare(first: Timing, second: Timing, *, seed: int = 0) -> Comparison:
-    """The second against the first, round by round.
-
-    Raises:
-        ValueError: they have different numbers of rounds.
-    """
+    """The second against the first, round by round. Raises ValueError: they have different numbers of rounds."""
     ratios = [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
     draw, count = random.Random(seed), len(ratios)
     medians = sorted(statistics.median(draw.choices(ratios, k=count)) for _ in range(_RESAMPLES))
@@ -119,3 +113,96 @@ def _once(call: Call, device: torch.device) -> float:
     call()
     wait_for(device)
     return time.perf_counter() - begin
+
+
+def measurement(
+    name: str,
+    timing: Timing,
+    *,
+    samples: int = 0,
+    flops: float = 0.0,
+    model_flops: float = 0.0,
+    peak_flops: float = 0.0,
+    peak_bytes: int = 0,
+    **values: Any,
+) -> dict[str, Any]:
+    """One thing that was timed, as it stands in the JSON file; what is 0 was not measured and is left out.
+
+    Args:
+        name, timing: what, and its repeats.
+        samples: images or captions of one call.
+        flops, model_flops: operations of one call, and those of them that MFU counts.
+        peak_flops: what the device could do in a second.
+        peak_bytes: most bytes alive on the device.
+        values: further figures with their units in their names.
+    """
+    row: dict[str, Any] = {"name": name, **timing.to_json()}
+    if samples:
+        row |= {"samples": samples, "samples_per_s": samples / timing.median}
+    if flops:
+        row |= {"flop": flops, "tflop_per_s": flops / timing.median / 1e12}
+    if model_flops and peak_flops:
+        row["mfu"] = model_flops / timing.median / peak_flops
+    if peak_bytes:
+        row["peak_memory_gib"] = peak_bytes / 2**30
+    return {**row, **values}
+
+
+def record(
+    part: str,
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    compared: Comparison | None = None,
+) -> dict[str, Any]:
+    """What one sub-command measured, as it stands in the JSON file.
+
+    Args:
+        part, machine, settings: the sub-command, where (see `system.describe_machine`), and what was run.
+        rows: from `measurement`, in order.
+        compared: the first two rows, where two settings ran in turn.
+    """
+    content: dict[str, Any] = {"benchmark": part, "machine": machine, "settings": settings, "results": rows}
+    if compared is not None:
+        content["comparison"] = {
+            "of": [row["name"] for row in rows[:2]],
+            "time_ratio": compared.ratio,
+            "interval_95": list(compared.interval),
+            "second_faster": f"{compared.second_faster} of {compared.rounds} rounds",
+        }
+    return content
+
+
+def report(content: Mapping[str, Any]) -> RenderableType:
+    """A line per measurement of a record, and what came of a comparison."""
+    machine, compared = content["machine"], content.get("comparison")
+    table = Table(title=str(machine.get("gpu", machine["cpu"])), title_justify="left")
+    for column in ("", "median", "quartiles", "rate", "TFLOP/s", "MFU", "peak GiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in content["results"]:
+        table.add_row(*_cells(row))
+    if compared is None:
+        return table
+    low, high = compared["interval_95"]
+    text = (
+        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} of the first's time "
+        f"(95% interval {low:.3f} … {high:.3f}; less in {compared['second_faster']})"
+    )
+    return Group(table, Text(text))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    quartiles = " … ".join(map(duration, row["quartiles_s"]))
+    rate = next((f"{row[key]:.4g} {unit}" for key, unit in _RATES if key in row), "")
+    tflops = f"{row['tflop_per_s']:.3f}" if "tflop_per_s" in row else ""
+    mfu = f"{100 * row['mfu']:.1f}%" if "mfu" in row else ""
+    peak = f"{row['peak_memory_gib']:.3g}" if "peak_memory_gib" in row else ""
+    return [row["name"], duration(row["median_s"]), quartiles, rate, tflops, mfu, peak]

@@ -1,28 +1,25 @@
-"""Everything that can be known to be wrong with an autoencoder's training before the first weight is allocated."""
+"""What the configuration of an autoencoder's training must say, checked before the first weight is allocated."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import DictConfig
+from pydantic import Field
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import LITE0, SMALLEST_SIDES, require_perceptual
 from hdm_lightning.autoencoding.transforms import exact_scales
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.encoders.autoencoder_folder import check_shapes, locate_autoencoder, read_config
+from hdm_lightning.encoders.vae_folder import check_shapes, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.metrics.image_quality import SMALLEST_SIDE
+from hdm_lightning.metrics.autoencoder_quality import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
-from hdm_lightning.training.groups import AutoencoderSource, Equivariance
 from hdm_lightning.training.modules.autoencoder_network import build_vae
-from hdm_lightning.training.recipe import group, with_stage
-from hdm_lightning.training.stages import StagePlan
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.autoencoder_run import AutoencoderRecipe
+from hdm_lightning.training.run_recipe import Recipe, group, with_stage
+from hdm_lightning.training.stages import Count, Decay, Interval, NotNegative, Positive, StagePlan, Validation, settings
 
 JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
 KEPT = ("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size")
@@ -31,7 +28,105 @@ COURSE = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "da
 """What the card of a finished training says, or what its weights come of."""
 
 
-def check(config: DictConfig, recipe: "AutoencoderRecipe", plan: StagePlan) -> None:
+@settings
+class AutoencoderSource:
+    """Where the autoencoder to train comes from: exactly one of `source` and `config`.
+
+    Attributes:
+        source: a diffusers folder or hub name (`OWNER/NAME`, `OWNER/NAME/vae`) to fine-tune.
+        config: fields of a diffusers AutoencoderKL to train from scratch.
+        train_encoder: False keeps the encoder, and with it the latent space, and trains the decoder alone.
+        initial_log_variance: posterior log-variance of a network from scratch; diffusers' own start (0) drowns the
+            latents of the first steps in noise.
+    """
+
+    source: str | None = None
+    config: dict[str, Any] | None = None
+    train_encoder: bool = True
+    initial_log_variance: Annotated[float, Field(allow_inf_nan=False)] = -5.0
+
+
+@settings
+class AutoencoderLoss:
+    """Terms of the generator's loss, all means.
+
+    Attributes:
+        pixel: kind of the pixel term.
+        pixel_weight: weight of the pixel term.
+        perceptual_network: `efficientnet_lite0`, `lpips_vgg`, `lpips_alex`, `lpips_squeeze`, or None for none.
+        perceptual_weight: weight of the perceptual term.
+        kl_weight: weight of the KL divergence per latent element.
+    """
+
+    pixel: Literal["l1", "l2", "huber"] = "l1"
+    pixel_weight: NotNegative = 1.0
+    perceptual_network: str | None = "efficientnet_lite0"
+    perceptual_weight: NotNegative = 1.0
+    kl_weight: NotNegative = 1e-6
+
+
+@settings
+class Patches:
+    """A first part of the training on patches of the images, which cost less than whole ones.
+
+    Attributes:
+        size_px: side of the square patch in pixels.
+        samples: samples seen before whole images are trained on; 0 means whole images from the start.
+    """
+
+    size_px: Interval = 0
+    samples: Interval = 0
+
+
+@settings
+class Adversarial:
+    """PatchGAN with hinge loss; `weight: 0` trains without a discriminator.
+
+    Attributes:
+        weight: weight of the adversarial term, times the adaptive weight where that is on.
+        adaptive: balance the term against the reconstruction at the decoder's last layer.
+        adaptive_largest: upper clamp of the adaptive weight.
+        start_samples: samples seen before discriminator and adversarial term set in.
+        learning_rate: rate of the discriminator.
+        weight_decay: of the discriminator.
+        betas: moment decays of the discriminator.
+        gradient_clip: largest gradient norm of the discriminator; 0 means no clipping.
+        channels: channels of the discriminator's first layer.
+        layers: its downsampling layers.
+        norm: of the discriminator.
+    """
+
+    weight: NotNegative = 0.0
+    adaptive: bool = True
+    adaptive_largest: Positive = 1e4
+    start_samples: Interval = 0
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 0.0
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
+    gradient_clip: NotNegative = 1.0
+    channels: Count = 64
+    layers: Count = 3
+    norm: Literal["batch", "group", "none"] = "group"
+
+
+@settings
+class AutoencoderValidation(Validation):
+    """The fixed validation set and what is measured on it.
+
+    Attributes:
+        images: samples drawn.
+        perceptual_network: perceptual distance to report; None reports that of the loss, if it has one.
+        features: feature network of the reconstructions' kernel and Fréchet distances, as for `hdm-evaluate
+            --features`; None leaves them out.
+    """
+
+    batch_size: Count = 16
+    images: Interval = 6
+    perceptual_network: str | None = None
+    features: str | None = None
+
+
+def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     """Check a configuration; nothing but indices and configurations is read.
 
     Raises:
@@ -154,25 +249,12 @@ def _check_crop(stage: DictConfig) -> None:
         )
 
 
-def branch_settings(equivariance: Equivariance) -> BranchSettings:
-    """How branches are drawn.
-
-    Raises:
-        UserError: naming the key under `equivariance`.
-    """
-    try:
-        return BranchSettings(**vars(equivariance))
-    except ValueError as error:
-        raise UserError(str(error), where="equivariance", hint="see conf/vae_training for complete examples") from error
-
-
-def smallest_trained(equivariance: Equivariance, cells: int) -> int:
+def smallest_trained(branches: BranchSettings, cells: int) -> int:
     """Side in latent cells of the smallest image that the branches make out of `cells`.
 
     Raises:
         UserError: no scale gives a whole number of cells.
     """
-    branches = branch_settings(equivariance)
     if not (branches.equivariant or branches.downscaled):
         return cells
     where = "equivariance.scale_numerators"
@@ -253,7 +335,7 @@ def autoencoder_factor(source: AutoencoderSource) -> int:
 
 
 def keeps_normalisation(source: AutoencoderSource) -> bool:
-    """Whether the latent space stays and its normalisation is known, so that what was trained on it goes on working."""
+    """Whether the latent space stays and its normalisation is known, so that what was trained on it still works."""
     if source.train_encoder or source.source is None:
         return False
     written = autoencoder_config(source)

@@ -3,45 +3,40 @@
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 from torch import nn
 
+from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import autoencoder_checks, run_folder
-from hdm_lightning.training.autoencoder_folder import export_autoencoder
+from hdm_lightning.training.autoencoder_checks import (
+    Adversarial,
+    AutoencoderLoss,
+    AutoencoderSource,
+    AutoencoderValidation,
+    Patches,
+)
+from hdm_lightning.training.autoencoder_export import export_autoencoder
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import parse, plain
-from hdm_lightning.training.groups import (
-    Adversarial,
-    AutoencoderLoss,
-    AutoencoderSource,
-    AutoencoderValidation,
-    Equivariance,
-    Guard,
-    Hardware,
-    Patches,
-)
+from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
+from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
-from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import COMMON, Recipe, group
-from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plans_of
+from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group
+from hdm_lightning.training.stages import AutoencoderStageSettings, Guard, Hardware, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.training.tensorboard_page import VAE_LAYOUT, Layout
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.schedule import Run
 
 
 class AutoencoderRecipe(Recipe):
@@ -51,7 +46,7 @@ class AutoencoderRecipe(Recipe):
         "autoencoder": AutoencoderSource,
         "patches": Patches,
         "loss": AutoencoderLoss,
-        "equivariance": Equivariance,
+        "equivariance": BranchSettings,
         "adversarial": Adversarial,
         "validation": AutoencoderValidation,
         "guard": Guard,
@@ -82,7 +77,7 @@ class AutoencoderRecipe(Recipe):
 
     # Building
 
-    def build(self, run: "Run") -> nn.Module:
+    def build(self, run: Run) -> nn.Module:
         """The autoencoder, the discriminator and the perceptual distance."""
         config = run.config
         torch.manual_seed(sub_seed(int(config.seed), "vae weights"))
@@ -97,7 +92,7 @@ class AutoencoderRecipe(Recipe):
         run.parts["fresh"] = None
         return network
 
-    def begin(self, run: "Run") -> None:
+    def begin(self, run: Run) -> None:
         """The weights that the networks were built with, also after a rewind to the beginning."""
         if run.parts["fresh"] is None and not run.rewinds:
             return
@@ -113,7 +108,7 @@ class AutoencoderRecipe(Recipe):
         if run.parts["discriminator"] is not None:
             run.parts["discriminator"].load_state_dict(run.parts["fresh"]["discriminator"])
 
-    def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+    def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """The networks."""
         return {
             "autoencoder": run.network,
@@ -121,13 +116,9 @@ class AutoencoderRecipe(Recipe):
             "discriminator": run.parts["discriminator"],
         }
 
-    def data_arguments(self, run: "Run") -> dict[str, Any]:
+    def data_arguments(self, run: Run) -> dict[str, Any]:
         """No tokenizer: captions play no part."""
         return {"tokenizer": None}
-
-    def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
-        """See `stage_values`."""
-        return self.stage_values(run.config, plan)
 
     def layout(self, config: DictConfig) -> Layout:
         """TensorBoard's page of an autoencoder's training."""
@@ -158,7 +149,7 @@ class AutoencoderRecipe(Recipe):
             )
         return {"measures": report.measures, "latents": asdict(report.latents)}
 
-    def export(self, run: "Run", checkpoint: Path) -> None:
+    def export(self, run: Run, checkpoint: Path) -> None:
         """Write the first average, or the raw weights where there is none, as a diffusers folder."""
         if processes.rank() != 0:
             return
@@ -180,7 +171,7 @@ class AutoencoderRecipe(Recipe):
             keep_normalisation=autoencoder_checks.keeps_normalisation(group(run.config, self, "autoencoder")),
         )
 
-    def _record(self, run: "Run", done: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, run: Run, done: dict[str, Any]) -> dict[str, Any]:
         """What the model card says about the training."""
         environment, config = run_folder.read_environment(run.run_dir), run.config
         adversarial = group(config, self, "adversarial")
@@ -194,7 +185,7 @@ class AutoencoderRecipe(Recipe):
             "loss": asdict(group(config, self, "loss")),
             "equivariance": asdict(group(config, self, "equivariance")),
             "adversarial": asdict(adversarial) if adversarial.weight else None,
-            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
             "commit": environment["commit"],
             "hdm_lightning": environment["hdm_lightning"],
         }

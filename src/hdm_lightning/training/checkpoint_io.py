@@ -33,7 +33,7 @@ class DamagedCheckpoint(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        hint = "take another checkpoint of the run; `hdm-train` itself goes on from the newest one that is whole"
+        hint = "take another checkpoint of the run; `hdm-train` itself resumes from the newest one that is whole"
         super().__init__(f"is damaged: {reason}", where=str(path), hint=hint)
         self.reason = reason
 
@@ -143,24 +143,11 @@ def is_intact(path: Path) -> bool:
     return True
 
 
-def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is intact; newer ones are set aside. None where there has been none.
-
-    Raises:
-        UserError: there have been some, and all are damaged.
-    """
-    for path in reversed(checkpoints_in(folder)):
-        if is_intact(path):
-            return path
-    require_some(folder)
-    return None
-
-
 def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged checkpoint, so that it is neither resumed from nor lost, and say so."""
     aside = path.with_name(path.name + DAMAGED)
     path.replace(aside)
-    print(f"{path} is damaged ({reason}): kept as {aside.name}, going on from the one before it", flush=True)
+    print(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it", flush=True)
 
 
 def require_some(folder: Path) -> None:

@@ -8,7 +8,8 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_type_hints
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
@@ -31,37 +32,56 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 def parse(kind: type[Any], values: Any, where: str) -> Any:
-    """A pydantic dataclass from plain values.
+    """A dataclass from plain values, by its annotations.
 
     Raises:
         UserError: naming the key below `where`: unknown, missing, of a wrong type or out of range.
     """
-    if not isinstance(values, Mapping):
-        hint = f"give its keys, {where}.KEY=VALUE; `--cfg job` shows the whole configuration"
-        raise UserError(f"{values!r} is no group of keys", where=where, hint=hint)
+    _refuse_unknown(kind, values, where)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise _as_user_error(error, where, kind) from error
+        raise _as_user_error(error.errors()[0], where) from error
 
 
-UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
+    """Refuse keys that no field has, here and in nested groups: a dataclass of the standard library would drop them."""
+    if get_origin(kind) is dict and isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_unknown(get_args(kind)[1], value, f"{where}.{key}")
+    if not is_dataclass(kind):
+        return
+    if not isinstance(values, Mapping):
+        hint = f"give its keys, {where}.KEY=VALUE; `--cfg job` shows the whole configuration"
+        raise UserError(f"{values!r} is no group of keys", where=where, hint=hint)
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise UserError(f"unknown key '{key}'", where=path, hint=did_you_mean(str(key), hints))
+        _refuse_unknown(hints[key], value, path)
 
 
-def _as_user_error(error: ValidationError, where: str, kind: Any = None) -> UserError:
-    first = min(error.errors(), key=lambda each: each["type"] not in UNKNOWN)
+HINTS = {
+    "greater_than": "give more than {gt:g}",
+    "greater_than_equal": "give {ge:g} or more",
+    "less_than": "give less than {lt:g}",
+    "less_than_equal": "give {le:g} or less",
+    "literal_error": "give {expected}",
+}
+"""By pydantic's name of a mistake."""
+
+
+def _as_user_error(first: Any, where: str) -> UserError:
+    """A mistake as pydantic describes it, with its key below `where`."""
     steps = [step for step in first["loc"] if isinstance(step, str) and not step.startswith("function-")]
     key = ".".join([each for each in (where, *steps) if each])
-    if first["type"] in UNKNOWN:
-        for step in steps[:-1]:
-            kind = get_type_hints(kind).get(step)
-        known = inspect.signature(kind).parameters if callable(kind) else ()
-        return UserError(f"unknown key '{steps[-1]}'", where=key, hint=did_you_mean(steps[-1], known))
     if first["type"] in ("missing", "missing_argument") or first["input"] == "???":
         return UserError("a value is required and none was given", where=key, hint=f"give one: {key}=VALUE")
     given = in_one_line(repr(first["input"])[:80])
     told = first["msg"].replace("Input should", "it should").removeprefix("Value error, ")
-    return UserError(f"is {given}: {told}", where=key, hint="give such a value; `--cfg job` shows the configuration")
+    hint = HINTS.get(first["type"], "give such a value; `--cfg job` shows the configuration")
+    return UserError(f"is {given}: {told}", where=key, hint=hint.format(**first.get("ctx", {})))
 
 
 def has_target(node: Any) -> bool:
@@ -190,19 +210,8 @@ def _check_types(config: DictConfig, path: str, target: Callable[..., Any], give
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            raise _as_user_error(_first_alternative(error), _written(config, f"{path}.{key}")) from error
-
-
-def _first_alternative(error: ValidationError) -> ValidationError:
-    """The error without the names of the alternatives of a union in its place."""
-    first = error.errors()[0]
-    line: Any = {
-        "type": "value_error",
-        "loc": (),
-        "input": first["input"],
-        "ctx": {"error": first["msg"].replace("Input should", "it should")},
-    }
-    return ValidationError.from_exception_data(error.title, [line])
+            first = {**error.errors()[0], "loc": ()}  # without the name of the alternative of a union
+            raise _as_user_error(first, _written(config, f"{path}.{key}")) from error
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a run has left on disk and what it is to go on with: whether the one still belongs to the other."""
+"""What a run has left on disk and what it is to continue with: whether the two still belong together."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from hdm_lightning.encoders.sources import same_model
+from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.record import present_spelling, recorded_values
-from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.former_keys import present_spelling
+from hdm_lightning.training.recorded import read_recorded, recorded_values
 from hdm_lightning.training.rewind import newest_position
 from hdm_lightning.training.stages import StagePlan
 
@@ -30,7 +30,7 @@ MOVED = "; if the model has only moved, write its new place into "
 
 
 def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
-    """What a run has left on disk can be gone on from with these settings.
+    """What a run has left on disk can be resumed with these settings.
 
     Args:
         config: of now.
@@ -88,11 +88,11 @@ def _check_kept(run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterabl
 def _another(now: DictConfig, run_dir: Path) -> str:
     if "schedule" in now:
         return "init= starts a new run from a model's weights"
-    return f"autoencoder.source={run_dir / run_folder.FINAL} starts a new run from a trained autoencoder"
+    return f"{run_folder.way_on(now, run_dir)} starts a new run from a trained autoencoder"
 
 
 def _may_be(key: str, before: Any, now: Any) -> bool:
-    """Whether a run that began with one value of a key can go on with the other."""
+    """Whether a run that began with one value of a key can continue with the other."""
     if key in (WHITENED, ADVERSARIAL):  # measured once, on however many captions; another weight is the same networks
         return bool(before) == bool(now)
     if key == AVERAGES:  # one of another half-life starts from the nearest
@@ -115,12 +115,8 @@ def _check_finished(run_dir: Path, began: DictConfig, now: DictConfig, course: I
                 raise UserError(
                     f"the training in {run_dir} is over and had {before}; {present} would change nothing",
                     where=key,
-                    hint=f"restore it, or start another run by another name=: {_from(now, run_dir)}",
+                    hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
                 )
-
-
-def _from(now: DictConfig, run_dir: Path) -> str:
-    return f"init={run_dir}" if "schedule" in now else f"autoencoder.source={run_dir / run_folder.FINAL}"
 
 
 def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.encoders.autoencoder_folder import locate_autoencoder, read_config
-from hdm_lightning.encoders.pretrained import UNREADABLE, read_transformer_config
-from hdm_lightning.encoders.sources import locate_model
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
+from hdm_lightning.encoders.vae_folder import locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
@@ -18,9 +16,8 @@ from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.initial_weights import find_weights
-from hdm_lightning.training.optimization.parameter_groups import RULES
-from hdm_lightning.training.recipe import with_stage
-from hdm_lightning.training.settings import model_config_from
+from hdm_lightning.training.recorded import model_config_from
+from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
 
 
@@ -40,14 +37,12 @@ def check(
     """
     first = with_stage(config, plans[0])
     model = _check_model(first)
-    _check_limits(first)
     _check_averages(first)
     for plan in plans:
         stage = with_stage(config, plan)
         check_call(stage, "data", supplied=["tokenizer"])
         supplied = ("network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler")
         check_call(stage, "module", supplied=supplied)
-        _check_rule(stage)
         _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
@@ -68,40 +63,17 @@ def _check_model(config: DictConfig) -> XUTConfig | None:
     return model_config_from(values)
 
 
-def _check_limits(config: DictConfig) -> None:
-    """What the frozen encoders take at once is at least something."""
-    for where in ("text_encoder.max_tokens", "vae.max_pixels"):
-        limit = plain(config, where)
-        if isinstance(limit, int) and limit < 1:
-            raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
-
-
 def _check_averages(config: DictConfig) -> None:
     averages = plain(config, "callbacks").get("weight_averages") if config.callbacks else None
     if averages:
         check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
 
 
-def _check_rule(config: DictConfig) -> None:
-    rule = plain(config, "module").get("rule")
-    if rule is not None and rule not in RULES:
-        known = ", ".join(RULES)
-        raise UserError(f"'{rule}' is none of {known}", where="module.rule", hint=f"module.rule={next(iter(RULES))}")
-
-
 def _check_data(config: DictConfig) -> None:
     """The streams exist and have samples; reads indices, no shard."""
     if target_of(config.data, "data") is ShardDataModule:
-        data = build(config, "data", tokenizer=_NoTokens())
+        data = build(config, "data", tokenizer=lambda caption: ([0], 1))
         data.prepare()
-
-
-class _NoTokens:
-    """Stands in for a tokenizer whose vocabulary is not needed."""
-
-    def bind(self, context_length: int) -> Any:
-        """A function that says nothing of a caption."""
-        return lambda caption: ([0] * context_length, 1)
 
 
 def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:

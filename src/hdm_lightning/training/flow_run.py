@@ -1,40 +1,103 @@
 """The training of a network (`hdm-train`): what its configuration must say, what it builds and leaves behind."""
 
 import math
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
+from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.samples import stream
+from hdm_lightning.encoders.base import TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.sources import TextEncoderSource
-from hdm_lightning.encoders.whitening import TextWhitening, WhitenedTextEncoder
-from hdm_lightning.generation.final_folder import save_final
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
+from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.composition import build, parse, plain
-from hdm_lightning.training.groups import Guard, Hardware, Schedule, Validation
+from hdm_lightning.training.composition import build, plain
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
-from hdm_lightning.training.model_flops import stage_flops
+from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.recipe import COMMON, Recipe, with_stage
-from hdm_lightning.training.record import recorded_values
-from hdm_lightning.training.stages import StagePlan, StageSettings, plan_stages
+from hdm_lightning.training.recorded import recorded_values
+from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
+from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, Validation, plan_stages
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
-from hdm_lightning.training.tensorboard_page import FOLDER, Layout, flat_settings, flow_layout, write_row
-from hdm_lightning.training.whitening import PROJECTION, folded, run_whitening, unfolded
+from hdm_lightning.whole_files import write_atomically
 
-if TYPE_CHECKING:
-    from hdm_lightning.training.schedule import Run
+CAPTIONS_AT_ONCE = 256
+PROJECTION = ("text_projection.weight", "text_projection.bias")
+
+
+def run_whitening(
+    run_dir: Path, captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device
+) -> TextWhitening | None:
+    """The run's whitening, measured by the first process if the run's folder has none; None where it is off.
+
+    Args:
+        run_dir: the run's folder.
+        captions: how many are measured; 0 turns the whitening off.
+        encoder: with the tokenizer of its captions.
+        samples: the first stage's training stream, in whose order captions are taken.
+        device: where to encode them.
+    """
+    if not captions:
+        return None
+    path = run_dir / run_folder.WHITENING
+    if processes.rank() == 0 and not path.exists():
+        content = _measure(captions, encoder, samples, device).to_bytes()
+        write_atomically(path, lambda file: file.write(content))
+    processes.barrier()
+    return TextWhitening.load(path)
+
+
+def folded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
+    """A network's state dict for whitened states as one for plain states."""
+    if whitening is None:
+        return state
+    return {**state, **dict(zip(PROJECTION, whitening.fold(*(state[name] for name in PROJECTION)), strict=True))}
+
+
+def unfolded(state: dict[str, Tensor], whitening: TextWhitening | None) -> dict[str, Tensor]:
+    """A network's state dict for plain states as one for whitened states."""
+    if whitening is None:
+        return state
+    return {**state, **dict(zip(PROJECTION, whitening.unfold(*(state[name] for name in PROJECTION)), strict=True))}
+
+
+def _measure(captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device) -> TextWhitening:
+    encoder.to(device)
+    tokenizer: Any = encoder.tokenizer
+    # The training itself will note the bad ones.
+    read = stream(replace(samples, quarantine=None), tokenizer.bind(samples.context_length), stop=captions)
+    rows: list[Tensor] = []
+    found = ((sample.tokens, sample.length) for sample in read if sample.weight)
+    while batch := list(islice(found, CAPTIONS_AT_ONCE)):
+        rows.append(_states(encoder, batch, device))
+    return TextWhitening.measure(torch.cat(rows))
+
+
+@torch.no_grad()
+def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: torch.device) -> Tensor:
+    """States (N,D) of the true tokens of captions."""
+    tokens = torch.tensor([one for one, _ in batch], device=device)
+    lengths = torch.tensor([length for _, length in batch], device=device)
+    states = encoder.encode(tokens, lengths)
+    real = torch.arange(tokens.shape[1], device=device) < lengths.unsqueeze(1)
+    return states[real].float().cpu()
+
 
 KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
 KEPT_TOO = "text_encoder.whiten_captions"
@@ -58,10 +121,7 @@ class FlowRecipe(Recipe):
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
         """The stages of `schedule`."""
-        schedule = parse(Schedule, plain(config, "schedule"), "schedule")
-        stages = schedule.stages.items()
-        schedule.stages = {name: parse(StageSettings, each, f"schedule.stages.{name}") for name, each in stages}
-        return plan_stages(schedule, world_size)
+        return plan_stages(group(config, self, "schedule"), world_size)
 
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
         """See `flow_checks`."""
@@ -69,7 +129,7 @@ class FlowRecipe(Recipe):
 
     # Building
 
-    def build(self, run: "Run") -> nn.Module:
+    def build(self, run: Run) -> nn.Module:
         """Encoders, whitening and network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
@@ -86,7 +146,7 @@ class FlowRecipe(Recipe):
         run.parts["whitening"] = whitening
         return fresh_network(run.config)
 
-    def begin(self, run: "Run") -> None:
+    def begin(self, run: Run) -> None:
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
         network, report = first_network(run.config, run.parts["whitening"])
         if report is not None and processes.rank() == 0 and "init" not in run.parts:
@@ -95,7 +155,7 @@ class FlowRecipe(Recipe):
         run.parts["init"] = report
         load_weights(run.network, network.state_dict())
 
-    def module_arguments(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+    def module_arguments(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """The network, prepared for the stage, and the encoders."""
         compiled = bool(plain(run.config, "hardware.compile"))
         if isinstance(run.network, XUT):
@@ -106,11 +166,11 @@ class FlowRecipe(Recipe):
         parts = run.parts
         return {"network": run.network, "text_encoder": parts["text_encoder"], "autoencoder": parts["autoencoder"]}
 
-    def data_arguments(self, run: "Run") -> dict[str, Any]:
+    def data_arguments(self, run: Run) -> dict[str, Any]:
         """The tokenizer of the text encoder."""
         return {"tokenizer": run.parts["text_encoder"].tokenizer}
 
-    def values(self, run: "Run", plan: StagePlan) -> dict[str, Any]:
+    def values(self, run: Run, plan: StagePlan) -> dict[str, Any]:
         """What the stages after this one cost, in samples of this stage, by the network's operations."""
         if not isinstance(run.network, XUT):
             return {"samples_after": float(sum(each.samples for each in run.plans[plan.number :]))}
@@ -134,7 +194,7 @@ class FlowRecipe(Recipe):
         metrics = _checkpoint_callback(trainer).metrics
         return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
 
-    def export(self, run: "Run", checkpoint: Path) -> None:
+    def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with all that drawing needs."""
         if processes.rank() == 0:
             export_pipeline(run, read_checkpoint(checkpoint))
@@ -175,7 +235,7 @@ def _short(name: str) -> str:
     return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
-def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
+def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     """Write `final/` from the last checkpoint of the last stage."""
     config, last = run.config, run.plans[-1].settings
     if not isinstance(run.network, XUT):
@@ -206,7 +266,7 @@ def export_pipeline(run: "Run", checkpoint: dict[str, Any]) -> None:
     )
 
 
-def _record(run: "Run") -> dict[str, Any]:
+def _record(run: Run) -> dict[str, Any]:
     """What the model card says about the training."""
     stages = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
     environment = run_folder.read_environment(run.run_dir)
@@ -214,7 +274,7 @@ def _record(run: "Run") -> dict[str, Any]:
         "name": str(run.config.name),
         "seed": int(run.config.seed),
         "samples": sum(stage["samples"] for stage in stages),
-        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).seconds_spent(), 1),
+        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
         "stages": stages,
         "resolution": run.plans[-1].settings.resolution,
         "commit": environment["commit"],
@@ -222,15 +282,14 @@ def _record(run: "Run") -> dict[str, Any]:
     }
 
 
-def write_hparams(run: "Run") -> None:
+def write_hparams(run: Run) -> None:
     """Write the run's row for TensorBoard's HParams page, over an earlier one."""
     done = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
-    events = Ledger(run.run_dir / run_folder.LEDGER, writes=False).events()
+    book = Ledger(run.run_dir / run_folder.LEDGER, writes=False)
     losses = {name: value for name, value in done[-1]["validation"].items() if math.isfinite(value)}
     outcome = {
         **{f"validation_loss_{name}": value for name, value in losses.items()},
         "samples": float(sum(stage["samples"] for stage in done)),
-        "device_hours": sum(event.get("device_hours", 0.0) for event in events),
-        "cost_usd": sum(event.get("cost_usd", 0.0) for event in events),
+        **{key: book.spent(key) for key in ("device_hours", "cost_usd")},
     }
     write_row(run.run_dir / FOLDER, flat_settings(recorded_values(run.config)), outcome, int(outcome["samples"]))

@@ -1,8 +1,12 @@
-"""Devices, precision and strategy: what `auto` means on the machine at hand."""
+"""Devices, precision and strategy: what `auto` means on the machine at hand; memory and messages of its libraries."""
 
+import ctypes
+import logging
 import os
 import platform
 import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,43 @@ from omegaconf import DictConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
 from hdm_lightning.training.composition import plain
-from hdm_lightning.training.host_memory import keep_freed_memory
 from hdm_lightning.version import __version__
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+MMAP_THRESHOLD_BYTES = 1 << 30
+TRIM_THRESHOLD_BYTES = (1 << 31) - 1
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed host memory for the next step; returns whether that was possible (Linux with glibc).
+
+    glibc maps every block above 128 KiB (later up to 32 MiB) anew and unmaps it when it is freed, so that a step on a
+    CPU spends a good part of its time in page faults. With high thresholds the heap is reused.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    changed = [
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+    ]
+    return all(changed)
+
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.distributed.launcher.api", "torch.distributed.elastic")
+
+
+def quiet_libraries() -> None:
+    """Lower the level of chatty loggers and pass over warnings that a user of a command cannot act on."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("lightning", "torch"):
+        warnings.filterwarnings("ignore", category=UserWarning, module=module)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+
 
 FLOAT16 = "16-mixed"
 PRECISIONS = ("32-true", "bf16-mixed", FLOAT16)

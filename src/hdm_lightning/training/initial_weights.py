@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.autoencoder_folder import WEIGHTS
+from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
@@ -38,7 +38,7 @@ class InitReport:
         missing: not in the file; they keep their fresh initialisation.
         reshaped: in the file with another shape; they keep their fresh initialisation.
         unused: in the file but not in the network.
-        wiring: fields of the wiring in which the file's network differs from this one, as told for each.
+        wiring: fields of the wiring in which the file's network differs from this one, as described for each.
     """
 
     source: str
@@ -113,7 +113,7 @@ def find_weights(source: str) -> Path:
 
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
-    """How the file's network is wired where this one is not, as far as the file or its folder tells."""
+    """How the file's network is wired where this one is not, as far as the file or its folder states it."""
     if find_prefix(tensors) is not None:
         wired: Mapping[str, Any] = PUBLISHED
     elif (place := holding(path)) is not None:

@@ -1,4 +1,4 @@
-"""A whole training command: all checks first, then one process per device."""
+"""A training command before its first process: which kind of training it is, and everything that can be checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.composition import check_call, has_target, plain
-from hdm_lightning.training.launch import launch
-from hdm_lightning.training.outside_launch import outside_world_size
-from hdm_lightning.training.recipe import Recipe, group, recipe_of, with_stage
+from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.world import outside_world_size
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,17 @@ class Job:
         """The run's folder."""
         return Path(self.config.run_dir)
 
-    def is_finished(self) -> bool:
-        """Whether the run has done all stages of its schedule and exported its result."""
-        return run_folder.is_finished(self.run_dir) and all(
-            run_folder.stage_is_done(self.run_dir, plan) for plan in self.plans
-        )
+    def order(self) -> dict[str, Any]:
+        """What `schedule.run_schedule` is called with, in whatever process."""
+        return {"config": OmegaConf.to_yaml(self.config)}
+
+
+def recipe_of(config: DictConfig) -> Recipe:
+    """The kind of training that a configuration describes."""
+    from hdm_lightning.training.autoencoder_run import AutoencoderRecipe  # noqa: PLC0415 (diffusers takes seconds)
+    from hdm_lightning.training.flow_run import FlowRecipe  # noqa: PLC0415 (transformers takes seconds)
+
+    return FlowRecipe() if "schedule" in config else AutoencoderRecipe()
 
 
 def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
@@ -132,18 +137,3 @@ def _left_out(groups: str, config: DictConfig) -> set[str]:
     files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
     usual = {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))}
     return {name for name in usual if name in config.callbacks and not has_target(config.callbacks[name])}
-
-
-def run_job(job: Job) -> int:
-    """Train; returns the exit status (0, 143 after a signal, 130 after Ctrl-C)."""
-    from hdm_lightning.training.worker import work  # noqa: PLC0415 (imports Lightning's trainer, seconds)
-
-    if job.is_finished():
-        final = job.run_dir / run_folder.FINAL
-        way = f"init={job.run_dir}" if "schedule" in job.config else f"autoencoder.source={final}"
-        print(
-            f"{job.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
-            f"needs another name=; {way} starts it from this result",
-            flush=True,
-        )
-    return launch(work, {"config": OmegaConf.to_yaml(job.config)}, job.processes)

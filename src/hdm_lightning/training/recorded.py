@@ -1,34 +1,70 @@
-"""A run's config.yaml as data: read as plain values, of which none is resolved, imported, run or written to.
+"""A run's config.yaml: what is written of a composed configuration, and how it is read back, as plain data.
 
-A run's folder may come from somebody else, and what stands in its configuration with it. Everything that reads one
-back goes through here.
+A run's folder may come from somebody else, and what stands in its configuration with it: of what is read nothing is
+resolved, imported, run or written to, and only the fields of `TrainSettings` are looked at.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.rules import StreamConfig
-from hdm_lightning.data.sources import Source, expanded
-from hdm_lightning.data.storage import is_local
-from hdm_lightning.errors import UserError
-from hdm_lightning.training.settings import TrainSettings, train_settings_from
-from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.training.composition import OF_HYDRA, parse
+from hdm_lightning.training.former_keys import present_spelling
+from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, Validation, settings
 
-RETIRED = (("text_encoder", "max_batch"), ("vae", "max_batch"))
-"""Keys that runs of earlier versions have in their config.yaml, and that changed nothing in what they learned."""
-
-Sources = tuple[Source, ...]
 LARGEST_BYTES = 1_000_000
-MOST_ADDRESSES = 1_000_000
 WHERE_FROM = "look where the folder comes from"
+OTHERS = ("module", "lr_scheduler", "stage", "logger", "hydra")
+"""Groups that say nothing to who builds no trainer."""
+RETIRED = {"text_encoder": "max_batch", "vae": "max_batch"}
+"""Keys that runs of earlier versions have, and that changed nothing in what they learned."""
+_ABSENT = object()
+
+
+# Writing
+
+
+def recorded_values(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, without what follows from a stage: `schedule.stages` says that."""
+    values = _plain(config, "")
+    assert isinstance(values, dict)
+    return {key: value for key, value in values.items() if key != "hydra"}
+
+
+def recorded_text(config: DictConfig) -> str:
+    """The same as YAML, as config.yaml in a run's folder has it."""
+    return OmegaConf.to_yaml(OmegaConf.create(recorded_values(config)))
+
+
+def _plain(config: Any, path: str) -> Any:
+    node = OmegaConf.select(config, path) if path else config
+    if OmegaConf.is_dict(node):
+        found = {str(key): _leaf(config, f"{path}.{key}" if path else str(key), node, key) for key in node}
+        return {key: value for key, value in found.items() if value is not _ABSENT}
+    if OmegaConf.is_list(node):
+        return OmegaConf.to_container(node, resolve=True)
+    return node
+
+
+def _leaf(config: Any, path: str, node: Any, key: Any) -> Any:
+    """A value filled in; `_ABSENT` where it is missing or depends on a stage."""
+    try:
+        raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
+        if OmegaConf.is_missing(node, key) or (isinstance(raw, str) and "${stage." in raw):
+            return _ABSENT
+        return _plain(config, path)
+    except OmegaConfBaseException:
+        return _ABSENT
+
+
+# Reading
 
 
 def read_recorded(file: Path) -> dict[str, Any]:
@@ -72,92 +108,6 @@ def _parsed(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def recorded_settings(file: Path) -> TrainSettings:
-    """The settings of a run of `hdm-train`, also where an earlier version wrote them; see `RETIRED`.
-
-    Raises:
-        UserError: as `read_recorded`, or naming the key that is wrong.
-    """
-    plain = read_recorded(file)
-    for group, key in RETIRED:
-        if isinstance(plain.get(group), dict):
-            plain[group].pop(key, None)
-    return train_settings_from(plain)
-
-
-def recorded_training_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
-    """The training stream of a recorded run, or its rules for the sources `given`.
-
-    Raises:
-        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
-    """
-    return _harmless(_recorded_data(settings, plan, settings.validation.seed).training_stream, given, "--train-data")
-
-
-def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
-    """The validation stream of a recorded run in the order of its seed, or its rules for the sources `given`.
-
-    Raises:
-        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
-    """
-    data = _recorded_data(settings, plan, settings.seed)
-    stream = replace(data.validation_stream, crop=data.training_stream.crop, captions=data.training_stream.captions)
-    return _harmless(stream, given, "--data")
-
-
-_TAKEN = ("train", "validation", "crop", "captions", "lanes", "window", "max_bad_share", "bad_patience")
-"""Of the recorded arguments of the data; where files are written to, and how many processes read, is decided here."""
-
-
-def _recorded_data(settings: TrainSettings, plan: StagePlan, validation_seed: int) -> ShardDataModule:
-    stage = plan.settings
-    recorded = {**settings.data, **stage.data}
-    return ShardDataModule(
-        **{key: recorded[key] for key in _TAKEN if key in recorded},
-        resolution=stage.resolution,
-        batch_size=stage.micro_batch_size,
-        samples_per_step=stage.batch_size,
-        context_length=stage.context_length,
-        seed=settings.seed,
-        stage=plan.name,
-        validation_seed=validation_seed,
-        tokenizer=_no_tokens,
-        num_workers=0,
-    )
-
-
-def _no_tokens(caption: str) -> tuple[list[int], int]:
-    """Stands in for a tokenizer where nothing is trained on."""
-    return [0], 1
-
-
-def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> StreamConfig:
-    """The stream, which writes nothing, and reads from what the user gives or from folders and http(s) addresses.
-
-    Other addresses run commands (`pipe:`) or whatever an fsspec chain stands for.
-    """
-    stream = replace(stream, workers=0, quarantine=None, cache_dir=None, memory_cache_gb=0.0)
-    if given is not None:
-        return replace(stream, sources=given)
-    for address in (address for source in stream.sources for address in _addresses(source)):
-        if not (is_local(address) or address.startswith(("http://", "https://"))):
-            raise UserError(
-                f"the run's configuration names {address[:200]!r}; of what is recorded, only folders and http(s) "
-                "addresses are opened",
-                where=option,
-                hint=f"name the shards yourself: {option} FOLDER_OR_ADDRESS",
-            )
-    return stream
-
-
-def _addresses(source: Source) -> Iterator[str]:
-    """Every address that a source leads to."""
-    for pattern in source.urls:
-        yield from islice(expanded(pattern), MOST_ADDRESSES)
-    if source.index is not None:
-        yield source.index
-
-
 def _texts(value: Any) -> Iterator[str]:
     """All keys and texts of plain values."""
     if isinstance(value, dict):
@@ -169,3 +119,101 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
     elif isinstance(value, str):
         yield value
+
+
+# Fields
+
+
+@settings
+class TextEncoderSettings:
+    """Arguments of `load_text_encoder`, and on how many captions its states were whitened."""
+
+    name: str = ""
+    layer: int = -1
+    dtype: str = "auto"
+    max_tokens: int = 65_536
+    cache_size: Interval = 0
+    whiten_captions: Interval = 0
+
+
+@settings
+class VaeSettings:
+    """Arguments of `load_autoencoder`, and the command that trains the one meant."""
+
+    name: str = ""
+    dtype: str = "auto"
+    max_pixels: int = 5_500_000
+    cache_size: Interval = 0
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    made_by: str | None = None
+
+
+@settings
+class TrainSettings:
+    """The plain fields of a run of `hdm-train`, for commands that read one and build none of its parts.
+
+    Attributes:
+        model: the fields of `XUTConfig`.
+        data: plain arguments of `ShardDataModule`.
+        optimizer, trainer, callbacks: as composed; no `_target_` is called.
+    """
+
+    model: dict[str, Any]
+    schedule: Schedule
+    name: str = "train"
+    run_dir: str = ""
+    seed: int = 0
+    resume: str = "auto"
+    init: str | None = None
+    text_encoder: TextEncoderSettings = field(default_factory=TextEncoderSettings)
+    vae: VaeSettings = field(default_factory=VaeSettings)
+    data: dict[str, Any] = field(default_factory=dict)
+    validation: Validation = field(default_factory=Validation)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    hardware: Hardware = field(default_factory=Hardware)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    guard: Guard = field(default_factory=Guard)
+
+    def callback(self, name: str) -> dict[str, Any]:
+        """The keys of a callback, none where it is left out."""
+        return dict(self.callbacks.get(name) or {})
+
+
+def train_settings_from(config: DictConfig | Mapping[str, Any]) -> TrainSettings:
+    """The fields of a composed configuration, or of one that a run of whatever version has recorded.
+
+    Raises:
+        UserError: naming the key: unknown, missing, or with a wrong value.
+    """
+    recorded = recorded_values(config) if isinstance(config, DictConfig) else config
+    values: Any = OmegaConf.to_container(present_spelling(recorded), resolve=False)
+    for group in ("text_encoder", "vae", "model", "data"):
+        if isinstance(values.get(group), dict):
+            dropped = (*OF_HYDRA, RETIRED.get(group))
+            values[group] = {key: value for key, value in values[group].items() if key not in dropped}
+    found: TrainSettings = parse(TrainSettings, {key: values[key] for key in values if key not in OTHERS}, "")
+    return found
+
+
+def recorded_settings(file: Path) -> TrainSettings:
+    """The settings of a run of `hdm-train`, also where an earlier version wrote them.
+
+    Raises:
+        UserError: as `read_recorded`, or naming the key that is wrong.
+    """
+    return train_settings_from(read_recorded(file))
+
+
+def model_config_from(model: Mapping[str, Any]) -> XUTConfig:
+    """The network's config from the `model` group, unknown keys and wrong values named."""
+    known = list(XUTConfig.__dataclass_fields__)
+    fields = {key: value for key, value in model.items() if key not in OF_HYDRA}
+    for key in fields:
+        if key not in known:
+            raise UserError(f"unknown key '{key}'", where=f"model.{key}", hint=did_you_mean(key, known))
+    try:
+        return XUTConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="model", hint="see conf/model/ for complete examples") from error

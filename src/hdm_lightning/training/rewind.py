@@ -1,4 +1,4 @@
-"""Where a start of a stage goes on: from which checkpoint, and past which samples after a loss that went wrong.
+"""Where a start of a stage resumes: from which checkpoint, and past which samples after a loss that went wrong.
 
 `rewinds.jsonl` in a stage's folder has a line for each rewind. A checkpoint notes how many lines there were
 when the fit that wrote it began; a line that came later and goes back behind the checkpoint supersedes it.
@@ -21,8 +21,8 @@ from hdm_lightning.training.checkpoint_io import (
     require_some,
     set_aside,
 )
-from hdm_lightning.training.json_lines import append_line, read_lines
 from hdm_lightning.training.modules.resumable_module import KEY
+from hdm_lightning.whole_files import append_line, read_lines
 
 RECORD = "rewinds.jsonl"
 
@@ -32,9 +32,9 @@ class Rewind:
     """One line of the record.
 
     Attributes:
-        reason: what had gone wrong.
+        reason: what had happened.
         step: the optimizer step at which it showed.
-        checkpoint_step: the step that the stage goes on from; 0 is its beginning.
+        checkpoint_step: the step that the stage resumes from; 0 is its beginning.
         first: position of the first sample that is skipped.
         end: position after the last one.
         skipped: samples skipped before the next step by this and all earlier rewinds.

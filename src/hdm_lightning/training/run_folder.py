@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, is_intact
 from hdm_lightning.training.stages import StagePlan
@@ -13,7 +15,6 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
-QUARANTINE = "quarantine.jsonl"
 ENVIRONMENT = "environment.json"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
@@ -75,6 +76,11 @@ def is_finished(run_dir: Path) -> bool:
     """
     written = {name for name in (*DESCRIPTIONS, "README.md") if (run_dir / FINAL / name).exists()}
     return "README.md" in written and len(written) > 1
+
+
+def way_on(config: DictConfig, run_dir: Path) -> str:
+    """What starts another run from the result of a finished one."""
+    return f"init={run_dir}" if "schedule" in config else f"autoencoder.source={run_dir / FINAL}"
 
 
 def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> None:

@@ -1,14 +1,14 @@
-"""A schedule of stages inside one process: one Lightning fit after another, each from what the one before left."""
+"""A run in one process: for each stage data, module, callbacks and trainer, a fit, and at the end the export."""
 
 import gc
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from omegaconf import DictConfig
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
 from torch import nn
 
 from hdm_lightning.errors import UserError
@@ -17,11 +17,9 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
-from hdm_lightning.training.callbacks.weight_averages import WeightAverages, averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.composition import build
-from hdm_lightning.training.recipe import Recipe, with_stage
-from hdm_lightning.training.record import recorded_text
+from hdm_lightning.training.job import recipe_of
+from hdm_lightning.training.recorded import recorded_text
 from hdm_lightning.training.rewind import (
     RECORD,
     StartPoint,
@@ -31,57 +29,70 @@ from hdm_lightning.training.rewind import (
     start_point,
     write_rewind,
 )
-from hdm_lightning.training.stage_parts import stage_callbacks, stage_loggers, stage_trainer
+from hdm_lightning.training.run_recipe import Run, group
+from hdm_lightning.training.stage_parts import (
+    stage_callbacks,
+    stage_config,
+    stage_data,
+    stage_loggers,
+    stage_module,
+    stage_trainer,
+)
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
+from hdm_lightning.training.worker import working
 from hdm_lightning.whole_files import write_json, write_text
 
 
-@dataclass
-class Run:
-    """What the stages of a run have in common.
+def run_schedule(order: dict[str, Any]) -> int:
+    """One process of a run: every stage that is not done yet, then the export; returns the exit status.
 
-    Attributes:
-        config: the composed configuration, interpolations of `stage` included.
-        recipe: the kind of training.
-        plans: the stages.
-        run_dir: the run's folder.
-        rewinds: how often a stage may go back.
-        carry_moments: whether a stage begins with the optimizer's moments of the one before.
-        network: what is trained; on the CPU between stages, a sharded one on its devices.
-        parts: what else the recipe has built.
+    Args:
+        order: `config`, the composed configuration as YAML with its interpolations.
+
+    Raises:
+        UserError: see `worker.working` and `fit_stage`.
     """
-
-    config: DictConfig
-    recipe: Recipe
-    plans: list[StagePlan]
-    run_dir: Path
-    rewinds: int
-    carry_moments: bool
-    network: nn.Module = field(init=False)
-    parts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_trial(self) -> bool:
-        """Whether this is a `fast_dev_run`, which leaves nothing behind."""
-        return bool(self.config.trainer.get("fast_dev_run"))
-
-
-def run_schedule(run: Run) -> None:
-    """Run every stage that is not done yet, then export."""
-    if run.is_trial:
-        for plan in run.plans:
+    config = OmegaConf.create(order["config"])
+    with working(config) as outcome:
+        recipe = recipe_of(config)
+        plans, rewinds = recipe.plans(config, processes.world_size()), group(config, recipe, "guard").rewinds
+        carry = bool(OmegaConf.select(config, "schedule.carry_moments"))
+        run = Run(config, recipe, plans, Path(config.run_dir), rewinds, carry)
+        run.network = recipe.build(run)
+        for plan in pending_stages(run):
             fit_stage(run, plan)
+        export(run)
+    return outcome.status
+
+
+def pending_stages(run: Run) -> Iterator[StagePlan]:
+    """Each stage when it is its turn, the same on every process; one that is done already has none."""
+    if run.is_trial:
+        yield from run.plans
         return
     find = partial(run_folder.next_stage, run.run_dir, run.plans)
-    while (pending := processes.decided_by_first(find)) is not None:
+    pending = processes.decided_by_first(find)
+    if pending is None and processes.rank() == 0 and run_folder.is_finished(run.run_dir):
+        print(
+            f"{run.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
+            f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result",
+            flush=True,
+        )
+    while pending is not None:
         describe(run)
-        fit_stage(run, pending)
-    end = run_folder.stage_end(run.run_dir, run.plans[-1])
-    assert end is not None
-    run.recipe.export(run, end)
-    processes.barrier()
+        yield pending
+        pending = processes.decided_by_first(find)
+
+
+def export(run: Run) -> None:
+    """Write the result; a trial has none."""
+    if not run.is_trial:
+        end = run_folder.stage_end(run.run_dir, run.plans[-1])
+        assert end is not None
+        run.recipe.export(run, end)
+        processes.barrier()
 
 
 def describe(run: Run) -> None:
@@ -101,7 +112,11 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
     while True:
         start = processes.decided_by_first(partial(begin, run, plan))
         before = _before(run, plan) if start.checkpoint is None else None
-        data, module, trainer = prepare_fit(run, plan, start, before)
+        config = stage_config(run, plan, start)
+        data = stage_data(run, config, start.consumed(plan.settings.batch_size))
+        module = stage_module(run, config, plan)
+        callbacks = stage_callbacks(run, config, start, before)
+        trainer = stage_trainer(run, config, callbacks, stage_loggers(run, config, module, plan, start))
         stop_if_asked("between two stages")
         began = time.monotonic()
         try:
@@ -113,7 +128,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
             report_profile(trainer)
             _finish(run, plan, trainer, module, time.monotonic() - began)
             return
-        del data, module, trainer, before
+        del data, module, callbacks, trainer, before
         gc.collect()  # the trainer that failed, its optimizer and its data workers, before the next is built
         rewind(run, plan, gone_wrong)
 
@@ -154,33 +169,6 @@ def hand_over(checkpoint: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     return checkpoint
 
 
-def prepare_fit(
-    run: Run, plan: StagePlan, start: StartPoint, before: dict[str, Any] | None
-) -> tuple[LightningDataModule, LightningModule, Trainer]:
-    """Data, module and trainer of one fit, all new around the run's network.
-
-    Args:
-        run: what the stages share.
-        plan: the stage.
-        start: the checkpoint to resume from, or the stage's beginning.
-        before: the last checkpoint of the stage before, where the stage is at its beginning.
-    """
-    sample = plan.samples_before + start.step * plan.settings.batch_size
-    config = with_stage(run.config, plan, **run.recipe.values(run, plan), next_sample=sample + 1)
-    data = build(config, "data", **run.recipe.data_arguments(run))
-    data.skip_to(start.consumed(plan.settings.batch_size))
-    optimizer, schedule = build(config, "optimizer"), build(config, "lr_scheduler")
-    parts = run.recipe.module_arguments(run, plan)
-    module = build(config, "module", optimizer=optimizer, lr_scheduler=schedule, **parts)
-    callbacks = stage_callbacks(run, config, start, before)
-    averages = next((each for each in callbacks if isinstance(each, WeightAverages)), None)
-    saved = None if before is None else averages_state(before)
-    if averages is not None and saved is not None:
-        averages.load_state_dict(saved)
-    loggers = stage_loggers(run, config, module, plan, fresh=start.step == 0)
-    return data, module, stage_trainer(run, config, callbacks, loggers)
-
-
 def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule, seconds: float) -> None:
     """Note the stage's end, once its last checkpoint is there."""
     if run.is_trial:
@@ -216,7 +204,7 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
             f"{hit}, after {allowed} rewind(s) of stage {plan.name}",
             where=str(folder / RECORD),
             hint=f"look at the samples named here and there, lower {plan.written_at}.learning_rate or gradient_clip, "
-            "or raise guard.rewinds; the same command goes on from the last good checkpoint",
+            "or raise guard.rewinds; the same command resumes from the last good checkpoint",
         )
     if processes.rank() == 0:
         checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)

@@ -1,9 +1,9 @@
-"""Callbacks, loggers and trainer of one fit, made of a configuration whose `stage` is filled in."""
+"""Data, module, callbacks, loggers and trainer of one fit, all new around the run's network."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -11,43 +11,68 @@ from omegaconf import DictConfig
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from hdm_lightning.training import hardware, run_folder
-from hdm_lightning.training.callbacks.averages_on_disk import StoreAverages
-from hdm_lightning.training.callbacks.carry_moments import CarryMoments
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
+from hdm_lightning.training.callbacks.images import ReconstructionImages, SampleImages
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
-from hdm_lightning.training.callbacks.reconstruction_images import ReconstructionImages
-from hdm_lightning.training.callbacks.sample_images import SampleImages
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
-from hdm_lightning.training.callbacks.weight_averages import WeightAverages
+from hdm_lightning.training.callbacks.weight_averages import StoreAverages, WeightAverages, averages_state
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.composition import build, has_target, plain
-from hdm_lightning.training.logging_axis import on_sample_axis
-from hdm_lightning.training.record import recorded_text
+from hdm_lightning.training.flow_run import folded
+from hdm_lightning.training.loggers import on_sample_axis, write_page
+from hdm_lightning.training.optimization.moments import CarryMoments
+from hdm_lightning.training.recorded import recorded_text
 from hdm_lightning.training.rewind import NoteRewinds, StartPoint
+from hdm_lightning.training.run_recipe import Run, with_stage
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.training.strategies.sharded_strategy import ShardedStrategy
-from hdm_lightning.training.strategies.static_graph import StaticGraphStrategy
-from hdm_lightning.training.tensorboard_page import write_page
-from hdm_lightning.training.whitening import folded
+from hdm_lightning.training.strategies.own_strategies import ShardedStrategy, StaticGraphStrategy
 from hdm_lightning.training.world import cluster_environment, local_world_size, nodes
-
-if TYPE_CHECKING:
-    from hdm_lightning.training.schedule import Run
 
 LEAVING_FILES = (KeepLedger, StoreAverages, SampleImages, ReconstructionImages)
 
 
-def stage_callbacks(run: "Run", config: DictConfig, start: StartPoint, before: dict[str, Any] | None) -> list[Callback]:
-    """The callbacks of the configuration in their order, around them those that a run cannot do without."""
+def stage_config(run: Run, plan: StagePlan, start: StartPoint) -> DictConfig:
+    """The configuration of a fit, with `stage` filled in."""
+    sample = plan.samples_before + start.step * plan.settings.batch_size
+    return with_stage(run.config, plan, **run.recipe.values(run, plan), next_sample=sample + 1)
+
+
+def stage_data(run: Run, config: DictConfig, consumed: int) -> LightningDataModule:
+    """The data from the position of the first sample that is not consumed."""
+    data: Any = build(config, "data", **run.recipe.data_arguments(run))
+    data.skip_to(consumed)
+    return data
+
+
+def stage_module(run: Run, config: DictConfig, plan: StagePlan) -> LightningModule:
+    """The module with its optimizer and schedule."""
+    optimizer, schedule = build(config, "optimizer"), build(config, "lr_scheduler")
+    parts = run.recipe.module_arguments(run, plan)
+    module: LightningModule = build(config, "module", optimizer=optimizer, lr_scheduler=schedule, **parts)
+    return module
+
+
+def stage_callbacks(run: Run, config: DictConfig, start: StartPoint, before: dict[str, Any] | None) -> list[Callback]:
+    """The callbacks of the configuration in their order, around them those that a run cannot do without.
+
+    Args:
+        run: what the stages share.
+        config: see `stage_config`.
+        start: the checkpoint to resume from, or the stage's beginning.
+        before: the last checkpoint of the stage before, where the stage is at its beginning.
+    """
     names = [name for name in config.callbacks if has_target(config.callbacks[name])]
     made = [each for each in (build(config, f"callbacks.{name}") for name in names) if each is not None]
     if run.is_trial:
         made = [each for each in made if not isinstance(each, LEAVING_FILES)]
     if not any(isinstance(each, WeightAverages) for each in made):
         made = [each for each in made if not isinstance(each, StoreAverages)]
+    saved = None if before is None else averages_state(before)
     for each in made:
+        if isinstance(each, WeightAverages) and saved is not None:
+            each.load_state_dict(saved)
         if isinstance(each, StoreAverages) and run.parts.get("whitening") is not None:
             each.transform = partial(folded, whitening=run.parts["whitening"])
     first: list[Callback] = [NoteRewinds(start)]
@@ -68,18 +93,18 @@ def _missing(made: list[Callback], kind: type[Callback], make: Any) -> list[Call
     return [] if any(isinstance(each, kind) for each in made) else [make()]
 
 
-def stage_loggers(run: "Run", config: DictConfig, module: LightningModule, plan: StagePlan, *, fresh: bool) -> Any:
+def stage_loggers(run: Run, config: DictConfig, module: LightningModule, plan: StagePlan, start: StartPoint) -> Any:
     """The loggers of the configuration, on the run's axis of samples; False where there is none."""
     nodes_ = config.logger or {}
     loggers: list[Logger] = [build(config, f"logger.{name}") for name in nodes_ if has_target(nodes_[name])]
     for logger in loggers:
         on_sample_axis(logger, module, plan.samples_before)
-        if isinstance(logger, TensorBoardLogger) and fresh and not run.is_trial and processes.rank() == 0:
+        if isinstance(logger, TensorBoardLogger) and not (start.step or run.is_trial) and processes.rank() == 0:
             write_page(logger, run.recipe.layout(config), recorded_text(run.config), plan.samples_before)
     return loggers or False
 
 
-def stage_trainer(run: "Run", config: DictConfig, callbacks: list[Callback], loggers: Any) -> Trainer:
+def stage_trainer(run: Run, config: DictConfig, callbacks: list[Callback], loggers: Any) -> Trainer:
     """The trainer of the configuration on the processes that there are."""
     given = plain(config, "trainer")
     own: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A stage of a schedule: the schema of its keys, and what follows from them. Computed and checked in one place."""
+"""Groups of plain keys that make no object: their types and ranges; of a stage also what follows from them."""
 
 import re
 from collections.abc import Mapping
@@ -24,6 +24,57 @@ def settings(kind: type[Kind]) -> type[Kind]:
     """Make a group of keys of a class: unknown ones are refused, values are checked against the annotations."""
     made: Any = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid"))(kind)
     return made
+
+
+@settings
+class Hardware:
+    """What is not the trainer's.
+
+    Attributes:
+        compile: compile the network block by block, for the shapes of the training.
+        threads: CPU threads of each process; 0 leaves torch's choice.
+        usd_per_device_hour: price for the ledger.
+        peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
+        compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
+    """
+
+    compile: bool = False
+    threads: Interval = 0
+    usd_per_device_hour: NotNegative = 0.0
+    peak_tflops: Positive | None = None
+    compress_gradients: bool = False
+
+
+@settings
+class Guard:
+    """When a training counts as diverged, and how often it goes back and skips the samples that led there.
+
+    Attributes:
+        spike_factor: a step's loss is high above so many running means; None: only a loss that is not finite counts.
+        spike_steps: high steps in a row that count as a spike.
+        warmup_steps: steps of a stage before high losses count.
+        rewinds: how often a stage goes back before the run stops.
+    """
+
+    spike_factor: Annotated[float, Field(gt=1)] | None = 3.0
+    spike_steps: Count = 3
+    warmup_steps: Interval = 100
+    rewinds: Interval = 3
+
+
+@settings
+class Validation:
+    """The fixed validation set.
+
+    Attributes:
+        samples: how many samples, all devices together.
+        batch_size: per device.
+        seed: which samples, and their noise and times: apart from the run's seed, so that runs of other seeds compare.
+    """
+
+    samples: Interval = 256
+    batch_size: Count = 32
+    seed: int = 0
 
 
 @settings
@@ -105,6 +156,19 @@ class StageSettings(BasicStageSettings):
 
 
 @settings
+class Schedule:
+    """An ordered mapping of named stages and what goes from one to the next.
+
+    Attributes:
+        stages: name to stage; names begin with a letter so that they can be overridden on the command line.
+        carry_moments: hand the optimizer's moments over to the next stage.
+    """
+
+    stages: dict[str, StageSettings] = field(default_factory=dict)
+    carry_moments: bool = False
+
+
+@settings
 class AutoencoderStageSettings(BasicStageSettings):
     """The one stage of `hdm-train-vae`, which keeps its rate and has EQ-VAE's moment decays where nothing is said."""
 
@@ -180,17 +244,17 @@ class StagePlan:
         }
 
 
-def plan_stages(schedule: Any, world_size: int) -> list[StagePlan]:
+def plan_stages(schedule: Schedule, world_size: int) -> list[StagePlan]:
     """Every stage's plan for `world_size` processes.
 
     Args:
-        schedule: has `stages`, name to `StageSettings`.
+        schedule: name to settings of every stage.
         world_size: processes of all machines.
 
     Raises:
         UserError: naming the key.
     """
-    return plans_of({f"schedule.stages.{name}": stage for name, stage in (schedule.stages or {}).items()}, world_size)
+    return plans_of({f"schedule.stages.{name}": stage for name, stage in schedule.stages.items()}, world_size)
 
 
 def plans_of(stages: Mapping[str, Any], world_size: int) -> list[StagePlan]:

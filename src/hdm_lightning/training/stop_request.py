@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hdm_lightning.training.outside_launch import launched_from_outside
+from hdm_lightning.training.world import launched_from_outside
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOPPED_STATUS, INTERRUPTED_STATUS = 143, 130

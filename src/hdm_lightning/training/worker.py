@@ -1,62 +1,171 @@
-"""One process of a run: signals, process group, host settings, the run's lock."""
+"""One process of a run: alone in the run's folder, with its signals, process group and host settings.
 
+One start at a time works in a run's folder: a lock that the kernel frees when its process ends, however it ends.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import hardware, run_folder, world
-from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
+from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, stop_if_asked
 from hdm_lightning.training.composition import plain
-from hdm_lightning.training.quiet import quiet_libraries
-from hdm_lightning.training.recipe import group, recipe_of
-from hdm_lightning.training.run_lock import alone_in
-from hdm_lightning.training.schedule import Run, run_schedule
 from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.strategies import processes
-from hdm_lightning.whole_files import disk_full_error, is_disk_full
+from hdm_lightning.whole_files import disk_full_error, is_disk_full, is_link_error, link_error, no_follow
+
+PATIENCE_S = 30.0
+"""How long a start waits for one that is at work: a killed one takes a moment to die, a stopped one to save."""
+POLL_S = 0.1
+TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
-def work(order: dict[str, Any]) -> int:
-    """One process of a run; returns the exit status: 0, 143 after a signal, or 130 after Ctrl-C.
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Keep other starts out of the run's folder inside the with statement; the first process holds the lock.
 
-    Args:
-        order: `config`, the composed configuration as YAML with its interpolations.
+    It is a POSIX record lock: data workers do not inherit it, it holds between machines on NFS, and it goes when the
+    process closes any descriptor of the file, so that nothing else may open the file here.
+
+    Raises:
+        UserError: on every process alike, another start is at work in the folder and does not end, or the lock's file
+            is a symbolic link.
+        StoppedBySignal: on every process alike, one was asked to stop meanwhile.
+    """
+    lock = None
+
+    def hold() -> None:
+        nonlocal lock
+        lock = take(run_dir)
+
+    try:
+        processes.decided_by_first(hold)
+        stop_if_asked("before the first step")
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def take(run_dir: Path) -> int | None:
+    """Lock the folder, waiting `PATIENCE_S` where it is locked; returns the descriptor whose closing frees it.
+
+    None where there can be no lock, which is printed, and where a signal ended the waiting.
+
+    Raises:
+        UserError: another process holds the lock and keeps it, or the lock's file is a symbolic link.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as undo:
+        try:
+            lock = no_follow(str(run_dir / run_folder.LOCK), os.O_RDWR | os.O_CREAT)
+            undo.callback(os.close, lock)
+            if not _locked(lock, run_dir):
+                return None
+            _sign(lock)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            if is_link_error(error):
+                raise link_error(run_dir / run_folder.LOCK) from error
+            print(f"{run_dir} cannot be locked ({error.strerror}): a second start in it would go unnoticed", flush=True)
+            return None
+        undo.pop_all()
+    return lock
+
+
+def _locked(lock: int, run_dir: Path) -> bool:
+    """Whether the lock could be had in time; False where a signal ended the waiting."""
+    begin, reported = time.monotonic(), False
+    while not STOP.is_pending:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+        if time.monotonic() - begin > PATIENCE_S:
+            raise _refusal(lock, run_dir)
+        if not reported:
+            holder, reported = _holder(lock), True
+            print(f"{holder} is at work in {run_dir}: waiting up to {PATIENCE_S:.0f} s for its end", flush=True)
+        time.sleep(POLL_S)
+    return False
+
+
+def _refusal(lock: int, run_dir: Path) -> UserError:
+    return UserError(
+        f"{_holder(lock)} is at work in {run_dir}: two starts in one folder would overwrite each other's files",
+        where="run_dir",
+        hint="let it work, or stop it (a SIGTERM lets it save); for another run choose another name= or run_dir=",
+    )
+
+
+def _sign(lock: int) -> None:
+    """Write into the locked file who holds it."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    content = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n"
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, content.encode(), 0)
+
+
+def _holder(lock: int) -> str:
+    """Who holds the lock, by what it has written."""
+    try:
+        signed = json.loads(os.pread(lock, 4096, 0))
+        return in_one_line(f"process {signed['pid']} on {signed['host']} (since {signed['since']})")
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+@dataclass
+class Outcome:
+    """How a process ended.
+
+    Attributes:
+        status: exit status: 0, 143 after a signal, or 130 after Ctrl-C.
+    """
+
+    status: int = 0
+
+
+@contextmanager
+def working(config: DictConfig) -> Iterator[Outcome]:
+    """Be one of a run's processes inside the with statement, which a signal leaves; yields how it ended.
 
     Raises:
         UserError: a mistake that only shows now; another start is at work in the folder; the disk is full.
     """
-    config = OmegaConf.create(order["config"])
-    recipe = recipe_of(config)
     run_dir, kind = Path(config.run_dir), hardware.accelerator(plain(config, "trainer.accelerator"))
-    status = 0
+    outcome = Outcome()
     with STOP.listening():
-        quiet_libraries()
+        hardware.quiet_libraries()
         several = world.join_group(kind)
         try:
             world.require_even_machines()
             hardware.prepare_host(kind, int(plain(config, "hardware.threads")), processes.world_size())
             with alone_in(run_dir):
                 run_folder.check_resume(run_dir, config.resume)  # again: another start may just have ended
-                run = Run(
-                    config,
-                    recipe,
-                    recipe.plans(config, processes.world_size()),
-                    run_dir,
-                    group(config, recipe, "guard").rewinds,
-                    bool(OmegaConf.select(config, "schedule.carry_moments")),
-                )
-                run.network = recipe.build(run)
-                run_schedule(run)
+                yield outcome
         except StoppedBySignal as stop:
             if processes.rank() == 0:
                 print(stop)
-            status = STOP.status
+            outcome.status = STOP.status
         except Exception as error:  # each library has one of its own for a full disk
             if is_disk_full(error):
                 raise disk_full_error(getattr(error, "filename", None) or "run_dir") from error
             raise
         if several:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()
-    return status

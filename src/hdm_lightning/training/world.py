@@ -1,16 +1,76 @@
-"""The processes of a run: how they join each other, and on how many machines they are."""
+"""The processes of a run: who has started them, how they join each other, and on how many machines they are."""
 
 import os
+import re
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hdm_lightning import one_machine
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.outside_launch import adopt_outside_launch
 from hdm_lightning.training.strategies.processes import distributed, gathered, world_size
+
+FIRST_PORT, PORTS = 15_000, 20_000
+
+
+def launched_from_outside() -> bool:
+    """Whether torchrun or SLURM has already started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def adopt_outside_launch() -> None:
+    """Set the variables that torchrun sets where SLURM has started the processes."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(from_slurm(os.environ))
+
+
+def outside_world_size() -> int | None:
+    """How many processes torchrun or SLURM has started, or None where neither has."""
+    if not launched_from_outside():
+        return None
+    return int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_STEP_NUM_TASKS"])
+
+
+def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """Torchrun's variables from those of a task of a SLURM step (srun), or nothing where there is no such step.
+
+    A batch script outside srun is one process whatever the number of tasks reserved, so the job's own
+    SLURM_NTASKS is not asked.
+    """
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks < 2:
+        return {}
+    per_node = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+    node = int(environment["SLURM_NODEID"])
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(per_node[node]),
+        "GROUP_RANK": str(node),
+        "MASTER_ADDR": environment.get("MASTER_ADDR")
+        or SLURMEnvironment.resolve_root_node_address(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS),
+    }
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's `4(x2),3` as [4, 4, 3]."""
+    counts = []
+    for entry in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE must look like '4(x2),3', got {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
 
 
 def join_group(accelerator: str) -> bool:
@@ -61,5 +121,5 @@ def require_even_machines() -> None:
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What tells Lightning the ranks: torchrun's variables, whatever else it would find in the environment."""
+    """Where Lightning learns the ranks: torchrun's variables, whatever else it would find in the environment."""
     return TorchElasticEnvironment() if distributed() else LightningEnvironment()

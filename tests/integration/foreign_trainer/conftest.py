@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hdm_lightning import XUT, FlowModule, ShardDataModule, XUTConfig, load_autoencoder, load_text_encoder
-from hdm_lightning.training.optimization.schedules import warmup_cosine
+from hdm_lightning.training.optimization.learning_rates import warmup_cosine
 
 CONFIG = XUTConfig(
     patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1

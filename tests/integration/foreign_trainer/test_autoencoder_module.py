@@ -14,10 +14,10 @@ from hdm_lightning.autoencoding.transforms import Scale, exact_scales
 from hdm_lightning.errors import UserError
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
-from hdm_lightning.training.callbacks.reconstruction_images import ReconstructionImages
+from hdm_lightning.training.callbacks.images import ReconstructionImages
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
-from hdm_lightning.training.optimization.schedules import warmup_cosine
+from hdm_lightning.training.optimization.learning_rates import warmup_cosine
 
 CONFIG = {
     "block_out_channels": [8, 8],

@@ -6,12 +6,10 @@ import lightning as L
 import pytest
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.budget import Budget, PlateauStopping
+from hdm_lightning.training.callbacks.ends import Budget, PlateauStopping, ValidateAtEnds
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger, Ledger
-from hdm_lightning.training.callbacks.loss_guard import LossRewind
-from hdm_lightning.training.callbacks.spike_detector import Finding
+from hdm_lightning.training.callbacks.loss_guard import Finding, LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
 
 
 class Turn(L.Callback):
@@ -53,8 +51,8 @@ def test_the_ledger_adds_up_over_starts_and_kinds_of_ends(flow_module, shard_dat
     with pytest.raises(LossRewind):
         fit(save, Die(2, hit), enable_checkpointing=True)
     ledger = fit(ckpt=tmp_path / "step-00000001.ckpt", max_steps=3)
-    assert ledger.stage_seconds() == 800.0
-    assert ledger.stage_cost_usd() == pytest.approx(0.8) and ledger.device_hours() == pytest.approx(
+    assert ledger.spent("seconds", stage=True) == 800.0
+    assert ledger.spent("cost_usd", stage=True) == pytest.approx(0.8) and ledger.spent("device_hours") == pytest.approx(
         800 / 3600, abs=1e-5
     )
     fit(max_steps=1, price=36.0, seconds=200.0, stage="px24")
@@ -74,7 +72,7 @@ def test_the_ledger_adds_up_over_starts_and_kinds_of_ends(flow_module, shard_dat
     ]
     assert book.starts("px16") == 2 and book.events()[3]["restarts"] == 1
     assert "it spiked" in book.events()[2]["reason"]
-    assert book.cost_spent_usd("px16") == pytest.approx(0.8) and book.cost_spent_usd() == pytest.approx(4.8)
+    assert book.spent("cost_usd", "px16") == pytest.approx(0.8) and book.spent("cost_usd") == pytest.approx(4.8)
     assert all(event["peak_memory_gb"] > 0.05 for event in book.events() if event["event"] == "end")
 
 

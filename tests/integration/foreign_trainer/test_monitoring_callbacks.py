@@ -17,16 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning.training.callbacks import progress_bar
-from hdm_lightning.training.callbacks.carry_moments import CarryMoments
-from hdm_lightning.training.callbacks.data_seen import DataSeen, QuarantineCount
+from hdm_lightning.training.callbacks.images import SampleImages
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
-from hdm_lightning.training.callbacks.loss_by_time import LossByTime
-from hdm_lightning.training.callbacks.norms import Norms
 from hdm_lightning.training.callbacks.progress_bar import Progress
-from hdm_lightning.training.callbacks.sample_images import SampleImages
+from hdm_lightning.training.callbacks.step_metrics import DataSeen, LossByTime, Norms, QuarantineCount
 from hdm_lightning.training.callbacks.throughput import Throughput
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
-from hdm_lightning.training.logging_axis import on_sample_axis
+from hdm_lightning.training.loggers import on_sample_axis
+from hdm_lightning.training.optimization.moments import CarryMoments
 
 
 class Record(Logger):

@@ -12,7 +12,8 @@ from damage import flip_a_bit
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks import stage_checkpoint
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoints_in, newest_intact, read_checkpoint
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoints_in, read_checkpoint
+from hdm_lightning.training.rewind import start_point
 
 
 def steps_in(folder):
@@ -117,7 +118,7 @@ def test_damaged_ones_are_set_aside(saving, tmp_path, damage):
     for step in (4, 6):
         path = tmp_path / f"step-{step:08d}.ckpt"
         DAMAGE[damage](path)
-    assert newest_intact(tmp_path) == tmp_path / "step-00000002.ckpt"
+    assert start_point(tmp_path, []).checkpoint == tmp_path / "step-00000002.ckpt"
     assert steps_in(tmp_path) == [2]
     assert {path.name for path in tmp_path.glob("*.damaged")} == {f"step-0000000{step}.ckpt.damaged" for step in (4, 6)}
 

@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
-from hdm_lightning.training.strategies import sharded_strategy, static_graph  # noqa: F401 (Lightning learns their names)
+from hdm_lightning.training.strategies import own_strategies  # noqa: F401 (Lightning learns their names)
 from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 
 

@@ -190,7 +190,7 @@ def test_a_checkpoint_holds_the_network_alone_and_says_how_it_was_trained(flow_m
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"routing_rate": 1.0}, "routing_rate"),
         ({"time_std": -1.0}, "time_std"),
-        ({"rule": "nothing"}, "optimizer.rule"),
+        ({"rule": "nothing"}, "rule"),
     ],
 )
 def test_settings_that_cannot_work_are_named(flow_module, changes, where):

@@ -10,10 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from hdm_lightning.training.averaging.power_function import gamma_of
-from hdm_lightning.training.averaging.reconstruction import read_snapshots
-from hdm_lightning.training.callbacks.averages_on_disk import StoreAverages
-from hdm_lightning.training.callbacks.weight_averages import OLD_KEY, WeightAverages, averages_state
+from hdm_lightning.training.averaging.power_function import gamma_of, read_snapshots
+from hdm_lightning.training.callbacks.weight_averages import OLD_KEY, StoreAverages, WeightAverages, averages_state
 
 AVERAGES = {"halflife_samples": [16, 64], "ramp": 0.05, "sigma_rel": [0.1]}
 

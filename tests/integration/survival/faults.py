@@ -17,7 +17,7 @@ import torch
 
 from hdm_lightning import whole_files
 from hdm_lightning.data.loader import _Chunks
-from hdm_lightning.training import flow_run, run_folder, run_lock, schedule
+from hdm_lightning.training import flow_run, run_folder, schedule, worker
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.flow_module import FlowModule
@@ -211,7 +211,7 @@ def limit_files(rank: int, size: int) -> None:
 
 def lose_patience(rank: int, seconds: float) -> None:
     """Wait so long, and no longer, for another start that is at work in the folder."""
-    run_lock.PATIENCE_S = seconds
+    worker.PATIENCE_S = seconds
 
 
 def never_overdue(rank: int, on: int) -> None:

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 
 from hdm_lightning.one_machine import meeting_place
 from hdm_lightning.training.composition import build
-from hdm_lightning.training.failures import read_failures, start_worker
 from hdm_lightning.training.flow_run import OF_THE_ENCODER, OF_THE_VAE
-from hdm_lightning.training.worker import work
+from hdm_lightning.training.launch import read_failures, start_worker
+from hdm_lightning.training.schedule import run_schedule
 
 GRACE_S = 20.0
 
@@ -93,7 +93,7 @@ def child(order: dict, rank: int, meeting: str) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
         os.environ.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
         faults.install(order["faults"], rank)
-        status = start_worker(meeting, work, {"config": order["config"]})
+        status = start_worker(meeting, run_schedule, {"config": order["config"]})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

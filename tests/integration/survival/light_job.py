@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from hdm_lightning.cli.errors import run_command
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.training import world
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.stop_request import STOP

@@ -1,4 +1,4 @@
-"""Checkpoints that have gone bad on the disk: a run goes on from the newest one that is whole, to the same end."""
+"""Checkpoints that have gone bad on the disk: a run resumes from the newest one that is whole, to the same end."""
 
 import json
 import shutil

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hdm_lightning.profiling.operations import parameter_count
-from hdm_lightning.training.settings import model_config_from
+from hdm_lightning.training.recorded import model_config_from
 
 NETWORK = "final/transformer/diffusion_pytorch_model"
 ROUNDING = 2e-5

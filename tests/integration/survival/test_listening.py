@@ -17,9 +17,9 @@ from hdm_lightning import one_machine
 JOB = """
 import sys
 from hdm_lightning.training.launch import launch
-from hdm_lightning.training.worker import work
+from hdm_lightning.training.schedule import run_schedule
 if __name__ == "__main__":
-    sys.exit(launch(work, {"config": open(sys.argv[1]).read()}, 2))
+    sys.exit(launch(run_schedule, {"config": open(sys.argv[1]).read()}, 2))
 """
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -69,7 +69,7 @@ def watch(job):
         pids.update(members)
         open_now = listening()
         addresses |= {open_now[number] for pid in members for number in sockets(pid) if number in open_now}
-        time.sleep(0.05)
+        time.sleep(0.25)  # what listens does so for as long as its process works; looking takes a core's time
     return addresses, len(pids)
 
 

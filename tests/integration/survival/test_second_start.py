@@ -9,8 +9,8 @@ from composed import check_job, run_job
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
 from hdm_lightning.errors import UserError
-from hdm_lightning.training import run_lock
-from hdm_lightning.training.callbacks.validate_at_ends import ValidateAtEnds
+from hdm_lightning.training import worker
+from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def starts(toy, toy_vae_config):
 @pytest.mark.parametrize("kind", ["flow", "vae"])
 def test_one_start_at_a_time(starts, kind, monkeypatch, another_start, free):
     folder, start, callback = starts[kind]
-    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(worker, "PATIENCE_S", 0.2)
     with another_start(folder) as holder:
         with pytest.raises(UserError, match=f"process {holder} on "):
             start()

@@ -1,6 +1,5 @@
 """Small shards of known content, written by the standard library alone, and a server that gives them out."""
 
-import base64
 import contextlib
 import http.server
 import io
@@ -9,19 +8,15 @@ import re
 import tarfile
 import threading
 import time
-import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hdm_lightning.data import sources, storage
+from hdm_lightning.data import sample_plan, shard_bytes
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.index import load_index
-from hdm_lightning.data.rules import StreamConfig
+from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.sources import Source
 
 
 def letters(text):
@@ -73,34 +68,6 @@ def write_shards(folder, counts, **options):
     return folder
 
 
-def write_old_index(folder):
-    """The index of a folder as its first format was: 512-byte blocks of each sample, nothing of members."""
-
-    def column(numbers):
-        return base64.b64encode(zlib.compress(np.asarray(numbers, dtype="<u4").tobytes())).decode()
-
-    shards = []
-    for record in load_index(folder).shards:
-        table = replace(record, samples=record.count, skip={}).table()
-        shards.append(
-            {
-                "name": record.name,
-                "samples": record.samples,
-                "bytes": record.bytes,
-                "sha256": record.sha256,
-                "first_block": record.first_block,
-                "blocks": column(table.size // 512),
-                "height": column(table.height),
-                "width": column(table.width),
-                "skip": {str(ordinal): reason for ordinal, reason in record.skip.items()},
-                "note": record.note,
-            }
-        )
-    document = {"format": 1, "samples": sum(shard["samples"] for shard in shards), "shards": shards}
-    (folder / "index.json").write_text(json.dumps(document, indent=1))
-    return folder
-
-
 def stream_config(*folders, **options):
     """A stream of 16-pixel pictures from folders of shards; bad samples do not stop it by default."""
     defaults = {"resolution": 16, "context_length": 24, "seed": 5, "stage": "s", "lanes": 12, "window": 4}
@@ -128,7 +95,6 @@ class ShardKit:
     write_shards = staticmethod(write_shards)
     stream_config = staticmethod(stream_config)
     data_module = staticmethod(data_module)
-    write_old_index = staticmethod(write_old_index)
 
 
 @pytest.fixture(scope="session")
@@ -200,12 +166,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(shards, monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    monkeypatch.setattr(shard_bytes, "PAUSE_S", 0.01)
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
     instance.trouble, instance.unlucky = lambda path, attempt: None, None
     instance.daemon_threads, instance.leave = True, threading.Event()
-    sources.known_shards.cache_clear()  # another server may have had the same port
+    sample_plan.known_shards.cache_clear()  # another server may have had the same port
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
     threading.Thread(target=instance.serve_forever, daemon=True).start()
     yield instance

@@ -4,8 +4,8 @@ import pytest
 
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.sources import Source
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 
 

@@ -16,12 +16,11 @@ import webdataset
 from PIL import Image
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import load_index
-from hdm_lightning.data.members import pack, parse_sample, unpack, unpack_rows
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.index import load_index, pack, unpack
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.tar import is_unsafe, members, split_name
+from hdm_lightning.data.tar import is_unsafe, members, parse_sample, split_name
 from hdm_lightning.errors import UserError
 
 
@@ -103,10 +102,11 @@ def test_index_of_webdataset_shards_finds_each_sample_where_it_lies(tmp_path):
     assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record.bytes == path.stat().st_size
     table, data = record.table(), path.read_bytes()
-    assert table.height.tolist() == list(range(1, 21)) and set(table.width.tolist()) == {5}
+    height, width = record.shapes()
+    assert height.tolist() == list(range(1, 21)) and set(width.tolist()) == {5}
     theirs = [(sample["__key__"], sample["txt"]) for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
     ours = []
-    for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms.each(), strict=True):
+    for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms(), strict=True):
         sample = form.cut(data[start : start + size])
         assert sample == parse_sample(data[start : start + size])
         ours.append((sample.key, sample.members["txt"]))
@@ -179,13 +179,11 @@ def test_columns_survive_packing():
     assert unpack(pack(column), 4).tolist() == column.tolist()
     assert unpack(pack([]), 0).tolist() == []
     assert unpack(pack([7, 2**40]), 2).tolist() == [7, 2**40]
-    old = zlib.compress(column.astype("<u4").tobytes())
-    assert unpack_rows(old, 4).tolist() == column.tolist()
     for packed, count in ((pack(column), 3), (pack(column), 5), (pack([1, 2**40]), 3), (b"x", 1), (b"", 1)):
         with pytest.raises(ValueError, match="column"):
             unpack(packed, count)
     with pytest.raises(ValueError, match="column"):
-        unpack_rows(zlib.compress(bytes(1 << 26)), 4)
+        unpack(zlib.compress(bytes(1 << 26)), 4)
 
 
 def test_an_interrupted_index_goes_on_and_new_shards_can_be_added(tmp_path, kit):
@@ -266,8 +264,8 @@ def test_samples_are_cut_by_the_index_as_the_headers_say(tmp_path, kit, form, mo
     expected = [parse_sample(each) for each in ranges]
     assert [sample.key for sample in expected] == stems
     split = [number for number, stem in enumerate(stems) if form == tarfile.USTAR_FORMAT and len(stem) > 100]
-    monkeypatch.setattr("hdm_lightning.data.members.members", None)
-    for number, (form_, each) in enumerate(zip(table.forms.each(), ranges, strict=True)):
+    monkeypatch.setattr("hdm_lightning.data.tar.members", None)
+    for number, (form_, each) in enumerate(zip(table.forms(), ranges, strict=True)):
         if number in split:  # a name in two pieces has to be parsed
             with pytest.raises(TypeError):
                 form_.cut(each)
@@ -275,17 +273,15 @@ def test_samples_are_cut_by_the_index_as_the_headers_say(tmp_path, kit, form, mo
             assert form_.cut(each) == expected[number]
 
 
-def test_an_old_index_gives_the_same_samples(tmp_path, kit):
+def test_an_index_of_another_format_is_refused_and_renewing_it_keeps_the_order(tmp_path, kit):
     folder = kit.write_shards(tmp_path / "s", [5, 6])
-    config = kit.stream_config(folder)
-    new = [(s.key, s.caption, s.image.tobytes(), s.weight) for s in stream(config, kit.letters, stop=22)]
-    fingerprint = Plan(config).fingerprint
-    kit.write_old_index(folder)
-    assert load_index(folder).shards[0].table().forms is None
-    assert [(s.key, s.caption, s.image.tobytes(), s.weight) for s in stream(config, kit.letters, stop=22)] == new
-    assert Plan(config).fingerprint == fingerprint
-    (folder / "000.tar").touch()  # kept records would lack the members
-    assert index_shards(folder, new_only=True).shards[0].table().forms is not None
+    fingerprint, document = Plan(kit.stream_config(folder)).fingerprint, json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**document, "format": 1}))
+    with pytest.raises(UserError, match="format 1") as caught:
+        Plan(kit.stream_config(folder))
+    assert "hdm-shards index" in caught.value.hint
+    assert index_shards(folder, new_only=True).samples == 11
+    assert Plan(kit.stream_config(folder)).fingerprint == fingerprint
 
 
 def test_members_behind_damage_are_found_and_the_gap_is_noted(tmp_path, kit):
@@ -316,7 +312,7 @@ def test_members_behind_damage_are_found_and_the_gap_is_noted(tmp_path, kit):
 
 
 def rows(table):
-    return zip(table.forms.each(), table.start.tolist(), table.size.tolist(), strict=True)
+    return zip(table.forms(), table.start.tolist(), table.size.tolist(), strict=True)
 
 
 def pax_header(name, records):

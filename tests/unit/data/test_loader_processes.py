@@ -13,7 +13,7 @@ import pytest
 
 from hdm_lightning.data import loader
 from hdm_lightning.data.loader import StreamLoader, naming_dead_workers
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 
 

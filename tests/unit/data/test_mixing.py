@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdm_lightning.data.mixture import BlockOrder, Mixture, even_pattern
+from hdm_lightning.data.order import BlockOrder, Mixture, even_pattern
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.sampled_from([1, 4, 12]))

@@ -11,8 +11,7 @@ from PIL import Image
 from hdm_lightning.datasets.openclipart import OpenClipArtOptions, build_openclipart
 from hdm_lightning.datasets.openclipart_captions import clean_title, describe
 from hdm_lightning.datasets.openclipart_drawing import Miniatures
-from hdm_lightning.datasets.openclipart_selection import at_random, folders_in_turn, refusal
-from hdm_lightning.datasets.openclipart_source import Record, read_record
+from hdm_lightning.datasets.openclipart_source import Record, at_random, folders_in_turn, read_record, refusal
 from hdm_lightning.errors import UserError
 
 PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hdm_lightning.data.index import load_index
 from hdm_lightning.datasets.openclipart_drawing import Miniatures
-from hdm_lightning.datasets.openclipart_selection import EXCLUDED
+from hdm_lightning.datasets.openclipart_source import EXCLUDED
 
 FOLDER = Path(__file__).parents[3] / "data/openclipart-mini"
 

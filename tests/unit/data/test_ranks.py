@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 
 BATCH = 3

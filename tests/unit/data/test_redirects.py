@@ -6,9 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hdm_lightning.data import redirects, storage
-from hdm_lightning.data.redirects import RefusedRedirect, SafeRedirects, is_private
-from hdm_lightning.data.storage import read_range, read_whole
+from hdm_lightning.data import shard_bytes
+from hdm_lightning.data.shard_bytes import RefusedRedirect, SafeRedirects, is_private, read_range, read_whole
 
 
 @pytest.fixture
@@ -54,8 +53,10 @@ def test_a_redirect_within_one_network_is_followed(servers):
 def test_none_from_outside_leads_into_the_own_network(servers, monkeypatch):
     """The first server under a name of the public net; both are on loopback in truth."""
     first, second = servers
-    real = redirects.numbers_of
-    monkeypatch.setattr(redirects, "numbers_of", lambda host: {"93.184.216.34"} if host == "localhost" else real(host))
+    real = shard_bytes.numbers_of
+    monkeypatch.setattr(
+        shard_bytes, "numbers_of", lambda host: {"93.184.216.34"} if host == "localhost" else real(host)
+    )
     for read in (read_whole, lambda url: read_range(url, 0, 4)):
         first.paths.clear()
         with pytest.raises(RefusedRedirect, match="private network"):
@@ -66,7 +67,7 @@ def test_none_from_outside_leads_into_the_own_network(servers, monkeypatch):
 @pytest.mark.parametrize("target", ["ftp://127.0.0.1:{port}/a", "file:///etc/passwd"])
 def test_other_protocols_are_not_followed(servers, monkeypatch, target):
     first, second = servers
-    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    monkeypatch.setattr(shard_bytes, "PAUSE_S", 0.0)
     first.target = target.format(port=second.port)
     with pytest.raises(OSError):
         read_whole(f"http://127.0.0.1:{first.port}/a")

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hdm_lightning.datasets.shapes import build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes import ShapesOptions, build_shapes, heldout_prompts, make_scene, truth
 from hdm_lightning.datasets.shapes_drawing import DISTANCES, EXTENTS, draw
-from hdm_lightning.datasets.shapes_samples import ShapesOptions, make_scene, truth
 from hdm_lightning.datasets.shapes_scenes import (
     COLOURS,
     GAP,

@@ -6,49 +6,43 @@ import tarfile
 
 import pytest
 
-from hdm_lightning.datasets.writer import ShardWriter, write_shard
+from hdm_lightning.datasets.writer import require_no_shards, write_shard
 from hdm_lightning.errors import UserError
 
 
-def write_five(folder):
-    with ShardWriter(folder, samples_per_shard=2, prefix="x") as writer:
-        for i in range(5):
-            writer.write(f"{i:04d}", {"webp": bytes([i]), "txt": f"café {i}", "json": {"b": i, "a": "é"}})
+def write_one(folder):
+    fields = {"webp": bytes([4]), "txt": "café 4", "json": {"b": 4, "a": "é"}}
+    write_shard(folder / "x.tar", {"0003": {"txt": ""}, "0004": fields})
+    return folder / "x.tar"
 
 
-def test_members_contents_and_split(tmp_path):
-    write_five(tmp_path)
-    shards = sorted(tmp_path.glob("*.tar"))
-    assert [p.name for p in shards] == ["x-00000.tar", "x-00001.tar", "x-00002.tar"]
-    assert not list(tmp_path.glob(".*.part"))
-    with tarfile.open(shards[2]) as tar:
-        assert tar.getnames() == ["0004.webp", "0004.txt", "0004.json"]
+def test_members_and_contents(tmp_path):
+    with tarfile.open(write_one(tmp_path)) as tar:
+        assert tar.getnames() == ["0003.txt", "0004.webp", "0004.txt", "0004.json"]
         assert tar.extractfile("0004.webp").read() == bytes([4])
         assert tar.extractfile("0004.txt").read().decode() == "café 4"
         assert json.loads(tar.extractfile("0004.json").read()) == {"a": "é", "b": 4}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
 def test_same_samples_same_bytes(tmp_path):
-    digests = []
-    for name in ("one", "two"):
-        write_five(tmp_path / name)
-        shards = sorted((tmp_path / name).glob("*.tar"))
-        digests.append([hashlib.sha256(p.read_bytes()).hexdigest() for p in shards])
-    assert digests[0] == digests[1]
+    digests = {hashlib.sha256(write_one(tmp_path / name).read_bytes()).hexdigest() for name in ("one", "two")}
+    assert len(digests) == 1
 
 
-def test_a_failure_leaves_whole_shards_only(tmp_path):
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, samples_per_shard=2) as writer:
-        for i in range(3):
-            writer.write(str(i), {"txt": "a"})
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.tar"]
+def test_a_failure_leaves_the_former_shard(tmp_path):
+    before = write_one(tmp_path).read_bytes()
+    with pytest.raises(TypeError):
+        write_shard(tmp_path / "x.tar", {"0": {"txt": "a"}, "1": {"json": {"a": object()}}})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
+    assert (tmp_path / "x.tar").read_bytes() == before
 
 
 def test_a_folder_with_shards_is_refused(tmp_path):
-    write_five(tmp_path)
+    require_no_shards(tmp_path)
+    write_one(tmp_path)
     with pytest.raises(UserError, match="already holds"):
-        write_five(tmp_path)
+        require_no_shards(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["a.b", "a/b", ""])

@@ -11,9 +11,8 @@ from PIL import Image
 
 from hdm_lightning.cli.shards import BUILDERS, COMMANDS, main
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.preview import crop_positions
+from hdm_lightning.data.inspection import collect, crop_positions
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.statistics import collect
 from hdm_lightning.models.positions import token_positions
 
 

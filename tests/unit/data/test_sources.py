@@ -8,10 +8,10 @@ import pytest
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.plan import Plan
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.sources import Source
 from hdm_lightning.errors import UserError
 
 
@@ -83,11 +83,11 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
 
 
 def test_plans_of_one_process_read_an_index_once_until_it_changes(kit, tmp_path, monkeypatch):
-    from hdm_lightning.data import sources
+    from hdm_lightning.data import sample_plan
 
     folder, read = kit.write_shards(tmp_path, [5, 5]), []
-    load = sources.load_index
-    monkeypatch.setattr(sources, "load_index", lambda place: read.append(place) or load(place))
+    load = sample_plan.load_index
+    monkeypatch.setattr(sample_plan, "load_index", lambda place: read.append(place) or load(place))
     first = Plan(kit.stream_config(folder, stage="a"))
     second = Plan(kit.stream_config(folder, stage="validation"))
     assert len(read) == 1 and first.parts[0].shards[0] is second.parts[0].shards[0]

@@ -13,15 +13,14 @@ from collections import Counter
 
 import pytest
 
-from hdm_lightning.data import reader, storage
+from hdm_lightning.data import reader, shard_bytes
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
-from hdm_lightning.data.plan import Plan
-from hdm_lightning.data.reader import ReadAhead
-from hdm_lightning.data.redirects import RefusedRedirect
+from hdm_lightning.data.reader import LocalFiles, ReadAhead
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.sources import Source
-from hdm_lightning.data.storage import LocalFiles, is_local, read_range, read_whole, with_retries
+from hdm_lightning.data.shard_bytes import RefusedRedirect, is_local, read_range, read_whole, with_retries
 from hdm_lightning.errors import UserError
 
 
@@ -57,8 +56,8 @@ def test_a_read_that_dies_half_way_is_tried_again(server):
 
 
 def test_a_server_that_lets_bytes_trickle_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(storage, "TIMEOUT_S", 0.4)
-    monkeypatch.setattr(storage, "TRIES", 2)
+    monkeypatch.setattr(shard_bytes, "TIMEOUT_S", 0.4)
+    monkeypatch.setattr(shard_bytes, "TRIES", 2)
     for trouble in ("trickle", "trickle, no ranges"):
         server.trouble = lambda path, attempt, trouble=trouble: trouble
         begin = time.monotonic()
@@ -77,7 +76,7 @@ def test_a_server_that_does_not_hang_up_after_the_last_byte_holds_up_nobody(serv
 
 
 def test_what_only_the_user_can_hint_is_told_at_once(monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE_S", 100)
+    monkeypatch.setattr(shard_bytes, "PAUSE_S", 100)
     with pytest.raises(UserError, match="cannot be opened") as caught:
         load_index("nothing-of-the-kind://bucket/shards")
     assert caught.value.where == "nothing-of-the-kind://bucket/shards/index.json" and "remote" in caught.value.hint
@@ -252,7 +251,7 @@ def test_local_files_keep_few_open(shards):
 
 def test_a_silent_server_does_not_hold_up_the_end_of_the_process():
     code = """
-from hdm_lightning.data.reader import ReadAhead
+from hdm_lightning.data.reader import LocalFiles, ReadAhead
 import time
 ahead = ReadAhead(2)
 print(ahead.submit(lambda: 6 * 7).result())
@@ -296,7 +295,7 @@ def test_a_range_without_a_length_takes_no_more_than_was_asked_for():
             return bytes(count)
 
     reply = Endless()
-    assert storage._body(reply, 100, 5100) == (bytes(5000), None) and reply.given == 5000
+    assert shard_bytes._body(reply, 100, 5100) == (bytes(5000), None) and reply.given == 5000
 
 
 def test_threads_that_read_ahead_end_with_their_loader(kit, server):

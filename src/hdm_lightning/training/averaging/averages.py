@@ -150,7 +150,7 @@ def _nearest(saved: list[float], halflife: float) -> int:
     if not saved:
         raise UserError(
             "the checkpoint has no exponential average to start from",
-            where="callbacks.ema.halflife_samples",
+            where="callbacks.weight_averages.halflife_samples",
             hint="leave it empty, as the run began",
         )
     return min(range(len(saved)), key=lambda i: abs(saved[i] - halflife))
@@ -160,7 +160,7 @@ def _place(saved: list[float], width: float) -> int:
     if width not in saved:
         raise UserError(
             f"the checkpoint has no power-function average of width {width} (it has: {saved or 'none'})",
-            where="callbacks.ema.sigma_rel",
+            where="callbacks.weight_averages.sigma_rel",
             hint="keep the widths that the run began with; others are put together from them afterwards "
             "(hdm-convert --average)",
         )
@@ -177,7 +177,7 @@ def check_averages(halflife_samples: Sequence[float], sigma_rel: Sequence[float]
         if any(not 0 < value <= top for value in values) or len(set(values)) < len(values):
             hint = f"give different values above 0{'' if top == math.inf else f', at most {top}'}"
             what = f"{list(values)} has a value that makes no average"
-            raise UserError(what, where=f"callbacks.ema.{where}", hint=hint)
+            raise UserError(what, where=f"callbacks.weight_averages.{where}", hint=hint)
 
 
 class AveragedNetwork:

@@ -1,4 +1,7 @@
-"""All measures of an autoencoder on the validation images, of which `AutoencoderModule` itself logs three."""
+"""All measures of an autoencoder on the validation images, of which `AutoencoderModule` itself logs three.
+
+Shapes: image and output (B,3,H,W) in [-1, 1]; index and weight (B,); features (N,D).
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,15 +12,59 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import measured_transforms
+from hdm_lightning.generation.image_files import to_uint8
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
-from hdm_lightning.metrics.features import FeatureNetwork
+from hdm_lightning.metrics.distances import FEWEST_SAMPLES, frechet_distance, frechet_needs, kernel_distance, moments
+from hdm_lightning.metrics.features import FeatureNetwork, frechet_name, kernel_name
 from hdm_lightning.metrics.latents import LatentReport
-from hdm_lightning.training.callbacks.reconstruction_distances import ReconstructionDistances
 from hdm_lightning.training.callbacks.steps import log_now
+from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
-from hdm_lightning.training.modules.autoencoder_objective import PerceptualDistance
+from hdm_lightning.training.strategies import processes
 from hdm_lightning.training.strategies.processes import summed
+
+
+class ReconstructionDistances:
+    """Collects the features of images and of their reconstructions.
+
+    Args:
+        network: frozen.
+    """
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network = network
+        self._index: list[int] = []
+        self._real, self._decoded = [torch.zeros(0, network.width)], [torch.zeros(0, network.width)]
+
+    @torch.no_grad()
+    def update(self, image: Tensor, output: Tensor, index: Tensor, weight: Tensor) -> None:
+        """Add images and their reconstructions, those of weight 0 left out; `index` says where each one belongs."""
+        kept = weight > 0
+        self._index += index[kept].tolist()
+        if not kept.any():
+            return
+        with torch.autocast(image.device.type, enabled=False):
+            self._real.append(self.network(to_uint8(image[kept])).cpu())
+            self._decoded.append(self.network(to_uint8(output[kept])).cpu())
+
+    def report(self) -> dict[str, float]:
+        """Return the distances that so many images allow; every process calls this together, to the same result.
+
+        The kernel distance is that of one half's reconstructions to the images of the other half, unbiased; the
+        Fréchet distance is that of all reconstructions to their own images, from D + 1 images on.
+        """
+        parts = processes.gathered((self._index, torch.cat(self._real), torch.cat(self._decoded)))
+        order = torch.tensor([number for index, _, _ in parts for number in index]).argsort()
+        real, decoded = (torch.cat([part[which] for part in parts])[order] for which in (1, 2))
+        found: dict[str, float] = {}
+        half = len(real) // 2
+        if half >= FEWEST_SAMPLES:
+            found[f"reconstruction/{kernel_name(self.network)}"] = kernel_distance(real[half:], decoded[:half])
+        if len(real) >= frechet_needs(self.network.width):
+            distance = frechet_distance(moments(real), moments(decoded))
+            found[f"reconstruction/r{frechet_name(self.network)}"] = distance
+        return found
 
 
 class AutoencoderReport(Callback):

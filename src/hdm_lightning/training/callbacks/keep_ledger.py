@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
-from hdm_lightning.training.callbacks.memory_use import memory_gb
 from hdm_lightning.training.callbacks.steps import StepWatcher, samples_trained
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal
-from hdm_lightning.training.json_lines import append_line, read_lines
+from hdm_lightning.training.callbacks.throughput import memory_gb
+from hdm_lightning.whole_files import append_line, read_lines
 
 LONGEST_SILENCE_S = 300.0
 """What a `kill -9` between two checkpoints may hide of the time and the money spent."""
@@ -37,19 +37,11 @@ class Ledger:
         """All whole lines."""
         return read_lines(self.path)
 
-    def seconds_spent(self, stage: str | None = None) -> float:
-        """Wall-clock seconds of training so far, of one stage or of all."""
-        return self._total("seconds", stage)
+    def spent(self, key: str, stage: str | None = None) -> float:
+        """Wall-clock `seconds`, `device_hours` or `cost_usd` so far, of one stage or of all.
 
-    def device_hours_spent(self, stage: str | None = None) -> float:
-        """Hours times devices so far, of one stage or of all; starts may have been on different numbers of devices."""
-        return self._total("device_hours", stage)
-
-    def cost_spent_usd(self, stage: str | None = None) -> float:
-        """Dollars so far, of one stage or of all, each start at the price it had."""
-        return self._total("cost_usd", stage)
-
-    def _total(self, key: str, stage: str | None) -> float:
+        Starts may have been on other numbers of devices and at another price.
+        """
         return sum(event.get(key, 0.0) for event in self.events() if stage is None or event.get("stage") == stage)
 
     def starts(self, stage: str) -> int:
@@ -64,7 +56,7 @@ class KeepLedger(StepWatcher, Callback):
     samples, and what was spent since the line before: seconds, device-hours, dollars, the peak of memory.
 
     Args:
-        path: of the ledger, which later fits go on writing.
+        path: of the ledger, which later fits continue.
         stage: name of this fit among those of the ledger; None for the module's `stage`.
         usd_per_device_hour: price of a device.
     """
@@ -77,20 +69,14 @@ class KeepLedger(StepWatcher, Callback):
         self.devices = 1
         self._running = False
         self._mark = self._begin = time.monotonic()
-        self._before = dict.fromkeys(("device_hours", "usd", "stage_s", "stage_usd"), 0.0)
+        self._before: list[dict[str, Any]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read what was spent before."""
         if self.stage is None:
             self.stage = str(getattr(pl_module, "stage", "train"))
-        book, self.devices = self.ledger, trainer.world_size
-        book.writes = trainer.is_global_zero
-        self._before = {
-            "device_hours": book.device_hours_spent(),
-            "usd": book.cost_spent_usd(),
-            "stage_s": book.seconds_spent(self.stage),
-            "stage_usd": book.cost_spent_usd(self.stage),
-        }
+        self.ledger.writes, self.devices = trainer.is_global_zero, trainer.world_size
+        self._before = self.ledger.events()
         self._mark = self._begin = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,38 +114,27 @@ class KeepLedger(StepWatcher, Callback):
         The peak of memory is that of the first process: of its device, or of the host where it computes on a CPU.
         """
         now = time.monotonic()
-        seconds, self._mark = now - self._mark, now
-        hours = seconds * self.devices / 3600
+        costs, self._mark = self._costs(now - self._mark), now
         memory = memory_gb(trainer.strategy.root_device)  # the module may be back on the CPU
         self.ledger.append(
             event,
             stage=self.stage,
             samples=samples_trained(trainer, module),
-            seconds=round(seconds, 3),
-            device_hours=round(hours, 6),
-            cost_usd=round(hours * self.usd_per_device_hour, 6),
+            seconds=round(costs["seconds"], 3),
+            device_hours=round(costs["device_hours"], 6),
+            cost_usd=round(costs["cost_usd"], 6),
             peak_memory_gb=round(memory.get("device_peak", memory["host_peak"]), 3),
             **values,
         )
 
-    def stage_seconds(self) -> float:
-        """Wall-clock seconds of the stage so far, restarts included."""
-        return self._before["stage_s"] + time.monotonic() - self._begin
+    def spent(self, key: str, *, stage: bool = False) -> float:
+        """`seconds`, `device_hours` or `cost_usd` of the whole ledger so far, or of this stage, restarts included."""
+        before = [each for each in self._before if not stage or each.get("stage") == self.stage]
+        return sum(each.get(key, 0.0) for each in before) + self._costs(time.monotonic() - self._begin)[key]
 
-    def device_hours(self) -> float:
-        """Hours of the whole ledger so far, times the devices, restarts included."""
-        return self._before["device_hours"] + self._device_hours_now()
-
-    def cost_usd(self) -> float:
-        """Dollars of the whole ledger so far, restarts included."""
-        return self._before["usd"] + self._device_hours_now() * self.usd_per_device_hour
-
-    def stage_cost_usd(self) -> float:
-        """Dollars of the stage so far, restarts included."""
-        return self._before["stage_usd"] + self._device_hours_now() * self.usd_per_device_hour
-
-    def _device_hours_now(self) -> float:
-        return (time.monotonic() - self._begin) / 3600 * self.devices
+    def _costs(self, seconds: float) -> dict[str, float]:
+        hours = seconds * self.devices / 3600
+        return {"seconds": seconds, "device_hours": hours, "cost_usd": hours * self.usd_per_device_hour}
 
     def _end(self, event: str, trainer: Trainer, module: LightningModule, **values: Any) -> None:
         if self._running:

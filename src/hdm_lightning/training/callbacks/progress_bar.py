@@ -110,7 +110,9 @@ class Progress(RichProgressBar):
         if ledger is None:
             return None
         return (
-            f"${ledger.cost_usd():.2f}" if ledger.usd_per_device_hour else f"{ledger.device_hours():.2f} device-hours"
+            f"${ledger.spent('cost_usd'):.2f}"
+            if ledger.usd_per_device_hour
+            else f"{ledger.spent('device_hours'):.2f} device-hours"
         )
 
 

@@ -61,7 +61,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def validation_metrics(trainer: Trainer) -> dict[str, float]:
-    """What the validation that ends now has logged, by name; in a sanity check too, which Lightning tells nobody."""
+    """What the validation that ends now has logged, by name; in a sanity check too, which Lightning keeps to itself."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 

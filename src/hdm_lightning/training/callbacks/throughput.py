@@ -1,24 +1,220 @@
 """How fast a training is: images a second, operations a second, where a step's time goes, memory."""
 
+import re
+import resource
+import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
 
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.callbacks.memory_use import memory_gb
-from hdm_lightning.training.callbacks.section_timer import SectionTimer
+from hdm_lightning.profiling.gpus import find_gpu
+from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now, samples_trained
-from hdm_lightning.training.model_flops import peak_tflops, training_flops
+from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.processes import summed
+
+
+def stage_flops(config: XUTConfig, stage: StageSettings, factor: int) -> int:
+    """Operations of one sample of a stage, captions padded to the stage's context.
+
+    Args:
+        config: of the network.
+        stage: resolution, context and routing.
+        factor: image pixels per latent cell along one side.
+    """
+    side = stage.resolution // factor
+    return training_flops(config, (side, side), stage.context_length, stage.routing_rate)
+
+
+def peak_tflops(device: torch.device, configured: float | None) -> float | None:
+    """Dense bfloat16 rate of the device in 10^12 operations a second: as configured, else of a known GPU, else None."""
+    if configured is not None:
+        return configured
+    if device.type != "cuda":
+        return None
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return gpu.peak_tflops if gpu else None
+
+
+STATM = Path("/proc/self/statm")
+STATUS = Path("/proc/self/status")
+GB = 1e9
+
+
+def memory_gb(device: torch.device) -> dict[str, float]:
+    """Figures in 10^9 bytes: `host` and `host_peak` resident; on CUDA also `device`, `device_peak` and `reserved`.
+
+    `device` counts tensors, `reserved` what the allocator keeps for them.
+    """
+    figures = {"host": _resident_bytes() / GB, "host_peak": _peak_resident_bytes() / GB}
+    if device.type == "cuda":
+        figures["device"] = torch.cuda.memory_allocated(device) / GB
+        figures["device_peak"] = torch.cuda.max_memory_allocated(device) / GB
+        figures["reserved"] = torch.cuda.memory_reserved(device) / GB
+    return figures
+
+
+def _resident_bytes() -> int:
+    """Resident now; the peak where the system does not report it."""
+    if not STATM.exists():
+        return _peak_resident_bytes()
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak_resident_bytes() -> int:
+    if STATUS.exists():  # what getrusage says begins at the size of the process that started this one
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class SectionClock:
+    """Adds up seconds per named section.
+
+    On CUDA a section is two events on the stream, read when `drain` is called; elsewhere the host's clock.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._open: dict[str, float | torch.cuda.Event] = {}
+        self.device = torch.device("cpu")
+
+    def start(self, name: str) -> None:
+        """Open a section."""
+        self._open[name] = self._mark()
+
+    def stop(self, name: str) -> None:
+        """Close a section; closing one that is not open does nothing."""
+        begin = self._open.pop(name, None)
+        if begin is None:
+            return
+        end = self._mark()
+        if isinstance(begin, float) and isinstance(end, float):
+            self._seconds[name] += end - begin
+        elif isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+            self._events.append((name, begin, end))
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Time the body of a with statement."""
+        self.start(name)
+        try:
+            yield
+        finally:
+            self.stop(name)
+
+    def drain(self) -> dict[str, float]:
+        """Seconds per section since the last call; waits for the device once."""
+        if self._events:
+            torch.cuda.synchronize(self.device)
+        for name, begin, end in self._events:
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        result, self._seconds = dict(self._seconds), defaultdict(float)
+        return result
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+DATA = "data"
+SECTIONS = {
+    r"\[_TrainingEpochLoop\]\.train_dataloader_next": DATA,
+    r"\[\w+\]encode_images": "vae",
+    r"\[\w+\]encode_text": "text",
+    r"\[\w+\]network": "xut",
+    r"\[\w+\]autoencoder": "autoencoder",
+    r"\[Strategy\]\w+\.backward": "backward",
+}
+"""Names of actions, Lightning's and those of this project's modules, and the sections that they count as."""
+
+
+class SectionTimer(Profiler):
+    """Passes every action on to the trainer's own profiler, and adds up the seconds of those in `SECTIONS`.
+
+    `attach` puts it in the profiler's place, `detach` puts that back. Only training counts.
+
+    Args:
+        device: on CUDA a section is two events on the stream, elsewhere the host's clock.
+        on_fetch: called when the wait for a batch begins.
+    """
+
+    def __init__(self, device: torch.device, on_fetch: Callable[[], None]) -> None:
+        super().__init__()
+        self.clock = SectionClock()
+        self.clock.device = device
+        self.on_fetch = on_fetch
+        self._inner: Any = None
+        self._trainer: Any = None
+        self._known: dict[str, str | None] = {}
+
+    def attach(self, trainer: Trainer) -> None:
+        """Take the place of the trainer's profiler."""
+        self._trainer = trainer
+        self._inner, self._trainer.profiler = self._trainer.profiler, self
+
+    def detach(self) -> None:
+        """Put the trainer's profiler back."""
+        if self._trainer is not None:
+            self._trainer.profiler = self._inner
+            self._trainer = None
+
+    def start(self, action_name: str) -> None:
+        """Begin an action."""
+        self._inner.start(action_name)
+        section = self._section(action_name)
+        if section is not None:
+            if section == DATA:
+                self.on_fetch()
+            self.clock.start(section)
+
+    def stop(self, action_name: str) -> None:
+        """End an action."""
+        section = self._section(action_name)
+        if section is not None:
+            self.clock.stop(section)
+        self._inner.stop(action_name)
+
+    def _section(self, action_name: str) -> str | None:
+        if self._trainer is None or not self._trainer.training:
+            return None
+        if action_name not in self._known:
+            found = (section for pattern, section in SECTIONS.items() if re.fullmatch(pattern, action_name))
+            self._known[action_name] = next(found, None)
+        return self._known[action_name]
+
+    def summary(self) -> str:
+        """That of the trainer's own profiler."""
+        return str(self._inner.summary())
+
+    def describe(self) -> None:
+        """Let the trainer's own profiler describe."""
+        self._inner.describe()
+
+    def teardown(self, stage: str | None) -> None:
+        """Let the trainer's own profiler end."""
+        self._inner.teardown(stage)
 
 
 class Throughput(StepWatcher, Callback):
     """Logs speed, memory and the split of a step's time where Lightning logs (`log_every_n_steps`).
 
     Speeds count training alone, all processes together: what callbacks after this one, validations and checkpoints take
-    is told as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
+    is reported as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
     `memory_gb/…`, and for a module whose network is an XUT `speed/tflops` and, where the device's peak is known,
     `speed/mfu`: the network's model FLOPs (arXiv 2204.02311, appendix B) over time and peak.
 

@@ -23,20 +23,24 @@ from hdm_lightning.autoencoding.patches import draw_patch
 from hdm_lightning.autoencoding.reconstruction import Reconstruction, reconstruct
 from hdm_lightning.autoencoding.transforms import apply_to_pair, measured_transforms
 from hdm_lightning.errors import UserError
-from hdm_lightning.metrics.equivariance import relative_error
-from hdm_lightning.metrics.image_quality import psnr
-from hdm_lightning.training.modules.adversarial import GENERATOR, AdversarialSteps, AdversarialTerm
+from hdm_lightning.metrics.autoencoder_quality import psnr, relative_error
+from hdm_lightning.training.modules.adversarial import (
+    GENERATOR,
+    AdversarialSteps,
+    AdversarialTerm,
+    GeneratorObjective,
+    PerceptualDistance,
+)
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae
-from hdm_lightning.training.modules.autoencoder_objective import GeneratorObjective, PerceptualDistance
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.resumable_module import (
     FLOAT16,
     OptimizerFactory,
     SchedulerFactory,
+    WeightedMean,
     call_optimizer,
     plain_learning_rate,
 )
-from hdm_lightning.training.modules.weighted_mean import WeightedMean
 from hdm_lightning.training.strategies.processes import averaged
 
 NOISE_PURPOSE = "vae posterior"
@@ -268,8 +272,8 @@ class AutoencoderModule(AdversarialSteps):
         if self.discriminator is not None:
             rate, decay, betas = self._of_discriminator
             groups = adamw_groups(self.discriminator, rate, decay)
-            judge = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
-            pairs.append((judge, _schedule(self.discriminator_scheduler_factory, judge)))
+            optimizer = AdamW(groups, lr=rate, betas=(betas[0], betas[1]), fused=True)
+            pairs.append((optimizer, _schedule(self.discriminator_scheduler_factory, optimizer)))
         return pairs
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.reconstruction import Posterior
-from hdm_lightning.encoders.autoencoder_folder import (
+from hdm_lightning.encoders.vae_folder import (
     AutoencoderKL,
     locate_autoencoder,
     read_autoencoder,
@@ -101,7 +101,7 @@ def load_vae(source: str) -> AutoencoderKL:
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, statistics: tuple[Sequence[float], Sequence[float]] | None) -> None:
-    """Write a diffusers folder whose config tells the normalisation of the latents.
+    """Write a diffusers folder whose config states the normalisation of the latents.
 
     Args:
         vae: the model.

@@ -21,22 +21,22 @@ from hdm_lightning.models.positions import PositionConvention
 from hdm_lightning.training.modules.draws import draw, strata
 from hdm_lightning.training.modules.flow_step import (
     Conditioning,
+    FrozenEncoders,
     Network,
     crop_geometry,
     fed_tokens,
     flow_loss,
     routed,
 )
-from hdm_lightning.training.modules.frozen_encoders import FrozenEncoders
 from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     ResumableModule,
     SchedulerFactory,
+    WeightedMean,
     call_optimizer,
     plain_learning_rate,
 )
-from hdm_lightning.training.modules.weighted_mean import WeightedMean
-from hdm_lightning.training.optimization.parameter_groups import ParameterGroup, parameter_groups
+from hdm_lightning.training.optimization.learning_rates import ParameterGroup, Rule, parameter_groups
 from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -62,7 +62,7 @@ class FlowModule(ResumableModule):
         betas: moment decays of the default optimizer.
         optimizer: takes the parameter groups (see `parameter_groups`); None for AdamW, fused except under float16.
         lr_scheduler: takes the optimizer and ticks once a step; None for a constant rate.
-        rule: how rates follow from the base rate, see `training.optimization.parameter_groups`; `constant` for a
+        rule: how rates follow from the base rate, see `training.optimization.learning_rates`; `constant` for a
             network that is no XUT.
         time_mean: mean of the logit-normal time; above 0 trains more near noise.
         time_std: its standard deviation.
@@ -87,7 +87,7 @@ class FlowModule(ResumableModule):
         betas: tuple[float, float] = (0.9, 0.98),
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
-        rule: str = "mup",
+        rule: Rule = "mup",
         time_mean: float = 0.0,
         time_std: float = 1.0,
         seed: int = 0,
@@ -219,7 +219,7 @@ class FlowModule(ResumableModule):
             return parameter_groups(self.network, self.learning_rate, self.weight_decay, rule=self.rule)
         except ValueError as error:
             hint = "rule='constant' fits every network"
-            raise UserError(str(error), where="optimizer.rule", hint=hint) from error
+            raise UserError(str(error), where="rule", hint=hint) from error
 
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
         """The optimizer of the network with its schedule."""

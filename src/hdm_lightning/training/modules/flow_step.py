@@ -1,6 +1,6 @@
-"""One flow-matching step as a function of tensors: what is fed to the network and what its loss is.
+"""One flow-matching step: what is encoded, what is fed to the network and what its loss is.
 
-B batch, C latent channels, H x W latent grid, N image tokens, K kept tokens, L caption tokens.
+B batch, C latent channels, H x W image in pixels or latent grid, N image tokens, K kept tokens, L caption tokens.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,33 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.diffusion import flow
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.models.positions import PositionConvention, token_positions
 from hdm_lightning.models.routing import keep_from_scores
+
+
+class FrozenEncoders:
+    """Text encoder and autoencoder beside the network: not a module, so never trained, averaged or saved."""
+
+    def __init__(self, text: TextEncoder, autoencoder: ImageAutoencoder) -> None:
+        self.text = text
+        self.autoencoder = autoencoder
+
+    def to(self, device: torch.device) -> None:
+        """Move both encoders to a device."""
+        self.text.to(device)
+        self.autoencoder.to(device)
+
+    @torch.no_grad()
+    def latents(self, image: Tensor) -> Tensor:
+        """Normalised latents in float32 of uint8 images (B,3,H,W)."""
+        return self.autoencoder.encode(image.float().div_(127.5).sub_(1.0)).float()
+
+    @torch.no_grad()
+    def context(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Context (B,L,width) in float32 of caption tokens (B,L)."""
+        return self.text.encode(tokens, lengths).float()
+
 
 Network = Callable[..., Tensor]
 

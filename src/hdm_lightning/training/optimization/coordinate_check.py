@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.optimization.parameter_groups import parameter_groups
+from hdm_lightning.training.optimization.learning_rates import parameter_groups
 
 
 @dataclass(frozen=True)

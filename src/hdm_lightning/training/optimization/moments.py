@@ -1,16 +1,19 @@
 """An optimizer's moments from a checkpoint into another optimizer, by the parameters' names."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from hdm_lightning.training.checkpoint_io import read_checkpoint
 from hdm_lightning.training.strategies.sharded_tensors import load_optimizer
 
 
 def carry_moments(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
-    """Take over the moments of a stage before, by the parameters' names where the groups tell them.
+    """Take over the moments of a stage before, by the parameters' names where the groups have them.
 
     The optimizer's own rates, decay and betas stay, and its groups may be cut otherwise than those of the checkpoint,
     which stays as it is.
@@ -62,3 +65,23 @@ def _numbered(state: dict[str, Any]) -> list[tuple[Any, int]]:
     """Name (or number where there are no names) and number of every parameter in an optimizer's state dict."""
     groups = state["param_groups"]
     return [pair for group in groups for pair in zip(group.get("names", group["params"]), group["params"], strict=True)]
+
+
+class CarryMoments(Callback):
+    """Begins a fit with the moments of a checkpoint, unless the fit itself is being resumed.
+
+    Rates, decay and betas stay those of the fit.
+
+    Args:
+        checkpoint: of the training before, read or not.
+    """
+
+    def __init__(self, checkpoint: dict[str, Any] | Path | str) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the moments over."""
+        if trainer.global_step == 0:
+            read = isinstance(self.checkpoint, dict)
+            checkpoint = self.checkpoint if read else read_checkpoint(Path(str(self.checkpoint)), lazily=True)
+            carry_moments(checkpoint, trainer.optimizers[0])  # type: ignore[arg-type]

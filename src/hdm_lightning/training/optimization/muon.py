@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from hdm_lightning.training.optimization.parameter_groups import ParameterGroup
+from hdm_lightning.training.optimization.learning_rates import ParameterGroup
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic that takes every singular value near 1 in five rounds (Muon, K. Jordan 2024)."""

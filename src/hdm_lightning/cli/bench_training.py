@@ -1,0 +1,209 @@
+"""Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.diffusion.flow import logit_normal_times
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
+from hdm_lightning.encoders.text import MAX_TOKENS
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.profiling.cases import (
+    Case,
+    RandomTokens,
+    Setup,
+    autoencoder_case,
+    network_case,
+    random_autoencoder,
+    random_network,
+    random_text_encoder,
+    sampling_flops,
+    tensors,
+    text_case,
+)
+from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.callbacks.throughput import SectionClock
+from hdm_lightning.training.modules.draws import draw
+from hdm_lightning.training.modules.flow_module import FlowModule
+from hdm_lightning.training.optimization.muon import MuonAdamW
+from hdm_lightning.training.stages import StageSettings
+from hdm_lightning.training.strategies.parallelize import prepare_network
+
+SEED = 0
+SECTIONS = {"encode_images": "vae", "encode_text": "text", "network": "xut"}
+"""Parts of a step, and what reports call them."""
+
+
+def step_case(setup: Setup) -> Case:
+    """A whole training step: encoders, network, backward pass, optimizer, average."""
+    settings, batch, side = setup.settings, setup.settings.batch, setup.side_px
+    step = TrainingStep(
+        setup.parts.network,
+        setup.parts.text,
+        setup.parts.autoencoder,
+        StageSettings(
+            resolution=side,
+            samples=1000 * batch,
+            batch_size=batch,
+            micro_batch_size=batch,
+            learning_rate=1e-3,
+            routing_rate=settings.routing_rate,
+            context_length=settings.context_length,
+            activation_checkpointing=settings.checkpointing,
+        ),
+        device=setup.device,
+        dtype=setup.dtype,
+        compiled=settings.compile,
+        autoencoder_max_pixels=batch * side**2,
+        text_max_tokens=batch * settings.context_length,
+    )
+
+    def sections() -> Mapping[str, Any]:
+        seconds = step.clock.drain()
+        return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
+
+    encoders = setup.autoencoder_cost.encode_flops(side, side) + setup.text_cost.flops(settings.context_length)
+    count = setup.operations
+    return Case("step", step, batch, batch * (count.total + encoders), batch * count.model, step.tensors, sections)
+
+
+def sample_case(setup: Setup) -> Case:
+    """Images from prompts: text, guided solver steps, decoding."""
+    settings, side, batch = setup.settings, setup.side_px, setup.settings.batch
+    network = random_network(setup.parts.network).to(setup.device).eval()
+    prepare(network, False, settings.compile)
+    text, autoencoder = setup.text_encoder(), setup.autoencoder()
+    tokenizer = RandomTokens(int(setup.parts.text["vocab_size"]), settings.context_length)
+    pipeline = HDMPipeline(network, autoencoder, text_encoder=text, tokenizer=tokenizer)
+    pipeline.max_batch = batch
+    pipeline.autocast = None if setup.dtype == torch.float32 else setup.dtype
+    wanted = SamplingSettings(height=side, width=side, steps=settings.steps, guidance_scale=settings.guidance_scale)
+    prompts, seeds, flops = [f"prompt {number}" for number in range(batch)], list(range(batch)), sampling_flops(setup)
+    held = tensors(network, text.model, autoencoder.model)
+    return Case(
+        "sample", lambda: pipeline.draw(prompts, seeds, wanted), batch, batch * flops, batch * flops, lambda: held
+    )
+
+
+def prepare(network: XUT, checkpointing: bool, compiled: bool) -> None:
+    """Make a network ready as training does."""
+    prepare_network(network, activation_checkpointing=checkpointing, compiled=compiled)
+
+
+BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
+    "vae": autoencoder_case,
+    "text": text_case,
+    "xut": lambda setup: network_case(setup, prepare),
+    "step": step_case,
+    "sample": sample_case,
+}
+"""Sub-command to case."""
+
+
+class TrainingStep:
+    """One micro-batch through encoders, network, backward pass, clipping, optimizer and averages at each call.
+
+    Args:
+        network: the network's shape.
+        text: a transformers configuration of the text encoder.
+        autoencoder: a diffusers configuration of the autoencoder.
+        stage: resolution, micro-batch, routing, context, checkpointing.
+        device: where.
+        dtype: of autocast and of the encoders; float32 means no autocast.
+        compiled: whether the network is compiled.
+        text_max_tokens, autoencoder_max_pixels: as in the recipe.
+        averages: weight averages kept.
+        muon: train the blocks' matrices by Muon instead of AdamW.
+    """
+
+    def __init__(
+        self,
+        network: XUTConfig,
+        text: Mapping[str, Any],
+        autoencoder: Mapping[str, Any],
+        stage: StageSettings,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        compiled: bool = False,
+        text_max_tokens: int = MAX_TOKENS,
+        autoencoder_max_pixels: int = MAX_PIXELS,
+        averages: int = 1,
+        muon: bool = False,
+    ) -> None:
+        self.stage, self.device, self.dtype = stage, device, dtype
+        self.network = random_network(network, seed=SEED).to(device)
+        prepare_network(self.network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
+        self.module = FlowModule(
+            self.network,
+            random_text_encoder(text, dtype=dtype, max_tokens=text_max_tokens),
+            random_autoencoder(autoencoder, dtype=dtype, max_pixels=autoencoder_max_pixels),
+            learning_rate=stage.learning_rate,
+            routing_rate=stage.routing_rate,
+            weight_decay=stage.weight_decay,
+        )
+        self.module.to(device)
+        self.clock = SectionClock()
+        self.module.section = lambda name: self.clock.section(SECTIONS[name])  # type: ignore[method-assign]
+        self.module.encoders.to(device)
+        groups: list[Any] = [*self.module.parameter_groups()]
+        self.optimizer = MuonAdamW(groups) if muon else torch.optim.AdamW(groups, betas=stage.betas, fused=True)
+        self.loss: Tensor | None = None
+        self.averages = ParameterAverages(self.network, [500_000] * averages)
+        self.batch = self._random_batch(int(text["vocab_size"]))
+
+    def __call__(self) -> Tensor:
+        """Take one optimizer step; returns the loss."""
+        drawn = self._with_draws(self.batch)
+        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in drawn.items()}
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            losses = self.module.losses(batch, self.network, logit_normal_times(batch["uniform"]))
+            loss = (losses * batch["weight"]).mean()
+        del batch, drawn
+        with self.clock.section("backward"):
+            loss.backward()
+        with self.clock.section("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.averages.update(self.stage.micro_batch_size)
+        self.loss = loss.detach()
+        return self.loss
+
+    def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the random numbers that training draws on the CPU."""
+        rows, columns = (size // self.module.autoencoder.factor for size in batch["image"].shape[-2:])
+        patch = self.module.patch_size
+        tokens = (rows // patch) * (columns // patch) if self.stage.routing_rate else 0
+        drawn = draw(SEED, "bench", batch["index"], (self.module.autoencoder.channels, rows, columns), tokens)
+        scores = {} if drawn.scores is None else {"scores": drawn.scores}
+        return {**batch, "noise": drawn.noise, "uniform": drawn.uniform, **scores}
+
+    def tensors(self) -> list[Tensor]:
+        """What stays from step to step: weights, averages, encoders, the optimizer's moments, the last losses."""
+        encoders = (self.module.text_encoder.model, self.module.autoencoder.model)  # type: ignore[attr-defined]
+        modules = (self.network, *encoders)
+        state = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        shadows = [tensor for shadow in self.averages.shadows for tensor in shadow]
+        kept = [self.loss, *state]
+        return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
+
+    def _random_batch(self, vocabulary: int) -> dict[str, Any]:
+        """A batch as the loader yields it, on the CPU, every caption as long as the context."""
+        generator = torch.Generator().manual_seed(SEED)
+        count, side, length = self.stage.micro_batch_size, self.stage.resolution, self.stage.context_length
+        return {
+            "image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
+            "crop": torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1),
+            "tokens": torch.randint(0, vocabulary, (count, length), generator=generator),
+            "lengths": torch.full((count,), length),
+            "index": torch.arange(count),
+            "weight": torch.ones(count),
+            "keys": [f"random/{number}" for number in range(count)],
+            "captions": [""] * count,
+        }

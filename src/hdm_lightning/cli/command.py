@@ -1,0 +1,127 @@
+"""What all commands share: how they end, where their results go, numbers that must not be too small."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TRACEBACK_VARIABLE = "HDM_TRACEBACK"
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def run_command(function: Callable[[], int | None]) -> int:
+    """Run a command's body and turn how it ends into an exit status.
+
+    Args:
+        function: the body; returns an exit status, or None for 0.
+
+    Returns:
+        The body's status; 2 for a `UserError`, printed to stderr without a stack trace unless the environment
+        has HDM_TRACEBACK=1; 130 when interrupted from the keyboard. Any other exception is a defect and passes.
+    """
+    try:
+        return function() or 0
+    except UserError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_STATUS
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one for each thing that is being done; yields what takes (thing, how many are done, of all)."""
+    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def show_report(report: "RenderableType", content: dict[str, Any], out: Path | None) -> None:
+    """Print a report, wide enough for a schedule of four stages where the output is no terminal, and write its JSON."""
+    from rich.console import Console  # noqa: PLC0415  (for --help's sake)
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(report)
+    if out is not None:
+        write_json(out, content)
+        console.print(f"written to {out}")
+
+
+def require_folder(folder: Path, where: str) -> Path:
+    """The folder, which is there or can be made.
+
+    Args:
+        folder: to write into.
+        where: the option or key to name in errors.
+
+    Raises:
+        UserError: something else has its name, or it cannot be written to.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{folder} is no folder that can be written to", where=where, hint="name another place")
+    return folder
+
+
+def require_file(file: Path, where: str) -> Path:
+    """The file, which can be written or replaced.
+
+    Raises:
+        UserError: it is a folder, or its folder cannot be written to.
+    """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder", where=where, hint=f"give a file, such as {file / 'result.json'}")
+    require_folder(file.parent, where)
+    return file
+
+
+def require_picture(file: Path, where: str, *, more: Sequence[str] = ()) -> Path:
+    """The file, which can be written and whose name ends like a picture's.
+
+    Args:
+        file: to write.
+        where: the option or key to name in errors.
+        more: endings that this command can write, too.
+
+    Raises:
+        UserError: it ends otherwise, or cannot be written.
+    """
+    endings = (".png", ".jpg", ".jpeg", ".webp", *more)
+    if file.suffix.lower() not in endings:
+        raise UserError(f"{file} does not end in {', '.join(endings)}", where=where, hint=f"name it {file.stem}.png")
+    return require_file(file, where)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number, refused with a message where it is smaller."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    return whole_number

@@ -1,0 +1,176 @@
+"""The demo's parts: shapes shards, a small EQ-VAE, a small XUT, pictures, and how well they follow their prompts."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from hdm_lightning.autoencoding.perceptual import require_perceptual
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.encoders.pretrained import locate_model
+from hdm_lightning.encoders.text import MODEL_FILES
+from hdm_lightning.generation.contact_sheet import contact_sheet
+from hdm_lightning.generation.image_files import to_pil
+from hdm_lightning.generation.loading import LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.generation.scoring import draw_and_score
+from hdm_lightning.metrics.prompt_following import as_dict
+from hdm_lightning.models import XUT
+from hdm_lightning.training.job import check_job
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.schedule import run_schedule
+from hdm_lightning.whole_files import write_atomically, write_json
+
+
+def part_progress() -> Progress:
+    """A bar to use as a context manager; it shows itself in a terminal only."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
+RESULT = "demo.json"
+
+
+def demo_processes() -> int:
+    """Two processes on a CPU with two cores or more: small layers gain little from a second thread. One GPU else."""
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
+
+
+def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, model: DictConfig) -> int:
+    """Run the parts that are not done yet, then show the result; returns the exit status.
+
+    Args:
+        folder: everything goes here.
+        config: conf/demo.yaml.
+        autoencoder: composed configuration of hdm-train-vae.
+        model: composed configuration of hdm-train.
+
+    Raises:
+        UserError: a network that one of the parts needs is not here.
+    """
+    parts: list[tuple[str, Callable[[], int]]] = [
+        ("shards", lambda: _build_shards(folder / "shards", config)),
+        ("autoencoder", lambda: _train(autoencoder)),
+        ("model", lambda: _train(model)),
+        ("pictures and score", lambda: _draw(folder, config)),
+    ]
+    result = _read(folder)
+    if not {"autoencoder", "model"} <= set(result["seconds"]):
+        _require_networks(autoencoder, model)
+    for number, (name, part) in enumerate(parts, start=1):
+        if name in result["seconds"]:
+            continue
+        Console().rule(f"{number}/{len(parts)} {name}", align="left")
+        begin = time.monotonic()
+        status = part()
+        if status:
+            return status
+        result = _read(folder)
+        result["seconds"][name] = time.monotonic() - begin
+        _write(folder, result)
+    _show(folder, result)
+    return 0
+
+
+def _require_networks(autoencoder: DictConfig, model: DictConfig) -> None:
+    """Raise UserError if a network that a later part needs is not on this machine, before the first part's minutes."""
+    locate_model(model["text_encoder"]["name"], where="text_encoder.name", required=MODEL_FILES)
+    if perceptual := autoencoder["loss"]["perceptual_network"]:
+        require_perceptual(perceptual)
+
+
+def _build_shards(folder: Path, config: dict[str, Any]) -> int:
+    options = {**config["shapes"], "objects": {int(k): v for k, v in config["shapes"]["objects"].items()}}
+    build_shapes(folder, seed=config["seed"], **options)
+    return 0
+
+
+def _train(config: DictConfig) -> int:
+    job = check_job(config)
+    return launch(run_schedule, job.order(), job.processes)
+
+
+def _draw(folder: Path, config: dict[str, Any]) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_pipeline(folder / "model", LoadOptions(device=device, max_batch=64))
+    settings = SamplingSettings.from_json(loaded.sampling)
+    _draw_sheet(folder, loaded.pipeline, settings, config["pictures"])
+    result = _read(folder)
+    result["scores"] = _scores(loaded.pipeline, settings, config["score"], "trained model")
+    blank = _untrained(loaded.pipeline, config["seed"])
+    result["untrained"] = _scores(blank, settings, config["score"], "untrained model")
+    _write(folder, result)
+    return 0
+
+
+def _untrained(trained: HDMPipeline, seed: int) -> HDMPipeline:
+    """The same pipeline around a network as it is before training."""
+    torch.manual_seed(seed)
+    network = XUT(trained.network.config).to(trained.device)
+    return trained.with_network(network)
+
+
+def _draw_sheet(folder: Path, pipeline: HDMPipeline, settings: SamplingSettings, config: dict[str, Any]) -> None:
+    prompts: list[str] = config["prompts"]
+    images: list[Tensor] = []
+    for height, width in config["sizes"]:
+        sized = SamplingSettings.from_json({**settings.to_json(), "height": height, "width": width})
+        images += list(pipeline.draw(prompts, list(range(len(prompts))), sized))
+    captions = prompts * len(config["sizes"])
+    sheet = contact_sheet([to_pil(image) for image in images], captions, columns=len(prompts))
+    write_atomically(folder / "samples.png", lambda file: sheet.save(file, "PNG"))
+
+
+def _scores(pipeline: HDMPipeline, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
+    """Scores of single objects, and of the relation between two, on prompts of combinations never trained on."""
+    single = _score(pipeline, settings, heldout_prompts(config["single"]), f"{name}: one object")
+    pairs = _score(pipeline, settings, heldout_prompts(config["pairs"], objects=2), f"{name}: two objects")
+    return {**single, "relation": pairs["relation"]}
+
+
+def _score(pipeline: HDMPipeline, settings: SamplingSettings, prompts: list[Prompt], name: str) -> dict[str, Any]:
+    with part_progress() as bar:
+        task = bar.add_task(name, total=None)
+        scored = draw_and_score(
+            pipeline,
+            [prompt.caption for prompt in prompts],
+            [prompt.spec for prompt in prompts],
+            settings,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    return as_dict(scored.scores)
+
+
+def _show(folder: Path, result: dict[str, Any]) -> None:
+    table = Table("held-out prompts", "right", "95% interval", "chance", "untrained")
+    for name in CRITERIA:
+        score, untrained = result["scores"][name], result["untrained"][name]
+        interval = f"{score['low']:.0%} to {score['high']:.0%}"
+        right = f"{score['share']:.0%} of {score['trials']}"
+        table.add_row(name.replace("_", " "), right, interval, f"{score['chance']:.0%}", f"{untrained['share']:.0%}")
+    console = Console()
+    console.print(table)
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
+    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in all", highlight=False)
+    console.print(f"pictures: {folder / 'samples.png'}", highlight=False, soft_wrap=True)
+    console.print(f"watch:    tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / RESULT
+    return json.loads(path.read_text()) if path.exists() else {"seconds": {}}
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULT, result)

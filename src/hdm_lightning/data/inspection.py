@@ -1,0 +1,214 @@
+"""What a set of shards holds: in numbers (samples, sizes, shapes, captions), as histograms, and samples to look at."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.sample_plan import Plan, resolve
+from hdm_lightning.data.samples import Sample
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
+
+SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+Convention = Literal["area", "long_side"]
+
+IMAGE_PX = 192
+MAP_PX = 56
+GAP_PX = 4
+ASPECTS = (0.25, 1 / 3, 0.5, 2 / 3, 0.8, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Numbers of a set.
+
+    Attributes:
+        shards, samples, bytes: of all shards; samples that can be used.
+        left_out: samples that cannot, by reason.
+        height, width: pixels of each upright image, int64 (samples,).
+        caption_lengths: of the captions that were read, in `caption_unit`, int64 (n,).
+        caption_unit: words or tokens.
+        bad_captions: samples among those read that have no caption.
+    """
+
+    shards: int
+    samples: int
+    bytes: int
+    left_out: Counter[str]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    caption_lengths: NDArray[np.int64]
+    caption_unit: str
+    bad_captions: int
+
+    @property
+    def short_side(self) -> NDArray[np.int64]:
+        """Short side of each image in pixels."""
+        return np.minimum(self.height, self.width)
+
+    @property
+    def aspect(self) -> NDArray[np.float64]:
+        """Width over height of each image."""
+        return self.width / np.maximum(self.height, 1)
+
+
+def collect(
+    urls: Sequence[str],
+    *,
+    captions: CaptionRules | None = None,
+    caption_samples: int = 2000,
+    length_of: Callable[[str], int] | None = None,
+    caption_unit: str = "words",
+) -> Statistics:
+    """Numbers of the shards at some addresses.
+
+    Args:
+        urls: folders, shards or brace patterns.
+        captions: how captions are found; None for the defaults.
+        caption_samples: how many captions are read, at random.
+        length_of: length of a caption in `caption_unit`; None counts words.
+
+    Raises:
+        UserError: an index is missing, or there is nothing to count.
+    """
+    source = Source(tuple(urls))
+    records = [record for _, record in resolve(source)]
+    heights, widths = zip(*(record.shapes() for record in records), strict=True)
+    lengths, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
+    return Statistics(
+        shards=len(records),
+        samples=sum(record.samples for record in records),
+        bytes=sum(record.bytes for record in records),
+        left_out=Counter(reason.partition(":")[0] for record in records for reason in record.skip.values()),
+        height=np.concatenate(heights),
+        width=np.concatenate(widths),
+        caption_lengths=lengths,
+        caption_unit=caption_unit,
+        bad_captions=bad,
+    )
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _caption_lengths(
+    source: Source, captions: CaptionRules, samples: int, length_of: Callable[[str], int]
+) -> tuple[NDArray[np.int64], int]:
+    config = StreamConfig((source,), 1, 1, stage="statistics", crop=CropRules(max_aspect=np.inf))
+    plan = Plan(config)
+    reader, lengths, bad = Reader(plan, config), [], 0
+    for position in range(min(samples, plan.samples)):
+        try:
+            lengths.append(length_of(captions.first(reader.read(plan.locate(position)).members)))
+        except SampleFault:
+            bad += 1
+    return np.asarray(lengths, dtype=np.int64), bad
+
+
+def as_table(found: Statistics) -> str:
+    """The numbers as lines of text."""
+    lines = [
+        f"shards     {found.shards}",
+        f"samples    {found.samples}",
+        f"size       {found.bytes / 1e9:.2f} GB, {found.bytes / max(found.samples, 1) / 1e3:.1f} kB a sample",
+    ]
+    lines += [f"left out   {count} × {in_one_line(reason)}" for reason, count in found.left_out.most_common()]
+    lines += ["", "short side in pixels", *_bars(found.short_side, SIDES_PX, "{:g}")]
+    lines += ["", "width / height", *_bars(found.aspect, ASPECTS, "{:.2f}")]
+    lines += ["", f"captions ({len(found.caption_lengths)} read, {found.bad_captions} missing or unreadable)"]
+    if len(found.caption_lengths):
+        marks = np.percentile(found.caption_lengths, (5, 50, 95, 99, 100))
+        names = ("5%", "50%", "95%", "99%", "longest")
+        marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
+        lines.append(f"  {found.caption_unit}: {marked}")
+    return "\n".join(lines)
+
+
+def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float], form: str) -> list[str]:
+    """A histogram as lines; the last class is open above, and so is the first below."""
+    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+    names = [f"below {form.format(edges[0])}"] + [f"from {form.format(edge)}" for edge in edges]
+    share = counts / max(1, len(values))
+    return [
+        f"  {name:12} {count:10d} {part:6.1%} {'#' * round(40 * part)}"
+        for name, count, part in zip(names, counts.tolist(), share.tolist(), strict=True)
+        if count
+    ]
+
+
+def draw(found: Statistics, path: str | Path) -> None:
+    """Histograms of short sides, aspect ratios and caption lengths, written as an image file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
+        raise UserError("histograms need matplotlib", where="--picture", hint=hint) from error
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    sides, shapes, captions = figure.subplots(1, 3)
+    _histogram(sides, found.short_side, "short side [pixels]")
+    _histogram(shapes, np.log2(np.maximum(found.aspect, 1e-3)), "log₂(width / height)")
+    _histogram(captions, found.caption_lengths, f"caption length [{found.caption_unit}]")
+    sides.set_ylabel("samples")
+    figure.suptitle(f"{found.samples} samples in {found.shards} shards, {found.bytes / 1e9:.2f} GB")
+    figure.savefig(path, dpi=120)
+
+
+def _histogram(axes: Any, values: Any, label: str) -> None:
+    if len(values):
+        axes.hist(values, bins=40)
+    axes.set_xlabel(label)
+
+
+def preview(sample: Sample, positions: Convention = "area") -> tuple[Image.Image, str]:
+    """The crop above a small map of the full image with the crop marked in it, and a line of text.
+
+    Args:
+        sample: as a stream gives it.
+        positions: convention of the positions of the crop's edges, as the network's.
+    """
+    canvas = Image.new("RGB", (IMAGE_PX, IMAGE_PX + GAP_PX + MAP_PX), "white")
+    crop = Image.fromarray(np.ascontiguousarray(sample.image.transpose(1, 2, 0)))
+    scale = IMAGE_PX / max(crop.size)
+    canvas.paste(crop.resize((round(crop.width * scale), round(crop.height * scale))), (0, 0))
+    _draw_map(ImageDraw.Draw(canvas), sample, 0, IMAGE_PX + GAP_PX)
+    top, left, bottom, right = crop_positions(sample, positions)
+    place = f"no. {sample.index}: y {top:+.2f} to {bottom:+.2f}, x {left:+.2f} to {right:+.2f}, {sample.length} tokens"
+    return canvas, f"{place}: {f'MASKED, {sample.fault}' if sample.fault else sample.caption or '(no caption)'}"
+
+
+def crop_positions(sample: Sample, convention: Convention = "area") -> tuple[float, float, float, float]:
+    """Top, left, bottom and right edge of a crop as the network sees them (arXiv 2509.06068, position map).
+
+    With `area` a full image of H×W pixels spans ±√(H/W) in y and ±√(W/H) in x, with `long_side` ±1 on its long side.
+    """
+    top, left, full_height, full_width = sample.crop
+    _, height, width = sample.image.shape
+    half = sqrt(full_height * full_width) / 2 if convention == "area" else max(full_height, full_width) / 2
+    edges = (top - full_height / 2, left - full_width / 2)
+    return edges[0] / half, edges[1] / half, (edges[0] + height) / half, (edges[1] + width) / half
+
+
+def _draw_map(draw: ImageDraw.ImageDraw, sample: Sample, x: int, y: int) -> None:
+    top, left, full_height, full_width = sample.crop
+    _, height, width = sample.image.shape
+    scale = (MAP_PX - 4) / max(full_height, full_width)
+    draw.rectangle((x, y, x + full_width * scale, y + full_height * scale), outline="black")
+    corner = (x + left * scale, y + top * scale)
+    draw.rectangle((*corner, corner[0] + width * scale, corner[1] + height * scale), fill="orange", outline="black")

@@ -1,0 +1,338 @@
+"""The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from braceexpand import braceexpand
+from numpy.typing import NDArray
+
+from hdm_lightning.data.crops import Buckets, CropRules, Shape
+from hdm_lightning.data.index import SampleTable, ShardRecord, index_file, load_index
+from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.errors import UserError
+
+Rows = NDArray[np.int32]
+State = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard and which of its usable samples the plan holds (all where `rows` is None)."""
+
+    url: str
+    record: ShardRecord
+    rows: Rows | None = None
+
+    @property
+    def samples(self) -> int:
+        """Planned samples of this shard."""
+        return self.record.samples if self.rows is None else len(self.rows)
+
+    def table(self) -> SampleTable:
+        """Where the planned samples lie."""
+        table = self.record.table()
+        return table if self.rows is None else table.take(self.rows)
+
+    def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Height and width in pixels of the planned samples."""
+        height, width = self.record.shapes()
+        return (height, width) if self.rows is None else (height[self.rows], width[self.rows])
+
+    def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
+        """The same shard with those of its planned samples that are chosen, bool (samples,)."""
+        if chosen.all():
+            return self
+        rows = np.arange(self.record.samples, dtype=np.int32) if self.rows is None else self.rows
+        return PlannedShard(self.url, self.record, rows[chosen])
+
+
+def planned_shards(source: Source, crop: CropRules, resolution: int) -> Sequence[PlannedShard]:
+    """The shards of a source with the samples that the crop rules accept; plans of one process share them.
+
+    Raises:
+        UserError: an index is missing or cannot be read, or no sample may be used.
+    """
+    limits = CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
+    states = tuple(_state(place) for place in _places(source))
+    return _planned(source, limits, crop.buckets is not None, resolution, states)
+
+
+@lru_cache(maxsize=4)
+def _planned(
+    source: Source, limits: CropRules, only_known: bool, resolution: int, states: tuple[State, ...]
+) -> tuple[PlannedShard, ...]:
+    shards = []
+    for url, record in resolve(source):
+        shard = PlannedShard(url, record)
+        height, width = shard.shapes()
+        accepted = limits.accepts(height, width, resolution)
+        shards.append(shard.only(accepted & (height > 0) if only_known else accepted))
+    kept = tuple(shard for shard in shards if shard.samples)
+    if not kept:
+        raise UserError(
+            "no sample of this source may be used",
+            where=", ".join(source.urls),
+            hint="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
+        )
+    return kept
+
+
+def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[PlannedShard]]) -> list[float]:
+    """The weight of each source: as given, or its number of samples.
+
+    Raises:
+        UserError: some sources have a positive weight and some have not.
+    """
+    given = [source.weight for source in sources if source.weight is not None]
+    if not given:
+        return [float(sum(shard.samples for shard in shards)) for shards in planned]
+    if len(given) < len(sources) or min(given) <= 0:
+        raise UserError(
+            "some sources have a positive weight and some have not",
+            where="data.sources",
+            hint="give every source a positive weight, or none",
+        )
+    return given
+
+
+def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
+    """Addresses and records of the shards of a source, in the order in which they are named.
+
+    Raises:
+        UserError: an index is missing, or does not know a shard that is named.
+    """
+    found: list[tuple[str, ShardRecord]] = []
+    known = {place: known_shards(place, _state(place)) for place in _places(source)}
+    for url in _addresses(source):
+        place, records = _place(source, url), known[_place(source, url)]
+        if not _is_shard(url):
+            found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
+        elif (name := url.rpartition("/")[2]) in records:
+            found.append((url, records[name]))
+        else:
+            raise UserError("the index does not know this shard", where=url, hint=f"run `hdm-shards index {place}`")
+    return found
+
+
+@lru_cache(maxsize=16)
+def known_shards(place: str, state: State) -> Mapping[str, ShardRecord]:
+    """The records of an index by name; read once a process as long as a local file does not change."""
+    return {record.name: record for record in load_index(place).shards}
+
+
+def _addresses(source: Source) -> Iterator[str]:
+    return (url for pattern in source.urls for url in expanded(pattern))
+
+
+def _places(source: Source) -> list[str]:
+    """Where the indices of a source lie."""
+    return list(dict.fromkeys(_place(source, url) for url in _addresses(source)))
+
+
+def _place(source: Source, url: str) -> str:
+    return source.index or ((url.rpartition("/")[0] or ".") if _is_shard(url) else url)
+
+
+def _state(place: str) -> State:
+    """Size and time of change of a local index, None for a remote or missing one."""
+    path = Path(index_file(place))
+    if not is_local(place) or not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The addresses that a brace pattern names.
+
+    Raises:
+        UserError: a brace is not closed.
+    """
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+
+
+def _is_shard(url: str) -> bool:
+    return url.endswith(".tar")
+
+
+class Place(NamedTuple):
+    """Where the sample of a position is found: a part of the plan, a window of that part, a place in the window."""
+
+    part: int
+    window: Window
+    place: int
+
+    @property
+    def shard(self) -> int:
+        """Number of the shard within the part."""
+        return int(self.window.shards[self.place])
+
+    @property
+    def rank(self) -> int:
+        """Rank among the planned samples of the shard."""
+        return int(self.window.ranks[self.place])
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What names the sample among all of the plan."""
+        return self.part, self.shard, self.rank
+
+
+class Part(NamedTuple):
+    """Shards with an order of their own: a source, or the samples of a source that share a bucket."""
+
+    shards: tuple[PlannedShard, ...]
+    order: ShardOrder
+
+
+class _Mixed(NamedTuple):
+    """The parts that share a crop's shape, mixed by weight."""
+
+    shape: Shape
+    parts: tuple[int, ...]
+    mixture: Mixture
+    samples: int
+
+
+class Plan:
+    """The endless order of all samples of a stream.
+
+    Args:
+        config: the stream; its indices are read here.
+
+    Attributes:
+        samples: how many samples a pass has.
+        parts: shards with an order of their own.
+        fingerprint: what two runs must share for their orders to be the same.
+
+    Raises:
+        UserError: an index is missing or no sample may be used.
+    """
+
+    def __init__(self, config: StreamConfig) -> None:
+        if not config.sources:
+            raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
+        sources = [planned_shards(source, config.crop, config.resolution) for source in config.sources]
+        weights = source_weights(config.sources, sources)
+        self.samples = sum(shard.samples for shards in sources for shard in shards)
+        self.fingerprint = _fingerprint(sources, weights, config)
+        self.parts: list[Part] = []
+        self._blocks: BlockOrder | None = None
+        if config.crop.buckets is None:
+            square = (config.resolution, config.resolution)
+            self._mixed = [self._mix(square, sources, weights, config)]
+        else:
+            self._mixed = self._mix_buckets(config.crop.buckets, sources, weights, config)
+
+    def locate(self, position: int) -> Place:
+        """Where the sample of a global position is found."""
+        bucket, own = self._bucket(position)
+        mixed = self._mixed[bucket]
+        number, own = mixed.mixture.locate(own)
+        part = mixed.parts[number]
+        window, place = self.parts[part].order.window_of(own)
+        return Place(part, window, place)
+
+    def shape_at(self, position: int) -> Shape:
+        """Height and width in pixels of the crop at a position."""
+        return self._mixed[self._bucket(position)[0]].shape
+
+    @property
+    def shapes(self) -> dict[Shape, int]:
+        """How many samples of a pass have a crop of each shape."""
+        return {mixed.shape: mixed.samples for mixed in self._mixed}
+
+    def require_batches(self, samples: int, start: int) -> None:
+        """Check that micro-batches of this many samples over all ranks each have one shape.
+
+        Raises:
+            UserError: a block of a bucket would end inside a micro-batch.
+        """
+        if self._blocks is not None and (self._blocks.block % samples or start % samples):
+            raise UserError(
+                f"a block of {self._blocks.block} samples of one bucket, from sample {start} on, is not a whole "
+                f"number of micro-batches of {samples} samples over all ranks",
+                where="data.crop.buckets.block",
+                hint=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
+                "size per device",
+            )
+
+    def _bucket(self, position: int) -> tuple[int, int]:
+        return (0, position) if self._blocks is None else self._blocks.locate(position)
+
+    def _mix(
+        self, shape: Shape, sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig
+    ) -> _Mixed:
+        first, used = len(self.parts), [weight for weight, shards in zip(weights, sources, strict=True) if shards]
+        samples = 0
+        for number, shards in enumerate(sources):
+            if shards:
+                counts = [shard.samples for shard in shards]
+                samples += sum(counts)
+                bucket = "" if config.crop.buckets is None else f"{shape[0]}x{shape[1]}"
+                stage = f"{config.stage}/{number}/{bucket}"
+                order = ShardOrder(counts, seed=config.seed, stage=stage, lanes=config.lanes, window=config.window)
+                self.parts.append(Part(tuple(shards), order))
+        return _Mixed(shape, tuple(range(first, len(self.parts))), Mixture(used, config.lanes), samples)
+
+    def _mix_buckets(
+        self,
+        buckets: Buckets,
+        sources: Sequence[Sequence[PlannedShard]],
+        weights: Sequence[float],
+        config: StreamConfig,
+    ) -> list[_Mixed]:
+        """One mixture a bucket; a bucket's share of a pass is what the weights of the sources make of it."""
+        parted = _parted(buckets, sources, config.resolution)
+        totals = [sum(shard.samples for shard in shards) for shards in sources]
+        unit = self.samples / sum(weights)
+        mixed, sizes = [], []
+        for shape, per_source in parted.items():
+            own = [sum(shard.samples for shard in shards) for shards in per_source]
+            shares = [weight * part / total for weight, part, total in zip(weights, own, totals, strict=True)]
+            mixed.append(self._mix(shape, per_source, shares, config))
+            sizes.append(max(buckets.block, round(sum(shares) * unit)))
+        self._blocks = BlockOrder(sizes, block=buckets.block, seed=config.seed, stage=config.stage)
+        return mixed
+
+
+def _parted(
+    buckets: Buckets, sources: Sequence[Sequence[PlannedShard]], resolution: int
+) -> dict[Shape, list[list[PlannedShard]]]:
+    """For each shape in use, the shards of each source with the samples of that shape."""
+    sizes = [[shard.shapes() for shard in shards] for shards in sources]
+    every = [size for of_source in sizes for size in of_source]
+    height, width = (np.concatenate(column) for column in zip(*every, strict=True))
+    shapes = buckets.shapes_in_use(height, width, resolution)
+    parted: dict[Shape, list[list[PlannedShard]]] = {}
+    for number, shape in enumerate(shapes):
+        per_source = []
+        for shards, of_source in zip(sources, sizes, strict=True):
+            chosen = [
+                shard.only(buckets.nearest(*size, shapes) == number)
+                for shard, size in zip(shards, of_source, strict=True)
+            ]
+            per_source.append([shard for shard in chosen if shard.samples])
+        parted[shape] = per_source
+    return parted
+
+
+def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:
+    # Which images share a bucket depends on the resolution, too.
+    buckets = config.crop.buckets and (config.crop.buckets, config.resolution)
+    settings = (list(weights), config.seed, config.stage, config.lanes, config.window, buckets)
+    digest = hashlib.sha256(repr(settings).encode())
+    for shards in sources:
+        for shard in shards:
+            digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
+    return digest.hexdigest()[:16]

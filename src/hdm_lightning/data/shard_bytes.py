@@ -1,0 +1,366 @@
+"""Bytes of shards and indices wherever they lie: http(s), pipes, all that fsspec reaches, and local copies of them."""
+
+import fcntl
+import hashlib
+import ipaddress
+import os
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from http.client import HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO, TypeVar
+from urllib.parse import urlsplit
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import no_follow
+
+T = TypeVar("T")
+_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
+TRIES = 5
+PAUSE_S = 0.5
+PART_BYTES = 1 << 20
+COPIED_BYTES = 32 << 20
+"""Of a shard that is copied, fetched at once."""
+
+STALE_S = 3600
+TIMEOUT_S = 60.0
+"""How long a server may be silent."""
+
+SLOWEST_BYTES_PER_S = 20_000
+"""What a reply must come to on average, so that a server that lets a few bytes trickle holds up nobody for ever."""
+
+
+class RefusedRedirect(OSError):
+    """A server sends its readers where they do not go; asking again would not help."""
+
+
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s), but none from a public address to a private one.
+
+    The request comes from inside the network, so a server outside could have it ask what it cannot reach itself: the
+    router, or a cloud machine's own credentials at 169.254.169.254.
+    """
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request to make next.
+
+        Raises:
+            RefusedRedirect: it would go elsewhere.
+        """
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, which is no http(s) address")
+        if is_private(newurl) and not is_private(req.full_url):
+            raise RefusedRedirect(f"{req.full_url}: redirects to {newurl}, an address of the private network")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def is_private(url: str) -> bool:
+    """Whether an address leads to this machine or its own network by any of the numbers that its name stands for."""
+    return any(not _public(number) for number in numbers_of(urlsplit(url).hostname or ""))
+
+
+def numbers_of(host: str) -> set[str]:
+    """The IP addresses of a host; none where the name is unknown here, as behind a proxy."""
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()
+
+
+def _public(number: str) -> bool:
+    address = ipaddress.ip_address(number.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_global
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is a plain path."""
+    return "://" not in url and not url.startswith("pipe:")
+
+
+def read_whole(url: str) -> bytes:
+    """A whole file, local or remote; remote ones are tried again with growing pauses.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+    """
+    if is_local(url):
+        with open(url, "rb") as handle:
+            return handle.read()
+    return with_retries(lambda: _remote(url, 0, None))
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a remote file, fewer where it is shorter; tried again with growing pauses.
+
+    Raises:
+        OSError: every try failed.
+    """
+    return with_retries(lambda: _remote(url, start, end))
+
+
+def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
+    """Call until it works; a missing file, or what only the user can fix, is not tried again.
+
+    Args:
+        action: what to try.
+        tries: how often, `TRIES` where None.
+        pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
+
+    Raises:
+        FileNotFoundError, UserError, RefusedRedirect: as soon as `action` raises it.
+        OSError: every try failed.
+    """
+    tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
+    failed = 0
+    while True:
+        try:
+            return action()
+        except (FileNotFoundError, UserError, RefusedRedirect):
+            raise
+        except Exception as error:  # each kind of store has exceptions of its own
+            failed += 1
+            if failed == tries:
+                raise OSError(f"gave up after {tries} tries: {error}") from error
+            time.sleep(pause_s * 2 ** (failed - 1))
+
+
+def _remote(url: str, start: int, end: int | None) -> bytes:
+    if url.startswith(("http://", "https://")):
+        return _http(url, start, end)
+    if url.startswith("pipe:"):
+        return _piped(url, start, end)
+    import fsspec  # noqa: PLC0415 (only such data need it, and it is slow to load)
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a package is missing, or nobody knows such addresses
+        hint = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
+        raise UserError(f"cannot be opened ({error})", where=url, hint=hint) from error
+    return filesystem.cat_file(path, start=start, end=end)
+
+
+def _http(url: str, start: int, end: int | None) -> bytes:
+    """Bytes [start, end); what a server or proxy leaves out of a range is asked for again from there on."""
+    data, whole = _http_part(url, start, end)
+    while data and whole is not None and start + len(data) < (whole if end is None else min(end, whole)):
+        part, whole = _http_part(url, start + len(data), end)
+        if not part:
+            raise ConnectionError(f"{url}: the server gives nothing after byte {start + len(data)}")
+        data += part
+    return data
+
+
+def _http_part(url: str, start: int, end: int | None) -> tuple[bytes, int | None]:
+    """The bytes of one reply, and the size of the file where the reply is a range and says so."""
+    request = urllib.request.Request(url)
+    if start or end is not None:
+        request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
+    try:
+        with _opener().open(request, timeout=TIMEOUT_S) as reply:
+            return _body(reply, start, end)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise FileNotFoundError(f"{url}: HTTP {error.code}") from error
+        if error.code == 416:  # the file ends before the range begins
+            return b"", None
+        raise
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(SafeRedirects)
+
+
+def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int | None]:
+    """The wanted bytes of a reply, which may be the range or, from a plain server, the whole file.
+
+    Raises:
+        ConnectionError: another range came, or the connection ended before the bytes did.
+        TimeoutError: they came too slowly.
+    """
+    begin, whole = start, None
+    if reply.status == 206:
+        begin, (first, whole) = 0, _content_range(reply)
+        if first not in (None, start):
+            raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
+    wanted = None if end is None else end - start
+    length = reply.headers.get("Content-Length")
+    if length is not None:  # not all servers hang up after the last byte
+        rest = max(0, int(length) - begin)
+        wanted = rest if wanted is None else min(rest, wanted)
+    read = _hurried(reply)
+    _skip(read, begin)
+    data = b"".join(_parts(read, wanted))
+    if length is not None and len(data) < (wanted or 0):
+        raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
+    return data, whole
+
+
+def _content_range(reply: HTTPResponse) -> tuple[int | None, int | None]:
+    """First byte of a partial reply and size of the whole file, None for what it does not say."""
+    found = _RANGE.fullmatch(reply.headers.get("Content-Range", "").strip())
+    return (None, None) if found is None else (int(found[1]), None if found[2] == "*" else int(found[2]))
+
+
+def _hurried(reply: HTTPResponse) -> Callable[[int], bytes]:
+    """Reads what has come of a reply, up to a number of bytes, and gives up on one that trickles."""
+    begin, came = time.monotonic(), 0
+
+    def read(count: int) -> bytes:
+        nonlocal came
+        data = reply.read1(count)
+        came += len(data)
+        if time.monotonic() - begin > TIMEOUT_S + came / SLOWEST_BYTES_PER_S:
+            raise TimeoutError(f"{reply.url}: only {came} bytes in {time.monotonic() - begin:.0f} s")
+        return data
+
+    return read
+
+
+def _parts(read: Callable[[int], bytes], count: int | None) -> Iterator[bytes]:
+    """The next bytes of a stream, `count` or all, fewer where it ends."""
+    while count is None or count > 0:
+        data = read(PART_BYTES if count is None else min(count, PART_BYTES))
+        if not data:
+            return
+        yield data
+        count = None if count is None else count - len(data)
+
+
+def _piped(url: str, start: int, end: int | None) -> bytes:
+    from webdataset import gopen  # noqa: PLC0415 (webdataset is slow to load)
+
+    with gopen(url, "rb") as stream:
+        _skip(stream.read, start)
+        return stream.read() if end is None else stream.read(end - start)
+
+
+def _skip(read: Callable[[int], bytes], count: int) -> None:
+    for _ in _parts(read, count):
+        pass
+
+
+class ShardCache:
+    """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
+
+    Every lane reads a shard of its own, so a limit below the size of as many shards as there are lanes makes copies
+    come and go with each window.
+
+    Args:
+        folder: made when missing.
+        limit_gb: largest size of all copies, in 10⁹ bytes.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str, limit_gb: float) -> None:
+        self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot be made ({error})", where="data.cache_dir", hint="name another folder") from error
+
+    def read(self, url: str, size: int, sha256: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a shard of this size and checksum, from its copy where there is room for one.
+
+        Raises:
+            FileNotFoundError, OSError: as for `path`.
+        """
+        copy = self.path(url, size, sha256)
+        if copy is not None:
+            try:
+                with open(copy, "rb") as handle:
+                    handle.seek(start)
+                    return handle.read(end - start)
+            except FileNotFoundError:
+                pass  # another process made room in between
+        return read_range(url, start, end)
+
+    def path(self, url: str, size: int, sha256: str) -> str | None:
+        """Where the copy of a shard lies, fetched now if need be; None where there is no room for one.
+
+        Raises:
+            FileNotFoundError: there is no such shard.
+            OSError: it cannot be fetched, or what comes is not what the index says.
+        """
+        if size > self.limit:
+            return None
+        copy = self.folder / f"{sha256[:16]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.tar"
+        if not self._touch(copy):
+            with _locked(copy.with_suffix(".lock")):
+                if not self._touch(copy):
+                    temporary = copy.with_suffix(f".part{os.getpid()}")
+                    if not self._reserve(temporary, size):
+                        return None
+                    with_retries(lambda: _fetch(url, size, sha256, temporary, copy), tries=2)
+        return str(copy)
+
+    def _touch(self, copy: Path) -> bool:
+        try:
+            os.utime(copy)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _reserve(self, temporary: Path, wanted: int) -> bool:
+        """Make room for a copy and take it with an empty file of its size; False where other copies are under way."""
+        with _locked(self.folder / "room.lock"):
+            for left, (changed, _) in _states(self.folder.glob("*.part*")).items():
+                if time.time() - changed > STALE_S:  # its process was killed
+                    left.unlink(missing_ok=True)
+            coming = sum(size for _, size in _states(self.folder.glob("*.part*")).values())
+            if coming + wanted > self.limit:
+                return False
+            held = _states(self.folder.glob("*.tar"))
+            total = coming + sum(size for _, size in held.values())
+            for entry in sorted(held, key=held.__getitem__):
+                if total + wanted > self.limit:
+                    entry.unlink(missing_ok=True)
+                    total -= held[entry][1]
+            with open(temporary, "wb", opener=no_follow) as handle:
+                handle.truncate(wanted)
+            return True
+
+
+def _states(paths: Iterable[Path]) -> dict[Path, tuple[float, int]]:
+    """Time of the last change and size of files, without those that go in the meantime."""
+    found = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            continue
+        found[path] = (state.st_mtime, state.st_size)
+    return found
+
+
+def _fetch(url: str, size: int, sha256: str, temporary: Path, copy: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with open(temporary, "r+b" if temporary.exists() else "wb", opener=no_follow) as handle:
+            for start in range(0, size, COPIED_BYTES):
+                part = read_range(url, start, min(start + COPIED_BYTES, size))
+                digest.update(part)
+                handle.write(part)
+        if digest.hexdigest() != sha256:
+            raise OSError(f"{url}: wrong checksum")
+        os.replace(temporary, copy)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w", opener=no_follow) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

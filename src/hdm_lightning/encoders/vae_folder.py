@@ -1,0 +1,192 @@
+"""The diffusers folder of an AutoencoderKL: what it must hold, its configuration, and its model, each checked.
+
+Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import move_in, replacing
+
+VAE_FOLDER = "vae"
+AUTOENCODER_FILES = ["config.json", "*.safetensors|*.bin"]
+# Repositories also hold half-precision variants and single files of other layouts.
+AUTOENCODER_DOWNLOAD = ["config.json", "diffusion_pytorch_model.safetensors"]
+WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS_FILE = f"{WEIGHTS}.safetensors"
+
+AutoencoderKL = Any
+"""A diffusers AutoencoderKL, whose classes carry no types and take seconds to import."""
+
+INSIDE = (VAE_FOLDER, FINAL, f"{FINAL}/{VAE_FOLDER}")
+"""Where an autoencoder lies in a pipeline's folder and in a run's."""
+
+_CELLS = 4
+# What the tensors do not tell; the same in every Stable Diffusion autoencoder.
+_NORM_GROUPS = 32
+_HINT = "give a folder written by AutoencoderKL.save_pretrained"
+
+
+def locate_autoencoder(name: str, *, where: str, made_by: str | None = None) -> Path:
+    """The folder of an AutoencoderKL, downloaded from the hub at most once; see `encoders.pretrained.locate_model`.
+
+    `name` is its folder; a run, its `final/`, or any folder with an autoencoder in `vae/`; a hub name; or
+    `package:NAME/FOLDER`. `made_by` is the command that trains it, for the message where its run is not there.
+    Raises UserError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.name == FINAL and not path.is_dir():
+        raise _no_run(path, name, where, made_by)
+    inside = [path / place for place in INSIDE if is_autoencoder(path / place)]
+    found = str(inside[0]) if inside and not is_autoencoder(path) else name
+    return locate_model(found, where=where, required=AUTOENCODER_FILES, download=AUTOENCODER_DOWNLOAD)
+
+
+def is_autoencoder(folder: Path) -> bool:
+    """Whether a folder has the configuration of an AutoencoderKL."""
+    try:
+        read_config(folder, where="")
+    except UserError:
+        return False
+    return True
+
+
+def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError:
+    """What to say of a run of hdm-train-vae that is not there, or not finished."""
+    run = path.parent
+    if run.is_dir():
+        hint = "the same hdm-train-vae command continues it until it is finished"
+        return UserError(f"the run {str(run)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
+    named = f"name={run.name}" if str(run.parent) == RUNS else f"run_dir={run}"
+    command = made_by if made_by and named in made_by.split() else f"hdm-train-vae data.train=SHARDS {named}"
+    return UserError(f"there is no folder {name!r}", where=where, hint=f"train it: {command}")
+
+
+def read_config(folder: Path, *, where: str) -> dict[str, Any]:
+    """Fields of a folder's AutoencoderKL. Raises UserError: it is no JSON, or that of another model."""
+    file = folder / "config.json"
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"is no JSON ({error})", where=str(file), hint="correct the file") from error
+    kind = written.get("_class_name", "AutoencoderKL") if isinstance(written, dict) else "no object"
+    if kind != "AutoencoderKL" or "block_out_channels" not in written:
+        raise UserError(f"is no AutoencoderKL ({file} says {kind})", where=where, hint=_HINT)
+    fields: dict[str, Any] = written
+    return fields
+
+
+def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
+    """The AutoencoderKL of a folder with a config.json and weights.
+
+    Raises UserError: these do not belong together, weights are missing, or it takes no RGB images.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    read_config(folder, where=where)
+    with readable("diffusers cannot read an AutoencoderKL", folder, where=where, hint=_HINT):
+        model, loading = AutoencoderKL.from_pretrained(
+            str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+            use_safetensors=any(folder.glob(f"{WEIGHTS}*.safetensors")),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    if missing := loading["missing_keys"]:  # diffusers leaves them random and says so in a warning alone
+        what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
+        raise UserError(what, where=where, hint=_HINT)
+    check_shapes(model, where=where)
+    return model
+
+
+def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None = None) -> None:
+    """Write a diffusers folder, each file whole or not at all and readable as the umask says; config.json comes last.
+
+    `weights` is a file to copy in place of the model's own weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None and not _same_file(weights, folder / WEIGHTS_FILE):
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            shutil.copyfile(weights, temporary)
+    with TemporaryDirectory(dir=folder, prefix=".") as inside:
+        if weights is None:
+            model.save_pretrained(inside, safe_serialization=True)
+        else:
+            model.save_config(inside)
+        move_in(Path(inside), folder, last="config.json")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return second.exists() and first.samefile(second)
+
+
+def check_shapes(model: AutoencoderKL, *, where: str) -> None:
+    """Send an image without contents through an AutoencoderKL of this configuration; nothing is computed.
+
+    Raises UserError: it cannot encode RGB images, or gives back another size.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    side = factor * _CELLS
+    hint = (
+        "give down_block_types, up_block_types and block_out_channels the same length, "
+        "3 in_channels and out_channels, and at least one latent channel"
+    )
+    try:
+        with torch.device("meta"):
+            empty = AutoencoderKL.from_config(model.config)
+            latent = empty.encode(torch.empty(1, 3, side, side)).latent_dist.mode()
+            shape = tuple(empty.decode(latent).sample.shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"cannot encode an image ({str(error).splitlines()[0]})", where=where, hint=hint) from error
+    if shape != (1, 3, side, side):
+        what = f"gives back {shape} of an image of {(1, 3, side, side)}"
+        raise UserError(what, where=where, hint=hint)
+    if tuple(latent.shape[1:]) != (int(model.config.latent_channels), _CELLS, _CELLS):
+        what = f"has a latent of {tuple(latent.shape[1:])} for an image of {_CELLS} × {_CELLS} cells of {factor} px"
+        raise UserError(what, where=where, hint=hint)
+
+
+def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The constructor arguments of the AutoencoderKL that has these tensors, for files that carry no config.json.
+
+    Raises ValueError: a tensor that every AutoencoderKL has is missing, or one that tells its shape.
+    """
+    if "encoder.conv_out.weight" not in tensors or "decoder.conv_in.weight" not in tensors:
+        raise ValueError("tensors: no encoder.conv_out.weight or decoder.conv_in.weight, expected an AutoencoderKL")
+    levels = _count(tensors, r"encoder\.down_blocks\.(\d+)\.")
+    tell = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+    missing = [name for name in tell if name not in tensors]
+    if missing:
+        raise ValueError(f"tensors: no {missing[0]}; the shape of an AutoencoderKL like that needs its config.json")
+    widths = [tensors[name].shape[0] for name in tell]
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": _count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "norm_num_groups": min(_NORM_GROUPS, widths[0]),
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+        "mid_block_add_attention": any(".mid_block.attentions." in name for name in tensors),
+    }
+
+
+def _count(names: Mapping[str, Tensor], pattern: str) -> int:
+    found = (re.match(pattern, name) for name in names)
+    return len({match.group(1) for match in found if match})

@@ -1,0 +1,169 @@
+"""What `hdm-sample` is asked for, drawn: prompts, settings and the model from the command or from an earlier image."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.image_files import ImageRecord, image_size, is_cropped, read_record
+from hdm_lightning.generation.image_writer import DrawJob, ImageWriter, draw_jobs, plan_jobs
+from hdm_lightning.generation.loading import LoadedModel, LoadOptions, load_pipeline
+from hdm_lightning.generation.sampling_settings import MAX_SEED, DrawingMachine, DrawingRequest, SamplingSettings
+from hdm_lightning.precision import default_dtype, dtype_name
+
+SIZE_OF_IMAGE = "image"
+
+
+def draw_request(
+    request: DrawingRequest,
+    machine: DrawingMachine,
+    overrides: dict[str, Any],
+    device: torch.device,
+    *,
+    warn: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> list[Path]:
+    """Draw, write each image as soon as it is there, and the contact sheet at the end; the files.
+
+    Args:
+        request, machine: what to draw, and with which model.
+        overrides: of the model's or the earlier image's `SamplingSettings`.
+        device: where.
+        warn: called with what may surprise.
+        progress: called with (what is being done, solver steps done, in all).
+
+    Raises:
+        UserError: something is missing or does not fit; names the option.
+    """
+    record = None if request.repeat is None else read_record(request.repeat)
+    if record is None and request.model is None:
+        raise UserError("is missing", where="MODEL", hint="give a run's folder, or --repeat PNG")
+    prompts = _prompts(request, record)
+    if "strength" in overrides and not (request.image or record):
+        raise UserError("is given without an image to start from", where="--strength", hint="add --image FILE")
+    image = request.image or (Path(record.image) if record and record.image else None)
+    if image is not None and not image.is_file():
+        raise UserError("does not exist", where=str(image), hint="give the image to start from with --image FILE")
+    loaded_with = loading_choices(request.model, machine, record, device)
+    loaded = _load(request.model or (record.model if record else ""), machine, device, loaded_with)
+    jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
+    try:
+        fingerprint = loaded.fingerprint
+        writer = ImageWriter(
+            request.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with
+        )
+    except OSError as error:
+        raise UserError(f"cannot be made ({error})", where=f"--out {request.out}", hint="give a folder") from error
+    _warn_of_cut_prompts(prompts, loaded, warn)
+    for what in writer.differences_from(record) if record else []:
+        warn(f"{what} is not the one that {request.repeat} was drawn with")
+    what = f"{len(jobs)} images"
+    for job, drawn in draw_jobs(loaded.pipeline, jobs, image=image, progress=lambda *steps: progress(what, *steps)):
+        writer.add(job, drawn)
+    return [*writer.paths, *([writer.write_sheet()] if request.sheet and len(jobs) > 1 else [])]
+
+
+def _prompts(request: DrawingRequest, record: ImageRecord | None) -> list[str]:
+    """The prompts from the command line and the file, or that of the image to repeat, or else from standard input."""
+    prompts, file = list(request.prompts), request.prompt_file
+    if record is not None and not prompts and not file:
+        return [record.prompt]
+    if file and file != "-":
+        try:
+            prompts += Path(file).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot be read ({error})", where=f"--prompts {file}") from error
+    elif file or (not prompts and not sys.stdin.isatty()):
+        prompts += sys.stdin.read().splitlines()
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not prompts:
+        hint = 'give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input'
+        raise UserError("there are none", where="prompts", hint=hint)
+    return prompts
+
+
+def loading_choices(
+    model: str | None, machine: DrawingMachine, record: ImageRecord | None, device: torch.device
+) -> dict[str, str]:
+    """Precision and named encoders: from the command, else from the image to repeat.
+
+    Where the command names another model than the image's, that model's own encoders serve.
+    """
+    known = {"precision": dtype_name(default_dtype(device)), **(record.loaded_with if record else {})}
+    if model is not None:
+        known = {"precision": known["precision"]}
+    given = {"precision": machine.precision, "text_encoder": machine.text_encoder, "vae": machine.vae}
+    return known | {name: value for name, value in given.items() if value is not None}
+
+
+def _load(model: str, machine: DrawingMachine, device: torch.device, loaded_with: dict[str, str]) -> LoadedModel:
+    precision = loaded_with["precision"]
+    options = LoadOptions(
+        device=device,
+        autocast=None if precision == "float32" else getattr(torch, precision),
+        weights=machine.weights,
+        text_encoder=loaded_with.get("text_encoder"),
+        vae=loaded_with.get("vae"),
+        max_batch=machine.batch,
+    )
+    return load_pipeline(Path(model), options)
+
+
+def _jobs(
+    request: DrawingRequest,
+    overrides: dict[str, Any],
+    prompts: list[str],
+    loaded: LoadedModel,
+    record: ImageRecord | None,
+    image: Path | None,
+    warn: Callable[[str], None],
+) -> list[DrawJob]:
+    """What to draw: the image's settings or the model's own, overridden by what the command says."""
+    base = {**(record.settings.to_json() if record else loaded.sampling), **overrides}
+    sizes = [_size(text, image) for text in request.size] or [{}]
+    try:
+        settings = [SamplingSettings.from_json({**base, **size}) for size in sizes]
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where="settings", hint="see hdm-sample --help") from error
+    for one in settings:
+        _check_size(one, loaded.pipeline.size_multiple)
+        if image is not None and is_cropped(image, one):
+            size = f"{one.width}x{one.height}"
+            warn(f"{image} is scaled and cut about its centre to {size}; --size image keeps all of it")
+    seed = request.seed if request.seed is not None else (record.seed if record else 0)
+    if seed + request.count - 1 > MAX_SEED:
+        raise UserError(f"counts up to {seed + request.count - 1}", where="--seed", hint=f"stay within {MAX_SEED}")
+    return plan_jobs(prompts, seed, request.count, settings)
+
+
+def _size(text: str, image: Path | None) -> dict[str, int]:
+    """Width and height of WIDTHxHEIGHT, or of the image to start from."""
+    text = text.strip().lower()
+    if text == SIZE_OF_IMAGE:
+        if image is None:
+            raise UserError("image means the one to start from", where="--size image", hint="add --image FILE")
+        return dict(zip(("width", "height"), image_size(image), strict=True))
+    match = re.fullmatch(r"(\d+)[x×](\d+)", text)
+    if match is None:
+        raise UserError(f"{text!r} is no size", where="--size", hint="give WIDTHxHEIGHT, as in 768x512")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _check_size(settings: SamplingSettings, multiple: int) -> None:
+    if settings.on_indivisible == "refuse" and (settings.height % multiple or settings.width % multiple):
+        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in (settings.width, settings.height))
+        what = f"{settings.width}x{settings.height} is not made of multiples of {multiple}"
+        raise UserError(what, where="--size", hint=f"give {near}, or add --on-indivisible pad")
+
+
+def _warn_of_cut_prompts(prompts: list[str], loaded: LoadedModel, warn: Callable[[str], None]) -> None:
+    """Say which prompts reach the end of what the network reads."""
+    tokenizer = loaded.pipeline.caption_tokenizer
+    for prompt in dict.fromkeys(prompts):
+        if tokenizer(prompt)[1] == tokenizer.context_length:
+            what = f"{prompt[:40]!r}… fills the {tokenizer.context_length} tokens of text that the model reads"
+            warn(f"{what}; whatever comes after is left out")

@@ -1,0 +1,245 @@
+"""A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import is_accelerate_available
+from torch import Tensor
+
+from hdm_lightning.encoders.base import ImageAutoencoder
+from hdm_lightning.encoders.pretrained import PACKAGE_SCHEME, TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.text import cut_after, read_text_model
+from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.pipeline_folder import (
+    CARD,
+    COMPONENTS,
+    INDEX,
+    PIPELINE_CLASS,
+    TEXT_ENCODER,
+    TOKENIZER,
+    PipelineFolder,
+    Weights,
+    is_pipeline_folder,
+    model_card,
+    read_pipeline_folder,
+    write_pipeline_folder,
+)
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.whole_files import move_in, write_text
+
+DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+_KNOWN = {
+    "transformer": {(COMPONENTS, "XUTTransformer")},
+    "scheduler": {(COMPONENTS, "FlowScheduler")},
+    "vae": {("diffusers", "AutoencoderKL")},
+}
+_TEXT_PARTS = ("text_encoder", "tokenizer")
+
+
+class StoredPipeline(DiffusionPipeline):
+    """Loading, saving and offloading of an `HDMPipeline`."""
+
+    config: Any
+    transformer: Any
+    vae: Any
+    scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """Load a pipeline from a folder, a run's too, or from the hub.
+
+        The parts are built from plain fields, by classes that this project knows: nothing that lies in the folder is
+        run. A text encoder that is not in the folder is had by its name.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub name.
+            options: those of diffusers, such as `torch_dtype`; `variant="raw"` takes the last weights instead of the
+                averaged ones; parts by name (`vae=`, `text_encoder=`) replace the folder's.
+
+        Raises:
+            UserError: there is no such model, or a part of it is missing or is not one that this project knows.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+        path = Path(name).expanduser()
+        if old := [place for place in (path, path / "final") if _is_old(place)]:
+            hint = f"hdm-convert {old[0]} FOLDER writes it anew; hdm-sample reads it as it is"
+            raise UserError("has the layout of before diffusers' pipelines", where=str(old[0]), hint=hint)
+        folder = path / "final"
+        if not (folder / INDEX).is_file():
+            required = [INDEX, *(f"{part}/*" for part in _KNOWN if part not in options)]
+            folder = locate_model(name, where="model", required=required, download=DOWNLOAD, **hub)
+        _check_parts(folder, options)
+        found = read_pipeline_folder(folder)
+        if not found.inside and "text_encoder" not in options and found.text_encoder is not None:
+            options["text_encoder"] = _referred(found.text_encoder, options)
+        if not found.inside and "tokenizer" not in options and found.text_encoder is not None:
+            options["tokenizer"] = Tokenizer(found.text_encoder.name, where="text_encoder").transformers
+        options.setdefault("low_cpu_mem_usage", is_accelerate_available())
+        return super().from_pretrained(str(folder), **options)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *arguments: Any,
+        include_text_encoder: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """Save the pipeline as a folder, files whole and readable as the umask says, model_index.json last.
+
+        Args:
+            save_directory: made if missing; files of the same names are replaced.
+            arguments, options: those of diffusers.
+            include_text_encoder: whether the text encoder lies in the folder; None includes it unless it is known by a
+                hub's or a package's name, by which it is found again.
+        """
+        folder, name = Path(save_directory), self.config.text_encoder_name
+        if include_text_encoder is None:
+            include_text_encoder = not (name and (name.startswith(PACKAGE_SCHEME) or not is_local_path(name)))
+        if isinstance(self.tokenizer, Tokenizer):
+            self.tokenizer = self.tokenizer.transformers
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as inside:
+            with self._with_text_encoder(include_text_encoder):
+                super().save_pretrained(inside, *arguments, **options)
+            write_text(Path(inside) / CARD, self._card(include_text_encoder))
+            move_in(Path(inside), folder, last=INDEX)
+
+    def enable_model_cpu_offload(self, *arguments: Any, **options: Any) -> None:
+        """As in diffusers: each part is on the GPU while it computes.
+
+        Raises:
+            UserError: the package accelerate is missing.
+        """
+        _require_accelerate("enable_model_cpu_offload")
+        super().enable_model_cpu_offload(*arguments, **options)
+
+    def enable_sequential_cpu_offload(self, *arguments: Any, **options: Any) -> None:
+        """As in diffusers: each layer is on the GPU while it computes.
+
+        Raises:
+            UserError: the package accelerate is missing.
+        """
+        _require_accelerate("enable_sequential_cpu_offload")
+        super().enable_sequential_cpu_offload(*arguments, **options)
+
+    @contextmanager
+    def _with_text_encoder(self, included: bool) -> Iterator[None]:
+        """Inside the with statement the configuration names text encoder and tokenizer only if they are included."""
+        named = {part: self.config[part] for part in _TEXT_PARTS}
+        if not included:
+            self.register_to_config(**dict.fromkeys(_TEXT_PARTS, (None, None)))
+        try:
+            yield
+        finally:
+            self.register_to_config(**named)
+
+    def _card(self, included: bool) -> str:
+        config = self.config
+        text = {"layer": config.text_encoder_layer, "context_length": config.context_length}
+        named = {"name": config.text_encoder_name, **text} if config.text_encoder_name else None
+        return model_card(dict(self.transformer.config), named, config.training, inside=included)
+
+
+def _is_old(folder: Path) -> bool:
+    return not (folder / INDEX).is_file() and is_pipeline_folder(folder)
+
+
+def _check_parts(folder: Path, given: dict[str, Any]) -> None:
+    """Raise UserError unless a folder's parts are of known classes, those that are given in Python aside."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path)) from error
+    if not isinstance(index, dict) or index.get("_class_name") != PIPELINE_CLASS:
+        raise UserError("is not that of an HDMPipeline", where=str(path), hint="give a run's final/ folder")
+    for part, classes in _KNOWN.items():
+        if part not in given and tuple(index.get(part) or ()) not in classes:
+            raise UserError(f"names {index.get(part)} as {part}", where=str(path), hint=f"pass your own with {part}=")
+    for part in _TEXT_PARTS:
+        library = (index.get(part) or [None])[0]
+        if part not in given and library not in (None, "transformers"):
+            raise UserError(f"names {index.get(part)} as {part}", where=str(path), hint=f"pass your own with {part}=")
+
+
+def _referred(source: TextEncoderSource, options: dict[str, Any]) -> Any:
+    """The text encoder that a folder names, in the dtype that the other parts get."""
+    dtype = options.get("torch_dtype", options.get("dtype"))
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default"))
+    model = read_text_model(source.name, dtype or torch.float32, where="text_encoder")
+    return cut_after(model, source.layer, where="text_encoder")
+
+
+def _require_accelerate(what: str) -> None:
+    if not is_accelerate_available():
+        raise UserError("needs the package accelerate", where=what, hint="pip install 'hdm-lightning[offload]'")
+
+
+def save_final(
+    folder: Path,
+    averaged_state: Mapping[str, Tensor],
+    *,
+    xut: XUTConfig,
+    text_encoder: TextEncoderSource,
+    autoencoder: ImageAutoencoder,
+    raw_state: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    include_text_encoder: bool = False,
+) -> PipelineFolder:
+    """Write a `final/` folder; model_index.json comes last, so that a folder with one is whole.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        averaged_state: state dict of the network, averaged weights if there are such.
+        xut: the network's configuration.
+        text_encoder: which text encoder it was trained with.
+        autoencoder: saved beside it, with its normalisation.
+        raw_state: the last weights, if they are to be kept beside the averaged ones.
+        training: free record of plain values.
+        sampling: settings to start from, as in `SamplingSettings`.
+        include_text_encoder: whether the text encoder lies in the folder, too; otherwise it is found by its name.
+    """
+    weights: dict[Weights, Mapping[str, Tensor]] = {"ema": averaged_state}
+    if raw_state is not None:
+        weights["raw"] = raw_state
+    write_pipeline_folder(
+        folder,
+        weights,
+        xut=xut,
+        text_encoder=text_encoder,
+        write_vae=autoencoder.save,
+        write_text_encoder=(lambda place: _write_text_encoder(place, text_encoder)) if include_text_encoder else None,
+        training=training,
+        sampling=sampling,
+    )
+    return read_pipeline_folder(folder)
+
+
+def _write_text_encoder(folder: Path, source: TextEncoderSource) -> dict[str, list[str]]:
+    """Write the text encoder, without the blocks that it does not need, and its tokenizer, each to its subfolder.
+
+    Returns:
+        Library and class of each.
+    """
+    model: Any = cut_after(read_text_model(source.name, torch.float32, where="text_encoder"), source.layer)
+    parts = {TEXT_ENCODER: model, TOKENIZER: Tokenizer(source.name, where="text_encoder").transformers}
+    for name, part in parts.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as inside:
+            part.save_pretrained(inside)
+            move_in(Path(inside), folder / name, last="config.json")
+    return {name: ["transformers", type(part).__name__] for name, part in parts.items()}

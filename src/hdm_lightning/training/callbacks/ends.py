@@ -1,0 +1,183 @@
+"""How a fit begins and ends: with a validation, early when a budget is spent or the loss no longer falls."""
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
+from hdm_lightning.training.callbacks.steps import StepWatcher, find_callback, samples_trained, validation_metrics
+from hdm_lightning.training.strategies.processes import from_first
+
+
+class ValidateAtEnds(StepWatcher, Callback):
+    """Logs what a full sanity check measures, and ends the fit with a validation whatever its interval.
+
+    Use it with `Trainer(num_sanity_val_steps=-1)`: Lightning then validates before the first step, not when it resumes,
+    but gives the result to nobody. Put it before callbacks that do something at the end of a fit.
+
+    Attributes:
+        first: what the validation before the first step logged as `val/…`; empty where there was none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take down what Lightning is about to forget."""
+        if trainer.sanity_checking and trainer.num_sanity_val_steps == float("inf"):
+            self.first = validation_metrics(trainer)
+            for logger in trainer.loggers:
+                logger.log_metrics(self.first, step=0)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """At the last step, have Lightning validate, which it does where a fit is about to stop."""
+        if step == trainer.max_steps:
+            trainer.should_stop = True
+
+
+class Budget(StepWatcher, Callback):
+    """Ends the fit, on all processes together, when hours or dollars are spent; restarts count.
+
+    Lightning then validates once more, and checkpoint callbacks save. Put it first, so that the others see that this
+    step is the last one. With a `KeepLedger` among the callbacks, that counts; else the checkpoint keeps the seconds.
+
+    Args:
+        max_hours: wall-clock hours.
+        max_cost_usd: dollars.
+        usd_per_device_hour: price of a device, where there is no `KeepLedger` that knows it.
+
+    Attributes:
+        reason: what has ended the fit, or None.
+    """
+
+    def __init__(
+        self,
+        max_hours: float | None = None,
+        max_cost_usd: float | None = None,
+        *,
+        usd_per_device_hour: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for where, value in (("max_hours", max_hours), ("max_cost_usd", max_cost_usd)):
+            if value is not None and not value > 0:
+                raise UserError(f"{value} is not positive", where=where, hint="give a positive value or null")
+        self.max_hours, self.max_cost_usd, self.usd_per_device_hour = max_hours, max_cost_usd, usd_per_device_hour
+        self.reason: str | None = None
+        self._ledger: KeepLedger | None = None
+        self._before_s, self._begin = 0.0, time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look for a ledger."""
+        self._ledger = find_callback(trainer, KeepLedger)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit that had ended, and was killed before that was noted, takes no further step."""
+        trainer.should_stop = trainer.should_stop or self.reason is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._begin = time.monotonic()
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Stop where the budget is spent; the first process decides, since clocks differ."""
+        if self.max_hours is None and self.max_cost_usd is None:
+            return
+        self.reason = from_first(self._spent(trainer.world_size))
+        if self.reason:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has ended the fit, and the seconds so far."""
+        return {"reason": self.reason, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.reason, self._before_s = state_dict["reason"], float(state_dict["seconds"])
+
+    def _seconds(self) -> float:
+        return self._before_s + time.monotonic() - self._begin
+
+    def _spent(self, devices: int) -> str | None:
+        if self._ledger is not None:
+            seconds, usd = (self._ledger.spent(key, stage=True) for key in ("seconds", "cost_usd"))
+        else:
+            seconds = self._seconds()
+            usd = seconds / 3600 * devices * self.usd_per_device_hour
+        if self.max_hours is not None and seconds / 3600 >= self.max_hours:
+            return f"max_hours {self.max_hours:g} reached"
+        if self.max_cost_usd is not None and usd >= self.max_cost_usd:
+            return f"max_cost_usd {self.max_cost_usd:g} reached"
+        return None
+
+
+class PlateauStopping(EarlyStopping):
+    """Ends the fit when a validation loss has not improved over so many samples.
+
+    Lightning's `EarlyStopping`, with its patience in samples instead of validations. Of the metrics whose names begin
+    with `monitor` the lowest counts, so that an average of the weights counts too.
+
+    Args:
+        samples: without an improvement.
+        monitor: beginning of the names.
+        min_delta: the smallest improvement that counts.
+        kwargs: of `EarlyStopping`.
+
+    Attributes:
+        reason: what has ended the fit, or None.
+    """
+
+    def __init__(self, samples: int, *, monitor: str = "val/loss", min_delta: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(monitor=monitor, min_delta=min_delta, **kwargs)
+        if not samples > 0 or not min_delta >= 0:
+            what = f"{samples} samples without an improvement of {min_delta} is no plateau"
+            raise UserError(what, where="plateau_samples", hint="give a positive number, and 0 or more")
+        self.samples = samples
+        self.reason: str | None = None
+        self.best = math.inf
+        self.best_samples = 0
+
+    @property
+    def state_key(self) -> str:
+        """A fixed name in the checkpoint."""
+        return "PlateauStopping"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit that had ended, and was killed before that was noted, takes no further step."""
+        trainer.should_stop = trainer.should_stop or self.reason is not None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: validations count, not epochs."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the best so far; the measure before the first step does not count."""
+        metrics = [value for name, value in validation_metrics(trainer).items() if name.startswith(self.monitor)]
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not metrics:
+            return
+        samples = samples_trained(trainer, pl_module)
+        if min(metrics) < self.best - abs(self.min_delta):
+            self.best, self.best_samples = min(metrics), samples
+        if samples - self.best_samples >= self.samples:
+            self.reason = f"no improvement over {self.samples} samples"
+            trainer.should_stop = True
+            self.stopped_epoch = trainer.current_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss so far and where it was, and what has ended the fit."""
+        return {"best": self.best, "best_samples": self.best_samples, "reason": self.reason}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best, self.best_samples = float(state_dict["best"]), int(state_dict["best_samples"])
+        self.reason = state_dict["reason"]
+
+
+def plateau_stopping(samples: int | None, **settings: Any) -> PlateauStopping | None:
+    """A `PlateauStopping`, or None where `samples` is None."""
+    return None if samples is None else PlateauStopping(samples, **settings)

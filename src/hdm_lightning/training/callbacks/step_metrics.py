@@ -1,0 +1,201 @@
+"""What a training logs of its steps: the loss by time, norms, and what it has seen of its data."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now, trained_network
+from hdm_lightning.training.strategies.processes import summed
+from hdm_lightning.training.strategies.sharded_tensors import total_norm
+
+
+class TimeBins:
+    """Running mean of the loss in equal bins of the time t, kept on the device without waiting for it."""
+
+    def __init__(self, bins: int, device: torch.device) -> None:
+        self.sums = torch.zeros(bins, device=device)
+        self.counts = torch.zeros(bins, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, t: Tensor, weight: Tensor) -> None:
+        """Add a batch's losses (B,) at times (B,) with weights (B,)."""
+        bins = (t * len(self.sums)).long().clamp_(0, len(self.sums) - 1)
+        self.sums.scatter_add_(0, bins, loss.float() * weight)
+        self.counts.scatter_add_(0, bins, weight)
+
+    def packed(self) -> Tensor:
+        """(2, bins) sums and counts, ready to be summed over processes."""
+        return torch.stack([self.sums, self.counts])
+
+    def reset(self) -> None:
+        """Start over."""
+        self.sums.zero_()
+        self.counts.zero_()
+
+
+class LossByTime(StepWatcher, Callback):
+    """Logs the mean training loss in equal bins of t, and over all, where Lightning logs (`log_every_n_steps`).
+
+    Reads `sample_losses` and `times` of the training step's output and the batch's `weight`. Names are
+    `loss_by_time/0.000-0.125` … and `train/loss_mean`; masked samples are left out.
+
+    Args:
+        bins: how many.
+    """
+
+    def __init__(self, bins: int = 8) -> None:
+        super().__init__()
+        self.bins = bins
+        self._bins: TimeBins | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin empty."""
+        super().on_train_start(trainer, pl_module)
+        self._bins = TimeBins(self.bins, pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the micro-batch, on the device."""
+        assert self._bins is not None
+        self._bins.add(outputs["sample_losses"], outputs["times"], batch["weight"])
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Log where Lightning does."""
+        if not logs_now(trainer):
+            return
+        assert self._bins is not None
+        sums, counts = summed(self._bins.packed()).tolist()
+        self._bins.reset()
+        metrics = {"train/loss_mean": sum(sums) / sum(counts)} if sum(counts) else {}
+        means = ((time_bin_tag(number, self.bins), *each) for number, each in enumerate(zip(sums, counts, strict=True)))
+        log_now(trainer, metrics | {tag: total / count for tag, total, count in means if count})
+
+
+def time_bin_tag(number: int, bins: int) -> str:
+    """Name of the training loss in one bin of the time."""
+    return f"loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"
+
+
+class Norms(StepWatcher, Callback):
+    """Logs `optimizer/gradient_norm` (before clipping) and `optimizer/weight_norm` where Lightning logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gradient: Tensor | None = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Measure the gradients, only where the norm will be logged; Lightning clips afterwards."""
+        if logs_now(trainer):
+            gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+            self._gradient = total_norm([gradient for gradient in gradients if gradient is not None])
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Log where Lightning does."""
+        if logs_now(trainer):
+            weights = [weight.detach() for weight in trained_network(module).parameters()]
+            metrics = {"optimizer/weight_norm": float(total_norm(weights))}
+            if self._gradient is not None:
+                metrics["optimizer/gradient_norm"] = float(self._gradient)
+                self._gradient = None  # a fit that ends early has none of its last step
+            log_now(trainer, metrics)
+
+
+OLD_KEY = "LogScalars"
+
+
+class DataSeen(StepWatcher, Callback):
+    """Logs `seen/samples`, `seen/passes`, `seen/masked` and `seen/quarantined` where Lightning logs.
+
+    Passes are reported where the data module has a `train_plan`. A masked sample could not be used and counted for
+    nothing (the batch's `weight` is 0).
+
+    Args:
+        quarantine: the data's file of bad samples, one a line, or None.
+    """
+
+    def __init__(self, quarantine: Path | str | None = None) -> None:
+        super().__init__()
+        self.quarantine = None if quarantine is None else QuarantineCount(Path(quarantine))
+        self.masked = 0.0
+        self._since: Tensor | None = None
+
+    @property
+    def state_key(self) -> str:
+        """A fixed name in the checkpoint."""
+        return "DataSeen"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        super().on_train_start(trainer, pl_module)
+        self._since = torch.zeros((), device=pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the micro-batch's masked samples, on the device."""
+        assert self._since is not None
+        self._since += (1 - batch["weight"]).sum()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Log where Lightning does."""
+        if not logs_now(trainer):
+            return
+        self._add_up()
+        samples = int(getattr(module, "samples_trained", 0))
+        metrics = {"seen/samples": float(samples), "seen/masked": self.masked}
+        plan = getattr(getattr(trainer, "datamodule", None), "train_plan", None)
+        if plan is not None:
+            metrics["seen/passes"] = samples / plan.samples
+        if self.quarantine is not None:
+            metrics["seen/quarantined"] = float(self.quarantine.count())
+        log_now(trainer, metrics)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the count, which stands nowhere else."""
+        self._add_up()
+        checkpoint["callbacks"][self.state_key] = {"masked": self.masked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.masked = float(state_dict["masked"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the count of an older version's checkpoint."""
+        states = checkpoint["callbacks"]
+        if OLD_KEY in states:
+            states.setdefault(self.state_key, {"masked": states[OLD_KEY]["holes"]})
+
+    def _add_up(self) -> None:
+        if self._since is not None:
+            self.masked += float(summed(self._since))
+            self._since.zero_()
+
+
+class QuarantineCount:
+    """Different bad samples in a growing file, each line of which is read once.
+
+    Args:
+        path: of the file; the same sample may be written once by every reader.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[bytes] = set()
+        self._read = 0
+
+    def count(self) -> int:
+        """How many there are now."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read += len(whole)
+            self._known |= {line.rpartition(b'"index"')[0] for line in whole.splitlines()}
+        return len(self._known)

@@ -1,0 +1,100 @@
+"""Keys of earlier versions: on a command line they are read or say where they went, in a run's record they are read."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.errors import UserError
+
+RENAMED = {"data.workers": "data.num_workers"}
+"""Other names of keys, which mean the same."""
+TRAINING = ("train", "train_vae", "plan", "plan_autoencoder")
+MOVED = {
+    "trainer.compile": "hardware.compile",
+    "trainer.threads": "hardware.threads",
+    "trainer.usd_per_device_hour": "hardware.usd_per_device_hour",
+    "trainer.peak_tflops": "hardware.peak_tflops",
+    "trainer.compress_gradients": "hardware.compress_gradients",
+    "trainer.static_graph": "trainer.strategy=ddp_static_graph",
+    "trainer.nodes": "trainer.num_nodes",
+    "logger.every_steps": "trainer.log_every_n_steps",
+    "logger.time_bins": "callbacks.loss_by_time.bins",
+    "logger.progress_bar": "callbacks.progress=null",
+    "callbacks.progress_bar": "callbacks.progress=null",
+    "callbacks.ema.snapshot_every": "callbacks.store_averages.every_n_samples",
+    "callbacks.ema.snapshot_dtype": "callbacks.store_averages.dtype",
+    "callbacks.ema": "callbacks.weight_averages",
+    "callbacks.checkpoints": "callbacks.checkpoint",
+    "callbacks.pictures": "callbacks.sample_images",
+    "callbacks.extra": "callbacks",
+    "ema": "callbacks.weight_averages",
+    "checkpoints": "callbacks.checkpoint",
+    "validation.pictures": "validation.images",
+    "optimizer.name": "optimizer",
+    "optimizer.rule": "module.rule",
+    "optimizer.muon_momentum": "optimizer.momentum",
+    "optimizer.muon_rounds": "optimizer.rounds",
+}
+"""Key or group of an earlier version, and where its values are given now; parts of a group come before it."""
+OPTIMIZERS = {"adamw": "torch.optim.AdamW", "muon": "hdm_lightning.training.optimization.muon.MuonAdamW"}
+"""`optimizer.name` of earlier versions."""
+_OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[\w./@]+)(?P<rest>=.*|)", re.DOTALL)
+
+
+def present_keys(arguments: Sequence[str], config_name: str) -> list[str]:
+    """The arguments of a Hydra command with the keys of now.
+
+    Args:
+        arguments: overrides and flags.
+        config_name: the command's configuration.
+
+    Raises:
+        UserError: a key has moved.
+    """
+    if config_name not in TRAINING:
+        return list(arguments)
+    return [_present(argument, config_name) for argument in arguments]
+
+
+def _present(argument: str, config_name: str) -> str:
+    match = _OVERRIDE.fullmatch(argument)
+    if match is None or argument.startswith("-"):
+        return argument
+    key, rest = match["key"], match["rest"]
+    if key == "experiment" and config_name in ("train_vae", "plan_autoencoder"):
+        raise UserError("is now a group of its own", where=key, hint=f"experiment_vae{rest}")
+    for old in sorted(MOVED, key=len, reverse=True):
+        if key == old or key.startswith(f"{old}."):
+            new = MOVED[old]
+            exact = f"{new}{key.removeprefix(old)}" + ("" if "=" in new else rest)
+            raise UserError("has moved", where=key, hint=exact)
+    return f"{match['mark']}{RENAMED.get(key, key)}{rest}"
+
+
+def present_spelling(values: Mapping[str, Any]) -> DictConfig:
+    """A recorded configuration with the keys of now; what has no place any more is left out.
+
+    A group with a `_target_` is of now, and its keys are its own; only `data.workers` was still called so then.
+    """
+    config = OmegaConf.create(dict(values))
+    for old, new in {**MOVED, **RENAMED}.items():
+        if old == "optimizer.name":
+            continue
+        group, _, key = old.rpartition(".")
+        place: Any = OmegaConf.select(config, group) if group else config
+        if not OmegaConf.is_dict(place) or key not in place or (old not in RENAMED and _is_of_now(place, place[key])):
+            continue
+        value = place.pop(key)
+        if "=" not in new:
+            OmegaConf.update(config, new, value, force_add=True)
+    optimizer = config.get("optimizer")
+    if OmegaConf.is_dict(optimizer) and "name" in optimizer and not _is_of_now(optimizer):
+        name = optimizer.pop("name")
+        optimizer["_target_"] = OPTIMIZERS.get(name, name)
+    return config
+
+
+def _is_of_now(*nodes: Any) -> bool:
+    return any(OmegaConf.is_dict(node) and "_target_" in node for node in nodes)

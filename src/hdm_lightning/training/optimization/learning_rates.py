@@ -1,0 +1,178 @@
+"""Learning rates: a rule gives every parameter its own and its weight decay, a schedule scales them by samples seen.
+
+Three rules:
+
+``mup`` (default): "muP with base dim 1" (arXiv 2509.06068; the idea is arXiv 2203.03466): a matrix's rate is
+base / fan_in, a vector's base / elements. Two kinds of tensors have a row of their own, as the number that the
+literal rule divides by says nothing about them: the aspect ratio's Linear(1, D), whose fan_in of 1 would give it
+the whole base rate, and the rotary log-frequencies, whose shape would give them base / 32, so that a frequency
+could move by an octave in fifty steps. Both act like vectors of the network's width and learn at base / D.
+Biases, norm gains, frequencies and the weight on the scalar input are not decayed.
+
+``published``: the literal rule for every parameter, everything decayed, as the published training has it.
+
+``constant``: the base rate for every parameter of any module; matrices are decayed, vectors are not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypedDict
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hdm_lightning.models import XUTConfig
+
+
+class ParameterGroup(TypedDict):
+    """One group as `torch.optim` takes it; ``names`` are the parameters' names, in the order of ``params``."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    names: list[str]
+
+
+class Row(NamedTuple):
+    """One line of a rule, for the parameters whose whole name fits the pattern.
+
+    They learn at base / divisor(parameter, width) and are decayed if ``decays(parameter)``.
+    """
+
+    pattern: str
+    divisor: Callable[[Tensor, int], float]
+    decays: Callable[[Tensor], bool]
+
+
+def fan_in(parameter: Tensor, width: int = 0) -> float:
+    """Second dimension of a matrix, product of all but the first of a larger tensor, elements of a vector."""
+    del width
+    return float(parameter.numel() if parameter.dim() < 2 else math.prod(parameter.shape[1:]))
+
+
+def _network_width(parameter: Tensor, width: int) -> float:
+    del parameter
+    return float(width)
+
+
+def _one(parameter: Tensor, width: int) -> float:
+    del parameter, width
+    return 1.0
+
+
+def _always(parameter: Tensor) -> bool:
+    del parameter
+    return True
+
+
+def _never(parameter: Tensor) -> bool:
+    del parameter
+    return False
+
+
+def _matrices(parameter: Tensor) -> bool:
+    return parameter.dim() > 1
+
+
+Rule = Literal["mup", "published", "constant"]
+RULES: dict[str, tuple[Row, ...]] = {
+    "mup": (
+        Row(r".*\.log_frequencies", _network_width, _never),
+        Row(r"aspect_embedding\.input\.weight", _network_width, _never),
+        Row(r".*\.bias", fan_in, _never),
+        Row(r".*norm\.weight", fan_in, _never),
+        Row(r"(patch_embedding|text_projection|output_projection)\.weight", fan_in, _always),
+        Row(r"(time_embedding\.projection|aspect_embedding\.output)\.weight", fan_in, _always),
+        Row(r"modulation\.\w+\.(hidden|output)\.weight", fan_in, _always),
+        Row(r".*\.\w+_attention\.(qkv|query|key_value|output)\.weight", fan_in, _always),
+        Row(r".*\.feed_forward\.(input|output)\.weight", fan_in, _always),
+    ),
+    "published": (Row(r".*", fan_in, _always),),
+    "constant": (Row(r".*\.log_frequencies", _one, _never), Row(r".*", _one, _matrices)),
+}
+"""Rule name → rows, the first of which that matches a parameter's whole name counts."""
+
+
+def parameter_groups(
+    module: nn.Module, base_learning_rate: float, weight_decay: float, *, rule: str = "mup"
+) -> list[ParameterGroup]:
+    """Every trainable parameter in exactly one group, groups merged by (rate, weight decay).
+
+    Args:
+        module: an XUT for ``mup``, which reads its ``config.width``; anything for the other rules.
+        base_learning_rate: the stage's rate; what a group learns at follows from the rule.
+        weight_decay: AdamW's decay for the parameters that the rule decays.
+        rule: a key of `RULES`.
+
+    Returns:
+        Plain dicts for `torch.optim`, by falling rate; parameters stand in the module's order.
+
+    Raises:
+        ValueError: no such rule, a rule that does not fit the module, or no row for one of its parameters.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
+    width = _width(module) if rule == "mup" else 0
+    groups: dict[tuple[float, float], ParameterGroup] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        row = _row(name, rule)
+        rate = base_learning_rate / row.divisor(parameter, width)
+        decay = weight_decay if row.decays(parameter) else 0.0
+        group = groups.setdefault((rate, decay), ParameterGroup(params=[], lr=rate, weight_decay=decay, names=[]))
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def _row(name: str, rule: str) -> Row:
+    for row in RULES[rule]:
+        if re.fullmatch(row.pattern, name):
+            return row
+    raise ValueError(f"parameter {name!r} is covered by no row of the learning-rate rule {rule!r}; add one")
+
+
+def _width(module: nn.Module) -> int:
+    config = getattr(module, "config", None)
+    if not isinstance(config, XUTConfig):
+        raise ValueError(f"module is a {type(module).__name__}; the rule 'mup' is written for an XUT")
+    return config.width
+
+
+def rate_factor(samples: int, total: int, warmup: int, final_ratio: float) -> float:
+    """Share of the base rate after `samples`: linear warm-up, then a cosine from 1 to `final_ratio`."""
+    if samples < warmup:
+        return samples / warmup
+    progress = min(1.0, (samples - warmup) / max(1, total - warmup))
+    return final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    *,
+    samples: int,
+    samples_per_step: int,
+    warmup_samples: int = 0,
+    final_ratio: float = 0.01,
+) -> LambdaLR:
+    """Linear warm-up and a cosine, one tick an optimizer step.
+
+    The step about to be taken counts as seen, so that the first step of a warm-up is not lost at rate 0.
+
+    Args:
+        optimizer: whose groups' rates are scaled.
+        samples: after which the cosine has ended.
+        samples_per_step: samples of an optimizer step, all processes together.
+        warmup_samples: of the warm-up.
+        final_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
+    """
+
+    def factor(step: int) -> float:
+        return rate_factor((step + 1) * samples_per_step, samples, warmup_samples, final_ratio)
+
+    return LambdaLR(optimizer, factor)

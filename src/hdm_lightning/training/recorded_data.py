@@ -1,0 +1,89 @@
+"""The data of a run that is evaluated: its own rules, its own or given sources, and nothing written."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.sample_plan import expanded
+from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.recorded import TrainSettings
+from hdm_lightning.training.stages import StagePlan
+
+Sources = tuple[Source, ...]
+MOST_ADDRESSES = 1_000_000
+
+
+def recorded_training_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
+    """The training stream of a recorded run, or its rules for the sources `given`.
+
+    Raises:
+        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
+    """
+    return _harmless(_recorded_data(settings, plan, settings.validation.seed).training_stream, given, "--train-data")
+
+
+def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: Sources | None) -> StreamConfig:
+    """The validation stream of a recorded run in the order of its seed, or its rules for the sources `given`.
+
+    Raises:
+        UserError: its own sources are to be read, and are no plain ones; see `_harmless`.
+    """
+    data = _recorded_data(settings, plan, settings.seed)
+    stream = replace(data.validation_stream, crop=data.training_stream.crop, captions=data.training_stream.captions)
+    return _harmless(stream, given, "--data")
+
+
+_TAKEN = ("train", "validation", "crop", "captions", "lanes", "window", "max_bad_share", "bad_patience")
+"""Of the recorded arguments of the data; where files are written to, and how many processes read, is decided here."""
+
+
+def _recorded_data(settings: TrainSettings, plan: StagePlan, validation_seed: int) -> ShardDataModule:
+    stage = plan.settings
+    recorded = {**settings.data, **stage.data}
+    return ShardDataModule(
+        **{key: recorded[key] for key in _TAKEN if key in recorded},
+        resolution=stage.resolution,
+        batch_size=stage.micro_batch_size,
+        samples_per_step=stage.batch_size,
+        context_length=stage.context_length,
+        seed=settings.seed,
+        stage=plan.name,
+        validation_seed=validation_seed,
+        tokenizer=_no_tokens,
+        num_workers=0,
+    )
+
+
+def _no_tokens(caption: str) -> tuple[list[int], int]:
+    """Stands in for a tokenizer where nothing is trained on."""
+    return [0], 1
+
+
+def _harmless(stream: StreamConfig, given: Sources | None, option: str) -> StreamConfig:
+    """The stream, which writes nothing, and reads from what the user gives or from folders and http(s) addresses.
+
+    Other addresses run commands (`pipe:`) or whatever an fsspec chain stands for.
+    """
+    stream = replace(stream, workers=0, quarantine=None, cache_dir=None, memory_cache_gb=0.0)
+    if given is not None:
+        return replace(stream, sources=given)
+    for address in (address for source in stream.sources for address in _addresses(source)):
+        if not (is_local(address) or address.startswith(("http://", "https://"))):
+            raise UserError(
+                f"the run's configuration names {address[:200]!r}; of what is recorded, only folders and http(s) "
+                "addresses are opened",
+                where=option,
+                hint=f"name the shards yourself: {option} FOLDER_OR_ADDRESS",
+            )
+    return stream
+
+
+def _addresses(source: Source) -> Iterator[str]:
+    """Every address that a source leads to."""
+    for pattern in source.urls:
+        yield from islice(expanded(pattern), MOST_ADDRESSES)
+    if source.index is not None:
+        yield source.index

@@ -1,0 +1,266 @@
+"""What the jobs of a sweep came to: a row a job, read from the jobs' folders, as summary.csv, .md and .png."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.whole_files import write_atomically
+
+FAILED = "failed.json"
+SEED = "seed"
+VAE_OBJECTIVE = "reconstruction/l1"
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """One job.
+
+    Attributes:
+        folder: the job's.
+        settings: what it overrides, key to value as text.
+        status: `done`, `failed` or `unfinished`.
+        objective: what a sweeper minimises, see `objective`; None unless done.
+        losses: all final figures of the job's last validation.
+        device_hours, cost_usd: spent, restarts included.
+        error: first line of why it failed.
+        baseline: whether its settings are those of the configuration without the sweep, seeds aside.
+    """
+
+    folder: Path
+    settings: dict[str, str]
+    status: str
+    objective: float | None
+    losses: dict[str, float] = field(default_factory=dict)
+    device_hours: float = 0.0
+    cost_usd: float = 0.0
+    error: str = ""
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Jobs that differ in their seed alone.
+
+    Attributes:
+        name: what they override, `key=value` with commas; seeds and what all jobs share left out.
+        values: the objectives of those that are done.
+        baseline: as of their jobs.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    baseline: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean objective."""
+        return fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; not a number for a single one."""
+        return stdev(self.values) if len(self.values) > 1 else math.nan
+
+
+def objective(run_dir: Path) -> float | None:
+    """What a sweeper minimises: the final validation loss of the exported weights (the first average), or None.
+
+    For an autoencoder it is the L1 error of its reconstructions.
+    """
+    losses = final_losses(run_dir)
+    if VAE_OBJECTIVE in losses:
+        return losses[VAE_OBJECTIVE]
+    averaged = [value for name, value in losses.items() if name != "raw"]
+    return next(iter([*averaged, *losses.values()]), None)
+
+
+def final_losses(run_dir: Path) -> dict[str, float]:
+    """The figures of the last validation of the last stage, in the order in which they were taken."""
+    done = sorted(run_dir.glob(f"*/{run_folder.DONE}"))
+    if not done:
+        return {}
+    found = json.loads(done[-1].read_text())
+    return dict(found.get("measures") or found.get("validation") or {})
+
+
+def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
+    """All jobs of a sweep, done ones first by their objective.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        base: value of each overridden key without the sweep, for finding the baseline.
+    """
+    folders = _folders(sweep_dir)
+    settings = {folder: _overrides(folder) for folder in folders}
+    varied = _varied(list(settings.values()))
+    results = [_result(folder, settings[folder], varied, base) for folder in folders]
+    return sorted(results, key=lambda job: (job.status != "done", _sortable(job.objective), job.folder.name))
+
+
+def overridden_keys(sweep_dir: Path) -> list[str]:
+    """Every key that some job overrides."""
+    return sorted({key for folder in _folders(sweep_dir) for key in _overrides(folder)})
+
+
+def settings_of(results: list[JobResult]) -> list[Setting]:
+    """The done jobs gathered over seeds, best first."""
+    varied = _varied([job.settings for job in results]) - {SEED}
+    gathered: dict[str, list[JobResult]] = {}
+    for job in results:
+        if job.objective is not None:
+            name = ", ".join(f"{key}={job.settings.get(key, '(default)')}" for key in sorted(varied))
+            gathered.setdefault(name or "all jobs", []).append(job)
+    settings = [
+        Setting(name, tuple(job.objective for job in jobs if job.objective is not None), jobs[0].baseline)
+        for name, jobs in gathered.items()
+    ]
+    return sorted(settings, key=lambda setting: _sortable(setting.mean))
+
+
+def _folders(sweep_dir: Path) -> list[Path]:
+    return sorted(path.parent.parent for path in sweep_dir.glob("*/.hydra/overrides.yaml"))
+
+
+def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapping[str, Any] | None) -> JobResult:
+    failed = folder / FAILED
+    status = "done" if run_folder.is_finished(folder) else "failed" if failed.exists() else "unfinished"
+    book = Ledger(folder / run_folder.LEDGER, writes=False)
+    return JobResult(
+        folder=folder,
+        settings=settings,
+        status=status,
+        objective=objective(folder) if status == "done" else None,
+        losses=final_losses(folder) if status == "done" else {},
+        device_hours=book.spent("device_hours"),
+        cost_usd=book.spent("cost_usd"),
+        error=json.loads(failed.read_text())["error"] if status == "failed" else "",
+        baseline=base is not None and all(_same(settings.get(k), base.get(k)) for k in varied - {SEED}),
+    )
+
+
+def _same(text: str | None, value: Any) -> bool:
+    """Whether an override (None: none is given) leaves the value as it is."""
+    return text is None or text == str(value) or _parsed(text) == value
+
+
+def _parsed(text: str) -> Any:
+    """The value that an override's text stands for; nothing in it is resolved."""
+    plain = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
+    return plain["value"] if isinstance(plain, dict) else None
+
+
+def _overrides(folder: Path) -> dict[str, str]:
+    lines = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    assert isinstance(lines, list)
+    pairs = [str(line).partition("=") for line in lines]
+    return {key.lstrip("+~"): value for key, _, value in pairs}
+
+
+def _varied(settings: list[dict[str, str]]) -> set[str]:
+    """Keys whose values differ between jobs."""
+    keys = {key for each in settings for key in each}
+    return {key for key in keys if len({each.get(key) for each in settings}) > 1}
+
+
+def _sortable(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
+
+
+ROW_HEIGHT_IN, WIDTH_IN = 0.32, 9.0
+DOT, MEAN, BASELINE = "#2463c4", "#1d2129", "#c2551b"
+
+
+def summarise(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
+    """Write the summary into the sweep's folder and return its rows, best first.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        base: value of each overridden key without the sweep, see `read_results`.
+    """
+    results = read_results(sweep_dir, base)
+    settings = settings_of(results)
+    _write(sweep_dir / "summary.csv", table_csv(results).encode())
+    _write(sweep_dir / "summary.md", table_markdown(sweep_dir.name, results, settings).encode())
+    picture = chart_png(settings)
+    if picture is not None:
+        _write(sweep_dir / "summary.png", picture)
+    return results
+
+
+def table_csv(results: list[JobResult]) -> str:
+    """One row a job: folder, status, objective, every overridden key, every final figure, what it cost."""
+    keys = sorted({key for job in results for key in job.settings})
+    figures = sorted({name for job in results for name in job.losses})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", "status", "baseline", "objective", *keys, *figures, "device_hours", "cost_usd", "error"])
+    for job in results:
+        row = [job.folder.name, job.status, "yes" if job.baseline else "", _plain(job.objective)]
+        row += [job.settings.get(key, "") for key in keys] + [_plain(job.losses.get(name)) for name in figures]
+        writer.writerow([*row, _plain(job.device_hours), _plain(job.cost_usd), job.error])
+    return text.getvalue()
+
+
+def table_markdown(name: str, results: list[JobResult], settings: list[Setting]) -> str:
+    """Settings with mean and deviation over seeds, then every job; best first."""
+    done = sum(job.status == "done" for job in results)
+    lines = [f"# Sweep {name}", "", f"{done} of {len(results)} jobs done. Less is better.", ""]
+    lines += ["| setting | seeds | objective | ± over seeds |", "|---|---|---|---|"]
+    for setting in settings:
+        spread = "" if math.isnan(setting.deviation) else f"{setting.deviation:.2g}"
+        mark = " **(baseline)**" if setting.baseline else ""
+        lines.append(f"| {_cell(setting.name)}{mark} | {len(setting.values)} | {setting.mean:.5g} | {spread} |")
+    lines += ["", "| job | status | objective | device-hours | USD |", "|---|---|---|---|---|"]
+    for job in results:
+        told = f"{job.status}: {job.error}" if job.error else job.status
+        found = "" if job.objective is None else f"{job.objective:.5g}"
+        row = (_cell(job.folder.name), _cell(told), found, f"{job.device_hours:.3f}", f"{job.cost_usd:.2f}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join([*lines, ""])
+
+
+def chart_png(settings: list[Setting]) -> bytes | None:
+    """A dot a job and a bar at the mean, a row a setting, best on top; None without matplotlib or without a job."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  (optional)
+    except ModuleNotFoundError:
+        return None
+    if not settings:
+        return None
+    figure = Figure(figsize=(WIDTH_IN, 1.1 + ROW_HEIGHT_IN * len(settings)), layout="constrained")
+    axes = figure.subplots()
+    for row, setting in enumerate(settings):
+        axes.plot(setting.values, [row] * len(setting.values), "o", color=DOT, alpha=0.6)
+        axes.plot(setting.mean, row, "|", color=MEAN, markersize=16, markeredgewidth=2)
+        if setting.baseline:
+            axes.axvline(setting.mean, color=BASELINE, linestyle="--", linewidth=1, label="baseline")
+            axes.legend(loc="lower right", frameon=False)
+    axes.set_yticks(range(len(settings)), [setting.name for setting in settings])
+    axes.invert_yaxis()
+    axes.set_xlabel("final objective (less is better); | mean over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.8g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

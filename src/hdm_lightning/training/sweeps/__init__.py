@@ -1,1 +1,0 @@
-"""Results of many jobs beside each other."""
