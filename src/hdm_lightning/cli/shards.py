@@ -1,4 +1,4 @@
-"""hdm-shards: build, index, verify, look at and count WebDataset shards."""
+"""hdm-shards: build, encode, index, verify, look at and count WebDataset shards."""
 
 # ruff: noqa: PLC0415 (what loads torch is loaded by the command that needs it, for --help's sake)
 import argparse
@@ -61,6 +61,57 @@ def _build(source: str, words: Sequence[str]) -> int:
     builder.add_arguments(options)
     arguments = options.parse_args(words)
     return run_command(lambda: int(builder.run(arguments)))
+
+
+def _encode_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
+    command.add_argument("--out", required=True, type=Path, help="folder that gets a set of shards for each resolution")
+    command.add_argument("--vae", required=True, help="autoencoder: a folder, a run, or a hub name")
+    command.add_argument(
+        "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
+    )
+    command.add_argument(
+        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
+    )
+    command.add_argument("--dtype", default="auto", help="of the autoencoder (default: bfloat16 on GPUs, else float32)")
+    command.add_argument(
+        "--max-pixels", type=at_least(1), default=5_500_000, help="of images encoded at once (default %(default)s)"
+    )
+    command.add_argument(
+        "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    """Tell what the sets will take, make them, and print one line each."""
+    from hdm_lightning.data.parallel import progress_bar
+    from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions, chosen_devices, require_room, threads_each
+
+    devices = chosen_devices(arguments.devices)
+    options = EncodeOptions(
+        vae=arguments.vae,
+        dtype=arguments.dtype,
+        max_pixels=arguments.max_pixels,
+        max_aspect=arguments.max_aspect,
+        devices=devices,
+        threads=threads_each(devices),
+    )
+    wanted = sorted(set(arguments.resolution))
+    sets = [EncodedSet(arguments.shards, arguments.out, resolution, options) for resolution in wanted]
+    forecasts = [each.forecast() for each in sets]
+    for resolution, found in zip(wanted, forecasts, strict=True):
+        there = f", {(found.bytes - found.missing) / 1e9:.2f} GB of it there" if found.missing < found.bytes else ""
+        print(f"{resolution} px: {found.samples} samples, about {found.bytes / 1e9:.2f} GB{there}")
+    free = require_room(arguments.out, sum(found.missing for found in forecasts))
+    print(f"{free / 1e9:.1f} GB are free in {arguments.out}")
+    if arguments.dry_run:
+        return 0
+    for resolution, each in zip(wanted, sets, strict=True):
+        with progress_bar(f"{resolution} px, samples", sum(shard.samples for shard in each.shards)) as show:
+            index = each.make(lambda done, whole, show=show: show(done))
+        print(f"{each.folder}: {index.samples} samples in {len(index.shards)} shards")
+    return 0
 
 
 def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local or remote") -> None:
@@ -210,6 +261,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.crops import CropRules
     from hdm_lightning.data.inspection import preview
     from hdm_lightning.data.rules import Source, StreamConfig
+    from hdm_lightning.data.sample_plan import Plan
     from hdm_lightning.data.samples import stream
     from hdm_lightning.generation.contact_sheet import contact_sheet
 
@@ -224,8 +276,10 @@ def _show(arguments: argparse.Namespace) -> int:
         captions=CaptionRules(drop=arguments.drop, tags=TagGrammar() if arguments.tags else None),
         max_bad_share=1.0,
     )
-    tokenize = _tokenize(arguments.tokenizer, arguments.context_length)
-    samples = list(stream(config, tokenize, start=arguments.start, stop=arguments.start + arguments.count))
+    tokenize, plan = _tokenize(arguments.tokenizer, arguments.context_length), Plan(config)
+    plan.require_images("FOLDER|PATTERN")
+    stop = arguments.start + arguments.count
+    samples = list(stream(config, tokenize, start=arguments.start, stop=stop, plan=plan))
     images, texts = zip(*(preview(sample, arguments.positions) for sample in samples), strict=True)
     contact_sheet(images, texts, columns=arguments.columns, caption_lines=6).save(arguments.out)
     print(f"{len(samples)} samples: {arguments.out}")
@@ -243,6 +297,7 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 COMMANDS = {
     "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])),
+    "encode": ("latents of images, to train without an autoencoder", _encode_arguments, _encode),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),

@@ -277,7 +277,10 @@ class ShardDataModule(LightningDataModule):
 
     def _plan(self, config: StreamConfig) -> Plan:
         if config not in self._plans:
-            self._plans[config] = Plan(config)
+            plan = Plan(config)
+            if plan.latents is not None:
+                plan.latents.check(config.crop, config.resolution)
+            self._plans[config] = plan
         return self._plans[config]
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.data.latents import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
 from hdm_lightning.data.tar import BLOCK, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError
@@ -186,15 +187,29 @@ def unpack(packed: bytes, count: int) -> Integers:
 
 @dataclass(frozen=True)
 class Index:
-    """The shards of one folder; `base` is the folder or the address that their names are below."""
+    """The shards of one folder.
+
+    Attributes:
+        base: the folder or the address that their names are below.
+        shards: in the order of the plan.
+        latents: what the samples hold in the place of images, None for images.
+        resolutions: of a folder that holds no shards but sets of latents, one a resolution, each in `set_folder`.
+    """
 
     base: str
     shards: tuple[ShardRecord, ...]
+    latents: LatentFormat | None = None
+    resolutions: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
         """Usable samples in all shards."""
         return sum(shard.samples for shard in self.shards)
+
+
+def set_folder(resolution: int) -> str:
+    """The folder of the latents of one resolution, below the one of all sets."""
+    return f"{resolution}px"
 
 
 @contextmanager
@@ -209,8 +224,11 @@ def _naming(shard: str) -> Iterator[None]:
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index so that a reader sees the old one or the new one, never a part."""
+    latents = {} if index.latents is None else {"latents": index.latents.to_json()}
+    more = {**latents, **({"resolutions": list(index.resolutions)} if index.resolutions else {})}
+    head = json.dumps({"format": FORMAT, "samples": index.samples, **more})[:-1]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write(f'{{"format": {FORMAT}, "samples": {index.samples}, "shards": [\n')
+        handle.write(f'{head}, "shards": [\n')
         handle.write(",\n".join(json.dumps(as_entry(shard)) for shard in index.shards))
         handle.write("\n]}\n")
 
@@ -230,7 +248,10 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         document = json.loads(raw)
         if document["format"] == FORMAT:
             shards = tuple(from_entry(entry) for entry in document["shards"])
-            return Index(file.rpartition("/")[0] or ".", shards)
+            latents = document.get("latents")
+            resolutions = tuple(_natural(each, 1) for each in document.get("resolutions", ()))
+            described = None if latents is None else LatentFormat.from_json(latents)
+            return Index(file.rpartition("/")[0] or ".", shards, described, resolutions)
         what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"

@@ -1,0 +1,412 @@
+"""Shards of images to shards of latents with the same keys in the same order: every image encoded once, whole.
+
+A set is made shard by shard, each written whole or not at all, so that an interrupted call goes on where it was.
+
+Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.decode import decode, upright_size
+from hdm_lightning.data.faults import Quarantine, SampleFault
+from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, set_folder, write_index
+from hdm_lightning.data.latents import LatentFormat, pack_latent
+from hdm_lightning.data.parallel import available_cores
+from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import PlannedShard, resolve
+from hdm_lightning.data.scanning import LATENTS_NAME, index_shards, note_scanned, scan_shard
+from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
+from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
+from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_autoencoder, read_config
+from hdm_lightning.errors import UserError
+from hdm_lightning.precision import parse_dtype
+from hdm_lightning.whole_files import remove_leftovers, write_json
+
+FAULTS_NAME = "faults.jsonl"
+BATCHES_AHEAD = 2
+MEMBER_HEAD = 256
+"""Bytes of a latent's member besides its numbers, about."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a set of latents is made.
+
+    Attributes:
+        vae: name of the autoencoder, see `load_autoencoder`.
+        dtype: of its computation.
+        max_pixels: of the images encoded at once, together; one image always is.
+        max_aspect: largest ratio of the long to the short side; longer images are left out.
+        devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
+        threads: that decode images in each process.
+    """
+
+    vae: str
+    dtype: str = "auto"
+    max_pixels: int = MAX_PIXELS
+    max_aspect: float = CropRules.max_aspect
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int = 1
+
+
+class Forecast(NamedTuple):
+    """What a set will take: samples and bytes in all, and bytes that are not there yet."""
+
+    samples: int
+    bytes: int
+    missing: int
+
+
+class EncodedSet:
+    """The set of latents of one resolution that is made of a source's shards.
+
+    Args:
+        place: folder, shard or pattern of indexed shards of images.
+        out: folder of the sets of all resolutions.
+        resolution: short side of the resized images in pixels.
+        options: how it is made.
+
+    Raises:
+        UserError: the autoencoder or the shards cannot be used, or the folder holds something else.
+    """
+
+    def __init__(self, place: str, out: Path, resolution: int, options: EncodeOptions) -> None:
+        self.out, self.options, self.folder = out, options, out / set_folder(resolution)
+        self.format = _format_of(options.vae, resolution)
+        limits = CropRules(max_aspect=options.max_aspect)
+        self.shards: list[PlannedShard] = []
+        for url, record in resolve(Source((place,))):
+            shard = PlannedShard(url, record)
+            if any(extension == LATENT for layout in record.layouts for extension, _ in layout.members):
+                what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
+                raise UserError(what, where=url, hint=hint)
+            self.shards.append(shard.only(limits.accepts(*shard.shapes(), resolution)))
+        self._require_own_folder()
+
+    def missing(self) -> list[PlannedShard]:
+        """Shards that are not encoded yet."""
+        return [shard for shard in self.shards if not (self.folder / shard.record.name).is_file()]
+
+    def forecast(self) -> Forecast:
+        """How much there is to encode."""
+        sizes = {shard.record.name: encoded_bytes(shard, self.format) for shard in self.shards}
+        missing = sum(sizes[shard.record.name] for shard in self.missing())
+        return Forecast(sum(shard.samples for shard in self.shards), sum(sizes.values()), missing)
+
+    def make(self, progress: Progress | None = None) -> Index:
+        """Encode what is missing, and write the index.
+
+        Args:
+            progress: called with the samples done and those of the whole set.
+
+        Raises:
+            UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), "made_of": self._identity()})
+        for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
+            remove_leftovers(folder)
+        missing = self.missing()
+        whole = sum(shard.samples for shard in self.shards)
+        done = whole - sum(shard.samples for shard in missing)
+        for record in encoded(missing, self.folder, self.format, self.options):
+            note_scanned(self.folder, record)
+            done += record.samples
+            if progress is not None:
+                progress(done, whole)
+        return self._index()
+
+    def _index(self) -> Index:
+        """The index of the set in the source's order, and the one of all sets."""
+        found = index_shards(self.folder, new_only=True)
+        by_name = {record.name: record for record in found.shards}
+        index = Index(found.base, tuple(by_name[shard.record.name] for shard in self.shards), found.latents)
+        write_index(index, self.folder / INDEX_NAME)
+        there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
+        write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
+        return index
+
+    def _require_own_folder(self) -> None:
+        require_no_shards(self.out)
+        file = self.folder / LATENTS_NAME
+        if not file.is_file():
+            require_no_shards(self.folder)
+            return
+        try:
+            written = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            written = {}
+        if written != {**self.format.to_json(), "made_of": self._identity()}:
+            raise UserError(
+                "this folder holds latents of other images, of another autoencoder, or made with other options",
+                where=str(self.folder),
+                hint="name another --out, or delete this folder to make it anew",
+            )
+
+    def _identity(self) -> str:
+        """Hash of what shards were encoded, and of the options that decide what is written."""
+        digest = hashlib.sha256(repr((self.options.dtype, self.options.max_aspect)).encode())
+        for shard in self.shards:
+            digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
+        return digest.hexdigest()[:32]
+
+
+def _is_set(folder: Path) -> bool:
+    return folder.name[:-2].isdigit() and (folder / LATENTS_NAME).is_file()
+
+
+def _format_of(vae: str, resolution: int) -> LatentFormat:
+    folder = locate_autoencoder(vae, where="--vae")
+    written = read_config(folder, where="--vae")
+    factor = 2 ** (len(written["block_out_channels"]) - 1)
+    if resolution < 1 or resolution % factor:
+        raise UserError(
+            f"{resolution} is not a multiple of the autoencoder's factor, {factor}",
+            where="--resolution",
+            hint=f"give {max(1, round(resolution / factor)) * factor}",
+        )
+    channels = int(written.get("latent_channels", 4))
+    return LatentFormat(resolution, factor, channels, folder_fingerprint(folder, where="--vae"), vae)
+
+
+def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
+    """Bytes of a shard once it is encoded, about: images of unknown size count as squares."""
+    table, (height, width) = shard.table(), shard.shapes()
+    short, long = np.maximum(1, np.minimum(height, width)), np.maximum(1, np.maximum(height, width))
+    cells = (form.resolution * long / short // form.factor) * (form.resolution // form.factor)
+    moments = 4 * form.channels * cells + MEMBER_HEAD
+    kept = np.zeros((len(table.layouts), table.sizes.shape[1]), dtype=bool)
+    for number, layout in enumerate(table.layouts):
+        for place, (extension, _) in enumerate(layout.members):
+            kept[number, place] = extension not in IMAGE_EXTENSIONS
+    others = np.where(kept[table.layout], table.sizes, 0)
+    padded = (-(-others // BLOCK) * BLOCK).sum() + BLOCK * kept[table.layout].sum()
+    return int((-(-moments // BLOCK) * BLOCK + BLOCK).sum() + padded) + 20 * BLOCK
+
+
+def require_room(out: Path, missing: int) -> int:
+    """Free bytes where `out` is or will be. Raises UserError: they are fewer than `missing`."""
+    there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    if free < missing:
+        raise UserError(
+            f"the latents take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free",
+            where="--out",
+            hint="name a folder on another disk, fewer resolutions, or free space",
+        )
+    return free
+
+
+def encoded(
+    shards: Sequence[PlannedShard], folder: Path, form: LatentFormat, options: EncodeOptions
+) -> Iterator[ShardRecord]:
+    """Encode and write shards, a process a device side by side; yields what an index says of each when it is there."""
+    devices = options.devices[: max(1, len(shards))]
+    if len(devices) == 1:
+        worker = _Encoder(folder, form, options, devices[0])
+        yield from map(worker.encode, shards)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    waiting = context.Queue()
+    for device in devices:
+        waiting.put(device)
+    begin = partial(_begin, folder, form, options)
+    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=begin, initargs=(waiting,)) as pool:
+        running: list[Future[ShardRecord]] = [pool.submit(_encode, shard) for shard in shards]
+        try:
+            for future in as_completed(running):
+                yield future.result()
+        except BrokenProcessPool as error:
+            what = "a process that encodes has died; was there enough memory?"
+            raise UserError(what, hint="give a smaller --max-pixels, and start the same command again") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: "_Encoder | None" = None
+"""Of a process that encodes."""
+
+
+def _begin(folder: Path, form: LatentFormat, options: EncodeOptions, waiting: "multiprocessing.Queue[str]") -> None:
+    global _worker
+    if all(device == "cpu" for device in options.devices):
+        torch.set_num_threads(max(1, available_cores() // len(options.devices)))
+    _worker = _Encoder(folder, form, options, waiting.get())
+
+
+def _encode(shard: PlannedShard) -> ShardRecord:
+    assert _worker is not None
+    return _worker.encode(shard)
+
+
+class _Job(NamedTuple):
+    """One sample that is to be encoded: where it lies, and the size of the original, 0 where unknown."""
+
+    ordinal: int
+    start: int
+    end: int
+    form: Form
+    height: int
+    width: int
+
+
+class _Loaded(NamedTuple):
+    """A sample that was read: its members, the size of its original, and its pixels or why there are none."""
+
+    raw: RawSample
+    height: int
+    width: int
+    pixels: NDArray[np.uint8] | None
+    fault: str = ""
+
+
+class _Encoder:
+    """Encodes whole shards on one device. One a process."""
+
+    def __init__(self, folder: Path, form: LatentFormat, options: EncodeOptions, device: str) -> None:
+        self.folder, self.format, self.options, self.device = folder, form, options, device
+        where, chosen = "--vae", parse_dtype(options.dtype, where="--dtype")
+        model = read_autoencoder(locate_autoencoder(options.vae, where=where), chosen or torch.float32, where=where)
+        plain = [0.0] * form.channels, [1.0] * form.channels  # moments are kept as they are, so nothing need tell these
+        self.autoencoder = KLAutoencoder(model, *plain, max_pixels=options.max_pixels, auto=chosen is None).to(device)
+        self._files = LocalFiles()
+        self._faults = Quarantine(str(folder / FAULTS_NAME))
+
+    def encode(self, shard: PlannedShard) -> ShardRecord:
+        """Encode a shard and write it; returns what an index says of it."""
+        jobs, samples = _jobs(shard), {}
+        # Images of one shape go together; the shard alone decides which, so that it comes out the same another time.
+        in_turn = sorted(range(len(jobs)), key=lambda number: (*self._shape(jobs[number]), number))
+        batches = _batches(in_turn, lambda number: self._shape(jobs[number]), self.options.max_pixels)
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            loads = ((numbers, [pool.submit(self._load, shard, jobs[each]) for each in numbers]) for numbers in batches)
+            for numbers, coming in _ahead(loads):
+                loaded = [each.result() for each in coming]
+                for number, latent, one in zip(numbers, self._latents(loaded), loaded, strict=True):
+                    samples[number] = one.raw.key, _fields(one.raw, latent)
+                    if one.fault:
+                        self._note(shard, jobs[number].ordinal, one)
+        name = shard.record.name
+        ordered = [samples[number] for number in range(len(jobs))]
+        write_shard(self.folder / name, dict(ordered), names_as_they_are=True)
+        return scan_shard(self.folder, name)
+
+    def _shape(self, job: _Job) -> tuple[int, int]:
+        if not job.height:
+            return 0, 0
+        whole = self.format.whole(job.height, job.width)
+        return whole.height, whole.width
+
+    def _load(self, shard: PlannedShard, job: _Job) -> _Loaded:
+        raw, height, width = RawSample(f"#{job.ordinal}", {}), job.height, job.width
+        try:
+            raw = job.form.cut(self._read(shard.url, job.start, job.end))
+            height, width = upright_size(raw.image())
+            pixels, _ = decode(raw.image(), self.format.whole)
+        except SampleFault as fault:
+            return _Loaded(raw, height, width, None, str(fault))
+        return _Loaded(raw, height, width, np.ascontiguousarray(pixels))
+
+    def _read(self, url: str, start: int, end: int) -> bytes:
+        try:
+            return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
+        except OSError as error:
+            hint = "look at the storage of the images; the same command goes on"
+            raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
+
+    def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
+        """The members of samples, whose images are of one shape but where sizes were unknown."""
+        found = [pack_latent(each.height, each.width, None) for each in loaded]
+        with_pixels = [number for number, each in enumerate(loaded) if each.pixels is not None]
+        for _, group in groupby(with_pixels, key=lambda number: loaded[number].pixels.shape):  # type: ignore[union-attr]
+            numbers = list(group)
+            images = torch.from_numpy(np.stack([loaded[number].pixels for number in numbers]))
+            moments = self.autoencoder.moments(images.to(self.device).float().div_(127.5).sub_(1.0)).half().cpu()
+            if not torch.isfinite(moments).all():
+                what = f"the autoencoder gives numbers that are not finite in {self.autoencoder.dtype}"
+                raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
+            for number, one in zip(numbers, moments.numpy(), strict=True):
+                found[number] = pack_latent(loaded[number].height, loaded[number].width, one)
+        return found
+
+    def _note(self, shard: PlannedShard, ordinal: int, one: _Loaded) -> None:
+        self._faults.add(shard=shard.url, key=one.raw.key, ordinal=ordinal, reason=one.fault, index=ordinal)
+
+
+def _jobs(shard: PlannedShard) -> list[_Job]:
+    table, (height, width) = shard.table(), shard.shapes()
+    ends = (table.start + table.size).tolist()
+    rows = zip(
+        table.ordinal.tolist(), table.start.tolist(), ends, table.forms(), height.tolist(), width.tolist(), strict=True
+    )
+    return [_Job(*row) for row in rows]
+
+
+def _batches(numbers: Sequence[int], shape: Callable[[int], tuple[int, int]], max_pixels: int) -> Iterator[list[int]]:
+    """Runs of numbers of one shape, as many as go at once; those of unknown shape alone."""
+    for (height, width), group in groupby(numbers, key=shape):
+        same, count = list(group), max(1, max_pixels // (height * width)) if height else 1
+        yield from (same[first : first + count] for first in range(0, len(same), count))
+
+
+Numbered = TypeVar("Numbered")
+
+
+def _ahead(batches: Iterable[Numbered]) -> Iterator[Numbered]:
+    """The same, each taken from the source while the two before it are in use: images are read while others encode."""
+    waiting: deque[Numbered] = deque()
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > BATCHES_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _fields(raw: RawSample, latent: bytes) -> dict[str, Field]:
+    others: dict[str, Field] = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
+    return {LATENT: latent, **others}
+
+
+def chosen_devices(wanted: str) -> tuple[str, ...]:
+    """The devices that `auto` or a number stands for: GPUs where there are some, else processes on the CPU.
+
+    Raises:
+        UserError: it is neither, or there are fewer GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if wanted == "auto":
+        return tuple(f"cuda:{number}" for number in range(gpus)) or ("cpu",)
+    if wanted == "cpu":
+        return ("cpu",)
+    if not wanted.isdigit() or not int(wanted) or (gpus and int(wanted) > gpus):
+        hint = f"give auto, cpu, or a number{f' up to {gpus}' if gpus else ''}"
+        raise UserError(f"is {wanted!r}", where="--devices", hint=hint)
+    return tuple(f"cuda:{number}" if gpus else "cpu" for number in range(int(wanted)))
+
+
+def threads_each(devices: Sequence[str]) -> int:
+    """Threads that decode in each process."""
+    return max(1, min(16, (os.cpu_count() or 1) // len(devices)))
