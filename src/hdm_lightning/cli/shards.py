@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
+from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -61,57 +62,6 @@ def _build(source: str, words: Sequence[str]) -> int:
     builder.add_arguments(options)
     arguments = options.parse_args(words)
     return run_command(lambda: int(builder.run(arguments)))
-
-
-def _encode_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
-    command.add_argument("--out", required=True, type=Path, help="folder that gets a set of shards for each resolution")
-    command.add_argument("--vae", required=True, help="autoencoder: a folder, a run, or a hub name")
-    command.add_argument(
-        "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
-    )
-    command.add_argument(
-        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
-    )
-    command.add_argument("--dtype", default="auto", help="of the autoencoder (default: bfloat16 on GPUs, else float32)")
-    command.add_argument(
-        "--max-pixels", type=at_least(1), default=5_500_000, help="of images encoded at once (default %(default)s)"
-    )
-    command.add_argument(
-        "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
-    )
-    command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
-
-
-def _encode(arguments: argparse.Namespace) -> int:
-    """Tell what the sets will take, make them, and print one line each."""
-    from hdm_lightning.data.parallel import progress_bar
-    from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions, chosen_devices, require_room, threads_each
-
-    devices = chosen_devices(arguments.devices)
-    options = EncodeOptions(
-        vae=arguments.vae,
-        dtype=arguments.dtype,
-        max_pixels=arguments.max_pixels,
-        max_aspect=arguments.max_aspect,
-        devices=devices,
-        threads=threads_each(devices),
-    )
-    wanted = sorted(set(arguments.resolution))
-    sets = [EncodedSet(arguments.shards, arguments.out, resolution, options) for resolution in wanted]
-    forecasts = [each.forecast() for each in sets]
-    for resolution, found in zip(wanted, forecasts, strict=True):
-        there = f", {(found.bytes - found.missing) / 1e9:.2f} GB of it there" if found.missing < found.bytes else ""
-        print(f"{resolution} px: {found.samples} samples, about {found.bytes / 1e9:.2f} GB{there}")
-    free = require_room(arguments.out, sum(found.missing for found in forecasts))
-    print(f"{free / 1e9:.1f} GB are free in {arguments.out}")
-    if arguments.dry_run:
-        return 0
-    for resolution, each in zip(wanted, sets, strict=True):
-        with progress_bar(f"{resolution} px, samples", sum(shard.samples for shard in each.shards)) as show:
-            index = each.make(lambda done, whole, show=show: show(done))
-        print(f"{each.folder}: {index.samples} samples in {len(index.shards)} shards")
-    return 0
 
 
 def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local or remote") -> None:
@@ -297,7 +247,7 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 COMMANDS = {
     "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])),
-    "encode": ("latents of images, to train without an autoencoder", _encode_arguments, _encode),
+    "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),

@@ -5,16 +5,17 @@ A set is made shard by shard, each written whole or not at all, so that an inter
 Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
 """
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -37,18 +38,17 @@ from hdm_lightning.data.scanning import LATENTS_NAME, index_shards, note_scanned
 from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
-from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
-from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_autoencoder, read_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.precision import parse_dtype
-from hdm_lightning.whole_files import remove_leftovers, write_json
+from hdm_lightning.whole_files import no_follow, remove_leftovers, write_json
 
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
 MEMBER_HEAD = 256
 """Bytes of a latent's member besides its numbers, about."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
+Encode = Callable[[torch.Tensor], torch.Tensor]
+"""uint8 images (B,3,H,W) on the CPU to the moments of their posteriors (B,2,C,h,w), on any device."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class EncodeOptions:
     """How a set of latents is made.
 
     Attributes:
-        vae: name of the autoencoder, see `load_autoencoder`.
-        dtype: of its computation.
+        start: makes, of the name of a device, what encodes there; must be picklable for several devices.
+        dtype: of the computation, as far as sets of different ones are to be told apart.
         max_pixels: of the images encoded at once, together; one image always is.
         max_aspect: largest ratio of the long to the short side; longer images are left out.
         devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
         threads: that decode images in each process.
     """
 
-    vae: str
+    start: Callable[[str], Encode]
     dtype: str = "auto"
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = 5_500_000
     max_aspect: float = CropRules.max_aspect
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
@@ -86,16 +86,15 @@ class EncodedSet:
     Args:
         place: folder, shard or pattern of indexed shards of images.
         out: folder of the sets of all resolutions.
-        resolution: short side of the resized images in pixels.
+        form: what the latents will be.
         options: how it is made.
 
     Raises:
-        UserError: the autoencoder or the shards cannot be used, or the folder holds something else.
+        UserError: the shards cannot be used, or the folder holds something else.
     """
 
-    def __init__(self, place: str, out: Path, resolution: int, options: EncodeOptions) -> None:
-        self.out, self.options, self.folder = out, options, out / set_folder(resolution)
-        self.format = _format_of(options.vae, resolution)
+    def __init__(self, place: str, out: Path, form: LatentFormat, options: EncodeOptions) -> None:
+        self.out, self.format, self.options, self.folder = out, form, options, out / set_folder(form.resolution)
         limits = CropRules(max_aspect=options.max_aspect)
         self.shards: list[PlannedShard] = []
         for url, record in resolve(Source((place,))):
@@ -103,7 +102,7 @@ class EncodedSet:
             if any(extension == LATENT for layout in record.layouts for extension, _ in layout.members):
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
                 raise UserError(what, where=url, hint=hint)
-            self.shards.append(shard.only(limits.accepts(*shard.shapes(), resolution)))
+            self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
         self._require_own_folder()
 
     def missing(self) -> list[PlannedShard]:
@@ -114,30 +113,38 @@ class EncodedSet:
         """How much there is to encode."""
         sizes = {shard.record.name: encoded_bytes(shard, self.format) for shard in self.shards}
         missing = sum(sizes[shard.record.name] for shard in self.missing())
-        return Forecast(sum(shard.samples for shard in self.shards), sum(sizes.values()), missing)
+        return Forecast(self.samples, sum(sizes.values()), missing)
 
     def make(self, progress: Progress | None = None) -> Index:
         """Encode what is missing, and write the index.
 
         Args:
-            progress: called with the samples done and those of the whole set.
+            progress: called with the samples done of the whole set.
 
         Raises:
             UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(self.folder):
+            self._encode(progress)
+            return self._index()
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole set."""
+        return sum(shard.samples for shard in self.shards)
+
+    def _encode(self, progress: Progress | None) -> None:
         write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), "made_of": self._identity()})
         for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
             remove_leftovers(folder)
         missing = self.missing()
-        whole = sum(shard.samples for shard in self.shards)
-        done = whole - sum(shard.samples for shard in missing)
+        done = self.samples - sum(shard.samples for shard in missing)
         for record in encoded(missing, self.folder, self.format, self.options):
             note_scanned(self.folder, record)
             done += record.samples
             if progress is not None:
-                progress(done, whole)
-        return self._index()
+                progress(done)
 
     def _index(self) -> Index:
         """The index of the set in the source's order, and the one of all sets."""
@@ -157,9 +164,10 @@ class EncodedSet:
             return
         try:
             written = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            written = {}
-        if written != {**self.format.to_json(), "made_of": self._identity()}:
+            same = replace(LatentFormat.from_json(written), name=self.format.name) == self.format
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same or written.get("made_of") != self._identity():
             raise UserError(
                 "this folder holds latents of other images, of another autoencoder, or made with other options",
                 where=str(self.folder),
@@ -174,22 +182,20 @@ class EncodedSet:
         return digest.hexdigest()[:32]
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other calls out of a set's folder. Raises UserError: one is at work there."""
+    with open(folder / ".lock", "w", opener=no_follow) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "let it work; it uses all devices that it was given"
+            raise UserError("another process is encoding into this folder", where=str(folder), hint=hint) from error
+        yield
+
+
 def _is_set(folder: Path) -> bool:
     return folder.name[:-2].isdigit() and (folder / LATENTS_NAME).is_file()
-
-
-def _format_of(vae: str, resolution: int) -> LatentFormat:
-    folder = locate_autoencoder(vae, where="--vae")
-    written = read_config(folder, where="--vae")
-    factor = 2 ** (len(written["block_out_channels"]) - 1)
-    if resolution < 1 or resolution % factor:
-        raise UserError(
-            f"{resolution} is not a multiple of the autoencoder's factor, {factor}",
-            where="--resolution",
-            hint=f"give {max(1, round(resolution / factor)) * factor}",
-        )
-    channels = int(written.get("latent_channels", 4))
-    return LatentFormat(resolution, factor, channels, folder_fingerprint(folder, where="--vae"), vae)
 
 
 def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
@@ -287,11 +293,8 @@ class _Encoder:
     """Encodes whole shards on one device. One a process."""
 
     def __init__(self, folder: Path, form: LatentFormat, options: EncodeOptions, device: str) -> None:
-        self.folder, self.format, self.options, self.device = folder, form, options, device
-        where, chosen = "--vae", parse_dtype(options.dtype, where="--dtype")
-        model = read_autoencoder(locate_autoencoder(options.vae, where=where), chosen or torch.float32, where=where)
-        plain = [0.0] * form.channels, [1.0] * form.channels  # moments are kept as they are, so nothing need tell these
-        self.autoencoder = KLAutoencoder(model, *plain, max_pixels=options.max_pixels, auto=chosen is None).to(device)
+        self.folder, self.format, self.options = folder, form, options
+        self._moments = options.start(device)
         self._files = LocalFiles()
         self._faults = Quarantine(str(folder / FAULTS_NAME))
 
@@ -340,13 +343,12 @@ class _Encoder:
     def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
         """The members of samples, whose images are of one shape but where sizes were unknown."""
         found = [pack_latent(each.height, each.width, None) for each in loaded]
-        with_pixels = [number for number, each in enumerate(loaded) if each.pixels is not None]
-        for _, group in groupby(with_pixels, key=lambda number: loaded[number].pixels.shape):  # type: ignore[union-attr]
-            numbers = list(group)
-            images = torch.from_numpy(np.stack([loaded[number].pixels for number in numbers]))
-            moments = self.autoencoder.moments(images.to(self.device).float().div_(127.5).sub_(1.0)).half().cpu()
+        seen = [(number, each.pixels) for number, each in enumerate(loaded) if each.pixels is not None]
+        for _, group in groupby(seen, key=lambda each: each[1].shape):
+            numbers, pixels = zip(*group, strict=True)
+            moments = self._moments(torch.from_numpy(np.stack(pixels))).half().cpu()
             if not torch.isfinite(moments).all():
-                what = f"the autoencoder gives numbers that are not finite in {self.autoencoder.dtype}"
+                what = "the autoencoder gives numbers that are not finite, or too large for half precision"
                 raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
             for number, one in zip(numbers, moments.numpy(), strict=True):
                 found[number] = pack_latent(loaded[number].height, loaded[number].width, one)
@@ -388,25 +390,3 @@ def _ahead(batches: Iterable[Numbered]) -> Iterator[Numbered]:
 def _fields(raw: RawSample, latent: bytes) -> dict[str, Field]:
     others: dict[str, Field] = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
     return {LATENT: latent, **others}
-
-
-def chosen_devices(wanted: str) -> tuple[str, ...]:
-    """The devices that `auto` or a number stands for: GPUs where there are some, else processes on the CPU.
-
-    Raises:
-        UserError: it is neither, or there are fewer GPUs.
-    """
-    gpus = torch.cuda.device_count()
-    if wanted == "auto":
-        return tuple(f"cuda:{number}" for number in range(gpus)) or ("cpu",)
-    if wanted == "cpu":
-        return ("cpu",)
-    if not wanted.isdigit() or not int(wanted) or (gpus and int(wanted) > gpus):
-        hint = f"give auto, cpu, or a number{f' up to {gpus}' if gpus else ''}"
-        raise UserError(f"is {wanted!r}", where="--devices", hint=hint)
-    return tuple(f"cuda:{number}" if gpus else "cpu" for number in range(int(wanted)))
-
-
-def threads_each(devices: Sequence[str]) -> int:
-    """Threads that decode in each process."""
-    return max(1, min(16, (os.cpu_count() or 1) // len(devices)))
