@@ -28,6 +28,10 @@ from hdm_lightning.whole_files import replacing
 
 FORMAT = 2
 INDEX_NAME = "index.json"
+LATENTS_NAME = "latents.json"
+"""Beside shards of latents, from the first one on: what their index will say of them."""
+
+ENCODE_ON = "start the same `hdm-shards encode` again, which goes on where it was"
 
 Integers = NDArray[np.int64]
 Packed = bytes
@@ -270,6 +274,8 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
     make = "`hdm-shards build --help` tells how to make some"
     if is_local(location) and not Path(location).exists():
         return UserError("there is no such folder", where=location, hint=f"give the folder of your shards; {make}")
+    if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
+        return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
         return UserError("there are no shards (.tar) in this folder", where=location, hint=make)
     if not isinstance(error, FileNotFoundError):

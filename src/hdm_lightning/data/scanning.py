@@ -21,7 +21,9 @@ from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.decode import load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import (
+    ENCODE_ON,
     INDEX_NAME,
+    LATENTS_NAME,
     Index,
     ShardRecord,
     as_entry,
@@ -51,9 +53,6 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 PART_NAME = ".index-part.jsonl"
-LATENTS_NAME = "latents.json"
-"""Beside shards of latents: what `index_shards` has to say of them."""
-
 FETCHED_BYTES = 64 << 20
 MOST_NOTES = 3
 MISSING = "missing"
@@ -81,11 +80,12 @@ def index_shards(
     names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
     if not names:
         raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
+    latents = _latents_in(root, len(names))
     states = {name: _state(root / name) for name in names}
     known = _unchanged(root) if new_only else {}
     unread = {name: name for name in names if name not in known}
     known |= _scan_all(unread, partial(scan_shard, root), root / PART_NAME, states, jobs, progress)
-    index = Index(str(root), tuple(known[name] for name in names), _latents_in(root))
+    index = Index(str(root), tuple(known[name] for name in names), latents)
     write_index(index, root / INDEX_NAME)
     (root / PART_NAME).unlink()
     return index
@@ -104,16 +104,20 @@ def _require_one_set(root: Path) -> None:
         raise UserError(what, where=str(root), hint=f"name one: {root / sets[0]}")
 
 
-def _latents_in(root: Path) -> LatentFormat | None:
-    """What a folder's shards hold in the place of images."""
+def _latents_in(root: Path, shards: int) -> LatentFormat | None:
+    """What a folder's shards, of which there are so many, hold in the place of images."""
     file = root / LATENTS_NAME
     if not file.is_file():
         return None
     try:
-        return LatentFormat.from_json(json.loads(file.read_text(encoding="utf-8")))
+        written = json.loads(file.read_text(encoding="utf-8"))
+        latents, wanted = LatentFormat.from_json(written), int(written["shards"])
     except (ValueError, KeyError, TypeError) as error:
         hint = "run the `hdm-shards encode` again that made the set, or delete the file of a set of images"
         raise UserError(f"describes no latents ({error!r})", where=str(file), hint=hint) from error
+    if shards < wanted:
+        raise UserError(f"{shards} of {wanted} shards are encoded", where=str(root), hint=ENCODE_ON)
+    return latents
 
 
 def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, progress: Progress | None = None) -> Index:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import Quarantine, SampleFault
-from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, set_folder, write_index
+from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, ShardRecord, set_folder, write_index
 from hdm_lightning.data.latents import LatentFormat, pack_latent
 from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard, resolve
-from hdm_lightning.data.scanning import LATENTS_NAME, index_shards, note_scanned, scan_shard
+from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
@@ -135,7 +135,7 @@ class EncodedSet:
         return sum(shard.samples for shard in self.shards)
 
     def _encode(self, progress: Progress | None) -> None:
-        write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), "made_of": self._identity()})
+        write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), **self._made_of()})
         for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
             remove_leftovers(folder)
         missing = self.missing()
@@ -167,19 +167,19 @@ class EncodedSet:
             same = replace(LatentFormat.from_json(written), name=self.format.name) == self.format
         except (ValueError, KeyError, TypeError):
             same = False
-        if not same or written.get("made_of") != self._identity():
+        if not same or not self._made_of().items() <= written.items():
             raise UserError(
                 "this folder holds latents of other images, of another autoencoder, or made with other options",
                 where=str(self.folder),
                 hint="name another --out, or delete this folder to make it anew",
             )
 
-    def _identity(self) -> str:
-        """Hash of what shards were encoded, and of the options that decide what is written."""
+    def _made_of(self) -> dict[str, Any]:
+        """What else is noted: how many shards, and a hash of them and of the options that decide what is written."""
         digest = hashlib.sha256(repr((self.options.dtype, self.options.max_aspect)).encode())
         for shard in self.shards:
             digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
-        return digest.hexdigest()[:32]
+        return {"shards": len(self.shards), "made_of": digest.hexdigest()[:32]}
 
 
 @contextmanager
