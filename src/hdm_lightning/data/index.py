@@ -216,6 +216,12 @@ def set_folder(resolution: int) -> str:
     return f"{resolution}px"
 
 
+def holds_latents(location: str, resolution: int) -> bool:
+    """Whether a local folder of shards is, or has, a set of latents of that resolution; no index is read."""
+    root = Path(location).expanduser()
+    return is_local(location) and any((each / LATENTS_NAME).is_file() for each in (root, root / set_folder(resolution)))
+
+
 @contextmanager
 def _naming(shard: str) -> Iterator[None]:
     """Turn what is wrong with a record into a `UserError` that names its shard."""
