@@ -36,6 +36,9 @@ def encode_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
     )
+    command.add_argument(
+        "--mean-only", action="store_true", help="leave out the standard deviation, which hdm-train has no use for"
+    )
     command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
 
 
@@ -44,7 +47,7 @@ def encode(arguments: argparse.Namespace) -> int:
     from hdm_lightning.datasets.encoding import EncodedSet, require_room
 
     options, wanted = _options(arguments), sorted(set(arguments.resolution))
-    formats = _formats(arguments.vae, wanted)
+    formats = _formats(arguments.vae, wanted, 1 if arguments.mean_only else 2)
     sets = [EncodedSet(arguments.shards, arguments.out, each, options) for each in formats]
     forecasts = [each.forecast() for each in sets]
     for resolution, found in zip(wanted, forecasts, strict=True):
@@ -112,7 +115,7 @@ def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
     return lambda images: autoencoder.moments(images.to(device).float().div_(127.5).sub_(1.0))
 
 
-def _formats(vae: str, resolutions: Sequence[int]) -> list["LatentFormat"]:
+def _formats(vae: str, resolutions: Sequence[int], moments: int = 2) -> list["LatentFormat"]:
     """What the latents of each resolution will be.
 
     Raises:
@@ -130,4 +133,4 @@ def _formats(vae: str, resolutions: Sequence[int]) -> list["LatentFormat"]:
             what = f"{resolution} is not a multiple of the autoencoder's factor, {factor}"
             raise UserError(what, where="--resolution", hint=hint)
     channels, fingerprint = int(written.get("latent_channels", 4)), folder_fingerprint(folder, where="--vae")
-    return [LatentFormat(resolution, factor, channels, fingerprint, vae) for resolution in resolutions]
+    return [LatentFormat(resolution, factor, channels, fingerprint, vae, moments) for resolution in resolutions]

@@ -4,7 +4,7 @@ The whole image, resized so that its short side is the set's resolution, is enco
 from the latent grid. The long side, rounded to the nearest pixel, loses what is less than a cell at its right or lower
 end; crop numbers go on telling the size of the resized image with it.
 
-Shapes: C latent channels, f pixels per cell, h×w cells of a grid.
+Shapes: M moments, C latent channels, f pixels per cell, h×w cells of a grid.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,9 @@ from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.tar import LATENT
 from hdm_lightning.errors import UserError
 
+MEAN, STD = MOMENTS = ("mean", "std")
 Moments = NDArray[np.float16]
-"""float16 (2,C,h,w): mean and standard deviation of the posterior, not normalised."""
+"""float16 (M,C,h,w): mean and, where M is 2, standard deviation of the posterior, not normalised."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LatentFormat:
         channels: latent channels.
         autoencoder: fingerprint of what encoded them.
         name: what that was called, for messages.
+        moments: M: 2 for mean and standard deviation, 1 for the mean alone, which is all that training takes.
     """
 
     resolution: int
@@ -43,14 +45,15 @@ class LatentFormat:
     channels: int
     autoencoder: str
     name: str
+    moments: int = 2
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "LatentFormat":
         """The format that plain values describe. Raises ValueError, KeyError, TypeError: they are none."""
         values = {each.name: plain[each.name] for each in fields(cls)}
-        for name in ("resolution", "factor", "channels"):
-            if type(values[name]) is not int or values[name] < 1:
-                raise ValueError(f"{name} is {values[name]!r} where a number above 0 was expected")
+        for name in ("resolution", "factor", "channels", "moments"):
+            if type(values[name]) is not int or values[name] < 1 or (name == "moments" and values[name] > 2):
+                raise ValueError(f"{name} cannot be {values[name]!r}")
         return cls(**{**values, "autoencoder": str(values["autoencoder"]), "name": str(values["name"])})
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class LatentFormat:
             raise SampleFault("no latent: the image could not be encoded")
         crop = rules.choose(height, width, shape, draws, grid=self.factor)
         whole = self.whole(height, width)
-        wanted = (2, self.channels, *self.grid(whole.height, whole.width))
+        wanted = (self.moments, self.channels, *self.grid(whole.height, whole.width))
         if moments.shape != wanted:
             raise SampleFault(f"damaged latent: its shape is {moments.shape}, expected {wanted}")
         (top, left), (rows, columns) = self.grid(crop.top, crop.left), self.grid(crop.height, crop.width)
@@ -86,7 +89,7 @@ class LatentFormat:
 
     def masked(self, shape: Shape) -> Moments:
         """What stands for a crop of a shape in pixels that cannot be had."""
-        return np.zeros((2, self.channels, *self.grid(*shape)), dtype=np.float16)
+        return np.zeros((self.moments, self.channels, *self.grid(*shape)), dtype=np.float16)
 
     def check(self, crop: CropRules, resolution: int) -> None:
         """Check that a stream can be cut from these latents.
@@ -115,11 +118,11 @@ class LatentFormat:
 
 
 def pack_latent(height: int, width: int, moments: NDArray[np.floating[Any]] | None) -> bytes:
-    """The member of a sample: the upright size of its original, and its moments (2,C,h,w) in half precision if any."""
+    """The member of a sample: the upright size of its original, and its moments (M,C,h,w) in half precision if any."""
     tensors: dict[str, NDArray[Any]] = {"original_size": np.array([height, width], dtype=np.int32)}
     if moments is not None:
         half = moments.astype(np.float16)
-        tensors |= {"mean": np.ascontiguousarray(half[0]), "std": np.ascontiguousarray(half[1])}
+        tensors |= {name: np.ascontiguousarray(each) for name, each in zip(MOMENTS, half, strict=False)}
     return save(tensors)
 
 
@@ -134,7 +137,7 @@ def unpack_latent(data: bytes) -> tuple[Shape, Moments | None]:
     try:
         tensors = load(data)
         height, width = tensors["original_size"].tolist()
-        moments = np.stack([tensors["mean"], tensors["std"]]) if "mean" in tensors else None
+        moments = np.stack([tensors[name] for name in MOMENTS if name in tensors]) if MEAN in tensors else None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise SampleFault(f"damaged latent: {error}") from error
     if moments is not None and (moments.dtype != np.float16 or min(height, width) < 1):

@@ -52,7 +52,7 @@ class Batch(TypedDict):
     image: NotRequired[Tensor]
     """uint8 (B,3,H,W), RGB."""
     latent: NotRequired[Tensor]
-    """float16 (B,2,C,H/f,W/f), in the place of `image`: mean and standard deviation of the posterior of the crop."""
+    """float16 (B,M,C,H/f,W/f), in the place of `image`: mean and, where M is 2, standard deviation of the crop."""
     autoencoder: NotRequired[str]
     """Fingerprint of the autoencoder that gave `latent`."""
     crop: Tensor

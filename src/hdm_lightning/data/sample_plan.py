@@ -142,7 +142,7 @@ def at_resolution(source: Source, resolution: int) -> Source:
                 f"there are no latents of images at {resolution} px, but at {_listed(resolutions)}",
                 where=folder,
                 hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
-                "or give this stage images: schedule.stages.NAME.data.train=IMAGES",
+                "or give this stage images: +schedule.stages.NAME.data.train=IMAGES",
             )
     urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in _addresses(source))
     index = source.index

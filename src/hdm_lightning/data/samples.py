@@ -34,7 +34,7 @@ class Sample:
     index: int
     key: str
     image: NDArray[np.uint8] | Moments
-    """uint8 (3,H,W), RGB, or the moments of a latent, float16 (2,C,H/f,W/f); may be a view."""
+    """uint8 (3,H,W), RGB, or the moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
     crop: tuple[float, float, float, float]
     tokens: list[int]
     length: int

@@ -203,7 +203,7 @@ def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
     table, (height, width) = shard.table(), shard.shapes()
     short, long = np.maximum(1, np.minimum(height, width)), np.maximum(1, np.maximum(height, width))
     cells = (form.resolution * long / short // form.factor) * (form.resolution // form.factor)
-    moments = 4 * form.channels * cells + MEMBER_HEAD
+    moments = 2 * form.moments * form.channels * cells + MEMBER_HEAD
     kept = np.zeros((len(table.layouts), table.sizes.shape[1]), dtype=bool)
     for number, layout in enumerate(table.layouts):
         for place, (extension, _) in enumerate(layout.members):
@@ -346,7 +346,7 @@ class _Encoder:
         seen = [(number, each.pixels) for number, each in enumerate(loaded) if each.pixels is not None]
         for _, group in groupby(seen, key=lambda each: each[1].shape):
             numbers, pixels = zip(*group, strict=True)
-            moments = self._moments(torch.from_numpy(np.stack(pixels))).half().cpu()
+            moments = self._moments(torch.from_numpy(np.stack(pixels)))[:, : self.format.moments].half().cpu()
             if not torch.isfinite(moments).all():
                 what = "the autoencoder gives numbers that are not finite, or too large for half precision"
                 raise UserError(what, where="--dtype", hint="give bfloat16 or float32")

@@ -92,7 +92,7 @@ class PosteriorAutoencoder(ImageAutoencoder, Protocol):
         """
 
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """What `encode` gives, of moments (B, 2, C, h, w) of any float dtype."""
+        """What `encode` gives, of moments (B, 2, C, h, w) of any float dtype; without noise the mean is enough."""
 
 
 def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:

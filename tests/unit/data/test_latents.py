@@ -240,6 +240,20 @@ def options_for(folder, **options):
     return EncodeOptions(start=partial(start, str(folder), "auto", 5_500_000), **options)
 
 
+def test_the_mean_alone_is_the_same_mean_in_half_the_room(kit, images, encoded, tiny_autoencoder, tmp_path):
+    (form,) = _formats(str(tiny_autoencoder), [24], 1)
+    options = options_for(tiny_autoencoder)
+    mean_only = EncodedSet(str(images), tmp_path, form, options)
+    foretold, both = mean_only.forecast().bytes, sum(each.bytes for each in load_index(encoded / "24px").shards)
+    there = sum(record.bytes for record in mean_only.make().shards)
+    assert 0.9 * there < foretold < 1.3 * there and there < both
+    whole = stream(config_of(kit, encoded, resolution=24), kit.letters, stop=30)
+    for part, sample in zip(stream(config_of(kit, tmp_path, resolution=24), kit.letters, stop=30), whole, strict=True):
+        assert np.array_equal(part.image, sample.image[:1]) and part.crop == sample.crop
+    with pytest.raises(UserError):
+        EncodedSet(str(images), tmp_path, replace(form, moments=2), options)
+
+
 def test_two_processes_give_the_same_bytes(images, encoded, tiny_autoencoder, tmp_path):
     (form,) = _formats(str(tiny_autoencoder), [16])
     EncodedSet(str(images), tmp_path, form, options_for(tiny_autoencoder, devices=("cpu", "cpu"))).make()
