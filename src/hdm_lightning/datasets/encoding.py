@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -252,20 +252,20 @@ def encoded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: "_Encoder | None" = None
-"""Of a process that encodes."""
+_prepared: "Callable[[], _Encoder] | None" = None
+"""In a process that encodes: what makes its encoder with the first shard, when mistakes can be told."""
 
 
 def _begin(folder: Path, form: LatentFormat, options: EncodeOptions, waiting: "multiprocessing.Queue[str]") -> None:
-    global _worker
+    global _prepared
     if all(device == "cpu" for device in options.devices):
         torch.set_num_threads(max(1, available_cores() // len(options.devices)))
-    _worker = _Encoder(folder, form, options, waiting.get())
+    _prepared = cache(partial(_Encoder, folder, form, options, waiting.get()))
 
 
 def _encode(shard: PlannedShard) -> ShardRecord:
-    assert _worker is not None
-    return _worker.encode(shard)
+    assert _prepared is not None
+    return _prepared().encode(shard)
 
 
 class _Job(NamedTuple):

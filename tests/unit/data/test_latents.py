@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.latents import pack_latent, unpack_latent
+from hdm_lightning.data.latents import LatentFormat, pack_latent, unpack_latent
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.sample_plan import Plan
@@ -258,6 +259,38 @@ def test_two_processes_give_the_same_bytes(images, encoded, tiny_autoencoder, tm
     (form,) = _formats(str(tiny_autoencoder), [16])
     EncodedSet(str(images), tmp_path, form, options_for(tiny_autoencoder, devices=("cpu", "cpu"))).make()
     assert digests(tmp_path / "16px") == digests(encoded / "16px")
+
+
+def test_bytes_that_are_not_those_indexed_leave_a_hole_where_they_leave_one_online(
+    kit, images, tiny_autoencoder, tmp_path
+):
+    source = tmp_path / "images"
+    shutil.copytree(images, source)
+    table = load_index(source).shards[2].table()
+    with (source / "002.tar").open("r+b") as file:
+        file.seek(int(table.start[3]) + 600)
+        file.write(b"rotten")
+    (form,) = _formats(str(tiny_autoencoder), [16])
+    EncodedSet(str(source), tmp_path / "out", form, options_for(tiny_autoencoder)).make()
+    pairs = list(
+        zip(
+            stream(config_of(kit, source), kit.letters, stop=28),
+            stream(config_of(kit, tmp_path / "out"), kit.letters, stop=28),
+            strict=True,
+        )
+    )
+    assert [(one.key, one.weight) for one, _ in pairs] == [(other.key, other.weight) for _, other in pairs]
+    assert [one.key for one, _ in pairs if not one.weight and "#" in one.key] == ["002.tar/#3"]
+    faults = [json.loads(line) for line in (tmp_path / "out" / "16px" / "faults.jsonl").read_text().splitlines()]
+    assert sorted((fault["key"], fault["ordinal"]) for fault in faults) == [("#3", 3), ("sub/0004", 4)]
+
+
+def test_a_mistake_in_one_of_several_processes_is_told(images, tmp_path):
+    options = options_for("/nowhere", devices=("cpu", "cpu"))
+    form = LatentFormat(16, 4, 4, "0" * 32, "/nowhere")
+    with pytest.raises(UserError, match="/nowhere") as caught:
+        EncodedSet(str(images), tmp_path, form, options).make()
+    assert caught.value.where == "--vae" and caught.value.hint
 
 
 def test_the_index_can_be_made_anew(encoded, tmp_path):
