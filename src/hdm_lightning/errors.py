@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 from hdm_lightning.printable import in_one_line, printable
 
@@ -20,6 +22,10 @@ class UserError(ValueError):
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
         super().__init__(what, where, hint)
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Come whole out of a worker process: by itself, an exception is made anew of positional arguments."""
+        return partial(type(self), self.what, where=self.where, hint=self.hint), ()
 
     def __str__(self) -> str:
         lines = [f"{in_one_line(self.where)}: {self.what}" if self.where else self.what]

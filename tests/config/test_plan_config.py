@@ -160,3 +160,23 @@ def test_mistakes_are_named(overrides, where, hint, monkeypatch):
         planned(*overrides)
     assert caught.value.where == where
     assert hint in caught.value.hint
+
+
+def test_stages_that_read_latents_run_no_autoencoder(tmp_path):
+    """Told by what lies in `data.train`, or by `dataset.latents`; a stage with shards of its own is told by these."""
+    (tmp_path / "256px").mkdir()
+    (tmp_path / "256px" / "latents.json").write_text("{}")
+    online = planned("gpus=4x5090").content["stages"]
+    found = planned("gpus=4x5090", f"data.train={tmp_path}").content["stages"]
+    assert [stage["operations"]["autoencoder"] > 0 for stage in found] == [False, True, True, True]
+    own = "+schedule.stages.px1024.data.train=/images"
+    said = planned("experiment=paper_cached", "gpus=4x5090", "dataset.latents=true", own).content["stages"]
+    assert [stage["operations"]["autoencoder"] > 0 for stage in said] == [False, False, False, True]
+    for stage, before in zip(said[:3], online[:3], strict=True):
+        assert stage["total_flops"] + before["operations"]["autoencoder"] * stage["stage"]["samples"] == pytest.approx(
+            before["total_flops"]
+        )
+        assert stage["hours"] < 0.8 * before["hours"] and stage["memory"]["total"] <= before["memory"]["total"]
+        cells = (stage["stage"]["resolution"] // 8) ** 2
+        assert stage["read_mb_s"] / stage["images_per_s"] == pytest.approx((16 * 1.3 * cells + 3000) / 1e6)
+    assert found[3]["hours"] == online[3]["hours"]

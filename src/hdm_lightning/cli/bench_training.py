@@ -29,6 +29,7 @@ from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.throughput import SectionClock
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.flow_module import FlowModule
+from hdm_lightning.training.modules.flow_step import latent_grid
 from hdm_lightning.training.optimization.muon import MuonAdamW
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network
@@ -176,7 +177,7 @@ class TrainingStep:
 
     def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the random numbers that training draws on the CPU."""
-        rows, columns = (size // self.module.autoencoder.factor for size in batch["image"].shape[-2:])
+        rows, columns = latent_grid(batch, self.module.autoencoder.factor)
         patch = self.module.patch_size
         tokens = (rows // patch) * (columns // patch) if self.stage.routing_rate else 0
         drawn = draw(SEED, "bench", batch["index"], (self.module.autoencoder.channels, rows, columns), tokens)

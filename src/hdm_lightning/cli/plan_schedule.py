@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 from rich.console import RenderableType
 
 from hdm_lightning.cli.command import require_file
+from hdm_lightning.data.index import holds_latents
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import Assumptions
 from hdm_lightning.profiling.encoder_costs import EncoderConfigs
@@ -126,7 +127,10 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
     plans = plan_stages(settings.schedule, machine.count)
     return Recipe(
         network=network,
-        stages=tuple(_stage(plan, autoencoder.factor * network.patch_size) for plan in plans),
+        stages=tuple(
+            replace(_stage(plan, autoencoder.factor * network.patch_size), cached=_is_cached(settings, plan, dataset))
+            for plan in plans
+        ),
         text=text,
         autoencoder=autoencoder,
         dataset=dataset,
@@ -140,6 +144,14 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         mixed=_is_mixed(trainer.get("precision", "auto"), machine),
         checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
     )
+
+
+def _is_cached(settings: TrainSettings, plan: StagePlan, dataset: Dataset) -> bool:
+    """Whether a stage reads latents, as it is said or as a local folder of shards shows."""
+    train = {**settings.data, **plan.settings.data}.get("train")
+    if train is None or ("train" not in plan.settings.data and dataset.latents):
+        return dataset.latents
+    return isinstance(train, str) and holds_latents(train, plan.settings.resolution)
 
 
 def _check_limits(settings: TrainSettings) -> None:

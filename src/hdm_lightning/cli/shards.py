@@ -1,4 +1,4 @@
-"""hdm-shards: build, index, verify, look at and count WebDataset shards."""
+"""hdm-shards: build, encode, index, verify, look at and count WebDataset shards."""
 
 # ruff: noqa: PLC0415 (what loads torch is loaded by the command that needs it, for --help's sake)
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
+from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -210,6 +211,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.crops import CropRules
     from hdm_lightning.data.inspection import preview
     from hdm_lightning.data.rules import Source, StreamConfig
+    from hdm_lightning.data.sample_plan import Plan
     from hdm_lightning.data.samples import stream
     from hdm_lightning.generation.contact_sheet import contact_sheet
 
@@ -224,8 +226,10 @@ def _show(arguments: argparse.Namespace) -> int:
         captions=CaptionRules(drop=arguments.drop, tags=TagGrammar() if arguments.tags else None),
         max_bad_share=1.0,
     )
-    tokenize = _tokenize(arguments.tokenizer, arguments.context_length)
-    samples = list(stream(config, tokenize, start=arguments.start, stop=arguments.start + arguments.count))
+    tokenize, plan = _tokenize(arguments.tokenizer, arguments.context_length), Plan(config)
+    plan.require_images("FOLDER|PATTERN")
+    stop = arguments.start + arguments.count
+    samples = list(stream(config, tokenize, start=arguments.start, stop=stop, plan=plan))
     images, texts = zip(*(preview(sample, arguments.positions) for sample in samples), strict=True)
     contact_sheet(images, texts, columns=arguments.columns, caption_lines=6).save(arguments.out)
     print(f"{len(samples)} samples: {arguments.out}")
@@ -243,6 +247,7 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 COMMANDS = {
     "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])),
+    "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),

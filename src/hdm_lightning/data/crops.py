@@ -162,8 +162,20 @@ class CropRules:
         """Shortest side of an original that needs no more enlargement than is allowed."""
         return resolution / (inf if self.max_upscale is None else self.max_upscale)
 
-    def choose(self, height: int, width: int, shape: tuple[int, int], draws: Draws, *, may_flip: bool = False) -> Crop:
+    def choose(
+        self,
+        height: int,
+        width: int,
+        shape: tuple[int, int],
+        draws: Draws,
+        *,
+        may_flip: bool = False,
+        grid: int = 1,
+    ) -> Crop:
         """The crop of a shape (height, width) from an original of this upright size.
+
+        With `grid`, of which the shape's sides are multiples, so are the crop's edges: the same draws choose among
+        the places on the grid.
 
         Raises:
             SampleFault: the original may not be used.
@@ -173,9 +185,9 @@ class CropRules:
         full_height, full_width = covering_size(height, width, out_height, out_width)
         spare_y, spare_x = full_height - out_height, full_width - out_width
         if self.centre:
-            top, left = spare_y // 2, spare_x // 2
+            top, left = (spare // grid // 2 * grid for spare in (spare_y, spare_x))
         else:
-            top, left = draws.below(spare_y + 1), draws.below(spare_x + 1)
+            top, left = (draws.below(spare // grid + 1) * grid for spare in (spare_y, spare_x))
         flip = self.flip and draws.uniform() < 0.5 and may_flip
         return Crop(top, left, full_height, full_width, out_height, out_width, flip)
 

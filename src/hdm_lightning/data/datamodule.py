@@ -22,6 +22,9 @@ VALIDATION = "validation"
 class ShardDataModule(LightningDataModule):
     """Training and validation batches from WebDataset shards, for any Lightning trainer.
 
+    Shards hold images, or latents that `hdm-shards encode` made of them, which the index tells; then batches have
+    `latent` in the place of `image`.
+
     Training is one endless stream: micro-batch k of a rank holds its samples among the global positions from
     kG to (k+1)G after the start, G = batch_size × ranks; rank r of W has those with g = r (mod W). An epoch
     (`limit_train_batches`) begins where the last one ended, except with `overfit_batches`. The position is part of
@@ -35,7 +38,7 @@ class ShardDataModule(LightningDataModule):
     Args:
         train: a folder, shard, brace pattern or address; a list of them; or a list of
             `{"urls": …, "weight": …, "index": …}`.
-        resolution: side of the square crop in pixels.
+        resolution: side of the square crop in pixels; of a folder of several sets of latents it picks the one.
         batch_size: samples of a micro-batch on one rank.
         tokenizer: something with `bind(context_length)`, as `load_text_encoder(…).tokenizer` has it, or any picklable
             callable from a caption to (token ids, how many of them count). None where captions play no part; they
@@ -277,7 +280,10 @@ class ShardDataModule(LightningDataModule):
 
     def _plan(self, config: StreamConfig) -> Plan:
         if config not in self._plans:
-            self._plans[config] = Plan(config)
+            plan = Plan(config)
+            if plan.latents is not None:
+                plan.latents.check(config.crop, config.resolution)
+            self._plans[config] = plan
         return self._plans[config]
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.data.latents import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
 from hdm_lightning.data.tar import BLOCK, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError
@@ -27,6 +28,10 @@ from hdm_lightning.whole_files import replacing
 
 FORMAT = 2
 INDEX_NAME = "index.json"
+LATENTS_NAME = "latents.json"
+"""Beside shards of latents, from the first one on: what their index will say of them."""
+
+ENCODE_ON = "start the same `hdm-shards encode` again, which goes on where it was"
 
 Integers = NDArray[np.int64]
 Packed = bytes
@@ -186,15 +191,35 @@ def unpack(packed: bytes, count: int) -> Integers:
 
 @dataclass(frozen=True)
 class Index:
-    """The shards of one folder; `base` is the folder or the address that their names are below."""
+    """The shards of one folder.
+
+    Attributes:
+        base: the folder or the address that their names are below.
+        shards: in the order of the plan.
+        latents: what the samples hold in the place of images, None for images.
+        resolutions: of a folder that holds no shards but sets of latents, one a resolution, each in `set_folder`.
+    """
 
     base: str
     shards: tuple[ShardRecord, ...]
+    latents: LatentFormat | None = None
+    resolutions: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
         """Usable samples in all shards."""
         return sum(shard.samples for shard in self.shards)
+
+
+def set_folder(resolution: int) -> str:
+    """The folder of the latents of one resolution, below the one of all sets."""
+    return f"{resolution}px"
+
+
+def holds_latents(location: str, resolution: int) -> bool:
+    """Whether a local folder of shards is, or has, a set of latents of that resolution; no index is read."""
+    root = Path(location).expanduser()
+    return is_local(location) and any((each / LATENTS_NAME).is_file() for each in (root, root / set_folder(resolution)))
 
 
 @contextmanager
@@ -209,8 +234,11 @@ def _naming(shard: str) -> Iterator[None]:
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index so that a reader sees the old one or the new one, never a part."""
+    latents = {} if index.latents is None else {"latents": index.latents.to_json()}
+    more = {**latents, **({"resolutions": list(index.resolutions)} if index.resolutions else {})}
+    head = json.dumps({"format": FORMAT, "samples": index.samples, **more})[:-1]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write(f'{{"format": {FORMAT}, "samples": {index.samples}, "shards": [\n')
+        handle.write(f'{head}, "shards": [\n')
         handle.write(",\n".join(json.dumps(as_entry(shard)) for shard in index.shards))
         handle.write("\n]}\n")
 
@@ -230,7 +258,10 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         document = json.loads(raw)
         if document["format"] == FORMAT:
             shards = tuple(from_entry(entry) for entry in document["shards"])
-            return Index(file.rpartition("/")[0] or ".", shards)
+            latents = document.get("latents")
+            resolutions = tuple(_natural(each, 1) for each in document.get("resolutions", ()))
+            described = None if latents is None else LatentFormat.from_json(latents)
+            return Index(file.rpartition("/")[0] or ".", shards, described, resolutions)
         what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
@@ -249,6 +280,8 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
     make = "`hdm-shards build --help` tells how to make some"
     if is_local(location) and not Path(location).exists():
         return UserError("there is no such folder", where=location, hint=f"give the folder of your shards; {make}")
+    if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
+        return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
         return UserError("there are no shards (.tar) in this folder", where=location, hint=make)
     if not isinstance(error, FileNotFoundError):

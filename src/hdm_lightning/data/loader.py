@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby, zip_longest
 from math import ceil, prod
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
+POLL_S = 5
+"""Torch looks for dead workers when a wait has timed out; its signal handler may go off where errors are swallowed."""
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
 
 STOP_GRACE_S = 120
@@ -49,8 +52,12 @@ class Batch(TypedDict):
     token, an empty caption and weight 0, so that shapes, order and the plan of every other sample stay as they were.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
     """uint8 (B,3,H,W), RGB."""
+    latent: NotRequired[Tensor]
+    """float16 (B,M,C,H/f,W/f), in the place of `image`: mean and, where M is 2, standard deviation of the crop."""
+    autoencoder: NotRequired[str]
+    """Fingerprint of the autoencoder that gave `latent`."""
     crop: Tensor
     """float32 (B,4): top, left, full_height, full_width of the crop, in pixels of the resized full image."""
     tokens: Tensor
@@ -69,6 +76,9 @@ class Batch(TypedDict):
     """Positions of the whole validation set; only in its batches."""
 
 
+_TENSORS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
+
+
 def collate(samples: Sequence[Sample], *, pin_memory: bool = False) -> Batch:
     """Samples as a batch.
 
@@ -78,10 +88,12 @@ def collate(samples: Sequence[Sample], *, pin_memory: bool = False) -> Batch:
     shapes = {sample.image.shape for sample in samples}
     if len(shapes) > 1:
         raise ValueError(f"crops of a batch must share a shape, got {sorted(shapes)}")
-    image = torch.empty(len(samples), *shapes.pop(), dtype=torch.uint8, pin_memory=pin_memory)
+    kind = samples[0].image.dtype
+    image = torch.empty(len(samples), *shapes.pop(), dtype=_TENSORS[kind], pin_memory=pin_memory)
     np.stack([sample.image for sample in samples], out=image.numpy())
+    seen: Any = {"image" if image.dtype == torch.uint8 else "latent": image}
     return Batch(
-        image=image,
+        **seen,
         crop=torch.tensor([sample.crop for sample in samples], dtype=torch.float32),
         tokens=torch.tensor([sample.tokens for sample in samples], dtype=torch.int64),
         lengths=torch.tensor([sample.length for sample in samples], dtype=torch.int64),
@@ -140,8 +152,14 @@ class StreamLoader:
             meter.count(sample.fault or None)
             samples.append(sample)
             if len(samples) == self.batch_size:
-                yield collate(samples, pin_memory=self.pin_memory)
+                yield self._batch(samples)
                 samples = []
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        batch = collate(samples, pin_memory=self.pin_memory)
+        if self.plan.latents is not None:
+            batch["autoencoder"] = self.plan.latents.autoencoder
+        return batch
 
     def _source(self, chunks: "_Chunks") -> Iterator["Chunk"]:
         if self.workers == 0:
@@ -152,7 +170,7 @@ class StreamLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=2,
-            timeout=WORKER_TIMEOUT_S,
+            timeout=min(POLL_S, WORKER_TIMEOUT_S),
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context=FORK,
         )
@@ -203,7 +221,7 @@ class Chunk:
     turn: int
     """How many chunks the worker gave before."""
     pixels: Tensor
-    """uint8 (all pixels of all samples,)."""
+    """uint8 (all pixels of all samples,), or float16 of moments."""
     shapes: list[tuple[int, ...]]
     samples: list[Sample]
     """Without pixels."""
@@ -212,7 +230,7 @@ class Chunk:
     def of(cls, turn: int, samples: Sequence[Sample]) -> "Chunk":
         """Samples as one chunk."""
         shapes, nothing = [sample.image.shape for sample in samples], np.empty(0, dtype=np.uint8)
-        pixels = np.empty(sum(sample.image.size for sample in samples), dtype=np.uint8)
+        pixels = np.empty(sum(sample.image.size for sample in samples), dtype=samples[0].image.dtype)
         for sample, image in zip(samples, _images(pixels, shapes), strict=True):
             image[...] = sample.image
         return cls(turn, torch.from_numpy(pixels), shapes, [replace(sample, image=nothing) for sample in samples])
@@ -223,7 +241,7 @@ class Chunk:
         return [replace(sample, image=image) for sample, image in zip(self.samples, images, strict=True)]
 
 
-def _images(pixels: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.uint8]]:
+def _images(pixels: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[Any]]:
     """Images that lie end to end, as views."""
     ends = np.cumsum([prod(shape) for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(np.split(pixels, ends[:-1]), shapes, strict=True)]
@@ -304,12 +322,20 @@ def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     Raises:
         RuntimeError: a worker has died, or none gave anything for long.
     """
-    try:
-        yield from chunks
-    except (ConnectionError, EOFError) as error:
-        raise RuntimeError("a data worker was killed; was there enough memory?") from error
-    except RuntimeError as error:
-        if "timed out" not in str(error):
-            raise
-        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(what) from error
+    iterator, asked = iter(chunks), time.monotonic()
+    while True:
+        try:
+            chunk = next(iterator)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError("a data worker was killed; was there enough memory?") from error
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            if time.monotonic() - asked < WORKER_TIMEOUT_S:
+                continue
+            what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+            raise RuntimeError(what) from error
+        yield chunk
+        asked = time.monotonic()

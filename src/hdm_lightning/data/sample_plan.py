@@ -1,7 +1,7 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,8 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
-from hdm_lightning.data.index import SampleTable, ShardRecord, index_file, load_index
+from hdm_lightning.data.index import INDEX_NAME, Index, SampleTable, ShardRecord, index_file, load_index, set_folder
+from hdm_lightning.data.latents import LatentFormat
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.shard_bytes import is_local
@@ -109,9 +110,13 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
         UserError: an index is missing, or does not know a shard that is named.
     """
     found: list[tuple[str, ShardRecord]] = []
-    known = {place: known_shards(place, _state(place)) for place in _places(source)}
+    known = {place: _known(place) for place in _places(source)}
+    by_name = {place: {record.name: record for record in index.shards} for place, index in known.items()}
     for url in _addresses(source):
-        place, records = _place(source, url), known[_place(source, url)]
+        place, records = _place(source, url), by_name[_place(source, url)]
+        if known[place].resolutions:
+            what = f"holds sets of latents, at {_listed(known[place].resolutions)}"
+            raise UserError(what, where=url, hint=f"name one: {_set_of(url, known[place].resolutions[0])}")
         if not _is_shard(url):
             found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
         elif (name := url.rpartition("/")[2]) in records:
@@ -121,10 +126,64 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
     return found
 
 
+def at_resolution(source: Source, resolution: int) -> Source:
+    """The source with the set of a resolution in the place of each folder of sets of latents.
+
+    Raises:
+        UserError: there is no such set, or an index is missing.
+    """
+    there = {place: _known(place).resolutions for place in _places(source)}
+    if not any(there.values()):
+        return source
+    for place, resolutions in there.items():
+        if resolutions and resolution not in resolutions:
+            folder = place.removesuffix(f"/{INDEX_NAME}")
+            raise UserError(
+                f"there are no latents of images at {resolution} px, but at {_listed(resolutions)}",
+                where=folder,
+                hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
+                "or give this stage images: +schedule.stages.NAME.data.train=IMAGES",
+            )
+    urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in _addresses(source))
+    index = source.index
+    if index is not None and there[index]:
+        index = _set_of(index.removesuffix(f"/{INDEX_NAME}"), resolution)
+    return Source(tuple(urls), source.weight, index)
+
+
+def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
+    """What the samples of sources hold in the place of images, None for images; see `at_resolution`.
+
+    Raises:
+        UserError: not all hold the same.
+    """
+    found = {place: _known(place).latents for source in sources for place in _places(source)}
+    if len(set(found.values())) > 1:
+        kinds = (f"{place}: {'images' if each is None else f'latents of {each.name}'}" for place, each in found.items())
+        raise UserError(
+            f"the sources of one stream hold different things ({'; '.join(kinds)})",
+            where="data.train",
+            hint="encode all of them with the same autoencoder, or none; a stage may have images and another latents",
+        )
+    return next(iter(found.values()))
+
+
+def _listed(resolutions: Sequence[int]) -> str:
+    return ", ".join(f"{each} px" for each in resolutions)
+
+
+def _set_of(url: str, resolution: int) -> str:
+    return f"{url.rstrip('/')}/{set_folder(resolution)}"
+
+
+def _known(place: str) -> Index:
+    return known_shards(place, _state(place))
+
+
 @lru_cache(maxsize=16)
-def known_shards(place: str, state: State) -> Mapping[str, ShardRecord]:
-    """The records of an index by name; read once a process as long as a local file does not change."""
-    return {record.name: record for record in load_index(place).shards}
+def known_shards(place: str, state: State) -> Index:
+    """An index; read once a process as long as a local file does not change."""
+    return load_index(place)
 
 
 def _addresses(source: Source) -> Iterator[str]:
@@ -212,6 +271,7 @@ class Plan:
 
     Attributes:
         samples: how many samples a pass has.
+        latents: what the samples hold in the place of images, None for images.
         parts: shards with an order of their own.
         fingerprint: what two runs must share for their orders to be the same.
 
@@ -222,7 +282,9 @@ class Plan:
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
             raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
-        sources = [planned_shards(source, config.crop, config.resolution) for source in config.sources]
+        places = [at_resolution(source, config.resolution) for source in config.sources]
+        self.latents = common_latents(places)
+        sources = [planned_shards(source, config.crop, config.resolution) for source in places]
         weights = source_weights(config.sources, sources)
         self.samples = sum(shard.samples for shards in sources for shard in shards)
         self.fingerprint = _fingerprint(sources, weights, config)
@@ -266,6 +328,12 @@ class Plan:
                 hint=f"make it (in a training the stage's batch size) a multiple of {samples}, or change the batch "
                 "size per device",
             )
+
+    def require_images(self, where: str) -> None:
+        """Raise UserError, naming the key or option, where the samples hold latents in the place of images."""
+        if self.latents is not None:
+            what = f"these shards hold latents of {self.latents.name}, and images are needed here"
+            raise UserError(what, where=where, hint="name the shards of images that they were encoded from")
 
     def _bucket(self, position: int) -> tuple[int, int]:
         return (0, position) if self._blocks is None else self._blocks.locate(position)

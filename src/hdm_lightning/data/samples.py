@@ -15,6 +15,7 @@ from hdm_lightning.data.captions import names_a_side
 from hdm_lightning.data.crops import Crop, Shape
 from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import FaultMeter, Quarantine, SampleFault
+from hdm_lightning.data.latents import Moments
 from hdm_lightning.data.order import first_position
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
@@ -32,8 +33,8 @@ class Sample:
 
     index: int
     key: str
-    image: NDArray[np.uint8]
-    """uint8 (3,H,W), RGB; may be a view."""
+    image: NDArray[np.uint8] | Moments
+    """uint8 (3,H,W), RGB, or the moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
     crop: tuple[float, float, float, float]
     tokens: list[int]
     length: int
@@ -67,6 +68,8 @@ class Preparation:
     """
 
     def __init__(self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool) -> None:
+        if plan.latents is not None:
+            plan.latents.check(config.crop, config.resolution)
         self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
         self._reader = Reader(plan, config)
         self._quarantine = Quarantine(config.quarantine)
@@ -88,7 +91,8 @@ class Preparation:
     def masked(self, index: int, key: str = "", fault: str = "") -> Sample:
         """What stands in the place of a sample that cannot be used."""
         height, width = self.plan.shape_at(index)
-        image = np.zeros((3, height, width), dtype=np.uint8)
+        latents = self.plan.latents
+        image = np.zeros((3, height, width), dtype=np.uint8) if latents is None else latents.masked((height, width))
         tokens = [0] * self.config.context_length
         return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
 
@@ -103,7 +107,10 @@ class Preparation:
         caption, may_flip = self._caption(index, raw)
         draws, shape = Draws(config.seed, config.stage, index, "crop"), self.plan.shape_at(index)
         choose = partial(config.crop.choose, shape=shape, draws=draws, may_flip=may_flip)
-        if config.memory_cache_gb > 0:
+        image: NDArray[np.uint8] | Moments
+        if self.plan.latents is not None:
+            image, crop = self.plan.latents.cut(raw.members, config.crop, shape, draws)
+        elif config.memory_cache_gb > 0:
             kept = kept or self._decoded(place, raw, shape)
             crop = choose(kept.height, kept.width)
             image = kept.cut(crop)

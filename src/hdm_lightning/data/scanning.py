@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.decode import load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import (
+    ENCODE_ON,
     INDEX_NAME,
+    LATENTS_NAME,
     Index,
     ShardRecord,
     as_entry,
@@ -30,10 +32,23 @@ from hdm_lightning.data.index import (
     load_index,
     write_index,
 )
+from hdm_lightning.data.latents import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import read_range
-from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, Gap, Member, ReadAt, form_of, is_unsafe, split_name, walk
+from hdm_lightning.data.tar import (
+    BLOCK,
+    IMAGE_EXTENSIONS,
+    LATENT,
+    Gap,
+    Member,
+    RawSample,
+    ReadAt,
+    form_of,
+    is_unsafe,
+    split_name,
+    walk,
+)
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -60,18 +75,49 @@ def index_shards(
         UserError: the folder is missing, has no shard, or one cannot be read.
     """
     root = Path(folder)
+    _require_one_set(root)
     found = root.rglob("*.tar") if root.is_dir() else []
     names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
     if not names:
         raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
+    latents = _latents_in(root, len(names))
     states = {name: _state(root / name) for name in names}
     known = _unchanged(root) if new_only else {}
     unread = {name: name for name in names if name not in known}
     known |= _scan_all(unread, partial(scan_shard, root), root / PART_NAME, states, jobs, progress)
-    index = Index(str(root), tuple(known[name] for name in names))
+    index = Index(str(root), tuple(known[name] for name in names), latents)
     write_index(index, root / INDEX_NAME)
     (root / PART_NAME).unlink()
     return index
+
+
+def note_scanned(root: Path, record: ShardRecord) -> None:
+    """Spare `index_shards` the reading of a shard that was just written."""
+    with (root / PART_NAME).open("a", encoding="utf-8") as handle:
+        _note(handle, record, _state(root / record.name))
+
+
+def _require_one_set(root: Path) -> None:
+    sets = sorted(file.parent.name for file in root.glob(f"*/{LATENTS_NAME}"))
+    if sets:
+        what = f"holds sets of latents ({', '.join(sets)}), each with an index of its own"
+        raise UserError(what, where=str(root), hint=f"name one: {root / sets[0]}")
+
+
+def _latents_in(root: Path, shards: int) -> LatentFormat | None:
+    """What a folder's shards, of which there are so many, hold in the place of images."""
+    file = root / LATENTS_NAME
+    if not file.is_file():
+        return None
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        latents, wanted = LatentFormat.from_json(written), int(written["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "run the `hdm-shards encode` again that made the set, or delete the file of a set of images"
+        raise UserError(f"describes no latents ({error!r})", where=str(file), hint=hint) from error
+    if shards < wanted:
+        raise UserError(f"{shards} of {wanted} shards are encoded", where=str(root), hint=ENCODE_ON)
+    return latents
 
 
 def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, progress: Progress | None = None) -> Index:
@@ -94,6 +140,9 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     part = out.with_name(f".{out.stem}-{digest}-part.jsonl")
     known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)
     index = Index(folder, tuple(known[_name(url)] for url in urls))
+    if any(extension == LATENT for record in index.shards for each in record.layouts for extension, _ in each.members):
+        hint = f"upload the {INDEX_NAME} beside them that `hdm-shards encode` wrote"
+        raise UserError("these shards hold latents, which do not tell of which autoencoder", where=folder, hint=hint)
     write_index(index, out)
     part.unlink()
     return index
@@ -119,9 +168,13 @@ def _scan_all(
             if progress is not None:
                 progress(record)
             known[name] = record
-            handle.write(json.dumps({**as_entry(record), "state": states.get(name)}) + "\n")
-            handle.flush()
+            _note(handle, record, states.get(name))
     return known
+
+
+def _note(handle: IO[str], record: ShardRecord, state: list[int] | None) -> None:
+    handle.write(json.dumps({**as_entry(record), "state": state}) + "\n")
+    handle.flush()
 
 
 def _read_part(part: Path, states: Mapping[str, list[int]]) -> dict[str, ShardRecord]:
@@ -289,6 +342,8 @@ def _examined(read: ReadAt, groups: Sequence[_Group]) -> tuple[dict[int, str], l
 
 
 def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
+    if (latent := group.members.get(LATENT)) is not None:
+        return unpack_latent(read(latent.data, latent.size))[0]
     for extension in IMAGE_EXTENSIONS:
         if extension in group.members:
             member = group.members[extension]
@@ -331,6 +386,7 @@ def verify(
         UserError: there is no index.
     """
     root, index = Path(folder), load_index(folder)
+    _require_one_set(root)
     check = partial(_verify_shard, root, captions or CaptionRules() if decode else None)
     problems: list[Problem] = []
     for done, found in enumerate(ordered_map(check, index.shards, processes=min(jobs, len(index.shards))), start=1):
@@ -360,7 +416,7 @@ def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
         found = by_shard[record.name]
         new = {ordinal: reason for ordinal, reason in found.items() if ordinal not in record.skip}
         shards.append(replace(record, skip={**record.skip, **new}, samples=record.samples - len(new)))
-    changed = Index(index.base, tuple(shards))
+    changed = replace(index, shards=tuple(shards))
     write_index(changed, root / INDEX_NAME)
     return changed
 
@@ -388,7 +444,15 @@ def _bad_samples(path: Path, record: ShardRecord, captions: CaptionRules) -> Ite
             try:
                 sample = form.cut(os.pread(handle.fileno(), size, start))
                 key = sample.key
-                load_upright(sample.image())
+                _check_image(sample)
                 captions.first(sample.members)
             except SampleFault as fault:
                 yield Problem(record.name, str(fault), ordinal, key)
+
+
+def _check_image(sample: RawSample) -> None:
+    """Raise `SampleFault` where the image, or what stands in its place, cannot be used."""
+    if LATENT not in sample.members:
+        load_upright(sample.image())
+    elif unpack_latent(sample.members[LATENT])[1] is None:
+        raise SampleFault("no latent: the image could not be encoded")

@@ -14,6 +14,9 @@ from hdm_lightning.data.faults import SampleFault
 
 BLOCK = 512
 IMAGE_EXTENSIONS = ("jpg", "webp", "png", "jpeg", "gif", "bmp", "avif")
+LATENT = "latent.safetensors"
+"""Extension of the member that stands in the place of an image, see `data.latents`."""
+
 CHECKED_BYTES = 4096
 """Beginning of each member that goes into a sample's check."""
 

@@ -22,7 +22,7 @@ def require_no_shards(folder: Path) -> None:
         )
 
 
-def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]]) -> None:
+def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]], *, names_as_they_are: bool = False) -> None:
     """Write one whole shard at `path` atomically, in the mapping's order.
 
     Time stamps and owners are fixed, so that equal samples give equal files.
@@ -30,18 +30,20 @@ def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]]) -> None:
     Args:
         path: of the shard.
         samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping.
+        names_as_they_are: keys may have folders and any length, as those that were read from other shards.
 
     Raises:
         ValueError: a key is empty, or a tar reader would split it ("." or "/" in it).
         UserError: the disk is full.
     """
+    kind = tarfile.GNU_FORMAT if names_as_they_are else tarfile.USTAR_FORMAT
     with (
         replacing(path) as temporary,
         temporary.open("wb") as file,
-        tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        tarfile.TarFile(fileobj=file, mode="w", format=kind) as tar,
     ):
         for key, fields in samples.items():
-            if not key or "." in key or "/" in key:
+            if not names_as_they_are and (not key or "." in key or "/" in key):
                 raise ValueError(f"key is {key!r}; expected a name without '.' and '/'")
             for extension, field in fields.items():
                 content = _encode(field)

@@ -6,6 +6,7 @@ Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +20,8 @@ from hdm_lightning.encoders.caches import CachedAutoencoder
 from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
     AutoencoderKL,
+    encoder_fingerprint,
+    folder_fingerprint,
     infer_config,
     locate_autoencoder,
     read_autoencoder,
@@ -68,6 +71,18 @@ def load_autoencoder(
     mean, std = latent_statistics(written, channels, mean, std, where=str(folder / "config.json"))
     loaded = KLAutoencoder(model, mean, std, max_pixels=max_pixels, source=folder, auto=chosen is None)
     return CachedAutoencoder(loaded, cache_size) if cache_size else loaded
+
+
+def load_posteriors(
+    name: str, *, dtype: str | torch.dtype = "auto", max_pixels: int = MAX_PIXELS, where: str = "vae.name"
+) -> "KLAutoencoder":
+    """Load an AutoencoderKL for its `moments` alone, whose normalisation nothing need tell; see `load_autoencoder`."""
+    chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
+    folder = locate_autoencoder(name, where=where)
+    model = read_autoencoder(folder, chosen or torch.float32, where=where)
+    channels = int(model.config.latent_channels)
+    plain = [0.0] * channels, [1.0] * channels
+    return KLAutoencoder(model, *plain, max_pixels=max_pixels, source=folder, auto=chosen is None)
 
 
 def autoencoder_from_tensors(
@@ -159,15 +174,23 @@ class KLAutoencoder:
     @torch.no_grad()
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in [−1, 1] to normalised latents (B, C, h, w), float32."""
+        return self.from_moments(self.moments(image), noise=noise)
+
+    @torch.no_grad()
+    def moments(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [−1, 1] to mean and standard deviation (B, 2, C, h, w), float32, not normalised."""
         if image.dim() != 4 or image.shape[1] != 3 or any(side % self.factor for side in image.shape[2:]):
             expected = f"(B, 3, H, W) with H and W divisible by {self.factor}"
             raise ValueError(f"image: got shape {tuple(image.shape)}, expected {expected}")
-        means, deviations = zip(*map(self._posterior, self._parts(image, 1)), strict=True)
-        latent = torch.cat(means)
+        return torch.cat([self._posterior(part) for part in self._parts(image, 1)])
+
+    def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """Moments (B, 2, C, h, w) to normalised latents (B, C, h, w), float32: the mean, or with noise a sample."""
+        latent = moments[:, 0].float()
         if noise is not None:
             if noise.shape != latent.shape:
                 raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
-            latent = latent + torch.cat(deviations) * noise.to(latent)
+            latent = latent + moments[:, 1].float() * noise.to(latent)
         # diffusers' pipelines move the model alone.
         return (latent - self.mean.to(latent.device)) / self.std.to(latent.device)
 
@@ -194,10 +217,17 @@ class KLAutoencoder:
         weights = None if self.source is None else self.source / WEIGHTS_FILE
         write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
 
-    def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the encoder's half: of its weight file where it came from one, whatever dtype it computes in."""
+        if self.source is None:
+            return encoder_fingerprint(self.model)
+        return folder_fingerprint(self.source, where=str(self.source))
+
+    def _posterior(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
             posterior = self.model.encode(image.to(self.dtype)).latent_dist
-        return posterior.mean.float(), posterior.std.float()
+        return torch.stack([posterior.mean.float(), posterior.std.float()], dim=1)
 
     def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:
         """As many of the batch as go at once; `scale` is image pixels per cell along one side."""

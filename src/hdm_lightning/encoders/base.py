@@ -6,13 +6,15 @@ train/eval switches; `to` moves them.
 Shapes: B batch, L tokens, f spatial factor, C latent channels.
 """
 
+from inspect import getattr_static
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hdm_lightning.encoders.tokenizer import Tokenizer
+from hdm_lightning.errors import UserError
 from hdm_lightning.precision import encoder_dtype
 
 
@@ -75,6 +77,36 @@ class ImageAutoencoder(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write weights and normalisation to a folder, to be loaded by its path."""
+
+
+class PosteriorAutoencoder(ImageAutoencoder, Protocol):
+    """A frozen autoencoder whose posteriors can be kept on disk and used later as if it had just encoded."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that posteriors depend on besides the image: the same in any place and dtype."""
+
+    def moments(self, image: Tensor) -> Tensor:
+        """Mean and standard deviation of the posterior, float32 (B, 2, C, h, w), as `encode` has them before it
+        normalises, of images as it takes them.
+        """
+
+    def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """What `encode` gives, of moments (B, 2, C, h, w) of any float dtype; without noise the mean is enough."""
+
+
+def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
+    """The autoencoder, which can take latents from disk.
+
+    Raises:
+        UserError: it has no such methods.
+    """
+    needed = ("fingerprint", "moments", "from_moments")
+    # Looked for, not asked for: a fingerprint takes seconds.
+    if any(getattr_static(autoencoder, name, None) is None for name in needed):
+        what = f"{type(autoencoder).__name__} cannot use latents from disk: it lacks one of {', '.join(needed)}"
+        raise UserError(what, where="autoencoder", hint="train on the images, or give it these methods")
+    return cast(PosteriorAutoencoder, autoencoder)
 
 
 class TextEncoderAround:

@@ -11,7 +11,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, TextEncoderAround
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, TextEncoderAround, posteriors_of
 
 Key = TypeVar("Key")
 
@@ -122,6 +122,19 @@ class CachedAutoencoder(_Recent[bytes]):
         for key, latent in zip(keys, latents, strict=True):
             self._remember(key, latent)
         return torch.stack(latents).to(image.device)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `PosteriorAutoencoder.fingerprint`; UserError where the autoencoder has none."""
+        return posteriors_of(self.autoencoder).fingerprint
+
+    def moments(self, image: Tensor) -> Tensor:
+        """See `PosteriorAutoencoder.moments`; nothing is kept."""
+        return posteriors_of(self.autoencoder).moments(image)
+
+    def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """See `PosteriorAutoencoder.from_moments`."""
+        return posteriors_of(self.autoencoder).from_moments(moments, noise=noise)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents; see `ImageAutoencoder.decode`."""

@@ -3,6 +3,7 @@
 Shapes: image (B,3,f·H,f·W); latent (B,C,H,W).
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -157,6 +158,40 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     if tuple(latent.shape[1:]) != (int(model.config.latent_channels), _CELLS, _CELLS):
         what = f"has a latent of {tuple(latent.shape[1:])} for an image of {_CELLS} × {_CELLS} cells of {factor} px"
         raise UserError(what, where=where, hint=hint)
+
+
+_OF_THE_ENCODER = (
+    "in_channels",
+    "down_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "act_fn",
+    "latent_channels",
+    "norm_num_groups",
+    "mid_block_add_attention",
+    "use_quant_conv",
+)
+
+
+def folder_fingerprint(folder: Path, *, where: str) -> str:
+    """`encoder_fingerprint` of the AutoencoderKL of a folder. Raises UserError: see `read_autoencoder`."""
+    return encoder_fingerprint(read_autoencoder(folder, torch.float32, where=where))
+
+
+def encoder_fingerprint(model: AutoencoderKL) -> str:
+    """SHA-256, 32 hexadecimal digits, of all that a model's posteriors depend on: shape and weights of its encoder.
+
+    Neither the decoder nor the normalisation of the latents counts. Weights count as float32, so that a file in half
+    precision and what was loaded from it agree.
+    """
+    shape = {name: model.config.get(name) for name in _OF_THE_ENCODER}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            plain = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
+            digest.update(memoryview(plain.numpy()).cast("B"))
+    return digest.hexdigest()[:32]
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

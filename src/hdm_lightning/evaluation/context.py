@@ -79,12 +79,18 @@ class RealData:
     @cached_property
     def reference_plan(self) -> Plan:
         """The order of the reference set."""
-        return Plan(self.reference_stream)
+        plan = Plan(self.reference_stream)
+        plan.require_images("--data")
+        return plan
 
     @cached_property
     def train_plan(self) -> Plan | None:
         """The order of the training set."""
-        return None if self.train_stream is None else Plan(self.train_stream)
+        if self.train_stream is None:
+            return None
+        plan = Plan(self.train_stream)
+        plan.require_images("--train-data")
+        return plan
 
     @property
     def reference_count(self) -> int:

@@ -60,6 +60,7 @@ def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) 
         dataclasses.replace(stream, captions=dataclasses.replace(stream.captions, allow_missing=True))
     )
     plan = Plan(stream)
+    plan.require_images("--data")
     found = Evaluation(
         _facts(named, folder, network), _pinned(request, networks, plan.fingerprint), {WEIGHTS: {}}, TITLES
     )

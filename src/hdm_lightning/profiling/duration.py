@@ -110,7 +110,7 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
         between=between / bandwidth,
         optimizer=optimizer / bandwidth,
         exchange=exchanges * max(0.0, exchange_seconds(recipe, gpu, machine.count) - hidden),
-        data=stage.batch_size / images_per_s_of_host(recipe, machine),
+        data=stage.batch_size / images_per_s_of_host(recipe, machine, stage),
         utilisation=utilisation,
     )
 
@@ -121,7 +121,7 @@ def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     share = COMPILED_SHARE if recipe.compiled else 1.0
     passes = _PASSES[recipe.compiled] + (_RECOMPUTE_PASSES if stage.checkpointing else 0)
     side = stage.resolution
-    encoders = recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
+    encoders = 0 if stage.cached else recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
     encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
     return int(passes * share * kept) + encoders
 
@@ -143,8 +143,7 @@ def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
     return (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
 
 
-def images_per_s_of_host(recipe: Recipe, machine: Machine) -> float:
-    """Images a second that the host's cores decode and its disk reads."""
-    host, dataset = machine.host, recipe.dataset
-    decoded = host.cores * host.decode_mpx_per_core_s / dataset.image_mpx
-    return min(decoded, host.disk_mb_s * 1e3 / dataset.image_kb)
+def images_per_s_of_host(recipe: Recipe, machine: Machine, stage: StageRecipe) -> float:
+    """Images a second of a stage that the host's cores decode and its disk reads."""
+    host, read = machine.host, machine.host.disk_mb_s * 1e3 / recipe.sample_kb(stage)
+    return read if stage.cached else min(host.cores * host.decode_mpx_per_core_s / recipe.dataset.image_mpx, read)

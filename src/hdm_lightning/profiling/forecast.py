@@ -163,7 +163,7 @@ def _stage(
         images_per_s=rate,
         hours=hours,
         device_hours=hours * devices,
-        read_mb_s=rate * recipe.dataset.image_kb / 1e3,
+        read_mb_s=rate * recipe.sample_kb(stage) / 1e3,
         exchange_gb=stage.steps * exchanges * gpu.link_gb_s,
         kwh=kwh,
         rent_usd=hours * machine.usd_per_hour,

@@ -202,16 +202,19 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """The image as bytes, its latent, noise and target, the context and the positions of one sample."""
+    """The image as bytes or its moments, its latent, noise and target, the context and the positions of one sample."""
     latent = 4 * recipe.autoencoder.latent_values(stage.resolution, stage.resolution)
     context = 4 * stage.context_length * recipe.text.width
-    return 3 * stage.resolution**2 + 4 * latent + context + 8 * recipe.work(stage).full
+    given = latent if stage.cached else 3 * stage.resolution**2  # both moments in half precision, or pixels
+    return given + 4 * latent + context + 8 * recipe.work(stage).full
 
 
 def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     """The fullest moment of either encoder, with the whole micro-batch of images as numbers."""
     side, element, samples = stage.resolution, recipe.element_bytes, stage.micro_batch_size
-    images = samples * 3 * side**2 * 4
-    images += min(samples, recipe.images_at_once(stage)) * recipe.autoencoder.encode_peak_bytes(side, side, element)
+    images = 0
+    if not stage.cached:
+        images += samples * 3 * side**2 * 4
+        images += min(samples, recipe.images_at_once(stage)) * recipe.autoencoder.encode_peak_bytes(side, side, element)
     captions = min(samples, recipe.captions_at_once(stage)) * recipe.text.peak_bytes(stage.context_length, element)
     return max(images, captions)

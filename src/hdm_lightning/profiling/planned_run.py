@@ -17,6 +17,11 @@ from hdm_lightning.profiling.operations import (
     parameter_count,
 )
 
+WHOLE_IMAGE = 1.3
+"""Cells of a whole image's latent over those of its square crop, about."""
+HEADERS = 3000
+"""Bytes of a sample of latents besides its moments, about: headers, caption, record."""
+
 
 @dataclass(frozen=True)
 class StageRecipe:
@@ -31,6 +36,7 @@ class StageRecipe:
     context_length: int = 256  # caption tokens
     checkpointing: bool = False  # whether the blocks' activations are recomputed
     warmup_samples: int = 0  # samples of the warm-up
+    cached: bool = False  # whether it reads latents from disk, so that no image is decoded or encoded
 
     @property
     def steps(self) -> int:
@@ -45,6 +51,7 @@ class Dataset:
     images: Annotated[int, Gt(0)] = 8_469_000  # different images
     image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an encoded image with its caption, 10^3 bytes
     image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an encoded image in megapixels
+    latents: bool = False  # whether all stages read latents from disk (hdm-shards encode)
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,15 @@ class Recipe:
         """Operations of one sample of a stage; captions are padded to the stage's context length."""
         work, side = self.work(stage), stage.resolution
         network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
-        encode, text = self.autoencoder.encode_flops(side, side), self.text.flops(stage.context_length)
+        encode = 0 if stage.cached else self.autoencoder.encode_flops(side, side)
+        text = self.text.flops(stage.context_length)
         return replace(network, autoencoder=encode, text=text)
+
+    def sample_kb(self, stage: StageRecipe) -> float:
+        """What is read from disk of a sample, 10^3 bytes."""
+        if not stage.cached:
+            return self.dataset.image_kb
+        return (4 * WHOLE_IMAGE * self.autoencoder.latent_values(stage.resolution, stage.resolution) + HEADERS) / 1e3
 
     def captions_at_once(self, stage: StageRecipe) -> int:
         """Captions as long as a stage's context that the text encoder takes at once."""

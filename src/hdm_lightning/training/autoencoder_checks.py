@@ -142,7 +142,11 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     judged = JUDGED if groups["adversarial"].weight else ()
     check_continued(config, [plan], (*KEPT, *KEPT_TOO, *judged), COURSE)
     if target_of(stage.data, "data") is ShardDataModule:
-        build(stage, "data", tokenizer=None).prepare()
+        data = build(stage, "data", tokenizer=None)
+        data.prepare()
+        data.train_plan.require_images("data.train")
+        if data.validation_samples:
+            data.validation_plan.require_images("data.validation")
 
 
 def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, factor: int) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.data.latents import LatentFormat
 from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
-from hdm_lightning.encoders.vae_folder import locate_autoencoder, read_config
+from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
@@ -16,6 +17,7 @@ from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.initial_weights import find_weights
+from hdm_lightning.training.modules.flow_step import other_autoencoder
 from hdm_lightning.training.recorded import model_config_from
 from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
@@ -38,12 +40,13 @@ def check(
     first = with_stage(config, plans[0])
     model = _check_model(first)
     _check_averages(first)
+    formats: list[LatentFormat] = []
     for plan in plans:
         stage = with_stage(config, plan)
         check_call(stage, "data", supplied=["tokenizer"])
         supplied = ("network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler")
         check_call(stage, "module", supplied=supplied)
-        _check_data(stage)
+        formats += _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
     check_continued(config, plans, (*kept, measured), course)
@@ -52,6 +55,7 @@ def check(
     if model is not None:
         check_text_encoder(first, model)
         check_autoencoder(first, model, plans)
+    check_latents(first, formats)
 
 
 def _check_model(config: DictConfig) -> XUTConfig | None:
@@ -69,11 +73,14 @@ def _check_averages(config: DictConfig) -> None:
         check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
 
 
-def _check_data(config: DictConfig) -> None:
-    """The streams exist and have samples; reads indices, no shard."""
-    if target_of(config.data, "data") is ShardDataModule:
-        data = build(config, "data", tokenizer=lambda caption: ([0], 1))
-        data.prepare()
+def _check_data(config: DictConfig) -> list[LatentFormat]:
+    """The streams exist and have samples; reads indices, no shard. Returns what is said of latents from disk."""
+    if target_of(config.data, "data") is not ShardDataModule:
+        return []
+    data = build(config, "data", tokenizer=lambda caption: ([0], 1))
+    data.prepare()
+    plans = [data.train_plan, *([data.validation_plan] if data.validation_samples else [])]
+    return [plan.latents for plan in plans if plan.latents is not None]
 
 
 def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
@@ -141,6 +148,22 @@ def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePla
                 where=f"{plan.written_at}.resolution",
                 hint=f"set it to {max(1, round(resolution / unit)) * unit}",
             )
+
+
+def check_latents(config: DictConfig, formats: Iterable[LatentFormat]) -> None:
+    """Latents from disk are of the run's autoencoder.
+
+    Raises:
+        UserError: they are of another one.
+    """
+    found = {each.autoencoder: each.name for each in formats}
+    if not found or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+        return
+    folder = locate_autoencoder(plain(config, "vae.name"), where="vae.name", made_by=config.vae.get("made_by"))
+    own = folder_fingerprint(folder, where="vae.name")
+    for fingerprint, name in found.items():
+        if fingerprint != own:
+            raise other_autoencoder(fingerprint, own, named=name)
 
 
 def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:

@@ -18,6 +18,7 @@ from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks.steps import StepWatcher, log_now, logs_now, samples_trained
+from hdm_lightning.training.modules.flow_step import latent_grid
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.processes import summed
 
@@ -305,8 +306,7 @@ def batch_flops(module: LightningModule, batch: Any) -> int:
     config = getattr(getattr(module, "network", None), "config", None)
     if not isinstance(config, XUTConfig) or not hasattr(module, "fed_tokens"):
         return 0
-    factor = module.autoencoder.factor  # type: ignore[union-attr]
-    height, width = (size // factor for size in batch["image"].shape[-2:])
+    height, width = latent_grid(batch, module.autoencoder.factor)  # type: ignore[union-attr,arg-type]
     text = module.fed_tokens(batch).shape[1]  # type: ignore[operator]
     rate = float(module.routing_rate)  # type: ignore[arg-type]
     return len(batch["tokens"]) * training_flops(config, (height, width), text, rate)

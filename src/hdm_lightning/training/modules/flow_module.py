@@ -26,6 +26,7 @@ from hdm_lightning.training.modules.flow_step import (
     crop_geometry,
     fed_tokens,
     flow_loss,
+    latent_grid,
     routed,
 )
 from hdm_lightning.training.modules.resumable_module import (
@@ -51,6 +52,7 @@ class FlowModule(ResumableModule):
     `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
     routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
     validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
+    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder.
 
     Args:
         network: an `XUT`, or any module that is called as one; the only thing that is trained and saved.
@@ -136,8 +138,8 @@ class FlowModule(ResumableModule):
 
     def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
         """The batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, where it is routed, `scores` (B,N)."""
-        index = batch["index"]
-        rows, columns = (size // self.autoencoder.factor for size in batch["image"].shape[-2:])
+        self.encoders.require_same(batch)
+        index, (rows, columns) = batch["index"], latent_grid(batch, self.autoencoder.factor)
         if validation:
             seed, stage, tokens = self.validation_seed, VALIDATION, 0
             together = batch.get("set_size") or self.samples_per_step
@@ -188,7 +190,7 @@ class FlowModule(ResumableModule):
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
         """Loss (B,) at times t (B,) of a batch that has its draws."""
         with self.section("encode_images"):
-            latent = self.encoders.latents(batch["image"])
+            latent = self.encoders.latents_of_batch(batch)
         with self.section("encode_text"):
             conditioning = self.conditioning(batch)
         keep = routed(batch.get("scores"), self.routing_rate)
@@ -198,7 +200,8 @@ class FlowModule(ResumableModule):
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
         token_px, lengths = self.patch_size * self.autoencoder.factor, batch["lengths"]
-        grid = (batch["image"].shape[-2] // token_px, batch["image"].shape[-1] // token_px)
+        rows, columns = latent_grid(batch, self.autoencoder.factor)
+        grid = (rows // self.patch_size, columns // self.patch_size)
         positions, aspect = crop_geometry(batch["crop"], grid, token_px, self.positions)
         return Conditioning(self.encoders.context(self.fed_tokens(batch), lengths), lengths, positions, aspect)
 

@@ -3,14 +3,16 @@
 B batch, C latent channels, H x W image in pixels or latent grid, N image tokens, K kept tokens, L caption tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.diffusion import flow
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, posteriors_of
+from hdm_lightning.errors import UserError
 from hdm_lightning.models.positions import PositionConvention, token_positions
 from hdm_lightning.models.routing import keep_from_scores
 
@@ -33,9 +35,45 @@ class FrozenEncoders:
         return self.autoencoder.encode(image.float().div_(127.5).sub_(1.0)).float()
 
     @torch.no_grad()
+    def latents_of_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Normalised latents in float32 of a batch's images, or of its latents from disk."""
+        if "latent" in batch:
+            return posteriors_of(self.autoencoder).from_moments(batch["latent"]).float()
+        return self.latents(batch["image"])
+
+    def require_same(self, batch: Mapping[str, Any]) -> None:
+        """Check that a batch's latents from disk are this autoencoder's.
+
+        Raises:
+            UserError: they are another one's.
+        """
+        of_batch = batch.get("autoencoder")
+        if of_batch is not None and of_batch != posteriors_of(self.autoencoder).fingerprint:
+            raise other_autoencoder(of_batch, posteriors_of(self.autoencoder).fingerprint)
+
+    @torch.no_grad()
     def context(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Context (B,L,width) in float32 of caption tokens (B,L)."""
         return self.text.encode(tokens, lengths).float()
+
+
+def other_autoencoder(of_latents: str, of_run: str, *, named: str = "") -> UserError:
+    """What to tell where latents from disk are not of the run's autoencoder."""
+    return UserError(
+        f"the latents of the training or validation set are of another autoencoder{named and f', {named}'} "
+        f"({of_latents[:12]}) than this run's ({of_run[:12]})",
+        where="vae.name",
+        hint="name the autoencoder that `hdm-shards encode` was given as --vae, or encode the images with this one",
+    )
+
+
+def latent_grid(batch: Mapping[str, Any], factor: int) -> tuple[int, int]:
+    """Rows and columns of latent cells of a batch's crops, from its images or its latents from disk."""
+    if "latent" in batch:
+        rows, columns = batch["latent"].shape[-2:]
+    else:
+        rows, columns = (size // factor for size in batch["image"].shape[-2:])
+    return rows, columns
 
 
 Network = Callable[..., Tensor]

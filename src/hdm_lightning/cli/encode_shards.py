@@ -1,0 +1,136 @@
+"""hdm-shards encode: shards of images to sets of latents, one a resolution, on all devices."""
+
+# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdm_lightning.cli.command import at_least
+from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from hdm_lightning.data.latents import LatentFormat
+    from hdm_lightning.datasets.encoding import Encode, EncodedSet, EncodeOptions
+
+MOST_THREADS = 16
+"""That decode images in each process."""
+
+
+def encode_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
+    command.add_argument("--out", required=True, type=Path, help="folder that gets a set of shards for each resolution")
+    command.add_argument("--vae", required=True, help="autoencoder: a folder, a run, or a hub name")
+    command.add_argument(
+        "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
+    )
+    command.add_argument(
+        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
+    )
+    command.add_argument("--dtype", default="auto", help="of the autoencoder (default: bfloat16 on GPUs, else float32)")
+    command.add_argument(
+        "--max-pixels", type=at_least(1), default=5_500_000, help="of images encoded at once (default %(default)s)"
+    )
+    command.add_argument(
+        "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
+    )
+    command.add_argument(
+        "--mean-only", action="store_true", help="leave out the standard deviation, which hdm-train has no use for"
+    )
+    command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
+
+
+def encode(arguments: argparse.Namespace) -> int:
+    """Tell what the sets will take, make them, and print one line each."""
+    from hdm_lightning.datasets.encoding import EncodedSet, require_room
+
+    options, wanted = _options(arguments), sorted(set(arguments.resolution))
+    formats = _formats(arguments.vae, wanted, 1 if arguments.mean_only else 2)
+    sets = [EncodedSet(arguments.shards, arguments.out, each, options) for each in formats]
+    forecasts = [each.forecast() for each in sets]
+    for resolution, found in zip(wanted, forecasts, strict=True):
+        size = f"{found.bytes / 1e6:,.1f} MB, {found.missing / 1e6:,.1f} MB to come"
+        print(f"{resolution} px: {found.samples:,} samples, about {size}")
+    free = require_room(arguments.out, sum(found.missing for found in forecasts))
+    print(f"{free / 1e6:,.1f} MB are free in {arguments.out}", flush=True)
+    if not arguments.dry_run:
+        for each in sets:
+            _make(each)
+    return 0
+
+
+def _make(wanted: "EncodedSet") -> None:
+    from hdm_lightning.data.parallel import progress_bar
+
+    with progress_bar(f"{wanted.folder.name}, samples", wanted.samples) as show:
+        index = wanted.make(show)
+    print(f"{wanted.folder}: {index.samples:,} samples in {len(index.shards)} shards", flush=True)
+
+
+def _options(arguments: argparse.Namespace) -> "EncodeOptions":
+    from hdm_lightning.data.parallel import available_cores
+    from hdm_lightning.datasets.encoding import EncodeOptions
+    from hdm_lightning.precision import parse_dtype
+
+    parse_dtype(arguments.dtype, where="--dtype")
+    if not arguments.max_aspect >= 1:
+        raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
+    devices = chosen_devices(arguments.devices)
+    return EncodeOptions(
+        start=partial(start, arguments.vae, arguments.dtype, arguments.max_pixels),
+        dtype=arguments.dtype,
+        max_pixels=arguments.max_pixels,
+        max_aspect=arguments.max_aspect,
+        devices=devices,
+        threads=max(1, min(MOST_THREADS, available_cores() // len(devices))),
+    )
+
+
+def chosen_devices(wanted: str) -> tuple[str, ...]:
+    """The devices that `auto`, `cpu` or a number stands for: GPUs where there are some, else processes on the CPU.
+
+    Raises:
+        UserError: it is none of these, or there are fewer GPUs.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if wanted == "cpu":
+        return ("cpu",)
+    if wanted == "auto":
+        return tuple(f"cuda:{number}" for number in range(gpus)) or ("cpu",)
+    if not (wanted.isascii() and wanted.isdigit()) or not 0 < int(wanted) <= (gpus or 1024):
+        hint = f"give auto, cpu, or a number{f' up to {gpus}' if gpus else ''}"
+        raise UserError(f"is {wanted!r}", where="--devices", hint=hint)
+    return tuple(f"cuda:{number}" if gpus else "cpu" for number in range(int(wanted)))
+
+
+def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
+    """What encodes uint8 images on a device, exactly as training does."""
+    from hdm_lightning.encoders.autoencoder import load_posteriors
+
+    autoencoder = load_posteriors(vae, dtype=dtype, max_pixels=max_pixels, where="--vae").to(device)
+    return lambda images: autoencoder.moments(images.to(device).float().div_(127.5).sub_(1.0))
+
+
+def _formats(vae: str, resolutions: Sequence[int], moments: int = 2) -> list["LatentFormat"]:
+    """What the latents of each resolution will be.
+
+    Raises:
+        UserError: there is no such autoencoder, or its factor does not divide a resolution.
+    """
+    from hdm_lightning.data.latents import LatentFormat
+    from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
+
+    folder = locate_autoencoder(vae, where="--vae")
+    written = read_config(folder, where="--vae")
+    factor = 2 ** (len(written["block_out_channels"]) - 1)
+    for resolution in resolutions:
+        if resolution % factor:
+            hint = f"give {max(1, round(resolution / factor)) * factor}"
+            what = f"{resolution} is not a multiple of the autoencoder's factor, {factor}"
+            raise UserError(what, where="--resolution", hint=hint)
+    channels, fingerprint = int(written.get("latent_channels", 4)), folder_fingerprint(folder, where="--vae")
+    return [LatentFormat(resolution, factor, channels, fingerprint, vae, moments) for resolution in resolutions]

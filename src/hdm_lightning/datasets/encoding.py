@@ -1,0 +1,392 @@
+"""Shards of images to shards of latents with the same keys in the same order: every image encoded once, whole.
+
+A set is made shard by shard, each written whole or not at all, so that an interrupted call goes on where it was.
+
+Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
+"""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.decode import decode, upright_size
+from hdm_lightning.data.faults import Quarantine, SampleFault
+from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, ShardRecord, set_folder, write_index
+from hdm_lightning.data.latents import LatentFormat, pack_latent
+from hdm_lightning.data.parallel import available_cores
+from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import PlannedShard, resolve
+from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
+from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import no_follow, remove_leftovers, write_json
+
+FAULTS_NAME = "faults.jsonl"
+BATCHES_AHEAD = 2
+MEMBER_HEAD = 256
+"""Bytes of a latent's member besides its numbers, about."""
+
+Progress = Callable[[int], None]
+Encode = Callable[[torch.Tensor], torch.Tensor]
+"""uint8 images (B,3,H,W) on the CPU to the moments of their posteriors (B,2,C,h,w), on any device."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How a set of latents is made.
+
+    Attributes:
+        start: makes, of the name of a device, what encodes there; must be picklable for several devices.
+        dtype: of the computation, as far as sets of different ones are to be told apart.
+        max_pixels: of the images encoded at once, together; one image always is.
+        max_aspect: largest ratio of the long to the short side; longer images are left out.
+        devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
+        threads: that decode images in each process.
+    """
+
+    start: Callable[[str], Encode]
+    dtype: str = "auto"
+    max_pixels: int = 5_500_000
+    max_aspect: float = CropRules.max_aspect
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int = 1
+
+
+class Forecast(NamedTuple):
+    """What a set will take: samples and bytes in all, and bytes that are not there yet."""
+
+    samples: int
+    bytes: int
+    missing: int
+
+
+class EncodedSet:
+    """The set of latents of one resolution that is made of a source's shards.
+
+    Args:
+        place: folder, shard or pattern of indexed shards of images.
+        out: folder of the sets of all resolutions.
+        form: what the latents will be.
+        options: how it is made.
+
+    Raises:
+        UserError: the shards cannot be used, or the folder holds something else.
+    """
+
+    def __init__(self, place: str, out: Path, form: LatentFormat, options: EncodeOptions) -> None:
+        self.out, self.format, self.options, self.folder = out, form, options, out / set_folder(form.resolution)
+        limits = CropRules(max_aspect=options.max_aspect)
+        self.shards: list[PlannedShard] = []
+        for url, record in resolve(Source((place,))):
+            shard = PlannedShard(url, record)
+            if any(extension == LATENT for layout in record.layouts for extension, _ in layout.members):
+                what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
+                raise UserError(what, where=url, hint=hint)
+            self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
+        self._require_own_folder()
+
+    def missing(self) -> list[PlannedShard]:
+        """Shards that are not encoded yet."""
+        return [shard for shard in self.shards if not (self.folder / shard.record.name).is_file()]
+
+    def forecast(self) -> Forecast:
+        """How much there is to encode."""
+        sizes = {shard.record.name: encoded_bytes(shard, self.format) for shard in self.shards}
+        missing = sum(sizes[shard.record.name] for shard in self.missing())
+        return Forecast(self.samples, sum(sizes.values()), missing)
+
+    def make(self, progress: Progress | None = None) -> Index:
+        """Encode what is missing, and write the index.
+
+        Args:
+            progress: called with the samples done of the whole set.
+
+        Raises:
+            UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(self.folder):
+            self._encode(progress)
+            return self._index()
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole set."""
+        return sum(shard.samples for shard in self.shards)
+
+    def _encode(self, progress: Progress | None) -> None:
+        write_json(self.folder / LATENTS_NAME, {**self.format.to_json(), **self._made_of()})
+        for folder in {(self.folder / shard.record.name).parent for shard in self.shards}:
+            remove_leftovers(folder)
+        missing = self.missing()
+        done = self.samples - sum(shard.samples for shard in missing)
+        for record in encoded(missing, self.folder, self.format, self.options):
+            note_scanned(self.folder, record)
+            done += record.samples
+            if progress is not None:
+                progress(done)
+
+    def _index(self) -> Index:
+        """The index of the set in the source's order, and the one of all sets."""
+        found = index_shards(self.folder, new_only=True)
+        by_name = {record.name: record for record in found.shards}
+        index = Index(found.base, tuple(by_name[shard.record.name] for shard in self.shards), found.latents)
+        write_index(index, self.folder / INDEX_NAME)
+        there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
+        write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
+        return index
+
+    def _require_own_folder(self) -> None:
+        require_no_shards(self.out)
+        file = self.folder / LATENTS_NAME
+        if not file.is_file():
+            require_no_shards(self.folder)
+            return
+        try:
+            written = json.loads(file.read_text(encoding="utf-8"))
+            same = replace(LatentFormat.from_json(written), name=self.format.name) == self.format
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same or not self._made_of().items() <= written.items():
+            raise UserError(
+                "this folder holds latents of other images, of another autoencoder, or made with other options",
+                where=str(self.folder),
+                hint="name another --out, or delete this folder to make it anew",
+            )
+
+    def _made_of(self) -> dict[str, Any]:
+        """What else is noted: how many shards, and a hash of them and of the options that decide what is written."""
+        digest = hashlib.sha256(repr((self.options.dtype, self.options.max_aspect)).encode())
+        for shard in self.shards:
+            digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
+        return {"shards": len(self.shards), "made_of": digest.hexdigest()[:32]}
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other calls out of a set's folder. Raises UserError: one is at work there."""
+    with open(folder / ".lock", "w", opener=no_follow) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "let it work; it uses all devices that it was given"
+            raise UserError("another process is encoding into this folder", where=str(folder), hint=hint) from error
+        yield
+
+
+def _is_set(folder: Path) -> bool:
+    return folder.name[:-2].isdigit() and (folder / LATENTS_NAME).is_file()
+
+
+def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
+    """Bytes of a shard once it is encoded, about: images of unknown size count as squares."""
+    table, (height, width) = shard.table(), shard.shapes()
+    short, long = np.maximum(1, np.minimum(height, width)), np.maximum(1, np.maximum(height, width))
+    cells = (form.resolution * long / short // form.factor) * (form.resolution // form.factor)
+    moments = 2 * form.moments * form.channels * cells + MEMBER_HEAD
+    kept = np.zeros((len(table.layouts), table.sizes.shape[1]), dtype=bool)
+    for number, layout in enumerate(table.layouts):
+        for place, (extension, _) in enumerate(layout.members):
+            kept[number, place] = extension not in IMAGE_EXTENSIONS
+    others = np.where(kept[table.layout], table.sizes, 0)
+    padded = (-(-others // BLOCK) * BLOCK).sum() + BLOCK * kept[table.layout].sum()
+    return int((-(-moments // BLOCK) * BLOCK + BLOCK).sum() + padded) + 20 * BLOCK
+
+
+def require_room(out: Path, missing: int) -> int:
+    """Free bytes where `out` is or will be. Raises UserError: they are fewer than `missing`."""
+    there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    if free < missing:
+        raise UserError(
+            f"the latents take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free",
+            where="--out",
+            hint="name a folder on another disk, fewer resolutions, or free space",
+        )
+    return free
+
+
+def encoded(
+    shards: Sequence[PlannedShard], folder: Path, form: LatentFormat, options: EncodeOptions
+) -> Iterator[ShardRecord]:
+    """Encode and write shards, a process a device side by side; yields what an index says of each when it is there."""
+    devices = options.devices[: max(1, len(shards))]
+    if len(devices) == 1:
+        worker = _Encoder(folder, form, options, devices[0])
+        yield from map(worker.encode, shards)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    waiting = context.Queue()
+    for device in devices:
+        waiting.put(device)
+    begin = partial(_begin, folder, form, options)
+    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=begin, initargs=(waiting,)) as pool:
+        running: list[Future[ShardRecord]] = [pool.submit(_encode, shard) for shard in shards]
+        try:
+            for future in as_completed(running):
+                yield future.result()
+        except BrokenProcessPool as error:
+            what = "a process that encodes has died; was there enough memory?"
+            raise UserError(what, hint="give a smaller --max-pixels, and start the same command again") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_prepared: "Callable[[], _Encoder] | None" = None
+"""In a process that encodes: what makes its encoder with the first shard, when mistakes can be told."""
+
+
+def _begin(folder: Path, form: LatentFormat, options: EncodeOptions, waiting: "multiprocessing.Queue[str]") -> None:
+    global _prepared
+    if all(device == "cpu" for device in options.devices):
+        torch.set_num_threads(max(1, available_cores() // len(options.devices)))
+    _prepared = cache(partial(_Encoder, folder, form, options, waiting.get()))
+
+
+def _encode(shard: PlannedShard) -> ShardRecord:
+    assert _prepared is not None
+    return _prepared().encode(shard)
+
+
+class _Job(NamedTuple):
+    """One sample that is to be encoded: where it lies, and the size of the original, 0 where unknown."""
+
+    ordinal: int
+    start: int
+    end: int
+    form: Form
+    height: int
+    width: int
+
+
+class _Loaded(NamedTuple):
+    """A sample that was read: its members, the size of its original, and its pixels or why there are none."""
+
+    raw: RawSample
+    height: int
+    width: int
+    pixels: NDArray[np.uint8] | None
+    fault: str = ""
+
+
+class _Encoder:
+    """Encodes whole shards on one device. One a process."""
+
+    def __init__(self, folder: Path, form: LatentFormat, options: EncodeOptions, device: str) -> None:
+        self.folder, self.format, self.options = folder, form, options
+        self._moments = options.start(device)
+        self._files = LocalFiles()
+        self._faults = Quarantine(str(folder / FAULTS_NAME))
+
+    def encode(self, shard: PlannedShard) -> ShardRecord:
+        """Encode a shard and write it; returns what an index says of it."""
+        jobs, samples = _jobs(shard), {}
+        # Images of one shape go together; the shard alone decides which, so that it comes out the same another time.
+        in_turn = sorted(range(len(jobs)), key=lambda number: (*self._shape(jobs[number]), number))
+        batches = _batches(in_turn, lambda number: self._shape(jobs[number]), self.options.max_pixels)
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            loads = ((numbers, [pool.submit(self._load, shard, jobs[each]) for each in numbers]) for numbers in batches)
+            for numbers, coming in _ahead(loads):
+                loaded = [each.result() for each in coming]
+                for number, latent, one in zip(numbers, self._latents(loaded), loaded, strict=True):
+                    samples[number] = one.raw.key, _fields(one.raw, latent)
+                    if one.fault:
+                        self._note(shard, jobs[number].ordinal, one)
+        name = shard.record.name
+        ordered = [samples[number] for number in range(len(jobs))]
+        write_shard(self.folder / name, dict(ordered), names_as_they_are=True)
+        return scan_shard(self.folder, name)
+
+    def _shape(self, job: _Job) -> tuple[int, int]:
+        if not job.height:
+            return 0, 0
+        whole = self.format.whole(job.height, job.width)
+        return whole.height, whole.width
+
+    def _load(self, shard: PlannedShard, job: _Job) -> _Loaded:
+        raw, height, width = RawSample(f"#{job.ordinal}", {}), job.height, job.width
+        try:
+            raw = job.form.cut(self._read(shard.url, job.start, job.end))
+            height, width = upright_size(raw.image())
+            pixels, _ = decode(raw.image(), self.format.whole)
+        except SampleFault as fault:
+            return _Loaded(raw, height, width, None, str(fault))
+        return _Loaded(raw, height, width, np.ascontiguousarray(pixels))
+
+    def _read(self, url: str, start: int, end: int) -> bytes:
+        try:
+            return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
+        except OSError as error:
+            hint = "look at the storage of the images; the same command goes on"
+            raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
+
+    def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
+        """The members of samples, whose images are of one shape but where sizes were unknown."""
+        found = [pack_latent(each.height, each.width, None) for each in loaded]
+        seen = [(number, each.pixels) for number, each in enumerate(loaded) if each.pixels is not None]
+        for _, group in groupby(seen, key=lambda each: each[1].shape):
+            numbers, pixels = zip(*group, strict=True)
+            moments = self._moments(torch.from_numpy(np.stack(pixels)))[:, : self.format.moments].half().cpu()
+            if not torch.isfinite(moments).all():
+                what = "the autoencoder gives numbers that are not finite, or too large for half precision"
+                raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
+            for number, one in zip(numbers, moments.numpy(), strict=True):
+                found[number] = pack_latent(loaded[number].height, loaded[number].width, one)
+        return found
+
+    def _note(self, shard: PlannedShard, ordinal: int, one: _Loaded) -> None:
+        self._faults.add(shard=shard.url, key=one.raw.key, ordinal=ordinal, reason=one.fault, index=ordinal)
+
+
+def _jobs(shard: PlannedShard) -> list[_Job]:
+    table, (height, width) = shard.table(), shard.shapes()
+    ends = (table.start + table.size).tolist()
+    rows = zip(
+        table.ordinal.tolist(), table.start.tolist(), ends, table.forms(), height.tolist(), width.tolist(), strict=True
+    )
+    return [_Job(*row) for row in rows]
+
+
+def _batches(numbers: Sequence[int], shape: Callable[[int], tuple[int, int]], max_pixels: int) -> Iterator[list[int]]:
+    """Runs of numbers of one shape, as many as go at once; those of unknown shape alone."""
+    for (height, width), group in groupby(numbers, key=shape):
+        same, count = list(group), max(1, max_pixels // (height * width)) if height else 1
+        yield from (same[first : first + count] for first in range(0, len(same), count))
+
+
+Numbered = TypeVar("Numbered")
+
+
+def _ahead(batches: Iterable[Numbered]) -> Iterator[Numbered]:
+    """The same, each taken from the source while the two before it are in use: images are read while others encode."""
+    waiting: deque[Numbered] = deque()
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > BATCHES_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _fields(raw: RawSample, latent: bytes) -> dict[str, Field]:
+    others: dict[str, Field] = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
+    return {LATENT: latent, **others}
