@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, Qwen3ForCausalLM
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, even_parts
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import is_local_path, locate_model
 from hdm_lightning.encoders.text import TransformersTextEncoder, load_text_encoder, no_masks
@@ -179,11 +179,6 @@ def test_channels_last_and_compiled_blocks_give_the_same_latents(tiny_autoencode
     other.save(tmp_path / "saved")
     torch.testing.assert_close(load_autoencoder(str(tmp_path / "saved")).encode(image), plain.encode(image))
     assert any(not each.is_contiguous() for each in other.model.parameters())
-
-
-@pytest.mark.parametrize(("rows", "most", "expected"), [(128, 83, 64), (4, 4, 4), (5, 3, 3), (0, 7, 1), (7, 1, 1)])
-def test_parts_of_a_batch_are_alike(rows, most, expected):
-    assert even_parts(rows, most) == expected
 
 
 def test_encoders_are_frozen_and_of_their_own_dtype(tiny_text_encoder, tiny_autoencoder):

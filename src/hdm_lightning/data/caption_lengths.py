@@ -7,10 +7,12 @@ length of its caption.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from hdm_lightning.data.samples import Sample
 from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:  # forecasts need the lengths, and none of what reads samples
+    from hdm_lightning.data.samples import Sample
 
 TextLengths = Literal["auto", "padded", "bucketed"] | Sequence[int]
 
@@ -56,7 +58,7 @@ def batches_sorted_together(accumulation: int, batch_bytes: int) -> int:
     return next((each for each in affordable if accumulation % each == 0), 1)
 
 
-def by_length(samples: Iterable[Sample], size: int, together: int) -> Iterator[list[Sample]]:
+def by_length(samples: "Iterable[Sample]", size: int, together: int) -> "Iterator[list[Sample]]":
     """Batches of `size` out of groups of `together` · `size` consecutive samples, the longest captions first.
 
     While one group is given out the next one is read, so that nobody waits for a whole group but at the start.
@@ -74,7 +76,7 @@ def by_length(samples: Iterable[Sample], size: int, together: int) -> Iterator[l
             yield ready.popleft()
 
 
-def places(samples: Sequence[Sample], lengths: Sequence[int]) -> int | None:
+def places(samples: "Sequence[Sample]", lengths: Sequence[int]) -> int | None:
     """The least of rising `lengths` that holds the captions of all samples; None without lengths."""
     longest = max(sample.length for sample in samples)
     return next((each for each in lengths if each >= longest), None)

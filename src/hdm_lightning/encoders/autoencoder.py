@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from hdm_lightning.encoders.base import ImageAutoencoder, even_parts, place
+from hdm_lightning.encoders.base import ImageAutoencoder, place
 from hdm_lightning.encoders.caches import CachedAutoencoder
 from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
@@ -218,7 +218,7 @@ class KLAutoencoder:
     def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:
         """As many of the batch as go at once; `scale` is image pixels per cell along one side."""
         pixels = scale**2 * batch.shape[2] * batch.shape[3]
-        return iter(batch.split(even_parts(len(batch), max(1, self.max_pixels // pixels))))
+        return iter(batch.split(max(1, self.max_pixels // pixels)))
 
 
 def latent_statistics(

@@ -110,12 +110,6 @@ def compile_encoders(*encoders: Any) -> None:
             compile_blocks()
 
 
-def even_parts(rows: int, most: int) -> int:
-    """Rows of the parts that a batch is split into, `most` at most: few parts, as nearly alike as there can be."""
-    parts = max(1, -(-rows // most))
-    return max(1, -(-rows // parts))
-
-
 def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:
     """Move a frozen model to a device.
 

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from hdm_lightning.encoders.base import TextEncoder, even_parts, place
+from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
 from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -146,10 +146,10 @@ class TransformersTextEncoder:
         length = tokens.shape[1]
         mask = torch.arange(length, device=tokens.device) < lengths.unsqueeze(1)
         unmasked = no_masks(self.model.config, length)
-        parts = even_parts(len(tokens), max(1, self.max_tokens // length))
+        rows = max(1, self.max_tokens // length)
         hidden = [
             self._hidden(each, which.long() if unmasked is None else unmasked)
-            for each, which in zip(tokens.split(parts), mask.split(parts), strict=True)
+            for each, which in zip(tokens.split(rows), mask.split(rows), strict=True)
         ]
         return torch.cat(hidden).masked_fill(~mask.unsqueeze(-1), 0)
 
