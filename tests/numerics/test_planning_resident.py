@@ -19,7 +19,7 @@ import gc, sys, torch
 from hdm_lightning.profiling.encoder_costs import TINY_AUTOENCODER, TINY_TEXT
 from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.recorded import StageSettings
+from hdm_lightning.training.stages import StageSettings
 
 def resident(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
