@@ -293,7 +293,7 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is None:
             return 1
         accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
-        changing = any(isinstance(each, GradientAccumulationScheduler) for each in self.trainer.callbacks)
+        changing = any(isinstance(each, GradientAccumulationScheduler) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
         # Lightning steps at the end of an epoch, however few micro-batches there are, and the position is counted on.
         if changing or (isinstance(limit, int) and limit % accumulation):
             return 1

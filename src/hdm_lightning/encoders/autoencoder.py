@@ -176,7 +176,7 @@ class KLAutoencoder:
     def lay_out(self, layout: torch.memory_format) -> None:
         """Lay weights and activations out in memory; what comes out of the autoencoder is contiguous in any case."""
         self._layout = torch.preserve_format if layout == torch.contiguous_format else layout
-        self.model.to(memory_format=layout)  # type: ignore[call-overload]
+        self.model.to(memory_format=layout)
 
     def compile_blocks(self) -> None:
         """Compile each block of the encoder by itself, for the shapes that come."""
@@ -229,9 +229,9 @@ class KLAutoencoder:
     def save(self, folder: Path) -> None:
         """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
         weights = None if self.source is None else self.source / WEIGHTS_FILE
-        self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as safetensors wants it
+        self.model.to(memory_format=torch.contiguous_format)  # as safetensors wants it
         write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
-        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self.model.to(memory_format=self._layout)
 
     @cached_property
     def fingerprint(self) -> str:
