@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby, zip_longest
@@ -28,6 +29,8 @@ from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
+POLL_S = 5
+"""Torch looks for dead workers when a wait has timed out; its signal handler may go off where errors are swallowed."""
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
 
 STOP_GRACE_S = 120
@@ -181,7 +184,7 @@ class StreamLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=2,
-            timeout=WORKER_TIMEOUT_S,
+            timeout=min(POLL_S, WORKER_TIMEOUT_S),
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context=FORK,
         )
@@ -333,12 +336,20 @@ def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     Raises:
         RuntimeError: a worker has died, or none gave anything for long.
     """
-    try:
-        yield from chunks
-    except (ConnectionError, EOFError) as error:
-        raise RuntimeError("a data worker was killed; was there enough memory?") from error
-    except RuntimeError as error:
-        if "timed out" not in str(error):
-            raise
-        what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-        raise RuntimeError(what) from error
+    iterator, asked = iter(chunks), time.monotonic()
+    while True:
+        try:
+            chunk = next(iterator)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:
+            raise RuntimeError("a data worker was killed; was there enough memory?") from error
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            if time.monotonic() - asked < WORKER_TIMEOUT_S:
+                continue
+            what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+            raise RuntimeError(what) from error
+        yield chunk
+        asked = time.monotonic()

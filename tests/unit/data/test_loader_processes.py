@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -48,6 +49,26 @@ def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
     with pytest.raises(RuntimeError, match="worker"):
         for _ in range(100):
             next(batches)
+
+
+def test_a_death_that_no_signal_tells_of_is_noticed(kit, shards, monkeypatch):
+    """As where torch's handler goes off inside a destructor, whose errors Python drops; nothing is on its way."""
+    monkeypatch.setattr(loader, "POLL_S", 0.5)
+
+    def dies(caption):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    config = kit.stream_config(shards, workers=1)
+    batches = iter(StreamLoader(config, Plan(config), dies, batch_size=4))
+    set_handler = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda number, handler: set_handler(number, signal.SIG_DFL))
+    begun, before = time.monotonic(), set_handler(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with pytest.raises(RuntimeError, match="worker"):
+            next(batches)
+    finally:
+        set_handler(signal.SIGCHLD, before)
+    assert time.monotonic() - begun < 60
 
 
 def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
