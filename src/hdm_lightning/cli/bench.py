@@ -74,7 +74,7 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     else:
         first, own = CASE.read(given), case_settings(given.part)
         second = CASE.changed(first, given.against, where="--against", only=own) if given.against else None
-        bench_parts.bench_part(given.part, RUN.read(given), first, second, given.against)
+        bench_parts.bench_part(given.part, own, RUN.read(given), first, second, given.against)
 
 
 def case_settings(part: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What `hdm-bench` does with its settings: parts timed, the machine's own rates, what binds in a schedule on it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from omegaconf import OmegaConf
 from rich.console import Group
 from rich.text import Text
 
-from hdm_lightning.cli.bench import case_settings
 from hdm_lightning.cli.command import require_file, show_report
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
@@ -37,19 +37,24 @@ _TEXT_ENCODERS = {
 
 
 def bench_part(
-    part: str, run: RunSettings, first: CaseSettings, second: CaseSettings | None, against: str | None
+    part: str,
+    own: Sequence[str],
+    run: RunSettings,
+    first: CaseSettings,
+    second: CaseSettings | None,
+    against: str | None,
 ) -> None:
     """Time a part, or two settings of it in turn; print the result and write it.
 
     Args:
         part: a key of `bench_training.BUILDERS`.
+        own: names of the settings that it has.
         run: how often, and where the result goes.
         first, second: settings of the part, and others or None, in the user's words `against`.
     """
     from hdm_lightning.cli.bench_training import BUILDERS  # noqa: PLC0415 (lightning and encoders take seconds)
 
     _prepare(run.threads, run.out)
-    own = case_settings(part)
     if second == first:
         hint = f"give another value of one of {', '.join(own)}"
         raise UserError(f"{against!r} makes no second setting of {part}", where="--against", hint=hint)

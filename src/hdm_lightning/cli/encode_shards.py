@@ -11,7 +11,7 @@ from hdm_lightning.cli.command import at_least
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from hdm_lightning.data.latents import LatentFormat
+    from hdm_lightning.data.latent_sets import LatentFormat
     from hdm_lightning.datasets.encoding import Encode, EncodedSet, EncodeOptions
 
 MOST_THREADS = 16
@@ -121,7 +121,7 @@ def _formats(vae: str, resolutions: Sequence[int], moments: int = 2) -> list["La
     Raises:
         UserError: there is no such autoencoder, or its factor does not divide a resolution.
     """
-    from hdm_lightning.data.latents import LatentFormat
+    from hdm_lightning.data.latent_sets import LatentFormat
     from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 
     folder = locate_autoencoder(vae, where="--vae")

@@ -6,14 +6,14 @@ Imports neither lightning nor transformers, of which either takes longer than th
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Gt
 from rich.console import RenderableType
 
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.data.index import holds_latents
 from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.bench_settings import ProbeSettings
 from hdm_lightning.profiling.duration import Assumptions
 from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.profiling.forecast import Forecast, forecast, propose
@@ -28,16 +28,6 @@ from hdm_lightning.training.stages import StagePlan, plan_stages
 
 HERE = "here"
 _MISSING = "???"
-
-
-@dataclass
-class ProbeSettings:
-    """A measurement on the machine at hand."""
-
-    steps: Annotated[int, Gt(0)] = 5  # optimizer steps timed for each stage, after `warmup`
-    warmup: Annotated[int, Ge(0)] = 2  # steps before
-    micro_batch: Annotated[int, Ge(0)] = 0  # samples at once; 0 takes what the forecast says fits
-    stages: list[str] = field(default_factory=list)  # names of the stages to measure; empty measures all
 
 
 @dataclass

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from hdm_lightning.cli.bench_training import TrainingStep
-from hdm_lightning.cli.plan_schedule import ProbeSettings
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
+from hdm_lightning.profiling.bench_settings import ProbeSettings
 from hdm_lightning.profiling.duration import Assumptions, step_time
 from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.profiling.forecast import forecast

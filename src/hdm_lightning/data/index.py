@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.latents import LatentFormat
+from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
 from hdm_lightning.data.tar import BLOCK, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError

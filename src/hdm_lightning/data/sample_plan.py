@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
 from hdm_lightning.data.index import INDEX_NAME, Index, SampleTable, ShardRecord, index_file, load_index, set_folder
-from hdm_lightning.data.latents import LatentFormat
+from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.shard_bytes import is_local

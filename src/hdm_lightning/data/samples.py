@@ -15,7 +15,7 @@ from hdm_lightning.data.captions import names_a_side
 from hdm_lightning.data.crops import Crop, Shape
 from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import FaultMeter, Quarantine, SampleFault
-from hdm_lightning.data.latents import Moments
+from hdm_lightning.data.latent_sets import Moments
 from hdm_lightning.data.order import first_position
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader

@@ -32,7 +32,7 @@ from hdm_lightning.data.index import (
     load_index,
     write_index,
 )
-from hdm_lightning.data.latents import LatentFormat, unpack_latent
+from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import read_range

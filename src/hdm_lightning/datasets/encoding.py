@@ -29,7 +29,7 @@ from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import Quarantine, SampleFault
 from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, ShardRecord, set_folder, write_index
-from hdm_lightning.data.latents import LatentFormat, pack_latent
+from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from hdm_lightning.data.rules import StreamConfig, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.clip import load_clip
-from hdm_lightning.evaluation.context import Context, RealData
+from hdm_lightning.evaluation.context import Context, Measuring, RealData
 from hdm_lightning.evaluation.findings import Evaluation, LeftOut
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops
 from hdm_lightning.evaluation.request import PARTS, EvaluationSettings, ModelRequest
@@ -52,7 +53,7 @@ def evaluate(
         context = Context(real, request.settings, subject.pipeline(weights), weights, sampling)
         for key in list(parts):
             try:
-                found.results[weights][key] = PARTS[key].load()(context)
+                found.results[weights][key] = measuring(key)(context)
             except Exception as error:  # must not cost what the others found in hours
                 if isinstance(error, UserError) and not request.asked:
                     found.left_out.append(_omission(key, error))
@@ -67,12 +68,18 @@ def evaluate(
     return found, subject.samples_seen
 
 
+def measuring(key: str) -> Measuring:
+    """The function that measures a part, imported when it is to be measured."""
+    module, _, name = PARTS[key].function.partition(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
+
+
 def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[str]:
     """The parts to do; those not asked for by name are left out where something is missing for them."""
     parts = []
     for key in asked or PARTS:
         try:
-            PARTS[key].load().require(context)
+            measuring(key).require(context)
             parts.append(key)
         except UserError as error:
             if asked:

@@ -5,7 +5,6 @@ Light to import, for `--help`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -190,10 +189,6 @@ def ratios_from(text: str) -> tuple[float, ...]:
     return ratios
 
 
-if TYPE_CHECKING:
-    from hdm_lightning.evaluation.context import Measuring
-
-
 @dataclass(frozen=True)
 class Part:
     """One part, with what measures it as `module:name` in this package: imported when it is to be measured."""
@@ -201,11 +196,6 @@ class Part:
     title: str
     about: str  # a line of help
     function: str
-
-    def load(self) -> "Measuring":
-        """The function that measures it."""
-        module, _, name = self.function.partition(":")
-        return getattr(import_module(f"{__package__}.{module}"), name)
 
 
 _AGREEMENT = "do images go with their captions: CLIPScore with --clip, else a small head trained on the training set"

@@ -1,10 +1,10 @@
-"""What `hdm-bench` can be asked, as dataclasses of which the command makes its flags; nothing slow to import."""
+"""What can be asked of a measurement, as dataclasses of which `hdm-bench` makes its flags; nothing slow to import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,13 @@ class DataSettings:
     workers: Annotated[int, Ge(0)] = 0
     repeats: Annotated[int, Ge(1)] = 5
     out: Path | None = None
+
+
+@dataclass
+class ProbeSettings:
+    """A measurement of training steps on the machine at hand, for `hdm-plan`."""
+
+    steps: Annotated[int, Gt(0)] = 5  # optimizer steps timed for each stage, after `warmup`
+    warmup: Annotated[int, Ge(0)] = 2  # steps before
+    micro_batch: Annotated[int, Ge(0)] = 0  # samples at once; 0 takes what the forecast says fits
+    stages: list[str] = field(default_factory=list)  # names of the stages to measure; empty measures all

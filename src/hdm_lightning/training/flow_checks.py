@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
-from hdm_lightning.data.latents import LatentFormat
+from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config

@@ -22,7 +22,7 @@ from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.latents import LatentFormat, pack_latent, unpack_latent
+from hdm_lightning.data.latent_sets import LatentFormat, pack_latent, unpack_latent
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.sample_plan import Plan
