@@ -10,18 +10,14 @@ import torch
 from PIL import Image
 
 from composed import check_job, run_job
+from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.shards import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
 from shard_writer import ShardWriter
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +90,8 @@ def test_resolution_picks_the_set_of_each_stage(cached_job, tmp_path, monkeypatc
 def test_killed_and_resumed_equals_uninterrupted(cached_job, tmp_path, monkeypatch):
     whole, killed = (cached_job(tmp_path / name, px16={}) for name in ("whole", "killed"))
     assert run_job(check_job(whole)) == 0
-    original = ValidateAtEnds.on_step_end
-
-    def fail(self, trainer, module, at):
-        original(self, trainer, module, at)
-        if at == 5:
-            raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ValidateAtEnds, "on_step_end", fail)
-        with pytest.raises(Crash):
-            run_job(check_job(killed))
+    with crashing_at(5):
+        run_job(check_job(killed))
     assert run_job(check_job(killed)) == 0
     expected, got = weights(whole, "01-px16"), weights(killed, "01-px16")
     assert all(torch.equal(got[name], value) for name, value in expected.items())

@@ -9,30 +9,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from composed import check_job, run_job
+from crash import crashing_at
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture
 def interrupted(toy_job, tmp_path, monkeypatch):
     """The configuration of a run that was killed in its fifth step, with a checkpoint of its fourth."""
     config = toy_job(tmp_path / "run", px16={"warmup_samples": 0, "weight_decay": 0.1})
-    original = ValidateAtEnds.on_step_end
-
-    def fail(self, trainer, module, at):
-        original(self, trainer, module, at)
-        if at == 5:
-            raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ValidateAtEnds, "on_step_end", fail)
-        with pytest.raises(Crash):
-            run_job(check_job(config))
+    with crashing_at(5):
+        run_job(check_job(config))
     return config
 
 

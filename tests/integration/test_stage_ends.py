@@ -8,15 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from composed import check_job, run_job
+from crash import Crash
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NEVER_GOOD_ENOUGH = {"validate_every": 8, "stop": {"plateau_samples": 8, "plateau_delta": 1e9}}
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 
 import hdm_lightning
 from composed import check_job, run_job
+from crash import Crash, crashing_at
 from hdm_lightning.cli.train import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
@@ -106,30 +107,12 @@ def test_six_frames_of_ours_lead_from_the_command_to_the_fit(config, tmp_path, m
     assert ours[0] == "fit_stage" and ours[-1] == "main"
 
 
-class Crash(Exception):
-    pass
-
-
-def crash_at(monkeypatch, stage, step):
-    """Make the run fail after `step` of `stage`, before that step's checkpoint."""
-    original = ValidateAtEnds.on_step_end
-
-    def fail(self, trainer, module, at):
-        original(self, trainer, module, at)
-        if (module.stage, at) == (stage, step):
-            raise Crash
-
-    monkeypatch.setattr(ValidateAtEnds, "on_step_end", fail)
-
-
 def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch):
     whole = {**config, "run_dir": str(tmp_path / "whole")}
     assert run_job(check_job(whole)) == 0
     for stage, step in (("px16", 1), ("px16", 5), ("px24", 2), ("px32", 1)):
-        with monkeypatch.context() as patch:
-            crash_at(patch, stage, step)
-            with pytest.raises(Crash):
-                run_job(check_job(config))
+        with crashing_at(step, stage):
+            run_job(check_job(config))
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
     assert all(torch.equal(got[name], value) for name, value in expected.items())

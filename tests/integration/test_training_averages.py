@@ -7,29 +7,14 @@ import pytest
 import torch
 
 from composed import check_job, run_job
+from crash import crashing_at
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.training.averaging.power_function import FOLDER, gamma_of
-from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NAME = "output_projection.weight"
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_at(patch, stage, step):
-    original = ValidateAtEnds.on_step_end
-
-    def fail(self, trainer, module, at):
-        original(self, trainer, module, at)
-        if (module.stage, at) == (stage, step):
-            raise Crash
-
-    patch.setattr(ValidateAtEnds, "on_step_end", fail)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +40,8 @@ def runs(toy_job, tmp_path_factory):
         patch.setattr(WeightAverages, "on_step_end", note)
         assert run_job(check_job(configs[0])) == 0
     for stage, step in (("px16", 3), ("px24", 1)):
-        with pytest.MonkeyPatch.context() as patch:
-            crash_at(patch, stage, step)
-            with pytest.raises(Crash):
-                run_job(check_job(configs[1]))
+        with crashing_at(step, stage):
+            run_job(check_job(configs[1]))
     assert run_job(check_job(configs[1])) == 0
     return folder / "whole", folder / "broken", seen
 

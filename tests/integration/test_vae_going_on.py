@@ -8,13 +8,9 @@ import pytest
 
 from composed import check_job as check_vae_job
 from composed import run_job as run_vae_job
+from crash import crashing_at
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture
@@ -23,17 +19,8 @@ def interrupted(toy_vae_config, changed, monkeypatch):
     stage = {"weight_decay": 0.1, "warmup_samples": 0, "final_learning_rate_ratio": 0.01}
     adversarial = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "learning_rate": 1e-3}
     config = changed(toy_vae_config, stage=stage, adversarial=adversarial)
-    original = ValidateAtEnds.on_step_end
-
-    def fail(self, trainer, module, at):
-        original(self, trainer, module, at)
-        if at == 5:
-            raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ValidateAtEnds, "on_step_end", fail)
-        with pytest.raises(Crash):
-            run_vae_job(check_vae_job(config))
+    with crashing_at(5):
+        run_vae_job(check_vae_job(config))
     return config
 
 

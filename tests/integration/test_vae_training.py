@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from composed import check_job as check_vae_job
 from composed import composed
 from composed import run_job as run_vae_job
+from crash import crashing_at
 from damage import flip_a_bit
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
@@ -242,10 +243,6 @@ def test_the_discriminator_sets_in_at_its_sample_and_steps_are_counted_once(conf
     assert steps == [{6}, {4}]
 
 
-class Crash(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("adversarial", "micro_batch"), [(False, 8), (False, 4), (True, 4)], ids=["plain", "accumulated", "adversarial"]
 )
@@ -259,18 +256,9 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
         config = changed(config, patches={"size_px": 16})
     whole = changed(config, run_dir=str(tmp_path / "whole"))
     assert run_vae_job(check_vae_job(whole)) == 0
-    original = ValidateAtEnds.on_step_end
     for step in (1, 3, 6):
-        with monkeypatch.context() as patch:
-
-            def fail(self, trainer, module, at, step=step):
-                original(self, trainer, module, at)
-                if at == step:
-                    raise Crash
-
-            patch.setattr(ValidateAtEnds, "on_step_end", fail)
-            with pytest.raises(Crash):
-                run_vae_job(check_vae_job(config))
+        with crashing_at(step):
+            run_vae_job(check_vae_job(config))
     assert run_vae_job(check_vae_job(config)) == 0
     for name in ("network", "discriminator") if adversarial else ("network",):
         expected = {k: v for k, v in last_checkpoint(whole)["state_dict"].items() if k.startswith(name)}
