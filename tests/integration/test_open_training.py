@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from composed import check_job, run_job
+from hdm_lightning import FlowModule
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
 from hdm_lightning.errors import UserError
@@ -126,8 +127,19 @@ def test_metrics_go_into_a_csv_file(job):
 def test_a_fast_run_of_every_stage_leaves_nothing(job):
     config = job(trainer={"fast_dev_run": True}, stages={"px16": {}, "px24": {"resolution": 24}})
     assert run_job(check_job(config)) == 0
-    left = {path.name for path in Path(config["run_dir"]).rglob("*") if path.is_file()}
-    assert left <= {"run.lock"}
+    assert not Path(config["run_dir"]).exists()
+
+
+def test_a_fast_run_beside_a_finished_one_takes_its_steps_and_changes_nothing(job, monkeypatch):
+    whitened = {"text_encoder": {**job()["text_encoder"], "whiten_captions": 8}}
+    assert run_job(check_job(job(**whitened))) == 0
+    folder = Path(job()["run_dir"])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    steps, original = [], FlowModule.training_step
+    monkeypatch.setattr(FlowModule, "training_step", lambda *given: (steps.append(1), original(*given))[1])
+    assert run_job(check_job(job(trainer={"fast_dev_run": True}, **whitened))) == 0
+    assert steps
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_lightning_s_profiler_reports(job, capfd):

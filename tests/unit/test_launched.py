@@ -159,6 +159,12 @@ def test_mistakes_are_told_before_other_errors_and_broken_connections_last(monke
     assert ranks == [2, 3, 1, 0]
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), ValueError("no peers")])
+def test_a_server_that_hangs_up_is_no_process_that_is_gone(error):
+    """It is told as the error that it is: a hub's, a logger's or that of remote shards."""
+    assert Failure.of(error).kind != "lost connection"
+
+
 def test_a_lost_connection_waits_for_the_launcher(tmp_path, monkeypatch):
     """Which then sees the process that has died of itself."""
 

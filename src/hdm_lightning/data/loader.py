@@ -28,15 +28,20 @@ from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 from hdm_lightning.errors import UserError
 
 WORKER_TIMEOUT_S = 900
+"""How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
+
 POLL_S = 5
 """Torch looks for dead workers when a wait has timed out; its signal handler may go off where errors are swallowed."""
-"""How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
+
+TIMED_OUT = "DataLoader timed out after"
+"""How torch's own message begins; errors of workers come with other beginnings, whatever they say of time-outs."""
 
 STOP_GRACE_S = 120
 """How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
 LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
 """Bytes of a socket's path; one more ends it."""
+
 FORK = "fork" if sys.platform == "linux" else None
 """How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
 and would spawn theirs, each with seconds of imports at every validation."""
@@ -170,7 +175,7 @@ class StreamLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=2,
-            timeout=min(POLL_S, WORKER_TIMEOUT_S),
+            timeout=POLL_S,
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context=FORK,
         )
@@ -269,7 +274,7 @@ class _Chunks(IterableDataset[Chunk]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training)
-        size = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // (3 * self.config.resolution**2)))
+        size = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, preparation.masked(0).image.nbytes)))
         for turn in count():
             rows = [worker + workers * (turn * size + place) for place in range(size)]
             samples = [self._sample(preparation, row) for row in rows if self.rows is None or row < self.rows]
@@ -331,7 +336,7 @@ def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         except (ConnectionError, EOFError) as error:
             raise RuntimeError("a data worker was killed; was there enough memory?") from error
         except RuntimeError as error:
-            if "timed out" not in str(error):
+            if not str(error).startswith(TIMED_OUT):
                 raise
             if time.monotonic() - asked < WORKER_TIMEOUT_S:
                 continue

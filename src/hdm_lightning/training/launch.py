@@ -130,7 +130,8 @@ def wait_to_be_ended() -> None:
 
 def lost_connection(error: Exception) -> bool:
     """Whether an error says that another process is gone."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection", "peer"))
+    said_by_gloo = type(error) is RuntimeError and any(word in str(error) for word in ("gloo", "Connection", "peer"))
+    return isinstance(error, dist.DistError) or said_by_gloo
 
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

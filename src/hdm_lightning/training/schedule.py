@@ -144,8 +144,7 @@ def begin(run: Run, plan: StagePlan) -> StartPoint:
     """Where the next fit begins; what a rewind has superseded is cleared away."""
     checkpoints = run_folder.checkpoint_folder(run.run_dir, plan)
     start = start_point(checkpoints, read_rewinds(plan.folder(run.run_dir)))
-    if not run.is_trial:
-        remove_superseded(checkpoints, start)
+    remove_superseded(checkpoints, start)
     return start
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -142,13 +143,23 @@ class Outcome:
 
 
 @contextmanager
+def own_folder(config: DictConfig) -> Iterator[Path]:
+    """The run's folder; for a `fast_dev_run` one that goes afterwards, so that a run's own stays as it is."""
+    with ExitStack() as made:
+        if config.trainer.get("fast_dev_run"):
+            folder = made.enter_context(TemporaryDirectory(prefix="hdm-trial-")) if processes.rank() == 0 else None
+            config.run_dir = processes.from_first(folder)
+        yield Path(config.run_dir)
+
+
+@contextmanager
 def working(config: DictConfig) -> Iterator[Outcome]:
     """Be one of a run's processes inside the with statement, which a signal leaves; yields how it ended.
 
     Raises:
         UserError: a mistake that only shows now; another start is at work in the folder; the disk is full.
     """
-    run_dir, kind = Path(config.run_dir), hardware.accelerator(plain(config, "trainer.accelerator"))
+    kind = hardware.accelerator(plain(config, "trainer.accelerator"))
     outcome = Outcome()
     with STOP.listening():
         hardware.quiet_libraries()
@@ -156,7 +167,7 @@ def working(config: DictConfig) -> Iterator[Outcome]:
         try:
             world.require_even_machines()
             hardware.prepare_host(kind, int(plain(config, "hardware.threads")), processes.world_size())
-            with alone_in(run_dir):
+            with own_folder(config) as run_dir, alone_in(run_dir):
                 run_folder.check_resume(run_dir, config.resume)  # again: another start may just have ended
                 yield outcome
         except StoppedBySignal as stop:

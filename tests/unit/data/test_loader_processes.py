@@ -73,6 +73,7 @@ def test_a_death_that_no_signal_tells_of_is_noticed(kit, shards, monkeypatch):
 
 def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
+    monkeypatch.setattr(loader, "POLL_S", 0.5)
     free = tmp_path / "free"
 
     def stuck(caption):
@@ -97,6 +98,17 @@ def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
     assert next(handed) == "a chunk"
     with pytest.raises(RuntimeError, match="worker was killed"):
         next(handed)
+
+
+def test_a_worker_s_own_time_out_ends_the_run_with_its_error(kit, shards):
+    """Torch's own time-outs are waited through; a stream must not end for one of a worker."""
+
+    def refused(caption):
+        raise RuntimeError("the server's answer: read timed out")
+
+    config = kit.stream_config(shards, workers=1)
+    with pytest.raises(RuntimeError, match="read timed out"):
+        next(iter(StreamLoader(config, Plan(config), refused, batch_size=4)))
 
 
 def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, shards, tmp_path, monkeypatch):
