@@ -65,6 +65,16 @@ def test_starting_from_it_turns_it_back(run):
     assert torch.allclose(bias, trained.text_projection.bias, atol=1e-5)
 
 
+def test_the_map_of_a_start_that_trained_nothing_is_measured_anew(run, tmp_path):
+    """As where the text encoder or the captions were changed since."""
+    config = {**run, "run_dir": str(tmp_path / "again")}
+    stale = tmp_path / "again" / "text_whitening.safetensors"
+    stale.parent.mkdir()
+    stale.write_bytes(TextWhitening.measure(torch.randn(99, 32)).to_bytes())
+    assert run_job(check_job(config)) == 0
+    assert stale.read_bytes() == (Path(run["run_dir"]) / stale.name).read_bytes()
+
+
 def test_the_map_is_measured_once(run):
     path = Path(run["run_dir"]) / "text_whitening.safetensors"
     before = path.stat().st_mtime_ns

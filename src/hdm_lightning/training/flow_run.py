@@ -44,7 +44,10 @@ PROJECTION = ("text_projection.weight", "text_projection.bias")
 def run_whitening(
     run_dir: Path, captions: int, encoder: TextEncoder, samples: StreamConfig, device: torch.device
 ) -> TextWhitening | None:
-    """The run's whitening, measured by the first process if the run's folder has none; None where it is off.
+    """The run's whitening; None where it is off.
+
+    The first process measures it, anew at every start until a checkpoint has been trained on it: before that the
+    encoder or the captions may have become others.
 
     Args:
         run_dir: the run's folder.
@@ -56,7 +59,8 @@ def run_whitening(
     if not captions:
         return None
     path = run_dir / run_folder.WHITENING
-    if processes.rank() == 0 and not path.exists():
+    trained_on = any(run_dir.glob("*/checkpoints/step-*.ckpt"))
+    if processes.rank() == 0 and not (trained_on and path.exists()):
         content = _measure(captions, encoder, samples, device).to_bytes()
         write_atomically(path, lambda file: file.write(content))
     processes.barrier()
