@@ -59,8 +59,17 @@ types: install ## mypy
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: install ## speed of each part on this machine
-	$(BIN)/hdm-bench --help
+bench: install ## speed of each part on this machine's CPU, into experiments/benchmarks/cpu
+	$(BIN)/python experiments/benchmarks/run_cpu.py
+
+.PHONY: docs
+docs: install ## the documentation as a site in site/, links checked
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
+.PHONY: docs-serve
+docs-serve: docs ## the same on a page of this machine, while you write
+	$(BIN)/python -m mkdocs serve
 
 .PHONY: gpu-record
 gpu-record: ## everything that needs a GPU, in eight minutes at most: make gpu-record [PARTS="step train"] [ARGUMENTS=--tiny]
@@ -76,4 +85,4 @@ dist: ## build the sdist and the wheel into dist/ and check them
 
 .PHONY: clean
 clean: ## remove the environment and every built thing (runs/ stays)
-	rm -rf $(VENV) $(VENV)-dist build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-dist build dist site *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,5 @@
 """Writes the site's reference pages from the code: every configuration key, every public name."""
 
-import importlib
 import inspect
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import mkdocs_gen_files
 import yaml
+from hydra.utils import get_object
 
 import hdm_lightning
 
@@ -32,7 +32,6 @@ GROUPS = {
     "debug": "short runs that find mistakes",
     "hparams_search": "searches over settings",
 }
-CALLBACKS = "hdm_lightning.training.callbacks"
 
 
 def first_comment(text: str) -> str:
@@ -53,28 +52,11 @@ def targets(node: Any) -> list[str]:
     return []
 
 
-def imported(target: str) -> Any:
-    """What a `_target_` names."""
-    module, names = target, []
-    while True:
-        try:
-            found: Any = importlib.import_module(module)
-            break
-        except ModuleNotFoundError:
-            module, _, name = module.rpartition(".")
-            names.insert(0, name)
-            if not module:
-                return None
-    for name in names:
-        found = getattr(found, name, None)
-    return found
-
-
 def arguments(target: str) -> str:
     """A table of the keys that a `_target_` of this package takes, with their meaning from its docstring."""
-    made = imported(target)
-    if made is None or not target.startswith("hdm_lightning"):
+    if not target.startswith("hdm_lightning"):
         return ""
+    made = get_object(target)
     text = inspect.getdoc(made) or ""
     block = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", text, re.MULTILINE)
     meanings: dict[str, str] = {}
@@ -96,6 +78,10 @@ def configuration() -> None:
         print("# Configuration\n", file=page)
         print("Every group and every choice, as the files of `conf/` have them.", file=page)
         print("`--cfg job` shows what a command line composes to.\n", file=page)
+        for command in ("train", "train_vae", "plan", "plan_autoencoder", "demo"):
+            text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
+            print(f"## hdm-{command.replace('_', ' ' if 'plan' in command else '-')}\n", file=page)
+            print(f"{first_comment(text)}\n\n```yaml\n{text.rstrip()}\n```\n", file=page)
         for group, what in GROUPS.items():
             print(f"## {group}\n\n{what[0].upper()}{what[1:]}: `{group}=CHOICE`.\n", file=page)
             described: set[str] = set()

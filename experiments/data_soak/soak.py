@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hdm_lightning.data import storage
+from hdm_lightning.data import shard_bytes
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
@@ -52,7 +52,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Bytes may be in trouble for a moment from when they are asked for, then they are well for a while.
 
-    So nobody who asks again as `storage` does finds them in trouble each time, however many ask at once.
+    So nobody who asks again as `shard_bytes` does finds them in trouble each time, however many ask at once.
     """
 
     protocol_version = "HTTP/1.1"
@@ -146,7 +146,7 @@ def break_shards(folder: Path) -> set[str]:
 def rank_loop(rank: int, config: StreamConfig, folder: Path, stop: int) -> None:
     """Consume until `stop`; each rank logs what it saw and marks how far it is."""
     faulthandler.register(signal.SIGUSR1)
-    storage.PAUSE_S = 0.05
+    shard_bytes.PAUSE_S = 0.05
     state = folder / f"consumed-{rank}.json"
     done = json.loads(state.read_text()) if state.exists() else 0
     loader = StreamLoader(config, Plan(config), _tokenize, batch_size=BATCH, rank=rank, world=WORLD, start=done)

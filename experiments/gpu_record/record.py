@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DRAWINGS = ROOT / "data" / "openclipart-mini"
 STEPS = "steps.jsonl"
+GRACE_S = 20.0
+"""How long a process may take to save and end after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,30 @@ def console(command: str, *arguments: object) -> list[str]:
 
 def call(session: Session, name: str, command: list[str], seconds: float) -> int:
     """Run a command, its output in NAME.log; after its time it is asked to stop, then killed. Returns its status."""
-    shown = " ".join(shlex.quote(part) for part in command)
     with (session.out / f"{name}.log").open("a") as log:
-        print(f"$ {shown}", file=log, flush=True)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            return process.wait(max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            return 124
+        return ended(start(command, log), seconds)
+
+
+def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a command from the repository's root, with this folder's modules at hand; `log` begins with its words."""
+    print(f"$ {shlex.join(command)}", file=log, flush=True)
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit status of a process once it has ended; 124 where it had to be stopped after so many seconds."""
+    try:
+        return process.wait(max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return 124
 
 
 def gpu_tests(session: Session, seconds: float) -> int:
@@ -144,29 +157,20 @@ def steps_of(session: Session, stage: str) -> int:
 
 def train(session: Session, seconds: float) -> int:
     """hdm-train over two stages: stopped by SIGTERM in the second, resumed, and its rates from step to step."""
-    end, command = time.monotonic() + seconds, training(session)
-    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
+    end, command = time.monotonic() + seconds - GRACE_S, training(session)
+    (session.out / STEPS).unlink(missing_ok=True)  # of an earlier recording
     with (session.out / "train.log").open("a") as log:
-        print(f"$ {shlex.join(command)}", file=log, flush=True)
-        start = lambda: subprocess.Popen(  # noqa: E731
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}
-        )
-        first = start()
-        while first.poll() is None and steps_of(session, "px512") < 4 and time.monotonic() < end - 30:
+        first = start(command, log)
+        while first.poll() is None and steps_of(session, "px512") < 4 and time.monotonic() < end:
             time.sleep(0.2)
         first.send_signal(signal.SIGTERM)
-        stopped = first.wait(120)
+        stopped = ended(first, GRACE_S)
         rates(session, stopped_with=stopped)
         if stopped not in (0, 143):
             return stopped
-        second = start()
-        try:
-            ended = second.wait(max(20.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            second.send_signal(signal.SIGTERM)
-            ended = second.wait(120)
-        rates(session, stopped_with=stopped, resumed_with=ended)
-        return ended
+        resumed = ended(start(command, log), end - time.monotonic())
+        rates(session, stopped_with=stopped, resumed_with=resumed)
+        return resumed
 
 
 def rates(session: Session, **more: Any) -> None:
@@ -285,7 +289,7 @@ def main() -> int:
 
 def run_parts(session: Session, names: list[str], limit: float) -> int:
     """Run parts within a limit of seconds, and keep record.json up to date."""
-    begin, rows = time.monotonic(), []
+    device, begin, rows = device_name(session), time.monotonic(), []
     for name in names:
         left = limit - (time.monotonic() - begin)
         row: dict[str, Any] = {"part": name, "began_s": round(time.monotonic() - begin, 1)}
@@ -296,7 +300,7 @@ def run_parts(session: Session, names: list[str], limit: float) -> int:
             status = PARTS[name].run(session, min(left, PARTS[name].seconds))
             rows.append(row | {"status": status, "took_s": round(time.monotonic() - begin - row["began_s"], 1)})
             print(f"           {'done' if status == 0 else f'status {status}: see {name}.log'}", flush=True)
-        record = {"device": device_name(session), "parts": rows}
+        record = {"device": device, "parts": rows}
         (session.out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(row["status"] == 0 for row in rows) else 1
 
@@ -307,6 +311,8 @@ def device_name(session: Session) -> str:
         return "cpu"
     import torch  # noqa: PLC0415 (seconds, which a list of parts need not wait for)
 
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is visible; --tiny goes through the parts on a CPU")
     return torch.cuda.get_device_name()
 
 

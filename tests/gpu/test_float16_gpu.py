@@ -10,8 +10,8 @@ from composed import check_job, run_job
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards, name):
+@pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "hdm_lightning.training.optimization.muon.MuonAdamW"])
+def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards, optimizer):
     losses = {}
     for precision in ("32-true", "16-mixed"):
         stage = {"resolution": 16, "samples": 512, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.05}
@@ -23,7 +23,7 @@ def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, ti
             "vae": {"name": str(tiny_autoencoder)},
             "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
             "validation": {"samples": 8, "batch_size": 4},
-            "optimizer": {"name": name},
+            "optimizer": {"_target_": optimizer},
             "trainer": {"accelerator": "cuda", "devices": 1, "precision": precision},
             "callbacks": {"progress": None},
             "schedule": {"stages": {"px16": {**stage, "context_length": 8, "gradient_clip": 1.0}}},

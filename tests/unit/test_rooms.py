@@ -1,8 +1,10 @@
 """The files of the package: no cycle among them, and each name once."""
 
 import ast
+import re
 from collections import Counter
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import hdm_lightning
@@ -36,3 +38,29 @@ def test_no_file_needs_itself() -> None:
 def test_each_name_stands_once() -> None:
     names = Counter(name.rpartition(".")[2] for name in FILES)
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_what_experiments_and_documents_import_is_there() -> None:
+    root = Path(__file__).parents[2]
+    sources = [file.read_text(encoding="utf-8") for file in root.glob("experiments/**/*.py")]
+    for file in [root / "README.md", *root.glob("docs/**/*.md")]:
+        sources += re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
+    wanted = {
+        (node.module, alias.name)
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hdm_lightning")
+        for alias in node.names
+    }
+    assert len(wanted) > 20
+    assert not [place for place in wanted if not provided(*place)]
+
+
+def provided(module: str, name: str) -> bool:
+    """Whether a name can be imported from a module."""
+    if f"{module}.{name}" in FILES:
+        return True
+    try:
+        return hasattr(import_module(module), name)
+    except ModuleNotFoundError:
+        return False

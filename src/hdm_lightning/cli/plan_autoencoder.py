@@ -116,7 +116,7 @@ class AutoencoderStep:
     LPIPS networks are taken for EfficientNet-Lite0, since their packages may be missing.
 
     Args:
-        groups: the plain groups of `hdm-train-vae` by name, see `training.groups`.
+        groups: the plain groups of `hdm-train-vae` by name, see `training.autoencoder_checks`.
         stage: sizes and recomputation.
         config: fields of the AutoencoderKL.
         averages: weight averages kept.

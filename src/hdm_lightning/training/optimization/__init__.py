@@ -1,1 +1,1 @@
-"""Optimizers, parameter groups and clipping."""
+"""Optimizers, parameter groups, learning rates and moments."""

@@ -17,7 +17,7 @@ from hdm_lightning.training.strategies import processes
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether `apply.shard_network` has split the network's parameters over the processes."""
+    """Whether `parallelize.shard_network` has split the network's parameters over the processes."""
     return isinstance(network, FSDPModule)
 
 
