@@ -71,7 +71,7 @@ def evaluate(
 def measuring(key: str) -> Measuring:
     """The function that measures a part, imported when it is to be measured."""
     module, _, name = PARTS[key].function.partition(":")
-    return getattr(import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
+    return getattr(import_module(f"{__package__}.{module}"), name)
 
 
 def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[str]:

@@ -69,14 +69,20 @@ class KeepLedger(StepWatcher, Callback):
         self.devices = 1
         self._running = False
         self._mark = self._begin = time.monotonic()
-        self._before: list[dict[str, Any]] = []
+        self._before: dict[tuple[str, bool], float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read what was spent before."""
         if self.stage is None:
             self.stage = str(getattr(pl_module, "stage", "train"))
         self.ledger.writes, self.devices = trainer.is_global_zero, trainer.world_size
-        self._before = self.ledger.events()
+        events = self.ledger.events()
+        own = [each for each in events if each.get("stage") == self.stage]
+        self._before = {
+            (key, stage): sum(each.get(key, 0.0) for each in (own if stage else events))
+            for key in self._costs(0.0)
+            for stage in (False, True)
+        }
         self._mark = self._begin = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,8 +135,7 @@ class KeepLedger(StepWatcher, Callback):
 
     def spent(self, key: str, *, stage: bool = False) -> float:
         """`seconds`, `device_hours` or `cost_usd` of the whole ledger so far, or of this stage, restarts included."""
-        before = [each for each in self._before if not stage or each.get("stage") == self.stage]
-        return sum(each.get(key, 0.0) for each in before) + self._costs(time.monotonic() - self._begin)[key]
+        return self._before.get((key, stage), 0.0) + self._costs(time.monotonic() - self._begin)[key]
 
     def _costs(self, seconds: float) -> dict[str, float]:
         hours = seconds * self.devices / 3600
