@@ -149,7 +149,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
         )
     release = read_release(path)
     written = release.settings.get("text_encoder")
-    if written and not options.text_encoder:
+    if written:
         source = TextEncoderSource(**written)
     else:
         source = _published_text_encoder(release.network.config, path, options)
