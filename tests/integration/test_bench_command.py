@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hdm_lightning.cli import bench_parts
 from hdm_lightning.cli.bench import bench
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
@@ -18,7 +19,7 @@ def quick(monkeypatch):
 
 def measured(tmp_path, *arguments):
     file = tmp_path / "record.json"
-    bench([*arguments, "--device", "cpu", "--warmup", "1", "--repeats", "2", "--out", str(file)])
+    bench([*arguments, "--device", "cpu", "--repeats", "2", "--out", str(file)])
     return json.loads(file.read_text())
 
 
@@ -61,6 +62,16 @@ def test_two_settings_in_turn(tmp_path):
     assert second["peak_memory_gib"] < 0.5 * first["peak_memory_gib"]
     assert record["comparison"]["time_ratio"] > 0
     assert record["settings"]["against"] == "checkpointing=true"
+
+
+def test_calls_before_the_clock_runs_are_chosen_where_they_are_made(monkeypatch, tmp_path):
+    asked = []
+    real = bench_parts.time_in_turn
+    monkeypatch.setattr(bench_parts, "time_in_turn", lambda *a, **k: asked.append(k["warmup"]) or real(*a, **k))
+    measured(tmp_path, "vae", "--size", "tiny", "--warmup", "3")
+    assert asked == [3]
+    with pytest.raises(UserError, match="unknown argument '--warmup'"):
+        measured(tmp_path, "system", "--matmul", "64", "--mib", "16", "--disk", str(tmp_path), "--warmup", "3")
 
 
 def test_checkpointing_is_told_by_operations_at_true_size():

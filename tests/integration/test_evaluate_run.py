@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from scipy.special import logit
 from scipy.stats import norm
 
@@ -14,6 +15,7 @@ from composed import check_job, run_job
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_bin
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
@@ -98,7 +100,65 @@ def test_checkpoints_on_the_way_count_their_samples_and_stand_for_a_run_without_
     with pytest.raises(UserError, match="neither final/ nor a checkpoint"):
         load_subject(unfinished, LoadOptions())
     (unfinished / "01-first" / "checkpoints" / first.name).write_bytes(first.read_bytes())
+    (unfinished / "01-first" / "checkpoints" / "step-99999999 (copy).ckpt").write_bytes(b"cut off")
     assert losses_of(unfinished, tmp_path / "u", "--weights", "ema")[0] == pytest.approx(losses, rel=1e-5)
+
+
+def other_encoders(text_encoder, autoencoder, folder):
+    """Options that name encoders of other weights and another normalisation, in bfloat16."""
+    text, vae = shutil.copytree(text_encoder, folder / "text"), shutil.copytree(autoencoder, folder / "vae")
+    weights = load_file(text / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, text / "model.safetensors", {"format": "pt"})
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps({**config, "latents_mean": [1.0] * 4, "latents_std": [0.25] * 4}))
+    return LoadOptions(text_encoder=str(text), vae=str(vae), autocast=torch.bfloat16, max_batch=3)
+
+
+def test_a_checkpoint_takes_the_encoders_that_are_named_as_the_finished_model_does(
+    run, tiny_text_encoder, tiny_autoencoder, tmp_path
+):
+    options = other_encoders(tiny_text_encoder, tiny_autoencoder, tmp_path)
+    checkpoint = checkpoints_in(run / "02-second" / "checkpoints")[-1]
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    found = {}
+    for path in (checkpoint, run / "final"):
+        pipeline = load_subject(path, options).pipeline("ema")
+        text = pipeline.encoder.encode(torch.tensor([[2, 3, 4]]), torch.tensor([3]))
+        assert (pipeline.encoder.dtype, pipeline.autoencoder.dtype) == (torch.bfloat16, torch.float32)
+        assert (pipeline.max_batch, pipeline.autocast) == (3, torch.bfloat16)
+        found[path] = (text, pipeline.autoencoder.encode(images))
+    torch.testing.assert_close(found[checkpoint], found[run / "final"])
+    own = load_subject(checkpoint, LoadOptions()).encoders.autoencoder
+    other = load_subject(checkpoint, options).encoders.autoencoder
+    torch.testing.assert_close(4.0 * (0.5 * own.encode(images) - 1.0), other.encode(images))
+
+
+def test_the_normalisation_that_a_run_sets_is_that_of_its_own_autoencoder_alone(
+    run, tiny_text_encoder, tiny_autoencoder, tmp_path
+):
+    options = other_encoders(tiny_text_encoder, tiny_autoencoder, tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("final"))
+    config = OmegaConf.load(moved / "config.yaml")
+    config.vae.mean, config.vae.std = [2.0] * 4, [8.0] * 4
+    OmegaConf.save(config, moved / "config.yaml")
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    raw = 0.5 * load_autoencoder(str(tiny_autoencoder)).encode(images)
+    for given, mean, std in ((LoadOptions(), 2.0, 8.0), (options, 1.0, 0.25)):
+        encoded = load_subject(moved, given).encoders.autoencoder.encode(images)
+        torch.testing.assert_close(std * encoded + mean, raw, atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_network_is_told_by_its_file(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved, ignore=shutil.ignore_patterns("final"))
+    config = OmegaConf.load(moved / "config.yaml")
+    config.model.mlp_width = 64
+    OmegaConf.save(config, moved / "config.yaml")
+    newest = checkpoints_in(moved / "02-second" / "checkpoints")[-1]
+    with pytest.raises(UserError, match="mis-shaped") as caught:
+        load_subject(moved, LoadOptions())
+    assert caught.value.where == str(newest)
 
 
 def test_a_run_whose_training_set_is_not_here_is_measured_without_it(run, tiny_shards, tmp_path, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import Qwen3Model
 
@@ -201,6 +201,21 @@ def test_the_camera_routing_and_a_start_image_are_arguments_of_the_call(final):
     assert alone.size == (16, 24)  # the size of the image, where none is asked for
 
 
+def test_a_start_image_gives_its_size_as_it_is_seen_whether_picture_or_tensor(final):
+    """The tensor is the picture as Pillow itself turns it."""
+    pipeline = HDMPipeline.from_pretrained(final)
+    picture = Image.effect_noise((24, 16), 80).convert("RGB")
+    picture.getexif()[0x0112] = 6  # turned by a quarter: seen, it is 16 wide and 24 high
+    picture.info["exif"] = picture.getexif().tobytes()
+    seen = in_levels([ImageOps.exif_transpose(picture)])
+    assert seen.shape == (1, 3, 24, 16)
+    drawn = [pipeline(PROMPTS[0], seed=3, image=start, strength=0.3).images for start in (picture, seen)]
+    assert drawn[0][0].size == drawn[1][0].size == (16, 24)
+    assert_same_images(in_levels(drawn[0]), in_levels(drawn[1]))
+    larger = pipeline(PROMPTS[0], seed=3, image=picture, strength=0.3, height=48, width=32).images[0]
+    assert larger.size == (32, 48)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -209,7 +224,8 @@ def test_the_camera_routing_and_a_start_image_are_arguments_of_the_call(final):
         ({"output_type": "jpeg"}, "output_type: got 'jpeg'"),
         ({"seed": [1, 2, 3]}, "seeds: got 3 for 2 prompts"),
         ({"seed": -1}, "seeds: got"),
-        ({"image": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images: got"),
+        ({"image": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "height": 16}, "images: got"),
+        ({"image": torch.zeros(8, dtype=torch.uint8)}, "images: got"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(final, arguments, message):

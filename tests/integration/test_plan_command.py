@@ -8,6 +8,8 @@ import pytest
 
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
+from hdm_lightning.profiling.gpus import CPU, Gpu, Machine
+from hdm_lightning.profiling.timing import Timing
 from hdm_lightning.training.recorded import recorded_values
 
 TINY_RUN = [
@@ -64,20 +66,23 @@ def test_an_unknown_gpu_ends_with_one_screen_and_status_2(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoencoder, monkeypatch):
+def composed(*overrides):
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        return recorded_values(compose("plan", overrides=[*TINY_RUN, *overrides]))
+
+
+def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoencoder, monkeypatch):
     monkeypatch.setattr("hdm_lightning.profiling.system.CPU_MATMUL", 256)
     monkeypatch.setattr("hdm_lightning.profiling.system.CPU_COPY_MIB", 16)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
     probe = ["probe=true", "probe_settings.steps=3", "probe_settings.stages=[px256]", "probe_settings.micro_batch=2"]
-    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        config = compose("plan", overrides=[*TINY_RUN, *encoders, *probe])
     lines = []
-    content = run_plan(recorded_values(config), log=lines.append).content
+    content = run_plan(composed(*encoders, *probe), log=lines.append).content
     assert len(lines) == 1
     rate = float(lines[0].split()[1])  # images/s as measured, one device
     assert content["machine"]["gpu"]["name"] == "cpu"
@@ -88,3 +93,20 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     assert 0 < first["utilisation"] < 1
     # A larger micro-batch and fewer optimizer steps make it somewhat faster than the probe's own steps.
     assert 0.9 * rate < first["images_per_s"] < 3 * rate
+
+
+def test_a_probe_s_steps_encode_pixels_also_of_a_stage_that_will_read_latents(
+    tiny_text_encoder, tiny_autoencoder, monkeypatch
+):
+    """The same steps in the same time are the same utilisation, whatever the training will read."""
+    machine = Machine(Gpu(CPU, 1.0, 16.0, 10.0, link_gb_s=10.0, power_w=0.0, usd_per_hour=0.0), 1)
+    monkeypatch.setattr("hdm_lightning.cli.plan_schedule.machine_at_hand", lambda: machine)
+    monkeypatch.setattr("hdm_lightning.cli.probe.time_call", lambda *_, **__: Timing((1.0,)))
+    encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
+    probe = ["probe=true", "probe_settings.stages=[px1024]", "probe_settings.micro_batch=2"]
+    pixels, latents = (
+        run_plan(composed(*encoders, *probe, f"dataset.latents={cached}"), log=lambda _: None).content
+        for cached in ("false", "true")
+    )
+    assert pixels["assumptions"]["utilisation"] > 0
+    assert latents["assumptions"]["utilisation"] == pixels["assumptions"]["utilisation"]

@@ -94,6 +94,22 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     assert f"warning: image {start} is not the one" in capsys.readouterr().err
 
 
+def test_repeat_of_a_picture_drawn_from_noise_takes_a_strength_with_an_image_only(run_folder, tmp_path, capsys):
+    assert sample.main([str(run_folder), "a star", "--out", str(tmp_path / "a")]) == 0
+    (original,) = (tmp_path / "a").glob("*.png")
+    command = ["--repeat", str(original), "--strength", "0.5", "--out"]
+    capsys.readouterr()
+    assert sample.main([*command, str(tmp_path / "b")]) == 2
+    assert "--strength: is given without an image" in capsys.readouterr().err
+    assert sample.main([*command, str(tmp_path / "c"), "--image", str(original)]) == 0
+    (changed,) = (tmp_path / "c").glob("*.png")
+    assert (read_record(changed).image, read_record(changed).settings.strength) == (str(original), 0.5)
+    assert sample.main(["--repeat", str(changed), "--strength", "0.25", "--out", str(tmp_path / "d")]) == 0
+    (weaker,) = (tmp_path / "d").glob("*.png")
+    assert read_record(weaker).settings.strength == 0.25
+    assert not np.array_equal(pixels(changed), pixels(weaker))
+
+
 def test_repeat_takes_the_encoders_and_the_precision_that_were_named(
     run_folder, tmp_path, tiny_text_encoder, tiny_autoencoder
 ):

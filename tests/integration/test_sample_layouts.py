@@ -172,6 +172,26 @@ def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, t
     assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
 
 
+def test_another_text_encoder_s_name_leaves_layer_and_context_length_as_recorded(
+    tmp_path, tiny_text_encoder, tiny_autoencoder
+):
+    recorded = TextEncoderSource("OWNER/NOT-HERE", layer=-2, context_length=16)
+    vae = load_autoencoder(str(tiny_autoencoder))
+    save_final(tmp_path / "final", network().state_dict(), xut=CONFIG, text_encoder=recorded, autoencoder=vae)
+    file, folder, name = tmp_path / "hdm.safetensors", tmp_path / "renamed", str(tiny_text_encoder)
+    assert convert.main([str(tmp_path / "final"), str(file)]) == 0
+    assert convert.main([str(file), str(folder), "--text-encoder", name]) == 0
+    expected = load_text_encoder(name, layer=-2).encode(torch.tensor([[2, 3]]), torch.tensor([2]))
+    for path, options in (
+        (tmp_path / "final", LoadOptions(text_encoder=name)),
+        (file, LoadOptions(text_encoder=name)),
+        (folder, LoadOptions()),
+    ):
+        pipeline = load_pipeline(path, options).pipeline
+        assert pipeline.caption_tokenizer.context_length == 16
+        torch.testing.assert_close(pipeline.encoder.encode(torch.tensor([[2, 3]]), torch.tensor([2])), expected)
+
+
 def without(names):
     tensors = released_tensors(torch.float32)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(names)}

@@ -17,7 +17,6 @@ from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.profiling.timing import time_call
 from hdm_lightning.training.recorded import TrainSettings
-from hdm_lightning.training.stages import StageSettings
 
 _CPU_MICRO_BATCH = 4
 
@@ -58,7 +57,8 @@ class Probe:
             if not micro:
                 raise UserError("not one sample fits", where=f"schedule.stages.{name}", hint=" ".join(expected.notes))
             seconds = self._seconds(expected.stage, micro)
-            single = replace(expected.stage, batch_size=micro, micro_batch_size=micro)
+            # The steps encode pixels, also those of a stage that will read latents.
+            single = replace(expected.stage, cached=False, batch_size=micro, micro_batch_size=micro)
             found[name] = step_time(self.recipe, single, one, micro, 1.0).ideal / seconds
             log(f"{name}: {micro / seconds:.2f} images/s on one device, utilisation {found[name]:.3f}")
         mean = sum(found.values()) / len(found)
@@ -80,9 +80,7 @@ class Probe:
             self.recipe.network,
             self.encoders.text,
             self.encoders.autoencoder,
-            StageSettings(
-                **{**vars(self.run.schedule.stages[stage.name]), "batch_size": micro, "micro_batch_size": micro}
-            ),
+            replace(self.run.schedule.stages[stage.name], batch_size=micro, micro_batch_size=micro),
             device=device,
             dtype=half if self.recipe.mixed else torch.float32,
             compiled=self.recipe.compiled,

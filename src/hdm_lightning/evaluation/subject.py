@@ -10,19 +10,25 @@ from typing import Any
 import torch
 
 from hdm_lightning.encoders.autoencoder import load_autoencoder
-from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening
 from hdm_lightning.encoders.vae_folder import is_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import sha256_of
-from hdm_lightning.generation.loading import LoadOptions, find_pipeline_folder, load_pipeline
+from hdm_lightning.generation.loading import LoadOptions, build_pipeline, find_pipeline_folder, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.interop.layouts import FINAL_FOLDER
-from hdm_lightning.interop.pipeline_folder import TRANSFORMER, WEIGHT_KINDS, PipelineFolder, is_pipeline_folder
+from hdm_lightning.interop.pipeline_folder import (
+    TRANSFORMER,
+    WEIGHT_KINDS,
+    PipelineFolder,
+    is_pipeline_folder,
+    network_from_tensors,
+)
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
-from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.flow_run import folded
 from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -159,7 +165,8 @@ def _stored(folder: PipelineFolder, weights: str) -> XUT:
 
 
 def _newest(folder: Path) -> Path:
-    found = sorted(folder.glob("*/checkpoints/step-*.ckpt"))
+    stages = sorted(folder.glob(f"*/{run_folder.CHECKPOINTS}"))
+    found = [path for stage in stages for path in checkpoints_in(stage)]
     if not found:
         raise UserError(
             "holds neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
@@ -193,26 +200,25 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     side, drawn = plan.settings.resolution, run.settings.callback("sample_images")
     sampling = {"height": side, "width": side, **DRAWN}
     sampling |= {key: drawn[key] for key in DRAWN if key in drawn}
-    networks = {name: partial(_network, config, folded(state, whitening)) for name, state in states.items()}
-    shared = _encoders(run, plan, options, next(iter(networks.values()))())
+    networks = {name: partial(_network, config, folded(state, whitening), path) for name, state in states.items()}
+    shared = _pipeline(next(iter(networks.values()))(), run.settings, plan, sampling, options)
     return Subject(facts, sampling, seen, RunRecord(run.folder, run.settings, plan), shared, networks)
 
 
-def _network(config: XUTConfig, state: Mapping[str, torch.Tensor]) -> XUT:
-    network = XUT(config)
-    network.load_state_dict(dict(state))
-    return network
+def _network(config: XUTConfig, state: Mapping[str, torch.Tensor], path: Path) -> XUT:
+    try:
+        return network_from_tensors(config, state)
+    except ValueError as error:
+        raise UserError(str(error), where=str(path)) from error
 
 
-def _encoders(run: RunRecord, plan: StagePlan, options: LoadOptions, network: XUT) -> HDMPipeline:
-    text, vae = dict(vars(run.settings.text_encoder)), dict(vars(run.settings.vae))
-    text.pop("whiten_captions"), vae.pop("made_by")
-    encoder, autoencoder = load_text_encoder(**text), load_autoencoder(**vae)
-    pipeline = HDMPipeline(
-        network.to(options.device),
-        autoencoder.to(options.device),
-        text_encoder=encoder.to(options.device),
-        context_length=plan.settings.context_length,
-    )
-    pipeline.max_batch, pipeline.autocast = options.max_batch, options.autocast
-    return pipeline
+def _pipeline(
+    network: XUT, run: TrainSettings, plan: StagePlan, sampling: Mapping[str, Any], options: LoadOptions
+) -> HDMPipeline:
+    """The network with the run's encoders, or those of the options; all computes as it does with a model's folder."""
+    vae = {**vars(run.vae), "dtype": torch.float32}
+    vae.pop("made_by")
+    if options.vae:
+        vae |= {"name": options.vae, "mean": None, "std": None, "where": "vae"}
+    source = TextEncoderSource(run.text_encoder.name, run.text_encoder.layer, plan.settings.context_length)
+    return build_pipeline(network, source, load_autoencoder(**vae), sampling, options)

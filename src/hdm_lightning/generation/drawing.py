@@ -43,9 +43,9 @@ def draw_request(
     if record is None and request.model is None:
         raise UserError("is missing", where="MODEL", hint="give a run's folder, or --repeat PNG")
     prompts = _prompts(request, record)
-    if "strength" in overrides and not (request.image or record):
-        raise UserError("is given without an image to start from", where="--strength", hint="add --image FILE")
     image = request.image or (Path(record.image) if record and record.image else None)
+    if "strength" in overrides and image is None:
+        raise UserError("is given without an image to start from", where="--strength", hint="add --image FILE")
     if image is not None and not image.is_file():
         raise UserError("does not exist", where=str(image), hint="give the image to start from with --image FILE")
     loaded_with = loading_choices(request.model, machine, record, device)

@@ -139,10 +139,17 @@ def fitted(image: Image.Image, settings: SamplingSettings) -> Tensor:
     return pixels.reshape(1, settings.height, settings.width, 3).permute(0, 3, 1, 2)
 
 
-def start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
-    """What `count` images start from, uint8 (B, 3, H, W)."""
+def start_size(image: Image.Image | Tensor | None) -> dict[str, int]:
+    """`width` and `height` of an upright image or of images (B, 3, H, W) to start from; nothing where there is none."""
     if isinstance(image, Image.Image):
-        image = fitted(upright(image), settings)
+        return {"width": image.width, "height": image.height}
+    return {} if image is None else dict(zip(("height", "width"), image.shape[-2:], strict=False))
+
+
+def start_images(image: Image.Image | Tensor | None, settings: SamplingSettings, count: int) -> Tensor | None:
+    """What `count` images start from, uint8 (B, 3, H, W); a PIL image must be upright RGB."""
+    if isinstance(image, Image.Image):
+        image = fitted(image, settings)
     return image.expand(count, -1, -1, -1) if image is not None and len(image) == 1 else image
 
 

@@ -128,7 +128,8 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
     source = found.text_encoder
     if source is None:
         source = _published_text_encoder(found.xut, found.folder, options)
-    pipeline = _pipeline(found.load_network(weights), source, found.tokenizer, autoencoder, found.sampling, options)
+    network, sampling = found.load_network(weights), found.sampling
+    pipeline = build_pipeline(network, source, autoencoder, sampling, options, tokenizer=found.tokenizer)
     return LoadedModel(pipeline, found.sampling, files[0], files)
 
 
@@ -148,7 +149,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
         )
     release = read_release(path)
     written = release.settings.get("text_encoder")
-    if written and not options.text_encoder:
+    if written:
         source = TextEncoderSource(**written)
     else:
         source = _published_text_encoder(release.network.config, path, options)
@@ -157,7 +158,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     else:
         autoencoder = _published_autoencoder(release, path)
     sampling = release.settings.get("sampling") or published.SAMPLING
-    pipeline = _pipeline(release.network, source, None, autoencoder, sampling, options)
+    pipeline = build_pipeline(release.network, source, autoencoder, sampling, options)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
     return LoadedModel(pipeline, sampling, path, tuple(files))
 
@@ -185,15 +186,20 @@ def _published_text_encoder(config: XUTConfig, path: Path, options: LoadOptions)
     return TextEncoderSource(name, context_length=published.CONTEXT_LENGTH)
 
 
-def _pipeline(
+def build_pipeline(
     network: XUT,
     source: TextEncoderSource,
-    tokenizer: str | None,
     autoencoder: ImageAutoencoder,
     sampling: Mapping[str, Any],
     options: LoadOptions,
+    *,
+    tokenizer: str | None = None,
 ) -> HDMPipeline:
-    """Network, in float32 whatever its file has, and encoders on the device, checked against each other."""
+    """Network, in float32 whatever its file has, and encoders on the device, checked against each other.
+
+    The text encoder is that of the options, else `source`'s, whose layer and context length both keep; `tokenizer` is
+    the name or folder of the tokenizer where `source` does not bring its own.
+    """
     name = options.text_encoder or source.name
     encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
     own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")

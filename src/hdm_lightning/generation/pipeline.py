@@ -23,7 +23,7 @@ from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
 from hdm_lightning.generation.guided_branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
-from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, to_uint8
+from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, start_size, to_uint8, upright
 from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
 from hdm_lightning.generation.stored_pipeline import StoredPipeline
 from hdm_lightning.models import XUT
@@ -236,7 +236,9 @@ class HDMPipeline(StoredPipeline):
         """
         settings |= {"height": height, "width": width, "steps": num_inference_steps}
         settings |= {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
-        chosen = self._chosen(settings, image.size if isinstance(image, Image.Image) else None)
+        if isinstance(image, Image.Image):
+            image = upright(image)
+        chosen = self._chosen(settings, start_size(image))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
         generators = generators_of(len(prompts), num_images_per_prompt, seed, generator)
@@ -305,11 +307,10 @@ class HDMPipeline(StoredPipeline):
         self.maybe_free_model_hooks()
         return torch.cat(drawn)
 
-    def _chosen(self, given: dict[str, Any], size: tuple[int, int] | None) -> SamplingSettings:
-        """The settings that are given, else the model's own; by default an image keeps its size (width, height)."""
-        own = {} if size is None else {"width": size[0], "height": size[1]}
+    def _chosen(self, given: dict[str, Any], size: dict[str, int]) -> SamplingSettings:
+        """The settings that are given, else the start image's size, else the model's own."""
         given = {key: value for key, value in given.items() if value is not None}
-        return SamplingSettings.from_json({**self.sampling_defaults, **own, **given})
+        return SamplingSettings.from_json({**self.sampling_defaults, **size, **given})
 
     def _latents(
         self,

@@ -147,18 +147,17 @@ def with_vae(release: Release, folder: Path) -> Release:
 def write_project(path: Path, release: Release, text_encoder: str | None = None) -> None:
     """A pipeline's folder, complete for drawing where an autoencoder is in the release.
 
-    `text_encoder` is the name to record instead of the release's own. Raises UserError: nothing states it.
+    `text_encoder` is the name to record instead of the release's own, whose layer and context length stay. Raises
+    UserError: nothing states it.
     """
     release = _with_vae_config(release)
-    source = release.settings.get("text_encoder")
-    if text_encoder or not source:
-        name = text_encoder or published.text_encoder_name(release.network.config, where=str(path))
-        source = {"name": name, "context_length": published.CONTEXT_LENGTH}
+    recorded = release.settings.get("text_encoder") or {"context_length": published.CONTEXT_LENGTH}
+    name = text_encoder or recorded.get("name") or published.text_encoder_name(release.network.config, where=str(path))
     write_pipeline_folder(
         path,
         {"ema": release.network.state_dict()},
         xut=release.network.config,
-        text_encoder=TextEncoderSource(**source),
+        text_encoder=TextEncoderSource(**{**recorded, "name": name}),
         write_vae=(lambda folder: _write_vae(folder, release)) if release.vae else None,
         training=release.settings.get("training"),
         sampling=release.settings.get("sampling", published.SAMPLING),

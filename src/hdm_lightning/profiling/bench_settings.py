@@ -58,10 +58,13 @@ class CaseSettings:
 
 
 @dataclass(frozen=True)
-class SystemSettings(RunSettings):
+class SystemSettings:
     """The machine's own rates.
 
     Attributes:
+        repeats: timed calls.
+        threads: of the CPU (default: torch's choice).
+        out: write the result as JSON.
         device: auto, cpu or cuda.
         matmul: side of the matrices (default: by device).
         disk: folder on the disk to measure (default: this one).
@@ -72,6 +75,9 @@ class SystemSettings(RunSettings):
         text_encoder: for a schedule (default: what the model is made for).
     """
 
+    repeats: Annotated[int, Ge(1)] = 10
+    threads: Annotated[int, Ge(0)] = 0
+    out: Path | None = None
     device: str = "auto"
     matmul: Annotated[int, Ge(0)] = 0
     disk: Path = Path()
