@@ -103,6 +103,7 @@ class EncodedSet:
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
                 raise UserError(what, where=url, hint=hint)
             self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
+        self._require_names_of_their_own(place)
         self._require_own_folder()
 
     def missing(self) -> list[PlannedShard]:
@@ -155,6 +156,15 @@ class EncodedSet:
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index
+
+    def _require_names_of_their_own(self, place: str) -> None:
+        known: dict[str, str] = {}
+        for shard in self.shards:
+            name = shard.record.name
+            if name in known:
+                what = f"{known[name]} and {shard.url} would both become {name}"
+                raise UserError(what, where=place, hint="encode each folder into an --out of its own")
+            known[name] = shard.url
 
     def _require_own_folder(self) -> None:
         require_no_shards(self.out)

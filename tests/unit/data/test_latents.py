@@ -241,6 +241,17 @@ def options_for(folder, **options):
     return EncodeOptions(start=partial(start, str(folder), "auto", 5_500_000), **options)
 
 
+def test_shards_of_one_name_in_two_folders_are_refused(images, tiny_autoencoder, tmp_path):
+    for folder in "ab":
+        shutil.copytree(images, tmp_path / folder)
+    (form,) = _formats(str(tiny_autoencoder), [16])
+    place = f"{tmp_path}/{{a,b}}/001.tar"
+    error = refused(lambda: EncodedSet(place, tmp_path / "out", form, options_for(tiny_autoencoder)))
+    assert error.where == place and "a/001.tar" in str(error) and "b/001.tar" in str(error)
+    apart = EncodedSet(f"{tmp_path}/{{a/000,b/001}}.tar", tmp_path / "out", form, options_for(tiny_autoencoder))
+    assert apart.samples == 13
+
+
 def test_the_mean_alone_is_the_same_mean_in_half_the_room(kit, images, encoded, tiny_autoencoder, tmp_path):
     (form,) = _formats(str(tiny_autoencoder), [24], 1)
     options = options_for(tiny_autoencoder)
