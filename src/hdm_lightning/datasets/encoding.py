@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -174,7 +174,7 @@ class EncodedSet:
             return
         try:
             written = json.loads(file.read_text(encoding="utf-8"))
-            same = replace(LatentFormat.from_json(written), name=self.format.name) == self.format
+            same = LatentFormat.from_json(written) == self.format
         except (ValueError, KeyError, TypeError):
             same = False
         if not same or not self._made_of().items() <= written.items():

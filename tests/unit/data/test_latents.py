@@ -25,6 +25,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent, unpack_latent
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, scan_shard, verify
@@ -352,6 +353,26 @@ def test_what_latents_cannot_give_is_refused(kit, images, encoded, tmp_path):
     assert refused(lambda: main_of(["index", str(encoded)]))
     form, options = load_index(encoded / "16px").latents, options_for("nowhere")
     assert refused(lambda: EncodedSet(str(encoded / "16px"), tmp_path, form, options))
+
+
+def test_sets_that_differ_are_told_in_what(kit, encoded, tmp_path):
+    """What an autoencoder was called tells none apart; each other field is named, with what mends it."""
+    form = load_index(encoded / "16px").latents
+
+    def mixture_with(**changes):
+        other = tmp_path / "-".join(changes)
+        shutil.copytree(encoded / "16px", other)
+        (other / "latents.json").write_text(json.dumps({**replace(form, **changes).to_json(), "shards": 3}))
+        index_shards(other)
+        return Plan(kit.stream_config(sources=(Source((str(encoded / "16px"),)), Source((str(other),)))))
+
+    assert mixture_with(name="elsewhere/vae").latents == form
+    mean_only = refused(partial(mixture_with, moments=1))
+    assert "differ in moments (" in str(mean_only) and "--mean-only" in mean_only.hint
+    assert "moments 1" in str(mean_only) and "autoencoder" not in mean_only.hint
+    foreign = refused(partial(mixture_with, autoencoder="0" * 32, channels=16))
+    assert "differ in channels, autoencoder (" in str(foreign) and "autoencoder" in foreign.hint
+    assert "--mean-only" not in foreign.hint
 
 
 def main_of(words):
