@@ -7,7 +7,14 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
+from hdm_lightning.encoders.vae_folder import (
+    WEIGHTS_FILE,
+    channels_of,
+    check_shapes,
+    factor_of,
+    read_autoencoder,
+    read_config,
+)
 from hdm_lightning.errors import UserError
 
 TINY = {
@@ -121,3 +128,15 @@ def test_the_config_of_a_whole_family_of_autoencoders_passes(folder):
         check_shapes(model, where="autoencoder.config")
     fields = read_config(folder, where="vae.name")
     assert fields == json.loads((folder / "config.json").read_text())
+
+
+def test_factor_and_channels_are_those_of_the_model_also_where_config_json_leaves_them_out(folder):
+    file = folder / "config.json"
+    written = json.loads(file.read_text())
+    del written["latent_channels"]
+    file.write_text(json.dumps(written))
+    fields = read_config(folder, where="vae.name")
+    model = read_autoencoder(folder, torch.float32, where="vae.name")
+    latent = model.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mode()
+    assert latent.shape == (1, channels_of(fields), 16 // factor_of(fields), 16 // factor_of(fields))
+    assert channels_of({**fields, "latent_channels": 16}) == 16

@@ -87,6 +87,16 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
     return fields
 
 
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Image pixels per latent cell along one side, of an AutoencoderKL's fields."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def channels_of(config: Mapping[str, Any]) -> int:
+    """Latent channels, of an AutoencoderKL's fields; 4 where these do not tell, as in diffusers."""
+    return int(config.get("latent_channels", 4))
+
+
 def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
     """The AutoencoderKL of a folder with a config.json and weights.
 
@@ -139,7 +149,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
-    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    factor = factor_of(model.config)
     side = factor * _CELLS
     hint = (
         "give down_block_types, up_block_types and block_out_channels the same length, "
@@ -155,7 +165,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     if shape != (1, 3, side, side):
         what = f"gives back {shape} of an image of {(1, 3, side, side)}"
         raise UserError(what, where=where, hint=hint)
-    if tuple(latent.shape[1:]) != (int(model.config.latent_channels), _CELLS, _CELLS):
+    if tuple(latent.shape[1:]) != (channels_of(model.config), _CELLS, _CELLS):
         what = f"has a latent of {tuple(latent.shape[1:])} for an image of {_CELLS} × {_CELLS} cells of {factor} px"
         raise UserError(what, where=where, hint=hint)
 
