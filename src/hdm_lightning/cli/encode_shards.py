@@ -72,15 +72,16 @@ def _make(wanted: "EncodedSet") -> None:
 def _options(arguments: argparse.Namespace) -> "EncodeOptions":
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.encoding import EncodeOptions
-    from hdm_lightning.precision import parse_dtype
+    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
-    parse_dtype(arguments.dtype, where="--dtype")
+    chosen = parse_dtype(arguments.dtype, where="--dtype")
     if not arguments.max_aspect >= 1:
         raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
     devices = chosen_devices(arguments.devices)
+    dtype = dtype_name(chosen or encoder_dtype(devices[0]))
     return EncodeOptions(
-        start=partial(start, arguments.vae, arguments.dtype, arguments.max_pixels),
-        dtype=arguments.dtype,
+        start=partial(start, arguments.vae, dtype, arguments.max_pixels),
+        dtype=dtype,
         max_pixels=arguments.max_pixels,
         max_aspect=arguments.max_aspect,
         devices=devices,

@@ -57,7 +57,7 @@ class EncodeOptions:
 
     Attributes:
         start: makes, of the name of a device, what encodes there; must be picklable for several devices.
-        dtype: of the computation, as far as sets of different ones are to be told apart.
+        dtype: that `start` computes in, such as `bfloat16`: sets of different ones are told apart.
         max_pixels: of the images encoded at once, together; one image always is.
         max_aspect: largest ratio of the long to the short side; longer images are left out.
         devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
@@ -65,7 +65,7 @@ class EncodeOptions:
     """
 
     start: Callable[[str], Encode]
-    dtype: str = "auto"
+    dtype: str = "float32"
     max_pixels: int = 5_500_000
     max_aspect: float = CropRules.max_aspect
     devices: tuple[str, ...] = ("cpu",)

@@ -239,7 +239,7 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(images, encode
 
 
 def options_for(folder, **options):
-    return EncodeOptions(start=partial(start, str(folder), "auto", 5_500_000), **options)
+    return EncodeOptions(start=partial(start, str(folder), "float32", 5_500_000), **options)
 
 
 def test_shards_of_one_name_in_two_folders_are_refused(images, tiny_autoencoder, tmp_path):
@@ -391,6 +391,16 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
         chosen = options_for(tiny_autoencoder, **options)
         error = refused(partial(EncodedSet, str(images), encoded, changed, chosen))
         assert error.where == str(encoded / "16px")
+
+
+def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):
+    """A set begun with `auto` goes on with what that stood for, not with `auto` on a device where it is another."""
+    words = ["encode", str(images), "--out", str(encoded), "--vae", str(tiny_autoencoder), "--resolution", "16"]
+    assert main_of([*words, "--devices", "cpu", "--dtype", "float32"]) == 0
+    assert refused(partial(main_of, [*words, "--devices", "cpu", "--dtype", "bfloat16"])).where == str(encoded / "16px")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    assert refused(partial(main_of, [*words, "--devices", "auto"])).where == str(encoded / "16px")
 
 
 def test_a_fingerprint_is_of_the_encoder_alone(tiny_autoencoder, tmp_path):
