@@ -222,7 +222,8 @@ class KLAutoencoder:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the encoder's half: of its weight file where it came from one, whatever dtype it computes in."""
-        if self.source is None:
+        # What `auto` has cast to bfloat16 and back has lost digits.
+        if self.source is None or (self.dtype == torch.float32 and not self._auto):
             return encoder_fingerprint(self.model)
         return folder_fingerprint(self.source, where=str(self.source))
 
