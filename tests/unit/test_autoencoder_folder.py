@@ -7,7 +7,18 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from hdm_lightning.encoders.vae_folder import WEIGHTS_FILE, check_shapes, read_autoencoder, read_config
+from hdm_lightning.encoders import vae_folder
+from hdm_lightning.encoders.autoencoder import load_posteriors
+from hdm_lightning.encoders.vae_folder import (
+    WEIGHTS_FILE,
+    channels_of,
+    check_shapes,
+    encoder_fingerprint,
+    factor_of,
+    folder_fingerprint,
+    read_autoencoder,
+    read_config,
+)
 from hdm_lightning.errors import UserError
 
 TINY = {
@@ -30,6 +41,14 @@ def edited(folder, edit):
     """Apply `edit` to a folder's tensors."""
     file = folder / WEIGHTS_FILE
     save_file(edit(load_file(file)), file, metadata={"format": "pt"})
+
+
+def renamed(tensors):
+    """As diffusers named an attention's parts before 2023, which it still reads."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, before in old.items():
+        tensors = {name.replace(new, before): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def refused(folder, match):
@@ -121,3 +140,47 @@ def test_the_config_of_a_whole_family_of_autoencoders_passes(folder):
         check_shapes(model, where="autoencoder.config")
     fields = read_config(folder, where="vae.name")
     assert fields == json.loads((folder / "config.json").read_text())
+
+
+def test_factor_and_channels_are_those_of_the_model_also_where_config_json_leaves_them_out(folder):
+    file = folder / "config.json"
+    written = json.loads(file.read_text())
+    del written["latent_channels"]
+    file.write_text(json.dumps(written))
+    fields = read_config(folder, where="vae.name")
+    model = read_autoencoder(folder, torch.float32, where="vae.name")
+    latent = model.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mode()
+    assert latent.shape == (1, channels_of(fields), 16 // factor_of(fields), 16 // factor_of(fields))
+    assert channels_of({**fields, "latent_channels": 16}) == 16
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_a_fingerprint_builds_no_second_model(folder, monkeypatch, dtype):
+    whole = encoder_fingerprint(read_autoencoder(folder, torch.float32, where="vae.name"))
+    loaded = load_posteriors(str(folder), dtype=dtype)
+    monkeypatch.setattr(vae_folder, "read_autoencoder", lambda *arguments, **options: pytest.fail("read once more"))
+    assert loaded.fingerprint == whole
+    lossy = {"float32": True, "bfloat16": False, "auto": True}[dtype]
+    assert (encoder_fingerprint(loaded.model) == whole) == lossy
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda tensors: {name: tensor.half() for name, tensor in tensors.items()},
+        renamed,
+        lambda tensors: {**tensors, "decoder.conv_in.bias": tensors["decoder.conv_in.bias"] + 1},
+    ],
+    ids=["half", "renamed", "decoder"],
+)
+def test_a_fingerprint_of_a_file_is_that_of_the_model_that_diffusers_reads_from_it(folder, edit):
+    edited(folder, edit)
+    model = read_autoencoder(folder, torch.float32, where="vae.name")
+    assert folder_fingerprint(folder, where="vae.name") == encoder_fingerprint(model)
+
+
+def test_a_fingerprint_of_half_an_encoder_is_refused(folder):
+    edited(folder, lambda tensors: {name: each for name, each in tensors.items() if name != "encoder.conv_in.bias"})
+    with pytest.raises(UserError, match="lacks 1 weights") as caught:
+        folder_fingerprint(folder, where="vae.name")
+    assert caught.value.where == "vae.name" and caught.value.hint

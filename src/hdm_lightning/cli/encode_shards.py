@@ -72,15 +72,16 @@ def _make(wanted: "EncodedSet") -> None:
 def _options(arguments: argparse.Namespace) -> "EncodeOptions":
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.encoding import EncodeOptions
-    from hdm_lightning.precision import parse_dtype
+    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
-    parse_dtype(arguments.dtype, where="--dtype")
+    chosen = parse_dtype(arguments.dtype, where="--dtype")
     if not arguments.max_aspect >= 1:
         raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
     devices = chosen_devices(arguments.devices)
+    dtype = dtype_name(chosen or encoder_dtype(devices[0]))
     return EncodeOptions(
-        start=partial(start, arguments.vae, arguments.dtype, arguments.max_pixels),
-        dtype=arguments.dtype,
+        start=partial(start, arguments.vae, dtype, arguments.max_pixels),
+        dtype=dtype,
         max_pixels=arguments.max_pixels,
         max_aspect=arguments.max_aspect,
         devices=devices,
@@ -122,15 +123,21 @@ def _formats(vae: str, resolutions: Sequence[int], moments: int = 2) -> list["La
         UserError: there is no such autoencoder, or its factor does not divide a resolution.
     """
     from hdm_lightning.data.latent_sets import LatentFormat
-    from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
+    from hdm_lightning.encoders.vae_folder import (
+        channels_of,
+        factor_of,
+        folder_fingerprint,
+        locate_autoencoder,
+        read_config,
+    )
 
     folder = locate_autoencoder(vae, where="--vae")
     written = read_config(folder, where="--vae")
-    factor = 2 ** (len(written["block_out_channels"]) - 1)
+    factor = factor_of(written)
     for resolution in resolutions:
         if resolution % factor:
             hint = f"give {max(1, round(resolution / factor)) * factor}"
             what = f"{resolution} is not a multiple of the autoencoder's factor, {factor}"
             raise UserError(what, where="--resolution", hint=hint)
-    channels, fingerprint = int(written.get("latent_channels", 4)), folder_fingerprint(folder, where="--vae")
+    channels, fingerprint = channels_of(written), folder_fingerprint(folder, where="--vae")
     return [LatentFormat(resolution, factor, channels, fingerprint, vae, moments) for resolution in resolutions]

@@ -8,7 +8,7 @@ Shapes: M moments, C latent channels, f pixels per cell, h×w cells of a grid.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class LatentFormat:
         factor: pixels per latent cell along one side.
         channels: latent channels.
         autoencoder: fingerprint of what encoded them.
-        name: what that was called, for messages.
+        name: what that was called, for messages; formats that differ in it alone are equal.
         moments: M: 2 for mean and standard deviation, 1 for the mean alone, which is all that training takes.
     """
 
@@ -44,7 +44,7 @@ class LatentFormat:
     factor: int
     channels: int
     autoencoder: str
-    name: str
+    name: str = field(compare=False)
     moments: int = 2
 
     @classmethod

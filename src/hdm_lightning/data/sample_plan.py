@@ -1,8 +1,8 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -159,13 +159,32 @@ def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
     """
     found = {place: _known(place).latents for source in sources for place in _places(source)}
     if len(set(found.values())) > 1:
-        kinds = (f"{place}: {'images' if each is None else f'latents of {each.name}'}" for place, each in found.items())
-        raise UserError(
-            f"the sources of one stream hold different things ({'; '.join(kinds)})",
-            where="data.train",
-            hint="encode all of them with the same autoencoder, or none; a stage may have images and another latents",
-        )
+        raise _unlike(found)
     return next(iter(found.values()))
+
+
+_ALIKE = {
+    "resolution": "name sets of one resolution",
+    **dict.fromkeys(("factor", "channels", "autoencoder"), "encode all of them with the same autoencoder"),
+    "moments": "encode all of them with --mean-only, or all without it",
+}
+"""What to do where sets of latents differ in a field."""
+
+
+def _unlike(found: Mapping[str, LatentFormat | None]) -> UserError:
+    """What to say of places of which not all hold the same."""
+    formats = {place: each for place, each in found.items() if each is not None}
+    if len(formats) < len(found):
+        kinds = (f"{place}: {'images' if each is None else f'latents of {each.name}'}" for place, each in found.items())
+        what = f"the sources of one stream hold different things ({'; '.join(kinds)})"
+        hint = "encode all of them with the same autoencoder, or none; a stage may have images and another latents"
+        return UserError(what, where="data.train", hint=hint)
+    compared = (each.name for each in fields(LatentFormat) if each.compare)
+    unlike = [name for name in compared if len({getattr(each, name) for each in formats.values()}) > 1]
+    values = {place: ", ".join(f"{name} {getattr(each, name)}" for name in unlike) for place, each in formats.items()}
+    kinds = (f"{place}, of {each.name}: {values[place]}" for place, each in formats.items())
+    what = f"the latents of one stream differ in {', '.join(unlike)} ({'; '.join(kinds)})"
+    return UserError(what, where="data.train", hint="; ".join(dict.fromkeys(_ALIKE[name] for name in unlike)))
 
 
 def _listed(resolutions: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -57,7 +57,7 @@ class EncodeOptions:
 
     Attributes:
         start: makes, of the name of a device, what encodes there; must be picklable for several devices.
-        dtype: of the computation, as far as sets of different ones are to be told apart.
+        dtype: that `start` computes in, such as `bfloat16`: sets of different ones are told apart.
         max_pixels: of the images encoded at once, together; one image always is.
         max_aspect: largest ratio of the long to the short side; longer images are left out.
         devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
@@ -65,7 +65,7 @@ class EncodeOptions:
     """
 
     start: Callable[[str], Encode]
-    dtype: str = "auto"
+    dtype: str = "float32"
     max_pixels: int = 5_500_000
     max_aspect: float = CropRules.max_aspect
     devices: tuple[str, ...] = ("cpu",)
@@ -103,6 +103,7 @@ class EncodedSet:
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
                 raise UserError(what, where=url, hint=hint)
             self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
+        self._require_names_of_their_own(place)
         self._require_own_folder()
 
     def missing(self) -> list[PlannedShard]:
@@ -156,6 +157,15 @@ class EncodedSet:
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index
 
+    def _require_names_of_their_own(self, place: str) -> None:
+        known: dict[str, str] = {}
+        for shard in self.shards:
+            name = shard.record.name
+            if name in known:
+                what = f"{known[name]} and {shard.url} would both become {name}"
+                raise UserError(what, where=place, hint="encode each folder into an --out of its own")
+            known[name] = shard.url
+
     def _require_own_folder(self) -> None:
         require_no_shards(self.out)
         file = self.folder / LATENTS_NAME
@@ -164,7 +174,7 @@ class EncodedSet:
             return
         try:
             written = json.loads(file.read_text(encoding="utf-8"))
-            same = replace(LatentFormat.from_json(written), name=self.format.name) == self.format
+            same = LatentFormat.from_json(written) == self.format
         except (ValueError, KeyError, TypeError):
             same = False
         if not same or not self._made_of().items() <= written.items():

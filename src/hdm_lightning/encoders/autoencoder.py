@@ -20,7 +20,9 @@ from hdm_lightning.encoders.caches import CachedAutoencoder
 from hdm_lightning.encoders.vae_folder import (
     WEIGHTS_FILE,
     AutoencoderKL,
+    channels_of,
     encoder_fingerprint,
+    factor_of,
     folder_fingerprint,
     infer_config,
     locate_autoencoder,
@@ -67,7 +69,7 @@ def load_autoencoder(
     folder = locate_autoencoder(name, where=where)
     written = read_config(folder, where=where)
     model = read_autoencoder(folder, chosen or torch.float32, where=where)
-    channels = int(model.config.latent_channels)
+    channels = channels_of(model.config)
     mean, std = latent_statistics(written, channels, mean, std, where=str(folder / "config.json"))
     loaded = KLAutoencoder(model, mean, std, max_pixels=max_pixels, source=folder, auto=chosen is None)
     return CachedAutoencoder(loaded, cache_size) if cache_size else loaded
@@ -80,7 +82,7 @@ def load_posteriors(
     chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
     folder = locate_autoencoder(name, where=where)
     model = read_autoencoder(folder, chosen or torch.float32, where=where)
-    channels = int(model.config.latent_channels)
+    channels = channels_of(model.config)
     plain = [0.0] * channels, [1.0] * channels
     return KLAutoencoder(model, *plain, max_pixels=max_pixels, source=folder, auto=chosen is None)
 
@@ -153,12 +155,12 @@ class KLAutoencoder:
     @property
     def channels(self) -> int:
         """Latent channels C."""
-        return int(self.model.config.latent_channels)
+        return channels_of(self.model.config)
 
     @property
     def factor(self) -> int:
         """Image pixels per latent cell along one side."""
-        return 2 ** (len(self.model.config.block_out_channels) - 1)
+        return factor_of(self.model.config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -220,7 +222,8 @@ class KLAutoencoder:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the encoder's half: of its weight file where it came from one, whatever dtype it computes in."""
-        if self.source is None:
+        # What `auto` has cast to bfloat16 and back has lost digits.
+        if self.source is None or (self.dtype == torch.float32 and not self._auto):
             return encoder_fingerprint(self.model)
         return folder_fingerprint(self.source, where=str(self.source))
 

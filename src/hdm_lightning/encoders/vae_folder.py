@@ -7,12 +7,14 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
@@ -87,6 +89,16 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
     return fields
 
 
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Image pixels per latent cell along one side, of an AutoencoderKL's fields."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def channels_of(config: Mapping[str, Any]) -> int:
+    """Latent channels, of an AutoencoderKL's fields; 4 where these do not tell, as in diffusers."""
+    return int(config.get("latent_channels", 4))
+
+
 def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> AutoencoderKL:
     """The AutoencoderKL of a folder with a config.json and weights.
 
@@ -139,7 +151,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     """
     from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
 
-    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    factor = factor_of(model.config)
     side = factor * _CELLS
     hint = (
         "give down_block_types, up_block_types and block_out_channels the same length, "
@@ -155,7 +167,7 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
     if shape != (1, 3, side, side):
         what = f"gives back {shape} of an image of {(1, 3, side, side)}"
         raise UserError(what, where=where, hint=hint)
-    if tuple(latent.shape[1:]) != (int(model.config.latent_channels), _CELLS, _CELLS):
+    if tuple(latent.shape[1:]) != (channels_of(model.config), _CELLS, _CELLS):
         what = f"has a latent of {tuple(latent.shape[1:])} for an image of {_CELLS} × {_CELLS} cells of {factor} px"
         raise UserError(what, where=where, hint=hint)
 
@@ -174,8 +186,23 @@ _OF_THE_ENCODER = (
 
 
 def folder_fingerprint(folder: Path, *, where: str) -> str:
-    """`encoder_fingerprint` of the AutoencoderKL of a folder. Raises UserError: see `read_autoencoder`."""
-    return encoder_fingerprint(read_autoencoder(folder, torch.float32, where=where))
+    """`encoder_fingerprint` of the AutoencoderKL of a folder, for which the encoder's half alone is read.
+
+    Raises UserError: its configuration or that half is not whole; see `read_autoencoder`.
+    """
+    from diffusers import AutoencoderKL  # noqa: PLC0415 (seconds to import)
+
+    written, file = read_config(folder, where=where), folder / WEIGHTS_FILE
+    if file.is_file() and not file.with_name(f"{file.name}.index.json").exists():
+        reading = "diffusers cannot read an AutoencoderKL"
+        with readable(reading, folder, where=where, hint=_HINT), safe_open(file, framework="pt") as stored:
+            with torch.device("meta"):
+                empty = AutoencoderKL.from_config(written)
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in list(stored.keys())}
+            if all(shapes.get(name) == tuple(tensor.shape) for name, tensor in _encoder_half(empty)):
+                check_shapes(empty, where=where)
+                return _fingerprint(empty, stored.get_tensor)
+    return encoder_fingerprint(read_autoencoder(folder, torch.float32, where=where))  # old names, shards, .bin
 
 
 def encoder_fingerprint(model: AutoencoderKL) -> str:
@@ -184,14 +211,23 @@ def encoder_fingerprint(model: AutoencoderKL) -> str:
     Neither the decoder nor the normalisation of the latents counts. Weights count as float32, so that a file in half
     precision and what was loaded from it agree.
     """
+    return _fingerprint(model, model.state_dict().__getitem__)
+
+
+def _fingerprint(model: AutoencoderKL, tensor_of: Callable[[str], Tensor]) -> str:
+    """The fingerprint of a model's configuration with the tensors that a function gives of their names."""
     shape = {name: model.config.get(name) for name in _OF_THE_ENCODER}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
-            plain = tensor.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
-            digest.update(memoryview(plain.numpy()).cast("B"))
+    for name, _ in _encoder_half(model):
+        plain = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
+        digest.update(memoryview(plain.numpy()).cast("B"))
     return digest.hexdigest()[:32]
+
+
+def _encoder_half(model: AutoencoderKL) -> list[tuple[str, Tensor]]:
+    tensors = sorted(model.state_dict().items(), key=itemgetter(0))
+    return [(name, tensor) for name, tensor in tensors if name.startswith(("encoder.", "quant_conv."))]
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -26,7 +26,10 @@ from hdm_lightning.training.stages import StagePlan
 def check(
     config: DictConfig, plans: list[StagePlan], kept: Iterable[str], measured: str, course: Iterable[str]
 ) -> None:
-    """Check a configuration; nothing but indices, configurations and the text encoder's vocabulary is read.
+    """Check a configuration.
+
+    Nothing but indices, configurations and the text encoder's vocabulary is read, and of an autoencoder whose latents
+    lie on disk the encoder's weights, for their hash.
 
     Args:
         config: composed.

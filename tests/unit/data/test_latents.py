@@ -25,6 +25,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent, unpack_latent
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
+from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, scan_shard, verify
@@ -238,7 +239,18 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(images, encode
 
 
 def options_for(folder, **options):
-    return EncodeOptions(start=partial(start, str(folder), "auto", 5_500_000), **options)
+    return EncodeOptions(start=partial(start, str(folder), "float32", 5_500_000), **options)
+
+
+def test_shards_of_one_name_in_two_folders_are_refused(images, tiny_autoencoder, tmp_path):
+    for folder in "ab":
+        shutil.copytree(images, tmp_path / folder)
+    (form,) = _formats(str(tiny_autoencoder), [16])
+    place = f"{tmp_path}/{{a,b}}/001.tar"
+    error = refused(lambda: EncodedSet(place, tmp_path / "out", form, options_for(tiny_autoencoder)))
+    assert error.where == place and "a/001.tar" in str(error) and "b/001.tar" in str(error)
+    apart = EncodedSet(f"{tmp_path}/{{a/000,b/001}}.tar", tmp_path / "out", form, options_for(tiny_autoencoder))
+    assert apart.samples == 13
 
 
 def test_the_mean_alone_is_the_same_mean_in_half_the_room(kit, images, encoded, tiny_autoencoder, tmp_path):
@@ -343,6 +355,26 @@ def test_what_latents_cannot_give_is_refused(kit, images, encoded, tmp_path):
     assert refused(lambda: EncodedSet(str(encoded / "16px"), tmp_path, form, options))
 
 
+def test_sets_that_differ_are_told_in_what(kit, encoded, tmp_path):
+    """What an autoencoder was called tells none apart; each other field is named, with what mends it."""
+    form = load_index(encoded / "16px").latents
+
+    def mixture_with(**changes):
+        other = tmp_path / "-".join(changes)
+        shutil.copytree(encoded / "16px", other)
+        (other / "latents.json").write_text(json.dumps({**replace(form, **changes).to_json(), "shards": 3}))
+        index_shards(other)
+        return Plan(kit.stream_config(sources=(Source((str(encoded / "16px"),)), Source((str(other),)))))
+
+    assert mixture_with(name="elsewhere/vae").latents == form
+    mean_only = refused(partial(mixture_with, moments=1))
+    assert "differ in moments (" in str(mean_only) and "--mean-only" in mean_only.hint
+    assert "moments 1" in str(mean_only) and "autoencoder" not in mean_only.hint
+    foreign = refused(partial(mixture_with, autoencoder="0" * 32, channels=16))
+    assert "differ in channels, autoencoder (" in str(foreign) and "autoencoder" in foreign.hint
+    assert "--mean-only" not in foreign.hint
+
+
 def main_of(words):
     arguments = parser().parse_args(words)
     return COMMANDS[arguments.command][2](arguments)
@@ -359,6 +391,16 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
         chosen = options_for(tiny_autoencoder, **options)
         error = refused(partial(EncodedSet, str(images), encoded, changed, chosen))
         assert error.where == str(encoded / "16px")
+
+
+def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):
+    """A set begun with `auto` goes on with what that stood for, not with `auto` on a device where it is another."""
+    words = ["encode", str(images), "--out", str(encoded), "--vae", str(tiny_autoencoder), "--resolution", "16"]
+    assert main_of([*words, "--devices", "cpu", "--dtype", "float32"]) == 0
+    assert refused(partial(main_of, [*words, "--devices", "cpu", "--dtype", "bfloat16"])).where == str(encoded / "16px")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    assert refused(partial(main_of, [*words, "--devices", "auto"])).where == str(encoded / "16px")
 
 
 def test_a_fingerprint_is_of_the_encoder_alone(tiny_autoencoder, tmp_path):
