@@ -50,6 +50,34 @@ def test_the_limits_of_the_encoders_reach_the_plan():
     )
 
 
+def test_captions_of_a_mean_length_cost_what_they_are_padded_to():
+    """Of 64 tokens on average the network's operations fall by a third at 256 pixels, the memory stays."""
+    filled, short, padded, own = (
+        planned("gpus=4x5090", *changes).content["stages"]
+        for changes in (
+            [],
+            ["dataset.caption_tokens=64"],
+            ["dataset.caption_tokens=64", "data.text_lengths=padded"],
+            ["dataset.caption_tokens=[64,64]", "data.text_lengths=[64]"],
+        )
+    )
+    assert padded == filled
+    for whole, part in zip(filled, short, strict=True):
+        assert part["memory"] == whole["memory"] and part["largest_micro_batch"] == whole["largest_micro_batch"]
+        assert part["operations"]["autoencoder"] == whole["operations"]["autoencoder"]
+        assert part["hours"] < whole["hours"] and 64 < part["text_tokens"] < whole["text_tokens"]
+        assert part["images_per_s"] > whole["images_per_s"]
+    ratio = [each["operations"]["text"] / filled[0]["operations"]["text"] for each in (short[0], own[0])]
+    assert 0.25 < ratio[0] < 0.4 and ratio[1] == pytest.approx(64 / 256, rel=0.15)
+    assert {each["text_tokens"] for each in own} == {64}
+
+
+@pytest.mark.parametrize("wrong", ["0", "[8]", "[64,8]", "much"])
+def test_lengths_of_captions_that_make_no_sense_are_named(wrong):
+    with pytest.raises(UserError, match=r"dataset\.caption_tokens"):
+        planned(f"dataset.caption_tokens={wrong}")
+
+
 def test_defaults_of_the_file_are_those_of_the_package():
     content = planned().content
     assert content["machine"]["host"] == vars(Host())

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
+from hdm_lightning.data.caption_lengths import padded_lengths
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training.averaging.averages import ParameterAverages
@@ -42,10 +43,10 @@ def filled_network(seed=0):
     return network
 
 
-def velocity(network, batch=2, height=8, width=8, *, rate=0.5):
+def velocity(network, batch=2, height=8, width=8, *, rate=0.5, text=5, masked=True):
     draw = torch.Generator().manual_seed(1)
-    latent, context = torch.randn(batch, 4, height, width, generator=draw), torch.randn(batch, 5, 16, generator=draw)
-    lengths = torch.randint(1, 6, (batch,), generator=draw)
+    latent, context = torch.randn(batch, 4, height, width, generator=draw), torch.randn(batch, text, 16, generator=draw)
+    lengths = torch.randint(1, text + 1, (batch,), generator=draw) if masked else None
     keep = random_keep(batch, height * width // 4, rate, draw) if rate else None
     return network(latent, torch.rand(batch, generator=draw), context, context_lengths=lengths, keep=keep)
 
@@ -91,6 +92,17 @@ def test_a_schedule_makes_no_more_graphs_than_shapes_and_kinds_of_block(graphs):
             assert graphs.frame_count == before + expected
         _validate(network, averages)
         assert graphs.frame_count == before + expected
+
+
+def test_lengths_of_captions_make_a_graph_each_for_every_kind_of_block_and_the_full_context_one_more(graphs):
+    network, lengths = filled_network(), padded_lengths([3, 5], 7, accelerated=True)
+    prepare_network(network, compiled=True)
+    for _ in range(2):
+        for step in ([7, 5, 3, 3], [7, 7, 5, 3], [5, 5, 3, 3]):
+            for number, text in enumerate(step):
+                full = number == 0 and text == lengths[-1]
+                velocity(network, text=text, masked=not full).square().sum().backward()
+    assert graphs.frame_count == ROUTED * (len(lengths) + 1)
 
 
 @torch.no_grad()

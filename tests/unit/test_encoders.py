@@ -2,18 +2,21 @@
 
 import json
 import pickle
+from contextlib import contextmanager
+from functools import partial
 
 import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoModel, Qwen3ForCausalLM
+from torch._dynamo.testing import CompileCounter
+from transformers import AutoConfig, AutoModel, Qwen3ForCausalLM
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import is_local_path, locate_model
-from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.text import TransformersTextEncoder, load_text_encoder, no_masks
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import infer_config, locate_autoencoder
 from hdm_lightning.errors import UserError
@@ -82,6 +85,100 @@ def test_later_blocks_are_dropped_and_a_missing_layer_is_named(name):
     assert sizes[1] < sizes[0]
     with pytest.raises(UserError, match=r"text_encoder\.layer: layer 99"):
         load_text_encoder(name, layer=99)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+def test_padding_behind_a_causal_model_needs_no_mask(tiny_text_encoder, layer):
+    """As on an accelerator, where no length is looked at: the masked states, and none behind a caption."""
+    encoder = load_text_encoder(str(tiny_text_encoder), layer=layer, max_tokens=33)
+    tokens, lengths = batch(tiny_text_encoder)
+    assert no_masks(encoder.model.config, 16) == {"full_attention": None}
+    with masks_seen(encoder.model) as masks:
+        found = encoder._encode_as_padded(tokens, lengths)
+    assert len(masks) == 2 and all(mask == {"full_attention": None} for mask in masks)  # two rows each
+    torch.testing.assert_close(found, encoder.encode(tokens, lengths), rtol=0, atol=1e-6)
+
+
+def test_a_bidirectional_model_keeps_its_mask():
+    encoder = load_text_encoder(MINILM)
+    tokens, lengths = batch(MINILM)
+    assert no_masks(encoder.model.config, 16) is None
+    found = encoder._encode_as_padded(tokens, lengths)
+    torch.testing.assert_close(found, encoder.encode(tokens, lengths), rtol=1e-4, atol=1e-5)
+
+
+@contextmanager
+def masks_seen(model):
+    """Notes what a model is given for a mask."""
+    masks = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True
+    )
+    try:
+        yield masks
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "length", "expected"),
+    [
+        ("qwen2", {}, 16, {"full_attention": None}),
+        ("gemma3_text", {}, 16, {"full_attention": None, "sliding_attention": None}),
+        ("gemma3_text", {}, 17, None),
+        ("gemma3_text", {"use_bidirectional_attention": True}, 16, None),
+        ("llama", {}, 16, None),
+    ],
+)
+def test_other_architectures_have_no_mask_where_their_states_stay(kind, changes, length, expected):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": 40,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    if kind == "gemma3_text":
+        sizes |= {"sliding_window": 16, "sliding_window_pattern": 2, "layer_types": None}
+        sizes["layer_types"] = ["sliding_attention", "full_attention", "sliding_attention"]
+    torch.manual_seed(0)
+    encoder = TransformersTextEncoder(AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **changes)))
+    assert no_masks(encoder.model.config, length) == expected
+    tokens, lengths = torch.randint(1, 40, (3, length)), torch.tensor([length, 5, 1])
+    found = encoder._encode_as_padded(tokens, lengths)
+    torch.testing.assert_close(found, encoder.encode(tokens, lengths), rtol=0, atol=1e-5)
+
+
+def test_blocks_of_a_text_encoder_share_a_graph_of_each_shape(tiny_text_encoder, monkeypatch):
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    plain, compiled = (load_text_encoder(str(tiny_text_encoder)) for _ in range(2))
+    compiled.compile_blocks()
+    tokens, lengths = batch(tiny_text_encoder)
+    for length in (16, 12, 16):
+        cut = lengths.clamp(max=length)
+        expected = plain._encode_as_padded(tokens[:, :length], cut)
+        torch.testing.assert_close(compiled._encode_as_padded(tokens[:, :length], cut), expected, rtol=0, atol=1e-6)
+    assert graphs.frame_count == 2
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+
+
+def test_channels_last_and_compiled_blocks_give_the_same_latents(tiny_autoencoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, other = (load_autoencoder(str(tiny_autoencoder), max_pixels=3 * 16**2) for _ in range(2))
+    other.source = None  # so that its own weights are saved
+    other.lay_out(torch.channels_last)
+    other.compile_blocks()
+    assert any(not each.is_contiguous() for each in other.model.parameters())
+    image = torch.rand(4, 3, 16, 16) * 2 - 1
+    latent = other.encode(image)
+    torch.testing.assert_close(latent, plain.encode(image), rtol=1e-4, atol=1e-5)
+    assert latent.is_contiguous()
+    torch.testing.assert_close(other.decode(latent), plain.decode(latent), rtol=1e-4, atol=1e-5)
+    other.save(tmp_path / "saved")
+    torch.testing.assert_close(load_autoencoder(str(tmp_path / "saved")).encode(image), plain.encode(image))
+    assert any(not each.is_contiguous() for each in other.model.parameters())
 
 
 def test_encoders_are_frozen_and_of_their_own_dtype(tiny_text_encoder, tiny_autoencoder):

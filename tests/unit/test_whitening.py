@@ -22,6 +22,16 @@ def test_mean_and_covariance_are_what_the_formula_says(rows):
     assert torch.allclose(torch.linalg.eigvalsh(torch.cov(white.T)), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_it_is_exact_under_autocast_and_never_below_the_states_precision(rows, dtype, error):
+    whitening, states = TextWhitening.measure(rows), rows.to(dtype)
+    exact = (states.double() - whitening.mean) @ whitening.matrix
+    with torch.autocast("cpu", torch.bfloat16):
+        white = whitening.apply(states)
+    assert white.dtype == dtype
+    torch.testing.assert_close(white.double(), exact, rtol=0, atol=error)
+
+
 def test_without_a_ridge_every_direction_has_variance_one(rows):
     white = TextWhitening.measure(rows, ridge=0.0).apply(rows).double()
     assert torch.allclose(torch.cov(white.T), torch.eye(6, dtype=torch.float64), atol=1e-3)

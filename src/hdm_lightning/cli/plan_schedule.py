@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from hdm_lightning.cli.command import require_file
+from hdm_lightning.data.caption_lengths import padded_lengths
 from hdm_lightning.data.index import holds_latents
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.bench_settings import ProbeSettings
@@ -95,7 +96,8 @@ def _forecast(
     if wanted.probe:
         from hdm_lightning.cli.probe import Probe  # noqa: PLC0415 (seconds to import)
 
-        probe = Probe(settings, encoders, recipe, machine, wanted.probe_settings, assumptions)
+        filled = replace(recipe, dataset=replace(recipe.dataset, caption_tokens=None))  # as the probe's captions are
+        probe = Probe(settings, encoders, filled, machine, wanted.probe_settings, assumptions)
         utilisation = probe.utilisation(log)
         assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
     return forecast(recipe, machine, assumptions, utilisation=utilisation)
@@ -124,6 +126,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         text=text,
         autoencoder=autoencoder,
         dataset=dataset,
+        text_lengths=_text_lengths(settings, machine),
         text_max_tokens=settings.text_encoder.max_tokens,
         autoencoder_max_pixels=settings.vae.max_pixels,
         averages=len(averages.get("halflife_samples") or ()) + len(averages.get("sigma_rel") or ()),
@@ -160,6 +163,13 @@ def _check_limits(settings: TrainSettings) -> None:
             raise UserError(f"{limit} is below 1", where=where, hint="give 1 or more; 1 takes one sample at a time")
 
 
+def _text_lengths(settings: TrainSettings, machine: Machine) -> Any:
+    """`auto` is few lengths on a GPU and one on a CPU, as in training."""
+    wanted = settings.data.get("text_lengths", "auto")
+    padded_lengths(wanted, 1, accelerated=True)  # raises what is wrong with it
+    return wanted if wanted != "auto" else "padded" if machine.gpu.name == CPU else "bucketed"
+
+
 def _is_mixed(precision: str, machine: Machine) -> bool:
     """`auto` is bfloat16 autocast on a GPU and float32 on a CPU, as in training."""
     return machine.gpu.name != CPU if precision == "auto" else not precision.startswith("32")
@@ -176,4 +186,5 @@ def _stage(plan: StagePlan, unit: int) -> StageRecipe:
         )
     same = ("resolution", "batch_size", "micro_batch_size", "routing_rate", "context_length", "warmup_samples")
     values = {name: getattr(stage, name) for name in same}
+    values["accumulation"] = plan.accumulation
     return StageRecipe(plan.name, samples=plan.samples, checkpointing=stage.activation_checkpointing, **values)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
+from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_together, padded_lengths
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
@@ -44,6 +46,9 @@ class ShardDataModule(LightningDataModule):
             callable from a caption to (token ids, how many of them count). None where captions play no part; they
             may then be missing.
         context_length: token places of a caption.
+        text_lengths: what training captions are padded to: `padded` for the context length; `bucketed` for few lengths
+            (or a list of one's own), the samples of an optimizer step going to its micro-batches by length; `auto` for
+            the former on a CPU and the latter elsewhere. A step has the same samples and, but for rounding, gradients.
         validation: as `train`; None for the first samples of a fixed order of the training set. Its crops are centred
             and its captions the first ones, whole.
         validation_samples: samples of the validation set over all ranks, at most; 0 for no validation.
@@ -76,6 +81,7 @@ class ShardDataModule(LightningDataModule):
         batch_size: int,
         tokenizer: Any = None,
         context_length: int = 256,
+        text_lengths: TextLengths = "auto",
         validation: Any = None,
         validation_samples: int = 256,
         validation_batch_size: int | None = None,
@@ -120,6 +126,8 @@ class ShardDataModule(LightningDataModule):
         sources = self._stream.sources if validation is None else sources_from(validation, "data.validation")
         self._validation = replace(_for_validation(self._stream), sources=sources, seed=validation_seed)
         self.tokenize = _bound(tokenizer, context_length)
+        self.text_lengths: TextLengths = "padded" if tokenizer is None else text_lengths
+        padded_lengths(text_lengths, context_length, accelerated=True)  # raises what is wrong with them
         self.batch_size, self.samples_per_step = batch_size, samples_per_step
         self.validation_samples = validation_samples
         self.validation_batch_size = batch_size if validation_batch_size is None else validation_batch_size
@@ -191,6 +199,7 @@ class ShardDataModule(LightningDataModule):
     def train_dataloader(self) -> StreamLoader:
         """An endless loader; each iteration begins at the position of that moment."""
         rank, world = self.rank_and_world()
+        lengths = self._padded_lengths()
         return StreamLoader(
             self.training_stream,
             self.train_plan,
@@ -200,6 +209,8 @@ class ShardDataModule(LightningDataModule):
             world=world,
             start=self._begin_epoch,
             pin_memory=self.pin_memory,
+            lengths=lengths,
+            together=self._sorted_together() if len(lengths) > 1 else 1,
         )
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
@@ -271,6 +282,22 @@ class ShardDataModule(LightningDataModule):
 
     def _first(self) -> int:
         return next(each for each in (self._skip, self._restored, self.consumed) if each is not None)
+
+    def _padded_lengths(self) -> tuple[int, ...]:
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        accelerated = device is not None and device.type != "cpu"
+        return padded_lengths(self.text_lengths, self._stream.context_length, accelerated=accelerated)
+
+    def _sorted_together(self) -> int:
+        """Micro-batches that are made of one group of samples: of one optimizer step, in any case."""
+        if self.trainer is None:
+            return 1
+        accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
+        changing = any(isinstance(each, GradientAccumulationScheduler) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
+        # Lightning steps at the end of an epoch, however few micro-batches there are, and the position is counted on.
+        if changing or (isinstance(limit, int) and limit % accumulation):
+            return 1
+        return batches_sorted_together(accumulation, 3 * self.batch_size * self._stream.resolution**2)
 
     def _block(self) -> int:
         if self.samples_per_step is not None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from hdm_lightning.data.caption_lengths import by_length, places
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.rules import StreamConfig
@@ -66,7 +67,7 @@ class Batch(TypedDict):
     crop: Tensor
     """float32 (B,4): top, left, full_height, full_width of the crop, in pixels of the resized full image."""
     tokens: Tensor
-    """int64 (B,L): caption tokens, padded to the context length."""
+    """int64 (B,L): caption tokens, padded to the context length, or to the least of the loader's lengths."""
     lengths: Tensor
     """int64 (B,): true token counts, at least 1."""
     index: Tensor
@@ -77,6 +78,8 @@ class Batch(TypedDict):
     """`shard/key` of each sample."""
     captions: list[str]
     """The caption as chosen, before tokenization."""
+    text_is_full: NotRequired[bool]
+    """Whether no caption of a batch of the greatest length is padded; only where the loader has lengths."""
     set_size: NotRequired[int]
     """Positions of the whole validation set; only in its batches."""
 
@@ -84,8 +87,8 @@ class Batch(TypedDict):
 _TENSORS = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16}
 
 
-def collate(samples: Sequence[Sample], *, pin_memory: bool = False) -> Batch:
-    """Samples as a batch.
+def collate(samples: Sequence[Sample], *, pin_memory: bool = False, lengths: Sequence[int] = ()) -> Batch:
+    """Samples as a batch, their captions padded to the least of rising `lengths` that holds them all.
 
     Raises:
         ValueError: their crops differ in shape.
@@ -97,20 +100,27 @@ def collate(samples: Sequence[Sample], *, pin_memory: bool = False) -> Batch:
     image = torch.empty(len(samples), *shapes.pop(), dtype=_TENSORS[kind], pin_memory=pin_memory)
     np.stack([sample.image for sample in samples], out=image.numpy())
     seen: Any = {"image" if image.dtype == torch.uint8 else "latent": image}
-    return Batch(
+    text = places(samples, lengths)
+    batch = Batch(
         **seen,
         crop=torch.tensor([sample.crop for sample in samples], dtype=torch.float32),
-        tokens=torch.tensor([sample.tokens for sample in samples], dtype=torch.int64),
+        tokens=torch.tensor([sample.tokens[:text] for sample in samples], dtype=torch.int64),
         lengths=torch.tensor([sample.length for sample in samples], dtype=torch.int64),
         index=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
         weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
         keys=[sample.key for sample in samples],
         captions=[sample.caption for sample in samples],
     )
+    if text is not None:
+        # A length filled by chance, below the greatest, is not worth a graph of its own without a mask.
+        batch["text_is_full"] = text == lengths[-1] == min(sample.length for sample in samples)
+    return batch
 
 
 class StreamLoader:
     """An endless loader: batch m of a rank holds its positions m·B … (m+1)·B − 1 after the start.
+
+    With `together` = k, k batches are made of their k·B positions by the length of the captions.
 
     Args:
         config, plan: the stream and its order.
@@ -119,6 +129,8 @@ class StreamLoader:
         rank, world: this rank has the positions g = rank (mod world).
         start: first global position, or what gives it at the beginning of each iteration.
         pin_memory: lay batches in page-locked memory.
+        lengths: that captions are padded to, rising up to the context length; none for that alone.
+        together: batches that are made of one group of samples sorted by length.
     """
 
     def __init__(
@@ -132,13 +144,15 @@ class StreamLoader:
         world: int = 1,
         start: int | Callable[[], int] = 0,
         pin_memory: bool = False,
+        lengths: Sequence[int] = (),
+        together: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         plan.require_batches(batch_size * world, start if isinstance(start, int) else 0)
         self.config, self.plan, self.tokenize = config, plan, tokenize
         self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
-        self.pin_memory = pin_memory
+        self.pin_memory, self.lengths, self.together = pin_memory, lengths, together
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -151,17 +165,17 @@ class StreamLoader:
         return _Chunks(self.config, self.plan, self.tokenize, first, self.world)
 
     def _batches(self, chunks: "_Chunks") -> Iterator[Batch]:
+        for samples in by_length(self._samples(chunks), self.batch_size, self.together):
+            yield self._batch(samples)
+
+    def _samples(self, chunks: "_Chunks") -> Iterator[Sample]:
         meter = FaultMeter(self.config.max_bad_share, self.config.bad_patience)
-        samples: list[Sample] = []
         for sample in in_order(self._source(chunks)):
             meter.count(sample.fault or None)
-            samples.append(sample)
-            if len(samples) == self.batch_size:
-                yield self._batch(samples)
-                samples = []
+            yield sample
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
-        batch = collate(samples, pin_memory=self.pin_memory)
+        batch = collate(samples, pin_memory=self.pin_memory, lengths=self.lengths)
         if self.plan.latents is not None:
             batch["autoencoder"] = self.plan.latents.autoencoder
         return batch

@@ -143,6 +143,7 @@ class KLAutoencoder:
         self.max_pixels = max_pixels
         self.source = source
         self._auto = auto
+        self._layout = torch.preserve_format  # of activations
         self.mean = torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device="cpu").reshape(1, -1, 1, 1)
         for name, value in (("mean", self.mean), ("std", self.std)):
@@ -168,10 +169,22 @@ class KLAutoencoder:
         return next(self.model.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
-        """Move weights and normalisation to a device."""
+        """Move weights and normalisation to a device; on CUDA channels go last, as its convolutions want them."""
         place(self.model, device, auto=self._auto)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
+        self.lay_out(torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format)
         return self
+
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Lay weights and activations out in memory; what comes out of the autoencoder is contiguous in any case."""
+        self._layout = torch.preserve_format if layout == torch.contiguous_format else layout
+        self.model.to(memory_format=layout)
+
+    def compile_blocks(self) -> None:
+        """Compile each block of the encoder by itself, for the shapes that come."""
+        encoder = self.model.encoder
+        for block in (*encoder.down_blocks, encoder.mid_block):
+            block.compile(dynamic=False)
 
     @torch.no_grad()
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -194,7 +207,7 @@ class KLAutoencoder:
                 raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected {tuple(latent.shape)}")
             latent = latent + moments[:, 1].float() * noise.to(latent)
         # diffusers' pipelines move the model alone.
-        return (latent - self.mean.to(latent.device)) / self.std.to(latent.device)
+        return ((latent - self.mean.to(latent.device)) / self.std.to(latent.device)).contiguous()
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -203,8 +216,9 @@ class KLAutoencoder:
             raise ValueError(f"latent: got shape {tuple(latent.shape)}, expected (B, {self.channels}, h, w)")
         raw = latent.float() * self.std.to(latent.device) + self.mean.to(latent.device)
         with torch.autocast(latent.device.type, enabled=False):
-            images = [self.model.decode(part.to(self.dtype)).sample.float() for part in self._parts(raw, self.factor)]
-        return torch.cat(images).clamp(-1.0, 1.0)
+            parts = (part.to(self.dtype, memory_format=self._layout) for part in self._parts(raw, self.factor))
+            images = [self.model.decode(part).sample.float() for part in parts]
+        return torch.cat(images).clamp(-1.0, 1.0).contiguous()
 
     def reconstruct(self, image: Tensor, *, on_indivisible: OnIndivisible = "refuse") -> Tensor:
         """Images (B, 3, H, W) in [−1, 1] through the autoencoder and back, of the same size.
@@ -217,7 +231,9 @@ class KLAutoencoder:
     def save(self, folder: Path) -> None:
         """Write a diffusers folder with the normalisation in its config.json, for `load_autoencoder` and diffusers."""
         weights = None if self.source is None else self.source / WEIGHTS_FILE
+        self.model.to(memory_format=torch.contiguous_format)  # as safetensors wants it
         write_autoencoder(self.model, folder, weights if weights is not None and weights.is_file() else None)
+        self.model.to(memory_format=self._layout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -229,7 +245,7 @@ class KLAutoencoder:
 
     def _posterior(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
-            posterior = self.model.encode(image.to(self.dtype)).latent_dist
+            posterior = self.model.encode(image.to(self.dtype, memory_format=self._layout)).latent_dist
         return torch.stack([posterior.mean.float(), posterior.std.float()], dim=1)
 
     def _parts(self, batch: Tensor, scale: int) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ Shapes: B batch, L tokens, f spatial factor, C latent channels.
 
 from inspect import getattr_static
 from pathlib import Path
-from typing import Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class TextEncoder(Protocol):
 
         Args:
             tokens: int64 (B, L), padded on the right.
-            lengths: int64 (B,), true token counts, 1 … L.
+            lengths: int64 (B,), true token counts, 1 … L; on the CPU, or wherever the host is not to wait for them.
 
         Returns:
             (B, L, width) on the device of `tokens`, in the encoder's dtype. Rows past a length are zero; the
@@ -129,6 +129,17 @@ class TextEncoderAround:
         """Move the encoder."""
         self.encoder.to(device)
         return self
+
+    def compile_blocks(self) -> None:
+        """Compile the encoder, if it can be."""
+        compile_encoders(self.encoder)
+
+
+def compile_encoders(*encoders: Any) -> None:
+    """Compile the encoders of this project among these, block by block, for the shapes that come."""
+    for encoder in encoders:
+        if (compile_blocks := getattr(encoder, "compile_blocks", None)) is not None:
+            compile_blocks()
 
 
 def place(model: nn.Module, device: torch.device | str, *, auto: bool) -> None:

@@ -11,7 +11,13 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, TextEncoderAround, posteriors_of
+from hdm_lightning.encoders.base import (
+    ImageAutoencoder,
+    TextEncoder,
+    TextEncoderAround,
+    compile_encoders,
+    posteriors_of,
+)
 
 Key = TypeVar("Key")
 
@@ -106,6 +112,10 @@ class CachedAutoencoder(_Recent[bytes]):
         """Move the autoencoder; the cache stays in RAM."""
         self.autoencoder.to(device)
         return self
+
+    def compile_blocks(self) -> None:
+        """Compile the autoencoder, if it can be."""
+        compile_encoders(self.autoencoder)
 
     def encode(self, image: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Encode images; see `ImageAutoencoder.encode`. With noise, whose result is never the same, nothing is kept."""

@@ -28,6 +28,9 @@ MODEL_DOWNLOAD = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 # Where composite models keep the part that reads text.
 TEXT_TOWERS = ("text_model", "language_model")
 
+CAUSAL = ("qwen2", "qwen3", "gemma3_text")
+"""Architectures that take a mask for each kind of layer, and none as the plain causal one."""
+
 # Field of a model's configuration: its later blocks are cut off, so that its result is the output of the last block.
 _CUT = "hidden_state_of_last_block"
 
@@ -113,21 +116,42 @@ class TransformersTextEncoder:
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode captions; see `TextEncoder.encode`.
 
-        Captions are taken in order of length, so that a part carries little padding; this reads `lengths` on the
-        host.
+        Lengths on the CPU are looked at: captions are taken in order of length, so that a part carries little padding.
+        Lengths on a device, which would have to be waited for, are not: captions are encoded as they are padded.
         """
-        counts = _checked_counts(tokens, lengths)
         # A model that accelerate offloads fetches its weights to the tokens, wherever they lie now.
         offloaded = hasattr(self.model, "_hf_hook")
         device = tokens.device if offloaded else next(self.model.parameters()).device
+        if lengths.device.type != "cpu":
+            return self._encode_as_padded(tokens.to(device), lengths.to(device)).to(tokens.device)
+        counts = _checked_counts(tokens, lengths)
         context = torch.zeros(*tokens.shape, self.width, dtype=self.dtype, device=tokens.device)
         for rows in self._parts(counts):
             longest = counts[rows[0]]
             count = torch.tensor([counts[row] for row in rows], device=device)
             mask = torch.arange(longest, device=device) < count[:, None]
-            hidden = self._hidden(tokens[rows, :longest].to(device), mask) * mask[..., None]
+            hidden = self._hidden(tokens[rows, :longest].to(device), mask.long()) * mask[..., None]
             context[rows, :longest] = hidden.to(context)
         return context
+
+    def compile_blocks(self) -> None:
+        """Compile each block by itself, for the shapes that come; blocks that are alike share a graph."""
+        # The output of the last block of a model that was cut is read by a hook, anew at every call.
+        blocks = list(_blocks(self.model) or ())
+        for block in blocks[: -1 if getattr(self.model.config, _CUT, False) else None]:
+            block.compile(dynamic=False)
+
+    def _encode_as_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Without a look at any value, in parts of as many rows each as there can be."""
+        length = tokens.shape[1]
+        mask = torch.arange(length, device=tokens.device) < lengths.unsqueeze(1)
+        unmasked = no_masks(self.model.config, length)
+        rows = max(1, self.max_tokens // length)
+        hidden = [
+            self._hidden(each, which.long() if unmasked is None else unmasked)
+            for each, which in zip(tokens.split(rows), mask.split(rows), strict=True)
+        ]
+        return torch.cat(hidden).masked_fill(~mask.unsqueeze(-1), 0)
 
     def _parts(self, counts: list[int]) -> Iterator[list[int]]:
         """Rows to encode at once, the longest captions first."""
@@ -137,8 +161,9 @@ class TransformersTextEncoder:
             yield order[:size]
             order = order[size:]
 
-    def _hidden(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long(), "return_dict": True}
+    def _hidden(self, tokens: Tensor, mask: Any) -> Tensor:
+        """Hidden states of tokens (B,L); the mask is what transformers takes for one."""
+        arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "return_dict": True}
         if getattr(self.model.config, "use_cache", False):
             arguments["use_cache"] = False
         with torch.autocast(tokens.device.type, enabled=False):
@@ -152,6 +177,22 @@ class TransformersTextEncoder:
             finally:
                 handle.remove()
         return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+
+
+def no_masks(config: Any, length: int) -> dict[str, None] | None:
+    """In place of a mask for captions padded on the right to `length`, what makes a causal model use none.
+
+    No token of a causal model sees what is behind it, so that padding there has no part in any other state. A mask
+    would shut out the fastest kernel, and transformers would wait for the device to find out whether it masks anything.
+    None for a model that needs one, or that is not known not to.
+    """
+    known = config.model_type in CAUSAL and config._attn_implementation == "sdpa"
+    if not known or getattr(config, "use_bidirectional_attention", False):
+        return None
+    kinds = set(config.layer_types)
+    if "sliding_attention" in kinds and length > config.sliding_window:
+        return None
+    return dict.fromkeys(kinds)
 
 
 def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:

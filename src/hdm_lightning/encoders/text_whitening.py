@@ -7,7 +7,7 @@ affine, so it folds into the network's own text projection, and a finished model
 Shapes: N rows, B batch, L tokens, D width of the text encoder, W width of the network.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -46,10 +46,16 @@ class TextWhitening:
         scales = (variances.clamp(min=0) + ridge * greatest).rsqrt()
         return cls(rows.mean(0), directions * scales @ directions.T)
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return replace(self, mean=self.mean.to(device), matrix=self.matrix.to(device))
+
     def apply(self, states: Tensor) -> Tensor:
-        """Whitened states (…,D), in the dtype of `states`."""
-        mean, matrix = self.mean.to(states.device, torch.float32), self.matrix.to(states.device, torch.float32)
-        return ((states.float() - mean) @ matrix).to(states.dtype)
+        """Whitened states (…,D), in the dtype of `states`; computed in at least float32, also under autocast."""
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        mean, matrix = self.mean.to(states.device, dtype), self.matrix.to(states.device, dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            return ((states.to(dtype) - mean) @ matrix).to(states.dtype)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The linear layer (W,D), (W,) on plain states that does what the given one does on whitened ones."""
@@ -81,9 +87,15 @@ class WhitenedTextEncoder(TextEncoderAround):
             raise ValueError(f"whitening: got mean {tuple(whitening.mean.shape)}, expected ({encoder.width},)")
         super().__init__(encoder)
         self.whitening = whitening
+        self._placed = whitening
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the encoder, and a copy of the whitening with it."""
+        self._placed = self.whitening.to(device)
+        return super().to(device)
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Whitened states (B,L,D); see `TextEncoder.encode`."""
-        states = self.whitening.apply(self.encoder.encode(tokens, lengths))
+        states = self._placed.apply(self.encoder.encode(tokens, lengths))
         padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths.unsqueeze(1)
         return states.masked_fill(padding.unsqueeze(-1), 0)

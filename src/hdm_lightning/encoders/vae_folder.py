@@ -221,7 +221,7 @@ def _fingerprint(model: AutoencoderKL, tensor_of: Callable[[str], Tensor]) -> st
     for name, _ in _encoder_half(model):
         plain = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
         digest.update(f"\n{name} {tuple(plain.shape)}\n".encode())
-        digest.update(memoryview(plain.numpy()).cast("B"))
+        digest.update(plain.numpy().data.cast("B"))
     return digest.hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdm_lightning.models.attention import CrossAttention, Linear, SelfAttention
-from hdm_lightning.models.conditioning import BlockModulation, Modulation
+from hdm_lightning.models.conditioning import BlockModulation, Modulation, autocast_device
 from hdm_lightning.models.config import XUTConfig
 
 NORM_EPS = 1e-6
@@ -24,20 +24,12 @@ class ModulatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, tokens: Tensor, modulation: Modulation) -> Tensor:
-        """(B,S,D) to (B,S,D): RMSNorm(x)·weight·gain + shift, in the dtype of the tokens."""
-        dtype = tokens.dtype
+        """(B,S,D) to (B,S,D): RMSNorm(x)·weight·gain + shift, rounded once to the dtype of the tokens."""
         # The norm accumulates in float32 by itself. Autocast would also hand back, and keep for the backward
         # pass, float32 copies of the sequence, twice the memory and traffic.
-        with torch.autocast(_autocast_device(tokens), enabled=False):
+        with torch.autocast(autocast_device(tokens), enabled=False):
             normed = F.rms_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
-            gain = (self.weight * modulation.gain).to(dtype)
-            return torch.addcmul(modulation.shift.to(dtype), normed, gain)
-
-
-def _autocast_device(tokens: Tensor) -> str:
-    # The meta device, on which shapes and operations are counted, has no autocast, so that any other's will do. Asking
-    # torch which device has one would break the graph: the compiler of torch 2.11 cannot trace the question.
-    return "cpu" if tokens.is_meta else tokens.device.type
+            return torch.addcmul(modulation.shift, normed, self.weight * modulation.gain).to(tokens.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -99,4 +91,6 @@ class XUTBlock(nn.Module):
         return self._add(tokens, normed, self.feed_forward(normed), modulation.feed_forward)
 
     def _add(self, tokens: Tensor, normed: Tensor, mixed: Tensor, modulation: Modulation) -> Tensor:
-        return torch.addcmul(normed if self.residual_on_norm else tokens, mixed, modulation.gate)
+        base = normed if self.residual_on_norm else tokens
+        with torch.autocast(autocast_device(tokens), enabled=False):
+            return torch.addcmul(base, mixed, modulation.gate).to(tokens.dtype)

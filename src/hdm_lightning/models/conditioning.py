@@ -89,10 +89,33 @@ class AdaptiveNorm(nn.Module):
         self.output = Linear(4 * width, 3 * width)
 
     def forward(self, condition: Tensor) -> Modulation:
-        """(B,D) to gain, shift and gate, gain and gate around one."""
-        mixed = self.output(F.mish(self.hidden(self.norm(condition)))).unsqueeze(1)
-        scale, shift, gate = mixed.chunk(3, dim=-1)
-        return Modulation(1 + scale, shift, 1 + gate)
+        """(B,D) to gain, shift and gate, gain and gate around one; in at least float32, whatever the autocast.
+
+        Above one bfloat16 has steps of 2⁻⁷, and as every block uses the same numbers their errors would add up.
+        """
+        dtype = torch.promote_types(condition.dtype, torch.float32)
+        with torch.autocast(autocast_device(condition), enabled=False):
+            norm = self.norm
+            normed = F.layer_norm(
+                condition.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+            )
+            mixed = _exact(self.output, F.mish(_exact(self.hidden, normed))).unsqueeze(1)
+            scale, shift, gate = mixed.chunk(3, dim=-1)
+            return Modulation(1 + scale, shift, 1 + gate)
+
+
+def _exact(layer: nn.Linear, values: Tensor) -> Tensor:
+    """A layer in the dtype of what goes in, whatever its weights have."""
+    return F.linear(values, layer.weight.to(values.dtype), layer.bias.to(values.dtype))
+
+
+def autocast_device(tensor: Tensor) -> str:
+    """The type of device that autocast is to be told for a tensor.
+
+    The meta device, on which shapes and operations are counted, has no autocast, so that any other's will do. Asking
+    torch which device has one would break the graph: the compiler of torch 2.11 cannot trace the question.
+    """
+    return "cpu" if tensor.is_meta else tensor.device.type
 
 
 class SharedModulation(nn.Module):

@@ -116,7 +116,11 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
 
 
 def sample_traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """Bytes that operations between matrix products move for one sample, network and encoders."""
+    """Bytes that operations between matrix products move for one sample on average, network and encoders."""
+    return round(sum(share * _traffic_bytes(recipe, each) for share, each in recipe.padded(stage)))
+
+
+def _traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     kept = activation_bytes(recipe.network, recipe.work(stage), element_bytes=recipe.element_bytes)
     share = COMPILED_SHARE if recipe.compiled else 1.0
     passes = _PASSES[recipe.compiled] + (_RECOMPUTE_PASSES if stage.checkpointing else 0)

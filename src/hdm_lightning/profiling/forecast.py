@@ -34,7 +34,7 @@ class StageForecast:
 
     stage: StageRecipe  # as asked for
     image_tokens: int  # of one sample
-    text_tokens: int  # of one sample
+    text_tokens: int  # of one sample, padded, on average
     kept_tokens: int  # image tokens of one sample inside the U
     tokens: int  # image and text tokens of all samples
     operations: Operations  # of one sample
@@ -135,6 +135,7 @@ def _stage(
     encoder_batches = fitting_encoder_batches(recipe, replace(stage, micro_batch_size=running), room, **fit)
     memory = device_memory(recipe, stage, **fit)
     work, count = recipe.work(stage), recipe.operations(stage)
+    text = round(sum(share * each.context_length for share, each in recipe.padded(stage)))
     step = step_time(recipe, stage, machine, running, utilisation)
     exchanges = exchanges_of_step(recipe, stage, devices, running) * exchange_seconds(recipe, gpu, devices)
     hours, rate = stage.steps * step.total / 3600, stage.batch_size / step.total
@@ -142,9 +143,9 @@ def _stage(
     return StageForecast(
         stage=stage,
         image_tokens=work.image,
-        text_tokens=work.text,
+        text_tokens=text,
         kept_tokens=work.kept,
-        tokens=work.full * stage.samples,
+        tokens=(work.image + text) * stage.samples,
         operations=count,
         total_flops=float(count.total) * stage.samples,
         micro_batch=micro,

@@ -1,11 +1,13 @@
 """What is to be trained, as plain values: network, encoders, data and stages."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
 from annotated_types import Gt
 
+from hdm_lightning.data.caption_lengths import padded_lengths
+from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.operations import (
@@ -16,6 +18,7 @@ from hdm_lightning.profiling.operations import (
     network_parts,
     parameter_count,
 )
+from hdm_lightning.profiling.padding import padded_shares
 
 WHOLE_IMAGE = 1.3
 """Cells of a whole image's latent over those of its square crop, about."""
@@ -37,6 +40,7 @@ class StageRecipe:
     checkpointing: bool = False  # whether the blocks' activations are recomputed
     warmup_samples: int = 0  # samples of the warm-up
     cached: bool = False  # whether it reads latents from disk, so that no image is decoded or encoded
+    accumulation: int = 1  # micro-batches of a step on one device, which are made by the length of captions
 
     @property
     def steps(self) -> int:
@@ -52,6 +56,17 @@ class Dataset:
     image_kb: Annotated[float, Gt(0)] = 250.0  # mean size of an encoded image with its caption, 10^3 bytes
     image_mpx: Annotated[float, Gt(0)] = 2.0  # mean size of an encoded image in megapixels
     latents: bool = False  # whether all stages read latents from disk (hdm-shards encode)
+    # tokens of a caption: the mean, or quantiles evenly spaced from the least to the greatest; None fills the context
+    caption_tokens: Any = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError: the captions' lengths are neither of the two."""
+        given = self.caption_tokens
+        numbers = given if isinstance(given, list | tuple) else [given]
+        fine = all(isinstance(each, int | float) and each >= 1 for each in numbers) and list(numbers) == sorted(numbers)
+        if given is not None and not (fine and (numbers is not given or len(given) > 1)):
+            hint = "give the mean of 1 or more, or rising quantiles, e.g. [8,40,64,96,256]"
+            raise UserError(f"is {given}", where="dataset.caption_tokens", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Recipe:
     text: TextArchitecture
     autoencoder: AutoencoderArchitecture
     dataset: Dataset = field(default_factory=Dataset)
+    text_lengths: Any = "padded"  # what captions are padded to; see `data.caption_lengths`
     text_max_tokens: int = 65_536  # of the captions encoded at once, together; one caption always is
     autoencoder_max_pixels: int = 5_500_000  # of the images encoded at once, together; one image always is
     averages: int = 1  # weight averages kept
@@ -101,8 +117,23 @@ class Recipe:
             raise ValueError(f"resolution is {stage.resolution}; expected a multiple of {self.autoencoder.factor}")
         return Workload.of(self.network, side, side, stage.context_length, rate=stage.routing_rate)
 
+    def padded(self, stage: StageRecipe) -> list[tuple[float, StageRecipe]]:
+        """Shares of a stage's samples, each with the stage as if its context were what their captions are padded to."""
+        lengths = padded_lengths(self.text_lengths, stage.context_length, accelerated=True)
+        if self.dataset.caption_tokens is None or not lengths:
+            return [(1.0, stage)]
+        shares = padded_shares(self.dataset.caption_tokens, lengths, stage.micro_batch_size, stage.accumulation)
+        return [(share, replace(stage, context_length=length)) for length, share in shares.items()]
+
     def operations(self, stage: StageRecipe, *, fused_attention: bool = True) -> Operations:
-        """Operations of one sample of a stage; captions are padded to the stage's context length."""
+        """Mean operations of one sample of a stage, its caption padded."""
+        parts = [(share, self._operations(each, fused_attention)) for share, each in self.padded(stage)]
+        if len(parts) == 1:
+            return parts[0][1]
+        names = [entry.name for entry in fields(Operations)]
+        return Operations(**{name: round(sum(share * getattr(one, name) for share, one in parts)) for name in names})
+
+    def _operations(self, stage: StageRecipe, fused_attention: bool) -> Operations:
         work, side = self.work(stage), stage.resolution
         network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
         encode = 0 if stage.cached else self.autoencoder.encode_flops(side, side)

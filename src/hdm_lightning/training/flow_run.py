@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import stream
-from hdm_lightning.encoders.base import TextEncoder
+from hdm_lightning.encoders.base import TextEncoder, compile_encoders
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
@@ -168,6 +168,8 @@ class FlowRecipe(Recipe):
         elif compiled:
             run.network.compile()
         parts = run.parts
+        if compiled and run.config.trainer.accelerator == "cuda":  # on a CPU captions are cut to lengths of their own
+            compile_encoders(parts["text_encoder"], parts["autoencoder"])
         return {"network": run.network, "text_encoder": parts["text_encoder"], "autoencoder": parts["autoencoder"]}
 
     def data_arguments(self, run: Run) -> dict[str, Any]:

@@ -188,26 +188,30 @@ def test_speed_and_the_parts_of_a_step_count_training_alone(flow_module, shard_d
 
 
 def test_flops_are_what_torch_counts(flow_module, shard_data, trainer):
-    """Two operations a multiply-add, forward and backward, of the very batches; routed by half."""
-    logger, counted, module = Record(), [], flow_module()
+    """Two operations a multiply-add, forward and backward, of the very samples without padding; routed by half."""
+    logger, counted, fed, module = Record(), [], [], flow_module()
 
     class Count(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            latent, text = torch.zeros(4, 4, 4, 4, requires_grad=True), pl_module.fed_tokens(batch).shape[1]
-            context = torch.zeros(4, text, 16, requires_grad=True)
-            keep = torch.arange(8).expand(4, 8)
-            aspect = torch.zeros(4)
+            aspect, keep = torch.zeros(1), torch.arange(8).expand(1, 8)
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                pl_module.network(latent, aspect, context, log_aspect_ratio=aspect, keep=keep).sum().backward()
+                for length in batch["lengths"].tolist():
+                    latent, context = torch.zeros(1, 4, 4, 4, requires_grad=True), torch.zeros(1, length, 16)
+                    context.requires_grad_()
+                    pl_module.network(latent, aspect, context, log_aspect_ratio=aspect, keep=keep).sum().backward()
             counted.append(counter.get_total_flops())
+            fed.append((int(batch["lengths"].sum()), 4 * int(batch["lengths"].max())))
             pl_module.zero_grad()
 
     throughput = Throughput(peak_tflops=0.5)
-    fit = trainer(callbacks=[throughput, Count()], logger=logger, max_steps=1, accumulate_grad_batches=1)
-    fit.fit(module, shard_data())
+    fit = trainer(callbacks=[throughput, Count()], logger=logger, max_steps=1)
+    fit.fit(module, shard_data(captions={"drop": 0.4}))
     seconds = logger.values("step_time_ms/whole")[0] / 1000
-    assert logger.values("speed/tflops")[0] * seconds * 1e12 == pytest.approx(counted[0], rel=0.01)
+    assert len({true for true, _ in fed}) > 1
+    assert logger.values("speed/tflops")[0] * seconds * 1e12 == pytest.approx(sum(counted), rel=0.01)
     assert logger.values("speed/mfu")[0] == pytest.approx(logger.values("speed/tflops")[0] / 0.5)
+    true, padded = (sum(column) for column in zip(*fed, strict=True))
+    assert logger.values("speed/padding_share")[0] == pytest.approx(1 - true / padded)
 
 
 def test_the_progress_line_says_where_the_training_is(flow_module, shard_data, trainer, tmp_path, monkeypatch, capsys):

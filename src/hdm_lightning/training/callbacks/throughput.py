@@ -216,8 +216,9 @@ class Throughput(StepWatcher, Callback):
 
     Speeds count training alone, all processes together: what callbacks after this one, validations and checkpoints take
     is reported as `speed/training_share`. Names: `speed/images_per_s`, `speed/training_share`, `step_time_ms/…`,
-    `memory_gb/…`, and for a module whose network is an XUT `speed/tflops` and, where the device's peak is known,
-    `speed/mfu`: the network's model FLOPs (arXiv 2204.02311, appendix B) over time and peak.
+    `memory_gb/…`, for captions `speed/padding_share` (of the text tokens fed), and for a module whose network is an XUT
+    `speed/tflops` and, where the device's peak is known, `speed/mfu`: the network's model FLOPs (arXiv 2204.02311,
+    appendix B), those of padding left out, over time and peak.
 
     Args:
         peak_tflops: dense rate of a device in 10^12 operations a second; None looks a known GPU up.
@@ -229,7 +230,8 @@ class Throughput(StepWatcher, Callback):
         self.latest: dict[str, float] = {}
         self._timer: SectionTimer | None = None
         self._since = self._left = self._aside_s = 0.0
-        self._since_step = self._since_samples = self._flops = 0
+        self._since_step = self._since_samples = 0
+        self._counts = [0, 0, 0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
@@ -238,11 +240,12 @@ class Throughput(StepWatcher, Callback):
         self._timer.attach(trainer)
         self._since = self._left = time.perf_counter()
         self._since_step, self._since_samples = trainer.global_step, samples_trained(trainer, pl_module)
-        self._aside_s, self._flops = 0.0, 0
+        self._aside_s, self._counts = 0.0, [0, 0, 0]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count what the batch will compute."""
-        self._flops += batch_flops(pl_module, batch)
+        counted = (batch_flops(pl_module, batch), *text_tokens(pl_module, batch))
+        self._counts = [before + more for before, more in zip(self._counts, counted, strict=True)]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Clipping and the step itself count as the optimizer's time."""
@@ -291,9 +294,12 @@ class Throughput(StepWatcher, Callback):
         whole, self._since = now - self._since, now
         seconds, self._aside_s = max(whole - self._aside_s, 1e-9), 0.0
         speeds = {"speed/images_per_s": trained / seconds, "speed/training_share": seconds / whole}
-        flops, self._flops = summed(torch.tensor(float(self._flops), dtype=torch.float64, device=module.device)), 0
+        counts = torch.tensor(self._counts, dtype=torch.float64, device=module.device)
+        (flops, true, fed), self._counts = summed(counts).tolist(), [0, 0, 0]
+        if fed:
+            speeds["speed/padding_share"] = 1 - true / fed
         if flops:
-            speeds["speed/tflops"] = tflops = float(flops) / seconds / 1e12
+            speeds["speed/tflops"] = tflops = flops / seconds / 1e12
             peak = peak_tflops(module.device, self.peak_tflops)
             if peak is not None:
                 speeds["speed/mfu"] = tflops / (peak * trainer.world_size)
@@ -302,11 +308,17 @@ class Throughput(StepWatcher, Callback):
 
 
 def batch_flops(module: LightningModule, batch: Any) -> int:
-    """Operations of an XUT for a micro-batch of this process, forward and backward, at its true shapes; else 0."""
+    """Operations of an XUT for a micro-batch of this process, forward and backward, padding left out; else 0."""
     config = getattr(getattr(module, "network", None), "config", None)
-    if not isinstance(config, XUTConfig) or not hasattr(module, "fed_tokens"):
+    if not isinstance(config, XUTConfig) or "caption_tokens" not in batch:
         return 0
     height, width = latent_grid(batch, module.autoencoder.factor)  # type: ignore[union-attr,arg-type]
-    text = module.fed_tokens(batch).shape[1]  # type: ignore[operator]
     rate = float(module.routing_rate)  # type: ignore[arg-type]
-    return len(batch["tokens"]) * training_flops(config, (height, width), text, rate)
+    return sum(training_flops(config, (height, width), text, rate) for text in batch["caption_tokens"])
+
+
+def text_tokens(module: LightningModule, batch: Any) -> tuple[int, int]:
+    """Caption tokens of a micro-batch of this process, and those that are fed, padding included; 0 of no captions."""
+    if "caption_tokens" not in batch or not hasattr(module, "fed_tokens"):
+        return 0, 0
+    return sum(batch["caption_tokens"]), module.fed_tokens(batch).numel()  # type: ignore[operator]

@@ -27,6 +27,7 @@ from hdm_lightning.training.modules.flow_step import (
     fed_tokens,
     flow_loss,
     latent_grid,
+    pinned,
     routed,
 )
 from hdm_lightning.training.modules.resumable_module import (
@@ -133,8 +134,10 @@ class FlowModule(ResumableModule):
     # Steps
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add each sample's random numbers on the CPU, so that no device has to be waited for."""
-        return self.with_draws(batch, validation=not self.trainer.training)
+        """Add on the CPU, so that no device has to be waited for, each sample's random numbers and caption's length."""
+        drawn = self.with_draws(batch, validation=not self.trainer.training)
+        drawn["caption_tokens"] = batch["lengths"].tolist()
+        return pinned(drawn) if self.device.type == "cuda" else drawn
 
     def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
         """The batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, where it is routed, `scores` (B,N)."""
@@ -203,10 +206,11 @@ class FlowModule(ResumableModule):
         rows, columns = latent_grid(batch, self.autoencoder.factor)
         grid = (rows // self.patch_size, columns // self.patch_size)
         positions, aspect = crop_geometry(batch["crop"], grid, token_px, self.positions)
-        return Conditioning(self.encoders.context(self.fed_tokens(batch), lengths), lengths, positions, aspect)
+        context = self.encoders.context(self.fed_tokens(batch), lengths)
+        return Conditioning(context, None if batch.get("text_is_full") else lengths, positions, aspect)
 
     def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:
-        """The batch's caption tokens (B,L) as they are fed."""
+        """The batch's caption tokens (B,L) as they are fed; on a CPU this reads their lengths."""
         on_cpu = batch["tokens"].device.type == "cpu"
         return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
 

@@ -85,15 +85,20 @@ class Conditioning:
 
     Attributes:
         context: (B, L, width) encoded captions.
-        context_lengths: (B,) true caption lengths.
+        context_lengths: (B,) true caption lengths; None where all fill the context.
         positions: (B, N, 2) token positions as (y, x).
         log_aspect_ratio: (B,) log(width / height) of the full image.
     """
 
     context: Tensor
-    context_lengths: Tensor
+    context_lengths: Tensor | None
     positions: Tensor
     log_aspect_ratio: Tensor
+
+
+def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with its tensors in page-locked memory, from where a device fetches them while the host goes on."""
+    return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
