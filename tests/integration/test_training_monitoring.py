@@ -40,11 +40,14 @@ def test_scalars_of_a_run(finished):
     for (step, speed), (_, utilisation) in zip(tags["speed/tflops"], tags["speed/mfu"], strict=True):
         assert utilisation == pytest.approx(speed / PEAK, rel=1e-5)
         assert speed > 0 and step % 16 == 0
-    # every caption of the shards has six words, so six tokens are fed; an 8x8 grid would be 32 px at factor 4
+    # Every caption of the shards has six words, and a dropped one a single token, which is padded to six and computed
+    # as one. An 8x8 grid would be 32 px at factor 4.
     model = model_config_from(finished["model"])
-    flops = training_flops(model, (4, 4), 6, 0.5)
-    for (_, speed), (_, rate) in zip(tags["speed/tflops"], tags["speed/images_per_s"], strict=True):
-        assert speed == pytest.approx(rate * flops / 1e12, rel=1e-5)
+    full, dropped = (training_flops(model, (4, 4), tokens, 0.5) for tokens in (6, 1))
+    columns = (tags[f"speed/{name}"] for name in ("tflops", "images_per_s", "padding_share"))
+    for (_, speed), (_, rate), (_, padding) in zip(*columns, strict=True):
+        assert speed == pytest.approx(rate * (full + padding * 6 / 5 * (dropped - full)) / 1e12, rel=1e-5)
+        assert 0 <= padding < 0.5
     assert tags["seen/samples"][-1] == (48, 48)
     assert tags["seen/passes"][-1][1] == pytest.approx(48 / PASS)
     assert {value for _, value in tags["seen/masked"]} == {0}

@@ -106,6 +106,8 @@ class AdaptiveNorm(nn.Module):
 
 def _exact(layer: nn.Linear, values: Tensor) -> Tensor:
     """A layer in the dtype of what goes in, whatever its weights have."""
+    if layer.weight.dtype == values.dtype:
+        return layer(values)  # type: ignore[no-any-return]
     return F.linear(values, layer.weight.to(values.dtype), layer.bias.to(values.dtype))
 
 

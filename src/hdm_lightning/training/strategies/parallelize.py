@@ -28,9 +28,10 @@ def shard_network(network: XUT, device_type: str, *, mixed: bool = False) -> Non
     """Split parameters, gradients and moments over the processes (FSDP2), before averages are made.
 
     What a block, or the shared modulation, multiplies by as a matrix is gathered right before it runs, in the
-    precision it is multiplied in, and given up right after: it is gathered a second time for the backward pass. All
-    else (gains, rotary frequencies, embeddings) is gathered in float32 once for the whole network: a frequency rounded
-    to bfloat16 would not be the one that is saved. Gradients are averaged in float32.
+    precision it is multiplied in (the modulation's in float32), and given up right after: it is gathered a second
+    time for the backward pass. All else (gains, rotary frequencies, embeddings) is gathered in float32 once for the
+    whole network: a frequency rounded to bfloat16 would not be the one that is saved. Gradients are averaged in
+    float32.
 
     Args:
         network: a network of the project's own blocks.
@@ -46,7 +47,8 @@ def shard_network(network: XUT, device_type: str, *, mixed: bool = False) -> Non
     fully_shard(network, mesh=mesh, mp_policy=exact, reshard_after_forward=True, ignored_params=matrices)
     for layer in layers:
         others = set(layer.parameters()) - matrices
-        fully_shard(layer, mesh=mesh, mp_policy=rounded, reshard_after_forward=True, ignored_params=others)
+        policy = exact if layer is network.modulation else rounded
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=others)
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
