@@ -74,8 +74,9 @@ def test_a_compiled_block_runs_attention_again_where_it_was_not_kept(monkeypatch
 
     def counting(direction):
         def count(graph, _inputs):
-            names = [str(node.target) for node in graph.graph.nodes]
-            computed[direction] += sum("scaled_dot" in name and "backward" not in name for name in names)
+            for node in graph.graph.nodes:  # a repeated one is handed to an operator that sets the generator's state
+                named = [str(node.target), *(str(each) for each in node.args if callable(each))]
+                computed[direction] += any("scaled_dot" in name and "backward" not in name for name in named)
             return make_boxed_func(graph.forward)
 
         return count
@@ -89,9 +90,7 @@ def test_a_compiled_block_runs_attention_again_where_it_was_not_kept(monkeypatch
     network = filled_network()
     prepare_network(network, activation_checkpointing=recompute, compiled=True)
     gradients(network)
-    # Of three graphs one has two attentions; a forward graph may have no more than its results.
-    assert computed["backward"] == again * (ROUTED + 1)
-    assert computed["forward"] == ROUTED + 1 or again
+    assert computed == {"forward": ROUTED + 1, "backward": again * (ROUTED + 1)}  # one of the graphs has two
 
 
 def test_a_copy_of_a_compiled_network_computes_with_its_own_weights(graphs):

@@ -91,7 +91,8 @@ def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
         computed: Tensor = type(block).forward(block, *inputs)
         return computed
 
-    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    # Nothing in a block is random, so that no generator's state has to be kept and set.
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     return recomputed
 
 
@@ -100,7 +101,9 @@ def _recomputed_but_for_attention(block: nn.Module, *inputs: Any) -> Tensor:
         computed: Tensor = type(block).forward(block, *inputs)
         return computed
 
-    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=_keeping_attention)
+    recomputed: Tensor = checkpoint(
+        forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_attention
+    )
     return recomputed
 
 
