@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.cases import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.profiling.encoder_costs import (
@@ -26,7 +27,6 @@ from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, dev
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
 from hdm_lightning.training.stages import StageSettings
-from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)
@@ -100,7 +100,9 @@ def test_text_encoder_operations(config):
     assert counter.get_total_flops() == 2 * TextArchitecture.from_config(config).flops(16) + pooler
 
 
-@pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"routing_rate": 0.0, "resolution": 64}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"checkpointing": True}, {"checkpointing": "selective"}, {"routing_rate": 0.0, "resolution": 64}]
+)
 @pytest.mark.parametrize("fused", [True, False])
 def test_operations_of_a_whole_training_step(changes, fused):
     recipe, stage, step = recipe_and_stage(**changes)
@@ -128,6 +130,7 @@ def measured_peak(step):
         {"resolution": 256, "micro_batch_size": 6},
         {"resolution": 256, "micro_batch_size": 6, "routing_rate": 0.0},
         {"resolution": 256, "micro_batch_size": 10, "checkpointing": True},
+        {"resolution": 256, "micro_batch_size": 10, "checkpointing": "selective"},
         {"resolution": 256, "micro_batch_size": 10, "checkpointing": True, "routing_rate": 0.0},
         {"resolution": 64, "micro_batch_size": 1},  # gradients, not activations, make the peak
     ],

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdm_lightning.models import XUT, XUTConfig
@@ -82,6 +83,42 @@ def test_gather_and_scatter_undo_each_other() -> None:
     changed = scatter_tokens(sequence, indices, gathered + 1)
     assert torch.equal(changed[0, [1, 2, 3, 5]], sequence[0, [1, 2, 3, 5]])
     assert torch.equal(changed[0, [0, 4, 6, 7, 8]], sequence[0, [0, 4, 6, 7, 8]] + 1)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_way_there_and_back_has_the_gradients_of_torch_s_own_and_adds_none_up() -> None:
+    draw = torch.Generator().manual_seed(0)
+    indices = with_text(random_keep(3, 12, 0.5, draw), tokens=12, text=4)
+    sequence, probe, other = (torch.randn(3, 16, 5, generator=draw, dtype=torch.float64) for _ in range(3))
+    sequence.requires_grad_()
+    rows = indices.unsqueeze(-1).expand(-1, -1, 5)
+    plain = sequence.gather(1, rows)
+    expected = torch.autograd.grad((other.scatter(1, rows, plain.sin()) * probe).sum(), sequence)
+    with Operations() as operations:
+        found = torch.autograd.grad(
+            (scatter_tokens(other, indices, gather_tokens(sequence, indices).sin()) * probe).sum(), sequence
+        )
+    assert torch.equal(found[0], expected[0])
+    assert found[0].abs().sum() > 0
+    assert not any("scatter_add" in name or "index_add" in name or "index_put" in name for name in operations.seen)
+
+
+def test_gathering_has_derivatives_of_any_order_and_from_one_row_for_all() -> None:
+    indices = torch.tensor([[0, 3, 1], [4, 2, 3]])
+    one = torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: gather_tokens(x, indices), one)
+    assert torch.autograd.gradgradcheck(lambda x: gather_tokens(x.square(), indices), one)
 
 
 def test_rate_zero_is_exactly_the_dense_path() -> None:

@@ -117,7 +117,8 @@ def autocast_device(tensor: Tensor) -> str:
     The meta device, on which shapes and operations are counted, has no autocast, so that any other's will do. Asking
     torch which device has one would break the graph: the compiler of torch 2.11 cannot trace the question.
     """
-    return "cpu" if tensor.is_meta else tensor.device.type
+    kind = tensor.device.type
+    return "cpu" if kind == "meta" else kind
 
 
 class SharedModulation(nn.Module):

@@ -5,6 +5,8 @@ Shapes: B batch, N image tokens, L text tokens, K kept image tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,12 +72,39 @@ def with_text(keep: Tensor, tokens: int, text: int) -> Tensor:
 
 
 def gather_tokens(sequence: Tensor, indices: Tensor) -> Tensor:
-    """Rows of (B or 1,S,F) at (B,K): (B,K,F)."""
-    features = sequence.shape[-1]
-    rows = sequence.expand(indices.shape[0], -1, -1)
-    return rows.gather(1, indices.unsqueeze(-1).expand(-1, -1, features))
+    """Rows of (B or 1,S,F) at (B,K), distinct in each row: (B,K,F)."""
+    gathered: Tensor = _GatherDistinct.apply(sequence.expand(indices.shape[0], -1, -1), indices)
+    return gathered
+
+
+class _GatherDistinct(torch.autograd.Function):
+    """`Tensor.gather` of whole rows, whose backward pass writes each gradient to its place.
+
+    The one of torch adds them up, by atomic operations on a GPU, as an index might come twice.
+    """
+
+    @staticmethod
+    def forward(sequence: Tensor, indices: Tensor) -> Tensor:
+        return sequence.gather(1, _of_rows(indices, sequence.shape[-1]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        sequence, indices = inputs
+        ctx.tokens = sequence.shape[1]
+        ctx.save_for_backward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        batch, _, features = gradient.shape
+        empty = gradient.new_zeros(batch, ctx.tokens, features)
+        return empty.scatter(1, _of_rows(indices, features), gradient), None
+
+
+def _of_rows(indices: Tensor, features: int) -> Tensor:
+    return indices.unsqueeze(-1).expand(-1, -1, features)
 
 
 def scatter_tokens(sequence: Tensor, indices: Tensor, routed: Tensor) -> Tensor:
     """A copy of (B,S,D) with the rows at (B,K) replaced by (B,K,D)."""
-    return sequence.scatter(1, indices.unsqueeze(-1).expand_as(routed), routed.to(sequence.dtype))
+    return sequence.scatter(1, _of_rows(indices, routed.shape[-1]), routed.to(sequence.dtype))

@@ -37,8 +37,11 @@ class TokenSequence(NamedTuple):
 
     def through(self, block: nn.Module, memory: Tensor | None = None) -> TokenSequence:
         """The sequence after a block."""
-        tokens = block(self.tokens, self.positions, self.modulation, self.key_mask, memory)
-        return self._replace(tokens=tokens)
+        return self.with_tokens(block(self.tokens, self.positions, self.modulation, self.key_mask, memory))
+
+    def with_tokens(self, tokens: Tensor) -> TokenSequence:
+        """The sequence with other tokens."""
+        return TokenSequence(tokens, self.positions, self.key_mask, self.modulation)
 
 
 class XUT(nn.Module):
@@ -202,7 +205,7 @@ class XUT(nn.Module):
                 sequence.modulation,
             )
         )
-        return sequence._replace(tokens=routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
+        return sequence.with_tokens(routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
 
     def _u(self, sequence: TokenSequence) -> TokenSequence:
         """Encoder levels, then decoder levels whose first block reads an encoder level's output."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field
@@ -32,6 +32,8 @@ class Hardware:
 
     Attributes:
         compile: compile the network block by block, for the shapes of the training.
+        compile_cache: keep what was compiled in the run's folder, for a machine that comes back empty (CUDA only). It
+            is code: only in a folder that nobody else writes to.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
@@ -39,6 +41,7 @@ class Hardware:
     """
 
     compile: bool = False
+    compile_cache: bool = False
     threads: Interval = 0
     usd_per_device_hour: NotNegative = 0.0
     peak_tflops: Positive | None = None
@@ -139,6 +142,7 @@ class StageSettings(BasicStageSettings):
             which pays where latents are redundant: large flat areas, high resolutions.
         time_std: its standard deviation.
         context_length: caption tokens kept.
+        activation_checkpointing: as for every training, or `selective`: all but attention is recomputed.
         sample_every: samples between sample images; 0 means at the stage's end only.
         stop: other ends of the stage.
         data, module, trainer: keys of these groups that differ in this stage.
@@ -148,6 +152,7 @@ class StageSettings(BasicStageSettings):
     time_mean: float = 0.0
     time_std: Positive = 1.0
     context_length: Count = 256
+    activation_checkpointing: bool | Literal["selective"] = False
     sample_every: Interval = 0
     stop: StopSettings = field(default_factory=StopSettings)
     data: dict[str, Any] = field(default_factory=dict)
