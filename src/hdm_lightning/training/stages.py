@@ -140,6 +140,7 @@ class StageSettings(BasicStageSettings):
         time_std: its standard deviation.
         context_length: caption tokens kept.
         sample_every: samples between sample images; 0 means at the stage's end only.
+        latents: whether `data.train` is to hold latents, which `hdm-plan` goes by and a run checks; None: either.
         stop: other ends of the stage.
         data, module, trainer: keys of these groups that differ in this stage.
     """
@@ -149,6 +150,7 @@ class StageSettings(BasicStageSettings):
     time_std: Positive = 1.0
     context_length: Count = 256
     sample_every: Interval = 0
+    latents: bool | None = None
     stop: StopSettings = field(default_factory=StopSettings)
     data: dict[str, Any] = field(default_factory=dict)
     module: dict[str, Any] = field(default_factory=dict)
