@@ -166,7 +166,7 @@ def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
 _ALIKE = {
     "resolution": "name sets of one resolution",
     **dict.fromkeys(("factor", "channels", "autoencoder"), "encode all of them with the same autoencoder"),
-    "moments": "encode all of them with --mean-only, or all without it",
+    "moments": "encode all of them with --std, or all without it",
 }
 """What to do where sets of latents differ in a field."""
 
