@@ -76,8 +76,7 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
     (plan,) = plans
     if wanted.budget_usd is None:
         return PlanResult(plan_report(plan), plan.to_json(), wanted.out)
-    measured = {stage.stage.name: stage.utilisation for stage in plan.stages}
-    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=measured)
+    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=plan.measured)
     return PlanResult(proposal_report(proposal), proposal.to_json(), wanted.out)
 
 
