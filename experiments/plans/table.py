@@ -85,7 +85,7 @@ def tables() -> str:
             against_the_paper(plans["4x5090"]),
             "### The paper's schedule on four machines",
             table(header, rows),
-            "### The same samples with the least operations: `experiment=paper_cached`, captions of 64 tokens on average",
+            "### The same samples with the least operations: `experiment=paper_cached`, captions of 64 tokens",
             table(header, encodings(cached) + stages("4x5090", cached)),
             "### What $600 buy",
             bought,
