@@ -17,8 +17,9 @@ from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
-from hdm_lightning.data.sample_plan import Plan, resolve
+from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
+from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 

@@ -31,8 +31,8 @@ from hdm_lightning.data.index import (
 )
 from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import read_range
+from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.data.tar import (
     BLOCK,
     IMAGE_EXTENSIONS,

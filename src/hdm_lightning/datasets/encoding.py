@@ -33,9 +33,10 @@ from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
-from hdm_lightning.data.sample_plan import PlannedShard, resolve
+from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError

@@ -7,8 +7,8 @@ from itertools import islice
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.inspection import trained_caption_lengths
 from hdm_lightning.data.rules import Source, StreamConfig
-from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.recorded import TrainSettings
