@@ -40,3 +40,24 @@ def check_job(groups):
 def run_job(checked):
     """Train as the command does; returns the exit status."""
     return launch(run_schedule, checked.order(), checked.processes)
+
+
+OPTIMIZERS = ("torch.optim.AdamW", "hdm_lightning.training.optimization.muon.MuonAdamW")
+
+
+def tiny_job(folder, shards, text_encoder, autoencoder, optimizer, trainer):
+    """A training of one stage of 64 steps on a device and in a precision: what the GPU's tests run."""
+    stage = {"resolution": 16, "samples": 512, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.05}
+    return {
+        "name": "toy",
+        "run_dir": str(folder),
+        "model": {"patch_size": 1, "width": 64, "mlp_width": 96, "heads": 2, "head_dim": 32, "context_width": 16},
+        "text_encoder": {"name": str(text_encoder)},
+        "vae": {"name": str(autoencoder)},
+        "data": {"train": str(shards), "num_workers": 0, "lanes": 4, "window": 4},
+        "validation": {"samples": 8, "batch_size": 4},
+        "optimizer": {"_target_": optimizer},
+        "trainer": trainer,
+        "callbacks": {"progress": None},
+        "schedule": {"stages": {"px16": {**stage, "context_length": 8, "gradient_clip": 1.0}}},
+    }

@@ -1,4 +1,4 @@
-"""Writes the table of README.md from the measurements in cpu/: python experiments/benchmarks/table.py."""
+"""Writes the table of README.md from the folders beside it: python experiments/benchmarks/table.py."""
 
 import json
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 from run_cpu import COMMANDS
 
 HERE = Path(__file__).parent
+GPU_PARTS = ("network", "short_text", "beside", "step", "network_512", "network_1024")
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 _RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("mb_per_s", "MB/s"))
 
@@ -36,11 +37,8 @@ def _three_digits(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def table() -> str:
-    """The machine and its measurements, or what to run where there are none."""
-    files = [file for name in COMMANDS if (file := HERE / "cpu" / f"{name}.json").exists()]
-    if not files:
-        return "Not measured yet: `python experiments/benchmarks/run_cpu.py` on a quiet machine."
+def table(files: list[Path]) -> str:
+    """A machine and its measurements."""
     machine = json.loads(files[0].read_text(encoding="utf-8"))["machine"]
     header = ["", "median, ms", "quartiles, ms", "rate", "TFLOP/s", "peak, GiB"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row for file in files for row in rows_of(file))]
@@ -48,12 +46,37 @@ def table() -> str:
     return f"{facts}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def tables() -> str:
+    """Those of the CPU, then of each GPU, or what to run where there are none."""
+    cpu = [file for name in COMMANDS if (file := HERE / "cpu" / f"{name}.json").exists()]
+    missing = "Not measured yet: `python experiments/benchmarks/run_cpu.py` on a quiet machine."
+    parts = [table(cpu) if cpu else missing]
+    for folder in sorted(file.parent for file in HERE.glob("*/record.json")):
+        found = [folder / f"{name}.json" for name in GPU_PARTS]
+        parts += [f"### {folder.name}", table([file for file in found if file.exists()]), rates(folder / "train.json")]
+    if not list(HERE.glob("*/record.json")):
+        parts.append("GPU: not measured (`make gpu-record` writes a folder for each kind).")
+    return "\n\n".join(filter(None, parts))
+
+
+def rates(file: Path) -> str:
+    """What the real command did, fit by fit."""
+    fits = json.loads(file.read_text(encoding="utf-8"))["fits"] if file.exists() else []
+    lines = [
+        f"- `hdm-train`, {fit['stage']}: {fit['images_per_s']:.0f} images/s over {fit['over_s']:.0f} s, "
+        f"first step after {fit['first_step_s']:.0f} s"
+        for fit in fits
+        if "images_per_s" in fit
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Put the table where it belongs."""
     file = HERE / "README.md"
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ long, with which status), `PART.json` or `PART.log` of each. `--tiny` goes throu
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,8 +24,13 @@ from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+RESULTS = ROOT / "experiments" / "benchmarks"
 DRAWINGS = ROOT / "data" / "openclipart-mini"
 STEPS = "steps.jsonl"
+RATE_S = 90.0
+"""Of the real command's first stage, compilation left out."""
+COMPILE_S = 30.0
+LEFT_OUT = "left out: no --published"
 GRACE_S = 20.0
 """How long a process may take to save and end after SIGTERM."""
 
@@ -36,6 +42,7 @@ class Session:
     out: Path  # results
     work: Path  # everything else
     tiny: bool  # on a CPU, at sizes that take seconds
+    published: Path | None = None  # what builds another network to time beside this one; see beside.py
 
     @property
     def device(self) -> str:
@@ -113,6 +120,12 @@ def bench(part: str, name: str, **options: object) -> Callable[[Session, float],
     return run
 
 
+def beside(session: Session, seconds: float) -> int:
+    """The network and another one in turn."""
+    command = [sys.executable, str(HERE / "beside.py"), str(session.published), str(session.out / "beside.json")]
+    return call(session, "beside", [*command, session.size, session.device], seconds)
+
+
 def prepare(session: Session, seconds: float) -> int:
     """Folders of random encoders of the true sizes, which hdm-train reads as it would read trained ones."""
     command = [sys.executable, str(HERE / "random_encoders.py"), str(session.work / "encoders"), session.size]
@@ -124,17 +137,25 @@ def training(session: Session) -> list[str]:
     sizes = (
         {"px256": (64, 96, 8, 4, 16), "px512": (96, 96, 8, 4, 16)}
         if session.tiny
-        else {"px256": (256, 7680, 128, 64, 256), "px512": (512, 1920, 64, 32, 256)}
+        else {"px256": (256, 1_280_000, 128, 64, 256), "px512": (512, 1920, 64, 32, 256)}
     )
     stages = []
     for name, (resolution, samples, batch, micro, context) in sizes.items():
         values = {"resolution": resolution, "samples": samples, "batch_size": batch, "micro_batch_size": micro}
         values |= {"context_length": context, "warmup_samples": batch * 4, "save_every": 0, "sample_every": 0}
-        values |= {"validate_every": samples // 2 if name == "px256" else 0}
+        values |= {"validate_every": samples // 2 if session.tiny and name == "px256" else 0}
+        if name == "px256" and not session.tiny:
+            values["stop.max_hours"] = (RATE_S + COMPILE_S) / 3600
         stages += [f"schedule.stages.{name}.{key}={value}" for key, value in values.items()]
     encoders = session.work / "encoders"
     network = ["model.width=64", "model.mlp_width=128", "model.heads=2", "model.head_dim=32", "model.context_width=32"]
-    network += ["model.depth=2", "model.decoder_blocks=1", "data.workers=0", "validation.batch_size=4", "trainer=cpu"]
+    network += [
+        "model.depth=2",
+        "model.decoder_blocks=1",
+        "data.num_workers=0",
+        "validation.batch_size=4",
+        "trainer=cpu",
+    ]
     return console(
         "hdm-train",
         *("name=recorded", f"run_dir={session.work / 'run'}", f"data.train={DRAWINGS}", "validation.samples=16"),
@@ -143,7 +164,7 @@ def training(session: Session) -> list[str]:
         *("callbacks.progress=null", "callbacks.weight_averages.halflife_samples=[5000]"),
         *("+callbacks.watch._target_=watch_steps.WatchSteps", f"+callbacks.watch.file={session.out / STEPS}"),
         *stages,
-        *(network if session.tiny else ["trainer=gpu", "data.workers=12"]),
+        *(network if session.tiny else ["trainer=gpu", "data.num_workers=12"]),
     )
 
 
@@ -198,7 +219,7 @@ def rate(first: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
         median = statistics.median(after["time"] - before["time"] for before, after in pairwise(late))
         whole = late[-1]["time"] - late[0]["time"]
         row |= {"median_step_s": median, "images_per_s_of_median_step": batch / median}
-        row |= {"images_per_s": batch * (len(late) - 1) / whole}
+        row |= {"images_per_s": batch * (len(late) - 1) / whole, "over_s": whole}
     return row
 
 
@@ -250,9 +271,10 @@ PARTS: dict[str, Part] = {
     "tests": Part(90, gpu_tests),
     "network": Part(60, bench("xut", "network", resolution=256, batch=64, context=256, repeats=10, compile=True)),
     "short_text": Part(50, bench("xut", "short_text", resolution=256, batch=64, context=64, repeats=10, compile=True)),
+    "beside": Part(90, beside),
     "step": Part(70, bench("step", "step", resolution=256, batch=64, context=256, repeats=10, compile=True)),
     "prepare": Part(60, prepare),
-    "train": Part(200, train),
+    "train": Part(260, train),
     "sample": Part(40, sample),
     "profile": Part(60, profile),
     "network_512": Part(
@@ -270,7 +292,15 @@ def main() -> int:
     """Run the parts; returns 0 where all of them have ended well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="FOLDER")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="results (default: experiments/benchmarks/NAME_OF_THE_DEVICE)"
+    )
+    parser.add_argument(
+        "--published",
+        type=Path,
+        metavar="FILE",
+        help="time another network as well; beside.py says what FILE has",
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/hdm-gpu-record"), metavar="FOLDER", help="scratch space"
     )
@@ -280,20 +310,25 @@ def main() -> int:
     unknown = sorted(set(given.parts) - set(PARTS))
     if unknown:
         parser.error(f"no part is called {unknown[0]!r}; there are {', '.join(PARTS)}")
-    session = Session(given.out.absolute(), given.work.absolute(), given.tiny)
-    session.out.mkdir(parents=True, exist_ok=True)
+    device = device_name(given.tiny)
+    out = given.out or (given.work if given.tiny else RESULTS) / re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+    published = given.published and given.published.absolute()
+    session = Session(out.absolute(), given.work.absolute(), given.tiny, published)
     shutil.rmtree(session.work, ignore_errors=True)
     session.work.mkdir(parents=True)
-    return run_parts(session, [name for name in PARTS if name in (given.parts or PARTS)], given.limit)
+    session.out.mkdir(parents=True, exist_ok=True)
+    return run_parts(session, device, [name for name in PARTS if name in (given.parts or PARTS)], given.limit)
 
 
-def run_parts(session: Session, names: list[str], limit: float) -> int:
+def run_parts(session: Session, device: str, names: list[str], limit: float) -> int:
     """Run parts within a limit of seconds, and keep record.json up to date."""
-    device, begin, rows = device_name(session), time.monotonic(), []
+    begin, rows = time.monotonic(), []
     for name in names:
-        left = limit - (time.monotonic() - begin)
+        left = limit - (time.monotonic() - begin) - GRACE_S  # which a part may take beyond its time
         row: dict[str, Any] = {"part": name, "began_s": round(time.monotonic() - begin, 1)}
-        if left < 10:
+        if name == "beside" and session.published is None:
+            rows.append(row | {"status": LEFT_OUT})
+        elif left < 10:
             rows.append(row | {"status": "no time left"})
         else:
             print(f"[{row['began_s']:6.1f} s] {name}", flush=True)
@@ -302,12 +337,12 @@ def run_parts(session: Session, names: list[str], limit: float) -> int:
             print(f"           {'done' if status == 0 else f'status {status}: see {name}.log'}", flush=True)
         record = {"device": device, "parts": rows}
         (session.out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    return 0 if all(row["status"] == 0 for row in rows) else 1
+    return 0 if all(row["status"] in (0, LEFT_OUT) for row in rows) else 1
 
 
-def device_name(session: Session) -> str:
+def device_name(tiny: bool) -> str:
     """As CUDA calls it."""
-    if session.tiny:
+    if tiny:
         return "cpu"
     import torch  # noqa: PLC0415 (seconds, which a list of parts need not wait for)
 

@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 MACHINES = ("4x5090", "4x4090", "4x3090", "1x4090")
 # Wall-clock hours that the paper reports for four RTX 5090 (arXiv 2509.06068, appendix), by resolution.
 PAPER_HOURS = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
+MONEY = ("kwh", "rent_usd", "electricity_usd")
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 GIB = 2**30
 
@@ -56,9 +57,19 @@ def stages(name: str, plan: dict[str, Any]) -> list[list[str]]:
                 stage["binds"],
             ]
         )
-    sums = plan["total"]
-    dollars = [f"**{sums[key]:.0f}**" for key in ("kwh", "rent_usd", "electricity_usd")]
-    return [*rows, [f"**{name}, all**", f"**{sums['hours']:.0f}**", "", "", "", "", *dollars, ""]]
+    sums, rent = plan["total"], plan["total"]["rent_usd"]
+    dollars = f"**{rent['expected']:.0f}** ({rent['low']:.0f} … {rent['high']:.0f})"
+    sums_of = [f"**{sums['kwh']:.0f}**", dollars, f"**{sums['electricity_usd']:.0f}**"]
+    return [*rows, [f"**{name}, all**", f"**{sums['hours']:.0f}**", "", "", "", "", *sums_of, ""]]
+
+
+def encodings(plan: dict[str, Any]) -> list[list[str]]:
+    """A row for each set of latents that is made before the first stage."""
+    found = []
+    for each in plan["encodings"]:
+        name, power = f"encoding, {each['resolution']} px", [f"{each[key]:.0f}" for key in MONEY]
+        found.append([name, f"{each['hours']:.0f}", f"{each['images_per_s']:.1f}", "", "", "", *power, each["binds"]])
+    return found
 
 
 def tables() -> str:
@@ -66,7 +77,7 @@ def tables() -> str:
     plans = {name: read(f"paper_{name}") for name in MACHINES}
     header = ["", "hours", "images/s", "memory, GiB", "micro-batch", "largest", "kWh", "rent $", "power $", "binds"]
     rows = [row for name, plan in plans.items() for row in stages(name, plan)]
-    budget = read("budget_600_4x5090")
+    budget, cached = read("budget_600_4x5090"), read("paper_cached_4x5090")
     bought = f"`budget_usd=600` on 4x5090 buys {100 * budget['share']:.0f}% of the paper's samples:"
     return "\n\n".join(
         [
@@ -74,6 +85,8 @@ def tables() -> str:
             against_the_paper(plans["4x5090"]),
             "### The paper's schedule on four machines",
             table(header, rows),
+            "### The same samples with the least operations: `experiment=paper_cached`, captions of 64 tokens",
+            table(header, encodings(cached) + stages("4x5090", cached)),
             "### What $600 buy",
             bought,
             table(header, stages("$600", budget)),

@@ -56,6 +56,11 @@ def test_every_choice_of_hdm_train_passes_the_checks(composed, group, name):
     if name == "optuna":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     extra = ["vae.mean=null", "vae.std=null"] if (group, name) != ("vae", "eq_sdxl") else []
+    if name == "paper_cached":  # which asks for latents, and images are here
+        with pytest.raises(UserError, match="holds images") as caught:
+            check_job(composed("train", f"{group}={name}", *extra))
+        assert caught.value.where == "schedule.stages.px256.latents"
+        extra += [f"schedule.stages.{stage}.latents=null" for stage in ("px256", "px512")]
     job = check_job(composed("train", f"{group}={name}", *extra))
     assert job.plans and job.processes == 1
 

@@ -5,29 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from composed import check_job, run_job
+from composed import OPTIMIZERS, check_job, run_job, tiny_job
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("optimizer", ["torch.optim.AdamW", "hdm_lightning.training.optimization.muon.MuonAdamW"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stage_in_float16_learns_as_in_float32(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards, optimizer):
     losses = {}
     for precision in ("32-true", "16-mixed"):
-        stage = {"resolution": 16, "samples": 512, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.05}
-        config = {
-            "name": "toy",
-            "run_dir": str(tmp_path / precision),
-            "model": {"patch_size": 1, "width": 64, "mlp_width": 96, "heads": 2, "head_dim": 32, "context_width": 16},
-            "text_encoder": {"name": str(tiny_text_encoder)},
-            "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-            "validation": {"samples": 8, "batch_size": 4},
-            "optimizer": {"_target_": optimizer},
-            "trainer": {"accelerator": "cuda", "devices": 1, "precision": precision},
-            "callbacks": {"progress": None},
-            "schedule": {"stages": {"px16": {**stage, "context_length": 8, "gradient_clip": 1.0}}},
-        }
+        trainer = {"accelerator": "cuda", "devices": 1, "precision": precision}
+        config = tiny_job(tmp_path / precision, tiny_shards, tiny_text_encoder, tiny_autoencoder, optimizer, trainer)
         assert run_job(check_job(config)) == 0
         done = json.loads((Path(config["run_dir"]) / "01-px16" / "done.json").read_text())
         losses[precision] = done["validation"]["raw"]

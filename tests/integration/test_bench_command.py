@@ -1,7 +1,9 @@
 """Every part of hdm-bench at the tiny size, from the command line to the JSON file."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hdm_lightning.cli import bench_parts
@@ -10,6 +12,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings
 from hdm_lightning.profiling.cases import Setup, sampling_flops
+from hdm_lightning.profiling.operations import training_flops
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,32 @@ def test_a_part(tmp_path, arguments):
     assert result["tflop_per_s"] == pytest.approx(result["flop"] / result["median_s"] / 1e12)
     assert result["peak_memory_gib"] > 0
     assert "mode" not in record["settings"] or arguments[0] in ("vae", "xut")
+
+
+@pytest.mark.parametrize("part", ["text", "xut", "step"])
+def test_captions_of_many_lengths_count_without_their_padding(tmp_path, part):
+    """Four micro-batches of a step: what is computed is counted as padded, MFU and useful rate as the captions are."""
+    words = [
+        part,
+        *["--size", "tiny", "--batch", "2", "--context", "100", "--caption-tokens", "40", "--accumulation", "4"],
+    ]
+    (row,) = measured(tmp_path, *words)["results"]
+    chosen = CaseSettings(size="tiny", batch=2, context_length=100, caption_tokens=40, accumulation=4, device="cpu")
+    setup = Setup.of(chosen)
+    lengths = [length for each in setup.micro_batches for length in each.lengths]
+    assert row["samples"] == len(lengths) == 8 and np.mean(lengths) == pytest.approx(40, rel=0.1)
+    assert lengths == sorted(lengths, reverse=True)
+    assert [each.padded for each in setup.micro_batches] == [96, 64, 32, 32]
+    if part == "text":
+        fed, useful = (sum(map(setup.text_cost.flops, each)) for each in ([96, 64, 32, 32] * 2, lengths))
+        assert row["flop"] == fed
+    else:
+        grid = (setup.latent_side, setup.latent_side)
+        useful = sum(training_flops(setup.parts.network, grid, length, 0.5) for length in lengths)
+        assert row["flop"] > 1.2 * useful
+    assert row["useful_tflop_per_s"] == pytest.approx(useful / row["median_s"] / 1e12)
+    full = Setup.of(replace(chosen, caption_tokens=0))
+    assert full.useful(full.model_flops) == full.fed(full.model_flops) == 8 * full.operations(100).model
 
 
 def test_a_step_tells_where_its_time_goes(tmp_path):

@@ -87,6 +87,16 @@ def test_resolution_picks_the_set_of_each_stage(cached_job, tmp_path, monkeypatc
     assert "32 px, but at 16 px, 24 px" in str(caught.value) and "--resolution 32" in caught.value.hint
 
 
+def test_a_stage_says_what_it_is_to_read(cached_job, tiny_shards, tmp_path):
+    """Images where latents are asked for would be encoded at every sight; both ways are refused before a run."""
+    images = {"data": {"train": str(tiny_shards)}}
+    assert check_job(cached_job(tmp_path / "run", px16={"latents": True}, px24={"latents": False, **images})).plans
+    for wrong, hint in (({"latents": True, **images}, "hdm-shards encode"), ({"latents": False}, "data.train=IMAGES")):
+        with pytest.raises(UserError) as caught:
+            check_job(cached_job(tmp_path / "other", px16=wrong))
+        assert caught.value.where == "schedule.stages.px16.latents" and hint in caught.value.hint
+
+
 def test_killed_and_resumed_equals_uninterrupted(cached_job, tmp_path, monkeypatch):
     whole, killed = (cached_job(tmp_path / name, px16={}) for name in ("whole", "killed"))
     assert run_job(check_job(whole)) == 0

@@ -47,6 +47,27 @@ def test_context_lengths_equal_running_alone_with_own_text(routed: bool) -> None
         assert close(found[part], alone)
 
 
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("longer", [1, 26])
+def test_fewer_places_of_padding_change_neither_velocities_nor_gradients(routed: bool, longer: int) -> None:
+    """The same captions cut to the longest and padded further: equal to 1e-12, the gradients of every weight too."""
+    model, (latent, t, context) = filled(), sample()
+    lengths, places = torch.tensor([5, 1, 3]), 5
+    keep = torch.tensor([[0, 5, 9], [1, 2, 14], [3, 7, 8]]) if routed else None
+    target = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for count in (places, places + longer):
+        padded = torch.full((3, count, 12), 7.0, dtype=torch.float64)
+        padded[:, :places] = context[:, :places]
+        model.zero_grad()
+        velocity = model(latent, t, padded, context_lengths=lengths, keep=keep)
+        (velocity - target).square().mean().backward()
+        found.append([velocity.detach(), *(each.grad.clone() for each in model.parameters() if each.grad is not None)])
+    for cut, padded in zip(*found, strict=True):
+        assert (cut - padded).norm() <= 1e-12 * cut.norm()
+    assert len(found[0]) > 50
+
+
 def test_padding_gets_no_gradient_and_gives_none() -> None:
     model, (latent, t, context) = filled(), sample()
     context.requires_grad_()

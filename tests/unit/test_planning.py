@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from hdm_lightning.profiling.duration import (
     CALIBRATED_UTILISATION,
     PAPER_HOURS,
     PAPER_MACHINE,
+    UTILISATION_SPREAD,
+    Assumptions,
     exchange_seconds,
     step_time,
 )
@@ -30,8 +33,9 @@ from hdm_lightning.profiling.memory import (
     largest_micro_batch,
     usable_micro_batch,
 )
-from hdm_lightning.profiling.operations import attention_score_flops
-from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+from hdm_lightning.profiling.operations import attention_score_flops, training_flops
+from hdm_lightning.profiling.padding import SPREAD
+from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 
 PAPER = Recipe(
     XUTConfig(),
@@ -63,6 +67,64 @@ def test_the_default_utilisation_makes_the_largest_error_against_the_paper_small
 
     best = min((thousandths / 1000 for thousandths in range(200, 1001)), key=largest_error)
     assert best == pytest.approx(CALIBRATED_UTILISATION, abs=0.005)
+
+
+def test_the_spread_is_that_of_the_paper_s_stages_each_alone():
+    """The utilisation with which a stage takes the paper's hours, over the one that fits all."""
+    alone = [stage.hours / PAPER_HOURS[stage.stage.resolution] for stage in forecast(PAPER, PAPER_MACHINE).stages]
+    assert pytest.approx((min(alone), max(alone)), abs=0.005) == UTILISATION_SPREAD
+
+
+def test_encoding_is_billed_by_hand():
+    """Whole images of 1.3 squares, each once, on both devices; a slow host binds."""
+    stages = tuple(replace(stage, cached=number < 2) for number, stage in enumerate(PAPER.stages))
+    recipe = replace(PAPER, stages=stages, dataset=Dataset(images=1_000_000, image_mpx=0.1))
+    machine = Machine(replace(GPUS["5090"], peak_tflops=100.0, bandwidth_gb_s=1000.0, usd_per_hour=2.0), 2)
+    plan = forecast(recipe, machine, Assumptions(utilisation=0.5))
+    assert [each.resolution for each in plan.encodings] == [256, 512]
+    second, encoder = plan.encodings[1], recipe.autoencoder
+    seconds = encoder.encode_flops(512, 664) / 1e14 + encoder.encode_traffic_bytes(512, 664) / 1e12
+    assert second.hours == pytest.approx(1e6 * seconds / 0.5 / 2 / 3600)
+    assert second.rent_usd == pytest.approx(2 * 2.0 * second.hours) and second.binds != "data"
+    assert second.disk_gb == pytest.approx((2 * 4 * 1.3 * 64 * 64 + 3000) / 1e3)
+    assert plan.storage.latents_gb == pytest.approx(sum(each.disk_gb for each in plan.encodings))
+    assert plan.total("hours") == pytest.approx(sum(each.hours for each in (*plan.encodings, *plan.stages)))
+    slow = forecast(recipe, replace(machine, host=Host(cores=1, decode_mpx_per_core_s=4))).encodings
+    assert {each.binds for each in slow} == {"data"} and slow[0].images_per_s == pytest.approx(40)
+
+
+def test_a_budget_pays_for_the_encoding_first():
+    stages = tuple(replace(stage, cached=stage.resolution < 600) for stage in PAPER.stages)
+    recipe = replace(PAPER, stages=stages)
+    encoding = sum(each.rent_usd for each in forecast(recipe, PAPER_MACHINE).encodings)
+    proposal = propose(recipe, PAPER_MACHINE, 300)
+    assert 297 < proposal.forecast.total("rent_usd") <= 300
+    assert proposal.share == pytest.approx(
+        (300 - encoding) / (forecast(recipe, PAPER_MACHINE).total("rent_usd") - encoding)
+    )
+    with pytest.raises(UserError, match="below the smallest schedule"):
+        propose(recipe, PAPER_MACHINE, 0.9 * forecast(recipe, PAPER_MACHINE).encodings[0].rent_usd)
+
+
+@pytest.mark.parametrize("captions", [64.0, [8, 30, 60, 90, 300]])
+def test_useful_work_is_that_of_captions_without_padding(captions):
+    """The mean over captions drawn one by one, each counted alone with the tokens that it has."""
+    recipe = replace(PAPER, dataset=Dataset(caption_tokens=captions), text_lengths="bucketed")
+    random = np.random.default_rng(0)
+    drawn = (
+        random.lognormal(np.log(64) - SPREAD**2 / 2, SPREAD, size=4000)
+        if captions == 64.0
+        else np.interp(random.random(4000), np.linspace(0, 1, 5), captions)
+    )
+    for stage in forecast(recipe, PAPER_MACHINE).stages:
+        side, lengths = stage.stage.resolution // 8, np.clip(drawn.round().astype(int), 1, stage.stage.context_length)
+        counted = [
+            training_flops(recipe.network, (side, side), int(each), stage.stage.routing_rate) for each in lengths
+        ]
+        assert stage.useful_flops == pytest.approx(np.mean(counted), rel=0.01)
+        assert stage.useful_flops < stage.operations.model
+        assert stage.mfu == pytest.approx(stage.useful_flops * stage.images_per_s / (4 * 209.5e12))
+        assert stage.padding_share == pytest.approx(1 - lengths.mean() / stage.text_tokens, abs=0.03)
 
 
 def smallest_cost_usd(recipe, machine):

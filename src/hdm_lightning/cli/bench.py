@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   hdm-bench system --schedule paper
   hdm-bench data /my/shards --resolution 256 512 --workers 4
   hdm-bench step --size xut_base --resolution 256 --batch 32 --compile
+  hdm-bench step --size xut_base --batch 32 --compile --caption-tokens 64 --accumulation 16
   hdm-bench xut --size xut_base --batch 32 --against compile=true
   hdm-bench vae --resolution 512 --batch 8 --against dtype=float16
 """
@@ -32,16 +33,18 @@ class Part(NamedTuple):
     settings: tuple[str, ...]
 
 
+CAPTIONS = ("caption_tokens", "accumulation")
+
 PARTS: Mapping[str, Part] = {
     "vae": Part("the autoencoder: --mode encode (default) or decode", ("resolution", "mode")),
-    "text": Part("the text encoder on captions that fill the context", ("context_length",)),
+    "text": Part("the text encoder", ("context_length", *CAPTIONS)),
     "xut": Part(
         "the network: --mode train (forward and backward pass, default) or forward",
-        ("resolution", "mode", "context_length", "checkpointing", "routing_rate", "compile"),
+        ("resolution", "mode", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile"),
     ),
     "step": Part(
         "a whole training step: encoders, network, backward pass, optimizer, average",
-        ("resolution", "context_length", "checkpointing", "routing_rate", "compile"),
+        ("resolution", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile"),
     ),
     "sample": Part(
         "images from prompts: text encoder, guided solver steps, decoding",
@@ -51,7 +54,12 @@ PARTS: Mapping[str, Part] = {
 RUN = Flags(RunSettings, {"out": "--out FILE"})
 CASE = Flags(
     CaseSettings,
-    {"resolution": "--resolution PX", "context_length": "--context N", "guidance_scale": "--guidance S"},
+    {
+        "resolution": "--resolution PX",
+        "context_length": "--context N",
+        "caption_tokens": "--caption-tokens N",
+        "guidance_scale": "--guidance S",
+    },
 )
 SYSTEM = Flags(SystemSettings, {"out": "--out FILE", "disk": "--disk DIR"})
 DATA = Flags(DataSettings, {"out": "--out FILE", "shards": "SHARDS", "resolution": "--resolution PX"})

@@ -1,6 +1,6 @@
 """Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.profiling.cases import (
+    Captions,
     Case,
     RandomTokens,
     Setup,
@@ -48,8 +49,8 @@ def step_case(setup: Setup) -> Case:
         setup.parts.autoencoder,
         StageSettings(
             resolution=side,
-            samples=1000 * batch,
-            batch_size=batch,
+            samples=1000 * setup.samples,
+            batch_size=setup.samples,
             micro_batch_size=batch,
             learning_rate=1e-3,
             routing_rate=settings.routing_rate,
@@ -61,15 +62,16 @@ def step_case(setup: Setup) -> Case:
         compiled=settings.compile,
         autoencoder_max_pixels=batch * side**2,
         text_max_tokens=batch * settings.context_length,
+        captions=setup.micro_batches,
     )
 
     def sections() -> Mapping[str, Any]:
         seconds = step.clock.drain()
         return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
 
-    encoders = setup.autoencoder_cost.encode_flops(side, side) + setup.text_cost.flops(settings.context_length)
-    count = setup.operations
-    return Case("step", step, batch, batch * (count.total + encoders), batch * count.model, step.tensors, sections)
+    encode = setup.autoencoder_cost.encode_flops(side, side)
+    fed = setup.fed(lambda text: setup.operations(text).total + encode + setup.text_cost.flops(text))
+    return Case("step", step, setup.samples, fed, setup.useful(setup.model_flops), step.tensors, sections)
 
 
 def sample_case(setup: Setup) -> Case:
@@ -106,7 +108,7 @@ BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
 
 
 class TrainingStep:
-    """One micro-batch through encoders, network, backward pass, clipping, optimizer and averages at each call.
+    """Micro-batches through encoders, network, backward pass, then clipping, optimizer and averages at each call.
 
     Args:
         network: the network's shape.
@@ -119,6 +121,7 @@ class TrainingStep:
         text_max_tokens, autoencoder_max_pixels: as in the recipe.
         averages: weight averages kept.
         muon: train the blocks' matrices by Muon instead of AdamW.
+        captions: of each micro-batch; None is one whose captions fill the context.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class TrainingStep:
         autoencoder_max_pixels: int = MAX_PIXELS,
         averages: int = 1,
         muon: bool = False,
+        captions: Sequence[Captions] | None = None,
     ) -> None:
         self.stage, self.device, self.dtype = stage, device, dtype
         self.network = random_network(network, seed=SEED).to(device)
@@ -155,25 +159,30 @@ class TrainingStep:
         self.optimizer = MuonAdamW(groups) if muon else torch.optim.AdamW(groups, betas=stage.betas, fused=True)
         self.loss: Tensor | None = None
         self.averages = ParameterAverages(self.network, [500_000] * averages)
-        self.batch = self._random_batch(int(text["vocab_size"]))
+        given = captions or [Captions((stage.context_length,) * stage.micro_batch_size, stage.context_length)]
+        self.batches = [self._random_batch(int(text["vocab_size"]), number, each) for number, each in enumerate(given)]
 
     def __call__(self) -> Tensor:
         """Take one optimizer step; returns the loss."""
-        drawn = self._with_draws(self.batch)
-        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in drawn.items()}
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            losses = self.module.losses(batch, self.network, logit_normal_times(batch["uniform"]))
-            loss = (losses * batch["weight"]).mean()
-        del batch, drawn
-        with self.clock.section("backward"):
-            loss.backward()
+        losses = [self._micro_batch(batch) for batch in self.batches]
         with self.clock.section("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.stage.gradient_clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.averages.update(self.stage.micro_batch_size)
-        self.loss = loss.detach()
+        self.averages.update(self.stage.micro_batch_size * len(self.batches))
+        self.loss = torch.stack(losses).mean()
         return self.loss
+
+    def _micro_batch(self, batch: dict[str, Any]) -> Tensor:
+        drawn = self._with_draws(batch)
+        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in drawn.items()}
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            losses = self.module.losses(batch, self.network, logit_normal_times(batch["uniform"]))
+            loss = (losses * batch["weight"]).mean() / len(self.batches)
+        del batch, drawn
+        with self.clock.section("backward"):
+            loss.backward()
+        return loss.detach() * len(self.batches)
 
     def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the random numbers that training draws on the CPU."""
@@ -194,16 +203,16 @@ class TrainingStep:
         kept = [self.loss, *state]
         return [*held, *shadows, *(value for value in kept if isinstance(value, Tensor))]
 
-    def _random_batch(self, vocabulary: int) -> dict[str, Any]:
-        """A batch as the loader yields it, on the CPU, every caption as long as the context."""
-        generator = torch.Generator().manual_seed(SEED)
-        count, side, length = self.stage.micro_batch_size, self.stage.resolution, self.stage.context_length
+    def _random_batch(self, vocabulary: int, number: int, captions: Captions) -> dict[str, Any]:
+        """A batch as the loader yields it, on the CPU."""
+        generator = torch.Generator().manual_seed(SEED + number)
+        count, side = self.stage.micro_batch_size, self.stage.resolution
         return {
             "image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
             "crop": torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1),
-            "tokens": torch.randint(0, vocabulary, (count, length), generator=generator),
-            "lengths": torch.full((count,), length),
-            "index": torch.arange(count),
+            "tokens": torch.randint(0, vocabulary, (count, captions.padded), generator=generator),
+            "lengths": torch.tensor(captions.lengths),
+            "index": torch.arange(number * count, (number + 1) * count),
             "weight": torch.ones(count),
             "keys": [f"random/{number}" for number in range(count)],
             "captions": [""] * count,

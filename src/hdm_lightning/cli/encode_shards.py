@@ -31,13 +31,13 @@ def encode_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", default="auto", help="of the autoencoder (default: bfloat16 on GPUs, else float32)")
     command.add_argument(
-        "--max-pixels", type=at_least(1), default=5_500_000, help="of images encoded at once (default %(default)s)"
+        "--max-pixels", type=at_least(1), help="of images encoded at once (default: that of vae.max_pixels)"
     )
     command.add_argument(
         "--max-aspect", type=float, default=8.0, help="leave longer images out, as data.crop does (default %(default)s)"
     )
     command.add_argument(
-        "--mean-only", action="store_true", help="leave out the standard deviation, which hdm-train has no use for"
+        "--std", action="store_true", help="keep the standard deviation beside the mean; hdm-train has no use for it"
     )
     command.add_argument("--dry-run", action="store_true", help="tell what it will take on the disk, and stop")
 
@@ -47,7 +47,7 @@ def encode(arguments: argparse.Namespace) -> int:
     from hdm_lightning.datasets.encoding import EncodedSet, require_room
 
     options, wanted = _options(arguments), sorted(set(arguments.resolution))
-    formats = _formats(arguments.vae, wanted, 1 if arguments.mean_only else 2)
+    formats = _formats(arguments.vae, wanted, 2 if arguments.std else 1)
     sets = [EncodedSet(arguments.shards, arguments.out, each, options) for each in formats]
     forecasts = [each.forecast() for each in sets]
     for resolution, found in zip(wanted, forecasts, strict=True):
@@ -72,17 +72,18 @@ def _make(wanted: "EncodedSet") -> None:
 def _options(arguments: argparse.Namespace) -> "EncodeOptions":
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.encoding import EncodeOptions
+    from hdm_lightning.encoders.autoencoder import MAX_PIXELS
     from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
     chosen = parse_dtype(arguments.dtype, where="--dtype")
     if not arguments.max_aspect >= 1:
         raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
     devices = chosen_devices(arguments.devices)
-    dtype = dtype_name(chosen or encoder_dtype(devices[0]))
+    dtype, max_pixels = dtype_name(chosen or encoder_dtype(devices[0])), arguments.max_pixels or MAX_PIXELS
     return EncodeOptions(
-        start=partial(start, arguments.vae, dtype, arguments.max_pixels),
+        start=partial(start, arguments.vae, dtype, max_pixels),
         dtype=dtype,
-        max_pixels=arguments.max_pixels,
+        max_pixels=max_pixels,
         max_aspect=arguments.max_aspect,
         devices=devices,
         threads=max(1, min(MOST_THREADS, available_cores() // len(devices))),
@@ -110,13 +111,18 @@ def chosen_devices(wanted: str) -> tuple[str, ...]:
 
 def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
     """What encodes uint8 images on a device, exactly as training does."""
-    from hdm_lightning.encoders.autoencoder import load_posteriors
+    from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
+    from hdm_lightning.encoders.vae_folder import channels_of, locate_autoencoder, read_config
 
-    autoencoder = load_posteriors(vae, dtype=dtype, max_pixels=max_pixels, where="--vae").to(device)
+    channels = channels_of(read_config(locate_autoencoder(vae, where="--vae"), where="--vae"))
+    plain = {"mean": [0.0] * channels, "std": [1.0] * channels}  # moments come before any normalisation
+    autoencoder = load_autoencoder(vae, dtype=dtype, max_pixels=max_pixels, where="--vae", **plain)
+    assert isinstance(autoencoder, KLAutoencoder)
+    autoencoder.to(device)
     return lambda images: autoencoder.moments(images.to(device).float().div_(127.5).sub_(1.0))
 
 
-def _formats(vae: str, resolutions: Sequence[int], moments: int = 2) -> list["LatentFormat"]:
+def _formats(vae: str, resolutions: Sequence[int], moments: int = 1) -> list["LatentFormat"]:
     """What the latents of each resolution will be.
 
     Raises:

@@ -28,6 +28,9 @@ from hdm_lightning.training.recorded import TrainSettings, model_config_from, tr
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
 HERE = "here"
+CAPTIONS_READ = 2000
+"""Captions of a data set whose lengths are counted."""
+QUANTILES = 33
 _MISSING = "???"
 
 
@@ -73,8 +76,7 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
     (plan,) = plans
     if wanted.budget_usd is None:
         return PlanResult(plan_report(plan), plan.to_json(), wanted.out)
-    measured = {stage.stage.name: stage.utilisation for stage in plan.stages}
-    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=measured)
+    proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=plan.measured)
     return PlanResult(proposal_report(proposal), proposal.to_json(), wanted.out)
 
 
@@ -91,7 +93,8 @@ def _forecast(
 ) -> Forecast:
     found = machine_at_hand() if spelling == HERE else Machine(*parse_gpus(spelling))
     machine = Machine(override(found.gpu, wanted.gpu), found.count, wanted.host)
-    recipe, assumptions = recipe_from(settings, wanted.dataset, encoders, machine), wanted.assumptions
+    dataset = _with_captions(settings, wanted.dataset, log)
+    recipe, assumptions = recipe_from(settings, dataset, encoders, machine), wanted.assumptions
     utilisation = None
     if wanted.probe:
         from hdm_lightning.cli.probe import Probe  # noqa: PLC0415 (seconds to import)
@@ -101,6 +104,28 @@ def _forecast(
         utilisation = probe.utilisation(log)
         assumptions = replace(assumptions, utilisation=sum(utilisation.values()) / len(utilisation))
     return forecast(recipe, machine, assumptions, utilisation=utilisation)
+
+
+def _with_captions(settings: TrainSettings, dataset: Dataset, log: Callable[[str], None]) -> Dataset:
+    """The set with quantiles of how long the captions in `data.train` are, where nothing is said and that is here."""
+    train = settings.data.get("train")
+    if dataset.caption_tokens is not None or not isinstance(train, str) or not Path(train).expanduser().is_dir():
+        return dataset
+    from hdm_lightning.training.recorded_data import caption_lengths  # noqa: PLC0415 (seconds to import)
+
+    plans = plan_stages(settings.schedule, 1)
+    longest = max(plan.settings.context_length for plan in plans)
+    try:
+        lengths = caption_lengths(settings, plans[0], longest, CAPTIONS_READ)
+    except UserError as error:
+        log(f"captions count as long as the context: those of {train} cannot be counted ({error.what})")
+        return dataset
+    if not lengths:
+        return dataset
+    last = len(lengths) - 1
+    quantiles = [lengths[round(last * number / (QUANTILES - 1))] for number in range(QUANTILES)]
+    log(f"captions of {train}: {sum(lengths) / len(lengths):.0f} tokens on average of {len(lengths):,}")
+    return replace(dataset, caption_tokens=quantiles)
 
 
 def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConfigs, machine: Machine) -> Recipe:
@@ -141,6 +166,8 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
 
 def _is_cached(settings: TrainSettings, plan: StagePlan, dataset: Dataset) -> bool:
     """Whether a stage reads latents, as it is said or as a local folder of shards shows."""
+    if plan.settings.latents is not None:
+        return plan.settings.latents
     train = {**settings.data, **plan.settings.data}.get("train")
     if train is None or ("train" not in plan.settings.data and dataset.latents):
         return dataset.latents

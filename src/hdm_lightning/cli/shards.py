@@ -134,7 +134,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.index import load_index
     from hdm_lightning.data.parallel import progress_bar
-    from hdm_lightning.data.scanning import leave_out, verify
+    from hdm_lightning.data.verification import leave_out, verify
 
     before = load_index(arguments.folder)
     with progress_bar("shards", len(before.shards)) as show:

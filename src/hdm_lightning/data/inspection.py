@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -16,8 +17,9 @@ from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
-from hdm_lightning.data.sample_plan import Plan, resolve
-from hdm_lightning.data.samples import Sample
+from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.samples import Preparation, Sample, Tokenize
+from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -116,6 +118,21 @@ def _caption_lengths(
         except SampleFault:
             bad += 1
     return np.asarray(lengths, dtype=np.int64), bad
+
+
+def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int) -> list[int]:
+    """Tokens of the first captions of a stream as training sees them, some dropped, their tags drawn; rising.
+
+    Samples that cannot be read are left out.
+
+    Raises:
+        UserError: the stream cannot be set up.
+    """
+    preparation, lengths = Preparation(config, Plan(config), tokenize, training=True), []
+    for index in range(min(count, preparation.plan.samples)):
+        with suppress(SampleFault):
+            lengths.append(preparation.caption_length(index))
+    return sorted(lengths)
 
 
 def as_table(found: Statistics) -> str:

@@ -37,7 +37,7 @@ class LatentFormat:
         channels: latent channels.
         autoencoder: fingerprint of what encoded them.
         name: what that was called, for messages; formats that differ in it alone are equal.
-        moments: M: 2 for mean and standard deviation, 1 for the mean alone, which is all that training takes.
+        moments: M: 1 for the mean, which is all that training takes, 2 for mean and standard deviation.
     """
 
     resolution: int

@@ -28,14 +28,6 @@ from hdm_lightning.data.randomness import Draws, permutation
 Integers = NDArray[np.int64]
 
 
-class Slot(NamedTuple):
-    """Where a sample lies: number of the shard, rank among its planned samples, and the pass."""
-
-    shard: int
-    rank: int
-    pass_number: int
-
-
 class Window(NamedTuple):
     """Samples of one lane that are read together, in the order in which they are used."""
 
@@ -80,11 +72,6 @@ class ShardOrder:
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.counts.tolist(), self.seed, self.stage, self.lanes, self.window)
-
-    def locate(self, position: int) -> Slot:
-        """The sample at a position of the global order."""
-        window, place = self.window_of(position)
-        return Slot(int(window.shards[place]), int(window.ranks[place]), window.pass_number)
 
     def window_of(self, position: int) -> tuple[Window, int]:
         """The window that holds a position, and the place of that position in it."""

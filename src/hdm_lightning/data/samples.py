@@ -88,6 +88,15 @@ class Preparation:
         except SampleFault as fault:
             return self._faulty(index, place, raw.key if raw is not None else None, str(fault))
 
+    def caption_length(self, index: int) -> int:
+        """Tokens of the caption at a position; its image is not decoded.
+
+        Raises:
+            SampleFault: it cannot be read.
+        """
+        caption, _ = self._caption(index, self._reader.read(self.plan.locate(index)))
+        return self._tokens(caption)[1]
+
     def masked(self, index: int, key: str = "", fault: str = "") -> Sample:
         """What stands in the place of a sample that cannot be used."""
         height, width = self.plan.shape_at(index)

@@ -1,4 +1,4 @@
-"""Reading whole shards: to index them, and to compare them with their index.
+"""Reading whole shards to index them.
 
 Indexing notes sizes, checksums, where samples and their members lie, and what can never be used. It resumes where an
 earlier call was interrupted: each shard that was read adds a line to a file beside the index, which goes when the
@@ -9,16 +9,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from hdm_lightning.data.captions import CaptionRules
-from hdm_lightning.data.decode import load_upright, upright_size
+from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import (
     ENCODE_ON,
@@ -34,15 +31,14 @@ from hdm_lightning.data.index import (
 )
 from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import read_range
+from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.data.tar import (
     BLOCK,
     IMAGE_EXTENSIONS,
     LATENT,
     Gap,
     Member,
-    RawSample,
     ReadAt,
     form_of,
     is_unsafe,
@@ -50,18 +46,21 @@ from hdm_lightning.data.tar import (
     walk,
 )
 from hdm_lightning.errors import UserError
-from hdm_lightning.printable import in_one_line
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
 MOST_NOTES = 3
-MISSING = "missing"
 
 Progress = Callable[[ShardRecord], None]
 
 
 def index_shards(
-    folder: str | os.PathLike[str], *, jobs: int = 1, new_only: bool = False, progress: Progress | None = None
+    folder: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    new_only: bool = False,
+    names: Sequence[str] | None = None,
+    progress: Progress | None = None,
 ) -> Index:
     """Read every `*.tar` below a folder and write its `index.json`; resumes where an earlier call was interrupted.
 
@@ -69,15 +68,17 @@ def index_shards(
         folder: a local folder.
         jobs: processes that read side by side.
         new_only: keep what the present index says of shards that have the same size and are not younger than it.
+        names: the shards below the folder in the order that the index is to have; None is all by name.
         progress: called after each shard.
 
     Raises:
         UserError: the folder is missing, has no shard, or one cannot be read.
     """
     root = Path(folder)
-    _require_one_set(root)
-    found = root.rglob("*.tar") if root.is_dir() else []
-    names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
+    require_one_set(root)
+    if names is None:
+        found = root.rglob("*.tar") if root.is_dir() else []
+        names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
     if not names:
         raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
     latents = _latents_in(root, len(names))
@@ -97,7 +98,8 @@ def note_scanned(root: Path, record: ShardRecord) -> None:
         _note(handle, record, _state(root / record.name))
 
 
-def _require_one_set(root: Path) -> None:
+def require_one_set(root: Path) -> None:
+    """Raise UserError where a folder holds sets of latents, each with an index of its own."""
     sets = sorted(file.parent.name for file in root.glob(f"*/{LATENTS_NAME}"))
     if sets:
         what = f"holds sets of latents ({', '.join(sets)}), each with an index of its own"
@@ -349,110 +351,3 @@ def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
             member = group.members[extension]
             return upright_size(read(member.data, member.size))
     raise SampleFault("no image")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong with a shard (`ordinal` is None) or with one of its samples."""
-
-    shard: str
-    reason: str
-    ordinal: int | None = None
-    key: str = ""
-
-    def __str__(self) -> str:
-        sample = "" if self.ordinal is None else f" sample {self.ordinal} ({self.key or 'unreadable'})"
-        return in_one_line(f"{self.shard}{sample}: {self.reason}")
-
-
-def verify(
-    folder: str | Path,
-    *,
-    decode: bool = False,
-    captions: CaptionRules | None = None,
-    jobs: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> list[Problem]:
-    """Compare the shards of a local folder with their index.
-
-    Args:
-        folder: has the index.
-        decode: decode every usable sample and read its caption, too.
-        captions: how captions are found; None for the defaults.
-        jobs: processes that read side by side.
-        progress: called with the number of shards done.
-
-    Raises:
-        UserError: there is no index.
-    """
-    root, index = Path(folder), load_index(folder)
-    _require_one_set(root)
-    check = partial(_verify_shard, root, captions or CaptionRules() if decode else None)
-    problems: list[Problem] = []
-    for done, found in enumerate(ordered_map(check, index.shards, processes=min(jobs, len(index.shards))), start=1):
-        problems += found
-        if progress is not None:
-            progress(done)
-    known = {record.name for record in index.shards}
-    strangers = sorted({path.relative_to(root).as_posix() for path in root.rglob("*.tar")} - known)
-    return problems + [Problem(name, "is not in the index") for name in strangers]
-
-
-def leave_out(folder: str | Path, problems: Sequence[Problem]) -> Index:
-    """Write the samples that have problems into the index as left out; the plan of the folder changes with that.
-
-    Shards that are missing are taken out of the index.
-    """
-    root, index = Path(folder), load_index(folder)
-    missing = {problem.shard for problem in problems if problem.reason == MISSING}
-    by_shard: dict[str, dict[int, str]] = defaultdict(dict)
-    for problem in problems:
-        if problem.ordinal is not None:
-            by_shard[problem.shard][problem.ordinal] = problem.reason
-    shards = []
-    for record in index.shards:
-        if record.name in missing:
-            continue
-        found = by_shard[record.name]
-        new = {ordinal: reason for ordinal, reason in found.items() if ordinal not in record.skip}
-        shards.append(replace(record, skip={**record.skip, **new}, samples=record.samples - len(new)))
-    changed = replace(index, shards=tuple(shards))
-    write_index(changed, root / INDEX_NAME)
-    return changed
-
-
-def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord) -> list[Problem]:
-    path = root / record.name
-    problems = [Problem(record.name, record.note)] if record.note else []
-    if not path.is_file():
-        return [*problems, Problem(record.name, MISSING)]
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        if size != record.bytes:
-            problems.append(Problem(record.name, f"has {size} bytes, the index says {record.bytes}"))
-        elif hashlib.file_digest(handle, "sha256").hexdigest() != record.sha256:
-            problems.append(Problem(record.name, "wrong checksum"))
-    return problems + (list(_bad_samples(path, record, captions)) if captions is not None else [])
-
-
-def _bad_samples(path: Path, record: ShardRecord, captions: CaptionRules) -> Iterator[Problem]:
-    table = record.table()
-    places = zip(table.ordinal.tolist(), table.start.tolist(), table.size.tolist(), table.forms(), strict=True)
-    with path.open("rb") as handle:
-        for ordinal, start, size, form in places:
-            key = ""
-            try:
-                sample = form.cut(os.pread(handle.fileno(), size, start))
-                key = sample.key
-                _check_image(sample)
-                captions.first(sample.members)
-            except SampleFault as fault:
-                yield Problem(record.name, str(fault), ordinal, key)
-
-
-def _check_image(sample: RawSample) -> None:
-    """Raise `SampleFault` where the image, or what stands in its place, cannot be used."""
-    if LATENT not in sample.members:
-        load_upright(sample.image())
-    elif unpack_latent(sample.members[LATENT])[1] is None:
-        raise SampleFault("no latent: the image could not be encoded")

@@ -6,7 +6,6 @@ line a finished shard; what it does not name is built again.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from hdm_lightning.data.parallel import available_cores, ordered_map, progress_b
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import no_follow, write_text
+from hdm_lightning.whole_files import append_line, read_lines, write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
@@ -86,7 +85,7 @@ def build_shards(
         made = ordered_map(partial(_write, out, make), missing, processes=processes)
         for shard, row in zip(missing, made, strict=True):
             rows[shard.name] = row
-            _append(out / JOURNAL, {"shard": shard.name, **row})
+            append_line(out / JOURNAL, {"shard": shard.name, **row})
             show(len(rows))
     return _finish(out, rows, processes or available_cores())
 
@@ -128,33 +127,20 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]
     path = out / JOURNAL
     if not path.exists():
         require_no_shards(out)
-        _append(path, header)
+        append_line(path, header)
         return {}
-    found, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-    if found != json.dumps(header, sort_keys=True):
+    found, *rest = read_lines(path) or [{}]
+    if found != json.loads(json.dumps(header)):
         raise UserError(
             "the folder holds a build of other files or with other options",
             where=str(out),
             hint="name another folder, or delete this one",
         )
     rows: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the last line of a build that was killed
+    for row in rest:
         if not row["samples"] or (out / row["shard"]).exists():
             rows[row["shard"]] = {"samples": row["samples"], "rejected": [tuple(pair) for pair in row["rejected"]]}
     return rows
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8", opener=no_follow) as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write("\n")
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _digest(items: Sequence[Item]) -> str:

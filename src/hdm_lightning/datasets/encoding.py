@@ -33,9 +33,10 @@ from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
-from hdm_lightning.data.sample_plan import PlannedShard, resolve
+from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
@@ -57,16 +58,16 @@ class EncodeOptions:
 
     Attributes:
         start: makes, of the name of a device, what encodes there; must be picklable for several devices.
-        dtype: that `start` computes in, such as `bfloat16`: sets of different ones are told apart.
         max_pixels: of the images encoded at once, together; one image always is.
+        dtype: that `start` computes in, such as `bfloat16`: sets of different ones are told apart.
         max_aspect: largest ratio of the long to the short side; longer images are left out.
         devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
         threads: that decode images in each process.
     """
 
     start: Callable[[str], Encode]
+    max_pixels: int
     dtype: str = "float32"
-    max_pixels: int = 5_500_000
     max_aspect: float = CropRules.max_aspect
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
@@ -149,10 +150,7 @@ class EncodedSet:
 
     def _index(self) -> Index:
         """The index of the set in the source's order, and the one of all sets."""
-        found = index_shards(self.folder, new_only=True)
-        by_name = {record.name: record for record in found.shards}
-        index = Index(found.base, tuple(by_name[shard.record.name] for shard in self.shards), found.latents)
-        write_index(index, self.folder / INDEX_NAME)
+        index = index_shards(self.folder, new_only=True, names=[shard.record.name for shard in self.shards])
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index

@@ -75,18 +75,6 @@ def load_autoencoder(
     return CachedAutoencoder(loaded, cache_size) if cache_size else loaded
 
 
-def load_posteriors(
-    name: str, *, dtype: str | torch.dtype = "auto", max_pixels: int = MAX_PIXELS, where: str = "vae.name"
-) -> "KLAutoencoder":
-    """Load an AutoencoderKL for its `moments` alone, whose normalisation nothing need tell; see `load_autoencoder`."""
-    chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
-    folder = locate_autoencoder(name, where=where)
-    model = read_autoencoder(folder, chosen or torch.float32, where=where)
-    channels = channels_of(model.config)
-    plain = [0.0] * channels, [1.0] * channels
-    return KLAutoencoder(model, *plain, max_pixels=max_pixels, source=folder, auto=chosen is None)
-
-
 def autoencoder_from_tensors(
     tensors: Mapping[str, Tensor],
     mean: Sequence[float],

@@ -86,13 +86,10 @@ class PosteriorAutoencoder(ImageAutoencoder, Protocol):
     def fingerprint(self) -> str:
         """Hash of all that posteriors depend on besides the image: the same in any place and dtype."""
 
-    def moments(self, image: Tensor) -> Tensor:
-        """Mean and standard deviation of the posterior, float32 (B, 2, C, h, w), as `encode` has them before it
-        normalises, of images as it takes them.
-        """
-
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """What `encode` gives, of moments (B, 2, C, h, w) of any float dtype; without noise the mean is enough."""
+        """What `encode` gives, of mean and standard deviation of the posterior (B, 2, C, h, w), as it has them before
+        it normalises, of any float dtype; without noise the mean (B, 1, C, h, w) is enough.
+        """
 
 
 def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
@@ -101,7 +98,7 @@ def posteriors_of(autoencoder: ImageAutoencoder) -> PosteriorAutoencoder:
     Raises:
         UserError: it has no such methods.
     """
-    needed = ("fingerprint", "moments", "from_moments")
+    needed = ("fingerprint", "from_moments")
     # Looked for, not asked for: a fingerprint takes seconds.
     if any(getattr_static(autoencoder, name, None) is None for name in needed):
         what = f"{type(autoencoder).__name__} cannot use latents from disk: it lacks one of {', '.join(needed)}"

@@ -138,10 +138,6 @@ class CachedAutoencoder(_Recent[bytes]):
         """See `PosteriorAutoencoder.fingerprint`; UserError where the autoencoder has none."""
         return posteriors_of(self.autoencoder).fingerprint
 
-    def moments(self, image: Tensor) -> Tensor:
-        """See `PosteriorAutoencoder.moments`; nothing is kept."""
-        return posteriors_of(self.autoencoder).moments(image)
-
     def from_moments(self, moments: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """See `PosteriorAutoencoder.from_moments`."""
         return posteriors_of(self.autoencoder).from_moments(moments, noise=noise)

@@ -37,6 +37,8 @@ class CaseSettings:
         checkpointing: recompute activations.
         routing_rate: share of image tokens that skip the U.
         context_length: caption tokens.
+        caption_tokens: mean tokens of a caption, padded as on a GPU; 0 fills the context.
+        accumulation: micro-batches of a call, made by the length of their captions.
         mode: of vae encode (default) or decode; of xut train (forward and backward pass, default) or forward.
         steps: solver steps.
         guidance_scale: 1 is none.
@@ -51,6 +53,8 @@ class CaseSettings:
     checkpointing: bool = False
     routing_rate: Annotated[float, Ge(0), Lt(1)] = 0.5
     context_length: Annotated[int, Ge(1)] = 256
+    caption_tokens: Annotated[float, Ge(0)] = 0
+    accumulation: Annotated[int, Ge(1)] = 1
     mode: str = ""
     steps: Annotated[int, Ge(1)] = 20
     guidance_scale: float = 3.0

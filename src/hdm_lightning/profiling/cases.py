@@ -6,11 +6,13 @@ Shapes: B samples, C latent channels, h×w latent grid, N image tokens, L text t
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hdm_lightning.data.caption_lengths import padded_lengths
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS, KLAutoencoder
 from hdm_lightning.encoders.text import MAX_TOKENS, TransformersTextEncoder
 from hdm_lightning.errors import UserError, did_you_mean
@@ -32,6 +34,7 @@ from hdm_lightning.profiling.encoder_costs import (
 from hdm_lightning.profiling.gpus import find_gpu
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.profiling.operations import Operations, Workload, forward_flops, network_operations
+from hdm_lightning.profiling.padding import even_lengths
 from hdm_lightning.profiling.system import chosen_device
 from hdm_lightning.profiling.timing import Call, Timing, measurement, wait_for
 
@@ -108,6 +111,13 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class Captions(NamedTuple):
+    """The captions of a micro-batch."""
+
+    lengths: tuple[int, ...]  # true tokens of each
+    padded: int  # tokens that each is padded to
+
+
 @dataclass(frozen=True)
 class Setup:
     """Settings of one case, and what they come to."""
@@ -131,16 +141,42 @@ class Setup:
         dtype = default_dtype(device) if settings.dtype == "auto" else getattr(torch, settings.dtype)
         return cls(settings, parts, device, dtype, side, side // factor)
 
-    @property
-    def work(self) -> Workload:
-        """Tokens of one sample."""
-        side, settings = self.latent_side, self.settings
-        return Workload.of(self.parts.network, side, side, settings.context_length, rate=settings.routing_rate)
+    def work(self, text: int) -> Workload:
+        """Tokens of one sample whose caption has so many."""
+        side, rate = self.latent_side, self.settings.routing_rate
+        return Workload.of(self.parts.network, side, side, text, rate=rate)
+
+    def operations(self, text: int) -> Operations:
+        """Of the network with one training sample whose caption has so many tokens."""
+        return network_operations(self.parts.network, self.work(text), recompute=self.settings.checkpointing)
+
+    @cached_property
+    def micro_batches(self) -> tuple[Captions, ...]:
+        """The captions of each micro-batch of a call, as a training on a GPU would make them."""
+        settings, count = self.settings, self.settings.accumulation
+        if not settings.caption_tokens:
+            return (Captions((settings.context_length,) * settings.batch, settings.context_length),) * count
+        lengths = even_lengths(settings.caption_tokens, settings.context_length, settings.batch * count)[::-1]
+        rising = padded_lengths("bucketed", settings.context_length, accelerated=True)
+        groups = [tuple(lengths[first : first + settings.batch]) for first in range(0, len(lengths), settings.batch)]
+        return tuple(Captions(group, next(each for each in rising if each >= group[0])) for group in groups)
+
+    def model_flops(self, text: int) -> int:
+        """What MFU counts of one training sample whose caption has so many tokens."""
+        return self.operations(text).model
 
     @property
-    def operations(self) -> Operations:
-        """Of the network with one training sample."""
-        return network_operations(self.parts.network, self.work, recompute=self.settings.checkpointing)
+    def samples(self) -> int:
+        """Of a call."""
+        return self.settings.batch * self.settings.accumulation
+
+    def fed(self, flops: Callable[[int], int]) -> int:
+        """Operations of a call, of those of a sample by its tokens as they are padded."""
+        return sum(len(each.lengths) * flops(each.padded) for each in self.micro_batches)
+
+    def useful(self, flops: Callable[[int], int]) -> int:
+        """The same without padding."""
+        return sum(flops(length) for each in self.micro_batches for length in each.lengths)
 
     @property
     def text_cost(self) -> TextArchitecture:
@@ -188,7 +224,7 @@ class Case:
     call: Call  # does it once
     samples: int  # images or captions of one call
     flops: float  # operations of one call
-    model_flops: float  # those of them that MFU counts
+    model_flops: float  # those of them that MFU counts, padding left out
     held: Callable[[], Iterable[Tensor]]  # tensors that stay between calls
     values: Callable[[], Mapping[str, Any]] = field(default=dict)  # further figures, read after timing
 
@@ -207,43 +243,62 @@ def autoencoder_case(setup: Setup) -> Case:
 
 
 def text_case(setup: Setup) -> Case:
-    """Encoding a batch of captions that fill the context."""
-    batch, length, encoder = setup.settings.batch, setup.settings.context_length, setup.text_encoder()
-    tokens = torch.randint(0, int(setup.parts.text["vocab_size"]), (batch, length), device=setup.device)
-    lengths, flops = torch.full((batch,), length), batch * setup.text_cost.flops(length)
-    return Case("text", lambda: encoder.encode(tokens, lengths), batch, flops, flops, lambda: tensors(encoder.model))
+    """Encoding captions."""
+    encoder, vocabulary = setup.text_encoder(), int(setup.parts.text["vocab_size"])
+    given = [
+        (torch.randint(0, vocabulary, (len(lengths), padded), device=setup.device), torch.tensor(lengths))
+        for lengths, padded in setup.micro_batches
+    ]
+
+    def call() -> None:
+        for tokens, lengths in given:
+            encoder.encode(tokens, lengths)
+
+    fed, useful = setup.fed(setup.text_cost.flops), setup.useful(setup.text_cost.flops)
+    return Case("text", call, setup.samples, fed, useful, lambda: tensors(encoder.model))
 
 
 def network_case(setup: Setup, prepare: Callable[[XUT, bool, bool], None]) -> Case:
     """The network on random latents, made ready by `prepare` (network, checkpointing, compilation) as in training."""
-    mode, config, settings = setup.mode("train", "forward"), setup.parts.network, setup.settings
-    batch, device, work, side = settings.batch, setup.device, setup.work, setup.latent_side
-    network = random_network(config).to(device)
+    mode, settings = setup.mode("train", "forward"), setup.settings
+    network = random_network(setup.parts.network).to(setup.device)
     prepare(network, settings.checkpointing and mode == "train", settings.compile)
-    inputs = {
+    given = [_network_inputs(setup, each) for each in setup.micro_batches]
+
+    def forward() -> None:
+        for inputs in given:
+            with torch.no_grad(), setup.autocast:
+                network(**inputs)
+
+    def train() -> None:
+        for inputs in given:
+            with setup.autocast:
+                loss = network(**inputs).float().square().mean()
+            loss.backward()
+        network.zero_grad(set_to_none=True)
+
+    if mode == "train":
+        fed, useful = setup.fed(lambda text: setup.operations(text).network), setup.useful(setup.model_flops)
+        return Case("xut train", train, setup.samples, fed, useful, lambda: tensors(network))
+
+    def flops(text: int) -> int:
+        return setup.operations(text).forward
+
+    return Case("xut forward", forward, setup.samples, setup.fed(flops), setup.useful(flops), lambda: tensors(network))
+
+
+def _network_inputs(setup: Setup, captions: Captions) -> dict[str, Tensor | None]:
+    """A random micro-batch of the network."""
+    config, device, side, rate = setup.parts.network, setup.device, setup.latent_side, setup.settings.routing_rate
+    work, batch = setup.work(captions.padded), len(captions.lengths)
+    return {
         "latent": torch.randn(batch, config.channels, side, side, device=device),
         "t": torch.rand(batch, device=device),
         "context": torch.randn(batch, work.text, config.context_width, device=device),
-        "context_lengths": torch.full((batch,), work.text, device=device),
+        "context_lengths": torch.tensor(captions.lengths, device=device),
         "token_positions": torch.randn(batch, work.image, 2, device=device),
-        "keep": random_keep(batch, work.image, settings.routing_rate, device=device) if settings.routing_rate else None,
+        "keep": random_keep(batch, work.image, rate, device=device) if rate else None,
     }
-
-    def forward() -> None:
-        with torch.no_grad(), setup.autocast:
-            network(**inputs)
-
-    def train() -> None:
-        with setup.autocast:
-            loss = network(**inputs).float().square().mean()
-        loss.backward()
-        network.zero_grad(set_to_none=True)
-
-    count = setup.operations
-    if mode == "train":
-        return Case("xut train", train, batch, batch * count.network, batch * count.model, lambda: tensors(network))
-    flops = batch * count.forward
-    return Case("xut forward", forward, batch, flops, flops, lambda: tensors(network))
 
 
 def sampling_flops(setup: Setup) -> int:

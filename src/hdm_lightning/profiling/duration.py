@@ -17,6 +17,10 @@ relative errors smallest (a test derives it from `PAPER_HOURS`)."""
 PAPER_HOURS: Mapping[int, float] = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
 """Wall-clock hours of the paper's stages by resolution, on four RTX 5090 (arXiv 2509.06068, appendix)."""
 
+UTILISATION_SPREAD = (0.79, 1.22)
+"""What the paper's stages have of that figure each alone, the least and the greatest (a test derives them): how far off
+a forecast by one figure may be."""
+
 PAPER_MACHINE = Machine(GPUS["5090"], 4)
 
 # Times that each kept activation passes through memory: written, read by the next operation, read again in the

@@ -5,7 +5,15 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.profiling.duration import Assumptions, StepTime, exchange_seconds, exchanges_of_step, step_time
+from hdm_lightning.profiling.duration import (
+    UTILISATION_SPREAD,
+    Assumptions,
+    StepTime,
+    exchange_seconds,
+    exchanges_of_step,
+    step_time,
+)
+from hdm_lightning.profiling.encoding_time import EncodingForecast, encoding_forecast
 from hdm_lightning.profiling.gpus import GPUS, Machine
 from hdm_lightning.profiling.memory import (
     GIB,
@@ -17,7 +25,7 @@ from hdm_lightning.profiling.memory import (
     usable_micro_batch,
 )
 from hdm_lightning.profiling.operations import Operations
-from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
+from hdm_lightning.profiling.planned_run import WHOLE_IMAGE, Recipe, StageRecipe
 
 # A stage that spends more than a quarter of its samples on warming up, or has fewer steps than this, teaches little.
 _WARMUPS = 4
@@ -51,7 +59,9 @@ class StageForecast:
     autoencoder_batch: int  # images of `micro_batch` to encode at once so that it fits
     step: StepTime  # seconds of one optimizer step
     utilisation: float  # in force
-    mfu: float  # model operations over the peak
+    useful_flops: float  # model operations of one sample in the network, those of padding left out
+    padding_share: float  # of the text tokens that are computed
+    mfu: float  # useful model operations over the peak
     images_per_s: float  # all devices together
     hours: float  # wall clock
     device_hours: float  # hours times devices
@@ -72,6 +82,7 @@ class Storage:
     dataset_gb: float  # the shards
     checkpoint_gb: float  # one training checkpoint
     checkpoints_gb: float  # all that stay, with the exported weights
+    latents_gb: float  # the sets of latents that the stages read
     cache_gb: float  # what latents (half precision, every resolution) and captions would take instead of encoding anew
     download_hours: float  # the shards over the network
 
@@ -83,23 +94,40 @@ class Forecast:
     machine: Machine
     recipe: Recipe
     assumptions: Assumptions
+    measured: Mapping[str, float]  # utilisation by stage, where it is not the assumed one
+    encodings: tuple[EncodingForecast, ...]  # of the sets of latents that stages read, before the first stage
     stages: tuple[StageForecast, ...]
     storage: Storage
 
     def total(self, field: str) -> float:
-        """A field summed over the stages."""
-        return float(sum(getattr(stage, field) for stage in self.stages))
+        """A field summed over the stages, and over the encoding of what they read where that has it."""
+        parts = (*self.encodings, *self.stages)
+        return float(sum(getattr(part, field) for part in parts if hasattr(part, field)))
+
+    def total_range(self, field: str) -> tuple[float, float]:
+        """The total at the ends of `UTILISATION_SPREAD`, the least first; stages that were measured stay."""
+        ends = sorted(self._at(factor).total(field) for factor in UTILISATION_SPREAD)
+        return ends[0], ends[-1]
+
+    def _at(self, factor: float) -> "Forecast":
+        """The same with so many times the assumed utilisation."""
+        utilisation = min(1.0, factor * self.assumptions.utilisation)
+        assumptions = replace(self.assumptions, utilisation=utilisation)
+        return forecast(self.recipe, self.machine, assumptions, utilisation=self.measured)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sums and derived numbers included."""
-        sums = ("hours", "device_hours", "kwh", "rent_usd", "electricity_usd", "total_flops", "tokens", "exchange_gb")
+        sums = ("hours", "device_hours", "kwh", "electricity_usd", "total_flops", "tokens", "exchange_gb")
+        low, high = self.total_range("rent_usd")
+        rent = {"low": low, "expected": self.total("rent_usd"), "high": high}
         return {
             "machine": plain(self.machine),
             "recipe": plain(replace(self.recipe, stages=())),
             "assumptions": plain(self.assumptions),
+            "encodings": plain(self.encodings),
             "stages": plain(self.stages),
             "storage": plain(self.storage),
-            "total": {name: self.total(name) for name in sums},
+            "total": {**{name: self.total(name) for name in sums}, "rent_usd": rent},
         }
 
 
@@ -119,7 +147,11 @@ def forecast(
         _stage(recipe, stage, machine, assumed, measured.get(stage.name, assumed.utilisation))
         for stage in recipe.stages
     )
-    return Forecast(machine, recipe, assumed, stages, _storage(recipe, machine))
+    encodings = tuple(
+        encoding_forecast(recipe, resolution, machine, assumed, assumed.utilisation)
+        for resolution in recipe.encoded_resolutions()
+    )
+    return Forecast(machine, recipe, assumed, measured, encodings, stages, _storage(recipe, machine))
 
 
 def _stage(
@@ -136,7 +168,8 @@ def _stage(
     encoder_batches = fitting_encoder_batches(recipe, replace(stage, micro_batch_size=running), room, **fit)
     memory = device_memory(recipe, stage, **fit)
     work, count = recipe.work(stage), recipe.operations(stage)
-    text = round(sum(share * each.context_length for share, each in recipe.padded(stage)))
+    text, lengths = sum(share * each.context_length for share, each in recipe.padded(stage)), recipe.true_lengths(stage)
+    useful = recipe.useful_flops(stage)
     step = step_time(recipe, stage, machine, running, utilisation)
     exchanges = exchanges_of_step(recipe, stage, devices, running) * exchange_seconds(recipe, gpu, devices)
     hours, rate = stage.steps * step.total / 3600, stage.batch_size / step.total
@@ -144,9 +177,9 @@ def _stage(
     return StageForecast(
         stage=stage,
         image_tokens=work.image,
-        text_tokens=text,
+        text_tokens=round(text),
         kept_tokens=work.kept,
-        tokens=(work.image + text) * stage.samples,
+        tokens=(work.image + round(text)) * stage.samples,
         operations=count,
         total_flops=float(count.total) * stage.samples,
         micro_batch=micro,
@@ -161,7 +194,9 @@ def _stage(
         autoencoder_batch=encoder_batches[1],
         step=step,
         utilisation=utilisation,
-        mfu=count.model * rate / (devices * gpu.peak_tflops * 1e12),
+        useful_flops=useful,
+        padding_share=max(0.0, 1 - sum(lengths) / len(lengths) / text),
+        mfu=useful * rate / (devices * gpu.peak_tflops * 1e12),
         images_per_s=rate,
         hours=hours,
         device_hours=hours * devices,
@@ -206,13 +241,19 @@ def _notes(
 
 
 def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain: int) -> tuple[str, ...]:
-    """What to set so that a stage that runs anyway recomputes nothing, where that leaves the GPU enough to do."""
+    """What to set so that a stage that runs anyway takes fewer operations, where that leaves the GPU enough to do."""
+    key, count, found = f"schedule.stages.{stage.name}", recipe.operations(stage), []
     micro = usable_micro_batch(stage, machine.count, largest_plain)
-    if not stage.checkpointing or micro * recipe.work(stage).full < _ENOUGH_TOKENS:
-        return ()
-    key, count = f"schedule.stages.{stage.name}", recipe.operations(stage)
-    change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={micro}"
-    return (f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations",)
+    if stage.checkpointing and micro * recipe.work(stage).full >= _ENOUGH_TOKENS:
+        change = f"{key}.activation_checkpointing=false {key}.micro_batch_size={micro}"
+        found.append(f"{change} fits as well and saves {100 * count.recompute / count.total:.0f}% of the operations")
+    seen = sum(each.samples for each in recipe.stages if each.cached and each.resolution == stage.resolution)
+    if stage.cached and seen < WHOLE_IMAGE * recipe.dataset.images:
+        found.append(
+            f"images in the place of latents: {seen / 1e6:.1f} million samples are encoded with less work as they come "
+            f"than {recipe.dataset.images / 1e6:.1f} million whole images once"
+        )
+    return tuple(found)
 
 
 def _storage(recipe: Recipe, machine: Machine) -> Storage:
@@ -226,6 +267,7 @@ def _storage(recipe: Recipe, machine: Machine) -> Storage:
         dataset_gb=dataset / 1e9,
         checkpoint_gb=checkpoint / 1e9,
         checkpoints_gb=kept / 1e9,
+        latents_gb=sum(recipe.latent_kb(each) * recipe.dataset.images for each in recipe.encoded_resolutions()) / 1e6,
         cache_gb=2 * (latents + context) * recipe.dataset.images / 1e9,
         download_hours=dataset / (machine.host.network_mb_s * 1e6) / 3600,
     )
@@ -277,8 +319,9 @@ def propose(
         )
     for count in range(len(recipe.stages), 0, -1):
         part = replace(recipe, stages=recipe.stages[:count])
-        cost = forecast(part, machine, assumptions, utilisation=utilisation).total("rent_usd")
-        share = budget_usd / cost
+        whole = forecast(part, machine, assumptions, utilisation=utilisation)
+        encoding = sum(each.rent_usd for each in whole.encodings)  # whatever the number of samples
+        share = max(0.0, budget_usd - encoding) / (whole.total("rent_usd") - encoding)
         samples = [_whole_steps(stage, share) for stage in part.stages]
         if all(have >= least_samples(stage) for have, stage in zip(samples, part.stages, strict=True)):
             chosen = part.with_samples(iter(samples))

@@ -25,6 +25,18 @@ def caption_quantile(captions: float | Sequence[float], share: float) -> float:
     return captions[below] + (place - below) * (captions[below + 1] - captions[below])
 
 
+def even_lengths(captions: float | Sequence[float], context_length: int, count: int = 64) -> list[int]:
+    """True lengths of so many captions, evenly spaced over the distribution, from 1 to the context length.
+
+    Args:
+        captions: as of `caption_quantile`.
+        context_length: to which longer captions are cut.
+        count: how many.
+    """
+    quantiles = (caption_quantile(captions, (number + 0.5) / count) for number in range(count))
+    return [min(context_length, max(1, round(length))) for length in quantiles]
+
+
 def padded_shares(
     captions: float | Sequence[float], lengths: Sequence[int], batch: int, batches: int
 ) -> Mapping[int, float]:

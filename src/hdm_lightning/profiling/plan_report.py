@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hdm_lightning.profiling.duration import UTILISATION_SPREAD
 from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast, plain
 from hdm_lightning.profiling.live_memory import StepMemory
 from hdm_lightning.profiling.memory import GIB
+from hdm_lightning.profiling.padding import caption_quantile
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
 """Label, text of a stage's cell, and the field to sum over the stages."""
@@ -20,6 +22,8 @@ def plan_report(plan: Forecast) -> RenderableType:
     """Time and cost, operations, memory and storage of a forecast, what to set so that it fits, and what may be set."""
     parts: list[RenderableType] = [
         _stage_table(f"{plan.machine.name}: time and cost", plan, _TIME_ROWS),
+        *([_encoding_table(plan)] if plan.encodings else []),
+        Text(_range_line(plan)),
         _stage_table("work per sample", plan, _WORK_ROWS),
         _stage_table(f"memory of one device (of {plan.machine.gpu.memory_gib:g} GiB)", plan, _memory_rows(plan)),
         _storage_table(plan),
@@ -116,13 +120,32 @@ def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
     table.add_column("")
     for stage in plan.stages:
         table.add_column(stage.stage.name, justify="right")
-    totals = any(summed for _, _, summed in rows) and len(plan.stages) > 1
+    totals = any(summed for _, _, summed in rows) and len(plan.stages) + len(plan.encodings) > 1
     if totals:
-        table.add_column("total", justify="right")
+        table.add_column("with encoding" if plan.encodings else "total", justify="right")
     for label, cell, summed in rows:
         total = f"{plan.total(summed):,.1f}" if summed else ""
         table.add_row(label, *(cell(stage) for stage in plan.stages), *([total] if totals else []))
     return table
+
+
+def _encoding_table(plan: Forecast) -> Table:
+    table = Table(title="before: hdm-shards encode, each image once", title_justify="left")
+    for column in ("", "images, 10^6", "images/s", "hours", "rent, $", "disk, GB", "binds"):
+        table.add_column(column, justify="right" if column else "left")
+    for each in plan.encodings:
+        row = (f"{each.images / 1e6:.3f}", f"{each.images_per_s:.1f}", _hours(each.hours), f"{each.rent_usd:.2f}")
+        table.add_row(f"{each.resolution} px", *row, f"{each.disk_gb:,.0f}", each.binds)
+    return table
+
+
+def _range_line(plan: Forecast) -> str:
+    low, high = plan.total_range("rent_usd")
+    least, most = UTILISATION_SPREAD
+    return (
+        f"rent in all ${plan.total('rent_usd'):.0f}, ${low:.0f} to ${high:.0f}: by itself, each stage of the paper "
+        f"has {least:g} to {most:g} times the utilisation that fits all four"
+    )
 
 
 def _storage_table(plan: Forecast) -> Table:
@@ -133,7 +156,8 @@ def _storage_table(plan: Forecast) -> Table:
         ("their download", f"{_hours(storage.download_hours)} h"),
         ("one training checkpoint", f"{storage.checkpoint_gb:.1f} GB"),
         ("all that stay", f"{storage.checkpoints_gb:.1f} GB"),
-        ("latents and captions, if cached", f"{storage.cache_gb:,.0f} GB"),
+        *([("latents that stages read", f"{storage.latents_gb:,.0f} GB")] if storage.latents_gb else []),
+        ("latents and captions of all stages, if cached", f"{storage.cache_gb:,.0f} GB"),
     ):
         table.add_row(label, value)
     return table
@@ -144,8 +168,17 @@ def _assumption_line(plan: Forecast) -> str:
     return (
         f"assumes {gpu.peak_tflops:g} TFLOP/s, {gpu.bandwidth_gb_s:g} GB/s, ${gpu.usd_per_hour:g}/h per GPU, "
         f"utilisation {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB beside tensors, "
-        f"{100 * assumed.power_share:.0f}% of {gpu.power_w:g} W, ${assumed.usd_per_kwh:g}/kWh, full captions"
+        f"{100 * assumed.power_share:.0f}% of {gpu.power_w:g} W, ${assumed.usd_per_kwh:g}/kWh, {_captions(plan)}"
     )
+
+
+def _captions(plan: Forecast) -> str:
+    given = plan.recipe.dataset.caption_tokens
+    if given is None:
+        return "full captions"
+    if isinstance(given, int | float):
+        return f"captions of {given:g} tokens on average"
+    return f"captions of {given[0]:g} to {given[-1]:g} tokens, half of them up to {caption_quantile(given, 0.5):.0f}"
 
 
 def _hours(value: float) -> str:
@@ -172,13 +205,15 @@ _TIME_ROWS: tuple[Row, ...] = (
     ("energy, kWh", lambda s: f"{s.kwh:.1f}", "kwh"),
     ("or electricity, $", lambda s: f"{s.electricity_usd:.2f}", "electricity_usd"),
     ("read, MB/s", lambda s: f"{s.read_mb_s:.1f}", None),
-    ("MFU of the network", lambda s: f"{100 * s.mfu:.1f}%", None),
+    ("useful MFU of the network", lambda s: f"{100 * s.mfu:.1f}%", None),
     ("binds", lambda s: s.binds, None),
 )
 _WORK_ROWS: tuple[Row, ...] = (
     ("image + text tokens", lambda s: f"{s.image_tokens} + {s.text_tokens}", None),
+    ("of the text padding", lambda s: f"{100 * s.padding_share:.0f}%", None),
     ("image tokens in the U", lambda s: f"{s.kept_tokens}", None),
-    ("network forward, TFLOP", lambda s: _tera(s.operations.forward), None),
+    ("network, without padding, TFLOP", lambda s: _tera(s.useful_flops), None),
+    ("network forward", lambda s: _tera(s.operations.forward), None),
     ("network backward", lambda s: _tera(s.operations.backward), None),
     ("recompute", lambda s: _tera(s.operations.recompute), None),
     ("autoencoder", lambda s: _tera(s.operations.autoencoder), None),

@@ -7,21 +7,25 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from hdm_lightning.data.caption_lengths import padded_lengths
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
+from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextArchitecture
 from hdm_lightning.profiling.operations import (
     BLOCKS,
+    TRAINING_FACTOR,
     Operations,
     Workload,
+    forward_flops,
     network_operations,
     network_parts,
     parameter_count,
 )
-from hdm_lightning.profiling.padding import padded_shares
+from hdm_lightning.profiling.padding import even_lengths, padded_shares
 
 WHOLE_IMAGE = 1.3
-"""Cells of a whole image's latent over those of its square crop, about."""
+"""Cells or pixels of a whole resized image over those of its square crop, about."""
 HEADERS = 3000
 """Bytes of a sample of latents besides its moments, about: headers, caption, record."""
 
@@ -80,8 +84,8 @@ class Recipe:
     autoencoder: AutoencoderArchitecture
     dataset: Dataset = field(default_factory=Dataset)
     text_lengths: Any = "padded"  # what captions are padded to; see `data.caption_lengths`
-    text_max_tokens: int = 65_536  # of the captions encoded at once, together; one caption always is
-    autoencoder_max_pixels: int = 5_500_000  # of the images encoded at once, together; one image always is
+    text_max_tokens: int = MAX_TOKENS  # of the captions encoded at once, together; one caption always is
+    autoencoder_max_pixels: int = MAX_PIXELS  # of the images encoded at once, together; one image always is
     averages: int = 1  # weight averages kept
     muon: bool = False  # whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest
     compiled: bool = True  # whether the network is compiled
@@ -134,6 +138,21 @@ class Recipe:
         names = [entry.name for entry in fields(Operations)]
         return Operations(**{name: round(sum(share * getattr(one, name) for share, one in parts)) for name in names})
 
+    def true_lengths(self, stage: StageRecipe) -> list[int]:
+        """Tokens of captions of a stage without their padding, evenly spaced over how long they are."""
+        captions = self.dataset.caption_tokens
+        return [stage.context_length] if captions is None else even_lengths(captions, stage.context_length)
+
+    def useful_flops(self, stage: StageRecipe) -> float:
+        """Mean model FLOPs of one sample in the network, padding left out: what MFU counts."""
+        works = [self.work(replace(stage, context_length=length)) for length in self.true_lengths(stage)]
+        flops = (TRAINING_FACTOR * sum(forward_flops(self.network, work).values()) for work in works)
+        return sum(flops) / len(works)
+
+    def encoded_resolutions(self) -> list[int]:
+        """Resolutions at which every image is encoded once, before the training."""
+        return sorted({stage.resolution for stage in self.stages if stage.cached})
+
     def _operations(self, stage: StageRecipe, fused_attention: bool) -> Operations:
         work, side = self.work(stage), stage.resolution
         network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
@@ -143,9 +162,11 @@ class Recipe:
 
     def sample_kb(self, stage: StageRecipe) -> float:
         """What is read from disk of a sample, 10^3 bytes."""
-        if not stage.cached:
-            return self.dataset.image_kb
-        return (4 * WHOLE_IMAGE * self.autoencoder.latent_values(stage.resolution, stage.resolution) + HEADERS) / 1e3
+        return self.latent_kb(stage.resolution) if stage.cached else self.dataset.image_kb
+
+    def latent_kb(self, resolution: int) -> float:
+        """A sample of a set of latents, the means in half precision, 10^3 bytes."""
+        return (2 * WHOLE_IMAGE * self.autoencoder.latent_values(resolution, resolution) + HEADERS) / 1e3
 
     def captions_at_once(self, stage: StageRecipe) -> int:
         """Captions as long as a stage's context that the text encoder takes at once."""

@@ -131,7 +131,7 @@ def measurement(
     Args:
         name, timing: what, and its repeats.
         samples: images or captions of one call.
-        flops, model_flops: operations of one call, and those of them that MFU counts.
+        flops, model_flops: operations of one call, and those of them that MFU counts, padding left out.
         peak_flops: what the device could do in a second.
         peak_bytes: most bytes alive on the device.
         values: further figures with their units in their names.
@@ -141,6 +141,8 @@ def measurement(
         row |= {"samples": samples, "samples_per_s": samples / timing.median}
     if flops:
         row |= {"flop": flops, "tflop_per_s": flops / timing.median / 1e12}
+    if model_flops:
+        row["useful_tflop_per_s"] = model_flops / timing.median / 1e12
     if model_flops and peak_flops:
         row["mfu"] = model_flops / timing.median / peak_flops
     if peak_bytes:
@@ -177,7 +179,7 @@ def report(content: Mapping[str, Any]) -> RenderableType:
     """A line per measurement of a record, and what came of a comparison."""
     machine, compared = content["machine"], content.get("comparison")
     table = Table(title=str(machine.get("gpu", machine["cpu"])), title_justify="left")
-    for column in ("", "median", "quartiles", "rate", "TFLOP/s", "MFU", "peak GiB"):
+    for column in ("", "median", "quartiles", "rate", "TFLOP/s", "useful MFU", "peak GiB"):
         table.add_column(column, justify="right" if column else "left")
     for row in content["results"]:
         table.add_row(*_cells(row))

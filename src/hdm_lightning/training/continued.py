@@ -21,7 +21,7 @@ AVERAGES = "callbacks.weight_averages.halflife_samples"
 OF_THE_MACHINE = (
     *("micro_batch_size", "activation_checkpointing", "validate_every", "save_every", "sample_every", "stop"),
     *("num_workers", "cache_dir", "cache_gb", "memory_cache_gb", "max_bad_share", "bad_patience", "validation"),
-    *("quarantine", "_target_", "validation_samples", "validation_batch_size", "validation_seed"),
+    *("latents", "quarantine", "_target_", "validation_samples", "validation_batch_size", "validation_seed"),
 )
 """Keys of a stage and of the data that have no part in what is learned, or had none until now."""
 DEFAULTS = {"text_encoder.layer": -1, "text_encoder.whiten_captions": 0}

@@ -82,8 +82,24 @@ def _check_data(config: DictConfig) -> list[LatentFormat]:
         return []
     data = build(config, "data", tokenizer=lambda caption: ([0], 1))
     data.prepare()
+    _check_kind(config, data.train_plan.latents)
     plans = [data.train_plan, *([data.validation_plan] if data.validation_samples else [])]
     return [plan.latents for plan in plans if plan.latents is not None]
+
+
+def _check_kind(config: DictConfig, found: LatentFormat | None) -> None:
+    """The training set holds latents where the stage is to read some, and images where it is to read these."""
+    wanted = config.stage.get("latents")
+    if wanted is None or wanted == (found is not None):
+        return
+    where = f"{config.stage.written_at}.latents"
+    if wanted:
+        what = "is true, and data.train holds images, which would be encoded at every sight"
+        hint = "name what `hdm-shards encode` made as data.train"
+    else:
+        what = "is false, and data.train holds latents"
+        hint = f"name images: +{config.stage.written_at}.data.train=IMAGES"
+    raise UserError(what, where=where, hint=f"{hint}; or set {where}=null")
 
 
 def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:

@@ -13,6 +13,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
+from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
@@ -131,7 +133,7 @@ class TextEncoderSettings:
     name: str = ""
     layer: int = -1
     dtype: str = "auto"
-    max_tokens: int = 65_536
+    max_tokens: int = MAX_TOKENS
     cache_size: Interval = 0
     whiten_captions: Interval = 0
 
@@ -142,7 +144,7 @@ class VaeSettings:
 
     name: str = ""
     dtype: str = "auto"
-    max_pixels: int = 5_500_000
+    max_pixels: int = MAX_PIXELS
     cache_size: Interval = 0
     mean: list[float] | None = None
     std: list[float] | None = None

@@ -5,9 +5,11 @@ from dataclasses import replace
 from itertools import islice
 
 from hdm_lightning.data.datamodule import ShardDataModule
+from hdm_lightning.data.inspection import trained_caption_lengths
 from hdm_lightning.data.rules import Source, StreamConfig
-from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.data.source_shards import expanded
+from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.recorded import TrainSettings
 from hdm_lightning.training.stages import StagePlan
@@ -34,6 +36,17 @@ def recorded_validation_stream(settings: TrainSettings, plan: StagePlan, given: 
     data = _recorded_data(settings, plan, settings.seed)
     stream = replace(data.validation_stream, crop=data.training_stream.crop, captions=data.training_stream.captions)
     return _harmless(stream, given, "--data")
+
+
+def caption_lengths(settings: TrainSettings, plan: StagePlan, context_length: int, count: int) -> list[int]:
+    """Tokens of some captions of the first stage's data as training sees them, rising; see `trained_caption_lengths`.
+
+    Raises:
+        UserError: the data or the tokenizer are not here.
+    """
+    tokenizer = Tokenizer(settings.text_encoder.name).load().bind(context_length)
+    stream = replace(_recorded_data(settings, plan, settings.seed).training_stream, context_length=context_length)
+    return trained_caption_lengths(stream, tokenizer, count)
 
 
 _TAKEN = ("train", "validation", "crop", "captions", "lanes", "window", "max_bad_share", "bad_patience")

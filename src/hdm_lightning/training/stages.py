@@ -144,6 +144,7 @@ class StageSettings(BasicStageSettings):
         context_length: caption tokens kept.
         activation_checkpointing: as for every training, or `selective`: all but attention is recomputed.
         sample_every: samples between sample images; 0 means at the stage's end only.
+        latents: whether `data.train` is to hold latents, which `hdm-plan` goes by and a run checks; None: either.
         stop: other ends of the stage.
         data, module, trainer: keys of these groups that differ in this stage.
     """
@@ -154,6 +155,7 @@ class StageSettings(BasicStageSettings):
     context_length: Count = 256
     activation_checkpointing: bool | Literal["selective"] = False
     sample_every: Interval = 0
+    latents: bool | None = None
     stop: StopSettings = field(default_factory=StopSettings)
     data: dict[str, Any] = field(default_factory=dict)
     module: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdm_lightning.data import sample_plan, shard_bytes
+from hdm_lightning.data import shard_bytes, source_shards
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.scanning import index_shards
@@ -171,7 +171,7 @@ def server(shards, monkeypatch):
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
     instance.trouble, instance.unlucky = lambda path, attempt: None, None
     instance.daemon_threads, instance.leave = True, threading.Event()
-    sample_plan.known_shards.cache_clear()  # another server may have had the same port
+    source_shards.known_shards.cache_clear()  # another server may have had the same port
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"
     threading.Thread(target=instance.serve_forever, daemon=True).start()
     yield instance

@@ -18,6 +18,7 @@ from safetensors.numpy import load
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.encode_shards import _formats, start
 from hdm_lightning.cli.shards import COMMANDS, main, parser
+from hdm_lightning.data import scanning
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode
@@ -28,9 +29,11 @@ from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.scanning import index_shards, scan_shard, verify
+from hdm_lightning.data.scanning import index_shards, scan_shard
+from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets import encoding
 from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions, require_room
+from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 
@@ -73,7 +76,7 @@ def encoded(images, tiny_autoencoder, tmp_path_factory):
     """Sets of latents of 16 and 24 px, made by the command."""
     out = tmp_path_factory.mktemp("latents") / "out"
     command = ["encode", str(images), "--out", str(out), "--vae", str(tiny_autoencoder), "--resolution", "24", "16"]
-    assert main([*command, "--devices", "cpu"]) == 0
+    assert main([*command, "--devices", "cpu", "--std"]) == 0
     return out
 
 
@@ -205,7 +208,7 @@ def test_a_member_is_an_ordinary_file_of_tensors(encoded):
 
 def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(images, encoded, tiny_autoencoder, tmp_path):
     """Killed while the second shard is written: one whole shard is there, no part of another, and the rest follows."""
-    (form,) = _formats(str(tiny_autoencoder), [16])
+    (form,) = _formats(str(tiny_autoencoder), [16], 2)
     pid = os.fork()
     if pid == 0:
         write, written = encoding.write_shard, []
@@ -239,13 +242,25 @@ def test_an_interrupted_encoding_goes_on_and_gives_the_same_bytes(images, encode
 
 
 def options_for(folder, **options):
-    return EncodeOptions(start=partial(start, str(folder), "float32", 5_500_000), **options)
+    return EncodeOptions(partial(start, str(folder), "float32", MAX_PIXELS), MAX_PIXELS, **options)
+
+
+def test_the_index_is_written_once_in_the_order_of_the_source(images, tiny_autoencoder, tmp_path, monkeypatch):
+    """A crash just before it, or just after it, leaves no index of another order."""
+    (form,) = _formats(str(tiny_autoencoder), [16])
+    written, write = [], scanning.write_index
+    monkeypatch.setattr(scanning, "write_index", lambda index, path: written.append(index) or write(index, path))
+    place = f"{images}/{{002,000,001}}.tar"
+    index = EncodedSet(place, tmp_path, form, options_for(tiny_autoencoder)).make()
+    names = ["002.tar", "000.tar", "001.tar"]
+    assert [[record.name for record in each.shards] for each in written] == [names]
+    assert [record.name for record in index.shards] == names == [r.name for r in load_index(tmp_path / "16px").shards]
 
 
 def test_shards_of_one_name_in_two_folders_are_refused(images, tiny_autoencoder, tmp_path):
     for folder in "ab":
         shutil.copytree(images, tmp_path / folder)
-    (form,) = _formats(str(tiny_autoencoder), [16])
+    (form,) = _formats(str(tiny_autoencoder), [16], 2)
     place = f"{tmp_path}/{{a,b}}/001.tar"
     error = refused(lambda: EncodedSet(place, tmp_path / "out", form, options_for(tiny_autoencoder)))
     assert error.where == place and "a/001.tar" in str(error) and "b/001.tar" in str(error)
@@ -268,7 +283,7 @@ def test_the_mean_alone_is_the_same_mean_in_half_the_room(kit, images, encoded, 
 
 
 def test_two_processes_give_the_same_bytes(images, encoded, tiny_autoencoder, tmp_path):
-    (form,) = _formats(str(tiny_autoencoder), [16])
+    (form,) = _formats(str(tiny_autoencoder), [16], 2)
     EncodedSet(str(images), tmp_path, form, options_for(tiny_autoencoder, devices=("cpu", "cpu"))).make()
     assert digests(tmp_path / "16px") == digests(encoded / "16px")
 
@@ -282,7 +297,7 @@ def test_bytes_that_are_not_those_indexed_leave_a_hole_where_they_leave_one_onli
     with (source / "002.tar").open("r+b") as file:
         file.seek(int(table.start[3]) + 600)
         file.write(b"rotten")
-    (form,) = _formats(str(tiny_autoencoder), [16])
+    (form,) = _formats(str(tiny_autoencoder), [16], 2)
     EncodedSet(str(source), tmp_path / "out", form, options_for(tiny_autoencoder)).make()
     pairs = list(
         zip(
@@ -316,7 +331,7 @@ def test_the_index_can_be_made_anew(encoded, tmp_path):
 
 
 def test_the_forecast_is_near_what_is_written(images, tiny_autoencoder, encoded):
-    (form,) = _formats(str(tiny_autoencoder), [24])
+    (form,) = _formats(str(tiny_autoencoder), [24], 2)
     foretold = EncodedSet(str(images), encoded.parent / "no", form, options_for(tiny_autoencoder)).forecast()
     there = sum(record.bytes for record in load_index(encoded / "24px").shards)
     assert foretold.samples == 28 and 0.9 * there < foretold.bytes < 1.3 * there
@@ -368,11 +383,11 @@ def test_sets_that_differ_are_told_in_what(kit, encoded, tmp_path):
 
     assert mixture_with(name="elsewhere/vae").latents == form
     mean_only = refused(partial(mixture_with, moments=1))
-    assert "differ in moments (" in str(mean_only) and "--mean-only" in mean_only.hint
+    assert "differ in moments (" in str(mean_only) and "--std" in mean_only.hint
     assert "moments 1" in str(mean_only) and "autoencoder" not in mean_only.hint
     foreign = refused(partial(mixture_with, autoencoder="0" * 32, channels=16))
     assert "differ in channels, autoencoder (" in str(foreign) and "autoencoder" in foreign.hint
-    assert "--mean-only" not in foreign.hint
+    assert "--std" not in foreign.hint
 
 
 def main_of(words):
@@ -395,7 +410,17 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
 
 def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):
     """A set begun with `auto` goes on with what that stood for, not with `auto` on a device where it is another."""
-    words = ["encode", str(images), "--out", str(encoded), "--vae", str(tiny_autoencoder), "--resolution", "16"]
+    words = [
+        "encode",
+        str(images),
+        "--out",
+        str(encoded),
+        "--vae",
+        str(tiny_autoencoder),
+        "--resolution",
+        "16",
+        "--std",
+    ]
     assert main_of([*words, "--devices", "cpu", "--dtype", "float32"]) == 0
     assert refused(partial(main_of, [*words, "--devices", "cpu", "--dtype", "bfloat16"])).where == str(encoded / "16px")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)

@@ -83,11 +83,11 @@ def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
 
 
 def test_plans_of_one_process_read_an_index_once_until_it_changes(kit, tmp_path, monkeypatch):
-    from hdm_lightning.data import sample_plan
+    from hdm_lightning.data import source_shards
 
     folder, read = kit.write_shards(tmp_path, [5, 5]), []
-    load = sample_plan.load_index
-    monkeypatch.setattr(sample_plan, "load_index", lambda place: read.append(place) or load(place))
+    load = source_shards.load_index
+    monkeypatch.setattr(source_shards, "load_index", lambda place: read.append(place) or load(place))
     first = Plan(kit.stream_config(folder, stage="a"))
     second = Plan(kit.stream_config(folder, stage="validation"))
     assert len(read) == 1 and first.parts[0].shards[0] is second.parts[0].shards[0]

@@ -1,0 +1,157 @@
+"""The shards that a source names: addresses, their indices, and what their samples hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, index_file, load_index, set_folder
+from hdm_lightning.data.latent_sets import LatentFormat
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.errors import UserError
+
+State = tuple[int, int] | None
+"""Size and time of change of a local index, None for a remote or missing one."""
+
+
+def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
+    """Addresses and records of the shards of a source, in the order in which they are named.
+
+    Raises:
+        UserError: an index is missing, or does not know a shard that is named.
+    """
+    found: list[tuple[str, ShardRecord]] = []
+    known = {place: _known(place) for place in places_of(source)}
+    by_name = {place: {record.name: record for record in index.shards} for place, index in known.items()}
+    for url in _addresses(source):
+        place, records = _place(source, url), by_name[_place(source, url)]
+        if known[place].resolutions:
+            what = f"holds sets of latents, at {_listed(known[place].resolutions)}"
+            raise UserError(what, where=url, hint=f"name one: {_set_of(url, known[place].resolutions[0])}")
+        if not _is_shard(url):
+            found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
+        elif (name := url.rpartition("/")[2]) in records:
+            found.append((url, records[name]))
+        else:
+            raise UserError("the index does not know this shard", where=url, hint=f"run `hdm-shards index {place}`")
+    return found
+
+
+def at_resolution(source: Source, resolution: int) -> Source:
+    """The source with the set of a resolution in the place of each folder of sets of latents.
+
+    Raises:
+        UserError: there is no such set, or an index is missing.
+    """
+    there = {place: _known(place).resolutions for place in places_of(source)}
+    if not any(there.values()):
+        return source
+    for place, resolutions in there.items():
+        if resolutions and resolution not in resolutions:
+            folder = place.removesuffix(f"/{INDEX_NAME}")
+            raise UserError(
+                f"there are no latents of images at {resolution} px, but at {_listed(resolutions)}",
+                where=folder,
+                hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
+                "or give this stage images: +schedule.stages.NAME.data.train=IMAGES",
+            )
+    urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in _addresses(source))
+    index = source.index
+    if index is not None and there[index]:
+        index = _set_of(index.removesuffix(f"/{INDEX_NAME}"), resolution)
+    return Source(tuple(urls), source.weight, index)
+
+
+def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
+    """What the samples of sources hold in the place of images, None for images; see `at_resolution`.
+
+    Raises:
+        UserError: not all hold the same.
+    """
+    found = {place: _known(place).latents for source in sources for place in places_of(source)}
+    if len(set(found.values())) > 1:
+        raise _unlike(found)
+    return next(iter(found.values()))
+
+
+_ALIKE = {
+    "resolution": "name sets of one resolution",
+    **dict.fromkeys(("factor", "channels", "autoencoder"), "encode all of them with the same autoencoder"),
+    "moments": "encode all of them with --std, or all without it",
+}
+"""What to do where sets of latents differ in a field."""
+
+
+def _unlike(found: Mapping[str, LatentFormat | None]) -> UserError:
+    """What to say of places of which not all hold the same."""
+    formats = {place: each for place, each in found.items() if each is not None}
+    if len(formats) < len(found):
+        kinds = (f"{place}: {'images' if each is None else f'latents of {each.name}'}" for place, each in found.items())
+        what = f"the sources of one stream hold different things ({'; '.join(kinds)})"
+        hint = "encode all of them with the same autoencoder, or none; a stage may have images and another latents"
+        return UserError(what, where="data.train", hint=hint)
+    compared = (each.name for each in fields(LatentFormat) if each.compare)
+    unlike = [name for name in compared if len({getattr(each, name) for each in formats.values()}) > 1]
+    values = {place: ", ".join(f"{name} {getattr(each, name)}" for name in unlike) for place, each in formats.items()}
+    kinds = (f"{place}, of {each.name}: {values[place]}" for place, each in formats.items())
+    what = f"the latents of one stream differ in {', '.join(unlike)} ({'; '.join(kinds)})"
+    return UserError(what, where="data.train", hint="; ".join(dict.fromkeys(_ALIKE[name] for name in unlike)))
+
+
+def _listed(resolutions: Sequence[int]) -> str:
+    return ", ".join(f"{each} px" for each in resolutions)
+
+
+def _set_of(url: str, resolution: int) -> str:
+    return f"{url.rstrip('/')}/{set_folder(resolution)}"
+
+
+def _known(place: str) -> Index:
+    return known_shards(place, state_of(place))
+
+
+@lru_cache(maxsize=16)
+def known_shards(place: str, state: State) -> Index:
+    """An index; read once a process as long as a local file does not change."""
+    return load_index(place)
+
+
+def _addresses(source: Source) -> Iterator[str]:
+    return (url for pattern in source.urls for url in expanded(pattern))
+
+
+def places_of(source: Source) -> list[str]:
+    """Where the indices of a source lie."""
+    return list(dict.fromkeys(_place(source, url) for url in _addresses(source)))
+
+
+def _place(source: Source, url: str) -> str:
+    return source.index or ((url.rpartition("/")[0] or ".") if _is_shard(url) else url)
+
+
+def state_of(place: str) -> State:
+    """Size and time of change of a local index, None for a remote or missing one."""
+    path = Path(index_file(place))
+    if not is_local(place) or not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The addresses that a brace pattern names.
+
+    Raises:
+        UserError: a brace is not closed.
+    """
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+
+
+def _is_shard(url: str) -> bool:
+    return url.endswith(".tar")
