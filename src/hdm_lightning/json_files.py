@@ -1,0 +1,41 @@
+"""JSON that others may have written: objects of a bounded size, and a mistake is the file's, never a stack trace."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.errors import UserError
+
+LARGEST_BYTES = 100_000_000
+AGAIN = "restore the file, or get it again"
+
+
+def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is not there, too large, no JSON in UTF-8, or something else than an object.
+    """
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise UserError(f"is larger than {LARGEST_BYTES:,} bytes", where=str(path), hint=hint)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=str(path), hint=hint) from error
+    try:
+        return parse_object(content)
+    except ValueError as error:
+        raise UserError(f"is no JSON object ({error})", where=str(path), hint=hint) from error
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError: it is no JSON, in no known encoding, or no object."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it is something else, such as a list or a number")
+    return found
