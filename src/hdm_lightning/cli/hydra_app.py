@@ -50,9 +50,6 @@ def _end(error: BaseException | None) -> int:
     """The exit status of an application that has ended with an error or without."""
     if error is None or isinstance(error, JobFailed):
         return finish_sweep()
-    if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds no closed pipe
-        return 0
     if isinstance(error, RuntimeError) and "slurm cluster" in str(error):  # submitit's complaint
         hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
         raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
