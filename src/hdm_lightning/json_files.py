@@ -1,12 +1,15 @@
-"""JSON that others may have written: objects of a bounded size, and a mistake is the file's, never a stack trace."""
+"""JSON and YAML that others may have written: of a bounded size and depth, and a mistake is the file's."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
 
 LARGEST_BYTES = 100_000_000
+DEEPEST = 64
+"""Levels of brackets: PyYAML's time grows with their square."""
 AGAIN = "restore the file, or get it again"
 
 
@@ -39,3 +42,12 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it is something else, such as a list or a number")
     return found
+
+
+def require_shallow(text: str) -> None:
+    """Raise ValueError for a text that opens more than `DEEPEST` brackets within each other."""
+    depth = 0
+    for found in re.finditer(r"[\[{}\]]", text):
+        depth = depth + 1 if found[0] in "[{" else max(0, depth - 1)
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deeply")
