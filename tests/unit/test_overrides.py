@@ -65,7 +65,7 @@ def test_jobs_are_named_by_what_differs_and_other_sweeps_by_another_name():
     fixed = ["data.train=x", "validation.samples=16", "hardware.threads=1", "guard.rewinds=0", "validation.seed=1"]
     found = arranged(["-m", *fixed, "seed=0,1"])
     excluded = next(each for each in found if each.startswith(EXCLUDED))
-    assert all(f"'{each.partition('=')[0]}'" in excluded for each in fixed) and "'seed'" not in excluded
+    assert all(f'"{each.partition("=")[0]}"' in excluded for each in fixed) and '"seed"' not in excluded
     assert arranged(["-m", *fixed[::-1], "seed=0,1"])[-1] == found[-1]
     assert arranged(["-m", *fixed[1:], "seed=0,1"])[-1] != found[-1]
     assert arranged(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]

@@ -72,14 +72,13 @@ def unparsable(override: str) -> UserError:
     if not equals:
         hint = "give KEY=VALUE, GROUP=CHOICE or ~KEY; `--cfg job` shows every key, `--help` the groups"
         return UserError("cannot be parsed", where=override, hint=hint)
-    what = "has letters that mean something in Hydra's overrides, and is to be quoted, for the shell too"
+    what = "has letters that mean something to Hydra, which quotation marks prevent, those for the shell around them"
     return UserError(what, where=override, hint=shlex.quote(quoted))
 
 
 def _quoted(value: str) -> str:
     """A text as a string of Hydra's grammar, where backslashes before a quotation mark, and only there, are doubled."""
-    if "'" not in value and not value.endswith("\\"):
-        return f"'{value}'"
-    parts = value.split('"')
+    mark = "'" if '"' in value and "'" not in value else '"'
+    parts = value.split(mark)
     doubled = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
-    return '"' + '\\"'.join(doubled) + '"'
+    return mark + f"\\{mark}".join(doubled) + mark
