@@ -9,13 +9,16 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object
 
 TEMPORARY = ".tmp"
+_NAME_BYTES = 100
+"""Of a file's name in that of its replacement: some file systems allow 143 bytes in all."""
 
 
 class Replacement:
@@ -37,7 +40,8 @@ class Replacement:
         if path.exists() and not path.is_file():
             raise UserError("is no ordinary file, and will not be replaced", where=str(path), hint="name another file")
         self.path = path
-        self.temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
+        begin = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES]).encode(errors="ignore").decode()
+        self.temporary = path.with_name(f".{begin}.{secrets.token_hex(8)}{TEMPORARY}")
         handle = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
         os.close(handle)
@@ -185,15 +189,22 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a file, none where there is no file."""
+    """All lines of a file that are whole objects, none where there is no file.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
     if not path.exists():
         return []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise UserError(what, where=str(path), hint="look at what has its name, and at its permissions") from error
     lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:  # the line a crash cut short
-            continue
+    for line in content.splitlines():
+        with suppress(ValueError):  # the line a crash cut short, or zeros that a power cut left
+            lines.append(parse_object(line))
     return lines
 
 

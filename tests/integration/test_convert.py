@@ -143,7 +143,7 @@ def test_weights_beside_a_configuration_that_are_missing_or_broken_are_told(
     weights.write_bytes(b"cut short")
     for path in (ours, weights):
         assert convert(path) == 2
-        assert "it is no readable safetensors file" in capsys.readouterr().err
+        assert "neither a safetensors file nor one of torch" in capsys.readouterr().err
 
 
 def test_mistakes_end_with_one_message(

@@ -12,6 +12,7 @@ from scipy.special import logit
 from scipy.stats import norm
 
 from composed import check_job, run_job
+from damage import flip_a_bit
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
 from hdm_lightning.data.sample_plan import Plan
@@ -21,7 +22,7 @@ from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training.checkpoint_io import checkpoints_in
+from hdm_lightning.training.checkpoint_io import DamagedCheckpoint, checkpoints_in
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.recorded_data import recorded_validation_stream
 
@@ -102,6 +103,24 @@ def test_checkpoints_on_the_way_count_their_samples_and_stand_for_a_run_without_
     (unfinished / "01-first" / "checkpoints" / first.name).write_bytes(first.read_bytes())
     (unfinished / "01-first" / "checkpoints" / "step-99999999 (copy).ckpt").write_bytes(b"cut off")
     assert losses_of(unfinished, tmp_path / "u", "--weights", "ema")[0] == pytest.approx(losses, rel=1e-5)
+
+
+def test_damaged_checkpoints_are_passed_over_or_refused_and_stay_where_they_are(run, tmp_path, capsys):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    shutil.rmtree(unfinished / "final")
+    kept = checkpoints_in(unfinished / "02-second" / "checkpoints")
+    flip_a_bit(kept[-1])
+    with pytest.raises(DamagedCheckpoint, match="checksum"):
+        load_subject(kept[-1], LoadOptions())
+    assert load_subject(unfinished, LoadOptions()).facts["model"] == str(kept[-2])
+    assert f"{kept[-1]} is damaged" in capsys.readouterr().err
+    for path in unfinished.glob("*/checkpoints/*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-5000])
+    before = sorted(unfinished.rglob("*.ckpt*"))
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        load_subject(unfinished, LoadOptions())
+    assert sorted(unfinished.rglob("*.ckpt*")) == before
 
 
 def other_encoders(text_encoder, autoencoder, folder):

@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import stat
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import Qwen3Model
@@ -356,3 +358,26 @@ def test_the_layout_of_before_is_read(final, expected, state, tmp_path):
 def test_solvers_and_public_names_are_one_list():
     assert set(get_args(Solver)) == set(SOLVERS)
     assert hdm_lightning.HDMPipeline is HDMPipeline
+
+
+def test_our_card_goes_to_the_hub_and_no_template(final, monkeypatch):
+    uploaded = {}
+
+    class Hub:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
+            return type("Repository", (), {"repo_id": repo_id})
+
+    def upload(folder_path, **options):
+        uploaded.update({path.name: path.read_text() for path in Path(folder_path).glob("*.*") if path.is_file()})
+
+    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", Hub().create_repo)
+    monkeypatch.setattr("diffusers.utils.hub_utils.upload_folder", upload)
+    template = ModelCard("---\nlicense: other\n---\n# a template")
+    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *args, **kwargs: template)
+    HDMPipeline.from_pretrained(final).push_to_hub("owner/name", token="none")
+    assert "template" not in uploaded["README.md"]
+    assert str(CONFIG.width) in uploaded["README.md"] and "toy" in uploaded["README.md"]
+    assert "model_index.json" in uploaded

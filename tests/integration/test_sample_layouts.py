@@ -234,8 +234,8 @@ def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder,
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "bad.safetensors").write_text("hello")
     for path, message in [
-        (tmp_path / "text.txt", "the suffix '.txt' is unknown"),
-        (tmp_path / "bad.safetensors", "no readable safetensors file"),
+        (tmp_path / "text.txt", "neither a safetensors file nor one of torch"),
+        (tmp_path / "bad.safetensors", "neither a safetensors file nor one of torch"),
         (tmp_path, "holds no trained model"),
         (tiny_autoencoder, "an XUT in it"),
         (tmp_path / "nowhere", "does not exist"),

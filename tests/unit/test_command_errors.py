@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,51 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+
+
+PRINTING = """
+import sys
+from hdm_lightning.cli.command import run_command
+def body():
+    for _ in range({lines}):
+        print("x" * 100)
+    return {status}
+sys.exit(run_command(body))
+"""
+
+
+def piped(code: str, *, reads: int) -> tuple[int, str]:
+    """Status and errors of a Python process whose output is read to so many bytes and then left alone."""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    os.read(process.stdout.fileno(), reads) if reads else None
+    process.stdout.close()
+    told = process.stderr.read().decode()
+    return process.wait(), told
+
+
+@pytest.mark.parametrize(("lines", "reads"), [(1, 0), (3, 0), (100_000, 100), (100_000, 5000)])
+def test_a_reader_that_has_seen_enough_is_no_error(lines: int, reads: int) -> None:
+    assert piped(PRINTING.format(lines=lines, status=0), reads=reads) == (0, "")
+
+
+def test_another_broken_pipe_is_a_defect() -> None:
+    def body() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_command(body)
+
+
+def test_a_training_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from hdm_lightning.training.worker import lasting_output
+with lasting_output():
+    for _ in range(1000):
+        print("x" * 1000, flush=True)
+        print("x" * 1000, file=sys.stderr)
+    open({str(tmp_path / "done")!r}, "w").close()
+"""
+    assert piped(code, reads=10)[0] == 0
+    assert (tmp_path / "done").exists()

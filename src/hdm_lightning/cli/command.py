@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,17 @@ def run_command(function: Callable[[], int | None]) -> int:
 
     Returns:
         The body's status; 2 for a `UserError`, printed to stderr without a stack trace unless the environment
-        has HDM_TRACEBACK=1; 130 when interrupted from the keyboard. Any other exception is a defect and passes.
+        has HDM_TRACEBACK=1; 130 when interrupted from the keyboard; 0 where whatever read the output has seen enough,
+        as in `| head`. Any other exception is a defect and passes.
     """
     try:
-        return function() or 0
+        status = function() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        return 0
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
@@ -39,6 +47,20 @@ def run_command(function: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more; what is still to be written then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, 0)
+        gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no real file
+        return False
+    if gone:  # so that the last flush, at the interpreter's end, finds no closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 @contextmanager

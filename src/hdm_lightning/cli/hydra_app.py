@@ -10,18 +10,20 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hdm_lightning.cli.command import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.overrides import arranged, unparsable
 from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
 from hdm_lightning.training.former_keys import present_keys
 
 LONGEST_FOLDER_NAME = 120
+"""Bytes: file systems count in them."""
 STOPPED = 143
 """Exit status of a job that saved and ended because of a signal."""
 
@@ -34,7 +36,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     """
     error: BaseException | None = None
     try:
-        sys.argv[1:] = present_keys(sys.argv[1:], config_name)
+        sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
         decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
         errors = JobErrors()
@@ -50,12 +52,11 @@ def _end(error: BaseException | None) -> int:
     """The exit status of an application that has ended with an error or without."""
     if error is None or isinstance(error, JobFailed):
         return finish_sweep()
-    if isinstance(error, BrokenPipeError):  # `--help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds no closed pipe
-        return 0
     if isinstance(error, RuntimeError) and "slurm cluster" in str(error):  # submitit's complaint
         hint = "start the sweep on a machine that has srun and sbatch, or leave the launcher out"
         raise UserError("there is no SLURM on this machine", where="hydra/launcher", hint=hint) from error
+    if isinstance(error, OverrideParseException):
+        raise unparsable(error.override) from error
     composing = isinstance(error, HydraException | OmegaConfBaseException)
     if composing and os.environ.get(TRACEBACK_VARIABLE) != "1":
         print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
@@ -125,10 +126,11 @@ def output_dir() -> str:
 def short_name(text: str) -> str:
     """A folder name made of a job's overrides: as it is where short, its beginning and a hash where long."""
     safe = text.replace("/", "-")
-    if len(safe) <= LONGEST_FOLDER_NAME:
+    content = os.fsencode(safe)
+    if len(content) <= LONGEST_FOLDER_NAME:
         return safe or "job"
-    digest = hashlib.blake2b(safe.encode(), digest_size=6).hexdigest()
-    return f"{safe[: LONGEST_FOLDER_NAME - 13]}-{digest}"
+    digest = hashlib.blake2b(content, digest_size=6).hexdigest()
+    return f"{content[: LONGEST_FOLDER_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def _first_lines(error: BaseException) -> str:

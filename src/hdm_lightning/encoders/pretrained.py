@@ -17,6 +17,8 @@ from hdm_lightning.errors import UserError
 PACKAGE_SCHEME = "package:"
 RUNS, FINAL = "runs", "final"
 """Where trainings write unless told otherwise, and the folder of what they made."""
+LONGEST_CONTEXT = 1_000_000
+"""Tokens of text; of a file that says more it is not believed."""
 # A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
 _LEVELS_ABOVE = 3
 # Names that could not be had, with the reason: a second request does not wait for the network again.
@@ -236,6 +238,19 @@ class TextEncoderSource:
     name: str
     layer: int = -1
     context_length: int = 256
+
+    @classmethod
+    def from_json(cls, written: Any) -> "TextEncoderSource":
+        """The source that a file describes. Raises ValueError: it is no mapping of these fields, or of wrong types."""
+        if not isinstance(written, Mapping):
+            raise ValueError(f"text_encoder is {written!r}, expected name, layer and context_length")
+        source = cls(**{key: value for key, value in written.items() if key in cls.__dataclass_fields__})
+        numbers = (source.layer, source.context_length)
+        if not isinstance(source.name, str) or not all(type(number) is int for number in numbers):
+            raise ValueError(f"text_encoder is {dict(written)}, expected a name and whole numbers")
+        if not 1 <= source.context_length <= LONGEST_CONTEXT:
+            raise ValueError(f"context_length is {source.context_length}, expected 1 to {LONGEST_CONTEXT}")
+        return source
 
     def kept(self) -> "TextEncoderSource":
         """The same with a folder's path in full, so that the network finds it from wherever it is used."""

@@ -8,6 +8,8 @@ TOKENIZER_FILES = ["tokenizer_config.json|tokenizer.json|vocab.txt|*.model"]
 TOKENIZER_DOWNLOAD = ["*.json", "*.txt", "*.model", "*.jinja"]
 REMEMBERED = 20_000
 """Captions of small sets come back; of large sets a few are kept, in memory that does not grow."""
+LONGEST_REMEMBERED = 2_000
+"""Letters."""
 
 
 class Tokenizer:
@@ -78,12 +80,14 @@ class CaptionTokenizer:
         known = self._remembered.get(caption)
         if known is None:
             known = self._tokenize(caption)
-            if len(self._remembered) < REMEMBERED:
+            if len(self._remembered) < REMEMBERED and len(caption) <= LONGEST_REMEMBERED:
                 self._remembered[caption] = known
         return known
 
     def _tokenize(self, caption: str) -> tuple[list[int], int]:
         tokenizer = self.tokenizer.transformers
+        # Halves of pairs, as a JSON text may escape them, are no characters.
+        caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = tokenizer(caption, truncation=True, max_length=self.context_length)["input_ids"]
         padding = next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         return ids + [padding] * (self.context_length - len(ids)), max(1, len(ids))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import move_in, replacing
 
 VAE_FOLDER = "vae"
@@ -35,6 +36,8 @@ INSIDE = (VAE_FOLDER, FINAL, f"{FINAL}/{VAE_FOLDER}")
 """Where an autoencoder lies in a pipeline's folder and in a run's."""
 
 _CELLS = 4
+_WIDEST = 65_536
+"""Channels; of a file that says more it is not believed."""
 # What the tensors do not tell; the same in every Stable Diffusion autoencoder.
 _NORM_GROUPS = 32
 _HINT = "give a folder written by AutoencoderKL.save_pretrained"
@@ -78,15 +81,15 @@ def _no_run(path: Path, name: str, where: str, made_by: str | None) -> UserError
 def read_config(folder: Path, *, where: str) -> dict[str, Any]:
     """Fields of a folder's AutoencoderKL. Raises UserError: it is no JSON, or that of another model."""
     file = folder / "config.json"
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"is no JSON ({error})", where=str(file), hint="correct the file") from error
-    kind = written.get("_class_name", "AutoencoderKL") if isinstance(written, dict) else "no object"
-    if kind != "AutoencoderKL" or "block_out_channels" not in written:
+    written = read_object(file, hint=_HINT)
+    kind, widths = written.get("_class_name", "AutoencoderKL"), written.get("block_out_channels")
+    if kind != "AutoencoderKL" or widths is None:
         raise UserError(f"is no AutoencoderKL ({file} says {kind})", where=where, hint=_HINT)
-    fields: dict[str, Any] = written
-    return fields
+    sizes = [*widths, written.get("latent_channels", 4)] if isinstance(widths, list) else []
+    if len(sizes) < 2 or not all(type(size) is int and 0 < size <= _WIDEST for size in sizes):
+        what = f"has block_out_channels {widths} and latent_channels {written.get('latent_channels')}"
+        raise UserError(what, where=str(file), hint=_HINT)
+    return written
 
 
 def factor_of(config: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,9 +27,16 @@ from hdm_lightning.interop.pipeline_folder import (
     network_from_tensors,
 )
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.weight_averages import averages_state
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import (
+    DamagedCheckpoint,
+    checkpoints_in,
+    compare_checksums,
+    network_weights,
+    read_intact,
+)
 from hdm_lightning.training.flow_run import folded
 from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
@@ -171,7 +179,18 @@ def _newest(folder: Path) -> Path:
         raise UserError(
             "holds neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
         )
-    return found[-1]
+    for path in reversed(found):
+        try:
+            compare_checksums(path)
+        except DamagedCheckpoint as damage:  # nothing is renamed here, as the run may be somebody else's
+            print(
+                f"warning: {in_one_line(path)} is damaged ({in_one_line(damage.reason)}): passed over", file=sys.stderr
+            )
+            continue
+        return path
+    raise UserError(
+        f"every checkpoint is damaged, {len(found)} in all", where=str(folder), hint="get the run's folder again"
+    )
 
 
 def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
@@ -184,7 +203,7 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
             where=str(path),
             hint="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
         )
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_intact(path)
     place = checkpoint["hdm"]
     plans = plan_stages(run.settings.schedule, 1)
     plan = next((one for one in plans if one.name == place["stage"]), run.plan)

@@ -1,5 +1,6 @@
 """What `hdm-sample` is asked for, drawn: prompts, settings and the model from the command or from an earlier image."""
 
+import codecs
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,18 @@ from hdm_lightning.generation.sampling_settings import MAX_SEED, DrawingMachine,
 from hdm_lightning.precision import default_dtype, dtype_name
 
 SIZE_OF_IMAGE = "image"
+LONGEST_PROMPT = 100_000
+"""Letters; a tokenizer takes seconds and gigabytes for more, of which a model reads the first few hundred words."""
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""How files begin that say their encoding; that of UTF-16 is the beginning of that of UTF-32."""
+_OTHER_PROGRAMS = re.compile(r"\s--(?:n|w|h|d|l|s|cfg|neg|seed|steps)\s+\S")
+"""Options of a prompt's own, as files for kohya's scripts have them."""
 
 
 def draw_request(
@@ -42,7 +55,7 @@ def draw_request(
     record = None if request.repeat is None else read_record(request.repeat)
     if record is None and request.model is None:
         raise UserError("is missing", where="MODEL", hint="give a run's folder, or --repeat PNG")
-    prompts = _prompts(request, record)
+    prompts = _prompts(request, record, warn)
     image = request.image or (Path(record.image) if record and record.image else None)
     if "strength" in overrides and image is None:
         raise UserError("is given without an image to start from", where="--strength", hint="add --image FILE")
@@ -67,22 +80,47 @@ def draw_request(
     return [*writer.paths, *([writer.write_sheet()] if request.sheet and len(jobs) > 1 else [])]
 
 
-def _prompts(request: DrawingRequest, record: ImageRecord | None) -> list[str]:
+def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable[[str], None]) -> list[str]:
     """The prompts from the command line and the file, or that of the image to repeat, or else from standard input."""
-    prompts, file = list(request.prompts), request.prompt_file
+    prompts, file = [prompt.strip() for prompt in request.prompts], request.prompt_file
+    for prompt in prompts:
+        if any(0xD800 <= ord(letter) <= 0xDFFF for letter in prompt):  # how Python shows bytes that are no UTF-8
+            what = f"{prompt[:40]!r} holds bytes that are not UTF-8"
+            raise UserError(what, where="prompts", hint="convert them: iconv -f LATIN1 -t UTF-8 OLD > NEW")
     if record is not None and not prompts and not file:
         return [record.prompt]
     if file and file != "-":
         try:
-            prompts += Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot be read ({error})", where=f"--prompts {file}") from error
+            prompts += _prompt_lines(Path(file).read_bytes(), f"--prompts {file}", warn)
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+            raise UserError(what, where=f"--prompts {file}", hint="give a file with a prompt a line") from error
     elif file or (not prompts and not sys.stdin.isatty()):
-        prompts += sys.stdin.read().splitlines()
-    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+        read = getattr(sys.stdin, "buffer", sys.stdin).read()
+        prompts += _prompt_lines(read if isinstance(read, bytes) else read.encode(), "standard input", warn)
     if not prompts:
         hint = 'give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input'
         raise UserError("there are none", where="prompts", hint=hint)
+    if (longest := max(map(len, prompts))) > LONGEST_PROMPT:
+        what = f"one has {longest:,} letters, more than {LONGEST_PROMPT:,}"
+        raise UserError(what, where="prompts", hint="the model reads a few hundred words at most")
+    return prompts
+
+
+def _prompt_lines(content: bytes, where: str, warn: Callable[[str], None]) -> list[str]:
+    """The prompts of a text, one a line: UTF-8, or UTF-16 or UTF-32 with its mark; no blank lines and no comments."""
+    marked = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        lines = [line.strip() for line in content.decode(marked).split("\n")]
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 (byte {error.start})"
+        raise UserError(what, where=where, hint="convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if comments := sum(line.startswith("#") for line in lines):
+        warn(f"{where}: {comments} line(s) that begin with # are taken for comments")
+    if foreign := [line for line in prompts if _OTHER_PROGRAMS.search(line)]:
+        what = f"{foreign[0][:60]!r} has options of another program, which are drawn as text"
+        warn(f"{where}: {what}; here --negative-prompt, --size, --seed and the like serve all prompts")
     return prompts
 
 

@@ -5,6 +5,7 @@ Shapes: H×W pixels.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor
 from hdm_lightning.data.decode import decode_rgb, load_upright, orientation, turned, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.sampling_settings import SamplingSettings
+from hdm_lightning.generation.sampling_settings import MAX_SEED, SamplingSettings
+from hdm_lightning.json_files import parse_object
 from hdm_lightning.version import __version__
 from hdm_lightning.whole_files import write_atomically
 
 RECORD_FORMAT = "hdm-lightning image 1"
 RECORD_KEY = "hdm-lightning"
+PRECISIONS = ("float32", "bfloat16", "float16")
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 """As what a pipeline gives its images; latents stay as they are."""
 
@@ -67,6 +70,7 @@ class ImageRecord:
         """
         if mapping.get("format") != RECORD_FORMAT:
             raise ValueError(f"format: got {mapping.get('format')!r}, expected {RECORD_FORMAT!r}")
+        _require_kinds(mapping)
         return cls(
             prompt=mapping["prompt"],
             seed=mapping["seed"],
@@ -77,6 +81,26 @@ class ImageRecord:
             image_sha256=mapping["image_sha256"],
             loaded_with=mapping.get("loaded_with", {}),
         )
+
+
+def _require_kinds(mapping: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the key, unless the values of a record are of their kinds."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("prompt", "model", "fingerprint"), str),
+        **dict.fromkeys(("image", "image_sha256"), (str, type(None))),
+        "seed": int,
+        "settings": dict,
+    }
+    loaded_with = mapping.get("loaded_with", {})
+    for key, kind in kinds.items():
+        if key not in mapping or not isinstance(mapping[key], kind) or isinstance(mapping[key], bool):
+            raise ValueError(f"{key}: got {mapping.get(key)!r}")
+    if not 0 <= mapping["seed"] <= MAX_SEED:
+        raise ValueError(f"seed: got {mapping['seed']}, expected 0 … 2⁶³ − 1")
+    if not isinstance(loaded_with, dict) or not all(isinstance(value, str) for value in loaded_with.values()):
+        raise ValueError(f"loaded_with: got {loaded_with!r}, expected names by names")
+    if loaded_with.get("precision", "float32") not in PRECISIONS:
+        raise ValueError(f"precision: got {loaded_with['precision']!r}, expected one of {', '.join(PRECISIONS)}")
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -100,12 +124,7 @@ def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
 
 def read_record(path: Path) -> ImageRecord:
     """The record of an image that `write_png` wrote. Raises UserError: if the file is no such image."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = image.info.get(RECORD_KEY)
-    except OSError as error:
-        raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error
+    text = _record_text(path)
     if text is None:
         raise UserError(
             "carries no settings",
@@ -113,9 +132,24 @@ def read_record(path: Path) -> ImageRecord:
             hint="give a PNG written by hdm-sample, not re-encoded since",
         )
     try:
-        return ImageRecord.from_json(json.loads(text))
+        return ImageRecord.from_json(parse_object(text))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"carries settings that cannot be read ({error})", where=str(path)) from error
+        hint = "give a PNG written by hdm-sample, or its prompt and options"
+        raise UserError(f"carries settings that cannot be read ({error})", where=str(path), hint=hint) from error
+
+
+def _record_text(path: Path) -> str | bytes | None:
+    """What stands under `RECORD_KEY`: before the pixels, or behind them where another program has put it there."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # that it is large
+            if RECORD_KEY not in image.info:
+                image.load()
+            found = image.info.get(RECORD_KEY)
+    except Exception as error:  # a damaged file makes Pillow run into whatever it likes
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        hint = "give a PNG written by hdm-sample"
+        raise UserError(f"cannot be read as an image ({reason})", where=str(path), hint=hint) from error
+    return found if isinstance(found, str | bytes) else None
 
 
 def read_image(path: Path, settings: SamplingSettings) -> Tensor:
@@ -191,4 +225,5 @@ def _read(path: Path, reader: Callable[[bytes], T]) -> T:
     try:
         return reader(path.read_bytes())
     except (OSError, SampleFault) as error:
-        raise UserError(f"cannot be read as an image ({error})", where=str(path)) from error
+        hint = "give a picture in a common format, whole"
+        raise UserError(f"cannot be read as an image ({error})", where=str(path), hint=hint) from error

@@ -14,7 +14,8 @@ from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.whole_files import write_atomically
 
-SLUG_LENGTH = 48
+SLUG_LENGTH, SLUG_BYTES = 48, 120
+"""Letters, and bytes in UTF-8, of which file systems allow a name 143 to 255."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def next_number(folder: Path) -> int:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name: letters and digits of any script, joined with dashes."""
-    words = re.sub(r"[^\w]+", "-", prompt.lower(), flags=re.UNICODE).strip("-_")
-    return words[:SLUG_LENGTH].rstrip("-") or "empty"
+    """A prompt as part of a file name: letters and digits of any script, joined with dashes, of a bounded length."""
+    words = re.sub(r"[^\w]+", "-", prompt[: 8 * SLUG_LENGTH].lower(), flags=re.UNICODE).strip("-_")
+    short = words[:SLUG_LENGTH].encode()[:SLUG_BYTES].decode(errors="ignore")
+    return short.rstrip("-") or "empty"

@@ -153,7 +153,7 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     release = read_release(path)
     written = release.settings.get("text_encoder")
     if written:
-        source = TextEncoderSource(**written)
+        source = _source(written, path)
     else:
         source = _published_text_encoder(release.network.config, path, options)
     if options.vae:
@@ -164,6 +164,13 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     pipeline = build_pipeline(release.network, source, autoencoder, sampling, options)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
     return LoadedModel(pipeline, sampling, path, tuple(files))
+
+
+def _source(written: Any, path: Path) -> TextEncoderSource:
+    try:
+        return TextEncoderSource.from_json(written)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), where=str(path), hint="name one with --text-encoder") from error
 
 
 def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:

@@ -346,7 +346,10 @@ class HDMPipeline(StoredPipeline):
         return self.autoencoder.encode(padded.to(device).float() / 127.5 - 1.0)
 
     def _decoded(self, latent: Tensor, settings: SamplingSettings) -> Tensor:
-        """Images (B, 3, H, W) in [−1, 1]."""
+        """Images (B, 3, H, W) in [−1, 1]. Raises UserError: what was drawn is no numbers, which would look black."""
+        if not latent.isfinite().all():
+            hint = "try --precision float32 or a lower --guidance; else the model's weights are damaged or not trained"
+            raise UserError("what was drawn holds NaN or infinity, and is no image", where="latents", hint=hint)
         return cut_to(self.autoencoder.decode(latent), settings.height, settings.width)
 
     def _velocity(self, prompts: Sequence[str], settings: SamplingSettings, view: View) -> sampling.Velocity:

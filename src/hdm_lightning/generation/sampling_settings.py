@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -18,6 +19,13 @@ Solver = Literal["euler", "heun", "ab2", "ab3"]
 OnIndivisible = Literal["refuse", "pad"]
 
 MAX_SEED = 2**63 - 1
+MOST_PIXELS, MOST_STEPS = 2**26, 100_000
+"""Of an image; beyond what any model draws, so that a record of somebody else's does not fill the memory."""
+_KINDS: Mapping[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,15 @@ class SamplingSettings:
     on_indivisible: OnIndivisible = "refuse"
 
     def __post_init__(self) -> None:
+        self._require_kinds()
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         for name, known in (("solver", get_args(Solver)), ("on_indivisible", get_args(OnIndivisible))):
             self._require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
         for name in ("height", "width", "steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.steps <= MOST_STEPS, "steps", f"at most {MOST_STEPS}")
+        pixels = self.height * self.width
+        self._require(pixels <= MOST_PIXELS, "height", f"at most {MOST_PIXELS:,} pixels with the width {self.width}")
         for name in ("shift", "guidance_scale", "routing_scale", "x_shift", "y_shift", "zoom"):
             self._require(math.isfinite(getattr(self, name)), name, "a finite number")
         for name in ("shift", "zoom"):
@@ -83,6 +95,16 @@ class SamplingSettings:
         if self.routing_scale != 1.0:
             stronger = self.weak_rate > self.conditional_rate
             self._require(stronger, "weak_rate", f"above conditional_rate {self.conditional_rate}")
+
+    def _require_kinds(self) -> None:
+        """Records and configurations of others may hold anything."""
+        for each in fields(self):
+            kind, what = _KINDS.get(each.type, (object, ""))
+            value = getattr(self, each.name)
+            self._require(isinstance(value, kind) and not isinstance(value, bool), each.name, what)
+        interval = self.guidance_interval
+        numbers = isinstance(interval, tuple | list) and all(isinstance(time, Real) for time in interval)
+        self._require(numbers, "guidance_interval", "two times with 0 ≤ low ≤ high ≤ 1")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:

@@ -1,6 +1,5 @@
 """A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from hdm_lightning.interop.pipeline_folder import (
     read_pipeline_folder,
     write_pipeline_folder,
 )
+from hdm_lightning.json_files import read_object
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.whole_files import move_in, write_text
 
@@ -145,6 +145,12 @@ class StoredPipeline(DiffusionPipeline):
         finally:
             self.register_to_config(**named)
 
+    def _upload_folder(self, working_dir: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+        """Put the card where diffusers has put a template of its own, right before the folder goes to the hub."""
+        folder = Path(working_dir)
+        write_text(folder / CARD, self._card((folder / TEXT_ENCODER).is_dir()))
+        return super()._upload_folder(working_dir, *arguments, **options)
+
     def _card(self, included: bool) -> str:
         config = self.config
         text = {"layer": config.text_encoder_layer, "context_length": config.context_length}
@@ -159,14 +165,14 @@ def _is_old(folder: Path) -> bool:
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:
     """Raise UserError unless a folder's parts are of known classes, those that are given in Python aside."""
     path = folder / INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path)) from error
-    if not isinstance(index, dict) or index.get("_class_name") != PIPELINE_CLASS:
+    index = read_object(path, hint="give a run's final/ folder")
+    if index.get("_class_name") != PIPELINE_CLASS:
         raise UserError("is not that of an HDMPipeline", where=str(path), hint="give a run's final/ folder")
+    for part in (*_KNOWN, *_TEXT_PARTS):
+        if not isinstance(index.get(part) or [], list):
+            raise UserError(f"names {index[part]!r} as {part}", where=str(path), hint=f"pass your own with {part}=")
     for part, classes in _KNOWN.items():
-        if part not in given and tuple(index.get(part) or ()) not in classes:
+        if part not in given and tuple(map(str, index.get(part) or ())) not in classes:
             raise UserError(f"names {index.get(part)} as {part}", where=str(path), hint=f"pass your own with {part}=")
     for part in _TEXT_PARTS:
         library = (index.get(part) or [None])[0]

@@ -28,7 +28,8 @@ from hdm_lightning.interop.pipeline_folder import (
     write_pipeline_folder,
 )
 from hdm_lightning.interop.release import Release, release_from_tensors, release_to_tensors
-from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, write_tensors
+from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, safetensors_metadata, write_tensors
+from hdm_lightning.json_files import AGAIN, parse_object, read_object
 from hdm_lightning.whole_files import write_json
 
 FINAL_FOLDER, UNET_FOLDER = "final", "unet"
@@ -42,6 +43,9 @@ _VAE_CONFIG_KEY = "vae_config"
 _PUBLISHED_TEXT = "published_text_encoder"
 """Where a pipeline's folder keeps a text encoder of the published single file, which transformers cannot read."""
 _DIFFUSERS_PREFIX = "model."
+_ANOTHER = (
+    "give a file or folder of a network that this project, its paper's authors or a converter of theirs has written"
+)
 
 
 def detect_layout(path: Path) -> str:
@@ -81,8 +85,8 @@ def _read_weights_in_folder(path: Path) -> Release:
 
 def _read_file(path: Path) -> Release:
     """A published single file, .safetensors or .ckpt, with any of the known prefixes."""
-    tensors, settings = read_tensors(path), _settings(path)
-    if OUR_SENTINEL in tensors:
+    tensors, settings = published.unwrapped(read_tensors(path)), _settings(path)
+    if TRAINING_SENTINEL not in tensors and any(name.endswith(OUR_SENTINEL) for name in tensors):
         raise UserError(
             "has the weights of this project without their configuration",
             where=str(path),
@@ -94,11 +98,11 @@ def _read_file(path: Path) -> Release:
             where=str(path),
             hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
         )
-    vae_config = settings.pop(_VAE_CONFIG_KEY, None)
+    vae_config = _mapping(settings.pop(_VAE_CONFIG_KEY, None), path)
     try:
         return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
     except ValueError as error:
-        raise UserError(str(error), where=str(path)) from error
+        raise UserError(str(error), where=str(path), hint=_ANOTHER) from error
 
 
 def _read_diffusers(folder: Path) -> Release:
@@ -108,12 +112,14 @@ def _read_diffusers(folder: Path) -> Release:
     """
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         tensors = read_sharded(place, WEIGHTS)
-        if tensors is None or published.find_prefix(tensors) is None:
-            continue
         try:
+            if tensors is None or published.find_prefix(tensors) is None:
+                continue
             found = release_from_tensors(tensors)
+        except UserError:
+            raise
         except ValueError as error:
-            raise UserError(str(error), where=str(place)) from error
+            raise UserError(str(error), where=str(place), hint=_ANOTHER) from error
         vae = read_vae_folder(folder / VAE_FOLDER)
         return replace(found, **vae) if vae["vae"] else found
     raise UserError(
@@ -211,11 +217,18 @@ def read_vae_folder(folder: Path) -> dict[str, Any]:
     if tensors is None:
         return {"vae": {}, "vae_config": None, "vae_mean": None, "vae_std": None}
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    dtype, known = next(iter(tensors.values())).dtype, [config.get(key) for key in ("latents_mean", "latents_std")]
-    exact = [None if each is None else torch.tensor(each, dtype=torch.float64) for each in known]
-    mean, std = (None if each is None else each.to(dtype).view(1, -1, 1, 1) for each in exact)
+    config = read_object(file) if file.is_file() else {}
+    dtype = next(iter(tensors.values())).dtype
+    mean, std = (_statistic(config.get(key), dtype, file) for key in ("latents_mean", "latents_std"))
     return {"vae": tensors, "vae_config": config or None, "vae_mean": mean, "vae_std": std}
+
+
+def _statistic(values: Any, dtype: torch.dtype, file: Path) -> Tensor | None:
+    try:
+        return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"latents_mean and latents_std are to be lists of numbers ({str(error).splitlines()[0]})"
+        raise UserError(what, where=str(file), hint=AGAIN) from error
 
 
 def write_vae_folder(
@@ -260,11 +273,22 @@ def _metadata(release: Release) -> dict[str, str]:
 
 def _settings(path: Path) -> dict[str, Any]:
     """What `_metadata` left in a file."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    return dict(json.loads(metadata.get(_SETTINGS_KEY, "{}")))
+    written = safetensors_metadata(path).get(_SETTINGS_KEY)
+    try:
+        settings = parse_object(written) if written is not None else {}
+    except ValueError as error:
+        raise UserError(f"has broken metadata {_SETTINGS_KEY} ({error})", where=str(path), hint=AGAIN) from error
+    for key in ("training", "sampling", "text_encoder"):
+        _mapping(settings.get(key), path)
+    return settings
+
+
+def _mapping(value: Any, path: Path) -> dict[str, Any] | None:
+    """A value of the metadata that is an object or nothing."""
+    if value is not None and not isinstance(value, dict):
+        what = f"has broken metadata {_SETTINGS_KEY} (an object is a {type(value).__name__})"
+        raise UserError(what, where=str(path), hint=AGAIN)
+    return value
 
 
 def _is_ours(path: Path) -> bool:

@@ -24,7 +24,8 @@ from torch import Tensor
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, shards, write_tensors
+from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, require_finite, shards, write_tensors
+from hdm_lightning.json_files import AGAIN, parse_object, read_object
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.whole_files import write_json, write_text
 
@@ -112,12 +113,17 @@ def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XU
     """The network with these tensors under our names, with or without `NETWORK_PREFIX`, in the dtype they have.
 
     Raises:
-        ValueError: tensors are missing, unexpected or mis-shaped; the message lists them.
+        ValueError: tensors are missing, unexpected, mis-shaped or not finite; the message lists them.
     """
     own = {name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in tensors.items()}
+    levels = config.depth * (config.encoder_blocks + config.decoder_blocks)
+    blocks = config.blocks_before + levels + config.blocks_after
+    if blocks > len(own):  # before as many are built as a file may say
+        raise ValueError(f"the configuration describes {blocks} blocks, and there are {len(own)} tensors")
     with torch.device("meta"):
         network = XUT(config)
     check_tensors(own, {name: value.shape for name, value in network.state_dict().items()})
+    require_finite(own)
     network.load_state_dict(own, assign=True)
     return network
 
@@ -143,24 +149,24 @@ def read_pipeline_folder(folder: Path) -> PipelineFolder:
         UserError: it is none, naming the file that is wrong.
     """
     path = folder / (INDEX if (folder / INDEX).is_file() else CONFIG)
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), hint="give a run's final/ folder") from error
+    written = read_object(path, hint="give a run's final/ folder")
     try:
         return _read_index(folder, written) if path.name == INDEX else _read_old(folder, written)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"does not describe a model ({error})", where=str(path)) from error
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"does not describe a model ({error})", where=str(path), hint=AGAIN) from error
 
 
 def _read_index(folder: Path, index: Mapping[str, Any]) -> PipelineFolder:
     if index.get("_class_name") != PIPELINE_CLASS:
         raise ValueError(f"_class_name is {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}")
-    fields = json.loads((folder / TRANSFORMER / CONFIG).read_text(encoding="utf-8"))
+    fields = read_object(folder / TRANSFORMER / CONFIG)
     xut = XUTConfig.from_json({key: value for key, value in fields.items() if not key.startswith("_")})
     inside = bool((index.get(TEXT_ENCODER) or [None])[0])
     name = str(folder / TEXT_ENCODER) if inside else index.get("text_encoder_name")
-    source = name and TextEncoderSource(name, int(index["text_encoder_layer"]), int(index["context_length"]))
+    written = {"name": name, "layer": index.get("text_encoder_layer"), "context_length": index.get("context_length")}
+    source = TextEncoderSource.from_json(written) if name else None
     solving = _json(folder / SCHEDULER / "scheduler_config.json")
     sampling = {**(index.get("sampling") or {}), **{key: solving[key] for key in _SOLVING if key in solving}}
     training = dict(index.get("training") or {})
@@ -172,7 +178,7 @@ def _read_old(folder: Path, config: Mapping[str, Any]) -> PipelineFolder:
     return PipelineFolder(
         folder,
         XUTConfig.from_json(config["xut"]),
-        TextEncoderSource(**text).found_from(folder) if text else None,
+        TextEncoderSource.from_json(text).found_from(folder) if text else None,
         training=dict(config.get("training") or {}),
         sampling=dict(config.get("sampling") or {}),
         old=True,
@@ -272,7 +278,6 @@ def model_card(
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}

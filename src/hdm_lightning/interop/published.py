@@ -6,6 +6,7 @@ Wiring and names: arXiv 2509.06068 and the checkpoints published with it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,7 +20,15 @@ from hdm_lightning.models.conditioning import time_frequencies
 from hdm_lightning.models.config import WIRING
 
 PREFIXES = ("unet.model.", "model.", "")
-"""What stands before the network's names: single files and .ckpt, diffusers folders, bare state dicts."""
+"""What stands before the network's names: single files and .ckpt, diffusers folders, bare state dicts.
+
+Trainers and other programs put names of their own there; what stands before names that an XUT alone has is a prefix,
+whatever it is.
+"""
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of whatever module it has wrapped."""
+_SCALED = ".scale_weight"
+"""Ending of a tensor's name that makes sense of a float8 weight in ComfyUI alone."""
 
 BESIDE = ("vae.", "te.", "vae_mean", "vae_std")
 """How the names begin of what may lie beside a network in one file."""
@@ -158,22 +167,45 @@ def strip_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = find_prefix(tensors)
     if prefix is None:
         parts = (listed("missing", list(TELLING)), listed("unexpected", list(tensors)))
-        raise ValueError(
-            f"no tensor is that of an XUT, with any of the prefixes {PREFIXES}\n" + "\n".join(filter(None, parts))
-        )
+        raise ValueError("no tensor is that of an XUT, under any prefix\n" + "\n".join(filter(None, parts)))
+    if any(name.endswith(_SCALED) for name in tensors):
+        raise ValueError("the weights are scaled to float8, as only ComfyUI reads them; take float16 or bfloat16")
     return _under(prefix, tensors)
 
 
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what torch.compile has put into their names."""
+    return {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+
+
 def find_prefix(names: Iterable[str]) -> str | None:
-    """The one of `PREFIXES` that stands before the names of an XUT's tensors; None where there is no XUT."""
-    known = set(names)
-    return next((prefix for prefix in PREFIXES if any(prefix + name in known for name in TELLING)), None)
+    """What stands before the names of an XUT's tensors; None where there is no XUT.
+
+    Of several networks the one counts that has more of the names of `TELLING`, then the one under one of `PREFIXES`.
+
+    Raises:
+        ValueError: that does not decide between two.
+    """
+    found = Counter(name.removesuffix(telling) for name in names for telling in TELLING if _ends_with(name, telling))
+    if not found:
+        return None
+    most = [prefix for prefix, count in found.items() if count == max(found.values())]
+    usual = [prefix for prefix in PREFIXES if prefix in most]
+    if not usual and len(most) > 1:
+        raise ValueError(
+            f"there are several networks, under {', '.join(map(repr, sorted(most)))}; keep one in the file"
+        )
+    return (usual or most)[0]
+
+
+def _ends_with(name: str, telling: str) -> bool:
+    return name.endswith(telling) and (len(name) == len(telling) or name[-len(telling) - 1] == ".")
 
 
 def load_xut(config: Mapping[str, Any] | XUTConfig, tensors: Mapping[str, Tensor]) -> XUT:
     """An XUT with published weights, in the dtype they are stored in.
 
-    `config` are the published architecture keys, or an `XUTConfig`; `tensors` have one of `PREFIXES`; those beside the
+    `config` are the published architecture keys, or an `XUTConfig`; `tensors` may have a prefix; those beside the
     network are passed over. Raises ValueError: tensors are missing, unexpected or mis-shaped; lists them.
     """
     if not isinstance(config, XUTConfig):

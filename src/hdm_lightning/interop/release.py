@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.interop import published
+from hdm_lightning.interop.tensor_files import require_finite
 from hdm_lightning.models import XUT
 
 NETWORK_PREFIX, VAE_PREFIX, TEXT_PREFIX = "unet.model.", "vae.", "te."
@@ -62,15 +63,17 @@ class Release:
 
 
 def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> Release:
-    """Sort the tensors of a published file, whose network may have any of the known prefixes.
+    """Sort the tensors of a published file, whose network may be under any prefix.
 
     Raises:
-        ValueError: there is no network, or its tensors are missing, unexpected or mis-shaped.
+        ValueError: there is no network, or its tensors are missing, unexpected, mis-shaped or not finite.
     """
+    tensors = published.unwrapped(tensors)
     bare = published.strip_prefix(tensors)
     network = published.load_xut(published.infer_config(bare), bare)
     known = {f"{published.find_prefix(tensors)}{name}" for name in bare}
     left_out = [n for n in tensors if n not in known and not n.startswith(published.BESIDE)]
+    require_finite({name: tensor for name, tensor in tensors.items() if name not in left_out})
     return Release(
         network,
         vae=_under(VAE_PREFIX, tensors),
@@ -109,6 +112,7 @@ def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 def _require_range(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     floating = {n: t.detach() for n, t in tensors.items() if t.is_floating_point() and t.numel()}
-    overflown = [name for name, tensor in floating.items() if tensor.abs().max() > largest]
+    wider = {n: t for n, t in floating.items() if torch.finfo(t.dtype).max > largest}
+    overflown = [name for name, tensor in wider.items() if tensor.abs().max() > largest]
     if overflown:
         raise ValueError(f"{overflown[:3]} has values too large for {dtype}; keep the dtype, or take bfloat16")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Mapping, Sequence
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
@@ -20,26 +24,98 @@ _SHOWN = 8
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of files that torch.save writes."""
 
+_AGAIN = "download the file again, and compare its size with what the page says"
+_NO_WEIGHTS = (
+    (
+        b"version https://git-lfs",
+        "is a pointer of Git LFS, which stands for the file",
+        "git lfs pull, where it was cloned",
+    ),
+    (
+        b"<",
+        "is a page of HTML or XML, not the file",
+        "download it by its own link, logged in where the page asks for it",
+    ),
+    (b"{", "is JSON, not the file", _AGAIN),
+    (b"GGUF", "is a GGUF file, whose quantised weights only llama.cpp's relatives read", "take the .safetensors of it"),
+    (b"\x1f\x8b", "is compressed (gzip)", "gunzip it first"),
+    (b"\x89PNG", "is a picture", "give a file of weights"),
+)
+"""How a file begins that has been saved in the place of weights, what it is, and what to do."""
+_ZIP = b"PK"
+_PICKLE = b"\x80"
+_LONGEST_HEADER = 100_000_000
+"""Of a safetensors file, as its own reader has it."""
+_UNREADABLE = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, ImportError),
+    *(pickle.UnpicklingError, RecursionError, MemoryError, OverflowError, AssertionError, struct.error),
+)
+"""What torch's reader raises for files that are damaged or hold other things."""
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file: flat, or under a checkpoint's ``state_dict``.
+    """The tensors of a safetensors file, or of a torch file: flat, or in one mapping inside, as a checkpoint has them.
+
+    What a file is stands in its first bytes; its name does not count. Nothing in it is run.
 
     Raises:
-        UserError: no such file, another format, or a torch file with more than plain data in it.
+        UserError: no such file, another format, one that is cut off, or a torch file with more than plain data in it.
     """
     if not path.is_file():
-        raise UserError("there is no such file", where=str(path))
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"it is no readable safetensors file ({error})", where=str(path)) from error
-    if path.suffix not in PICKLED:
+        raise UserError("there is no such file", where=str(path), hint="look at its name, or download it")
+    try:
+        with path.open("rb") as file:
+            begin, size = file.read(64), path.stat().st_size
+    except OSError as error:
         raise UserError(
-            f"the suffix {path.suffix!r} is unknown; expected .safetensors or one of {', '.join(PICKLED)}",
-            where=str(path),
-        )
-    return _read_pickled(path)
+            f"cannot be read ({error.strerror})", where=str(path), hint="look at its permissions"
+        ) from error
+    if is_safetensors(begin):
+        return _read_safetensors(path)
+    if begin.startswith((_ZIP, _PICKLE)):
+        return _read_pickled(path)
+    raise _no_weights(path, begin, size)
+
+
+def is_safetensors(begin: bytes) -> bool:
+    """Whether a file that begins so is a safetensors file: the length of its header, then the header, which is JSON."""
+    return len(begin) > 8 and int.from_bytes(begin[:8], "little") <= _LONGEST_HEADER and begin[8:9] == b"{"
+
+
+def _no_weights(path: Path, begin: bytes, size: int) -> UserError:
+    if not begin.strip(b"\0"):
+        what = "is empty" if not size else "begins with zeros alone, as after a crash or a broken download"
+        return UserError(what, where=str(path), hint=_AGAIN)
+    text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, what, hint in _NO_WEIGHTS:
+        if text.startswith(start):
+            return UserError(what, where=str(path), hint=hint)
+    what = f"is neither a safetensors file nor one of torch: it begins with {begin[:8]!r}"
+    return UserError(what, where=str(path), hint=_AGAIN)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, *_UNREADABLE) as error:
+        what = f"is no whole safetensors file ({_first_line(error)})"
+        raise UserError(what, where=str(path), hint=_AGAIN) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The texts beside the tensors of a safetensors file; none in any other file, or in one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            if not is_safetensors(file.read(64)):
+                return {}
+        with safe_open(path, "pt") as stored:
+            return dict(stored.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
 
 
 def shards(path: Path) -> tuple[Path, ...]:
@@ -51,12 +127,10 @@ def shards(path: Path) -> tuple[Path, ...]:
     index = path.with_name(f"{path.name}.index.json")
     if path.is_file() or not index.is_file():
         return (path,) if path.is_file() else ()
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        parts = sorted({Path(place).name for place in places})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is no index of weights ({error!r})", where=str(index), hint="get the folder again") from error
-    return tuple(path.with_name(part) for part in parts)
+    places = read_object(index, hint="get the folder again").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) and place for place in places.values()):
+        raise UserError("is no index of weights: weight_map", where=str(index), hint="get the folder again")
+    return tuple(path.with_name(part) for part in sorted({Path(place).name for place in places.values()}))
 
 
 def read_sharded(folder: Path, stem: str) -> dict[str, Tensor] | None:
@@ -88,21 +162,57 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"torch cannot read it as plain data ({str(error).splitlines()[0]})",
-            where=str(path),
-            hint="where you trust the file: load it, and save its tensors alone as .safetensors",
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError("it holds no named tensors, nor a state_dict with any", where=str(path))
-    return tensors
+        # By its name torch would take one file for another; its warnings are of a pickle's protocol.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    named = dict(_mappings(content))
+    if not named:
+        what = "holds no tensors by name, nor a mapping inside that does"
+        raise UserError(what, where=str(path), hint="save the network's state_dict()")
+    for usual in ("", "state_dict"):
+        if usual in named:
+            return named[usual]
+    if len(named) > 1:
+        what = f"holds several sets of tensors: {', '.join(f'{key} ({len(each)})' for key, each in named.items())}"
+        raise UserError(what, where=str(path), hint="save the one that is meant by itself, as .safetensors")
+    return next(iter(named.values()))
+
+
+def _mappings(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The sets of named tensors in what torch has read, by their keys: `""` for what it is itself."""
+    if not isinstance(content, Mapping):
+        return
+    for key, inner in (("", content), *content.items()):
+        if isinstance(inner, Mapping):
+            tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+            if tensors:
+                yield str(key), tensors
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    """What torch's reader has found, in words of our own: its messages advise to run what is in the file."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if foreign is not None:
+        what = f"holds more than tensors and plain data ({foreign[1]}), which reading would have to run"
+        hint = "take a .safetensors of it; of a file of your own, save the network's state_dict() alone"
+        return UserError(what, where=str(path), hint=hint)
+    what = "is no whole file of torch: it is cut off or damaged, or holds something else"
+    return UserError(what, where=str(path), hint=_AGAIN)
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that lists tensors with values that are no numbers, or infinite, if there are any."""
+    broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if broken:
+        raise ValueError(f"the weights hold NaN or infinity\n{listed('not finite', broken)}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.device.type == "meta" or not tensor.is_floating_point():
+        return True
+    return bool((tensor.float() if tensor.dtype.itemsize < 2 else tensor).isfinite().all())
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:

@@ -139,14 +139,19 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     _check_crop(stage)
     check_call(stage, "module", supplied=("autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"))
     check_call(stage, "data", supplied=("tokenizer",))
-    judged = JUDGED if groups["adversarial"].weight else ()
-    check_continued(config, [plan], (*KEPT, *KEPT_TOO, *judged), COURSE)
+    check_kept(config, [plan])
     if target_of(stage.data, "data") is ShardDataModule:
         data = build(stage, "data", tokenizer=None)
         data.prepare()
         data.train_plan.require_images("data.train")
         if data.validation_samples:
             data.validation_plan.require_images("data.validation")
+
+
+def check_kept(config: DictConfig, plans: list[StagePlan]) -> None:
+    """What the run's folder holds goes with the configuration; see `continued.check_continued`."""
+    judged = JUDGED if plain(config, "adversarial.weight") else ()
+    check_continued(config, plans, (*KEPT, *KEPT_TOO, *judged), COURSE)
 
 
 def check_settings(groups: dict[str, Any], stage: DictConfig, plan: StagePlan, factor: int) -> None:

@@ -75,6 +75,10 @@ class AutoencoderRecipe(Recipe):
         """See `autoencoder_checks`."""
         autoencoder_checks.check(config, self, plans[0])
 
+    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
+        """See `autoencoder_checks.check_kept`."""
+        autoencoder_checks.check_kept(config, plans)
+
     # Building
 
     def build(self, run: Run) -> nn.Module:

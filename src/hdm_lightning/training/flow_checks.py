@@ -23,9 +23,7 @@ from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
 
 
-def check(
-    config: DictConfig, plans: list[StagePlan], kept: Iterable[str], measured: str, course: Iterable[str]
-) -> None:
+def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
     """Check a configuration.
 
     Nothing but indices, configurations and the text encoder's vocabulary is read, and of an autoencoder whose latents
@@ -34,7 +32,7 @@ def check(
     Args:
         config: composed.
         plans: its stages.
-        kept, measured: keys that a run keeps from its first start to its last.
+        kept: keys that a run keeps from its first start to its last.
         course: keys that a finished run's weights come of.
 
     Raises:
@@ -52,7 +50,7 @@ def check(
         formats += _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
-    check_continued(config, plans, (*kept, measured), course)
+    check_continued(config, plans, kept, course)
     check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
     check_call(first, "vae", own=("made_by",))
     if model is not None:

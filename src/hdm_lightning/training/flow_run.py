@@ -26,6 +26,7 @@ from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, plain
+from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
@@ -103,8 +104,10 @@ def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: to
     return states[real].float().cpu()
 
 
-KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
-KEPT_TOO = "text_encoder.whiten_captions"
+KEPT = (
+    *("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name"),
+    "text_encoder.whiten_captions",
+)
 COURSE = ("seed", "init", "optimizer", "module", "data", "schedule.stages")
 """What the weights of a finished run come of."""
 OF_THE_ENCODER = ("whiten_captions", "cache_size")
@@ -129,7 +132,11 @@ class FlowRecipe(Recipe):
 
     def check(self, config: DictConfig, plans: list[StagePlan]) -> None:
         """See `flow_checks`."""
-        flow_checks.check(config, plans, KEPT, KEPT_TOO, COURSE)
+        flow_checks.check(config, plans, KEPT, COURSE)
+
+    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
+        """See `continued.check_continued`."""
+        check_continued(config, plans, KEPT, COURSE)
 
     # Building
 

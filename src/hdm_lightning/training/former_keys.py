@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,15 @@ from hdm_lightning.errors import UserError
 
 RENAMED = {"data.workers": "data.num_workers"}
 """Other names of keys, which mean the same."""
+EXPERIMENTS = ("experiment", "experiment_vae")
+"""The groups of experiments, with networks and with autoencoders."""
+OTHER_COMMAND = {
+    "train": "hdm-train-vae",
+    "train_vae": "hdm-train",
+    "plan": "hdm-plan autoencoder",
+    "plan_autoencoder": "hdm-plan",
+}
+"""By a command's configuration, the same command for the other kind of training."""
 TRAINING = ("train", "train_vae", "plan", "plan_autoencoder")
 MOVED = {
     "trainer.compile": "hardware.compile",
@@ -63,14 +73,31 @@ def _present(argument: str, config_name: str) -> str:
     if match is None or argument.startswith("-"):
         return argument
     key, rest = match["key"], match["rest"]
-    if key == "experiment" and config_name in ("train_vae", "plan_autoencoder"):
-        raise UserError("is now a group of its own", where=key, hint=f"experiment_vae{rest}")
+    _check_experiment(key, rest.removeprefix("="), config_name)
     for old in sorted(MOVED, key=len, reverse=True):
         if key == old or key.startswith(f"{old}."):
             new = MOVED[old]
             exact = f"{new}{key.removeprefix(old)}" + ("" if "=" in new else rest)
             raise UserError("has moved", where=key, hint=exact)
     return f"{match['mark']}{RENAMED.get(key, key)}{rest}"
+
+
+def _check_experiment(key: str, choice: str, config_name: str) -> None:
+    """Raise UserError where an experiment is that of the other kind of training, with the command that it is for."""
+    if key not in EXPERIMENTS:
+        return
+    own, other = EXPERIMENTS if config_name in ("train", "plan") else EXPERIMENTS[::-1]
+    if choice in _choices(own) and key != own:
+        raise UserError(f"this command's experiments are in the group {own}", where=key, hint=f"{own}={choice}")
+    if choice in _choices(other):
+        command = OTHER_COMMAND[config_name]
+        raise UserError(f"{choice} belongs to {command}", where=key, hint=f"{command} {other}={choice}")
+
+
+def _choices(group: str) -> set[str]:
+    """The files of a group."""
+    folder = resources.files("hdm_lightning.conf") / group
+    return {file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")}
 
 
 def present_spelling(values: Mapping[str, Any]) -> DictConfig:

@@ -1,5 +1,6 @@
 """Start from a trained model: weights only, with what was loaded and what was not said plainly."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
-from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix
-from hdm_lightning.interop.tensor_files import read_tensors
+from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
+from hdm_lightning.interop.tensor_files import read_tensors, require_finite
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
@@ -75,9 +76,9 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     """
     path = find_weights(source)
     try:
-        tensors = read_tensors(path)
+        tensors = unwrapped(read_tensors(path))
     except UserError as error:
-        hint = "give a run's or a model's folder, or a file of weights"
+        hint = error.hint or "give a run's or a model's folder, or a file of weights"
         raise UserError(f"{path}: {error.what}", where="init", hint=hint) from error
     found = _own_tensors(network, tensors)
     state = network.state_dict()
@@ -86,6 +87,10 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
         raise UserError(
             f"no tensor of {source} fits the model", where="init", hint="choose the model= it was made with"
         )
+    try:
+        require_finite({name: found[name] for name in fits})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}", where="init", hint="take an earlier checkpoint, or get it again") from error
     with torch.no_grad():
         for name in fits:
             state[name].copy_(found[name])
@@ -129,11 +134,32 @@ def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> 
 
 def _own_tensors(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors under this project's names and in its shapes, whether it has them or the published ones."""
-    own = {name.removeprefix(NETWORK_PREFIX): value for name, value in tensors.items()}  # a training checkpoint's too
-    if any(name in own for name in network.state_dict()):
+    own = _under_own_names(network, tensors)
+    if own:
         return own
     try:
-        assert isinstance(network, XUT), "only an XUT has published names"
+        if not isinstance(network, XUT):
+            raise ValueError("no tensor has a name of the network's, and only an XUT has published names")
         return own_tensors(network, strip_prefix(tensors))
-    except (AssertionError, ValueError) as error:
+    except ValueError as error:
         raise UserError(str(error), where="init", hint="give a model of this project or a published one") from error
+
+
+def _under_own_names(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix that most names of the network have in the file; none where it has no such name.
+
+    A training checkpoint has `network.`, and wrappers put names of their own there, such as `module.`.
+    """
+    names = list(network.state_dict())
+    ends = {name.rpartition(".")[2] for name in names}
+    found = Counter(
+        given.removesuffix(name)
+        for given in tensors
+        if given.rpartition(".")[2] in ends
+        for name in names
+        if given == name or given.endswith(f".{name}")
+    )
+    if not found:
+        return {}
+    prefix = max(found, key=lambda each: (found[each], each == NETWORK_PREFIX, -len(each)))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -78,6 +78,8 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     plans = recipe.plans(composed, _world_size(composed, processes))
     _check_parts(with_stage(composed, plans[0], **recipe.stage_values(composed, plans[0])), recipe)
     recipe.check(composed, plans)
+    if not composed.trainer.get("fast_dev_run"):
+        run_folder.require_writable(Path(composed.run_dir), plans)
     return Job(composed, recipe, plans, processes)
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.json_files import require_shallow
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.former_keys import present_spelling
@@ -23,11 +24,13 @@ from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, V
 
 LARGEST_BYTES = 1_000_000
 WHERE_FROM = "look where the folder comes from"
+RESTORE = "restore the file; or delete it, and give the run's command the very settings that it began with"
 OTHERS = ("module", "lr_scheduler", "stage", "logger", "hydra")
 """Groups that say nothing to who builds no trainer."""
 RETIRED = {"text_encoder": "max_batch", "vae": "max_batch"}
 """Keys that runs of earlier versions have, and that changed nothing in what they learned."""
 _ABSENT = object()
+_UNREADABLE = (OSError, ValueError, TypeError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
 
 # Writing
@@ -97,16 +100,19 @@ def _parsed(file: Path) -> dict[str, Any]:
         if file.stat().st_size > LARGEST_BYTES:
             raise UserError(f"is larger than {LARGEST_BYTES} bytes", where=str(file), hint=WHERE_FROM)
         text = file.read_text(encoding="utf-8")
+        if not text.strip():
+            raise UserError("is empty", where=str(file), hint=RESTORE)
+        require_shallow(text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise UserError("holds a reference (*NAME), which no run writes", where=str(file), hint=WHERE_FROM)
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except UserError:
         raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read ({reason})", where=str(file), hint="restore the file") from error
+        raise UserError(f"cannot be read ({reason})", where=str(file), hint=RESTORE) from error
     if not isinstance(content, dict):
-        raise UserError("is no mapping of keys to values", where=str(file), hint="restore the file")
+        raise UserError("is no mapping of keys to values", where=str(file), hint=RESTORE)
     return {str(key): value for key, value in content.items()}
 
 

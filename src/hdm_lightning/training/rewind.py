@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.loss_guard import LossRewind, guard_streak
 from hdm_lightning.training.checkpoint_io import (
     DamagedCheckpoint,
@@ -138,9 +139,20 @@ def write_rewind(folder: Path, rewind: Rewind) -> None:
 
 
 def read_rewinds(folder: Path) -> list[Rewind]:
-    """The record of the stage in `folder`, oldest first."""
-    lines = read_lines(folder / RECORD)
-    return [Rewind(**{key: value for key, value in line.items() if key != "time"}) for line in lines]
+    """The record of the stage in `folder`, oldest first.
+
+    Raises:
+        UserError: a line is not one of a rewind: what it skips would be trained on.
+    """
+    found = []
+    for line in read_lines(folder / RECORD):
+        known = {key: value for key, value in line.items() if key in Rewind.__dataclass_fields__}
+        numbers = [known.get(key) for key in ("step", "checkpoint_step", "first", "end", "skipped")]
+        if not all(type(number) is int for number in numbers) or {"reason", "suspects", "keys"} - set(known):
+            what = f"line {line} is none that a run has written"
+            raise UserError(what[:300], where=str(folder / RECORD), hint="restore the file, or delete that line of it")
+        found.append(Rewind(**known))
+    return found
 
 
 def start_point(checkpoints: Path, rewinds: list[Rewind], *, calm: bool = False) -> StartPoint:

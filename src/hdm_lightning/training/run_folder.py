@@ -1,20 +1,23 @@
 """Where things stand inside a run's folder, and what is already done there."""
 
-import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object, read_object
 from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, is_intact
 from hdm_lightning.training.stages import StagePlan
-from hdm_lightning.whole_files import write_json
+from hdm_lightning.whole_files import disk_full_error, is_disk_full, write_json
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 LEDGER = "ledger.jsonl"
+REWINDS = "rewinds.jsonl"
 ENVIRONMENT = "environment.json"
 COMPILED = "compiled"
 WHITENING = "text_whitening.safetensors"
@@ -42,31 +45,86 @@ def stage_is_done(run_dir: Path, plan: StagePlan) -> bool:
 
 def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
     """The checkpoint of the last step of a stage that has ended; None where it has not, or where that one is gone."""
+    steps = _steps_done(run_dir, plan)
+    path = None if steps is None else checkpoint_path(checkpoint_folder(run_dir, plan), steps)
+    return path if path is not None and path.exists() else None
+
+
+def _steps_done(run_dir: Path, plan: StagePlan) -> int | None:
+    """The steps of a stage that has ended; None where it has not, or what says so is damaged."""
     try:
-        steps = int(json.loads((plan.folder(run_dir) / DONE).read_text())["steps"])
+        return int(parse_object((plan.folder(run_dir) / DONE).read_bytes())["steps"])
     except (OSError, ValueError, LookupError, TypeError):  # killed before it was written, or damaged
         return None
-    path = checkpoint_path(checkpoint_folder(run_dir, plan), steps)
-    return path if path.exists() else None
+
+
+def _is_cleared(run_dir: Path, plan: StagePlan) -> bool:
+    """Whether a stage has ended and somebody has deleted all its checkpoints."""
+    ended = _steps_done(run_dir, plan) is not None
+    return ended and not any(checkpoint_folder(run_dir, plan).glob("step-*.ckpt*"))
 
 
 def next_stage(run_dir: Path, plans: list[StagePlan]) -> StagePlan | None:
     """The stage to train now; None where all are done.
 
     It is the first that is not done. Where it would begin from the end of the one before, or where all are done, that
-    end is read whole, and a damaged one is set aside: its stage is then not done any more.
+    end is read whole, and a damaged one is set aside: its stage is then not done any more. A stage whose checkpoints
+    were deleted after its end is passed over where they are not needed any more.
 
     Raises:
-        UserError: all checkpoints of a stage are damaged.
+        UserError: all checkpoints of a stage are damaged, or those that the next stage would begin from are deleted.
     """
     while True:
-        pending = next((plan for plan in plans if not stage_is_done(run_dir, plan)), None)
+        pending = next((p for p in plans if not stage_is_done(run_dir, p) and not _is_cleared(run_dir, p)), None)
         if pending is not None and newest_checkpoint(run_dir, pending) is not None:
             return pending
         before = plans[-1] if pending is None else next((p for p in plans if p.number == pending.number - 1), None)
+        if before is not None and _is_cleared(run_dir, before) and not (pending is None and is_finished(run_dir)):
+            raise _cleared_error(run_dir, before)
         end = None if before is None else stage_end(run_dir, before)
         if end is None or is_intact(end):
             return pending
+
+
+def _cleared_error(run_dir: Path, plan: StagePlan) -> UserError:
+    return UserError(
+        f"stage {plan.name} has ended, and its last checkpoint, which comes next, is gone",
+        where=str(checkpoint_folder(run_dir, plan)),
+        hint=f"put it back, or delete {plan.folder(run_dir) / DONE} to train the stage anew",
+    )
+
+
+def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
+    """Find out before anything is trained whether the run's files can be written.
+
+    Raises:
+        UserError: naming the folder that no file can be made in, or the file that cannot be continued.
+    """
+    folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
+    for folder in dict.fromkeys(_nearest(folder) for folder in folders):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"x")
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+    for file in (run_dir / LEDGER, run_dir / LOCK, *(plan.folder(run_dir) / REWINDS for plan in plans)):
+        try:
+            if file.exists() and not file.is_symlink():
+                os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or what there is of the way to it."""
+    return next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    if is_disk_full(error):
+        return disk_full_error(path)
+    what = f"cannot be written to ({error.strerror})"
+    return UserError(what, where=str(path), hint="change its permissions or move it away, or choose another run_dir=")
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -91,14 +149,12 @@ def mark_stage_done(run_dir: Path, plan: StagePlan, summary: dict[str, Any]) -> 
 
 def read_done(run_dir: Path, plan: StagePlan) -> dict[str, Any]:
     """What was recorded of a stage's end."""
-    done: dict[str, Any] = json.loads((plan.folder(run_dir) / DONE).read_text())
-    return done
+    return read_object(plan.folder(run_dir) / DONE, hint="delete it: the same command ends the stage again")
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
     """Versions, commit and devices of the run's last start."""
-    environment: dict[str, Any] = json.loads((run_dir / ENVIRONMENT).read_text())
-    return environment
+    return read_object(run_dir / ENVIRONMENT, hint="delete the folder's final/, and run the same command again")
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

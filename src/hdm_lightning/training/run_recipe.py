@@ -45,6 +45,10 @@ class Recipe(ABC):
         """All that can be known to be wrong before a weight is allocated."""
 
     @abstractmethod
+    def check_continued(self, config: DictConfig, plans: list[StagePlan]) -> None:
+        """What the run's folder holds goes with the configuration; see `continued.check_continued`."""
+
+    @abstractmethod
     def build(self, run: "Run") -> nn.Module:
         """Build what the stages share and return the network, the same in every process."""
 

@@ -60,11 +60,19 @@ def run_schedule(order: dict[str, Any]) -> int:
         plans, rewinds = recipe.plans(config, processes.world_size()), group(config, recipe, "guard").rewinds
         carry = bool(OmegaConf.select(config, "schedule.carry_moments"))
         run = Run(config, recipe, plans, Path(config.run_dir), rewinds, carry)
+        if not run.is_trial:
+            processes.decided_by_first(partial(_check_again, run))
         run.network = recipe.build(run)
         for plan in pending_stages(run):
             fit_stage(run, plan)
         export(run)
     return outcome.status
+
+
+def _check_again(run: Run) -> None:
+    """Another start may have been at work in the folder since the command was checked."""
+    run_folder.require_writable(run.run_dir, run.plans)
+    run.recipe.check_continued(run.config, run.plans)
 
 
 def pending_stages(run: Run) -> Iterator[StagePlan]:
@@ -75,8 +83,10 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
     find = partial(run_folder.next_stage, run.run_dir, run.plans)
     pending = processes.decided_by_first(find)
     if pending is None and processes.rank() == 0 and run_folder.is_finished(run.run_dir):
+        kept = run_folder.stage_end(run.run_dir, run.plans[-1]) is not None
+        what = "is written again" if kept else "stays as it is, as its checkpoints are gone"
         print(
-            f"{run.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ is written again. Another run "
+            f"{run.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ {what}. Another run "
             f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result",
             flush=True,
         )
@@ -88,11 +98,12 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
 
 def export(run: Run) -> None:
     """Write the result; a trial has none."""
-    if not run.is_trial:
-        end = run_folder.stage_end(run.run_dir, run.plans[-1])
-        assert end is not None
+    if run.is_trial:
+        return
+    end = run_folder.stage_end(run.run_dir, run.plans[-1])
+    if end is not None:  # else its checkpoints were deleted once all was written
         run.recipe.export(run, end)
-        processes.barrier()
+    processes.barrier()
 
 
 def describe(run: Run) -> None:
@@ -177,17 +188,23 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
     if trainer.is_global_zero and path is not None:
         reasons = (getattr(each, "reason", None) for each in trainer.callbacks)  # type: ignore[attr-defined]
         ended = next((reason for reason in reasons if reason), None)
-        early = "another callback" if trainer.global_step < trainer.max_steps else "samples"
         summary = {
             "stage": plan.name,
             "steps": trainer.global_step,
             "samples": trainer.global_step * plan.settings.batch_size,
-            "ended_by": ended or early,
+            "ended_by": ended or _ended_by(plan, trainer),
             "seconds_of_last_start": round(seconds, 1),
             **run.recipe.summary(trainer),
         }
         run_folder.mark_stage_done(run.run_dir, plan, summary)
     processes.barrier()
+
+
+def _ended_by(plan: StagePlan, trainer: Trainer) -> str:
+    """What has ended a stage of which no callback says so."""
+    if trainer.global_step >= plan.steps:
+        return "samples"
+    return "trainer.max_steps" if trainer.global_step >= trainer.max_steps else "another callback"
 
 
 def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:

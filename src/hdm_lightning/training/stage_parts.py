@@ -16,6 +16,7 @@ from hdm_lightning.training.callbacks.images import ReconstructionImages, Sample
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal
+from hdm_lightning.training.callbacks.usable_samples import UsableSamples
 from hdm_lightning.training.callbacks.weight_averages import StoreAverages, WeightAverages, averages_state
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
 from hdm_lightning.training.composition import build, has_target, plain
@@ -78,6 +79,7 @@ def stage_callbacks(run: Run, config: DictConfig, start: StartPoint, before: dic
     first: list[Callback] = [NoteRewinds(start)]
     if run.carry_moments and before is not None:
         first.append(CarryMoments(before))
+    first += _missing(made, UsableSamples, UsableSamples)
     first += _missing(made, ValidateAtEnds, ValidateAtEnds)
     last = run.recipe.missing_callbacks(config, made)
     if not run.is_trial:

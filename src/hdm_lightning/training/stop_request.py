@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from hdm_lightning.training.world import launched_from_outside
@@ -62,7 +62,9 @@ class StopRequest:
 
 def report_interruption() -> None:
     """Say what a first Ctrl-C does; safe in a handler, which may have come in the middle of another print."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with suppress(OSError):  # the same Ctrl-C has ended the `tee` that read it
         os.write(2, b"\ninterrupted: finishing the step and saving; Ctrl-C again ends at once\n")
 
 

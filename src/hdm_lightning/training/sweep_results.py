@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
+from hdm_lightning.json_files import parse_object, require_shallow
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.whole_files import write_atomically
@@ -89,8 +90,18 @@ def final_losses(run_dir: Path) -> dict[str, float]:
     done = sorted(run_dir.glob(f"*/{run_folder.DONE}"))
     if not done:
         return {}
-    found = json.loads(done[-1].read_text())
-    return dict(found.get("measures") or found.get("validation") or {})
+    found = _written(done[-1])
+    figures = found.get("measures") or found.get("validation") or {}
+    numbers = figures.items() if isinstance(figures, dict) else ()
+    return {name: float(value) for name, value in numbers if isinstance(value, int | float)}
+
+
+def _written(file: Path) -> dict[str, Any]:
+    """The object in a job's file; empty where a kill or a full disk has left half of one."""
+    try:
+        return parse_object(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
@@ -143,7 +154,7 @@ def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapp
         losses=final_losses(folder) if status == "done" else {},
         device_hours=book.spent("device_hours"),
         cost_usd=book.spent("cost_usd"),
-        error=json.loads(failed.read_text())["error"] if status == "failed" else "",
+        error=str(_written(failed).get("error", "")) if status == "failed" else "",
         baseline=base is not None and all(_same(settings.get(k), base.get(k)) for k in varied - {SEED}),
     )
 
@@ -160,9 +171,13 @@ def _parsed(text: str) -> Any:
 
 
 def _overrides(folder: Path) -> dict[str, str]:
-    lines = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    assert isinstance(lines, list)
-    pairs = [str(line).partition("=") for line in lines]
+    try:
+        text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        require_shallow(text)
+        lines = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        lines = None
+    pairs = [str(line).partition("=") for line in (lines if isinstance(lines, list) else ())]
     return {key.lstrip("+~"): value for key, _, value in pairs}
 
 

@@ -5,15 +5,19 @@ One start at a time works in a run's folder: a lock that the kernel frees when i
 
 import errno
 import fcntl
+import io
 import json
 import os
 import socket
+import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig
@@ -142,6 +146,37 @@ class Outcome:
     status: int = 0
 
 
+class _LastingPipe(io.FileIO):
+    """A pipe that swallows what nobody reads any more."""
+
+    def write(self, content: Any) -> int:
+        """Write, or pass over."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return len(content)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Inside the with statement, a reader of the output that has gone, such as a `tee` after Ctrl-C, ends nothing."""
+    with ExitStack() as undo:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            stream = getattr(sys, name)
+            try:
+                piped = stream.fileno() == number and stat.S_ISFIFO(os.fstat(number).st_mode)
+            except (OSError, ValueError, AttributeError):  # no real file
+                continue
+            if piped:
+                stream.flush()
+                buffer = io.BufferedWriter(_LastingPipe(number, "w", closefd=False))
+                lasting = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
+                setattr(sys, name, lasting)
+                undo.callback(setattr, sys, name, stream)
+                undo.callback(lasting.flush)
+        yield
+
+
 @contextmanager
 def own_folder(config: DictConfig) -> Iterator[Path]:
     """The run's folder; for a `fast_dev_run` one that goes afterwards, so that a run's own stays as it is."""
@@ -161,7 +196,7 @@ def working(config: DictConfig) -> Iterator[Outcome]:
     """
     kind = hardware.accelerator(plain(config, "trainer.accelerator"))
     outcome = Outcome()
-    with STOP.listening():
+    with lasting_output(), STOP.listening():
         hardware.quiet_libraries()
         several = world.join_group(kind)
         try:

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import lightning as L
 import pytest
 import torch
 
+from hdm_lightning.training.callbacks import steps
+from hdm_lightning.training.callbacks.ends import Budget
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
@@ -93,3 +96,47 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
         "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); os._exit(7)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 130
+
+
+def test_where_an_exchange_is_costly_processes_ask_each_other_once_a_second(
+    flow_module, shard_data, trainer, on_processes, tmp_path, monkeypatch
+):
+    """Steps of 0.2 s by a clock that the test turns, of which process 1's runs twice as fast."""
+
+    def fit(**processes):
+        stop, budget = StopOnSignal(every_s=1.0), Budget(max_hours=10.0, every_s=1.0)
+        run = trainer(
+            callbacks=[budget, stop, StageCheckpoint(tmp_path, every_minutes=0)],
+            enable_checkpointing=True,
+            max_steps=60,
+            val_check_interval=10_000,
+            **processes,
+        )
+        now, asked = [0.0], []
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        exchange = steps.Pace.exchange
+
+        def noted(self, flag, step, device):
+            asked.append(step)
+            return exchange(self, flag, step, device)
+
+        class Turn(L.Callback):
+            def on_train_batch_start(self, *_):
+                now[0] += 0.1 * (1 + run.global_rank)
+
+        monkeypatch.setattr(steps.Pace, "exchange", noted)
+        run.callbacks[:0] = [Turn(), *([Send(signal.SIGTERM, 60)] if run.global_rank == 1 else [])]
+        with pytest.raises(StoppedBySignal):
+            run.fit(flow_module(), shard_data(2))
+        return run.global_step, asked
+
+    (first, asked), (second, asked_too) = on_processes(2, fit)
+    assert first == second and asked == asked_too
+    assert 30 <= first <= 36  # micro-batch 60 is of step 30
+    assert len(asked) <= 2 * (first // 4)  # of both callbacks; after every step they would be twice as many as steps
+
+
+def test_the_last_step_hears_a_signal_whatever_the_pace(flow_module, shard_data, trainer, tmp_path):
+    callbacks = [Send(signal.SIGTERM, 11), StopOnSignal(every_s=1e6), StageCheckpoint(tmp_path)]
+    with pytest.raises(StoppedBySignal, match="from step 6"):
+        trainer(callbacks=callbacks, enable_checkpointing=True, limit_val_batches=0).fit(flow_module(), shard_data())

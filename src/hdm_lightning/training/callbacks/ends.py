@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
-from hdm_lightning.training.callbacks.steps import StepWatcher, find_callback, samples_trained, validation_metrics
+from hdm_lightning.training.callbacks.steps import Pace, StepWatcher, find_callback, samples_trained, validation_metrics
 from hdm_lightning.training.strategies.processes import from_first
 
 
@@ -51,6 +51,7 @@ class Budget(StepWatcher, Callback):
         max_hours: wall-clock hours.
         max_cost_usd: dollars.
         usd_per_device_hour: price of a device, where there is no `KeepLedger` that knows it.
+        every_s: seconds between two looks at the clock; None for every step on a CPU, and one second elsewhere.
 
     Attributes:
         reason: what has ended the fit, or None.
@@ -62,6 +63,7 @@ class Budget(StepWatcher, Callback):
         max_cost_usd: float | None = None,
         *,
         usd_per_device_hour: float = 0.0,
+        every_s: float | None = None,
     ) -> None:
         super().__init__()
         for where, value in (("max_hours", max_hours), ("max_cost_usd", max_cost_usd)):
@@ -71,6 +73,7 @@ class Budget(StepWatcher, Callback):
         self.reason: str | None = None
         self._ledger: KeepLedger | None = None
         self._before_s, self._begin = 0.0, time.monotonic()
+        self._pace = Pace(every_s)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for a ledger."""
@@ -84,13 +87,15 @@ class Budget(StepWatcher, Callback):
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._begin = time.monotonic()
+        self._pace.restart(trainer.global_step)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Stop where the budget is spent; the first process decides, since clocks differ."""
-        if self.max_hours is None and self.max_cost_usd is None:
+        if (self.max_hours is None and self.max_cost_usd is None) or not self._pace.is_due(step):
             return
-        self.reason = from_first(self._spent(trainer.world_size))
-        if self.reason:
+        spent = self._spent(trainer.world_size) if trainer.is_global_zero else None
+        if self._pace.exchange(spent is not None, step, module.device):
+            self.reason = from_first(spent)
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hdm_lightning.autoencoding.transforms import QuarterTurn, Scale, Transform, exact_scales
+from hdm_lightning.errors import UserError
 from hdm_lightning.generation.contact_sheet import contact_sheet
 from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.pipeline import HDMPipeline
@@ -100,8 +101,12 @@ class SampleImages(StepWatcher, Callback):
             height, width = size_of(ratio, self.resolution, pipeline.size_multiple)
             settings = SamplingSettings(height=height, width=width, **self.solver)  # type: ignore[arg-type]
             seeds = [self.seed + number for number in range(len(self.prompts))]
-            with torch.no_grad(), trainer.precision_plugin.val_step_context(), uncompiled():
-                images = pipeline.draw(self.prompts, seeds, settings)
+            try:
+                with torch.no_grad(), trainer.precision_plugin.val_step_context(), uncompiled():
+                    images = pipeline.draw(self.prompts, seeds, settings)
+            except UserError as error:  # early weights may draw what is no image; that ends no training
+                print(f"no images of {width}x{height} at {seen} samples: {error.what}", flush=True)
+                continue
             if trainer.is_global_zero:
                 sheet = contact_sheet([to_pil(image) for image in images], self.prompts)
                 path = folder / f"{seen:012d}-{width}x{height}.png"

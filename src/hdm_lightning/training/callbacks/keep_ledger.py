@@ -1,5 +1,6 @@
 """The ledger of a run: one JSON line per event, across restarts, and the callback that writes it."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,17 @@ class Ledger:
 
         Starts may have been on other numbers of devices and at another price.
         """
-        return sum(event.get(key, 0.0) for event in self.events() if stage is None or event.get("stage") == stage)
+        return sum(_number(event, key) for event in self.events() if stage is None or event.get("stage") == stage)
 
     def starts(self, stage: str) -> int:
         """How often the stage was started."""
-        return sum(event["event"] == "start" and event.get("stage") == stage for event in self.events())
+        return sum(event.get("event") == "start" and event.get("stage") == stage for event in self.events())
+
+
+def _number(event: dict[str, Any], key: str) -> float:
+    """A cost in a line; 0 where it is none, as in a line that somebody has edited."""
+    value = event.get(key, 0.0)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 class KeepLedger(StepWatcher, Callback):
@@ -79,7 +86,7 @@ class KeepLedger(StepWatcher, Callback):
         events = self.ledger.events()
         own = [each for each in events if each.get("stage") == self.stage]
         self._before = {
-            (key, stage): sum(each.get(key, 0.0) for each in (own if stage else events))
+            (key, stage): sum(_number(each, key) for each in (own if stage else events))
             for key in self._costs(0.0)
             for stage in (False, True)
         }

@@ -1,5 +1,6 @@
 """Callbacks that act once per optimizer step, not once per micro-batch."""
 
+import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -7,7 +8,44 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from hdm_lightning.training.strategies.processes import greatest
+
+EXCHANGE_S = 1.0
+"""Seconds between two times that processes on accelerators ask each other something."""
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
+
+
+class Pace:
+    """When the processes look at something together: after every step, or every few where that is costly.
+
+    An exchange waits for the device, which then has nothing to do. The processes' clocks differ, so that they agree
+    at each exchange on the step of the next one.
+
+    Args:
+        every_s: seconds between two exchanges; None for `EXCHANGE_S` on an accelerator, and every step on a CPU.
+    """
+
+    def __init__(self, every_s: float | None = None) -> None:
+        self.every_s = every_s
+        self._asked_at, self._asked_step, self._ask_at = time.monotonic(), 0, 0
+
+    def restart(self, step: int) -> None:
+        """Begin to count at a step; the next one is looked at."""
+        self._asked_at, self._asked_step, self._ask_at = time.monotonic(), step, step
+
+    def is_due(self, step: int) -> bool:
+        """Whether all look after this step."""
+        return step >= self._ask_at
+
+    def exchange(self, flag: bool, step: int, device: torch.device) -> bool:
+        """Whether the flag is up on any process, the same answer everywhere; every process calls this together."""
+        every_s = (0.0 if device.type == "cpu" else EXCHANGE_S) if self.every_s is None else self.every_s
+        now = time.monotonic()
+        step_s = (now - self._asked_at) / max(1, step - self._asked_step)
+        ahead = max(1.0, every_s // max(step_s, 1e-9))
+        raised, ahead = greatest([float(flag), min(ahead, 10_000.0)], device)
+        self._asked_at, self._asked_step, self._ask_at = now, step, step + int(ahead)
+        return bool(raised)
 
 
 class StepWatcher:

@@ -7,9 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
-from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.callbacks.steps import Pace, StepWatcher, last_step
 from hdm_lightning.training.stop_request import STOP
-from hdm_lightning.training.strategies.processes import any_of_each, gathered
+from hdm_lightning.training.strategies.processes import gathered
 
 
 class StoppedBySignal(SystemExit):
@@ -34,14 +34,19 @@ class StoppedBySignal(SystemExit):
 class StopOnSignal(StepWatcher, Callback):
     """Turns a signal to any one process into a common stop at the end of an optimizer step or a validation.
 
+    On accelerators the processes ask each other about once a second, and at the end of every validation and fit.
     Saves through the trainer's first checkpoint callback, then raises `StoppedBySignal`. A second Ctrl-C ends the
     process at once. Lightning's own handlers stay off, since its broadcast on SIGTERM waits for ever for processes that
     did not get the signal. Put it last.
+
+    Args:
+        every_s: seconds between two times that they ask; None for every step on a CPU, and one second elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float | None = None) -> None:
         super().__init__()
         self._listening = ExitStack()
+        self._pace = Pace(every_s)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen, unless the process does so already."""
@@ -61,11 +66,13 @@ class StopOnSignal(StepWatcher, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if a signal came while the training was being set up."""
         super().on_train_start(trainer, pl_module)
+        self._pace.restart(trainer.global_step)
         stop_if_asked("before the first step")
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save and stop everywhere if any process was asked to."""
-        self._look(trainer, module)
+        if self._pace.is_due(step) or step == last_step(trainer):
+            self._look(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same: a step may be long."""
@@ -73,8 +80,7 @@ class StopOnSignal(StepWatcher, Callback):
             self._look(trainer, pl_module)
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        (stop,) = any_of_each([STOP.is_pending], module.device)
-        if stop:
+        if self._pace.exchange(STOP.is_pending, trainer.global_step, module.device):
             path, step = save_now(trainer), trainer.global_step
             raise StoppedBySignal(f"interrupted; the same command resumes from step {step}", path)
 

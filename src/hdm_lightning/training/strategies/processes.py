@@ -43,13 +43,16 @@ def averaged(values: Tensor) -> Tensor:
     return summed(values) / world_size() if distributed() else values
 
 
-def any_of_each(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Whether each flag is set on any process; the same answers everywhere, by one exchange for all."""
+def greatest(values: Sequence[float], device: torch.device) -> list[float]:
+    """The greatest of each value over processes; the same answers everywhere, by one exchange for all.
+
+    A device is waited for, so that this is not for every step of it.
+    """
     if not distributed():
-        return list(flags)
-    values = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [bool(value) for value in values.tolist()]
+        return list(values)
+    held = torch.tensor(list(values), device=device)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    return [float(value) for value in held.tolist()]
 
 
 def decided_by_first(decide: Callable[[], Answer]) -> Answer:

@@ -1,0 +1,84 @@
+"""Arguments of the Hydra commands before Hydra sees them: flags in any place, a sweep's names, what to quote."""
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from hdm_lightning.errors import UserError
+
+WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
+"""Flags of Hydra that are followed by a value."""
+MULTIRUN = ("-m", "--multirun")
+SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra wants them: flags first; in a sweep jobs are named by what differs between them.
+
+    What all jobs share goes into their folders' names as a hash, so that the same command finds its folders again and
+    another one does not.
+
+    Raises:
+        UserError: an argument cannot be parsed; the hint is the argument quoted.
+    """
+    flags, rest = _apart(arguments)
+    overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
+    fixed = [override for override in overrides if not _varies(override)]
+    if not set(MULTIRUN) & set(flags) or not fixed or any(each.startswith((SUBDIR, EXCLUDED)) for each in overrides):
+        return [*flags, *rest]
+    digest = hashlib.blake2b("\n".join(sorted(fixed)).encode("utf-8", "replace"), digest_size=3).hexdigest()
+    keys = ",".join(_quoted(_key(override)) for override in fixed if not _key(override).startswith("hydra."))
+    name = f'{SUBDIR}="${{hdm.short:${{hydra.job.override_dirname}}}}-{digest}"'
+    return [*flags, *rest, f"{EXCLUDED}=[{keys}]", name]
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and the rest, each in their order."""
+    flags: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        is_flag = argument.startswith("-") and argument != "-"
+        (flags if is_flag else rest).append(argument)
+        if argument in WITH_VALUE:
+            flags += [value for value in [next(waiting, None)] if value is not None]
+    return flags, rest
+
+
+def _varies(override: str) -> bool:
+    """Whether an override has several values."""
+    try:
+        return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+    except HydraException as error:
+        raise unparsable(override) from error
+
+
+def _key(override: str) -> str:
+    """The key or group of an override that can be parsed."""
+    return str(OverridesParser.create().parse_override(override).key_or_group)
+
+
+def unparsable(override: str) -> UserError:
+    """The error for an override that Hydra cannot parse, with one that it can."""
+    key, equals, value = override.partition("=")
+    quoted = f"{key.strip()}={_quoted(value.strip())}"
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        equals = ""
+    if not equals:
+        hint = "give KEY=VALUE, GROUP=CHOICE or ~KEY; `--cfg job` shows every key, `--help` the groups"
+        return UserError("cannot be parsed", where=override, hint=hint)
+    what = "has letters that mean something to Hydra, which quotation marks prevent, those for the shell around them"
+    return UserError(what, where=override, hint=shlex.quote(quoted))
+
+
+def _quoted(value: str) -> str:
+    """A text as a string of Hydra's grammar, where backslashes before a quotation mark, and only there, are doubled."""
+    mark = "'" if '"' in value and "'" not in value else '"'
+    parts = value.split(mark)
+    doubled = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
+    return mark + f"\\{mark}".join(doubled) + mark

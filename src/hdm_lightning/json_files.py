@@ -1,0 +1,53 @@
+"""JSON and YAML that others may have written: of a bounded size and depth, and a mistake is the file's."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.errors import UserError
+
+LARGEST_BYTES = 100_000_000
+DEEPEST = 64
+"""Levels of brackets: PyYAML's time grows with their square."""
+AGAIN = "restore the file, or get it again"
+
+
+def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is not there, too large, no JSON in UTF-8, or something else than an object.
+    """
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise UserError(f"is larger than {LARGEST_BYTES:,} bytes", where=str(path), hint=hint)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=str(path), hint=hint) from error
+    try:
+        return parse_object(content)
+    except ValueError as error:
+        raise UserError(f"is no JSON object ({error})", where=str(path), hint=hint) from error
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError: it is no JSON, in no known encoding, or no object."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("it is something else, such as a list or a number")
+    return found
+
+
+def require_shallow(text: str) -> None:
+    """Raise ValueError for a text that opens more than `DEEPEST` brackets within each other."""
+    depth = 0
+    for found in re.finditer(r"[\[{}\]]", text):
+        depth = depth + 1 if found[0] in "[{" else max(0, depth - 1)
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deeply")

@@ -1,0 +1,180 @@
+"""Whether there is anything to take a mean over: samples of a training and of its validations that could be used."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.strategies.processes import rank, summed
+from hdm_lightning.whole_files import read_lines
+
+EARLY_SAMPLES = 16
+"""So many samples without a usable one among them are no accident."""
+_VERIFY = "run `hdm-shards verify --decode --mark` on the shards, which says what is wrong and leaves the bad ones out"
+
+
+class UsableSamples(StepWatcher, Callback):
+    """Raises a `UserError` on every process where a mean is over nothing, and where a fit ends on too many bad samples.
+
+    A sample that cannot be used is masked: it has weight 0. A stage that is shorter than the reader's patience would
+    else end well without one usable sample. Looks early in a fit, at every checkpoint and validation, and at the end.
+    Reads the batches' `weight`; batches without are not judged. Put it first.
+
+    Args:
+        largest_share: of bad samples in a fit; None for `max_bad_share` of the trainer's `ShardDataModule`.
+    """
+
+    def __init__(self, largest_share: float | None = None) -> None:
+        super().__init__()
+        self.largest_share = largest_share
+        self.seen = self.bad = 0
+        self._pending: Tensor | None = None
+        self._validated: Tensor | None = None
+        self._early = self._useless = 0
+
+    @property
+    def state_key(self) -> str:
+        """A fixed name in the checkpoint."""
+        return "UsableSamples"
+
+    # Training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look early."""
+        super().on_train_start(trainer, pl_module)
+        self._pending, self._early, self._useless = None, 0, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a micro-batch, on the device."""
+        counts = _counts(batch)
+        if counts is not None:
+            self._pending = counts if self._pending is None else self._pending + counts
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Look at the first few samples of the fit."""
+        if self._early < EARLY_SAMPLES:
+            self._early += self.look(trainer)
+
+    def look(self, trainer: Trainer) -> int:
+        """Add up the samples since the last look, and return how many; every process calls this together.
+
+        Raises:
+            UserError: none of the latest EARLY_SAMPLES or more could be used.
+        """
+        seen, bad = self._take()
+        self._useless = self._useless + seen if seen == bad else 0
+        if self._useless >= EARLY_SAMPLES:
+            what = f"none of {self._useless} samples in turn could be used{_reasons(trainer)}"
+            raise UserError(what, where="data.train", hint=_VERIFY)
+        return seen
+
+    def _take(self) -> tuple[int, int]:
+        """Samples since the last time, and how many of them were bad, on all processes."""
+        if self._pending is None:
+            return 0, 0
+        seen, bad = (int(count) for count in summed(self._pending).tolist())
+        self.seen, self.bad, self._pending = self.seen + seen, self.bad + bad, None
+        return seen, bad
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the whole fit.
+
+        Raises:
+            UserError: no sample could be used, or more were bad than may be.
+        """
+        self._take()
+        if not self.bad:
+            return
+        told, share = f"{self.bad} of {self.seen} samples of the training could not be used", self._share(trainer)
+        if self.bad == self.seen or self.bad > share * self.seen:
+            what = f"{told}, more than {share:.1%}{_reasons(trainer)}"
+            raise UserError(what, where="data.max_bad_share", hint=f"{_VERIFY}; or raise data.max_bad_share")
+        if rank() == 0:
+            print(f"{told}{_reasons(trainer)}", flush=True)
+
+    def _share(self, trainer: Trainer) -> float:
+        if self.largest_share is not None:
+            return self.largest_share
+        return float(getattr(_stream(trainer), "max_bad_share", 1.0))
+
+    # Validation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin empty."""
+        self._validated = None
+        self.look(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch, on the device."""
+        counts = _counts(batch)
+        if counts is not None:
+            self._validated = counts if self._validated is None else self._validated + counts
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the validation set.
+
+        Raises:
+            UserError: no sample of it could be used.
+        """
+        if self._validated is None:
+            return
+        seen, bad = (int(count) for count in summed(self._validated).tolist())
+        self._validated = None
+        if bad == seen:
+            what = f"none of the validation samples could be used{_reasons(trainer)}"
+            hint = f"{_VERIFY}; validation.samples=0 trains without"
+            raise UserError(what, where="data.validation", hint=hint)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look, and keep what was counted."""
+        self.look(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts so far."""
+        return {"seen": self.seen, "bad": self.bad}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.seen, self.bad = int(state_dict["seen"]), int(state_dict["bad"])
+
+
+def _counts(batch: Any) -> Tensor | None:
+    """Samples of a batch, and masked ones among them, as float64 (2,) on its device."""
+    weight = batch.get("weight") if isinstance(batch, Mapping) else None
+    if weight is None:
+        return None
+    masked = (weight == 0).sum()
+    return torch.stack([torch.full_like(masked, weight.numel()), masked]).double()
+
+
+def _stream(trainer: Trainer) -> Any:
+    return getattr(getattr(trainer, "datamodule", None), "training_stream", None)
+
+
+def _reasons(trainer: Trainer) -> str:
+    """The commonest reasons in the quarantine, if it is kept."""
+    kept = getattr(_stream(trainer), "quarantine", None)
+    if kept is None:
+        return ""
+    found = Counter(str(line.get("reason", "")).partition(":")[0] for line in read_lines(Path(kept)))
+    return ": " + ", ".join(f"{reason} ({count})" for reason, count in found.most_common(3)) if found else ""

@@ -1,0 +1,101 @@
+"""Overrides on the command line: a hint is what they should have been, flags stand anywhere, names are short."""
+
+import random
+import shlex
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from hdm_lightning.cli.hydra_app import LONGEST_FOLDER_NAME, run_hydra, short_name
+from hdm_lightning.cli.overrides import EXCLUDED, SUBDIR, arranged, unparsable
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.former_keys import present_keys
+
+LETTERS = "ab=()[]{}#'\"&;!é赤~ \\:,./%@*?|<>\t🦊^$`+-"
+
+
+def values(count):
+    """Texts that folders might be named."""
+    lot = random.Random(0)
+    found = ["a=b", "pics (2)", "brack[1]", "#1", "it's", "a&b", "!", "~/shards", "赤い", "ck/e=1-s=2.ckpt"]
+    while len(found) < count:
+        value = "".join(lot.choice(LETTERS) for _ in range(lot.randint(1, 12))).strip()
+        if value and "${" not in value:
+            found.append(value)
+    return found
+
+
+def test_the_hint_of_an_override_that_cannot_be_parsed_is_one_that_means_what_was_meant(capsys, monkeypatch):
+    """Followed word for word: pasted to a shell and parsed by Hydra."""
+    parser, refused = OverridesParser.create(), 0
+    for value in values(500):
+        given = f"data.train={value}"
+        try:
+            parser.parse_override(given)
+        except Exception:
+            error = unparsable(given)
+            (pasted,) = shlex.split(error.hint)
+            assert error.where == given
+            assert parser.parse_override(pasted).value() == value
+            refused += 1
+    assert refused > 250
+    for given in ("data.train=pics (2)", "data.train=a=b=c(", "=", "(", "seed=choice(1,2"):
+        monkeypatch.setattr(sys, "argv", ["hdm-train", given])
+        assert run_hydra(lambda config: None, "train") == 2
+        told = capsys.readouterr().err
+        assert "hint:" in told and "Traceback" not in told and "hydra.cc" not in told
+
+
+def test_flags_stand_anywhere():
+    lot = random.Random(0)
+    overrides = ["seed=0,1", "data.train=x", "~callbacks.guard"]
+    flags = [["-m"], ["--config-dir", "here"], ["--cfg", "job"]]
+    for _ in range(50):
+        mixed = [[each] for each in overrides] + flags
+        lot.shuffle(mixed)
+        found = arranged([word for words in mixed for word in words])
+        first = len([word for words in flags for word in words])
+        assert sorted(found[:first]) == sorted(word for words in flags for word in words)
+        assert found.index("here") == found.index("--config-dir") + 1
+        assert [each for each in found[first:] if each in overrides] == [e[0] for e in mixed if e[0] in overrides]
+
+
+def test_jobs_are_named_by_what_differs_and_other_sweeps_by_another_name():
+    fixed = ["data.train=x", "validation.samples=16", "hardware.threads=1", "guard.rewinds=0", "validation.seed=1"]
+    found = arranged(["-m", *fixed, "seed=0,1"])
+    excluded = next(each for each in found if each.startswith(EXCLUDED))
+    assert all(f'"{each.partition("=")[0]}"' in excluded for each in fixed) and '"seed"' not in excluded
+    assert arranged(["-m", *fixed[::-1], "seed=0,1"])[-1] == found[-1]
+    assert arranged(["-m", *fixed[1:], "seed=0,1"])[-1] != found[-1]
+    assert arranged(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
+    assert arranged([*fixed, "seed=0"]) == [*fixed, "seed=0"]
+    assert arranged(["-m", *fixed, "seed=0,1", f"{SUBDIR}=mine"])[-1] == f"{SUBDIR}=mine"
+
+
+def test_names_in_any_script_fit_a_file_system():
+    lot = random.Random(0)
+    names = {"".join(chr(lot.randint(0x4E00, 0x9FFF)) for _ in range(lot.randint(1, 300))) for _ in range(500)}
+    folders = {short_name(name) for name in names}
+    assert len(folders) == len(names)
+    assert max(len(folder.encode()) for folder in folders) <= LONGEST_FOLDER_NAME
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "hint"),
+    [
+        ("train", "experiment=eqvae_paper", "hdm-train-vae experiment_vae=eqvae_paper"),
+        ("train", "experiment_vae=eqvae_paper", "hdm-train-vae experiment_vae=eqvae_paper"),
+        ("train_vae", "experiment=eqvae_paper", "experiment_vae=eqvae_paper"),
+        ("train_vae", "experiment=openclipart_cpu", "hdm-train experiment=openclipart_cpu"),
+        ("plan", "experiment=eqvae_paper", "hdm-plan autoencoder experiment_vae=eqvae_paper"),
+        ("plan_autoencoder", "+experiment=paper_small", "hdm-plan experiment=paper_small"),
+    ],
+)
+def test_an_experiment_of_the_other_training_is_sent_to_its_command(config, given, hint):
+    with pytest.raises(UserError) as caught:
+        present_keys([given], config)
+    assert caught.value.hint == hint
+    assert present_keys(["experiment=paper_small"], "train") == ["experiment=paper_small"]
+    assert present_keys(["experiment_vae=eqvae_paper"], "train_vae") == ["experiment_vae=eqvae_paper"]
+    assert present_keys(["experiment=nothing_like_it"], "train") == ["experiment=nothing_like_it"]

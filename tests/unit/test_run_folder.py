@@ -1,0 +1,216 @@
+"""What a run's folder holds after somebody has been at it: deleted checkpoints, damaged records, no permissions."""
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoint_path
+from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.rewind import read_rewinds
+from hdm_lightning.training.sweep_results import read_results
+from hdm_lightning.whole_files import read_lines
+
+RANDOM = random.Random(0)
+
+
+class Plan(SimpleNamespace):
+    def folder(self, run_dir: Path) -> Path:
+        return run_dir / f"{self.number:02d}-{self.name}"
+
+
+PLANS = [Plan(number=number, name=name) for number, name in ((1, "a"), (2, "b"), (3, "c"))]
+
+
+def save(run: Path, plan: Plan, step: int = 4, *, done: bool = True) -> Path:
+    path = checkpoint_path(run_folder.checkpoint_folder(run, plan), step)
+    content = {"hdm": {"step": step}, "state_dict": {"network.a": torch.zeros(3)}, "callbacks": {}}
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    if done:
+        run_folder.mark_stage_done(run, plan, {"steps": step})
+    return path
+
+
+def finish(run: Path) -> None:
+    (run / "final").mkdir()
+    for name in ("README.md", "model_index.json"):
+        (run / "final" / name).touch()
+
+
+def test_checkpoints_that_are_needed_no_more_may_be_deleted(tmp_path: Path) -> None:
+    for plan in PLANS[:2]:
+        save(tmp_path, plan)
+    save(tmp_path, PLANS[2], done=False)
+    checkpoint_path(run_folder.checkpoint_folder(tmp_path, PLANS[0]), 4).unlink()
+    assert run_folder.next_stage(tmp_path, PLANS) is PLANS[2]
+    checkpoint_path(run_folder.checkpoint_folder(tmp_path, PLANS[1]), 4).unlink()
+    assert run_folder.next_stage(tmp_path, PLANS) is PLANS[2]
+    run_folder.mark_stage_done(tmp_path, PLANS[2], {"steps": 4})
+    finish(tmp_path)
+    checkpoint_path(run_folder.checkpoint_folder(tmp_path, PLANS[2]), 4).unlink()
+    assert run_folder.next_stage(tmp_path, PLANS) is None
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_those_that_are_needed_are_missed_and_the_hint_helps(tmp_path: Path, number: int) -> None:
+    for plan in PLANS[:number]:
+        save(tmp_path, plan)
+    gone = checkpoint_path(run_folder.checkpoint_folder(tmp_path, PLANS[number - 1]), 4)
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(UserError, match="its last checkpoint, which comes next, is gone") as caught:
+        run_folder.next_stage(tmp_path, PLANS)
+    assert caught.value.where == str(gone.parent)
+    gone.write_bytes(kept)
+    assert run_folder.next_stage(tmp_path, PLANS) is (PLANS[number] if number < 3 else None)
+    gone.unlink()
+    (PLANS[number - 1].folder(tmp_path) / "done.json").unlink()
+    assert str(PLANS[number - 1].folder(tmp_path) / "done.json") in str(caught.value.hint)
+    assert run_folder.next_stage(tmp_path, PLANS) is PLANS[number - 1]
+
+
+def damages(content: bytes) -> list[bytes]:
+    """A file cut, emptied, zeroed, with bytes changed, and replaced by other JSON."""
+    found = [
+        b"",
+        b"\0" * 40,
+        content[: len(content) // 2],
+        b"null",
+        b"[1]",
+        b"3",
+        b'"x"',
+        b"{}",
+        b"[" * 99_999,
+        b"\xff",
+    ]
+    for _ in range(90):
+        broken = bytearray(content)
+        for _ in range(RANDOM.randint(1, 4)):
+            broken[RANDOM.randrange(len(broken))] = RANDOM.randrange(256)
+        found.append(bytes(broken))
+    return found
+
+
+REWIND = {
+    "time": "t", "reason": "r", "step": 3, "checkpoint_step": 2, "first": 16, "end": 24, "skipped": 8,
+    "suspects": ["a"], "keys": ["a", "b"], "keys_forgotten": 0,
+}  # fmt: skip
+
+
+def test_damaged_records_are_read_or_refused_by_name(tmp_path: Path) -> None:
+    """A damaged done.json is none; of a ledger the whole lines count; a damaged rewind is refused or a line less."""
+    done = PLANS[0].folder(tmp_path) / "done.json"
+    save(tmp_path, PLANS[0])
+    for broken in damages(json.dumps({"stage": "a", "steps": 4, "samples": 32}).encode()):
+        done.write_bytes(broken)
+        assert run_folder.stage_end(tmp_path, PLANS[0]) in (None, checkpoint_path(done.parent / "checkpoints", 4))
+    whole = [{"event": "start", "stage": "a"}, {"event": "end", "stage": "a", "seconds": 2.0, "cost_usd": 1.0}]
+    for broken in damages(b"\n".join(json.dumps(line).encode() for line in whole)):
+        (tmp_path / "ledger.jsonl").write_bytes(broken)
+        ledger = Ledger(tmp_path / "ledger.jsonl")
+        assert ledger.spent("seconds") >= -1e9 and ledger.starts("a") in (0, 1)
+        assert all(isinstance(line, dict) for line in read_lines(tmp_path / "ledger.jsonl"))
+    refused = 0
+    for broken in damages(json.dumps(REWIND).encode()):
+        (tmp_path / "rewinds.jsonl").write_bytes(broken)
+        try:
+            assert len(read_rewinds(tmp_path)) <= 1
+        except UserError as error:
+            assert error.where == str(tmp_path / "rewinds.jsonl") and error.hint
+            refused += 1
+    assert refused > 3
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        Ledger(tmp_path / "ledger.jsonl").events()
+    with pytest.raises(UserError, match=r"ledger\.jsonl: cannot be written to"):
+        run_folder.require_writable(tmp_path, PLANS)
+
+
+def test_a_sweep_with_damaged_jobs_has_its_summary(tmp_path: Path) -> None:
+    for number, broken in enumerate(damages(b'{"validation": {"raw": 1.0, "ema": 0.5}}')):
+        job = tmp_path / f"job{number}"
+        (job / ".hydra").mkdir(parents=True)
+        (job / ".hydra" / "overrides.yaml").write_bytes(broken if number % 2 else b"- seed=1\n")
+        (job / "01-a").mkdir()
+        (job / "01-a" / "done.json").write_bytes(broken)
+        if number % 3:
+            finish(job)
+        else:
+            (job / "failed.json").write_bytes(broken)
+    assert len(read_results(tmp_path, {})) == 100
+
+
+def test_a_damaged_configuration_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for broken in damages(b"name: a\nmodel:\n  width: 64\n  depth: 1\nschedule: {stages: {px64: {samples: 64}}}\n"):
+        file.write_bytes(broken)
+        try:
+            assert isinstance(read_recorded(file), dict)
+        except UserError as error:
+            assert str(file) in str(error) and error.hint
+    file.write_bytes(b"  \n")
+    with pytest.raises(UserError, match="is empty") as caught:
+        read_recorded(file)
+    assert "delete it" in str(caught.value.hint)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+PLACES = ["above", "above/run", "above/run/01-a", "above/run/01-a/checkpoints", "above/run/03-c"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["permissions", "file"])
+def test_what_cannot_be_written_to_is_found_at_the_start(open_folder: Path, place: str, kind: str) -> None:
+    target, run = open_folder / place, open_folder / "above" / "run"
+    for folder in [*reversed(target.relative_to(open_folder).parents)][1:]:
+        (open_folder / folder).mkdir()
+        (open_folder / folder).chmod(0o777)
+    assert told_without_rights(run) == "nothing"
+    if kind == "file":
+        target.write_text("")
+    else:
+        target.mkdir(mode=0o555)
+    told = told_without_rights(run)
+    assert f"{target}: cannot be written to" in told and "run_dir=" in told
+
+
+def told_without_rights(run: Path) -> str:
+    """What is said of a run's folder to a user who is not root, in a process of its own."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        told = "nothing"
+        try:
+            if os.getuid() == 0:
+                os.setegid(65534)
+                os.seteuid(65534)
+            run_folder.require_writable(run, PLANS)
+        except BaseException as error:
+            told = str(error) if isinstance(error, UserError) else repr(error)
+        finally:
+            os.write(tell, told.encode())
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(ready) as said:
+        told = said.read()
+    os.waitpid(pid, 0)
+    return told
