@@ -1,10 +1,12 @@
-"""Bootstrap intervals of means, medians and shares, and of distances between two sets.
+"""Intervals of means, medians and shares, and of distances between two sets.
 
 Shapes: N samples, M samples of the other set, R resamples.
 
-Two kinds, and each estimate says which is its own:
+Three kinds, and each estimate says which is its own:
 
-- *percentile*, for what is averaged over samples: the quantiles of the value over resamples (Efron 1979).
+- *percentile*, for means and medians over samples: the quantiles of the value over resamples (Efron 1979).
+- *Wilson's score interval*, for shares: quantiles of resamples hold the true share of 32 to 128 trials near 0 or 1 in
+  87% of the cases where they say 95%.
 - *centred percentile*, for distances and neighbour statistics of sets: resampling with replacement itself shifts such
   a value (fewer distinct samples, copies at distance zero), so that plain quantiles would lie beside it. The quantiles
   are moved so that the resamples' mean falls on the value. The interval is then one of the expected value at these
@@ -19,6 +21,9 @@ from math import inf
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hdm_lightning.metrics.proportions import Units, clustered_interval, count_units, share_interval
+
+WILSON = "Wilson score"
 PERCENTILE = "percentile bootstrap"
 CENTRED = "centred percentile bootstrap"
 
@@ -88,12 +93,18 @@ class Bootstrap:
         return self.percentile(float(np.median(found)), replicates, len(found))
 
     def share(self, hits: ArrayLike) -> Estimate:
-        """The share of hits (N,) that are true.
+        """The share of independent hits (N,) that are true."""
+        found = _checked(hits)
+        share = float(found.mean())
+        return Estimate(share, *share_interval(share, len(found), self.confidence), len(found), WILSON)
 
-        Where all agree, resampling sees no spread; the open end is then the exact one-sided bound of a proportion
-        (Clopper and Pearson 1934).
-        """
-        return self._opened(self.mean(_checked(hits)))
+    def clustered_share(self, right: ArrayLike, trials: ArrayLike, units: Units) -> Estimate:
+        """Σ right / Σ trials of images (N,), with an interval over what they are about; see `clustered_interval`."""
+        hits, asked = _checked(right), _checked(trials)
+        interval = clustered_interval(hits, asked, units, self.confidence)
+        used = [names for names, each in zip(units, asked, strict=True) if each]
+        method = f"{WILSON} over {count_units(used)} combinations"
+        return Estimate(float(hits.sum() / asked.sum()), *interval, len(used), method)
 
     def sets(
         self,
