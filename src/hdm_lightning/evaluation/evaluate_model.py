@@ -133,7 +133,7 @@ def _real_data(
         clip = dataclasses.replace(clip, network=networks.pop())
     reference, train = _streams(request, subject, sampling.height)
     streams = middle_crops(reference), None if train is None else middle_crops(train)
-    real = RealData(request.settings, *streams, networks, clip, progress, missing)
+    real = RealData(request.settings, *streams, networks, clip, subject.encoders, progress, missing)
     real.require_indices(train_named=bool(request.train_data))
     return real
 

@@ -215,6 +215,6 @@ PARTS = {
     "diversity": Part("Diversity", "how different images of one prompt are", "drawing_parts:diversity"),
     "aspect": Part("Aspect ratios", "other aspect ratios against squares", "drawing_parts:aspect"),
     "camera": Part("Camera", "does the image move as x_shift, y_shift and zoom say", "drawing_parts:camera"),
-    "copies": Part("Nearest training images", "nearest training images", "set_parts:copies"),
+    "copies": Part("Nearest training images", "nearest training images", "copy_search:copies"),
 }
 """The parts of an evaluation by their keys on the command line and in the results."""

@@ -26,6 +26,7 @@ from hdm_lightning.metrics.proportions import Units, clustered_interval, count_u
 WILSON = "Wilson score"
 PERCENTILE = "percentile bootstrap"
 CENTRED = "centred percentile bootstrap"
+FLOOR = "bootstrap of the reference against itself"
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -71,15 +72,18 @@ class Bootstrap:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence: got {self.confidence}, expected between 0 and 1")
 
-    def counts(self, samples: int, stream: int = 0) -> NDArray[np.int64]:
-        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart."""
-        random = np.random.default_rng([self.seed, stream])
-        return random.multinomial(samples, np.full(samples, 1 / samples), size=self.resamples)
+    def counts(self, samples: int, stream: int = 0, size: int | None = None) -> NDArray[np.int64]:
+        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart.
 
-    def rows(self, samples: int, stream: int = 0) -> Rows:
-        """Which samples are in each resample, (R, N)."""
+        A resample holds as many as there are samples, or `size`.
+        """
         random = np.random.default_rng([self.seed, stream])
-        return random.integers(samples, size=(self.resamples, samples))
+        return random.multinomial(size or samples, np.full(samples, 1 / samples), size=self.resamples)
+
+    def rows(self, samples: int, stream: int = 0, size: int | None = None) -> Rows:
+        """Which samples are in each resample, (R, N), or (R, size)."""
+        random = np.random.default_rng([self.seed, stream])
+        return random.integers(samples, size=(self.resamples, size or samples))
 
     def mean(self, values: ArrayLike) -> Estimate:
         """The mean of values (N,)."""
@@ -137,6 +141,10 @@ class Bootstrap:
         """The estimate whose interval is the quantiles of its replicates (R,)."""
         low, high = self._quantiles(replicates)
         return Estimate(value, low, high, samples, PERCENTILE, len(replicates))
+
+    def of_floor(self, replicates: Floats, samples: int) -> Estimate:
+        """A distance's replicates (R,) between resamples of one set: their mean, and the range that most fall in."""
+        return Estimate(float(replicates.mean()), *self._quantiles(replicates), samples, FLOOR, len(replicates))
 
     def centred(
         self, value: float, replicates: Floats, samples: int, *, bounds: tuple[float, float] = (-inf, inf)
