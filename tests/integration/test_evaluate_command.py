@@ -115,6 +115,14 @@ def test_what_is_measured_on_real_images_alone_is_the_same_for_all_weights(evalu
     assert ema["kernel_efficientnet_lite0"] != raw["kernel_efficientnet_lite0"]
 
 
+def test_an_evaluation_compared_with_itself_is_the_same(evaluated, tmp_path):
+    out = tmp_path / "compared.json"
+    assert evaluate.main(["compare", str(evaluated), str(evaluated), "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["measures"]
+    assert {row["name"] for row in rows if row["primary"]} == {"loss.flow_loss", "kernel.kernel_efficientnet_lite0"}
+    assert {row["verdict"] for row in rows if row["margin"]} == {"the same"}
+
+
 def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):
     left_out = {one["part"]: one for one in result_of(evaluated)["left_out"]}
     assert set(left_out) == {"frechet", "agreement", "shapes"}
