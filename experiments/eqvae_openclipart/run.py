@@ -22,6 +22,7 @@ from hdm_lightning.data.rules import StreamConfig, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.metrics.autoencoder_quality import AutoencoderMeasures
+from hdm_lightning.metrics.comparisons import holm, paired_difference
 
 HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
@@ -46,6 +47,7 @@ VARIANTS = {
 }
 PAIRS = [("eq", "plain"), ("eq-antialias", "plain"), ("tuned", "longer")]
 """Which variants differ in the regularisation alone."""
+LEVEL = 0.05
 AUTOENCODER = ("vae", "vae", "autoencoder")
 MEASURES = {
     "PSNR (dB)": (*AUTOENCODER, "reconstruction_psnr_db"),
@@ -85,7 +87,12 @@ def main() -> None:
     parser.add_argument("--model-samples", type=int, default=64_000)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--runs", type=Path, default=Path("runs/eqvae_openclipart"))
+    parser.add_argument("--table", action="store_true", help="write table.md from results.json, and train nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        recorded = json.loads((HERE / "results.json").read_text())
+        (HERE / "table.md").write_text(table(recorded["values"], recorded["block_means"]))
+        return
     found: dict[str, dict[str, list[float]]] = {}
     for seed in arguments.seeds:
         for variant in VARIANTS:
@@ -96,7 +103,7 @@ def main() -> None:
             measure(folder, seed, arguments.pictures)
             for name, value in read(folder).items():
                 found.setdefault(name, {}).setdefault(variant, []).append(value)
-    settings = {key: value for key, value in vars(arguments).items() if key != "runs"}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("runs", "table")}
     blocks = block_means()
     results = {"settings": settings, "values": found, "block_means": blocks}
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -215,27 +222,36 @@ def block_means() -> dict[str, float]:
 
 
 def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) -> str:
-    """Mean ± standard deviation over seeds; then the paired differences with their standard error."""
+    """Mean ± standard deviation over seeds; then the paired differences."""
     lines = [row("measure", *VARIANTS, "block means"), row(*["---"] * (len(VARIANTS) + 2))]
     for name, by_variant in found.items():
         block = f"{round(blocks[name], 4):.3g}" if name in blocks else ""
         lines.append(row(name, *(spread(values) for values in by_variant.values()), block))
-    lines += ["", row("difference", *(f"{one} − {other}" for one, other in PAIRS)), row(*["---"] * (len(PAIRS) + 1))]
-    for name, by_variant in found.items():
-        lines.append(row(name, *(difference(by_variant[one], by_variant[other]) for one, other in PAIRS)))
+    return "\n".join(lines) + "\n\n" + differences_table(found)
+
+
+def differences_table(found: dict[str, dict[str, list[float]]]) -> str:
+    """Paired differences with their 95% interval (Student's t); bold: shown, by Holm over all of the table."""
+    differences = {
+        (name, pair): paired_difference(by_variant[pair[1]], by_variant[pair[0]])
+        for name, by_variant in found.items()
+        for pair in PAIRS
+    }
+    adjusted = holm({f"{name} {pair}": one.p for (name, pair), one in differences.items()})
+    lines = [row("difference", *(f"{one} − {other}" for one, other in PAIRS)), row(*["---"] * (len(PAIRS) + 1))]
+    for name in found:
+        cells = []
+        for pair in PAIRS:
+            one = differences[name, pair]
+            cell = f"{one.value:+.4g} ± {one.high - one.value:.2g}"
+            cells.append(f"**{cell}**" if adjusted[f"{name} {pair}"] < LEVEL else cell)
+        lines.append(row(name, *cells))
     return "\n".join(lines) + "\n"
 
 
 def row(*cells: str) -> str:
     """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
-
-
-def difference(values: list[float], reference: list[float]) -> str:
-    """Mean difference ± standard error, seed by seed."""
-    differences = [one - other for one, other in zip(values, reference, strict=True)]
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-    return f"{statistics.mean(differences):+.4g} ± {error:.2g}"
 
 
 def spread(values: list[float]) -> str:

@@ -24,14 +24,15 @@ FIELDS = ("residual", "skips", "text", "rate")
 """What differs between jobs, the seed aside."""
 
 
-def measure(job: Path, prompts: int) -> dict[str, object]:
+def measure(job: Path, prompts: int, rule: str) -> dict[str, object]:
     """One job's wiring, seed, final losses and scores on held-out single objects."""
     config = yaml.safe_load((job / "config.yaml").read_text())
     done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
     loaded = load_pipeline(job, LoadOptions(max_batch=64))
-    asked = heldout_prompts(prompts)
+    asked = heldout_prompts(prompts, rule=rule)
     settings = SamplingSettings.from_json(loaded.sampling)
     scored = draw_and_score(loaded.pipeline, [p.caption for p in asked], [p.spec for p in asked], settings)
+    scores = scored.graded.scores()
     return {
         "residual": config["model"]["residual"],
         "skips": config["model"]["skips"],
@@ -40,7 +41,7 @@ def measure(job: Path, prompts: int) -> dict[str, object]:
         "seed": config["seed"],
         "validation": done["validation"],
         "samples": done["samples"],
-        "scores": {name: scored.scores[name].share for name in ("colour", "shape", "colour_and_shape")},
+        "scores": {name: scores[name].share for name in ("colour", "shape", "colour_and_shape")},
     }
 
 
@@ -86,10 +87,12 @@ def main() -> None:
     sweeps = [Path("multirun") / name for name in ("wiring", "wiring_rates", "wiring_plain_text")]
     parser.add_argument("--sweeps", type=Path, nargs="+", default=sweeps)
     parser.add_argument("--prompts", type=int, default=128)
+    rule = "what the shards hold out: pairs, or triples (shards built before there was a choice)"
+    parser.add_argument("--held-out", default="pairs", choices=("pairs", "triples"), help=rule)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     jobs = sorted(job for sweep in arguments.sweeps for job in sweep.glob("*/") if is_finished(job))
-    rows = [measure(job, arguments.prompts) for job in jobs]
+    rows = [measure(job, arguments.prompts, arguments.held_out) for job in jobs]
     summary = summarise(rows)
     (HERE / "results.json").write_text(json.dumps({"summary": summary, "jobs": rows}, indent=2) + "\n")
     draw(summary, HERE / "figure.png")

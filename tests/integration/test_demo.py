@@ -46,9 +46,17 @@ def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "demo"
     result = json.loads((folder / "demo.json").read_text())
     assert list(result["seconds"]) == ["shards", "autoencoder", "model", "pictures and score"]
-    for kind in ("scores", "untrained"):
-        assert result[kind]["colour_and_shape"]["trials"] == 4
-        assert result[kind]["relation"]["trials"] == 2
+    for kind in ("unseen", "seen", "untrained", "decoded"):
+        assert result["scores"]["one"][kind]["colour_and_shape"]["trials"] == 4
+        assert result["scores"]["two"][kind]["relation_bound"]["trials"] == 2
+        assert result["scores"]["two"][kind]["colour_and_shape"]["trials"] == 4
+    seen, unseen = (result["scores"]["one"][kind]["colour"]["share"] for kind in ("seen", "unseen"))
+    assert result["scores"]["one"]["gap"]["colour"]["value"] == pytest.approx(seen - unseen)
+    assert result["held_out"] == "pairs"
+    for name, kinds in result["outcomes"].items():
+        for kind, images in kinds.items():
+            for criterion, score in result["scores"][name][kind].items():
+                assert sum(images["right"][criterion]) == score["right"]
     assert (folder / "samples.png").stat().st_size > 1000
     said = capsys.readouterr().out
     assert said.count("tensorboard --logdir") == 2

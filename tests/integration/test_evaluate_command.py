@@ -79,9 +79,48 @@ def test_every_number_has_an_interval_a_count_and_a_method(evaluated):
             for name, measure in part["measures"].items():
                 assert measure["low"] <= measure["value"] <= measure["high"], name
                 assert measure["samples"] >= 2
-                assert "bootstrap" in measure["method"]
-                assert 2 <= measure["resamples"] <= 50
+                if "bootstrap" in measure["method"]:
+                    assert 2 <= measure["resamples"] <= 50
+                else:
+                    assert measure["method"] == "Wilson score"
                 assert measure["about"]
+
+
+def test_what_a_measure_is_the_mean_of_is_kept_image_by_image(evaluated):
+    for parts in result_of(evaluated)["results"].values():
+        for key in ("loss", "kernel", "camera", "copies"):
+            assert parts[key]["outcomes"]
+            for name, images in parts[key]["outcomes"].items():
+                measure = parts[key]["measures"][name]
+                assert len(images["values"]) == measure["samples"]
+                assert sum(images["values"]) / len(images["values"]) == pytest.approx(measure["value"], rel=1e-4), name
+
+
+def test_planted_copies_tell_what_the_search_is_worth(evaluated):
+    for parts in result_of(evaluated)["results"].values():
+        measures, record = parts["copies"]["measures"], parts["copies"]["record"]
+        assert record["searched_share"] == 1.0
+        for kind in ("features", "pixels"):
+            found = measures[f"found_planted_{kind}"]
+            assert found["samples"] == 40
+            silent = found["value"] < record["needed_power"]
+            assert ("Says nothing here" in measures[f"closer_{kind}"]["about"]) == silent
+            assert (measures[f"closer_{kind}"]["better"] == "none") == silent
+
+
+def test_what_is_measured_on_real_images_alone_is_the_same_for_all_weights(evaluated):
+    ema, raw = (parts["kernel"]["measures"] for parts in result_of(evaluated)["results"].values())
+    shared = [name for name in ema if name.endswith(("_floor", "_of_autoencoder"))]
+    assert len(shared) == 2 and all(ema[name] == raw[name] for name in shared)
+    assert ema["kernel_efficientnet_lite0"] != raw["kernel_efficientnet_lite0"]
+
+
+def test_an_evaluation_compared_with_itself_is_the_same(evaluated, tmp_path):
+    out = tmp_path / "compared.json"
+    assert evaluate.main(["compare", str(evaluated), str(evaluated), "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["measures"]
+    assert {row["name"] for row in rows if row["primary"]} == {"loss.flow_loss", "kernel.kernel_efficientnet_lite0"}
+    assert {row["verdict"] for row in rows if row["margin"]} == {"the same"}
 
 
 def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):
@@ -216,7 +255,7 @@ def test_one_clip_for_captions_and_as_feature_network(run_folder, tiny_shards, t
     assert evaluate.main([str(run_folder), *arguments, *both]) == 0
     parts = result_of(tmp_path / "out")["results"]["ema"]
     assert set(parts["agreement"]["measures"]) == {"clip_score_clip", "clip_score_clip_of_real"}
-    assert {"cmmd_clip", "kernel_clip"} <= set(parts["kernel"]["measures"])
+    assert {"cmmd_clip", "cmmd_clip_floor", "kernel_clip"} <= set(parts["kernel"]["measures"])
     for part in parts.values():  # of 12 drawn and 12 real pictures, each counted once
         assert {one["samples"] for name, one in part["measures"].items() if "autoencoder" not in name} == {12}
 

@@ -11,12 +11,17 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from hdm_lightning.metrics.bootstrap import Bootstrap
+from hdm_lightning.metrics.comparisons import paired_difference
 from hdm_lightning.metrics.distances import (
     diversity_estimates,
     frechet_distance,
     frechet_estimate,
+    frechet_floor,
     gaussian_kernel,
+    kernel_contributions,
+    kernel_distance,
     kernel_distance_estimate,
+    kernel_floor,
     mean_pairs,
     moments,
 )
@@ -184,3 +189,71 @@ def test_half_of_a_few_pictures_equal_still_gives_an_interval():
     found = diversity_estimates(torch.tensor([[[0.0], [1.0]], [[10.0], [13.0]]]), real, Bootstrap(resamples=200))
     assert found.within.value == pytest.approx(2 / 2)
     assert np.isfinite([found.within.low, found.within.high]).all()
+
+
+def equal_sets(random, samples, width):
+    scale = np.linspace(1, 0.3, width)
+    return (torch.from_numpy(random.normal(size=(samples, width)) * scale) for _ in range(2))
+
+
+@pytest.mark.parametrize(("samples", "width"), [(100, 8), (150, 64)])
+def test_the_floor_of_a_frechet_distance_is_what_equal_distributions_give(samples, width):
+    """Of 150 samples of 64 features the bias is most of what is seen; the floor has to show it, not hide it."""
+    random = np.random.default_rng(20)
+    truth = [frechet_distance(*map(moments, equal_sets(random, samples, width))) for _ in range(100)]
+    floors = [
+        frechet_floor(next(equal_sets(random, samples, width)), samples, Bootstrap(resamples=30)) for _ in range(12)
+    ]
+    assert np.mean([floor.value for floor in floors]) == pytest.approx(np.mean(truth), rel=0.12)
+    assert np.mean([floor.low for floor in floors]) < np.mean(truth) < np.mean([floor.high for floor in floors])
+
+
+def test_the_floor_of_a_kernel_distance_is_nought_with_the_spread_of_equal_sets():
+    random = np.random.default_rng(21)
+    truth = [kernel_distance(*equal_sets(random, 80, 16)) for _ in range(300)]
+    floors = [kernel_floor(next(equal_sets(random, 80, 16)), 80, Bootstrap(resamples=200)) for _ in range(10)]
+    spread = np.std(truth)
+    assert abs(np.mean([floor.value for floor in floors])) < 0.3 * spread
+    inside = [np.mean([(floor.low < one < floor.high) for one in truth]) for floor in floors]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.04)
+
+
+def of_captions(random, captions, width):
+    """Two sets of equal distributions whose images i share what caption i asks for."""
+    cause = random.normal(size=(captions, width))
+    return (torch.from_numpy(cause + 0.3 * random.normal(size=(captions, width))) for _ in range(2))
+
+
+def test_images_of_one_caption_do_not_make_the_distance_too_small():
+    random = np.random.default_rng(22)
+    found = {matched: [] for matched in (True, False)}
+    for _ in range(300):
+        real, drawn = of_captions(random, 24, 6)
+        for matched, values in found.items():
+            values.append(kernel_distance_estimate(real, drawn, Bootstrap(resamples=2), matched=matched).value)
+    error = {matched: np.std(values) / 300**0.5 for matched, values in found.items()}
+    assert abs(np.mean(found[True])) < 3 * error[True]  # the truth is nought
+    assert np.mean(found[False]) < -6 * error[False]
+
+
+def test_contributions_add_up_to_the_distance_and_their_differences_cover_the_truth():
+    random = np.random.default_rng(23)
+    reference = torch.from_numpy(random.normal(size=(200, 5)))
+
+    def drawn(count):
+        cause = random.normal(size=(count, 5))
+        return [torch.from_numpy(cause + 0.5 * random.normal(size=(count, 5)) + shift) for shift in (0.1, 0.3)]
+
+    one, other = drawn(60)
+    for matched in (False, True):
+        added = kernel_contributions(reference[:60], one, matched=matched).mean()
+        whole = kernel_distance_estimate(reference[:60], one, Bootstrap(resamples=2), matched=matched).value
+        assert float(added) == pytest.approx(whole)
+    large = drawn(4000)
+    truth = kernel_distance(reference, large[1]) - kernel_distance(reference, large[0])
+    covered = 0
+    for _ in range(200):
+        one, other = (kernel_contributions(reference, each).numpy() for each in drawn(60))
+        found = paired_difference(one, other)
+        covered += found.low <= truth <= found.high
+    assert covered / 200 > 0.9

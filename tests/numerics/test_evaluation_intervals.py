@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from hdm_lightning.metrics.bootstrap import CENTRED, PERCENTILE, Bootstrap
+from hdm_lightning.metrics.bootstrap import CENTRED, PERCENTILE, WILSON, Bootstrap
 from hdm_lightning.metrics.distances import frechet_distance, frechet_estimate, kernel_distance_estimate, moments
 from hdm_lightning.metrics.neighbours import neighbour_estimates, neighbour_statistics
 
@@ -32,14 +33,25 @@ def test_the_interval_of_a_mean_is_the_normal_one_for_many_samples():
     assert found.high == pytest.approx(values.mean() + reach, abs=0.1 * reach)
 
 
-def test_shares_without_spread_take_the_exact_bound():
-    found = Bootstrap().share([True] * 20)
-    assert (found.value, found.high) == (1.0, 1.0)
-    assert found.low**20 == pytest.approx(0.025)  # this low a share still gives 20 hits in 2.5% of the cases
-    none = Bootstrap().share([False] * 20)
-    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(1 - found.low))
+@pytest.mark.parametrize(("samples", "share"), [(32, 0.90), (64, 0.95), (128, 0.97), (48, 0.98)])
+def test_intervals_of_shares_near_one_cover_as_they_say(samples, share):
+    """By the binomial itself, no simulation; quantiles of resamples hold the true share in 87% of these cases."""
+    found = [Bootstrap().share([True] * right + [False] * (samples - right)) for right in range(samples + 1)]
+    chances = scipy.stats.binom.pmf(np.arange(samples + 1), samples, share)
+    assert sum(p for p, one in zip(chances, found, strict=True) if one.low <= share <= one.high) > 0.925
+    theirs = scipy.stats.binomtest(samples - 3, samples).proportion_ci(method="wilson")
+    assert (found[-4].low, found[-4].high) == pytest.approx((theirs.low, theirs.high))
+    assert (found[-1].low, found[-1].high, found[-1].method) == (
+        pytest.approx(samples / (samples + 1.96**2), rel=1e-3),
+        1.0,
+        WILSON,
+    )
+
+
+def test_shares_of_sets_without_spread_take_the_exact_bound():
     nowhere = Bootstrap(resamples=5).sets(lambda one, other: 0.0, 20, 30, bounds=(0.0, 1.0))
-    assert (nowhere.low, nowhere.high, nowhere.method) == (0.0, none.high, CENTRED)
+    assert (nowhere.low, nowhere.method) == (0.0, CENTRED)
+    assert (1 - nowhere.high) ** 20 == pytest.approx(0.025)  # this high a share still gives no hit in 2.5% of the cases
     distance = Bootstrap(resamples=5).sets(lambda one, other: 0.0, 20, 30)  # no share: nothing is known of its spread
     assert (distance.low, distance.high) == (0.0, 0.0)
 

@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from hdm_lightning.metrics.bootstrap import Bootstrap
-from hdm_lightning.metrics.neighbours import closeness_estimates, nearest, pixel_rmse
+from hdm_lightning.metrics.neighbours import closeness_estimates, found_planted, nearest, pixel_rmse
 
 
 def points(count, seed, width=4):
@@ -64,3 +64,28 @@ def test_pixel_rmse_is_in_grey_levels():
     second[1, 0] = 30
     expected = [10.0, (900 / 3) ** 0.5]
     assert pixel_rmse(first, second).tolist() == pytest.approx(expected)
+
+
+def decoded(pictures):
+    """What a poor autoencoder leaves of images (B,3,H,W) in [0, 1]: means of 4 × 4 pixels, on a lattice of its own."""
+    small = torch.nn.functional.avg_pool2d(pictures, 4)
+    rows = torch.arange(pictures.shape[-1])
+    return torch.nn.functional.interpolate(small, scale_factor=4) + ((rows[:, None] + rows) % 2)
+
+
+def test_copies_behind_an_autoencoder_are_found_where_both_sides_went_through_it():
+    """All drawn images are copies, and none is found among untouched images: the autoencoder's traces hide them."""
+    random = torch.Generator().manual_seed(0)
+    train, heldout = (torch.rand(count, 3, 16, 16, generator=random) for count in (300, 200))
+    drawn = decoded(train[:100]) + 0.01 * torch.randn(100, 3, 16, 16, generator=random)
+    found = {}
+    for name, through in (("untouched", lambda pictures: pictures), ("both sides", decoded)):
+        among, others = through(train).flatten(1), through(heldout).flatten(1)
+        unseen, match = nearest(others, among).distance, nearest(drawn.flatten(1), among)
+        found[name] = found_planted(match, list(range(100)), unseen).double().mean()
+        closer = closeness_estimates(match.distance, unseen, Bootstrap(resamples=50))["closer"].value
+        assert closer >= found[name]
+    assert found == {"untouched": 0.0, "both sides": 1.0}
+    # Nearer to another than to its own source is no copy found.
+    swapped = found_planted(match, list(range(100))[::-1], unseen)
+    assert not swapped.any()

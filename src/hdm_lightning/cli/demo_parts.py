@@ -4,18 +4,21 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from hdm_lightning.autoencoding.perceptual import require_perceptual
-from hdm_lightning.datasets.shapes import Prompt, build_shapes, heldout_prompts
+from hdm_lightning.datasets.shapes import Prompt, build_shapes, rule_of_build, scene_prompts
+from hdm_lightning.datasets.shapes_scenes import Split
 from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.text import MODEL_FILES
 from hdm_lightning.generation.contact_sheet import contact_sheet
@@ -23,8 +26,8 @@ from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
-from hdm_lightning.generation.scoring import draw_and_score
-from hdm_lightning.metrics.prompt_following import as_dict
+from hdm_lightning.generation.scoring import draw_and_score, score_decoded
+from hdm_lightning.metrics.prompt_following import Graded, as_dict, gap
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
@@ -37,8 +40,11 @@ def part_progress() -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-CRITERIA = ("colour", "shape", "colour_and_shape", "relation")
 RESULT = "demo.json"
+SPLITS: dict[str, Split] = {"unseen": "heldout", "seen": "train"}
+SCORED = "pictures and score"
+FORMAT = "hdm-lightning demo 2"
+"""Of what is scored; a folder with scores of another kind is scored again."""
 
 
 def demo_processes() -> int:
@@ -62,9 +68,11 @@ def run_demo(folder: Path, config: dict[str, Any], autoencoder: DictConfig, mode
         ("shards", lambda: _build_shards(folder / "shards", config)),
         ("autoencoder", lambda: _train(autoencoder)),
         ("model", lambda: _train(model)),
-        ("pictures and score", lambda: _draw(folder, config)),
+        (SCORED, lambda: _draw(folder, config)),
     ]
     result = _read(folder)
+    if result.get("format") != FORMAT:
+        result["seconds"].pop(SCORED, None)
     if not {"autoencoder", "model"} <= set(result["seconds"]):
         _require_networks(autoencoder, model)
     for number, (name, part) in enumerate(parts, start=1):
@@ -105,12 +113,34 @@ def _draw(folder: Path, config: dict[str, Any]) -> int:
     loaded = load_pipeline(folder / "model", LoadOptions(device=device, max_batch=64))
     settings = SamplingSettings.from_json(loaded.sampling)
     _draw_sheet(folder, loaded.pipeline, settings, config["pictures"])
-    result = _read(folder)
-    result["scores"] = _scores(loaded.pipeline, settings, config["score"], "trained model")
     blank = _untrained(loaded.pipeline, config["seed"])
-    result["untrained"] = _scores(blank, settings, config["score"], "untrained model")
+    rule = rule_of_build(folder / "shards")
+    result = {**_read(folder), "format": FORMAT, "seed": config["seed"], "held_out": rule, "scores": {}, "outcomes": {}}
+    for objects, (name, key) in enumerate((("one", "single"), ("two", "pairs")), start=1):
+        prompts = {
+            kind: scene_prompts(config["score"][key], split=split, objects=objects, rule=rule)
+            for kind, split in SPLITS.items()
+        }
+        graded = _all_graded(loaded.pipeline, blank, settings, prompts, f"{name} object{'s' * (objects > 1)}")
+        seen, unseen = (graded[kind].estimates() for kind in ("seen", "unseen"))
+        gaps = {criterion: asdict(gap(seen[criterion], unseen[criterion])) for criterion in unseen}
+        result["scores"][name] = {**{kind: as_dict(each.scores()) for kind, each in graded.items()}, "gap": gaps}
+        result["outcomes"][name] = {kind: graded[kind].to_json() for kind in SPLITS}
     _write(folder, result)
     return 0
+
+
+def _all_graded(
+    trained: HDMPipeline, blank: HDMPipeline, settings: SamplingSettings, prompts: dict[str, list[Prompt]], name: str
+) -> dict[str, Graded]:
+    """Unseen and seen prompts of the trained network; unseen ones of an untrained one, and right answers, decoded."""
+    unseen = prompts["unseen"]
+    answers = [prompt.image(settings.height) for prompt in unseen]
+    return {
+        **{kind: _graded(trained, settings, asked, f"{name}, {kind}") for kind, asked in prompts.items()},
+        "untrained": _graded(blank, settings, unseen, f"{name}, untrained"),
+        "decoded": score_decoded(trained, answers, [prompt.spec for prompt in unseen]),
+    }
 
 
 def _untrained(trained: HDMPipeline, seed: int) -> HDMPipeline:
@@ -131,35 +161,49 @@ def _draw_sheet(folder: Path, pipeline: HDMPipeline, settings: SamplingSettings,
     write_atomically(folder / "samples.png", lambda file: sheet.save(file, "PNG"))
 
 
-def _scores(pipeline: HDMPipeline, settings: SamplingSettings, config: dict[str, int], name: str) -> dict[str, Any]:
-    """Scores of single objects, and of the relation between two, on prompts of combinations never trained on."""
-    single = _score(pipeline, settings, heldout_prompts(config["single"]), f"{name}: one object")
-    pairs = _score(pipeline, settings, heldout_prompts(config["pairs"], objects=2), f"{name}: two objects")
-    return {**single, "relation": pairs["relation"]}
-
-
-def _score(pipeline: HDMPipeline, settings: SamplingSettings, prompts: list[Prompt], name: str) -> dict[str, Any]:
+def _graded(pipeline: HDMPipeline, settings: SamplingSettings, prompts: list[Prompt], name: str) -> Graded:
+    captions, specs = [prompt.caption for prompt in prompts], [prompt.spec for prompt in prompts]
     with part_progress() as bar:
         task = bar.add_task(name, total=None)
-        scored = draw_and_score(
-            pipeline,
-            [prompt.caption for prompt in prompts],
-            [prompt.spec for prompt in prompts],
-            settings,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    return as_dict(scored.scores)
+        show = partial(_advance, bar, task)
+        return draw_and_score(pipeline, captions, specs, settings, progress=show).graded
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def score_table(scores: dict[str, Any]) -> Table:
+    """Every criterion of unseen combinations, beside seen ones, what the autoencoder leaves, chance and no training."""
+    table = Table("", "unseen pairs", "95% interval", "seen", "seen − unseen", "at most", "chance", "untrained")
+    for name, kinds in scores.items():
+        for criterion, score in kinds["unseen"].items():
+            seen, untrained, most = (kinds[kind][criterion]["share"] for kind in ("seen", "untrained", "decoded"))
+            between = kinds["gap"][criterion]
+            gap_text = f"{between['value']:+.0%} ({between['low']:+.0%} to {between['high']:+.0%})"
+            table.add_row(
+                f"{name}: {criterion.replace('_', ' ')}",
+                f"{score['right']} of {score['trials']}",
+                f"{score['low']:.0%} to {score['high']:.0%}",
+                f"{seen:.0%}",
+                gap_text,
+                f"{most:.0%}",
+                f"{score['chance']:.0%}",
+                f"{untrained:.0%}",
+            )
+        table.add_section()
+    return table
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
-    table = Table("held-out prompts", "right", "95% interval", "chance", "untrained")
-    for name in CRITERIA:
-        score, untrained = result["scores"][name], result["untrained"][name]
-        interval = f"{score['low']:.0%} to {score['high']:.0%}"
-        right = f"{score['share']:.0%} of {score['trials']}"
-        table.add_row(name.replace("_", " "), right, interval, f"{score['chance']:.0%}", f"{untrained['share']:.0%}")
+    table = score_table(result["scores"])
     console = Console()
     console.print(table)
+    console.print(
+        "intervals are over other pairs of colour and shape, for this one training; other trainings differ by more:"
+        " hdm-demo run_dir=… seed=1, then hdm-evaluate trainings … …",
+        highlight=False,
+    )
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
     console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in all", highlight=False)
     console.print(f"pictures: {folder / 'samples.png'}", highlight=False, soft_wrap=True)

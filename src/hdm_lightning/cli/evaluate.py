@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import progress_bars, require_folder, run_command
+from hdm_lightning.cli.evaluate_recorded import compare, count, trainings
 from hdm_lightning.evaluation.request import (
     PARTS,
     Counts,
@@ -25,6 +26,9 @@ from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     from hdm_lightning.evaluation.findings import Evaluation
+
+OTHERS = {"compare": compare, "trainings": trainings, "count": count}
+"""Commands of their own, on what evaluations wrote."""
 
 OUTPUT_FOLDER = "evaluation"
 PART_FAILED_STATUS = 1
@@ -42,7 +46,8 @@ _DESCRIPTION = """Measure a model, every number with an interval.
 
 MODEL is a run's folder, its final/ folder, a weights file in it, a published single file, or a training
 checkpoint (.ckpt) at its place in a run. Real images come from the run's own settings or from --data and
---train-data. `hdm-evaluate vae FOLDER` measures an autoencoder instead."""
+--train-data. `hdm-evaluate vae FOLDER` measures an autoencoder instead; `compare A B` tells two evaluated models apart,
+`trainings RUN…` sums up several seeds, `count SHARE OTHER` says how many prompts a difference needs."""
 
 _EXAMPLES = """
 examples:
@@ -50,6 +55,9 @@ examples:
   hdm-evaluate runs/shapes --parts loss,kernel,camera --samples 500 --weights ema
   hdm-evaluate published.safetensors --data /my/shards --text-encoder /models/qwen3
   hdm-evaluate vae runs/vae --data /my/shards --size 256
+  hdm-evaluate compare runs/first runs/second
+  hdm-evaluate trainings runs/demo runs/demo_1 runs/demo_2 runs/demo_3 runs/demo_4
+  hdm-evaluate count 0.95 0.90 --design-effect 5
 """
 
 
@@ -57,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["hdm-evaluate", *given])
+    if given[:1] and given[0] in OTHERS:
+        return run_command(lambda: OTHERS[given[0]](given[1:]))
     if given[:1] == ["vae"]:
         return run_command(lambda: _evaluate_vae(_VAE.read(_vae_parser().parse_args(given[1:])), command))
     return run_command(lambda: _evaluate_model(_model_request(_model_parser().parse_args(given)), command))

@@ -6,8 +6,9 @@ resumes where it was.
 
 import argparse
 import io
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdm_lightning.datasets.build import Item, build_shards
+from hdm_lightning.datasets.build import JOURNAL, Item, build_shards
 from hdm_lightning.datasets.shapes_drawing import box_of, draw
 from hdm_lightning.datasets.shapes_scenes import (
+    FORMER_RULE,
     OPPOSITE,
+    RULES,
     SPLITS,
     Combination,
+    HeldOut,
     Scene,
     Split,
     combinations,
@@ -56,6 +60,8 @@ class ShapesOptions:
         objects: relative frequency of scenes of one, two and three objects.
         split: "train" leaves out the held-out combinations, in scenes of several objects too; "heldout" has
             only these; "all" has both.
+        held_out: "pairs" of colour and shape; "triples", as every set was built once, leaves out each of the same
+            pairs in one size only.
         encoding: "webp" (lossless) or "png".
         variation: from 0 (one object large within its range and at the centre, two in the middles of the halves:
             easy to learn) to 1 (anywhere).
@@ -70,6 +76,7 @@ class ShapesOptions:
     split: Split = "train"
     encoding: str = "webp"
     variation: float = 1.0
+    held_out: HeldOut = "pairs"
 
     def __post_init__(self) -> None:
         require(self.resolution >= MIN_RESOLUTION_PX, "resolution", self.resolution, "16 pixels or more")
@@ -89,16 +96,22 @@ class ShapesOptions:
             "numbers from 1 to 3 with frequencies that are not negative and not all zero",
         )
         require(self.split in SPLITS, "split", self.split, f"one of {', '.join(SPLITS)}")
+        require(self.held_out in RULES, "held_out", self.held_out, f"one of {', '.join(RULES)}")
         require(0 <= self.variation <= 1, "variation", self.variation, "from 0 to 1")
         require(self.encoding in ENCODINGS, "encoding", self.encoding, f"one of {', '.join(ENCODINGS)}")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption and what an image of it must show, in the form of `truth` without sizes and places in pixels."""
+    """A caption, what an image of it must show, as in `truth` without sizes and places in pixels, and such a scene."""
 
     caption: str
     spec: dict[str, Any]
+    scene: Scene
+
+    def image(self, side_px: int) -> NDArray[np.uint8]:
+        """A right answer to the prompt, uint8 (side, side, 3)."""
+        return draw(replace(self.scene, width=side_px, height=side_px))
 
 
 def make_scene(options: ShapesOptions, index: int) -> Scene:
@@ -106,14 +119,28 @@ def make_scene(options: ShapesOptions, index: int) -> Scene:
     rng = np.random.default_rng([options.seed, index])
     width, height = _size(rng, options)
     number = pick_number(rng, dict(options.objects))
-    choices = combinations(options.split)
+    choices = combinations(options.split, options.held_out)
     return sample_scene(rng, width=width, height=height, objects=number, choices=choices, variation=options.variation)
 
 
 def make_image(options: ShapesOptions, index: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return sample `index` as an image, uint8 (H, W, 3), and its truth."""
     scene = make_scene(options, index)
-    return draw(scene), truth(scene)
+    facts = truth(scene)
+    # Without a word, as in every set built before there was a choice, it is the former rule.
+    return draw(scene), facts if options.held_out == FORMER_RULE else {**facts, "held_out": options.held_out}
+
+
+def rule_of(record: Mapping[str, Any]) -> HeldOut:
+    """What was held out of the set that a sample's record is from."""
+    rule = record.get("held_out", FORMER_RULE)
+    return rule if rule in RULES else FORMER_RULE
+
+
+def rule_of_build(folder: Path) -> HeldOut:
+    """What was held out of the set that `build_shapes` wrote into a folder."""
+    header, _, _ = (folder / JOURNAL).read_text(encoding="utf-8").partition("\n")
+    return rule_of(json.loads(header))
 
 
 def truth(scene: Scene) -> dict[str, Any]:
@@ -137,24 +164,26 @@ def truth(scene: Scene) -> dict[str, Any]:
     }
 
 
-def scene_prompts(count: int, *, split: Split = "all", objects: int = 1, seed: int = 0) -> list[Prompt]:
+def scene_prompts(
+    count: int, *, split: Split = "all", objects: int = 1, seed: int = 0, rule: HeldOut = "pairs"
+) -> list[Prompt]:
     """Return prompts of a split in a fixed order: its combinations come in rotation, backgrounds at random.
 
     `spec` holds `objects` (colour, shape, size), `relations` and `background` as in `truth`.
     """
-    choices = combinations(split)
+    choices = combinations(split, rule)
     prompts = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         first: Combination = choices[index % len(choices)]
         scene = sample_scene(rng, width=64, height=64, objects=objects, choices=choices, first=first)
-        prompts.append(Prompt(captions(scene)[0], _spec(scene)))
+        prompts.append(Prompt(captions(scene)[0], _spec(scene), scene))
     return prompts
 
 
-def heldout_prompts(count: int = 128, *, objects: int = 1, seed: int = 0) -> list[Prompt]:
+def heldout_prompts(count: int = 128, *, objects: int = 1, seed: int = 0, rule: HeldOut = "pairs") -> list[Prompt]:
     """Return prompts of combinations that the train split never shows; see `scene_prompts`."""
-    return scene_prompts(count, split="heldout", objects=objects, seed=seed)
+    return scene_prompts(count, split="heldout", objects=objects, seed=seed, rule=rule)
 
 
 def make_fields(options: ShapesOptions, index: int) -> dict[str, Field]:
@@ -259,6 +288,7 @@ def build_shapes(
     split: Split = "train",
     encoding: str = "webp",
     variation: float = 1.0,
+    held_out: HeldOut = "pairs",
     samples_per_shard: int = 1000,
     processes: int | None = None,
 ) -> Path:
@@ -282,12 +312,16 @@ def build_shapes(
         split,
         encoding,
         variation,
+        held_out,
     )
+    named = asdict(options)
+    if held_out == FORMER_RULE:
+        del named["held_out"]  # a build begun before there was a choice goes on
     build_shards(
         Path(folder),
         [Item(str(index)) for index in range(count)],
         partial(_sample, options),
-        options={"source": "shapes", **asdict(options)},
+        options={"source": "shapes", **named},
         samples_per_shard=samples_per_shard,
         processes=1 if count <= FEW_SCENES else processes,
         prefix="shapes",
@@ -316,6 +350,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="objects a scene with relative frequencies, as 1:0.6,2:0.3,3:0.1, or 1,2,3 for equal (default 1)",
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="combinations shown (default %(default)s)")
+    rule = "what train leaves out: pairs of colour and shape (default), or triples, each pair in one size as before"
+    parser.add_argument("--held-out", choices=RULES, default="pairs", help=rule)
     parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="webp", help="both lossless")
     parser.add_argument("--variation", type=float, default=1.0, help="0: easy, in fixed places; 1 (default): anywhere")
     parser.add_argument("--samples-per-shard", type=int, default=1000)

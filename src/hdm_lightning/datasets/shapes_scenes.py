@@ -1,7 +1,7 @@
 """Scenes of the shapes set: which objects, how large and where, drawn at random so that every relation is unambiguous.
 
-The vocabulary comes first, with the combinations of colour, shape and size that training never sees. Lengths within
-this file are in units of the image's short side; x runs right, y runs down.
+The vocabulary comes first, with the pairs of colour and shape that training never sees. Lengths within this file are in
+units of the image's short side; x runs right, y runs down.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,12 @@ import numpy as np
 
 Split = Literal["train", "heldout", "all"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "all")
+HeldOut = Literal["pairs", "triples"]
+RULES: tuple[HeldOut, ...] = ("pairs", "triples")
+"""What training never sees: whole pairs of colour and shape; or, in sets built before, each pair in one size only."""
+
+FORMER_RULE: HeldOut = "triples"
+"""The rule of a sample or a build that names none."""
 
 # Any two differ clearly in hue or in luminance; all but three pairs may stand against each other.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -29,6 +35,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "dia
 SIZES = ("small", "large")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(OPPOSITE)
+_HELD_OUT_DIAGONALS = (3, 6)
 
 # Euclidean distance in 8-bit RGB below which an edge between two colours would be hard to see.
 MIN_CONTRAST = 120.0
@@ -42,30 +49,36 @@ class Combination(NamedTuple):
     size: str
 
 
-def is_held_out(combination: Combination) -> bool:
+def is_held_out(combination: Combination, rule: HeldOut = "pairs") -> bool:
     """Whether training never sees this combination.
 
-    16 of the 128 are held out, on two diagonals of the colour × shape table: each colour and each shape twice
-    (once small, once large), each size eight times. Of no colour–shape pair are both sizes held out, so every
-    pair is seen in the other size.
+    The pairs are those of two diagonals of the colour × shape table: 16 of the 64, each colour and each shape twice.
+
+    - "pairs": in both sizes, 32 of the 128 combinations. What is drawn right was composed.
+    - "triples": in one size only, 16 of the 128; each pair is seen in the other size, so that colour and shape
+      together test no composition.
     """
     colour = list(COLOURS).index(combination.colour)
     shape = SHAPES.index(combination.shape)
-    size = SIZES.index(combination.size)
     diagonal = (shape - colour) % len(SHAPES)
-    return (diagonal == 3 and size == colour % 2) or (diagonal == 6 and size == (colour + 1) % 2)
+    if diagonal not in _HELD_OUT_DIAGONALS:
+        return False
+    # Along a diagonal the size that is held out alternates, and differs between the two.
+    held_size = SIZES[(colour + _HELD_OUT_DIAGONALS.index(diagonal)) % 2]
+    return rule == "pairs" or combination.size == held_size
 
 
-def combinations(split: Split) -> list[Combination]:
+def combinations(split: Split, rule: HeldOut = "pairs") -> list[Combination]:
     """List the combinations of a split, in a fixed order.
 
     Raises:
-        ValueError: for a split that is not train, heldout or all.
+        ValueError: for a split that is not train, heldout or all, or a rule that is not pairs or triples.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    for value, known in ((split, SPLITS), (rule, RULES)):
+        if value not in known:
+            raise ValueError(f"got {value!r}, expected one of {', '.join(known)}")
     every = [Combination(*parts) for parts in product(COLOURS, SHAPES, SIZES)]
-    return [c for c in every if split == "all" or is_held_out(c) == (split == "heldout")]
+    return [c for c in every if split == "all" or is_held_out(c, rule) == (split == "heldout")]
 
 
 def backgrounds_for(colours: set[str]) -> list[str]:

@@ -37,7 +37,6 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.agreement_head import FEWEST_PAIRS, DualHead, fit_dual_head
 from hdm_lightning.metrics.features import FeatureNetwork
 
-DECODED = 512
 FEWEST_HELDOUT = 64
 FEWEST_REFERENCE = 2
 _TEXT_BATCH = 64
@@ -55,9 +54,11 @@ class RealData:
         networks: feature networks, the first of which serves diversity, copies and agreement; none where they cannot
             be had.
         clip: a CLIP, or None.
+        encoders: a pipeline with the encoders that all weights share.
         progress: called for images read.
         missing: why there are no feature networks, where there are none.
         kept: values sample by sample of the weights measured so far, by measure and weights, for paired differences.
+        done: what was found on real images alone, which all weights share.
     """
 
     settings: EvaluationSettings
@@ -65,11 +66,12 @@ class RealData:
     train_stream: StreamConfig | None
     networks: Sequence[FeatureNetwork]
     clip: Clip | None
+    encoders: HDMPipeline
     progress: Progress
     missing: UserError | None = None
     kept: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    done: dict[str, Any] = field(default_factory=dict)
     _head: tuple[DualHead, set[str]] | None = None
-    _decoded: ImageSet | None = None
 
     @property
     def all_networks(self) -> list[FeatureNetwork]:
@@ -114,13 +116,50 @@ class RealData:
         return images
 
     @cached_property
+    def decoded(self) -> ImageSet:
+        """The reference images, encoded and decoded: what a model behind this autoencoder can do at best."""
+        batches = real_images(self.reference_stream, self.reference_plan, self.settings.samples)
+        return self._decoded(batches, self.networks, "encoding and decoding", self.reference_count)
+
+    @cached_property
     def train(self) -> ImageSet:
-        """The training images, features of the first network only."""
+        """The training images, encoded and decoded as drawn ones are; features of the first network only."""
         assert self.train_stream is not None
         assert self.train_plan is not None
         batches = real_images(self.train_stream, self.train_plan, self.train_count)
-        told = reported(batches, self.progress, "reading training images", self.train_count)
-        return collect(told, self.networks[:1])
+        return self._decoded(batches, self.networks[:1], "encoding and decoding training images", self.train_count)
+
+    def planted(self, count: int, noise: float, shift_px: int = 0) -> ImageSet:
+        """Copies of the first training images, as a model that learned them by heart might draw them.
+
+        Args:
+            count: how many.
+            noise: deviation of what is added to the latent, whose own is 1.
+            shift_px: by which the image is moved, right and down, its edge repeated.
+        """
+        assert self.train_stream is not None
+        assert self.train_plan is not None
+        batches = real_images(self.train_stream, self.train_plan, count)
+        moved = (batch._replace(images=_moved(batch.images, shift_px)) for batch in batches)
+        return self._decoded(moved, self.networks[:1], "planting copies", count, noise)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made for the first set of weights and kept for the others."""
+        if key not in self.done:
+            self.done[key] = make()
+        return self.done[key]
+
+    def _decoded(
+        self,
+        batches: Iterator[Captioned],
+        networks: Sequence[FeatureNetwork],
+        what: str,
+        count: int,
+        noise: float = 0.0,
+    ) -> ImageSet:
+        random = torch.Generator().manual_seed(self.settings.seed)
+        given = (batch._replace(images=_reconstructed(self.encoders, batch.images, noise, random)) for batch in batches)
+        return collect(reported(given, self.progress, what, count), networks)
 
     @cached_property
     def first_record(self) -> dict[str, Any]:
@@ -145,20 +184,8 @@ class RealData:
                 raise
             self.train_stream = None
 
-    @torch.no_grad()
-    def decoded(self, pipeline: HDMPipeline) -> ImageSet:
-        """The first half of the reference images, at most `DECODED`, encoded and decoded by the autoencoder."""
-        if self._decoded is None:
-            count = min(DECODED, self.reference_count // 2)
-            batches = (
-                batch._replace(images=_reconstructed(pipeline, batch.images))
-                for batch in real_images(self.reference_stream, self.reference_plan, count)
-            )
-            self._decoded = collect(reported(batches, self.progress, "encoding and decoding", count), self.networks)
-        return self._decoded
-
     def head(self, text_features: Callable[[Sequence[str]], Tensor]) -> DualHead:
-        """The agreement head, trained on training images without those kept for `heldout_rows`."""
+        """The agreement head, trained on decoded training images without those kept for `heldout_rows`."""
         if self._head is None:
             kept = set(self.reference.keys[: max(FEWEST_HELDOUT, len(self.train) // 3)])
             rows = [row for row, key in enumerate(self.train.keys) if key not in kept]
@@ -183,9 +210,19 @@ def require_reference(count: int) -> None:
         raise UserError(what, where="--data", hint="give a folder with more")
 
 
-def _reconstructed(pipeline: HDMPipeline, images: Tensor) -> Tensor:
-    image = images.to(pipeline.device).float() / 127.5 - 1.0
-    return to_uint8(pipeline.autoencoder.decode(pipeline.autoencoder.encode(image))).cpu()
+@torch.no_grad()
+def _reconstructed(pipeline: HDMPipeline, images: Tensor, noise: float, random: torch.Generator) -> Tensor:
+    latents = pipeline.autoencoder.encode(images.to(pipeline.device).float() / 127.5 - 1.0)
+    if noise:
+        latents = latents + noise * torch.randn(latents.shape, generator=random).to(latents)
+    return to_uint8(pipeline.autoencoder.decode(latents)).cpu()
+
+
+def _moved(images: Tensor, shift_px: int) -> Tensor:
+    if not shift_px:
+        return images
+    padded = torch.nn.functional.pad(images.float(), (shift_px, 0, shift_px, 0), mode="replicate")
+    return padded[..., : images.shape[-2], : images.shape[-1]].to(images.dtype)
 
 
 @dataclass

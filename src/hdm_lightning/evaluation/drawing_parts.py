@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.evaluation.caption_parts import head_ranks
+from hdm_lightning.evaluation.caption_parts import head_is_valid, head_ranks
 from hdm_lightning.evaluation.context import Context, agreement_head, feature_networks, holds, needs
-from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure
+from hdm_lightning.evaluation.findings import Found, Gallery, Group, Measure, Outcomes
 from hdm_lightning.evaluation.image_sets import pixels
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.distances import diversity_estimates, kernel_distance_estimate
@@ -82,7 +82,7 @@ def _of_any_size(context: Context, name: str, images: Tensor, prompts: Sequence[
     about = f"Kernel distance of the middle squares to real ones on {context.network.name}; compare with the square."
     distance = kernel_distance_estimate(real, features, bootstrap)
     measures = [Measure(f"kernel_{name}", distance, "lower", about=about)]
-    if holds(agreement_head, context):
+    if holds(agreement_head, context) and head_is_valid(context):
         ranks = bootstrap.mean(head_ranks(context, features, prompts))
         about = "Caption rank, as under agreement, of the middle squares."
         measures.append(Measure(f"caption_rank_{name}", ranks, "higher", about=about, chance=0.5))
@@ -103,33 +103,47 @@ def camera(context: Context) -> Found:
         name: context.images(prompts, replace(sampling, **camera), f"camera {name.replace('_', ' ')}")
         for name, camera in cameras.items()
     }
-    measures = []
+    measures, outcomes = [], {}
+    unrelated = images["still"].roll(1, 0)  # of other prompts and seeds
     for name, amount in moves.items():
         down_right = (0.0, amount) if name.startswith("x") else (amount, 0.0)
         stated = content_shift(down_right, sampling.height, sampling.width)
-        measures += _shift_measures(context, name, shift_response(images["still"], images[name], stated), stated)
+        response, chance = (shift_response(still, images[name], stated) for still in (images["still"], unrelated))
+        measures += _shift_measures(context, name, response, chance, stated)
+        outcomes[f"{name}_as_stated"] = Outcomes(_as_stated(response).double().tolist())
     if zoom != 1:
-        response = settings.bootstrap.median(zoom_response(images["still"], images["zoom"], zoom))
-        about = f"Median of log(zoom found) / log({zoom:g}); 1: as stated, 0: the image stays."
-        measures.append(Measure("zoom_response", response, "one", about=about))
+        response, chance = (zoom_response(still, images["zoom"], zoom) for still in (images["still"], unrelated))
+        estimate, of_chance = settings.bootstrap.median(response), float(chance.median())
+        about = f"Median of log(zoom found) / log({zoom:g}); 1: as stated, chance: that of unrelated images, not 0."
+        measures.append(Measure("zoom_response", estimate, "one", about=about, chance=of_chance))
     record = {"prompts": len(prompts), "shift": shift, "zoom": zoom, "tolerance": TOLERANCE}
     return Found(
-        measures, galleries=[_by_prompt("Each prompt and seed under every camera", prompts, images)], record=record
+        measures,
+        galleries=[_by_prompt("Each prompt and seed under every camera", prompts, images)],
+        record=record,
+        outcomes=outcomes,
     )
 
 
-def _shift_measures(context: Context, name: str, response: Tensor, stated: tuple[float, float]) -> list[Measure]:
-    bootstrap = context.settings.bootstrap
-    near = ((response[:, 0] - 1).abs() <= TOLERANCE) & (response[:, 1].abs() <= TOLERANCE)
-    pixels_stated = math.hypot(*stated)
+def _as_stated(response: Tensor) -> Tensor:
+    """Which images moved as stated, to within `TOLERANCE` of it in both directions, (N,)."""
+    return ((response[:, 0] - 1).abs() <= TOLERANCE) & (response[:, 1].abs() <= TOLERANCE)
+
+
+def _shift_measures(
+    context: Context, name: str, response: Tensor, chance: Tensor, stated: tuple[float, float]
+) -> list[Measure]:
+    bootstrap, pixels_stated = context.settings.bootstrap, math.hypot(*stated)
     response_about = (
         f"Median displacement of the content along the stated one ({pixels_stated:.1f} px); "
-        "1: as stated, 0: the image stays."
+        "1: as stated, chance: that of unrelated images."
     )
     share_about = f"Share of images displaced as stated, to within {TOLERANCE:g} of it in both directions."
+    along, by_chance = response[:, 0], float(chance[:, 0].median())
+    as_stated, hits = bootstrap.share(_as_stated(response)), float(_as_stated(chance).double().mean())
     return [
-        Measure(f"{name}_response", bootstrap.median(response[:, 0]), "one", about=response_about),
-        Measure(f"{name}_as_stated", bootstrap.share(near), "higher", about=share_about),
+        Measure(f"{name}_response", bootstrap.median(along), "one", about=response_about, chance=by_chance),
+        Measure(f"{name}_as_stated", as_stated, "higher", about=share_about, chance=hits),
     ]
 
 

@@ -15,12 +15,12 @@ from hdm_lightning.evaluation.clip import load_clip
 from hdm_lightning.evaluation.context import Context, Measuring, RealData
 from hdm_lightning.evaluation.findings import Evaluation, LeftOut
 from hdm_lightning.evaluation.image_sets import Progress, middle_crops
-from hdm_lightning.evaluation.request import PARTS, EvaluationSettings, ModelRequest
+from hdm_lightning.evaluation.request import PARTS, PRIMARY, EvaluationSettings, ModelRequest
 from hdm_lightning.evaluation.subject import RunRecord, Subject, load_subject
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.generation.sampling_settings import SamplingSettings
-from hdm_lightning.metrics.features import FeatureNetwork, with_names_apart
+from hdm_lightning.metrics.features import FeatureNetwork, kernel_name, with_names_apart
 from hdm_lightning.precision import dtype_name
 from hdm_lightning.training import hardware
 from hdm_lightning.training.recorded_data import recorded_training_stream, recorded_validation_stream
@@ -133,7 +133,7 @@ def _real_data(
         clip = dataclasses.replace(clip, network=networks.pop())
     reference, train = _streams(request, subject, sampling.height)
     streams = middle_crops(reference), None if train is None else middle_crops(train)
-    real = RealData(request.settings, *streams, networks, clip, progress, missing)
+    real = RealData(request.settings, *streams, networks, clip, subject.encoders, progress, missing)
     real.require_indices(train_named=bool(request.train_data))
     return real
 
@@ -183,6 +183,7 @@ def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, samplin
         streams["train"] = _described(real.train_stream, real.train_plan)
     return {
         **dataclasses.asdict(request.settings),
+        "primary": [*PRIMARY[:-1], *(f"kernel.{kernel_name(network)}" for network in real.networks[:1])],
         "bootstrap": dataclasses.asdict(request.settings.bootstrap),
         "sampling": sampling.to_json(),
         "networks": [network.to_json() for network in real.all_networks],

@@ -75,13 +75,37 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """What a measure is the mean of, image by image, so that it can be weighed again or compared with another model's.
+
+    Attributes:
+        values: (N,); right answers where there are trials.
+        trials: (N,), or none: then the measure is the mean of the values.
+        units: names of what each image is about, where images depend on each other by it.
+    """
+
+    values: Sequence[float]
+    trials: Sequence[int] = ()
+    units: Sequence[Sequence[str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, to seven digits."""
+        kept = {"trials": [int(each) for each in self.trials], "units": [list(each) for each in self.units]}
+        return {"values": [float(f"{value:.7g}") for value in self.values], **{k: v for k, v in kept.items() if v}}
+
+
+@dataclass(frozen=True)
 class Found:
-    """What a part found for one set of weights: measures in the order of showing; settings and counts that pin them."""
+    """What a part found for one set of weights: measures in the order of showing; settings and counts that pin them.
+
+    `outcomes` are those of measures that are means over images, by the measure's name.
+    """
 
     measures: Sequence[Measure] = ()
     curves: Sequence[Curve] = ()
     galleries: Sequence[Gallery] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but images, as plain values."""
@@ -89,6 +113,7 @@ class Found:
             "record": dict(self.record),
             "measures": {measure.name: measure.to_json() for measure in self.measures},
             "curves": [curve.to_json() for curve in self.curves],
+            "outcomes": {name: each.to_json() for name, each in self.outcomes.items()},
         }
 
 

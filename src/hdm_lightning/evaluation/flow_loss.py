@@ -21,7 +21,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.diffusion import flow
 from hdm_lightning.evaluation.context import Context, RealData, needs, require_reference
-from hdm_lightning.evaluation.findings import Curve, Found, Measure
+from hdm_lightning.evaluation.findings import Curve, Found, Measure, Outcomes
 from hdm_lightning.generation.guided_branches import computing_in
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.metrics.bootstrap import Bootstrap
@@ -95,7 +95,7 @@ def measure_loss(context: Context) -> Found:
     centres = tuple((low + high) / 2 for low, high in pairwise(edges))
     curve = Curve("Flow loss by time (1 is noise)", "time t", "loss", centres, estimates)
     record = {"samples": len(table), "time_bins": bins, "share_of_training_times": shares.tolist()}
-    return Found(measures, curves=[curve], record=record)
+    return Found(measures, curves=[curve], record=record, outcomes={"flow_loss": Outcomes(whole.tolist())})
 
 
 def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from hdm_lightning.errors import UserError
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hdm_lightning.metrics.bootstrap import Bootstrap
 
 DEFAULT_NETWORK = "efficientnet_lite0"
+SHAPES_PRIMARY = ("shapes.two_unseen_relation_bound", "shapes.one_unseen_colour_and_shape")
+PRIMARY = (*SHAPES_PRIMARY, "loss.flow_loss", f"kernel.kernel_{DEFAULT_NETWORK}")
+"""The measures that a comparison is about unless others are named: few, so that the correction costs little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,74 @@ class VaeRequest(Machine, Intervals):
     batch: Annotated[int, Ge(1)] = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest:
+    """Two evaluations to compare.
+
+    Attributes:
+        first: an evaluation.json or the folder that it lies in.
+        second: the other model's.
+        weights: ema, raw or file; by default the first there are.
+        primary: measures that the comparison is about.
+        margin: difference of shares, and part of other numbers, within which both count as the same.
+        confidence: of intervals; 1 minus it is the level of the tests.
+        out: write the result as JSON.
+    """
+
+    first: Path
+    second: Path
+    weights: str | None = None
+    primary: str | None = None
+    margin: Annotated[float, Gt(0)] = 0.05
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    out: Path | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The primary measures that were named."""
+        return tuple(name.strip() for name in (self.primary or "").split(",") if name.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingsRequest:
+    """Trainings of one recipe to sum up.
+
+    Attributes:
+        runs: two or more.
+        weights: ema, raw or file; by default the first there are.
+        confidence: of both intervals.
+        out: write the result as JSON.
+    """
+
+    runs: tuple[Path, ...]
+    weights: str | None = None
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountRequest:
+    """Two shares to tell apart.
+
+    Attributes:
+        share: of right answers of one model.
+        other: of the other.
+        power: how often the difference is to be found.
+        confidence: 1 minus the level of the test.
+        design_effect: by how much prompts that share a combination count for less.
+    """
+
+    share: Annotated[float, Ge(0), Le(1)]
+    other: Annotated[float, Ge(0), Le(1)]
+    power: Annotated[float, Gt(0), Lt(1)] = 0.8
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    design_effect: Annotated[float, Ge(1)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.share == self.other:
+            raise UserError("no number of prompts tells equal shares apart", where="OTHER", hint="give another share")
+
+
 def ratios_from(text: str) -> tuple[float, ...]:
     """Ratios as in 2:3,1.5. Raises UserError: they are none, or beyond 1:10 and 10:1."""
     try:
@@ -215,6 +286,6 @@ PARTS = {
     "diversity": Part("Diversity", "how different images of one prompt are", "drawing_parts:diversity"),
     "aspect": Part("Aspect ratios", "other aspect ratios against squares", "drawing_parts:aspect"),
     "camera": Part("Camera", "does the image move as x_shift, y_shift and zoom say", "drawing_parts:camera"),
-    "copies": Part("Nearest training images", "nearest training images", "set_parts:copies"),
+    "copies": Part("Nearest training images", "nearest training images", "copy_search:copies"),
 }
 """The parts of an evaluation by their keys on the command line and in the results."""

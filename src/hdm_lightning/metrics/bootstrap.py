@@ -1,10 +1,12 @@
-"""Bootstrap intervals of means, medians and shares, and of distances between two sets.
+"""Intervals of means, medians and shares, and of distances between two sets.
 
 Shapes: N samples, M samples of the other set, R resamples.
 
-Two kinds, and each estimate says which is its own:
+Three kinds, and each estimate says which is its own:
 
-- *percentile*, for what is averaged over samples: the quantiles of the value over resamples (Efron 1979).
+- *percentile*, for means and medians over samples: the quantiles of the value over resamples (Efron 1979).
+- *Wilson's score interval*, for shares: quantiles of resamples hold the true share of 32 to 128 trials near 0 or 1 in
+  87% of the cases where they say 95%.
 - *centred percentile*, for distances and neighbour statistics of sets: resampling with replacement itself shifts such
   a value (fewer distinct samples, copies at distance zero), so that plain quantiles would lie beside it. The quantiles
   are moved so that the resamples' mean falls on the value. The interval is then one of the expected value at these
@@ -19,8 +21,12 @@ from math import inf
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hdm_lightning.metrics.proportions import Units, clustered_interval, count_units, share_interval
+
+WILSON = "Wilson score"
 PERCENTILE = "percentile bootstrap"
 CENTRED = "centred percentile bootstrap"
+FLOOR = "bootstrap of the reference against itself"
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -66,15 +72,18 @@ class Bootstrap:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence: got {self.confidence}, expected between 0 and 1")
 
-    def counts(self, samples: int, stream: int = 0) -> NDArray[np.int64]:
-        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart."""
-        random = np.random.default_rng([self.seed, stream])
-        return random.multinomial(samples, np.full(samples, 1 / samples), size=self.resamples)
+    def counts(self, samples: int, stream: int = 0, size: int | None = None) -> NDArray[np.int64]:
+        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart.
 
-    def rows(self, samples: int, stream: int = 0) -> Rows:
-        """Which samples are in each resample, (R, N)."""
+        A resample holds as many as there are samples, or `size`.
+        """
         random = np.random.default_rng([self.seed, stream])
-        return random.integers(samples, size=(self.resamples, samples))
+        return random.multinomial(size or samples, np.full(samples, 1 / samples), size=self.resamples)
+
+    def rows(self, samples: int, stream: int = 0, size: int | None = None) -> Rows:
+        """Which samples are in each resample, (R, N), or (R, size)."""
+        random = np.random.default_rng([self.seed, stream])
+        return random.integers(samples, size=(self.resamples, size or samples))
 
     def mean(self, values: ArrayLike) -> Estimate:
         """The mean of values (N,)."""
@@ -88,12 +97,18 @@ class Bootstrap:
         return self.percentile(float(np.median(found)), replicates, len(found))
 
     def share(self, hits: ArrayLike) -> Estimate:
-        """The share of hits (N,) that are true.
+        """The share of independent hits (N,) that are true."""
+        found = _checked(hits)
+        share = float(found.mean())
+        return Estimate(share, *share_interval(share, len(found), self.confidence), len(found), WILSON)
 
-        Where all agree, resampling sees no spread; the open end is then the exact one-sided bound of a proportion
-        (Clopper and Pearson 1934).
-        """
-        return self._opened(self.mean(_checked(hits)))
+    def clustered_share(self, right: ArrayLike, trials: ArrayLike, units: Units) -> Estimate:
+        """Σ right / Σ trials of images (N,), with an interval over what they are about; see `clustered_interval`."""
+        hits, asked = _checked(right), _checked(trials)
+        interval = clustered_interval(hits, asked, units, self.confidence)
+        used = [names for names, each in zip(units, asked, strict=True) if each]
+        method = f"{WILSON} over {count_units(used)} combinations"
+        return Estimate(float(hits.sum() / asked.sum()), *interval, len(used), method)
 
     def sets(
         self,
@@ -126,6 +141,10 @@ class Bootstrap:
         """The estimate whose interval is the quantiles of its replicates (R,)."""
         low, high = self._quantiles(replicates)
         return Estimate(value, low, high, samples, PERCENTILE, len(replicates))
+
+    def of_floor(self, replicates: Floats, samples: int) -> Estimate:
+        """A distance's replicates (R,) between resamples of one set: their mean, and the range that most fall in."""
+        return Estimate(float(replicates.mean()), *self._quantiles(replicates), samples, FLOOR, len(replicates))
 
     def centred(
         self, value: float, replicates: Floats, samples: int, *, bounds: tuple[float, float] = (-inf, inf)

@@ -51,7 +51,13 @@ def euclidean_distances(first: Tensor, second: Tensor) -> Tensor:
 
 
 def kernel_distance_estimate(
-    real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, kernel: Kernel = cubic_kernel, scale: float = 1.0
+    real: Tensor,
+    generated: Tensor,
+    bootstrap: Bootstrap,
+    *,
+    kernel: Kernel = cubic_kernel,
+    scale: float = 1.0,
+    matched: bool = False,
 ) -> Estimate:
     """The kernel distance of two sets with a centred percentile interval over samples of both.
 
@@ -64,15 +70,67 @@ def kernel_distance_estimate(
         bootstrap: for the interval.
         kernel: of two sets of features, (N,M).
         scale: factor of the result.
+        matched: generated image i was drawn from the caption of real image i. Such a pair is more alike than two of
+            different captions, and would make the distance too small: it is left out, and captions are resampled.
 
     Raises:
         ValueError: the features do not belong together, or a set has fewer than two samples.
     """
     _require_fit(real, generated, FEWEST_SAMPLES)
+    if matched and len(real) != len(generated):
+        raise ValueError(f"generated: got {len(generated)} samples, expected {len(real)}, one a caption")
     first, second = real.double(), generated.double()
-    weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in ((1, first), (2, second))]
-    distances = (scale * _kernel_distances(kernel, first, second, weights[0], weights[1])).cpu().numpy()
+    streams = ((1, first), (1 if matched else 2, second))
+    weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in streams]
+    found = _kernel_distances(kernel, first, second, weights[0], weights[1], matched=matched)
+    distances = (scale * found).cpu().numpy()
     return bootstrap.centred(float(distances[0]), distances[1:], min(len(real), len(generated)))
+
+
+def kernel_floor(
+    real: Tensor, generated: int, bootstrap: Bootstrap, *, kernel: Kernel = cubic_kernel, scale: float = 1.0
+) -> Estimate:
+    """Where the kernel distance falls for images of the reference's own distribution: its resamples against each other.
+
+    Args:
+        real: (N,D).
+        generated: M, of the set that is compared with them.
+        bootstrap: for the resamples.
+        kernel, scale: as for the distance.
+    """
+    values = real.double()
+    counts = [bootstrap.counts(len(real), stream, size) for stream, size in ((3, len(real)), (4, generated))]
+    left, right = (torch.from_numpy(each).to(values) for each in counts)
+    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
+    within = [
+        (_quadratic(kernel, values, values, weights, weights) - weights @ diagonal) / (size * (size - 1))
+        for weights, size in ((left, len(real)), (right, generated))
+    ]
+    across = _quadratic(kernel, values, values, left, right) / (len(real) * generated)
+    return bootstrap.of_floor((scale * (within[0] + within[1] - 2 * across)).cpu().numpy(), len(real))
+
+
+def kernel_contributions(
+    real: Tensor, generated: Tensor, kernel: Kernel = cubic_kernel, *, matched: bool = False
+) -> Tensor:
+    """What each generated image (M,D) adds to the kernel distance from (N,D), (M,): their mean is the distance.
+
+    Their spread is that of the distance over other generated images (its influence function), so that two models on
+    the same prompts can be compared image by image, for these reference images. `matched` as for the distance.
+    """
+    first, second = real.double(), generated.double()
+    once = first.new_ones(1, len(first))
+    within_real = _pair_mean(kernel, first, once)
+    own, to_real = [], []
+    for part in second.split(_BLOCK_ROWS):
+        own.append(kernel(part, second).sum(1))
+        to_real.append(kernel(part, first).mean(1))
+    diagonal = torch.cat([kernel(row[None], row[None])[0] for row in second])
+    among, across = (torch.cat(own) - diagonal) / (len(second) - 1), torch.cat(to_real)
+    if matched:
+        of_caption = torch.cat([kernel(x[None], y[None])[0] for x, y in zip(first, second, strict=True)])
+        across = (across * len(first) - of_caption) / (len(first) - 1)
+    return within_real + 2 * (among - across) - among.mean()
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
@@ -180,6 +238,20 @@ def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, p
     return bootstrap.sets(distance, len(real), len(generated), bounds=_POSITIVE, paired=paired)
 
 
+def frechet_floor(real: Tensor, generated: int, bootstrap: Bootstrap) -> Estimate:
+    """Where the Fréchet distance falls for M images of the reference's own distribution: the share that is bias.
+
+    Args:
+        real: (N,D).
+        generated: M, of the set that is compared with them.
+        bootstrap: every resample costs two eigenvalue problems of size D.
+    """
+    values = real.double()
+    rows = zip(bootstrap.rows(len(real), 3), bootstrap.rows(len(real), 4, generated), strict=True)
+    found = [frechet_distance(*(moments(values[torch.from_numpy(each)]) for each in pair)) for pair in rows]
+    return bootstrap.of_floor(np.array(found), len(real))
+
+
 def _require_fit(real: Tensor, generated: Tensor, needed: int) -> None:
     if real.dim() != 2 or real.shape[1:] != generated.shape[1:]:
         raise ValueError(f"generated: got shape {tuple(generated.shape)}, expected (M, {real.shape[-1]})")
@@ -194,10 +266,17 @@ def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> 
     return torch.cat([torch.ones_like(counts[:1]), counts])
 
 
-def _kernel_distances(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M."""
+def _kernel_distances(
+    kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor, *, matched: bool = False
+) -> Tensor:
+    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M; `matched`: without pairs i, i."""
     within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
-    return within - 2 * _quadratic(kernel, first, second, left, right) / (len(first) * len(second))
+    total, pairs = _quadratic(kernel, first, second, left, right), left.sum(1) * right.sum(1)
+    if matched:
+        both = left * right
+        total -= both @ torch.cat([kernel(x[None], y[None])[0] for x, y in zip(first, second, strict=True)])
+        pairs -= both.sum(1)
+    return within - 2 * total / pairs
 
 
 def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:

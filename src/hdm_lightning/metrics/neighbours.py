@@ -8,7 +8,9 @@ and coverage (arXiv 2002.09797, equations 4 and 5): real balls that a generated 
 balls that hold a generated sample. Precision and density speak of quality, recall and coverage of variety.
 
 *Copies*: a model that copies draws images that lie nearer to their nearest training image than unseen real images do
-(as in arXiv 2301.13188, which compares pixels; features also show copies that were moved or recoloured).
+(as in arXiv 2301.13188, which compares pixels; features also show copies that were moved or recoloured). Drawn images
+come out of an autoencoder, whose traces in them would hide any copy: the images that they are compared with have to
+go through it as well. What the search is worth is told by copies that were planted.
 """
 
 from collections.abc import Sequence
@@ -147,6 +149,18 @@ def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap
     if np.median(second):
         found["ratio"] = bootstrap.sets(ratio, *sizes, bounds=(0.0, float("inf")))
     return found
+
+
+def found_planted(planted: Nearest, sources: Sequence[int], heldout: Tensor) -> Tensor:
+    """Which planted copies are found, (P,): nearest to their own source, and nearer than 95% of held-out images are.
+
+    Args:
+        planted: the nearest training image of each.
+        sources: (P,) row of the training image that each was made from.
+        heldout: distances (K,) of held-out images to their nearest training image.
+    """
+    threshold = torch.quantile(heldout.double(), CLOSE_SHARE)
+    return (planted.row.cpu() == torch.tensor(sources)) & (planted.distance.cpu() < threshold.cpu())
 
 
 def pixel_rmse(first: Tensor, second: Tensor) -> Tensor:

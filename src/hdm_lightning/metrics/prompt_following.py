@@ -1,4 +1,4 @@
-"""Scores images of shapes against what their prompts asked for, with chance levels and bootstrap intervals.
+"""Scores images of shapes against what their prompts asked for, with chance levels, and intervals over combinations.
 
 What was asked is a mapping as in the shapes set's `.json`: `objects` (each with colour, shape, size), `relations`
 ([subject, relation, object] by position in `objects`) and `background`; everything else is ignored.
@@ -8,13 +8,18 @@ How one image counts:
 - One object asked: the largest object found is read; finding others costs nothing but the count.
 - Several asked: each is paired with at most one of the four largest found, by the pairing with the most right
   colours, shapes and sizes (among equals, the one that prefers larger objects). An object without partner is wrong.
-- `colour`, `shape`, `size`, `colour_and_shape`: one trial an object asked for.
-- `relation`: one trial a relation asked for, right when both partners exist and stand so to each other.
+- `colour`, `shape`, `size`, `colour_and_shape`: one trial an object asked for. Where several are asked for and more are
+  found, none counts: an image with every colour and shape in it would have them all.
+- `placement`: one trial a relation asked for, right when both partners exist and stand so to each other, whatever
+  their colours and shapes.
+- `relation_bound`: the same, and both partners have their own colour and shape.
 - `count`, `background`: one trial an image. `everything`: an image in which all the others are right.
 
 Chance is what a model would score that draws a right image for a prompt taken blindly from a set, all its prompts
 equally likely: the mean over all pairs of a prompt asked and a prompt taken, computed, not sampled. The set is that of
 the prompts asked, unless another is given as `blind`.
+
+Intervals are over other combinations (see `proportions`): prompts of one are right or wrong together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +30,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.metrics.bootstrap import exact_reach
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
+from hdm_lightning.metrics.proportions import difference_interval
 from hdm_lightning.metrics.shapes_reader import Reading, read_shapes
 
-CRITERIA = ("colour", "shape", "size", "colour_and_shape", "relation", "count", "background", "everything")
+CRITERIA = (
+    "colour",
+    "shape",
+    "size",
+    "colour_and_shape",
+    "placement",
+    "relation_bound",
+    "count",
+    "background",
+    "everything",
+)
 MAX_PARTNERS = 4
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+UNIT = ("colour", "shape")
+"""What makes two objects the same combination."""
+
+_USUAL = Bootstrap()
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 Spec = Mapping[str, Any]
@@ -40,7 +58,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """One criterion: right answers among trials, their share, its interval, and the share by chance."""
+    """One criterion: right answers among trials, their share over `units` combinations, and the share by chance."""
 
     right: int
     trials: int
@@ -48,6 +66,50 @@ class Score:
     low: float
     high: float
     chance: float
+    units: int
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Images scored one by one, so that they can be weighed again: by combination, or against another model's.
+
+    Attributes:
+        counts: (right, trials) of each image and criterion, int64 (N, criteria, 2), in the order of `CRITERIA`.
+        units: the combinations that each image's prompt asks for.
+        chance: of each criterion with a trial.
+    """
+
+    counts: Counts
+    units: tuple[tuple[str, ...], ...]
+    chance: Mapping[str, float]
+
+    def estimates(self, intervals: Bootstrap = _USUAL) -> dict[str, Estimate]:
+        """The share of each criterion with a trial."""
+        return {name: intervals.clustered_share(*self.outcomes(name), self.units) for name in self.chance}
+
+    def outcomes(self, criterion: str) -> tuple[Counts, Counts]:
+        """Right answers (N,) and trials (N,) of one criterion."""
+        column = self.counts[:, CRITERIA.index(criterion)]
+        return column[:, 0], column[:, 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """What each image had right, as plain values; `trials` are those of each criterion and image."""
+        columns = {name: self.outcomes(name) for name in self.chance}
+        return {
+            "units": [list(each) for each in self.units],
+            "right": {name: right.tolist() for name, (right, _) in columns.items()},
+            "trials": {name: trials.tolist() for name, (_, trials) in columns.items()},
+        }
+
+    def scores(self, intervals: Bootstrap = _USUAL) -> dict[str, Score]:
+        """The same with counts, for a table."""
+        found = {}
+        for name, estimate in self.estimates(intervals).items():
+            right, trials = self.outcomes(name)
+            units = len({unit for each, asked in zip(self.units, trials, strict=True) if asked for unit in each})
+            counted = int(right.sum()), int(trials.sum())
+            found[name] = Score(*counted, estimate.value, estimate.low, estimate.high, float(self.chance[name]), units)
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,44 +144,37 @@ class Seen:
         return cls(objects, relations, spec["background"])
 
 
-def score_images(specs: Sequence[Spec], images: Sequence[NDArray[np.uint8]], **options: Any) -> dict[str, Score]:
-    """Read images, uint8 (H, W, 3) of any sizes from 32 pixels, and score them as `score_seen` does.
+def grade_images(
+    specs: Sequence[Spec],
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    blind: Sequence[Spec] | None = None,
+    unit: Sequence[str] = UNIT,
+) -> Graded:
+    """Read images, uint8 (H, W, 3) of any sizes from 32 pixels, and grade them as `grade_seen` does.
 
     Raises:
         ValueError: there is not one image for each of the specs, or none at all.
     """
     if len(specs) != len(images) or not specs:
         raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
-    return score_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], **options)
+    return grade_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], blind=blind, unit=unit)
 
 
-def score_seen(
-    specs: Sequence[Spec],
-    seen: Sequence[Seen],
-    *,
-    blind: Sequence[Spec] | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> dict[str, Score]:
-    """Score what was seen against what was asked for, by criterion.
-
-    Criteria without a trial (relations among single objects) are left out.
+def grade_seen(
+    specs: Sequence[Spec], seen: Sequence[Seen], *, blind: Sequence[Spec] | None = None, unit: Sequence[str] = UNIT
+) -> Graded:
+    """Grade what was seen against what was asked for. Criteria without a trial have no chance and no score.
 
     Args:
         specs: what was asked for, one an image.
         seen: what the images show.
         blind: the prompts among which chance picks; None means `specs`.
-        seed, resamples, confidence: of the percentile bootstrap over images (the exact bound where all agree).
+        unit: what tells combinations apart: colour and shape, or size as well.
     """
     counts = np.stack([grade(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
-    low, high = _intervals(counts, np.random.default_rng(seed), resamples, confidence)
-    chance = chance_levels(specs, blind)
-    return {
-        name: Score(int(right), int(trials), right / trials, float(low[i]), float(high[i]), chance[name])
-        for i, (name, (right, trials)) in enumerate(zip(CRITERIA, counts.sum(axis=0).tolist(), strict=True))
-        if trials
-    }
+    units = tuple(tuple(" ".join(thing[part] for part in unit) for thing in spec["objects"]) for spec in specs)
+    return Graded(counts, units, chance_levels(specs, blind))
 
 
 def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
@@ -147,19 +202,31 @@ def grade(spec: Spec, seen: Seen) -> Counts:
     asked = Seen.from_spec(spec).objects
     partners = _pair(asked, seen.objects)
     pairs = list(zip(asked, partners, strict=True))
-    right = [[p is not None and wanted[k] == seen.objects[p][k] for wanted, p in pairs] for k in range(3)]
+    crowded = len(asked) > 1 and len(seen.objects) > len(asked)
+    right = [
+        [p is not None and not crowded and wanted[k] == seen.objects[p][k] for wanted, p in pairs] for k in range(3)
+    ]
+    both = [colour and shape for colour, shape in zip(right[0], right[1], strict=True)]
+    placed = [
+        (subject, reference, seen.relations.get((partners[subject], partners[reference])) == relation)
+        for subject, relation, reference in spec.get("relations", ())
+    ]
     trials = {
         **dict(zip(("colour", "shape", "size"), right, strict=True)),
-        "colour_and_shape": [colour and shape for colour, shape in zip(right[0], right[1], strict=True)],
-        "relation": [
-            seen.relations.get((partners[subject], partners[reference])) == relation
-            for subject, relation, reference in spec.get("relations", ())
-        ],
+        "colour_and_shape": both,
+        "placement": [stands for _, _, stands in placed],
+        "relation_bound": [stands and both[one] and both[other] for one, other, stands in placed],
         "count": [len(seen.objects) == len(asked)],
         "background": [seen.background == spec["background"]],
     }
     trials["everything"] = [all(map(all, trials.values()))]
     return np.array([[sum(trials[name]), len(trials[name])] for name in CRITERIA], dtype=np.int64)
+
+
+def gap(seen: Estimate, unseen: Estimate) -> Estimate:
+    """How much better combinations that training showed come out than those that it never showed, with its interval."""
+    interval = difference_interval(seen.value, (seen.low, seen.high), unseen.value, (unseen.low, unseen.high))
+    return Estimate(seen.value - unseen.value, *interval, min(seen.samples, unseen.samples), "Newcombe hybrid score")
 
 
 def as_dict(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
@@ -181,24 +248,3 @@ def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
     # Permutations come in lexicographic order and max keeps the first: equals go to the larger objects.
     pairings = [list(pairing) for pairing in permutations(places, len(asked))]
     return max(pairings, key=right)
-
-
-def _intervals(
-    counts: Counts, rng: np.random.Generator, resamples: int, confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the percentile interval of right/trials of each criterion, resampling images.
-
-    Where all images agree, the open end is the exact bound of a proportion among them.
-    """
-    images = len(counts)
-    weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-    totals = np.tensordot(weights, counts, axes=1)
-    shares = totals[..., 0] / np.maximum(totals[..., 1], 1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(shares, [tail, 1 - tail], axis=0)
-    for i, (right, trials) in enumerate(counts.sum(axis=0)):
-        asked = int((counts[:, i, 1] > 0).sum())
-        if trials and right in (0, trials):
-            reach = exact_reach(asked, confidence)
-            low[i], high[i] = (1 - reach, 1.0) if right else (0.0, reach)
-    return low, high

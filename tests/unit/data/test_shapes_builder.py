@@ -1,16 +1,27 @@
 """Scenes: what is drawn, said and recorded agree, and the held-out combinations stay out of training."""
 
+import hashlib
 import itertools
 import json
 import math
 import tarfile
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hdm_lightning.datasets.shapes import ShapesOptions, build_shapes, heldout_prompts, make_scene, truth
+from hdm_lightning.datasets.shapes import (
+    ShapesOptions,
+    build_shapes,
+    heldout_prompts,
+    make_image,
+    make_scene,
+    rule_of,
+    rule_of_build,
+    truth,
+)
 from hdm_lightning.datasets.shapes_drawing import DISTANCES, EXTENTS, draw
 from hdm_lightning.datasets.shapes_scenes import (
     COLOURS,
@@ -30,6 +41,11 @@ from hdm_lightning.errors import UserError
 MIXED = ShapesOptions(
     objects=((1, 1.0), (2, 1.0), (3, 2.0)), aspects=(0.5, 2.0), continuous_aspects=True, split="train"
 )
+
+BUILD_KEYS = {
+    *("aspects", "continuous_aspects", "encoding", "items", "multiple", "objects", "resolution", "samples_per_shard"),
+    *("seed", "source", "split", "variation"),
+}
 
 # Areas in a box one wide: elementary formulas, for the pentagram that of a decagon with alternating radii.
 PENTAGRAM_OUTER = 0.5 / math.sin(math.radians(72))
@@ -108,12 +124,35 @@ def test_distance_grows_by_the_step_taken(shape):
     assert np.abs(np.diff(field, axis=1)).max() <= 0.01 + 1e-5
 
 
-def test_held_out_combinations():
+def test_whole_pairs_of_colour_and_shape_are_held_out():
     held, train = combinations("heldout"), combinations("train")
-    assert len(held) == 16 and len(train) == 112 and not set(held) & set(train)
+    assert len(held) == 32 and len(train) == 96 and not set(held) & set(train)
     for part, values in ((0, COLOURS), (1, SHAPES), (2, SIZES)):
         assert {c[part] for c in held} == {c[part] for c in train} == set(values)
-    assert len({c[:2] for c in held}) == 16  # so the other size of each pair is in training
+    pairs = {c[:2] for c in held}
+    assert len(pairs) == 16 and not pairs & {c[:2] for c in train}  # in no size
+    for part in (0, 1):
+        assert set(Counter(pair[part] for pair in pairs).values()) == {2}
+
+
+def test_the_former_rule_holds_the_same_pairs_out_in_one_size_and_old_records_say_nothing():
+    held, train = combinations("heldout", "triples"), combinations("train", "triples")
+    assert len(held) == 16 and len(train) == 112
+    assert {c[:2] for c in held} == {c[:2] for c in combinations("heldout")} <= {c[:2] for c in train}
+    assert rule_of({"objects": []}) == "triples" and rule_of({"held_out": "pairs"}) == "pairs"
+
+
+def test_the_former_rule_gives_the_scenes_and_the_build_that_it_gave(tmp_path):
+    """The hash is of the code before there was a choice (commit 81e97cc)."""
+    options = ShapesOptions(seed=7, objects=((1, 1.0), (2, 1.0), (3, 1.0)), aspects=(0.5, 2.0), held_out="triples")
+    facts = [make_image(options, index)[1] for index in range(60)]
+    expected = "2b8cab37087647b59631b8281f23ea831d4480b1381c0d883a8f1c77b99069e8"
+    assert hashlib.sha256(json.dumps(facts).encode()).hexdigest() == expected
+    folder = build_shapes(tmp_path, count=3, resolution=32, held_out="triples")
+    header = json.loads((folder / "build.jsonl").read_text().splitlines()[0])
+    assert set(header) == BUILD_KEYS  # so that a build begun with that code goes on
+    assert rule_of_build(folder) == "triples"
+    assert rule_of_build(build_shapes(tmp_path / "new", count=3, resolution=32)) == "pairs"
 
 
 @pytest.mark.parametrize("variation", [0.0, 0.3, 1.0])
@@ -177,7 +216,7 @@ def test_a_build_reads_back(tmp_path):
         caption = tar.extractfile("00000025.txt").read().decode()
     scene = make_scene(options, 25)
     assert np.array_equal(picture, draw(scene)) and picture.shape == (64, 96, 3)
-    assert facts == truth(scene) and caption == facts["captions"][0]
+    assert facts == {**truth(scene), "held_out": "pairs"} and caption == facts["captions"][0]
 
 
 def test_processes_do_not_change_a_build(tmp_path):
@@ -204,10 +243,10 @@ def test_a_build_that_was_cut_short_goes_on_and_another_one_is_refused(tmp_path)
 
 
 def test_heldout_prompts_cover_every_held_out_combination():
-    prompts = heldout_prompts(48)
+    prompts = heldout_prompts(96)
     seen = [Combination(**p.spec["objects"][0]) for p in prompts]
     assert all(seen.count(c) == 3 for c in combinations("heldout"))
-    assert prompts == heldout_prompts(64)[:48]
+    assert prompts == heldout_prompts(128)[:96]
     triple = heldout_prompts(5, objects=3)[4]
     assert len(triple.spec["objects"]) == 3 and len(triple.spec["relations"]) == 2
     assert all(is_held_out(Combination(**thing)) for thing in triple.spec["objects"])

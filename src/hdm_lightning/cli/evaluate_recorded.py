@@ -1,0 +1,103 @@
+"""`hdm-evaluate compare`, `trainings` and `count`: what evaluations say together, and how many prompts they need."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.cli.arguments import Flags, Parser
+from hdm_lightning.evaluation.request import CompareRequest, CountRequest, TrainingsRequest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COMPARE = Flags(CompareRequest, {"first": "A", "second": "B", "primary": "--primary PART.MEASURE,…"})
+_TRAININGS = Flags(TrainingsRequest, {"runs": "RUN"})
+_COUNT = Flags(CountRequest, {"share": "SHARE", "other": "OTHER"})
+
+_ABOUT_COMPARE = """Compare two evaluated models image by image: same prompts, seeds and reference images.
+
+A and B are folders or evaluation.json files that hdm-evaluate wrote with the same counts, seed and data. Measures
+marked * are the primary ones, a family of their own for Holm's correction: name them before you look. "could show" is
+the difference that a comparison of so many images finds in 80% of the cases."""
+
+_ABOUT_TRAININGS = """Sum up trainings of one recipe that differ in their seed: what one further training is to give.
+
+RUN is a folder, an evaluation.json or a demo.json. Intervals of a single evaluation say nothing about another training;
+these are over trainings (Student's t, on the logit for shares). With five, the last column is about three of their
+standard deviations wide on either side."""
+
+_ABOUT_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
+
+Prompts that share a combination count for less: multiply by the design effect, 1 + (prompts a combination − 1) times
+the correlation within one. More combinations help more than more prompts of each."""
+
+
+def compare(given: Sequence[str]) -> int:
+    """Compare two evaluations, print and write what came of it."""
+    parser = Parser("hdm-evaluate compare", description=_ABOUT_COMPARE)
+    _COMPARE.add(parser)
+    request = _COMPARE.read(parser.parse_args(given))
+    from hdm_lightning.evaluation.model_comparison import compare_models, comparison_table  # noqa: PLC0415
+    from hdm_lightning.evaluation.recorded_numbers import read_recorded  # noqa: PLC0415
+
+    first, second = (read_recorded(path, request.weights) for path in (request.first, request.second))
+    found = compare_models(first, second, primary=request.asked, margin=request.margin, confidence=request.confidence)
+    apart = [f"not compared: {part}: {reason}" for part, reason in found.apart.items()]
+    return _say(comparison_table(found), apart, request.out, found.to_json)
+
+
+def trainings(given: Sequence[str]) -> int:
+    """Sum up evaluations of several trainings."""
+    parser = Parser("hdm-evaluate trainings", description=_ABOUT_TRAININGS)
+    _TRAININGS.add(parser)
+    request = _TRAININGS.read(parser.parse_args(given))
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from hdm_lightning.evaluation.model_comparison import summarise_trainings, trainings_table  # noqa: PLC0415
+    from hdm_lightning.evaluation.recorded_numbers import read_recorded  # noqa: PLC0415
+
+    runs = [read_recorded(path, request.weights) for path in request.runs]
+    found = summarise_trainings(runs, request.confidence)
+
+    def content() -> dict[str, Any]:
+        files = [str(run.path) for run in runs]
+        return {"runs": files, "confidence": request.confidence, "measures": {k: asdict(v) for k, v in found.items()}}
+
+    few = (
+        []
+        if len(runs) > 4
+        else [f"{len(runs)} trainings: the last column is wide because they say little; give 5 to 8"]
+    )
+    return _say(trainings_table(found, request.confidence), few, request.out, content)
+
+
+def count(given: Sequence[str]) -> int:
+    """Say how many prompts tell two shares apart."""
+    parser = Parser("hdm-evaluate count", description=_ABOUT_COUNT)
+    _COUNT.add(parser)
+    request = _COUNT.read(parser.parse_args(given))
+    from hdm_lightning.metrics.comparisons import images_to_tell  # noqa: PLC0415
+
+    options = {"power": request.power, "confidence": request.confidence, "design_effect": request.design_effect}
+    needed = images_to_tell(request.share, request.other, **options)
+    test = f"two-sided, {1 - request.confidence:.2g}; design effect {request.design_effect:g}"
+    print(
+        f"{needed} prompts of each model tell {request.share:g} from {request.other:g} in {request.power:.0%} of the "
+        f"cases ({test}; fewer where both models draw the same prompts and agree on most)"
+    )
+    return 0
+
+
+def _say(table: "RenderableType", lines: Sequence[str], out: Path | None, content: Callable[[], dict[str, Any]]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from hdm_lightning.whole_files import write_json  # noqa: PLC0415
+
+    console = Console()
+    console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        write_json(out, content())
+        console.print(str(out), highlight=False, markup=False, soft_wrap=True)
+    return 0

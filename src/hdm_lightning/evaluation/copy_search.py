@@ -1,0 +1,139 @@
+"""The part that looks for copies of training images, and what the search is worth: planted copies.
+
+Shapes: N training images, M drawn ones, K held out; thumbnails (N,3,s,s), uint8. All of them have gone through the
+autoencoder, whose traces would otherwise set drawn images apart from any training image.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.evaluation.context import Context, feature_networks, needs, training_images
+from hdm_lightning.evaluation.findings import Better, Found, Gallery, Group, Measure, Outcomes
+from hdm_lightning.evaluation.image_sets import ImageSet, pixels
+from hdm_lightning.metrics.bootstrap import Estimate
+from hdm_lightning.metrics.neighbours import (
+    CLOSE_SHARE,
+    Nearest,
+    closeness_estimates,
+    found_planted,
+    nearest,
+    pixel_rmse,
+)
+
+PIXEL_SIDE_PX = 16
+FEWEST_TRAIN = 10
+KINDS = ("features", "pixels")
+MOST_PLANTED = 200
+PLANTED_NOISE = 0.1
+NEEDED_POWER = 0.8
+"""Share of planted copies that a search has to find before its result says something."""
+
+
+class Sort(NamedTuple):
+    """A sort of planted copies: by what share of the side they are moved, and what a reader is told."""
+
+    shift: float
+    about: str
+
+
+PLANTED = {
+    "planted": Sort(0.0, "Control: share of training images, drawn from their own latent with a little noise, found."),
+    "moved": Sort(1 / 16, "Control: the same of training images moved by a sixteenth of their side."),
+}
+_SHOWN_PAIRS = 8
+_RATIO = "Median distance to the nearest training image, over that of held-out real images; below 1: nearer."
+_CLOSER = f"Share of drawn images nearer than all but {CLOSE_SHARE:.0%} of held-out ones, all through the autoencoder."
+_RMSE = "Root mean squared difference to the nearest training image by features, in grey levels."
+
+
+def enough_training_images(context: Context) -> None:
+    """The training set is known, and large enough to be searched for copies."""
+    hint = f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}"
+    training_images(context, "the search for copies", FEWEST_TRAIN, hint)
+
+
+@needs(feature_networks, enough_training_images)
+def copies(context: Context) -> Found:
+    """The nearest training image of each drawn one by features and by pixels, to see what was memorised."""
+    train, drawn, heldout = context.real.train, context.drawn, context.real.decoded
+    bootstrap = context.settings.bootstrap
+    measures, galleries, outcomes = [], [], {}
+    for kind in KINDS:
+        among = _vectors(context, train, kind)
+        unseen = context.real.once(f"unseen_{kind}", partial(_unseen, context, kind))
+        power = context.real.once(f"planted_{kind}", partial(_planted, context, kind, unseen))
+        match = nearest(_vectors(context, drawn, kind), among)
+        found = closeness_estimates(match.distance, unseen, bootstrap)
+        measures += [Measure(f"found_{name}_{kind}", one, "none", about=PLANTED[name].about) for name, one in power]
+        if "ratio" in found:
+            measures.append(Measure(f"distance_ratio_{kind}", found["ratio"], "none", about=_RATIO))
+        measures.append(_closer(context, kind, found["closer"], power[0][1]))
+        outcomes[f"closer_{kind}"] = Outcomes((match.distance < torch.quantile(unseen, CLOSE_SHARE)).double().tolist())
+        galleries.append(_nearest_pairs(drawn, train, match, kind))
+        if kind == "features":
+            rmse = bootstrap.mean(pixel_rmse(train.thumbnails[match.row], drawn.thumbnails))
+            measures.append(Measure("rmse_of_nearest", rmse, "none", "grey levels", _RMSE))
+    counts = {"train": len(train), "drawn": len(drawn), "heldout": len(heldout)}
+    searched = {"searched_share": len(train) / _plan_samples(context), "needed_power": NEEDED_POWER}
+    return Found(measures, galleries=galleries, record={**counts, **searched}, outcomes=outcomes)
+
+
+def _closer(context: Context, kind: str, closer: Estimate, power: Estimate) -> Measure:
+    """The share that is nearer than held-out images are; no verdict where planted copies are not found."""
+    share = len(context.real.train) / _plan_samples(context)
+    about = f"{_CLOSER} {share:.0%} of the training set was searched."
+    if power.value < NEEDED_POWER:
+        about += f" Says nothing here: of planted copies it finds {power.value:.0%} only."
+    better: Better = "lower" if power.value >= NEEDED_POWER else "none"
+    return Measure(f"closer_{kind}", closer, better, about=about, chance=CLOSE_SHARE)
+
+
+def _plan_samples(context: Context) -> int:
+    plan = context.real.train_plan
+    assert plan is not None
+    return plan.samples
+
+
+def _unseen(context: Context, kind: str) -> Tensor:
+    """Distances of held-out images to their nearest training image, (K,)."""
+    train, heldout = context.real.train, context.real.decoded
+    vectors = (_vectors(context, images, kind) for images in (heldout, train))
+    return nearest(*vectors, query_keys=heldout.keys, keys=train.keys).distance
+
+
+def _planted(context: Context, kind: str, unseen: Tensor) -> list[tuple[str, Estimate]]:
+    """The share of planted copies of each sort that the search finds."""
+    train, found = context.real.train, []
+    for name, sort in PLANTED.items():
+        shift = round(sort.shift * min(context.sampling.height, context.sampling.width))
+        count = min(len(train), MOST_PLANTED)
+        images = context.real.once(f"planted_{name}", partial(context.real.planted, count, PLANTED_NOISE, shift))
+        match = nearest(_vectors(context, images, kind), _vectors(context, train, kind))
+        hits = found_planted(match, list(range(len(images))), unseen)
+        found.append((name, context.settings.bootstrap.share(hits.double())))
+    return found
+
+
+def _vectors(context: Context, images: ImageSet, kind: str) -> Tensor:
+    """Features of images; or their thumbnails averaged down to 16 pixels a side, (N,768), values in [0, 1]."""
+    if kind == "features":
+        return images.features[context.network.name]
+    size = (PIXEL_SIDE_PX, PIXEL_SIDE_PX)
+    return torch.nn.functional.adaptive_avg_pool2d(images.thumbnails.float() / 255.0, size).flatten(1)
+
+
+def _nearest_pairs(drawn: ImageSet, train: ImageSet, found: Nearest, kind: str) -> Gallery:
+    groups = []
+    for row in found.distance.argsort()[:_SHOWN_PAIRS].tolist():
+        match = int(found.row[row])
+        pair = drawn.thumbnails[row], train.thumbnails[match]
+        grey_levels = float(pixel_rmse(pair[0][None], pair[1][None]))
+        caption = (
+            f"drawn: {drawn.captions[row]}; training: {train.captions[match]} "
+            f"(distance {float(found.distance[row]):.3g}, {grey_levels:.0f} grey levels)"
+        )
+        groups.append(Group(caption, {"drawn": pixels(pair[0]), "training": pixels(pair[1])}))
+    return Gallery(f"Nearest pairs by {kind}", tuple(groups))

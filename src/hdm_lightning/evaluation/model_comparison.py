@@ -1,0 +1,195 @@
+"""Two evaluations compared image by image, and the same recipe's over several trainings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.table import Table
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.findings import rounded
+from hdm_lightning.evaluation.recorded_numbers import Recorded
+from hdm_lightning.metrics.bootstrap import Estimate
+from hdm_lightning.metrics.comparisons import (
+    OverTrainings,
+    PairedDifference,
+    holm,
+    over_trainings,
+    paired_difference,
+)
+
+Verdict = Literal["better", "worse", "differs", "the same", "not told apart"]
+
+
+@dataclass(frozen=True)
+class ComparedMeasure:
+    """One measure of two models.
+
+    Attributes:
+        name: `part.measure`.
+        first, second: values.
+        difference: second − first, image by image.
+        adjusted_p: holds for its whole family (Holm).
+        margin: within which the two count as the same.
+        primary: whether it is of the family named beforehand.
+    """
+
+    name: str
+    first: float
+    second: float
+    difference: PairedDifference
+    adjusted_p: float
+    margin: float
+    primary: bool
+    better: str
+    level: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the second model is, at the level of the intervals."""
+        if self.adjusted_p < self.level:
+            up = self.difference.value > 0
+            return (
+                "differs"
+                if self.better not in ("higher", "lower")
+                else "better"
+                if up == (self.better == "higher")
+                else "worse"
+            )
+        return "the same" if self.difference.within(self.margin) else "not told apart"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """All measures that two evaluations share image by image, and the parts that they do not."""
+
+    measures: tuple[ComparedMeasure, ...]
+    apart: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"measures": [each.to_json() for each in self.measures], "not_compared": dict(self.apart)}
+
+
+def compare_models(
+    first: Recorded, second: Recorded, *, primary: Sequence[str] = (), margin: float = 0.05, confidence: float = 0.95
+) -> ModelComparison:
+    """Compare the second with the first, on the same prompts, seeds and reference images.
+
+    Args:
+        first, second: two evaluations.
+        primary: measures that the comparison is about, named before looking; by default those of the evaluation.
+            They are one family for Holm's correction, the others another.
+        margin: shares within it, and other numbers within this part of the first's value, count as the same.
+        confidence: of intervals; 1 minus it is the level of the tests.
+
+    Raises:
+        UserError: nothing can be compared image by image, or a primary measure is not there.
+    """
+    apart = _parts_apart(first, second)
+    names = [n for n in first.outcomes if n in second.outcomes and n.partition(".")[0] not in apart]
+    asked = list(primary) or [name for name in first.primary if name in names]
+    for name in asked:
+        if name not in names:
+            hint = f"there are {', '.join(names) or 'none'}"
+            raise UserError(f"{name} is not measured image by image in both", where="--primary", hint=hint)
+    if not names:
+        why = "; ".join(f"{part}: {reason}" for part, reason in apart.items()) or "no part keeps outcomes of both"
+        hint = "evaluate both with the same --seed, --data and counts, by this version"
+        raise UserError(f"nothing can be compared image by image ({why})", where=str(second.path), hint=hint)
+    found = {name: _difference(first.outcomes[name], second.outcomes[name], name, confidence) for name in names}
+    adjusted: dict[str, float] = {}
+    for family in (asked, [name for name in names if name not in asked]):
+        adjusted |= holm({name: found[name].p for name in family})
+    rows = []
+    for name in [*asked, *(each for each in names if each not in asked)]:
+        one, other = (each.measures[name]["value"] for each in (first, second))
+        of_share = bool(first.measures[name].get("trials"))
+        allowed, better = margin if of_share else margin * abs(one), str(first.measures[name]["better"])
+        rows.append(
+            ComparedMeasure(
+                name, one, other, found[name], adjusted[name], allowed, name in asked, better, 1 - confidence
+            )
+        )
+    return ModelComparison(tuple(rows), apart)
+
+
+def _parts_apart(first: Recorded, second: Recorded) -> dict[str, str]:
+    """Parts whose images of one number are not of the same prompt and seed, each with the reason."""
+    apart = {}
+    for part, needed in first.depends.items():
+        if part not in second.depends:
+            apart[part] = "only in one"
+        elif different := [key for key, value in needed.items() if value != second.depends[part].get(key)]:
+            apart[part] = f"not of the same {' and '.join(different)}"
+    return apart
+
+
+def _difference(first: Mapping[str, Any], second: Mapping[str, Any], name: str, confidence: float) -> PairedDifference:
+    same = all(first.get(key) == second.get(key) for key in ("units", "trials"))
+    if not same or len(first["values"]) != len(second["values"]):
+        raise UserError("the images are not of the same prompts", where=name, hint="evaluate both with the same counts")
+    options = {"trials": first.get("trials") or None, "units": first.get("units") or None}
+    return paired_difference(first["values"], second["values"], confidence=confidence, **options)
+
+
+def _table(*columns: str) -> Table:
+    """A table whose names give way where the terminal is narrow, and whose numbers never do."""
+    table = Table()
+    table.add_column("measure", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def comparison_table(comparison: ModelComparison) -> Table:
+    """A row a measure, the primary ones first."""
+    table = _table("first", "second", "difference", "interval", "p (Holm)", "could show", "second is")
+    for row in comparison.measures:
+        one = row.difference
+        value, interval = rounded(Estimate(one.value, one.low, one.high, one.units))
+        table.add_row(
+            f"{row.name} *" if row.primary else row.name,
+            f"{row.first:.4g}",
+            f"{row.second:.4g}",
+            value,
+            interval,
+            f"{row.adjusted_p:.2g}",
+            f"±{one.smallest:.2g}",
+            f"{row.verdict} (±{row.margin:.2g})" if row.verdict == "the same" else row.verdict,
+        )
+    return table
+
+
+def summarise_trainings(runs: Sequence[Recorded], confidence: float = 0.95) -> dict[str, OverTrainings]:
+    """Each number that all trainings have, over trainings.
+
+    Raises:
+        UserError: there are not two, or they share no measure.
+    """
+    if len(runs) < 2:
+        raise UserError("one training says nothing about another", where="RUNS", hint="give two or more, better 5 to 8")
+    names = [name for name in runs[0].measures if all(name in run.measures for run in runs)]
+    if not names:
+        raise UserError("the evaluations have no measure in common", where="RUNS", hint="evaluate all alike")
+    found = {}
+    for name in names:
+        measures = [run.measures[name] for run in runs]
+        trials = [int(each.get("trials") or 0) for each in measures]
+        shares = trials if all(trials) and all(0 <= each["value"] <= 1 for each in measures) else None
+        found[name] = over_trainings([each["value"] for each in measures], trials=shares, confidence=confidence)
+    return found
+
+
+def trainings_table(found: Mapping[str, OverTrainings], confidence: float) -> Table:
+    """A row a measure: the trainings there were, and where one more falls."""
+    level = f"{confidence:.0%}"
+    table = _table("mean", "least", "most", f"mean of all such, {level}", f"one further training, {level}")
+    for name, one in found.items():
+        ends = [f"{value:.4g}" for value in (one.mean, one.least, one.most)]
+        table.add_row(name, *ends, f"{one.low:.4g} … {one.high:.4g}", f"{one.next_low:.4g} … {one.next_high:.4g}")
+    return table

@@ -1,0 +1,96 @@
+"""What `hdm-evaluate` and `hdm-demo` wrote, read again: numbers, what they are means of, and what they depend on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.request import PRIMARY, SHAPES_PRIMARY
+
+FILES = ("evaluation.json", "evaluation/evaluation.json", "demo.json")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The numbers of one set of weights.
+
+    Attributes:
+        path: of the file.
+        weights: `ema`, `raw` or `file`.
+        measures: by `part.measure`: value, better, chance; of shares also `trials`.
+        outcomes: by `part.measure`, image by image: values, and trials and units where there are.
+        depends: what has to be equal for images of the same number to be of the same prompt and seed, by part.
+        primary: names of the measures that were to be looked at first.
+    """
+
+    path: Path
+    weights: str
+    measures: Mapping[str, Mapping[str, Any]]
+    outcomes: Mapping[str, Mapping[str, Any]]
+    depends: Mapping[str, Any]
+    primary: tuple[str, ...]
+
+
+def read_recorded(path: Path, weights: str | None = None) -> Recorded:
+    """Read a file, or the folder that it lies in.
+
+    Raises:
+        UserError: there is no such file, it holds something else, or other weights.
+    """
+    file = path if path.is_file() else next((path / name for name in FILES if (path / name).is_file()), None)
+    if file is None:
+        raise UserError("holds no evaluation", where=str(path), hint=f"run `hdm-evaluate {path}` first")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = str(content["format"])
+        if kind.startswith("hdm-lightning demo"):
+            return _of_demo(file, content)
+        if kind.startswith("hdm-lightning evaluation"):
+            return _of_evaluation(file, content, weights)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = "give what hdm-evaluate or hdm-demo of this version wrote"
+        raise UserError(
+            f"is no evaluation that can be read ({type(error).__name__}: {error})", where=str(file), hint=hint
+        ) from error
+    raise UserError(f"is of the format {kind!r}", where=str(file), hint="give an evaluation.json or a demo.json")
+
+
+def _of_evaluation(file: Path, content: Mapping[str, Any], weights: str | None) -> Recorded:
+    there = content["results"]
+    chosen = weights or next(iter(there))
+    if chosen not in there:
+        raise UserError(f"has no {chosen} weights", where=str(file), hint=f"choose among {', '.join(there)}")
+    measures, outcomes, depends = {}, {}, {}
+    settings = content["settings"]
+    for part, found in there[chosen].items():
+        for name, images in found.get("outcomes", {}).items():
+            outcomes[f"{part}.{name}"] = images
+        for name, measure in found["measures"].items():
+            trials = sum(found.get("outcomes", {}).get(name, {}).get("trials", [])) or _trials_of_share(measure)
+            measures[f"{part}.{name}"] = {**measure, "trials": trials}
+        reference = {} if part == "shapes" else settings["data"]["reference"]
+        same = {"reference images": [reference.get(key) for key in ("order", "resolution")]}
+        depends[part] = {"seed": settings["seed"], "counts and networks": found["record"], **same}
+    primary = settings.get("primary", PRIMARY)
+    return Recorded(file, chosen, measures, outcomes, depends, tuple(primary))
+
+
+def _trials_of_share(measure: Mapping[str, Any]) -> int:
+    return int(measure["samples"]) if str(measure.get("method", "")).startswith("Wilson") else 0
+
+
+def _of_demo(file: Path, content: Mapping[str, Any]) -> Recorded:
+    measures, outcomes = {}, {}
+    for prefix, kinds in content["scores"].items():
+        for kind, images in content["outcomes"][prefix].items():
+            for criterion, right in images["right"].items():
+                name = f"shapes.{prefix}_{kind}_{criterion}"
+                score = kinds[kind][criterion]
+                measures[name] = {"value": score["share"], "better": "higher", **score}
+                trials = images["trials"][criterion]
+                outcomes[name] = {"values": right, "trials": trials, "units": images["units"]}
+    return Recorded(
+        file, "ema", measures, outcomes, {"shapes": {"rule of what is held out": content["held_out"]}}, SHAPES_PRIMARY
+    )

@@ -1,0 +1,187 @@
+"""Two models on the same prompts and seeds, several trainings of one recipe, and how many images it takes to tell.
+
+Shapes: N images, K trainings.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, comb, inf, log
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hdm_lightning.metrics.proportions import Units, count_units, shared_variance
+from hdm_lightning.metrics.quantiles import normal_quantile, t_quantile, t_tail
+
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How much the second of two models differs from the first on the same images.
+
+    Attributes:
+        value, low, high: second − first, and its interval.
+        p: two-sided, of no difference.
+        inner: the interval of twice the error, which lies within ±margin where both are equivalent at that level.
+        smallest: difference that a comparison of so many images finds in 80% of the cases.
+        units: what is independent, and of how many.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    inner: tuple[float, float]
+    smallest: float
+    units: int
+
+    def within(self, margin: float) -> bool:
+        """Whether the two are the same to within a margin (two one-sided tests, Schuirmann 1987)."""
+        return -margin < self.inner[0] and self.inner[1] < margin
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    trials: ArrayLike | None = None,
+    units: Units | None = None,
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """The difference of the means (second − first) of two models' outcomes on the same images.
+
+    Args:
+        first, second: (N,), of image i both.
+        trials: (N,) of which the outcomes are right answers; 1 each by default.
+        units: what images depend on each other by, as for `clustered_interval`; each its own by default.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: the lengths differ, or there are not two units.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    asked = np.ones_like(one) if trials is None else np.asarray(trials, dtype=np.float64)
+    names = [[str(row)] for row in range(len(one))] if units is None else list(units)
+    if not len(one) == len(other) == len(asked) == len(names) or not asked.sum():
+        raise ValueError(f"second: got {len(other)} images, expected {len(one)}, the same ones, and some trial")
+    chosen = np.flatnonzero(asked)
+    used = [names[row] for row in chosen]
+    change, weight = (other - one)[chosen], asked[chosen]
+    value = float(change.sum() / weight.sum())
+    number = count_units(used)
+    if number < 2:
+        raise ValueError(f"units: got {number}, expected at least 2")
+    error = max(0.0, shared_variance(change - value * weight, used)) ** 0.5 / float(weight.sum())
+    freedom, beyond = number - 1, (1 - confidence) / 2
+    reach, inner = (t_quantile(1 - share, freedom) * error for share in (beyond, 2 * beyond))
+    p = t_tail(value / error, freedom) if error else float(value == 0)
+    if units is None and trials is None and set(np.unique([one, other])) <= {0.0, 1.0}:
+        p = mcnemar(int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum()))
+    smallest = (t_quantile(1 - beyond, freedom) + t_quantile(POWER, freedom)) * error
+    return PairedDifference(value, value - reach, value + reach, p, (value - inner, value + inner), smallest, number)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """The exact p of images that one model alone gets right, and the other alone (McNemar 1947, by the binomial)."""
+    count = lost + gained
+    tail = sum(comb(count, number) for number in range(min(lost, gained) + 1)) / 2**count
+    return min(1.0, 2 * tail)
+
+
+def holm(ps: Mapping[str, float]) -> dict[str, float]:
+    """Values of p that hold for all of a family together (Holm 1979)."""
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(sorted(ps, key=lambda each: ps[each])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[name]))
+        adjusted[name] = least
+    return {name: adjusted[name] for name in ps}
+
+
+@dataclass(frozen=True)
+class OverTrainings:
+    """A number over K trainings that differ in their seed alone.
+
+    Attributes:
+        mean, least, most: of the K values.
+        low, high: interval of the mean of all such trainings (Student's t).
+        next_low, next_high: where one further training falls, at the same confidence.
+    """
+
+    mean: float
+    least: float
+    most: float
+    low: float
+    high: float
+    next_low: float
+    next_high: float
+    trainings: int
+
+
+def over_trainings(
+    values: Sequence[float], *, trials: Sequence[int] | None = None, confidence: float = 0.95
+) -> OverTrainings:
+    """Summarise a number of K ≥ 2 trainings: mean ± t·s/√K, and for one further run mean ± t·s·√(1 + 1/K).
+
+    Args:
+        values: (K,); shares where `trials` is given.
+        trials: behind each share. Intervals are then those of logit((right + ½) / (trials + 1)), so that they stay
+            between 0 and 1, and bound where shares are 0 or 1.
+        confidence: of both intervals.
+
+    Raises:
+        ValueError: there are not two trainings, or not one number of trials each.
+    """
+    count = len(values)
+    if count < 2 or (trials is not None and len(trials) != count):
+        raise ValueError(f"values: got {count}, expected at least 2 trainings, and trials of each or of none")
+    seen = np.asarray(values, dtype=np.float64)
+    scale = seen
+    if trials is not None:
+        shrunk = (seen * np.asarray(trials) + 0.5) / (np.asarray(trials) + 1)
+        scale = np.log(shrunk / (1 - shrunk))
+    centre, spread = float(scale.mean()), float(scale.std(ddof=1))
+    reach = t_quantile((1 + confidence) / 2, count - 1) * spread
+    ends = [centre + sign * reach * factor for factor in (count**-0.5, (1 + 1 / count) ** 0.5) for sign in (-1, 1)]
+    if trials is not None:
+        ends = [float(1 / (1 + np.exp(-end))) for end in ends]
+    return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count)
+
+
+def images_to_tell(
+    first: float, second: float, *, power: float = POWER, confidence: float = 0.95, design_effect: float = 1.0
+) -> int:
+    """Independent prompts each of two models needs so that a test tells two shares apart (Fleiss 1981, eq. 3.14).
+
+    `design_effect`: by how much prompts that share a combination count for less: 1 + (images a unit − 1) · correlation.
+
+    Raises:
+        ValueError: a share out of 0 to 1, or two equal ones, which no number tells apart.
+    """
+    if not (0 <= first <= 1 and 0 <= second <= 1) or first == second:
+        raise ValueError(f"first, second: got {first:g} and {second:g}, expected two different shares of 0 to 1")
+    middle = (first + second) / 2
+    wrong, missed = normal_quantile((1 + confidence) / 2), normal_quantile(power)
+    spread = first * (1 - first) + second * (1 - second)
+    root = wrong * (2 * middle * (1 - middle)) ** 0.5 + missed * spread**0.5
+    return ceil(design_effect * (root / (first - second)) ** 2)
+
+
+def smallest_difference(share: float, samples: int, *, power: float = POWER, confidence: float = 0.95) -> float:
+    """How far below or above `share` (whichever has room) another model must be to be told with so many prompts each.
+
+    `inf` where even the whole range is not enough.
+    """
+    towards = 0.0 if share >= 0.5 else 1.0
+    if images_to_tell(share, towards, power=power, confidence=confidence) > samples:
+        return inf
+    near, far = 0.0, abs(share - towards)
+    for _ in range(max(1, ceil(log(far / 1e-4) / log(2)))):
+        middle = (near + far) / 2
+        other = share + middle * (1 if towards > share else -1)
+        near, far = (
+            (near, middle)
+            if images_to_tell(share, other, power=power, confidence=confidence) <= samples
+            else (middle, far)
+        )
+    return far

@@ -1,0 +1,63 @@
+"""hdm-evaluate on scenes of shapes: unseen beside seen, by the rule of the set's own records."""
+
+import json
+
+import pytest
+import torch
+
+from hdm_lightning.cli import evaluate
+from hdm_lightning.datasets.shapes import build_shapes, scene_prompts
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.generation.stored_pipeline import save_final
+from hdm_lightning.models import XUT, XUTConfig
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
+)
+SMALL = ["--parts", "shapes", "--weights", "ema", "--shapes-prompts", "8", "--shapes-pairs", "4"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
+    """By the rule of the reference set, what the part found with an untrained network."""
+    torch.manual_seed(0)
+    folder, found = tmp_path_factory.mktemp("shapes"), {}
+    save_final(
+        folder / "model/final",
+        XUT(CONFIG).state_dict(),
+        xut=CONFIG,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
+        autoencoder=load_autoencoder(str(tiny_autoencoder)),
+        sampling={"height": 32, "width": 32, "steps": 1, "guidance_scale": 1.0},
+    )
+    for rule in ("pairs", "triples"):
+        shards = build_shapes(folder / rule, count=6, resolution=32, split="heldout", held_out=rule)
+        arguments = [str(folder / "model"), "--data", str(shards), *SMALL, "--out", str(folder / f"{rule}_found")]
+        assert evaluate.main(arguments) == 0
+        result = json.loads((folder / f"{rule}_found" / "evaluation.json").read_text())
+        found[rule] = result["results"]["ema"]["shapes"]
+    return found
+
+
+def test_unseen_prompts_are_those_that_the_set_never_shows(evaluated):
+    for rule, part in evaluated.items():
+        assert part["record"]["held_out"] == rule
+        units = {tuple(unit) for unit in part["outcomes"]["one_unseen_colour"]["units"]}
+        specs = [prompt.spec["objects"][0] for prompt in scene_prompts(8, split="heldout", rule=rule)]
+        parts = ("colour", "shape") if rule == "pairs" else ("colour", "shape", "size")
+        assert units == {(" ".join(spec[part] for part in parts),) for spec in specs}
+        seen = {tuple(unit) for unit in part["outcomes"]["one_seen_colour"]["units"]}
+        assert not seen & units
+
+
+def test_the_gap_is_the_difference_and_the_bound_relation_comes_first(evaluated):
+    measures = evaluated["pairs"]["measures"]
+    of_two = [name for name in measures if name.startswith("two_")]
+    assert of_two[:4] == [f"two_{kind}_relation_bound" for kind in ("unseen", "seen", "gap", "decoded")]
+    for name in ("one_{}_colour_and_shape", "two_{}_placement", "two_{}_background"):
+        seen, unseen, gap = (measures[name.format(kind)] for kind in ("seen", "unseen", "gap"))
+        assert gap["value"] == pytest.approx(seen["value"] - unseen["value"])
+        assert gap["low"] <= gap["value"] <= gap["high"]
+        images = evaluated["pairs"]["outcomes"][name.format("unseen")]
+        assert unseen["value"] == pytest.approx(sum(images["values"]) / sum(images["trials"]))
