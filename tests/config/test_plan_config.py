@@ -1,5 +1,6 @@
 """hdm-plan's configuration: every training key understood, its own keys checked, messages that name the hint."""
 
+import io
 import json
 
 import hdm_lightning.conf
@@ -12,8 +13,9 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
-from hdm_lightning.profiling.gpus import Host
+from hdm_lightning.profiling.gpus import GPUS, Host, Machine
 from hdm_lightning.profiling.planned_run import Dataset
+from hdm_lightning.profiling.presets import PRESETS, presets_for
 from hdm_lightning.training.recorded import recorded_values
 
 
@@ -208,3 +210,27 @@ def test_stages_that_read_latents_run_no_autoencoder(tmp_path):
         cells = (stage["stage"]["resolution"] // 8) ** 2
         assert stage["read_mb_s"] / stage["images_per_s"] == pytest.approx((16 * 1.3 * cells + 3000) / 1e6)
     assert found[3]["hours"] == online[3]["hours"]
+
+
+def test_every_preset_that_is_proposed_for_a_card_fits_it():
+    """On every card of the table, alone and in fours, as the preset stands."""
+    offered = {}
+    for gpu in GPUS.values():
+        for count in (1, 4):
+            for preset in presets_for(Machine(gpu, count)):
+                offered.setdefault(preset.name, []).append(f"{1 if preset.alone else count}x{gpu.name}")
+    assert set(offered) == {preset.name for preset in PRESETS}
+    for name, machines in offered.items():
+        for plan in planned(f"experiment={name}", f"gpus=[{','.join([*machines, machines[0]])}]").content["plans"]:
+            assert all(stage["fits"] for stage in plan["stages"]), (name, plan["machine"])
+
+
+def test_presets_are_proposed_where_none_was_chosen():
+    def shown(*overrides):
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(planned(*overrides).report)
+        return console.export_text()
+
+    assert "hdm-plan experiment=weekend_24gb gpus=1x4090" in shown("gpus=1x4090")
+    assert "weekend_24gb" not in shown("gpus=1x4080") and "evening_gpu" in shown("gpus=1x4080")
+    assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")
