@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def run_command(function: Callable[[], int | None]) -> int:
         has HDM_TRACEBACK=1; 130 when interrupted from the keyboard. Any other exception is a defect and passes.
     """
     try:
+        require_platform(sys.platform)
         return function() or 0
     except UserError as error:
         if os.environ.get(TRACEBACK_VARIABLE) == "1":
@@ -39,6 +41,23 @@ def run_command(function: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
+
+
+@cache
+def require_platform(name: str) -> None:
+    """Refuse a system whose locks, signals and processes are other than Linux's, and warn of one that was not tried.
+
+    Args:
+        name: `sys.platform`.
+
+    Raises:
+        UserError: it is Windows.
+    """
+    if name in ("win32", "cygwin"):
+        what = "file locks, signals and forked processes of Linux are needed, which Windows has not"
+        raise UserError(what, where="system", hint="install WSL2 (`wsl --install`) and run the command inside it")
+    if not name.startswith("linux"):
+        print(f"note: hdm-lightning is tested on Linux alone, not on {name}; only the CPU is used", file=sys.stderr)
 
 
 @contextmanager

@@ -16,7 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.cli.command import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.command import (
+    INTERRUPTED_STATUS,
+    TRACEBACK_VARIABLE,
+    USER_ERROR_STATUS,
+    require_platform,
+    run_command,
+)
 from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
@@ -40,6 +46,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         return 0
     error: BaseException | None = None
     try:
+        require_platform(sys.platform)
         sys.argv[1:] = present_keys(sys.argv[1:], config_name)
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
         decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")

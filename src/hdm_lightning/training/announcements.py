@@ -93,6 +93,8 @@ def _data(run: Run, size: int | None) -> str:
 
 
 def _folder(run: Run, plan: StagePlan, start: StartPoint) -> str:
+    if run.is_trial:
+        return "a trial, of which nothing is kept"
     folder = shown(run.run_dir)
     if start.step or plan.number > 1:
         seen = start.step * plan.settings.batch_size
