@@ -35,10 +35,10 @@ GROUPS = {
 
 
 def first_comment(text: str) -> str:
-    """The comment that a file begins with."""
+    """The first paragraph of the comment that a file begins with; the file itself follows whole."""
     lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
+    for line in text.removeprefix("# @package _global_\n").splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
             break
         lines.append(line.lstrip("# "))
     return " ".join(lines)
