@@ -1,4 +1,4 @@
-"""Writes the site's reference pages from the code: every configuration key, every public name."""
+"""Writes the site's reference pages from the code: every configuration key, every public name; takes experiments in."""
 
 import inspect
 import re
@@ -35,10 +35,10 @@ GROUPS = {
 
 
 def first_comment(text: str) -> str:
-    """The comment that a file begins with."""
+    """The first paragraph of the comment that a file begins with; the file itself follows whole."""
     lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
+    for line in text.removeprefix("# @package _global_\n").splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
             break
         lines.append(line.lstrip("# "))
     return " ".join(lines)
@@ -108,5 +108,14 @@ def python() -> None:
             print(f"::: {made.__module__}.{made.__qualname__}\n    options:\n      heading_level: 2\n", file=page)
 
 
+def experiments() -> None:
+    """The records of experiments with their pictures and numbers, which lie beside `docs/`."""
+    for path in sorted((CONF.parent / "experiments").rglob("*")):
+        if path.suffix in (".md", ".png", ".json"):
+            with mkdocs_gen_files.open(path.relative_to(CONF.parent).as_posix(), "wb") as page:
+                page.write(path.read_bytes())
+
+
 configuration()
 python()
+experiments()

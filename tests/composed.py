@@ -9,8 +9,9 @@ from hdm_lightning.training import job
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.schedule import run_schedule
 
+NO_PICTURES = "callbacks.sample_images.prompts=[]"
 BASES = {
-    "train": ["model=xut_base", "vae=folder", "trainer=cpu", "data.train=nowhere", "vae.name=nowhere"],
+    "train": ["model=xut_base", "vae=folder", "trainer=cpu", "data.train=nowhere", "vae.name=nowhere", NO_PICTURES],
     "train_vae": ["~vae_training", "trainer=cpu", "data.train=nowhere"],
 }
 

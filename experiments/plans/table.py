@@ -9,6 +9,7 @@ MACHINES = ("4x5090", "4x4090", "4x3090", "1x4090")
 # Wall-clock hours that the paper reports for four RTX 5090 (arXiv 2509.06068, appendix), by resolution.
 PAPER_HOURS = {256: 174.0, 512: 120.0, 768: 42.0, 1024: 49.0}
 MONEY = ("kwh", "rent_usd", "electricity_usd")
+CARDS = ("1x4080", "1x3090", "1x4090", "1x5090", "1xh100", "4x4090", "4x5090", "4xh100", "8x5090")
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 GIB = 2**30
 
@@ -72,6 +73,35 @@ def encodings(plan: dict[str, Any]) -> list[list[str]]:
     return found
 
 
+def read_cards(name: str) -> dict[str, dict[str, Any]]:
+    """Forecasts of one training on several machines, by machine."""
+    plans = read(f"cards_{name}")["plans"]
+    return {f"{plan['machine']['count']}x{plan['machine']['gpu']['name']}": plan for plan in plans}
+
+
+def hours_and_rent(plan: dict[str, Any] | None) -> str:
+    """Both sums of a forecast, with days where hours say little."""
+    if plan is None:
+        return ""
+    hours, rent = plan["total"]["hours"], plan["total"]["rent_usd"]["expected"]
+    time = f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.0f} h" if hours < 100 else f"{hours / 24:.0f} days"
+    return f"{time}, ${rent:.2f}" if rent < 1 else f"{time}, ${rent:,.0f}"
+
+
+def cards() -> str:
+    """What the presets take on cards of several sizes."""
+    evening, weekend, paper = map(read_cards, ("evening", "weekend", "paper"))
+    rows = []
+    for name in CARDS:
+        plan = paper[name]
+        speed, memory = plan["stages"][0]["images_per_s"], plan["machine"]["gpu"]["memory_gib"]
+        cells = (hours_and_rent(each.get(name)) for each in (evening, weekend, paper))
+        fits = "yes" if all(stage["fits"] for stage in plan["stages"]) else "with smaller micro-batches"
+        rows.append([name, f"{memory:g} GB", *cells, f"{speed:.0f}", fits])
+    header = ["cards", "memory each", "evening_gpu", "weekend_24gb", "paper", "images/s at 256 px", "paper fits"]
+    return table(header, rows)
+
+
 def tables() -> str:
     """All tables of the README."""
     plans = {name: read(f"paper_{name}") for name in MACHINES}
@@ -87,6 +117,8 @@ def tables() -> str:
             table(header, rows),
             "### The same samples with the least operations: `experiment=paper_cached`, captions of 64 tokens",
             table(header, encodings(cached) + stages("4x5090", cached)),
+            "### The presets by card",
+            cards(),
             "### What $600 buy",
             bought,
             table(header, stages("$600", budget)),

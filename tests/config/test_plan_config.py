@@ -1,5 +1,6 @@
 """hdm-plan's configuration: every training key understood, its own keys checked, messages that name the hint."""
 
+import io
 import json
 from itertools import islice
 
@@ -15,8 +16,9 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.duration import PAPER_HOURS, Assumptions
-from hdm_lightning.profiling.gpus import Host
+from hdm_lightning.profiling.gpus import GPUS, Host, Machine
 from hdm_lightning.profiling.planned_run import Dataset
+from hdm_lightning.profiling.presets import PRESETS, presets_for
 from hdm_lightning.training.recorded import recorded_values
 
 
@@ -36,10 +38,10 @@ def test_the_paper_s_schedule_from_the_configuration():
     json.dumps(content)
 
 
-PRESETS = ["experiment=paper_small", "model=xut_base", "experiment=paper_large", "experiment=paper_cached"]
+OF_THE_PAPER = ["experiment=paper_small", "model=xut_base", "experiment=paper_large", "experiment=paper_cached"]
 
 
-@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("size", OF_THE_PAPER)
 def test_the_paper_s_recipe_fits_24_and_32_gib_as_it_is(size):
     for plan in planned(size, "gpus=[4x5090,4x4090,4x3090]").content["plans"]:
         assert all(stage["fits"] and not stage["notes"] for stage in plan["stages"])
@@ -260,3 +262,27 @@ def test_few_samples_of_a_resolution_are_no_reason_to_encode_all():
     stages = planned("gpus=4x5090", "dataset.latents=true").content["stages"]
     told = [any("images in the place of latents" in text for text in stage["savings"]) for stage in stages]
     assert told == [False, False, True, True]
+
+
+def test_every_preset_that_is_proposed_for_a_card_fits_it():
+    """On every card of the table, alone and in fours, as the preset stands."""
+    offered = {}
+    for gpu in GPUS.values():
+        for count in (1, 4):
+            for preset in presets_for(Machine(gpu, count)):
+                offered.setdefault(preset.name, []).append(f"{1 if preset.alone else count}x{gpu.name}")
+    assert set(offered) == {preset.name for preset in PRESETS}
+    for name, machines in offered.items():
+        for plan in planned(f"experiment={name}", f"gpus=[{','.join([*machines, machines[0]])}]").content["plans"]:
+            assert all(stage["fits"] for stage in plan["stages"]), (name, plan["machine"])
+
+
+def test_presets_are_proposed_where_none_was_chosen():
+    def shown(*overrides):
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(planned(*overrides).report)
+        return console.export_text()
+
+    assert "hdm-plan experiment=weekend_24gb gpus=1x4090" in shown("gpus=1x4090")
+    assert "weekend_24gb" not in shown("gpus=1x4080") and "evening_gpu" in shown("gpus=1x4080")
+    assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")

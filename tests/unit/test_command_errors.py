@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.command import run_command
+from hdm_lightning.cli.command import require_platform, run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.stop_request import StopRequest
@@ -23,6 +23,19 @@ def test_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: 3) == 3
     assert run_command(fail) == 2
     assert capsys.readouterr().err == "error: some.key: is wrong\n  hint: make it right\n"
+
+
+def test_windows_is_refused_with_the_way_out_and_other_systems_are_warned_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    require_platform.cache_clear()
+    require_platform("linux")
+    assert capsys.readouterr().err == ""
+    require_platform("darwin")
+    assert "darwin" in capsys.readouterr().err
+    with pytest.raises(UserError) as caught:
+        require_platform("win32")
+    assert caught.value.hint is not None and "WSL2" in caught.value.hint
 
 
 def test_the_stack_trace_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.version import __version__
 
 Settings = TypeVar("Settings")
 
@@ -36,6 +37,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
+        if " " not in self.prog:  # a command's own, not one of its parts
+            self.add_argument("--version", action="version", version=f"hdm-lightning {__version__}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, but nothing unknown may be left; a subparser suggests from its own options."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
-from hdm_lightning.version import __version__
 
 _DESCRIPTION = """Measure the machine and the parts of a training step: warm-up, repeats, median and quartiles.
 
@@ -93,7 +92,6 @@ def case_settings(part: str) -> tuple[str, ...]:
 def parser() -> argparse.ArgumentParser:
     """The command's parser."""
     command = Parser(prog="hdm-bench", description=_DESCRIPTION, epilog=_EXAMPLES)
-    command.add_argument("--version", action="version", version=__version__)
     parts = command.add_subparsers(dest="part", required=True, metavar="PART")
     SYSTEM.add(parts.add_parser("system", help="matrix products, memory, disk, links between GPUs"))
     DATA.add(parts.add_parser("data", help="the loading of training samples from shards"))

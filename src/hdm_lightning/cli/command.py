@@ -6,6 +6,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def run_command(function: Callable[[], int | None]) -> int:
         as in `| head`. Any other exception is a defect and passes.
     """
     try:
+        require_platform(sys.platform)
         status = function() or 0
         sys.stdout.flush()
         return status
@@ -61,6 +63,23 @@ def reader_is_gone() -> bool:
     if gone:  # so that the last flush, at the interpreter's end, finds no closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return gone
+
+
+@cache
+def require_platform(name: str) -> None:
+    """Refuse a system whose locks, signals and processes are other than Linux's, and warn of one that was not tried.
+
+    Args:
+        name: `sys.platform`.
+
+    Raises:
+        UserError: it is Windows.
+    """
+    if name in ("win32", "cygwin"):
+        what = "file locks, signals and forked processes of Linux are needed, which Windows has not"
+        raise UserError(what, where="system", hint="install WSL2 (`wsl --install`) and run the command inside it")
+    if not name.startswith("linux"):
+        print(f"note: hdm-lightning is tested on Linux alone, not on {name}; only the CPU is used", file=sys.stderr)
 
 
 @contextmanager

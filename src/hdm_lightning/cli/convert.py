@@ -13,7 +13,6 @@ from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line, printable
-from hdm_lightning.version import __version__
 
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
@@ -69,7 +68,6 @@ def parser() -> Parser:
         description="Convert a trained network between layouts, bit for bit unless --dtype says otherwise.",
         epilog=f"layouts:\n{layouts}",
     )
-    result.add_argument("--version", action="version", version=f"hdm-lightning {__version__}")
     _CONVERSION.add(result)
     return result
 

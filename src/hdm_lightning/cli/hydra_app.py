@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
@@ -15,15 +16,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdm_lightning.cli.command import INTERRUPTED_STATUS, TRACEBACK_VARIABLE, USER_ERROR_STATUS, run_command
+from hdm_lightning.cli.command import (
+    INTERRUPTED_STATUS,
+    TRACEBACK_VARIABLE,
+    USER_ERROR_STATUS,
+    require_platform,
+    run_command,
+)
 from hdm_lightning.cli.overrides import arranged, unparsable
 from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
 from hdm_lightning.training.former_keys import present_keys
+from hdm_lightning.version import __version__
 
 LONGEST_FOLDER_NAME = 120
 """Bytes: file systems count in them."""
+_UNTOLD = re.compile("object_type=|^To append to your config use")
 STOPPED = 143
 """Exit status of a job that saved and ended because of a signal."""
 
@@ -34,8 +43,12 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     A task returns None or, for sweepers, a number, raises `UserError`, or exits. Errors are reported after Hydra's
     end: it would print the overrides above them.
     """
+    if "--version" in sys.argv[1:]:
+        print(f"hdm-lightning {__version__}")
+        return 0
     error: BaseException | None = None
     try:
+        require_platform(sys.platform)
         sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
         decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
@@ -45,10 +58,10 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         error = errors.mistake
     except (Exception, KeyboardInterrupt) as raised:
         error = raised
-    return run_command(lambda: _end(error))
+    return run_command(lambda: _end(error, config_name))
 
 
-def _end(error: BaseException | None) -> int:
+def _end(error: BaseException | None, config_name: str) -> int:
     """The exit status of an application that has ended with an error or without."""
     if error is None or isinstance(error, JobFailed):
         return finish_sweep()
@@ -59,7 +72,7 @@ def _end(error: BaseException | None) -> int:
         raise unparsable(error.override) from error
     composing = isinstance(error, HydraException | OmegaConfBaseException)
     if composing and os.environ.get(TRACEBACK_VARIABLE) != "1":
-        print(f"error: {printable(_first_lines(error))}", file=sys.stderr)
+        print(f"error: {printable(_first_lines(error, config_name))}", file=sys.stderr)
         return USER_ERROR_STATUS
     raise error
 
@@ -133,6 +146,10 @@ def short_name(text: str) -> str:
     return f"{content[: LONGEST_FOLDER_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
-def _first_lines(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip() and "object_type=" not in line]
-    return "\n".join([*lines[:24], "  hint: `--cfg job` shows every key, `--help` the groups and their choices"])
+def _first_lines(error: BaseException, config_name: str) -> str:
+    """Hydra's message without what says nothing to a user, and what was probably meant."""
+    from hdm_lightning.cli.mistyped import hint_for  # noqa: PLC0415 (only after a mistake)
+
+    message, _, _ = str(error).partition("Config search path:")
+    lines = [line for line in message.splitlines() if line.strip() and not _UNTOLD.search(line)]
+    return "\n".join([*lines[:24], f"  hint: {hint_for(str(error), config_name)}"])

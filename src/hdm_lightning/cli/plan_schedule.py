@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.data.caption_lengths import padded_lengths
@@ -18,8 +18,8 @@ from hdm_lightning.profiling.bench_settings import ProbeSettings
 from hdm_lightning.profiling.duration import Assumptions
 from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.profiling.forecast import Forecast, forecast, propose
-from hdm_lightning.profiling.gpus import CPU, Host, Machine, override, parse_gpus
-from hdm_lightning.profiling.plan_report import comparison_report, plan_report, proposal_report
+from hdm_lightning.profiling.gpus import CPU, HERE, Host, Machine, override, parse_gpus
+from hdm_lightning.profiling.plan_report import comparison_report, plan_report, presets_line, proposal_report
 from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.training.composition import parse
@@ -27,10 +27,11 @@ from hdm_lightning.training.hardware import PRECISIONS, SHARDED
 from hdm_lightning.training.recorded import TrainSettings, model_config_from, train_settings_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
-HERE = "here"
 CAPTIONS_READ = 2000
 """Captions of a data set whose lengths are counted."""
 QUANTILES = 33
+OWN_NAME = "plan"
+"""What `conf/plan.yaml` calls the run where nothing else names it."""
 _MISSING = "???"
 
 
@@ -75,7 +76,9 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
         return PlanResult(comparison_report(plans), {"plans": [each.to_json() for each in plans]}, wanted.out)
     (plan,) = plans
     if wanted.budget_usd is None:
-        return PlanResult(plan_report(plan), plan.to_json(), wanted.out)
+        chosen = config.get("name") != OWN_NAME  # a preset names its run
+        report = plan_report(plan) if chosen else Group(plan_report(plan), presets_line(plan))
+        return PlanResult(report, plan.to_json(), wanted.out)
     proposal = propose(plan.recipe, plan.machine, wanted.budget_usd, plan.assumptions, utilisation=plan.measured)
     return PlanResult(proposal_report(proposal), proposal.to_json(), wanted.out)
 

@@ -10,7 +10,6 @@ from hdm_lightning.cli.command import progress_bars, run_command
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.generation.sampling_settings import DrawingMachine, DrawingRequest, SamplingChanges
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.version import __version__
 
 _DESCRIPTION = """Draw images from prompts.
 
@@ -61,7 +60,6 @@ def parser() -> Parser:
     """The command's arguments."""
     command = _IntermixedParser(prog="hdm-sample", description=_DESCRIPTION, epilog=_EXAMPLES)
     _REQUEST.add(command, only=["model", "prompts"])
-    command.add_argument("--version", action="version", version=f"hdm-lightning {__version__}")
     drawn = [each.name for each in fields(DrawingRequest) if each.name not in ("model", "prompts")]
     _REQUEST.add(command.add_argument_group("what to draw"), only=drawn)
     _OVERRIDES.add(command.add_argument_group("how to draw it (defaults: the model's own)"))

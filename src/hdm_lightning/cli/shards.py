@@ -5,11 +5,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
@@ -31,15 +33,24 @@ BUILDERS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: int(read(words)()))
+
+
+def read(words: Sequence[str]) -> Callable[[], int]:
+    """What the words of a command line ask for.
+
+    Raises:
+        UserError: they are not understood.
+    """
     if words[:1] == ["build"] and words[1:2] and words[1] in BUILDERS:
         return _build(words[1], words[2:])
     arguments = parser().parse_args(words)
-    return run_command(lambda: int(COMMANDS[arguments.command][2](arguments)))
+    return partial(COMMANDS[arguments.command][2], arguments)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The arguments of all commands but the options of a builder."""
-    result = argparse.ArgumentParser(prog="hdm-shards", description="Make and check WebDataset shards.")
+    result = Parser(prog="hdm-shards", description="Make and check WebDataset shards.")
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
@@ -48,20 +59,16 @@ def parser() -> argparse.ArgumentParser:
 
 def _build_arguments(command: argparse.ArgumentParser) -> None:
     lines = "\n".join(f"  {name:12} {text}" for name, text in BUILDERS.items())
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = f"sources:\n{lines}\n\n`hdm-shards build SOURCE --help` lists the options of a source."
     command.add_argument("source", choices=BUILDERS, metavar="SOURCE", help="one of those below")
 
 
-def _build(source: str, words: Sequence[str]) -> int:
+def _build(source: str, words: Sequence[str]) -> Callable[[], int]:
     # Only the builder that is asked for is loaded: some need packages that others do not.
     builder = import_module(f"hdm_lightning.datasets.{source}")
-    options = argparse.ArgumentParser(
-        prog=f"hdm-shards build {source}", description=f"Build shards: {BUILDERS[source]}."
-    )
+    options = Parser(prog=f"hdm-shards build {source}", description=f"Build shards: {BUILDERS[source]}.")
     builder.add_arguments(options)
-    arguments = options.parse_args(words)
-    return run_command(lambda: int(builder.run(arguments)))
+    return partial(builder.run, options.parse_args(words))
 
 
 def _places(command: argparse.ArgumentParser, text: str = "indexed shards, local or remote") -> None:

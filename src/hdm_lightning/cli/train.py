@@ -24,6 +24,7 @@ def train(config: DictConfig) -> float | None:
     Returns:
         For sweepers the final validation loss of the averaged weights, of an autoencoder its L1 error.
     """
+    print("checking the settings, the models and the data …", flush=True)  # torch and transformers take seconds
     from hdm_lightning.training.job import check_job  # noqa: PLC0415 (torch and transformers take seconds)
     from hdm_lightning.training.launch import launch  # noqa: PLC0415 (as above)
     from hdm_lightning.training.run_folder import is_finished  # noqa: PLC0415 (as above)

@@ -21,6 +21,8 @@ from hdm_lightning.errors import UserError, did_you_mean
 
 CPU = "cpu"
 """Name of the device that stands for the processor of a machine without GPUs."""
+HERE = "here"
+"""Spelling of the machine at hand."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from rich.text import Text
 
 from hdm_lightning.profiling.duration import UTILISATION_SPREAD
 from hdm_lightning.profiling.forecast import Forecast, Proposal, StageForecast, plain
+from hdm_lightning.profiling.gpus import CPU, HERE
 from hdm_lightning.profiling.live_memory import StepMemory
 from hdm_lightning.profiling.memory import GIB
 from hdm_lightning.profiling.padding import caption_quantile
+from hdm_lightning.profiling.presets import presets_for
 
 Row = tuple[str, Callable[[StageForecast], str], str | None]
 """Label, text of a stage's cell, and the field to sum over the stages."""
@@ -46,6 +48,18 @@ def proposal_report(proposal: Proposal) -> RenderableType:
         "",
     ]
     return Group(*(Text(line) for line in lines), plan_report(proposal.forecast))
+
+
+def presets_line(plan: Forecast) -> RenderableType:
+    """What to train on the machine without a schedule of one's own, and how to plan it."""
+    machine, found = plan.machine, presets_for(plan.machine)
+    offers = [f"  experiment={each.name}  {each.offers}" for each in found]
+    gpus = (
+        HERE if machine.gpu.name == CPU else f"{1 if found and found[-1].alone else machine.count}x{machine.gpu.name}"
+    )
+    how = f"  planned by: hdm-plan experiment={found[-1].name} gpus={gpus}" if found else ""
+    lines = [f"presets for {machine.name}:", *offers, how] if found else []
+    return Text("\n".join(lines), no_wrap=True)
 
 
 def comparison_report(plans: Sequence[Forecast]) -> RenderableType:

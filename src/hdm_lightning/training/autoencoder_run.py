@@ -1,5 +1,6 @@
 """The training of an autoencoder (`hdm-train-vae`): what its configuration must say, what it builds and leaves."""
 
+import shlex
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -152,6 +153,21 @@ class AutoencoderRecipe(Recipe):
                 hint="delete that checkpoint, so that the training ends again, or start another run by another name=",
             )
         return {"measures": report.measures, "latents": asdict(report.latents)}
+
+    def kind(self, run: Run) -> str:
+        """The autoencoder."""
+        return "autoencoder"
+
+    def outcome(self, summary: dict[str, Any]) -> str:
+        """How near reconstructions are to their images."""
+        psnr = summary["measures"].get("reconstruction/psnr_db")
+        return "" if psnr is None else f"PSNR {psnr:.1f} dB"
+
+    def next_command(self, run: Run, folder: str) -> str:
+        """Train a network on its latents."""
+        train = run.config.data.get("train")
+        data = f" data.train={shlex.quote(train)}" if isinstance(train, str) else ""
+        return f"hdm-train vae=folder vae.name={shlex.quote(f'{folder}/{run_folder.FINAL}')}{data}"
 
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the first average, or the raw weights where there is none, as a diffusers folder."""

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training.run_log import say
 from hdm_lightning.whole_files import write_atomically
 
 NETWORK_PREFIX = "network."
@@ -147,7 +148,7 @@ def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged checkpoint, so that it is neither resumed from nor lost, and say so."""
     aside = path.with_name(path.name + DAMAGED)
     path.replace(aside)
-    print(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it", flush=True)
+    say(f"{path} is damaged ({reason}): kept as {aside.name}, resuming from the one before it")
 
 
 def require_some(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The training of a network (`hdm-train`): what its configuration must say, what it builds and leaves behind."""
 
 import math
+import shlex
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from hdm_lightning.training.initial_weights import InitReport, load_initial_weig
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.recorded import recorded_values
+from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
 from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, Validation, plan_stages
 from hdm_lightning.training.strategies import processes
@@ -62,6 +64,7 @@ def run_whitening(
     path = run_dir / run_folder.WHITENING
     trained_on = any(run_dir.glob("*/checkpoints/step-*.ckpt"))
     if processes.rank() == 0 and not (trained_on and path.exists()):
+        say(f"measuring the text encoder's states of {captions:,} captions, to whiten them")
         content = _measure(captions, encoder, samples, device).to_bytes()
         write_atomically(path, lambda file: file.write(content))
     processes.barrier()
@@ -144,6 +147,8 @@ class FlowRecipe(Recipe):
         """Encoders, whitening and network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
+        if processes.rank() == 0:
+            say(f"loading the text encoder {config.text_encoder.name} and the autoencoder {config.vae.name}")
         text = build(config, "text_encoder", own=OF_THE_ENCODER)
         captions = int(plain(config, "text_encoder").get("whiten_captions") or 0)
         whitening = None
@@ -161,7 +166,7 @@ class FlowRecipe(Recipe):
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
         network, report = first_network(run.config, run.parts["whitening"])
         if report is not None and processes.rank() == 0 and "init" not in run.parts:
-            print(report)
+            say(report)
             record_init(run.run_dir, report)
         run.parts["init"] = report
         load_weights(run.network, network.state_dict())
@@ -206,6 +211,23 @@ class FlowRecipe(Recipe):
         """The losses of the last validation: `raw`, and of every average by its name."""
         metrics = _checkpoint_callback(trainer).metrics
         return {"validation": {_short(name): value for name, value in metrics.items() if name.startswith("val/loss")}}
+
+    def kind(self, run: Run) -> str:
+        """The network's class."""
+        return type(run.network).__name__
+
+    def outcome(self, summary: dict[str, Any]) -> str:
+        """The loss of the weights that are exported: of the first average, or the raw ones."""
+        losses = summary["validation"]
+        averaged = next((name for name in losses if name != "raw"), "raw")
+        if averaged not in losses:
+            return ""
+        return f"validation loss {losses[averaged]:.4f}" + ("" if averaged == "raw" else " (averaged weights)")
+
+    def next_command(self, run: Run, folder: str) -> str:
+        """Draw with it."""
+        prompts = OmegaConf.select(run.config, "callbacks.sample_images.prompts") or ["a lighthouse at dusk"]
+        return f"hdm-sample {shlex.quote(folder)} {shlex.quote(str(prompts[0]))}"
 
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with all that drawing needs."""
@@ -252,7 +274,7 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     """Write `final/` from the last checkpoint of the last stage."""
     config, last = run.config, run.plans[-1].settings
     if not isinstance(run.network, XUT):
-        print(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint", flush=True)
+        say(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint")
         return
     whitening = run.parts["whitening"]
     raw = folded(network_weights(checkpoint), whitening)

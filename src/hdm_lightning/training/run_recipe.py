@@ -85,6 +85,18 @@ class Recipe(ABC):
         """What is noted of a stage's end beside its length."""
 
     @abstractmethod
+    def kind(self, run: "Run") -> str:
+        """What is trained, for people."""
+
+    @abstractmethod
+    def outcome(self, summary: dict[str, Any]) -> str:
+        """The most telling number of a stage's summary, for people; empty where there is none."""
+
+    @abstractmethod
+    def next_command(self, run: "Run", folder: str) -> str:
+        """A command that does something with the result of the run in `folder`."""
+
+    @abstractmethod
     def export(self, run: "Run", checkpoint: Path) -> None:
         """Write `final/` from the last checkpoint; the first process works."""
 

@@ -14,6 +14,7 @@ from torch import nn
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.announcements import announce_end, announce_stage_end, announce_start
 from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
@@ -29,6 +30,7 @@ from hdm_lightning.training.rewind import (
     start_point,
     write_rewind,
 )
+from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import Run, group
 from hdm_lightning.training.stage_parts import (
     stage_callbacks,
@@ -85,10 +87,9 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
     if pending is None and processes.rank() == 0 and run_folder.is_finished(run.run_dir):
         kept = run_folder.stage_end(run.run_dir, run.plans[-1]) is not None
         what = "is written again" if kept else "stays as it is, as its checkpoints are gone"
-        print(
+        say(
             f"{run.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ {what}. Another run "
-            f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result",
-            flush=True,
+            f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result"
         )
     while pending is not None:
         describe(run)
@@ -103,6 +104,8 @@ def export(run: Run) -> None:
     end = run_folder.stage_end(run.run_dir, run.plans[-1])
     if end is not None:  # else its checkpoints were deleted once all was written
         run.recipe.export(run, end)
+        if processes.rank() == 0:
+            announce_end(run)
     processes.barrier()
 
 
@@ -128,6 +131,7 @@ def fit_stage(run: Run, plan: StagePlan) -> None:
         module = stage_module(run, config, plan)
         callbacks = stage_callbacks(run, config, start, before)
         trainer = stage_trainer(run, config, callbacks, stage_loggers(run, config, module, plan, start))
+        announce_start(run, plan, start, data)
         stop_if_asked("between two stages")
         began = time.monotonic()
         try:
@@ -148,7 +152,7 @@ def report_profile(trainer: Trainer) -> None:
     """Print what a profiler (`trainer.profiler=simple`) has found: Lightning's own messages are kept off the screen."""
     summary = trainer.profiler.summary()  # type: ignore[attr-defined]
     if summary and trainer.is_global_zero:
-        print(summary, flush=True)
+        say(summary)
 
 
 def begin(run: Run, plan: StagePlan) -> StartPoint:
@@ -197,6 +201,7 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
             **run.recipe.summary(trainer),
         }
         run_folder.mark_stage_done(run.run_dir, plan, summary)
+        announce_stage_end(run, plan, summary)
     processes.barrier()
 
 
@@ -227,9 +232,8 @@ def rewind(run: Run, plan: StagePlan, hit: LossRewind) -> None:
         begun, back = start_point(checkpoints, rewinds), start_point(checkpoints, rewinds, calm=True)
         line = skip_window(hit, begun, back, plan.settings.batch_size)
         write_rewind(folder, line)
-        print(
+        say(
             f"{plan.name}: {in_one_line(line.reason)}; going back to step {back.step} and skipping samples "
-            f"{line.first} to {line.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})",
-            flush=True,
+            f"{line.first} to {line.end - 1} (rewind {len(rewinds) + 1} of {allowed}, keys in {folder / RECORD})"
         )
     processes.barrier()

@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import hardware, run_folder, world
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, stop_if_asked
 from hdm_lightning.training.composition import plain
+from hdm_lightning.training.run_log import kept_in
 from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.whole_files import disk_full_error, is_disk_full, is_link_error, link_error, no_follow
@@ -187,6 +188,11 @@ def own_folder(config: DictConfig) -> Iterator[Path]:
         yield Path(config.run_dir)
 
 
+def _log(run_dir: Path) -> AbstractContextManager[None]:
+    """The run's log, which the first process writes."""
+    return kept_in(run_dir) if processes.rank() == 0 else nullcontext()
+
+
 @contextmanager
 def working(config: DictConfig) -> Iterator[Outcome]:
     """Be one of a run's processes inside the with statement, which a signal leaves; yields how it ended.
@@ -202,7 +208,7 @@ def working(config: DictConfig) -> Iterator[Outcome]:
         try:
             world.require_even_machines()
             hardware.prepare_host(kind, int(plain(config, "hardware.threads")), processes.world_size())
-            with own_folder(config) as run_dir, alone_in(run_dir):
+            with own_folder(config) as run_dir, alone_in(run_dir), _log(run_dir):
                 if plain(config, "hardware.compile_cache"):
                     hardware.keep_compiled(run_dir / run_folder.COMPILED, kind)
                 run_folder.check_resume(run_dir, config.resume)  # again: another start may just have ended

@@ -10,7 +10,7 @@ import torch
 
 from damage import flip_a_bit
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.callbacks import stage_checkpoint
+from hdm_lightning.training.callbacks import steps
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoints_in, read_checkpoint
 from hdm_lightning.training.rewind import start_point
@@ -59,7 +59,7 @@ def test_minutes_by_a_clock_that_is_asked_now_and_then(saving, tmp_path, monkeyp
         def on_train_batch_start(self, *_):
             now[0] += 7.0
 
-    monkeypatch.setattr(stage_checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
     save = StageCheckpoint(tmp_path, every_minutes=1.0, keep=9)
     saving(save, callbacks=[Later()], max_steps=20, accumulate_grad_batches=1, limit_val_batches=0)
     assert steps_in(tmp_path) == [9, 18, 20]
@@ -70,7 +70,7 @@ def test_the_first_process_s_clock_counts(flow_module, shard_data, trainer, on_p
         save = StageCheckpoint(tmp_path, every_minutes=1e-9, keep=9)
         run = trainer(callbacks=[save], max_steps=2, enable_checkpointing=True, **processes)
         if run.global_rank:
-            save.every_s = 1e9  # never by its own clock
+            save._clock.seconds = 1e9  # never by its own clock
         run.fit(flow_module(), shard_data(2))
 
     on_processes(2, fit)

@@ -20,8 +20,9 @@ from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.latents import sheet
+from hdm_lightning.models import XUT
 from hdm_lightning.models.compiled_blocks import uncompiled
-from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
+from hdm_lightning.training.callbacks.steps import SharedClock, StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
@@ -33,13 +34,15 @@ from hdm_lightning.whole_files import write_atomically
 class SampleImages(StepWatcher, Callback):
     """Draws prompts at several aspect ratios, as PNG and to the loggers, with the first of the `WeightAverages`.
 
-    For a `FlowModule` whose network is an XUT. The text encoder's own tokenizer is used.
+    Of a `FlowModule` whose network is an XUT; another network draws nothing. The text encoder's own tokenizer is used.
 
     Args:
         prompts: what is drawn; none draws nothing.
         resolution: images have about resolution² pixels.
         folder: where the PNGs go; None for `samples` beside the first logger's files.
-        every_n_steps: optimizer steps between two times; 0 means the end only.
+        every_n_steps: optimizer steps between two times; 0 for none by steps.
+        every_minutes: minutes after which they are drawn where no such step has come round; 0 for none by time. The
+            end is drawn in any case.
         aspect_ratios: width / height of the images.
         steps: solver steps.
         guidance_scale: classifier-free guidance.
@@ -56,6 +59,7 @@ class SampleImages(StepWatcher, Callback):
         resolution: int,
         folder: Path | str | None = None,
         every_n_steps: int = 0,
+        every_minutes: float = 0.0,
         aspect_ratios: Sequence[float] = (1.0, 1.5, 0.6667),
         steps: int = 24,
         guidance_scale: float = 4.0,
@@ -71,10 +75,16 @@ class SampleImages(StepWatcher, Callback):
         self.solver = {"steps": steps, "guidance_scale": guidance_scale, "shift": shift}
         self.samples_before = samples_before
         self._drawn_at = -1
+        self._clock = SharedClock(every_minutes)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._clock.begin(trainer.global_step)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Draw where due."""
-        if due(step, self.every_n_steps, last_step(trainer)):
+        if due(step, self.every_n_steps, last_step(trainer)) or self._clock.has_run_out(trainer, step):
             self._draw_once(trainer, module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,11 +94,12 @@ class SampleImages(StepWatcher, Callback):
 
     def _draw_once(self, trainer: Trainer, module: LightningModule) -> None:
         """The first process draws, the others wait, or draw along where the network is split."""
-        if not self.prompts or self._drawn_at == trainer.global_step:
+        if not self.prompts or self._drawn_at == trainer.global_step or not isinstance(module.network, XUT):
             return
         self._drawn_at = trainer.global_step
         if trainer.is_global_zero or is_sharded(module.network):  # type: ignore[arg-type]
             self.draw(trainer, module)
+        self._clock.restart()
         barrier()
 
     def draw(self, trainer: Trainer, module: Any) -> None:

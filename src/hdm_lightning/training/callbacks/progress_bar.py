@@ -6,12 +6,32 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from hdm_lightning.training.callbacks.keep_ledger import KeepLedger
 from hdm_lightning.training.callbacks.steps import find_callback, samples_trained
+from hdm_lightning.training.run_log import note, say
 
 REFRESH_S = 0.5
 """Between two looks at the loss, for which the device is waited for."""
+WORTH_TELLING_H = 1.0
+"""Device-hours without a price that are worth a place in the line."""
+KEPT_EVERY_S = 300.0
+"""Between two lines that a bar leaves in the run's log."""
+FIRST_TO_GO = ("spent", "speed", "loss", "left")
+"""What a narrow terminal does without, in this order."""
+SHORTEST_BAR = 10
+
+
+def fitting(parts: dict[str, str], width: int) -> str:
+    """As many parts of a line as there is room for, in their order; the samples stay in any case."""
+    kept = dict(parts)
+    for name in FIRST_TO_GO:
+        if len(" · ".join(kept.values())) <= width:
+            break
+        kept.pop(name, None)
+    return " · ".join(kept.values())
 
 
 class Progress(RichProgressBar):
@@ -52,6 +72,12 @@ class Progress(RichProgressBar):
         if not sys.stdout.isatty():
             self.disable()
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what takes so long before the first step."""
+        super().on_sanity_check_start(trainer, pl_module)
+        if self.is_disabled and trainer.is_global_zero:
+            say(f"{self._name(pl_module)}: validating, before the first step")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
@@ -61,10 +87,12 @@ class Progress(RichProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Bring the bar up to date, or print a line where it is time."""
         super().on_train_batch_end(trainer, pl_module, *args)
-        late = time.monotonic() - self._printed >= self.plain_every_s
-        if self.is_disabled and trainer.is_global_zero and (late or trainer.global_step == trainer.max_steps):
+        every = self.plain_every_s if self.is_disabled else KEPT_EVERY_S
+        late = time.monotonic() - self._printed >= every
+        if trainer.is_global_zero and (late or trainer.global_step == trainer.max_steps):
             self._printed = time.monotonic()
-            print(f"{self._name(pl_module)}: {' · '.join(self.state(trainer, pl_module).values())}", flush=True)
+            line = f"{self._name(pl_module)}: {' · '.join(self.state(trainer, pl_module).values())}"
+            (say if self.is_disabled else note)(line)
 
     @property
     def total_train_batches(self) -> int | float:
@@ -74,11 +102,31 @@ class Progress(RichProgressBar):
         return steps * per_step if batches == float("inf") and steps > 0 else batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What the bar shows beside itself."""
+        """Nothing for Lightning's own column, as `configure_columns` has one that fits the terminal."""
         now = time.monotonic()
         if now - self._looked >= REFRESH_S:
             self._looked, self._shown = now, self.state(trainer, pl_module)
-        return dict(self._shown)
+        return {}
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Name, bar, and as much of the state as the terminal has room for."""
+        return [TextColumn("{task.description}"), BarColumn(bar_width=None), _State(self)]
+
+    @property
+    def sanity_check_description(self) -> str:
+        """What the bar is called during the validation before the first step."""
+        return "validation before the first step"
+
+    @property
+    def validation_description(self) -> str:
+        """What the bar is called during a validation."""
+        return "validation"
+
+    def text_of(self, task: Task, width: int) -> str:
+        """What stands beside a task's bar: the training's state, or how many batches of a validation are done."""
+        if task.id == self.train_progress_bar_id:
+            return fitting(self._shown, width)
+        return f"{task.completed:.0f}/{task.total:.0f} batches" if task.total else ""
 
     def state(self, trainer: Trainer, module: LightningModule) -> dict[str, str]:
         """Samples, speed, loss, time left, and what was spent, as far as they are known."""
@@ -94,7 +142,7 @@ class Progress(RichProgressBar):
         if rate and total:
             left = duration((total - samples) / rate)
             everything = duration((total - samples + self.samples_after) / rate)
-            parts["left"] = f"left {left}" + (f" (all {everything})" if self.samples_after else "")
+            parts["left"] = f"{left} left" + (f", {everything} of all stages" if self.samples_after else "")
         spent = self._spent(trainer)
         return parts | ({"spent": spent} if spent else {})
 
@@ -109,15 +157,31 @@ class Progress(RichProgressBar):
         ledger = find_callback(trainer, KeepLedger)
         if ledger is None:
             return None
-        return (
-            f"${ledger.spent('cost_usd'):.2f}"
-            if ledger.usd_per_device_hour
-            else f"{ledger.spent('device_hours'):.2f} device-hours"
-        )
+        if ledger.usd_per_device_hour:
+            return f"${ledger.spent('cost_usd'):.2f}"
+        hours = ledger.spent("device_hours")
+        return f"{hours:.1f} device-hours spent" if hours >= WORTH_TELLING_H else None
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1:02:03` or `2:03`."""
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, whole = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
+    """Seconds as `45 s`, `12 min`, `3 h 20 min` or `137 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours < 10 else f"{round(minutes / 60)} h"
+
+
+class _State(ProgressColumn):
+    """The part of a bar's line behind the bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        """As much as there is room for."""
+        width = self.bar._console.width if self.bar._console is not None else 80
+        return Text(self.bar.text_of(task, width - len(task.description) - SHORTEST_BAR - 2), no_wrap=True)

@@ -1,6 +1,5 @@
 """Training checkpoints by steps, samples and minutes, of which the newest few stay."""
 
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hdm_lightning.training.callbacks.steps import StepWatcher, due, last_step, validation_follows, validation_metrics
+from hdm_lightning.training.callbacks.steps import (
+    SharedClock,
+    StepWatcher,
+    due,
+    last_step,
+    validation_follows,
+    validation_metrics,
+)
 from hdm_lightning.training.checkpoint_io import (
     DAMAGED,
     DamagedCheckpoint,
@@ -17,9 +23,6 @@ from hdm_lightning.training.checkpoint_io import (
     compare_checksums,
 )
 from hdm_lightning.whole_files import remove_leftovers
-
-CLOCK_S = 10.0
-"""Seconds between two times that the processes agree on the first one's clock."""
 
 
 class StageCheckpoint(StepWatcher, ModelCheckpoint):
@@ -52,12 +55,10 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         StepWatcher.__init__(self)
         ModelCheckpoint.__init__(self, dirpath=dirpath, save_top_k=-1, every_n_train_steps=1)
         self.every_n_steps, self.every_n_samples = every_n_steps, every_n_samples
-        self.every_s = 60 * every_minutes
         self.keep = max(1, keep)
         self.metrics: dict[str, float] = {}
         self._waiting = False
-        self._saved_at = self._asked_at = 0.0
-        self._asked_step = self._ask_at = 0
+        self._clock = SharedClock(every_minutes)
 
     @property
     def state_key(self) -> str:
@@ -81,8 +82,7 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         """Start the clock."""
         StepWatcher.on_train_start(self, trainer, pl_module)
         self._waiting = False
-        self._saved_at = self._asked_at = time.monotonic()
-        self._asked_step = self._ask_at = trainer.global_step
+        self._clock.begin(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save what a validation that did not take place was waited for."""
@@ -97,7 +97,7 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save where due, or after the validation that is due too."""
-        if due(step, self._every(module), last_step(trainer)) or self._is_overdue(trainer, step):
+        if due(step, self._every(module), last_step(trainer)) or self._clock.has_run_out(trainer, step):
             self._waiting = validation_follows(trainer)
             if not self._waiting:
                 self.save(trainer)
@@ -131,7 +131,7 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
             logger.save()
         self._save_checkpoint(trainer, str(path))
         self.best_model_path = self.last_model_path = str(path)
-        self._saved_at = time.monotonic()
+        self._clock.restart()
         if trainer.is_global_zero:
             damaged = self.folder.glob(f"step-*{DAMAGED}")
             made_up_for = [old for old in damaged if old.is_file() and old.stem <= path.name]
@@ -151,17 +151,6 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
         if self.every_n_steps or not self.every_n_samples:
             return self.every_n_steps
         return -(-self.every_n_samples // int(module.samples_per_step))  # type: ignore[arg-type]
-
-    def _is_overdue(self, trainer: Trainer, step: int) -> bool:
-        """Whether the first process's clock says so; it is asked every few steps, as asking takes an exchange."""
-        if not self.every_s or step < self._ask_at:
-            return False
-        now = time.monotonic()
-        step_s = (now - self._asked_at) / max(1, step - self._asked_step)
-        ahead = max(1, int(min(CLOCK_S, self.every_s / 10) / max(step_s, 1e-9)))
-        overdue, ahead = trainer.strategy.broadcast((now - self._saved_at >= self.every_s, ahead))
-        self._asked_at, self._asked_step, self._ask_at = now, step, step + ahead
-        return bool(overdue)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """What Lightning takes for `ckpt_path="last"`."""

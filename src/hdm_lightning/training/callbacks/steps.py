@@ -70,6 +70,43 @@ class StepWatcher:
         """Act after optimizer step number `step` (1 is the first)."""
 
 
+CLOCK_S = 10.0
+"""Seconds between two times that the processes agree on the first one's clock."""
+
+
+class SharedClock:
+    """Tells every process alike, by the first one's clock, that so many minutes have passed.
+
+    Args:
+        minutes: between two times; 0 for never.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+        self._begun_at = self._asked_at = 0.0
+        self._asked_step = self._ask_at = 0
+
+    def begin(self, step: int) -> None:
+        """Begin with a fit, at its first step."""
+        self._begun_at = self._asked_at = time.monotonic()
+        self._asked_step = self._ask_at = step
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._begun_at = time.monotonic()
+
+    def has_run_out(self, trainer: Trainer, step: int) -> bool:
+        """Whether the time has passed; asked every few steps only, as asking takes an exchange."""
+        if not self.seconds or step < self._ask_at:
+            return False
+        now = time.monotonic()
+        step_s = (now - self._asked_at) / max(1, step - self._asked_step)
+        ahead = max(1, int(min(CLOCK_S, self.seconds / 10) / max(step_s, 1e-9)))
+        passed, ahead = trainer.strategy.broadcast((now - self._begun_at >= self.seconds, ahead))
+        self._asked_at, self._asked_step, self._ask_at = now, step, step + ahead
+        return bool(passed)
+
+
 def last_step(trainer: Trainer) -> int:
     """The step that ends the fit, as far as is known: the present one where a budget has just been spent."""
     return trainer.global_step if trainer.should_stop else trainer.max_steps

@@ -1,0 +1,58 @@
+"""What a mistyped key, group or choice of a Hydra command was probably meant to be."""
+
+import difflib
+import re
+from collections.abc import Mapping
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+KEY = re.compile(r"Could not override '([^']+)'")
+CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'")
+OPTION = re.compile(r"^\t(\w\S*)$", re.MULTILINE)
+USUAL = "`--cfg job` shows every key, `--help` the groups and their choices"
+
+
+def hint_for(message: str, config_name: str) -> str:
+    """A hint for one of Hydra's errors.
+
+    Args:
+        message: of the error.
+        config_name: of the command's configuration.
+    """
+    chosen, typed = CHOICE.search(message), KEY.search(message)
+    if chosen:
+        close = difflib.get_close_matches(chosen[2], OPTION.findall(message), n=1)
+        return f"did you mean {chosen[1]}={close[0]}?" if close else USUAL
+    if typed:
+        close = _nearest(typed[1], config_name)
+        return f"did you mean {close}? {USUAL}" if close else USUAL
+    return USUAL
+
+
+def nearest_key(key: str, config: DictConfig) -> str | None:
+    """The key of a configuration that is spelt most alike, looked for part by part from the left; None for none.
+
+    Args:
+        key: dotted, as it was typed.
+        config: with all keys that there are.
+    """
+    found: list[str] = []
+    node = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return None
+        names = [str(name) for name in node]
+        close = [part] if part in names else difflib.get_close_matches(part, names, n=1)
+        if not close:
+            return None
+        found.append(close[0])
+        node = node[close[0]]
+    return ".".join(found)
+
+
+def _nearest(key: str, config_name: str) -> str | None:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        return nearest_key(key.lstrip("+~"), compose(config_name))

@@ -1,0 +1,104 @@
+"""What a run says of itself: four lines at its start, one at each stage's end, two at its own."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.callbacks.progress_bar import duration
+from hdm_lightning.training.composition import plain
+from hdm_lightning.training.rewind import StartPoint
+from hdm_lightning.training.run_log import say
+from hdm_lightning.training.run_recipe import Run
+from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.training.strategies import processes
+
+
+def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> None:
+    """Say what is trained, on what, with what, and where it begins; once in a process. Every process calls this.
+
+    Args:
+        run: with its network.
+        plan: the stage that begins.
+        start: where it begins.
+        data: its data module, whose indices are read here.
+    """
+    if run.parts.setdefault("announced", False):
+        return
+    run.parts["announced"] = True
+    size = getattr(getattr(data, "train_plan", None), "samples", None)
+    if processes.rank() == 0:
+        lines = (_model(run), _device(run), _data(run, size), _folder(run, plan, start))
+        say(
+            "\n".join(f"{name:<7} {text}" for name, text in zip(("model", "device", "data", "run"), lines, strict=True))
+        )
+        if run.config.hardware.compile:
+            say("the first steps compile the network, which takes a minute or two")
+
+
+def announce_stage_end(run: Run, plan: StagePlan, summary: dict[str, Any]) -> None:
+    """Say what a stage has come to and what comes next; the first process calls this."""
+    book = Ledger(run.run_dir / run_folder.LEDGER, writes=False)
+    dollars = book.spent("cost_usd", plan.name)
+    parts = [f"{summary['samples']:,} samples", run.recipe.outcome(summary)]
+    parts += [duration(book.spent("seconds", plan.name)), f"${dollars:,.2f}" if dollars else ""]
+    later = run.plans[plan.number :]
+    if later:
+        following = later[0]
+        comes = f"next: {following.name}, {following.samples:,} samples at {following.settings.resolution} px"
+    else:
+        comes = f"next: writing {shown(run.run_dir / run_folder.FINAL)}"
+    say(f"{plan.name} is done: {' · '.join(part for part in parts if part)}; {comes}")
+
+
+def announce_end(run: Run) -> None:
+    """Say where the result is and what can be done with it; the first process calls this."""
+    final = run.run_dir / run_folder.FINAL
+    if final.is_dir():
+        say(f"result  {shown(final)}\nnext    {run.recipe.next_command(run, shown(run.run_dir))}")
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it here: from the working folder where it lies below."""
+    absolute = path.absolute()
+    here = Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _model(run: Run) -> str:
+    parameters = sum(each.numel() for each in run.network.parameters())
+    count = f"{parameters / 1e6:,.1f}M" if parameters >= 1e6 else f"{parameters:,}"
+    source = run.config.get("init") or OmegaConf.select(run.config, "autoencoder.source")
+    return f"{run.recipe.kind(run)}, {count} parameters, " + (f"from {source}" if source else "from scratch")
+
+
+def _device(run: Run) -> str:
+    count, kind = processes.world_size(), hardware.accelerator(plain(run.config, "trainer.accelerator"))
+    precision = hardware.precision(plain(run.config, "trainer.precision"), kind)
+    processes_of_it = f"{count} process{'es' if count > 1 else ''}"
+    several = f"{count} x {torch.cuda.get_device_name()}" if kind == "cuda" else f"CPU, {processes_of_it}"
+    return f"{several}, {precision}" + (", compiled" if run.config.hardware.compile else "")
+
+
+def _data(run: Run, size: int | None) -> str:
+    total = sum(plan.samples for plan in run.plans)
+    stages = " + ".join(f"{plan.name} {plan.samples:,}" for plan in run.plans)
+    to_see = f"{total:,} to see ({stages})" if len(run.plans) > 1 else f"{total:,} to see"
+    source = run.config.data.get("train")
+    where = shown(Path(source)) if isinstance(source, str) and Path(source).exists() else source
+    return f"{where}: " + (f"{size:,} samples, {to_see}" if size is not None else f"samples {to_see}")
+
+
+def _folder(run: Run, plan: StagePlan, start: StartPoint) -> str:
+    if run.is_trial:
+        return "a trial, of which nothing is kept"
+    folder = shown(run.run_dir)
+    if start.step or plan.number > 1:
+        seen = start.step * plan.settings.batch_size
+        begins = f"resumes {plan.name} after {seen:,} of its {plan.samples:,} samples"
+    else:
+        begins = "begins"
+    return f"{folder}, {begins}; watch it: tensorboard --logdir {folder}"

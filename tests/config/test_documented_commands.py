@@ -1,0 +1,125 @@
+"""Every command of the README, the documentation and the configuration's headers is one that its program takes.
+
+Commands of Hydra are composed, those of argparse parsed; what other programs do is listed with why it is not run here.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from omegaconf import OmegaConf
+
+from hdm_lightning.cli import bench, convert, evaluate, sample, shards
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.training.former_keys import present_keys
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += sorted((ROOT / "experiments").glob("*/README.md"))
+CONF = sorted((ROOT / "conf").rglob("*.yaml"))
+HYDRA = {"hdm-train": "train", "hdm-train-vae": "train_vae", "hdm-plan": "plan", "hdm-demo": "demo"}
+NOT_RUN = {
+    "pip": "fetches packages",
+    "uv": "fetches packages",
+    "python3": "makes an environment",
+    "cd": "of the shell",
+    "source": "of the shell",
+    "export": "of the shell",
+    "hf": "fetches models",
+    "img2dataset": "fetches images",
+    "sed": "edits a file that was fetched",
+    "docker": "needs its daemon",
+    "tensorboard": "serves until it is stopped",
+    "torchrun": "needs several machines",
+    "srun": "needs several machines",
+}
+PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:hdm-[a-z-]+|make|python|git|" + "|".join(NOT_RUN) + r") ")
+OF_PLUGINS = re.compile(r"hydra/|hydra\.(?:launcher|sweeper)\.|hparams_search=|\S+=tag\(")
+"""Keys and values that an extra brings (hdm-lightning[sweeps], [slurm])."""
+FLAGS_OF_HYDRA = {"--cfg", "job", "-m", "--multirun", "--help"}
+
+
+def blocks(text):
+    """The lines of fenced blocks without a language, continued ones joined."""
+    for block in re.findall(r"^```(?:|bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+def headers(text):
+    """The commands in a configuration file's comments, with what is indented below them."""
+    lines = [line[1:] for line in text.splitlines() if line.startswith("#")]
+    for number, line in enumerate(lines):
+        if re.match(r" {3}hdm-", line):
+            more = [each.strip() for each in lines[number + 1 : number + 2] if each.startswith(" " * 5)]
+            yield " ".join([line.strip().rstrip("\\"), *more])
+
+
+def documented():
+    """Place and words of every command that is not in a comment and that has no gap to fill in."""
+    found = [(page, line) for page in PAGES for line in blocks(page.read_text(encoding="utf-8"))]
+    for page in CONF:
+        found += [(page, re.split(r" {2,}", line)[0]) for line in headers(page.read_text(encoding="utf-8"))]
+    for page, line in found:
+        for part in re.split(r" && | \| ", line.strip()):
+            if not PROGRAM.match(part):
+                continue
+            words = [word for word in shlex.split(part, comments=True) if word != "…"]
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                del words[0]
+            drawn = words[1:2] and words[1].startswith("cli/")  # the way of a command through the files
+            if words and not drawn:
+                yield pytest.param(words, id=f"{page.relative_to(ROOT)}: {' '.join(words)[:70]}")
+
+
+def composes(program, words):
+    """Compose as the command does; of a sweep the first job."""
+    name = HYDRA[program]
+    if words[:1] == ["autoencoder"] and name == "plan":
+        name, words = "plan_autoencoder", words[1:]
+    overrides = []
+    for text in present_keys([word for word in words if word not in FLAGS_OF_HYDRA], name):
+        if OF_PLUGINS.match(text):
+            continue
+        (override,) = OverridesParser.create().parse_overrides([text])
+        if not override.is_sweep_override():
+            overrides.append(text)
+        elif isinstance(override.value(), ChoiceSweep):
+            overrides.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        compose(name, overrides=overrides)
+
+
+def parses(program, words):
+    """Let the command's own parser read the words."""
+    if program == "hdm-sample":
+        _, unknown = sample.parser().parse_known_intermixed_args(words)
+        assert not unknown
+    elif program == "hdm-evaluate":
+        vae = words[:1] == ["vae"]
+        (evaluate._vae_parser() if vae else evaluate._model_parser()).parse_args(words[vae:])
+    elif program == "hdm-shards":
+        shards.read(words)
+    else:
+        {"hdm-convert": convert, "hdm-bench": bench}[program].parser().parse_args(words)
+
+
+@pytest.mark.parametrize("words", documented())
+def test_a_documented_command_is_understood(words):
+    program, *rest = words
+    if program in HYDRA:
+        composes(program, rest)
+    elif program.startswith("hdm-"):
+        parses(program, rest)
+    elif program == "make":
+        targets = {word for word in rest if "=" not in word}
+        made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        assert targets <= made
+    elif program in ("python", "git"):
+        assert program == "git" or rest[0] == "-m" or (ROOT / rest[0]).is_file()
+    else:
+        assert program in NOT_RUN

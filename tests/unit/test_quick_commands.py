@@ -1,0 +1,57 @@
+"""Help and version come without the libraries that they have no use for; mistyped keys are met with the nearest."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from hdm_lightning.cli.mistyped import USUAL, hint_for, nearest_key
+from hdm_lightning.version import __version__
+
+SETUP = configparser.ConfigParser()
+SETUP.read(Path(__file__).parents[2] / "setup.cfg")
+COMMANDS = dict(line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines())
+SLOW = {"torch", "lightning", "transformers", "diffusers", "torchmetrics", "webdataset", "numpy", "matplotlib"}
+
+
+def told(command, flag):
+    """What a command prints, its exit status, and the slow libraries that it has loaded."""
+    module, _, function = COMMANDS[command].partition(":")
+    program = (
+        f"import sys; sys.argv = [{command!r}, {flag!r}]\n"
+        f"from {module} import {function} as main\n"
+        "status = 0\n"
+        "try: status = main()\n"
+        "except SystemExit as end: status = end.code\n"
+        f"print(); print((status or 0, sorted({SLOW} & set(sys.modules))))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    text, _, last = run.stdout.rstrip().rpartition("\n")
+    return text.strip(), *ast.literal_eval(last)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_version_load_nothing_slow(command):
+    text, status, loaded = told(command, "--help")
+    assert command in text and (status, loaded) == (0, [])
+    assert told(command, "--version") == (f"hdm-lightning {__version__}", 0, [])
+
+
+def test_the_nearest_key_is_found_part_by_part():
+    config = OmegaConf.create({"data": {"train": "???", "crop": {"flip": False}}, "model": {"width": 1}})
+    assert nearest_key("data.trian", config) == "data.train"
+    assert nearest_key("dta.crop.flp", config) == "data.crop.flip"
+    assert nearest_key("data.crop.qqqq", config) is None and nearest_key("model.width.deep", config) is None
+
+
+def test_hints_for_what_hydra_complains_of():
+    assert hint_for("Could not override 'schedule.stages.px257.samples'.", "train").startswith(
+        "did you mean schedule.stages.px256.samples?"
+    )
+    message = "In 'train': Could not find 'model/xut_bas'\n\nAvailable options in 'model':\n\tpublished\n\txut_base\n"
+    assert hint_for(message, "train") == "did you mean model=xut_base?"
+    assert hint_for("something else", "train") == USUAL
