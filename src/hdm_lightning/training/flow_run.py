@@ -18,8 +18,10 @@ from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.generation.stored_pipeline import save_final
+from hdm_lightning.interop.adapter_files import write_adapter_folder
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
+from hdm_lightning.training.base_model import kept_name
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.throughput import stage_flops
@@ -29,6 +31,7 @@ from hdm_lightning.training.composition import build, plain
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.modules.low_rank import adapter_of, is_adapted
 from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
 from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, Validation, plan_stages
@@ -103,7 +106,16 @@ def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: to
     return states[real].float().cpu()
 
 
-KEPT = ("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name")
+KEPT = (
+    "model",
+    "adapter",
+    "optimizer._target_",
+    "text_encoder.layer",
+    "vae.mean",
+    "vae.std",
+    "text_encoder.name",
+    "vae.name",
+)
 KEPT_TOO = "text_encoder.whiten_captions"
 COURSE = ("seed", "init", "optimizer", "module", "data", "schedule.stages")
 """What the weights of a finished run come of."""
@@ -120,7 +132,7 @@ class FlowRecipe(Recipe):
         "hardware": Hardware,
         "schedule": Schedule,
     }
-    others = (*COMMON, "init", "model", "text_encoder", "vae")
+    others = (*COMMON, "init", "model", "adapter", "text_encoder", "vae")
     sharded = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
@@ -148,7 +160,8 @@ class FlowRecipe(Recipe):
         run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
         run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
         run.parts["whitening"] = whitening
-        return fresh_network(run.config)
+        # What is not trained is in no checkpoint, so a network with an adapter has it from its beginning.
+        return fresh_network(run.config) if run.config.get("adapter") is None else first_network(run.config)[0]
 
     def begin(self, run: Run) -> None:
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
@@ -225,6 +238,9 @@ def first_network(config: DictConfig, whitening: TextWhitening | None = None) ->
     report = load_initial_weights(network, config.init)
     if set(PROJECTION) <= set(report.loaded):
         network.load_state_dict(unfolded(network.state_dict(), whitening))
+    if config.get("adapter") is not None:
+        torch.manual_seed(sub_seed(int(config.seed), "adapter"))
+        network = build(config, "adapter")(network)
     return network, report
 
 
@@ -244,6 +260,9 @@ def _short(name: str) -> str:
 def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     """Write `final/` from the last checkpoint of the last stage."""
     config, last = run.config, run.plans[-1].settings
+    if is_adapted(run.network):
+        export_adapter(run, checkpoint)
+        return
     if not isinstance(run.network, XUT):
         print(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint", flush=True)
         return
@@ -254,8 +273,6 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     if averages is not None and averages["shadows"]:
         averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
     text = plain(config, "text_encoder")
-    images = OmegaConf.select(config, "callbacks.sample_images") or {}
-    solver = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}
     save_final(
         run.run_dir / run_folder.FINAL,
         raw if averaged is None else averaged,
@@ -264,12 +281,29 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
         autoencoder=run.parts["autoencoder"],
         raw_state=None if averaged is None else raw,
         training=_record(run),
-        sampling={
-            "height": last.resolution,
-            "width": last.resolution,
-            **{key: images.get(key, value) for key, value in solver.items()},
-        },
+        sampling=_sampling(run),
     )
+
+
+def export_adapter(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Write `final/` of a run with an adapter: the adapter alone, and which base it belongs to."""
+    averages = averages_state(checkpoint)
+    averaged = averages["shadows"][0] if averages is not None and averages["shadows"] else None
+    context = run.plans[-1].settings.context_length
+    adapter = adapter_of(
+        run.network,
+        base=kept_name(str(run.config.init)),
+        weights=averaged or network_weights(checkpoint),
+        settings={"training": _record(run), "sampling": _sampling(run), "context_length": context},
+    )
+    write_adapter_folder(run.run_dir / run_folder.FINAL, adapter, name=str(run.config.name))
+
+
+def _sampling(run: Run) -> dict[str, Any]:
+    """How the run has drawn, as a model's folder keeps it."""
+    images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
+    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, run.plans[-1].settings.resolution
+    return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
 
 
 def _record(run: Run) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class TrainSettings:
     seed: int = 0
     resume: str = "auto"
     init: str | None = None
+    adapter: dict[str, Any] | None = None
     text_encoder: TextEncoderSettings = field(default_factory=TextEncoderSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
     data: dict[str, Any] = field(default_factory=dict)

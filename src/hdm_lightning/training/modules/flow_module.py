@@ -30,6 +30,7 @@ from hdm_lightning.training.modules.flow_step import (
     pinned,
     routed,
 )
+from hdm_lightning.training.modules.frozen_weights import leave_out_frozen, put_back_frozen
 from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     ResumableModule,
@@ -56,7 +57,8 @@ class FlowModule(ResumableModule):
     Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder.
 
     Args:
-        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved.
+        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved. Parameters of
+            it that need no gradient, such as those beside a `LoRA`, are not saved but noted by a checksum.
         text_encoder: frozen, see `load_text_encoder`.
         autoencoder: frozen, see `load_autoencoder`.
         learning_rate: base rate; what a parameter learns at follows from `rule`.
@@ -213,6 +215,22 @@ class FlowModule(ResumableModule):
         """The batch's caption tokens (B,L) as they are fed; on a CPU this reads their lengths."""
         on_cpu = batch["tokens"].device.type == "cpu"
         return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the position, and leave out of the network what is not trained."""
+        super().on_save_checkpoint(checkpoint)
+        leave_out_frozen(checkpoint, self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put back what was left out, and take over the position.
+
+        Raises:
+            UserError: the network's frozen weights are others than those that the training had.
+        """
+        put_back_frozen(checkpoint, self.network)
+        super().on_load_checkpoint(checkpoint)
 
     # Optimizer
 
