@@ -141,6 +141,9 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     check_call(stage, "data", supplied=("tokenizer",))
     judged = JUDGED if groups["adversarial"].weight else ()
     check_continued(config, [plan], (*KEPT, *KEPT_TOO, *judged), COURSE)
+    if plain(stage, "data").get("alpha") == "mask":
+        what = "an autoencoder learns whole pictures"
+        raise UserError(what, where="data.alpha", hint="set data.alpha=white; masks are for hdm-train")
     if target_of(stage.data, "data") is ShardDataModule:
         data = build(stage, "data", tokenizer=None)
         data.prepare()

@@ -27,6 +27,7 @@ from hdm_lightning.training.modules.flow_step import (
     fed_tokens,
     flow_loss,
     latent_grid,
+    loss_weight,
     pinned,
     routed,
 )
@@ -54,7 +55,8 @@ class FlowModule(ResumableModule):
     `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
     routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
     validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
-    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder.
+    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder. Where
+    images have a fourth channel (`data.alpha=mask`), a sample's loss is the mean weighted by it.
 
     Args:
         network: an `XUT`, or any module that is called as one; the only thing that is trained and saved. Parameters of
@@ -200,7 +202,8 @@ class FlowModule(ResumableModule):
             conditioning = self.conditioning(batch)
         keep = routed(batch.get("scores"), self.routing_rate)
         with self.section("network"):
-            return flow_loss(network, latent, batch["noise"], t, conditioning, keep)
+            weight = loss_weight(batch, self.autoencoder.factor)
+            return flow_loss(network, latent, batch["noise"], t, conditioning, keep, weight)
 
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
