@@ -27,7 +27,7 @@ OF_THE_OTHER = {
 }
 OF_INIT = ("of_init", "finetune", "lora")
 """Choices that leave something to the model of `init`, or stand beside it."""
-NEEDS = {"wandb": "wandb", "mlflow": "mlflow"}
+NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
 def choices(command, groups):

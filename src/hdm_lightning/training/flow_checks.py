@@ -18,6 +18,7 @@ from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.modules.flow_step import other_autoencoder
 from hdm_lightning.training.modules.low_rank import LoRA
@@ -55,6 +56,7 @@ def check(
         formats += _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
+    check_name(Hub(**(plain(config, "hub") or {})))
     check_adapter_run(first, model)
     check_continued(config, plans, (*kept, measured), course)
     check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))

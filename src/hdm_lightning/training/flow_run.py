@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +19,7 @@ from hdm_lightning.encoders.base import TextEncoder, compile_encoders
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.errors import UserError
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.adapter_files import write_adapter_folder
 from hdm_lightning.models import XUT
@@ -28,6 +31,7 @@ from hdm_lightning.training.callbacks.throughput import stage_flops
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, plain
+from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
@@ -131,6 +135,7 @@ class FlowRecipe(Recipe):
         "guard": Guard,
         "hardware": Hardware,
         "schedule": Schedule,
+        "hub": Hub,
     }
     others = (*COMMON, "init", "model", "adapter", "text_encoder", "vae")
     sharded = True
@@ -149,6 +154,8 @@ class FlowRecipe(Recipe):
         """Encoders, whitening and network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
+        if not run.is_trial:
+            processes.decided_by_first(partial(reserve, group(run.config, self, "hub")))
         text = build(config, "text_encoder", own=OF_THE_ENCODER)
         captions = int(plain(config, "text_encoder").get("whiten_captions") or 0)
         whitening = None
@@ -216,8 +223,23 @@ class FlowRecipe(Recipe):
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with all that drawing needs."""
         if processes.rank() == 0:
-            export_pipeline(run, read_checkpoint(checkpoint))
+            final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
+            export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
             write_hparams(run)
+            if hub.push is not None and final.is_dir():
+                print(f"{run.config.name} is on the hub: {upload(final, hub, f'{run.config.name}: final')}", flush=True)
+
+    def after_stage(self, run: Run, plan: StagePlan, checkpoint: Path) -> None:
+        """Put what the stage has made on the hub, where that is asked for; a hub that refuses ends no training."""
+        hub = group(run.config, self, "hub")
+        if hub.push is None or hub.at != "stages" or plan is run.plans[-1] or processes.rank() != 0:
+            return
+        with TemporaryDirectory() as folder:
+            export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder))
+            try:
+                upload(Path(folder), hub, f"{run.config.name}: stage {plan.name}")
+            except UserError as error:
+                print(f"warning: stage {plan.name} is not on the hub: {error.what}", flush=True)
 
 
 def fresh_network(config: DictConfig) -> nn.Module:
@@ -257,11 +279,11 @@ def _short(name: str) -> str:
     return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
-def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Write `final/` from the last checkpoint of the last stage."""
-    config, last = run.config, run.plans[-1].settings
+def export_pipeline(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
+    """Write a folder to draw with, such as `final/`, from the last checkpoint of a stage."""
+    config, last = run.config, plan.settings
     if is_adapted(run.network):
-        export_adapter(run, checkpoint)
+        export_adapter(run, checkpoint, plan, folder)
         return
     if not isinstance(run.network, XUT):
         print(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint", flush=True)
@@ -274,41 +296,41 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
         averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
     text = plain(config, "text_encoder")
     save_final(
-        run.run_dir / run_folder.FINAL,
+        folder,
         raw if averaged is None else averaged,
         xut=run.network.config,
         text_encoder=TextEncoderSource(text["name"], text["layer"], last.context_length),
         autoencoder=run.parts["autoencoder"],
         raw_state=None if averaged is None else raw,
-        training=_record(run),
-        sampling=_sampling(run),
+        training=_record(run, plan),
+        sampling=_sampling(run, plan),
     )
 
 
-def export_adapter(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Write `final/` of a run with an adapter: the adapter alone, and which base it belongs to."""
+def export_adapter(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
+    """Write the folder of a run with an adapter: the adapter alone, and which base it belongs to."""
     averages = averages_state(checkpoint)
     averaged = averages["shadows"][0] if averages is not None and averages["shadows"] else None
-    context = run.plans[-1].settings.context_length
+    context = plan.settings.context_length
     adapter = adapter_of(
         run.network,
         base=kept_name(str(run.config.init)),
         weights=averaged or network_weights(checkpoint),
-        settings={"training": _record(run), "sampling": _sampling(run), "context_length": context},
+        settings={"training": _record(run, plan), "sampling": _sampling(run, plan), "context_length": context},
     )
-    write_adapter_folder(run.run_dir / run_folder.FINAL, adapter, name=str(run.config.name))
+    write_adapter_folder(folder, adapter, name=str(run.config.name))
 
 
-def _sampling(run: Run) -> dict[str, Any]:
+def _sampling(run: Run, plan: StagePlan) -> dict[str, Any]:
     """How the run has drawn, as a model's folder keeps it."""
     images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
-    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, run.plans[-1].settings.resolution
+    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, plan.settings.resolution
     return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
 
 
-def _record(run: Run) -> dict[str, Any]:
-    """What the model card says about the training."""
-    stages = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
+def _record(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """What the model card says about the training up to a stage's end."""
+    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
     environment = run_folder.read_environment(run.run_dir)
     return {
         "name": str(run.config.name),
@@ -316,7 +338,7 @@ def _record(run: Run) -> dict[str, Any]:
         "samples": sum(stage["samples"] for stage in stages),
         "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
         "stages": stages,
-        "resolution": run.plans[-1].settings.resolution,
+        "resolution": plan.settings.resolution,
         "commit": environment["commit"],
         "hdm_lightning": environment["hdm_lightning"],
     }

@@ -21,7 +21,7 @@ from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, V
 
 LARGEST_BYTES = 1_000_000
 WHERE_FROM = "look where the folder comes from"
-OTHERS = ("module", "lr_scheduler", "stage", "logger", "hydra")
+OTHERS = ("module", "lr_scheduler", "stage", "logger", "hub", "hydra")
 """Groups that say nothing to who builds no trainer."""
 RETIRED = {"text_encoder": "max_batch", "vae": "max_batch"}
 """Keys that runs of earlier versions have, and that changed nothing in what they learned."""

@@ -80,6 +80,10 @@ class Recipe(ABC):
     def summary(self, trainer: Any) -> dict[str, Any]:
         """What is noted of a stage's end beside its length."""
 
+    def after_stage(self, run: "Run", plan: StagePlan, checkpoint: Path) -> None:
+        """Whatever is to be done with the last checkpoint of a stage; the first process works."""
+        del run, plan, checkpoint
+
     @abstractmethod
     def export(self, run: "Run", checkpoint: Path) -> None:
         """Write `final/` from the last checkpoint; the first process works."""

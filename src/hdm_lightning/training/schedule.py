@@ -189,6 +189,7 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
             **run.recipe.summary(trainer),
         }
         run_folder.mark_stage_done(run.run_dir, plan, summary)
+        run.recipe.after_stage(run, plan, path)
     processes.barrier()
 
 
