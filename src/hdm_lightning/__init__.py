@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from hdm_lightning.models import XUT, XUTConfig
     from hdm_lightning.training.modules.autoencoder_module import AutoencoderModule
     from hdm_lightning.training.modules.flow_module import FlowModule
+    from hdm_lightning.training.modules.low_rank import LoRA
 
 __all__ = [
     "XUT",
     "AutoencoderModule",
     "FlowModule",
     "HDMPipeline",
+    "LoRA",
     "ShardDataModule",
     "XUTConfig",
     "__version__",
@@ -30,6 +32,7 @@ _PLACES = {
     "AutoencoderModule": "hdm_lightning.training.modules.autoencoder_module",
     "FlowModule": "hdm_lightning.training.modules.flow_module",
     "HDMPipeline": "hdm_lightning.generation.pipeline",
+    "LoRA": "hdm_lightning.training.modules.low_rank",
     "ShardDataModule": "hdm_lightning.data.datamodule",
     "XUT": "hdm_lightning.models",
     "XUTConfig": "hdm_lightning.models",

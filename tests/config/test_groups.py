@@ -8,20 +8,26 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.stored_pipeline import save_final
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.former_keys import MOVED, present_keys, present_spelling
 from hdm_lightning.training.job import check_job
 
 CONF = Path(hdm_lightning.conf.__file__).parent
 TRAIN = ("model", "text_encoder", "vae", "data", "module", "optimizer", "lr_scheduler", "schedule", "hardware")
-TRAIN += ("trainer", "callbacks", "logger", "experiment", "hparams_search", "debug")
+TRAIN += ("adapter", "trainer", "callbacks", "logger", "experiment", "hparams_search", "debug")
 TRAIN_VAE = ("data", "optimizer", "lr_scheduler", "hardware", "trainer", "callbacks", "logger", "vae_training")
 TRAIN_VAE += ("experiment_vae", "debug")
 OF_THE_OTHER = {
     "train": [("callbacks", "autoencoder"), ("module", "autoencoder")],
     "train_vae": [("callbacks", "default")],
 }
-NEEDS = {"wandb": "wandb", "mlflow": "mlflow"}
+OF_INIT = ("of_init", "finetune", "lora")
+"""Choices that leave something to the model of `init`, or stand beside it."""
+NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 
 
 def choices(command, groups):
@@ -49,8 +55,36 @@ def composed(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     return compose_with
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
+    """A small model's folder."""
+    config = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1)
+    folder = tmp_path_factory.mktemp("trained")
+    source = TextEncoderSource(str(tiny_text_encoder), layer=-2, context_length=24)
+    autoencoder, sampling = load_autoencoder(str(tiny_autoencoder)), {"height": 32, "width": 32}
+    state = XUT(config).state_dict()
+    save_final(folder, state, xut=config, text_encoder=source, autoencoder=autoencoder, sampling=sampling)
+    return folder
+
+
+def test_a_fine_tuning_is_of_the_kind_of_its_base(composed, trained, tiny_text_encoder):
+    """And what the command says itself is left as it is."""
+    for experiment in ("finetune", "lora"):
+        config = composed("train", f"experiment={experiment}", f"init={trained}", "schedule.stages.tune.samples=100")
+        for key in ("text_encoder.name", "vae.name", "model.context_width"):
+            OmegaConf.update(config, key, None)
+        job = check_job(config)
+        assert job.config.model.width == 32 and job.config.model.residual == "input"
+        assert (job.config.text_encoder.name, job.config.text_encoder.layer) == (str(tiny_text_encoder), -2)
+        assert job.config.vae.name == str(trained / "vae")
+        (plan,) = job.plans
+        assert (plan.settings.resolution, plan.settings.context_length) == (32, 24)
+    with pytest.raises(UserError, match="none is given"):
+        check_job(composed("train", "experiment=finetune"))
+
+
 @pytest.mark.parametrize(("group", "name"), choices("train", TRAIN))
-def test_every_choice_of_hdm_train_passes_the_checks(composed, group, name):
+def test_every_choice_of_hdm_train_passes_the_checks(composed, trained, group, name):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     if name == "optuna":
@@ -61,6 +95,8 @@ def test_every_choice_of_hdm_train_passes_the_checks(composed, group, name):
             check_job(composed("train", f"{group}={name}", *extra))
         assert caught.value.where == "schedule.stages.px256.latents"
         extra += [f"schedule.stages.{stage}.latents=null" for stage in ("px256", "px512")]
+    extra += [f"init={trained}"] if name in OF_INIT else []
+    extra += ["module.rule=constant"] if group == "adapter" else []
     job = check_job(composed("train", f"{group}={name}", *extra))
     assert job.plans and job.processes == 1
 

@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,15 +17,20 @@ from hdm_lightning.printable import in_one_line, printable
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
 
-Target = Literal["project", "published", "comfyui", "diffusers", "bare"]
+Target = Literal["project", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui"]
 TARGETS = {
     "project": "a pipeline's folder, for HDMPipeline, hdm-sample and hdm-train init=",
     "published": "one file, .safetensors or .ckpt, network and what lies beside it under the published names",
     "comfyui": "the published single file as the ComfyUI loader expects it: autoencoder inside, float16",
     "diffusers": "the published folder with unet/ (which no class of diffusers reads) and vae/ (which does)",
     "bare": "one file with the network alone under the published names",
+    "peft": "of a LoRA: peft's folder, for PeftModel, load_lora_weights and --lora",
+    "lora": "of a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
+    "lora_comfyui": "of a LoRA: one file under ComfyUI's names (diffusion_model.….lora_A.weight)",
 }
-SINGLE_FILES = ("published", "comfyui", "bare")
+SINGLE_FILES = ("published", "comfyui", "bare", "lora", "lora_comfyui")
+ADAPTERS = ("peft", "lora", "lora_comfyui")
+"""Layouts of a LoRA alone; the others have it merged into its base."""
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How the name of a single file may end: by it the file is written and read."""
 
@@ -35,12 +40,14 @@ class Conversion:
     """What hdm-convert is asked for.
 
     Attributes:
-        source: a run's folder, a pipeline's folder, a diffusers folder or a file.
+        source: a run's folder, a pipeline's folder, a diffusers folder or a file; a LoRA is merged into its base.
         destination: file or folder to write; without one, the command says what the source holds.
         to: layout to write (default: published for a file name, else project).
         dtype: cast all tensors (default: as stored; comfyui: float16).
         vae: folder of the autoencoder to put in instead.
         text_encoder: name or folder that a pipeline's folder is to record.
+        lora: merge this LoRA into the source, NAME or NAME:WEIGHT; may be repeated.
+        any_base: merge also a LoRA that was trained on other weights of this shape.
         average: of a run with callbacks.weight_averages.sigma_rel: its average of this relative width, e.g. 0.08.
         samples: with --average: at so many samples seen (default: the end).
         force: replace what is at the destination.
@@ -52,12 +59,17 @@ class Conversion:
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     vae: Path | None = None
     text_encoder: str | None = None
+    lora: list[str] = field(default_factory=list)
+    any_base: bool = False
     average: float | None = None
     samples: int | None = None
     force: bool = False
 
 
-_CONVERSION = Flags(Conversion, {"source": "source", "destination": "destination", "average": "--average WIDTH"})
+_CONVERSION = Flags(
+    Conversion,
+    {"source": "source", "destination": "destination", "average": "--average WIDTH", "lora": "--lora NAME[:WEIGHT]"},
+)
 
 
 def parser() -> Parser:
@@ -78,10 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(asked: Conversion) -> None:
-    from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.layouts import detect_layout  # noqa: PLC0415  (as above)
 
     source, destination = asked.source, asked.destination
-    layout, release = detect_layout(source), _read(asked)
+    if is_adapter(source) and (destination is None or asked.to in ADAPTERS):
+        _convert_adapter(asked)
+        return
+    if asked.to in ADAPTERS:
+        raise UserError(
+            "is no LoRA", where=str(source), hint=f"--to {asked.to} wants one: give the run that trained it"
+        )
+    layout, release = ("merged LoRA" if is_adapter(source) else detect_layout(source)), _read(asked)
     if destination is None:
         print(f"{in_one_line(source)}: {layout}\n{describe(release)}")
         return
@@ -109,9 +129,10 @@ def _check_destination(destination: Path, target: str) -> None:
 
 
 def _read(asked: Conversion) -> "Release":
-    from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (as above)
 
-    release = read_release(asked.source)
+    release = _merged(asked) if asked.lora or is_adapter(asked.source) else read_release(asked.source)
     if release.left_out:
         shown = ", ".join(map(in_one_line, release.left_out[:5]))
         print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
@@ -120,6 +141,50 @@ def _read(asked: Conversion) -> "Release":
     elif asked.samples is not None:
         raise UserError("is for --average only", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
     return with_vae(release, asked.vae) if asked.vae else release
+
+
+def _convert_adapter(asked: Conversion) -> None:
+    """A LoRA in another layout, or what it holds."""
+    import torch  # noqa: PLC0415  (for --help's sake)
+
+    from hdm_lightning.interop import adapter_files as files  # noqa: PLC0415  (as above)
+
+    adapter, destination = files.read_adapter(asked.source), asked.destination
+    if destination is None:
+        print(f"{in_one_line(asked.source)}: LoRA\n{files.describe_adapter(adapter)}")
+        return
+    if destination.exists() and not asked.force:
+        raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
+    _check_destination(destination, str(asked.to))
+    cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
+    write = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lora_comfyui": files.write_lora_comfyui}
+    try:
+        write[str(asked.to)](destination, cast)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be written ({error})", where=str(destination)) from error
+    print(f"{destination}: {asked.to}, from LoRA {asked.source}")
+
+
+def _merged(asked: Conversion) -> "Release":
+    """The base with the LoRAs that are asked for in its weights."""
+    from hdm_lightning.generation.loading import adapter_and_base  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.generation.pipeline_adapters import AdapterUse, find_adapter  # noqa: PLC0415  (as above)
+    from hdm_lightning.interop import adapter_files, adapters, layouts  # noqa: PLC0415  (as above)
+
+    uses = [(each, find_adapter(each.name)) for each in map(AdapterUse.parse, asked.lora)]
+    source, found = asked.source, []
+    if adapter_files.is_adapter(source):
+        adapter, source = adapter_and_base(source)
+        found = [(adapter, 1.0, str(asked.source))]
+    release = layouts.read_release(source)
+    config, state = release.network.config, release.network.state_dict()
+    found += [(adapter_files.read_adapter(path, config), use.weight, use.name) for use, path in uses]
+    for adapter, _, name in found:
+        adapters.check_adapter(adapter, state, where=name, any_base=asked.any_base)
+    release.network.load_state_dict(adapters.merged(state, [(adapter, weight) for adapter, weight, _ in found]))
+    merged_in = [{"lora": name, "weight": weight} for _, weight, name in found]
+    training = {**release.settings.get("training", {}), "merged": merged_in}
+    return replace(release, settings={**release.settings, "training": training})
 
 
 def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Group, RenderableType
 
 from hdm_lightning.cli.command import require_file
@@ -22,6 +23,7 @@ from hdm_lightning.profiling.gpus import CPU, HERE, Host, Machine, override, par
 from hdm_lightning.profiling.plan_report import comparison_report, plan_report, presets_line, proposal_report
 from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
+from hdm_lightning.training.base_model import fill_from_init
 from hdm_lightning.training.composition import parse
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED
 from hdm_lightning.training.recorded import TrainSettings, model_config_from, train_settings_from
@@ -84,9 +86,12 @@ def run_plan(config: Mapping[str, Any], *, log: Callable[[str], None] = lambda _
 
 
 def _split(config: Mapping[str, Any]) -> tuple[PlanSettings, TrainSettings]:
+    composed = OmegaConf.create(dict(config))
+    fill_from_init(composed)
+    filled: Any = OmegaConf.to_container(composed)
     own = {entry.name for entry in fields(PlanSettings)}
-    wanted = parse(PlanSettings, {key: value for key, value in config.items() if key in own}, "")
-    rest = {key: value for key, value in config.items() if key not in own}
+    wanted = parse(PlanSettings, {key: value for key, value in filled.items() if key in own}, "")
+    rest = {key: value for key, value in filled.items() if key not in own}
     rest["data"] = {key: value for key, value in rest["data"].items() if value != _MISSING}  # no data are needed
     return wanted, train_settings_from(rest)
 

@@ -13,15 +13,16 @@ from hdm_lightning.printable import in_one_line
 
 _DESCRIPTION = """Draw images from prompts.
 
-MODEL is a run's folder (its final/ is used), a pipeline's folder, a weights file inside one, a hub name, or a published
-network: a single file (.safetensors, .ckpt) or a diffusers folder. Prompts come from the command line, from
---prompts FILE, or, if there are neither, one a line from standard input. Every PNG carries its settings; --repeat
-draws it again."""
+MODEL is a run's folder (its final/ is used; a LoRA's brings its base), a pipeline's folder, a weights file inside one,
+a hub name, or a published network: a single file (.safetensors, .ckpt) or a diffusers folder. Prompts come from the
+command line, from --prompts FILE, or, if there are neither, one a line from standard input. Every PNG carries its
+settings; --repeat draws it again."""
 
 _EXAMPLES = """examples:
   hdm-sample runs/shapes "a large red circle" --count 4
   hdm-sample runs/shapes --prompts prompts.txt --size 512x512 --size 768x384
   hdm-sample --repeat samples/0000-a-large-red-circle-0.png --steps 50
+  hdm-sample runs/shapes "a star" --lora runs/ink:0.7 --lora flat.safetensors:0.4
   hdm-sample runs/shapes "a star" --image sketch.png --strength 0.6 --size image --on-indivisible pad
 """
 
@@ -46,7 +47,7 @@ _OVERRIDES: Flags[Any] = Flags(
         "unconditional_rate": "--negative-rate",
     },
 )
-_MACHINE = Flags(DrawingMachine)
+_MACHINE = Flags(DrawingMachine, {"lora": "--lora NAME[:WEIGHT]"})
 
 
 class _IntermixedParser(Parser):

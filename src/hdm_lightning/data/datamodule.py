@@ -13,7 +13,7 @@ from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_toget
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
-from hdm_lightning.data.rules import StreamConfig, rules_from, sources_from
+from hdm_lightning.data.rules import Alpha, StreamConfig, rules_from, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
 from hdm_lightning.errors import UserError
@@ -68,6 +68,8 @@ class ShardDataModule(LightningDataModule):
         consumed: samples of the stage consumed before; a checkpoint's position or `skip_to` wins.
         samples_per_step: samples of an optimizer step over all ranks and its accumulation, which share a bucket where
             `crop` has aspect-ratio buckets; None asks the trainer. Give it where accumulation or ranks may change.
+        alpha: transparency is laid on white, or a `mask`: the alpha becomes the image's fourth channel, by which
+            `FlowModule` weighs the loss.
 
     Raises:
         UserError: a value is wrong; no shard or index is read before the first plan or loader.
@@ -102,6 +104,7 @@ class ShardDataModule(LightningDataModule):
         pin_memory: bool | None = None,
         consumed: int = 0,
         samples_per_step: int | None = None,
+        alpha: Alpha = "white",
     ) -> None:
         super().__init__()
         caption_rules = rules_from(captions, CaptionRules, "data.captions")
@@ -122,6 +125,7 @@ class ShardDataModule(LightningDataModule):
             cache_dir=cache_dir,
             cache_gb=cache_gb,
             memory_cache_gb=memory_cache_gb,
+            alpha=alpha,
         )
         sources = self._stream.sources if validation is None else sources_from(validation, "data.validation")
         self._validation = replace(_for_validation(self._stream), sources=sources, seed=validation_seed)

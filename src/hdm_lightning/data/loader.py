@@ -59,7 +59,7 @@ class Batch(TypedDict):
     """
 
     image: NotRequired[Tensor]
-    """uint8 (B,3,H,W), RGB."""
+    """uint8 (B,3,H,W), RGB; or (B,4,H,W), whose fourth channel says how much a pixel counts in the loss."""
     latent: NotRequired[Tensor]
     """float16 (B,M,C,H/f,W/f), in the place of `image`: mean and, where M is 2, standard deviation of the crop."""
     autoencoder: NotRequired[str]

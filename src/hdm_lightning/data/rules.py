@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import Buckets, CropRules
@@ -75,6 +75,10 @@ def _tidy(url: str | os.PathLike[str]) -> str:
     return os.path.normpath(os.path.expanduser(text)) if is_local(text) else text
 
 
+Alpha = Literal["white", "mask"]
+"""What becomes of transparency: it is laid on white, or does not count in the loss."""
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """A stream of samples: where from (at least one source), in which order, cut and captioned how.
@@ -98,11 +102,14 @@ class StreamConfig:
     cache_dir: str | None = None
     cache_gb: float = 100.0
     memory_cache_gb: float = 0.0
+    alpha: Alpha = "white"
 
     def __post_init__(self) -> None:
         for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
+        if self.alpha not in get_args(Alpha):
+            raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="give white or mask")
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"is {self.max_bad_share}", where="data.max_bad_share", hint="give a share from 0 to 1")
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.data.alpha_masks import decode_masked
 from hdm_lightning.data.captions import names_a_side
 from hdm_lightning.data.crops import Crop, Shape
 from hdm_lightning.data.decode import decode, upright_size
@@ -22,6 +23,7 @@ from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan
 from hdm_lightning.data.tar import IMAGE_EXTENSIONS, RawSample
+from hdm_lightning.errors import UserError
 
 Tokenize = Callable[[str], tuple[list[int], int]]
 """A caption to its token ids and how many of them count (the rest is padding)."""
@@ -34,7 +36,7 @@ class Sample:
     index: int
     key: str
     image: NDArray[np.uint8] | Moments
-    """uint8 (3,H,W), RGB, or the moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
+    """uint8 (3,H,W), RGB, with `alpha: mask` (4,H,W); or moments of a latent, float16 (M,C,H/f,W/f); may be a view."""
     crop: tuple[float, float, float, float]
     tokens: list[int]
     length: int
@@ -50,7 +52,7 @@ class Decoded(NamedTuple):
     height: int
     width: int
     pixels: NDArray[np.uint8]
-    """uint8 (3,H,W), RGB."""
+    """uint8 (3,H,W), RGB, or (4,H,W) with alpha."""
 
     def cut(self, crop: Crop) -> NDArray[np.uint8]:
         """The pixels of a crop of the full image, as a view."""
@@ -70,6 +72,10 @@ class Preparation:
     def __init__(self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool) -> None:
         if plan.latents is not None:
             plan.latents.check(config.crop, config.resolution)
+            if config.alpha == "mask":
+                what = "latents from disk have no transparency"
+                raise UserError(what, where="data.alpha", hint="give the shards of images, or data.alpha=white")
+        self._decode = decode_masked if config.alpha == "mask" else decode
         self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
         self._reader = Reader(plan, config)
         self._quarantine = Quarantine(config.quarantine)
@@ -101,7 +107,10 @@ class Preparation:
         """What stands in the place of a sample that cannot be used."""
         height, width = self.plan.shape_at(index)
         latents = self.plan.latents
-        image = np.zeros((3, height, width), dtype=np.uint8) if latents is None else latents.masked((height, width))
+        channels = 4 if self.config.alpha == "mask" else 3
+        image = (
+            np.zeros((channels, height, width), dtype=np.uint8) if latents is None else latents.masked((height, width))
+        )
         tokens = [0] * self.config.context_length
         return Sample(index, key, image, (0.0, 0.0, float(height), float(width)), tokens, 1, "", 0.0, fault)
 
@@ -124,7 +133,7 @@ class Preparation:
             crop = choose(kept.height, kept.width)
             image = kept.cut(crop)
         else:
-            image, crop = decode(raw.image(), choose)
+            image, crop = self._decode(raw.image(), choose)
         tokens, length = self._tokens(caption)
         shard = self.plan.parts[place.part].shards[place.shard].record.name
         return Sample(index, f"{shard}/{raw.key}", image, crop.numbers, tokens, length, caption)
@@ -134,7 +143,7 @@ class Preparation:
         height, width = upright_size(raw.image())
         crop = self.config.crop.choose(height, width, shape, Draws())
         whole = replace(crop, top=0, left=0, height=crop.full_height, width=crop.full_width, flip=False)
-        pixels, _ = decode(raw.image(), lambda *_: whole)
+        pixels, _ = self._decode(raw.image(), lambda *_: whole)
         texts = {name: data for name, data in raw.members.items() if name not in IMAGE_EXTENSIONS}
         decoded = Decoded(RawSample(raw.key, texts), height, width, np.ascontiguousarray(pixels))
         if self._room >= pixels.size:

@@ -13,6 +13,7 @@ from hdm_lightning.datasets.source_images import (
     caption_fields,
     image_field,
     list_images,
+    mask_beside,
 )
 from hdm_lightning.datasets.writer import Field
 
@@ -56,7 +57,7 @@ def build_folder(
 def _sample(root: Path, images: ImageOptions, allow_missing: bool, item: Item) -> dict[str, Field]:
     path = root / item.name
     fields = caption_fields(path, CAPTION_EXTENSIONS, {"source": item.name}, allow_missing=allow_missing)
-    return {**image_field(path.read_bytes(), images), **fields}
+    return {**image_field(path.read_bytes(), images, mask_beside(path)), **fields}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

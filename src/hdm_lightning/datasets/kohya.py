@@ -21,6 +21,7 @@ from hdm_lightning.datasets.source_images import (
     caption_fields,
     image_field,
     list_images,
+    mask_beside,
 )
 from hdm_lightning.datasets.writer import Field
 
@@ -121,7 +122,7 @@ def _sample(
             raise SampleFault("no caption")
     if text or "txt" in fields:
         fields["txt"] = text
-    return {**image_field(path.read_bytes(), images), **fields}
+    return {**image_field(path.read_bytes(), images, mask_beside(path)), **fields}
 
 
 def _has_caption(record: Field) -> bool:

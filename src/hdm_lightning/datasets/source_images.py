@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from hdm_lightning.data.alpha_masks import with_mask
 from hdm_lightning.data.captions import CaptionRules, parse_record
 from hdm_lightning.data.decode import format_of, load_upright
 from hdm_lightning.data.faults import SampleFault
@@ -16,6 +17,8 @@ from hdm_lightning.datasets.writer import Field
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+MASK = ".mask"
+"""Stands between the name of an image and the extension of its mask."""
 ENCODINGS = ("keep", "webp", "jpeg")
 
 
@@ -37,13 +40,20 @@ class ImageOptions:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it and sorted; hidden ones are left out."""
+    """Paths of all images below a folder, relative to it and sorted; hidden ones and masks are left out."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    named = (path for path in found if not path.stem.endswith(MASK))
+    return sorted(path.as_posix() for path in named if not any(part.startswith(".") for part in path.parts))
 
 
-def image_field(data: bytes, options: ImageOptions) -> dict[str, Field]:
-    """The image under the extension of its format, after a full decode.
+def mask_beside(image: Path) -> bytes | None:
+    """The mask of an image, NAME.mask.png beside it; None where there is none."""
+    mask = image.with_name(f"{image.stem}{MASK}.png")
+    return mask.read_bytes() if mask.is_file() else None
+
+
+def image_field(data: bytes, options: ImageOptions, mask: bytes | None = None) -> dict[str, Field]:
+    """The image under the extension of its format, after a full decode; with a mask as WebP, whose alpha it is.
 
     Raises:
         SampleFault: it cannot be used.
@@ -52,6 +62,8 @@ def image_field(data: bytes, options: ImageOptions) -> dict[str, Field]:
     if min(image.size) < options.min_size_px:
         raise SampleFault(f"too small: {image.width}x{image.height} pixels")
     short = options.short_side_px
+    if mask is not None:
+        return {KEPT["WEBP"]: with_mask(data, mask, short_side_px=short)}
     shrink = short is not None and min(image.size) > short
     kind = format_of(data)
     if options.encoding == "keep" and not shrink and kind in KEPT:

@@ -68,11 +68,18 @@ def stratified_uniforms(u: Tensor, stratum: Tensor, strata: int) -> Tensor:
     return spread.clamp(max=1.0 - torch.finfo(u.dtype).eps)
 
 
-def loss_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over everything but the batch: (B, ...) -> (B,), computed in float32 at least."""
+def loss_per_sample(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error over everything but the batch: (B, ...) -> (B,), computed in float32 at least.
+
+    With `weight` (B,1,H,W), not negative, it is the weighted mean over places; 0 where none counts.
+    """
     _require_same_shape("prediction", prediction, "target", target)
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
+    errors = (prediction.to(dtype) - target.to(dtype)).square()
+    if weight is None:
+        return errors.flatten(1).mean(dim=1)
+    weight = weight.to(dtype).expand_as(errors).flatten(1)
+    return (errors.flatten(1) * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=torch.finfo(dtype).tiny)
 
 
 def _require_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -18,6 +18,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.loading import LoadOptions, build_pipeline, find_pipeline_folder, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.interop.adapter_files import adapter_folder
 from hdm_lightning.interop.layouts import FINAL_FOLDER
 from hdm_lightning.interop.pipeline_folder import (
     TRANSFORMER,
@@ -38,6 +39,7 @@ from hdm_lightning.training.checkpoint_io import (
     read_intact,
 )
 from hdm_lightning.training.flow_run import folded
+from hdm_lightning.training.modules.frozen_weights import FROZEN
 from hdm_lightning.training.recorded import TrainSettings, is_training, model_config_from, recorded_settings
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
@@ -89,7 +91,7 @@ def load_subject(path: Path, options: LoadOptions) -> Subject:
     _refuse_autoencoder(path)
     if path.match("step-*.ckpt"):
         return _from_checkpoint(path, options)
-    has_final = any(is_pipeline_folder(folder) for folder in (path / FINAL_FOLDER, path))
+    has_final = any(is_pipeline_folder(folder) for folder in (path / FINAL_FOLDER, path)) or adapter_folder(path)
     if path.is_dir() and not has_final and (path / run_folder.CONFIG).is_file():
         return _from_checkpoint(_newest(path), options)
     return _from_model(path, options)
@@ -205,6 +207,9 @@ def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
         )
     checkpoint = read_intact(path)
     place = checkpoint["hdm"]
+    if FROZEN in place:
+        what, hint = "is that of an adapter, without its base", f"evaluate its end: {run.folder}"
+        raise UserError(what, where=str(path), hint=hint)
     plans = plan_stages(run.settings.schedule, 1)
     plan = next((one for one in plans if one.name == place["stage"]), run.plan)
     config = model_config_from(run.settings.model)

@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Self
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -12,8 +13,8 @@ from hdm_lightning.diffusion import sampling, times
 from hdm_lightning.models import XUT, XUTConfig
 
 
-class XUTTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """An XUT that diffusers saves, loads, moves and offloads; called as the XUT itself.
+class XUTTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
+    """An XUT that diffusers saves, loads, moves, offloads and adapts; called as the XUT itself.
 
     Args:
         fields: those of `XUTConfig`.

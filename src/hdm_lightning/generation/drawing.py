@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.image_files import ImageRecord, image_size, is_cropped, read_record
+from hdm_lightning.generation.image_files import ImageRecord, image_size, is_cropped, read_record, sha256_of
 from hdm_lightning.generation.image_writer import DrawJob, ImageWriter, draw_jobs, plan_jobs
 from hdm_lightning.generation.loading import LoadedModel, LoadOptions, load_pipeline
+from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files, find_adapter
 from hdm_lightning.generation.sampling_settings import MAX_SEED, DrawingMachine, DrawingRequest, SamplingSettings
 from hdm_lightning.precision import default_dtype, dtype_name
 
@@ -62,12 +63,22 @@ def draw_request(
     if image is not None and not image.is_file():
         raise UserError("does not exist", where=str(image), hint="give the image to start from with --image FILE")
     loaded_with = loading_choices(request.model, machine, record, device)
-    loaded = _load(request.model or (record.model if record else ""), machine, device, loaded_with)
+    uses = adapter_uses(request.model, machine, record)
+    model = request.model or (record.model if record else "")
+    loaded = _load(model, machine, device, loaded_with, uses)
     jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
     try:
         fingerprint = loaded.fingerprint
         writer = ImageWriter(
-            request.out, model=str(loaded.path), fingerprint=fingerprint, image=image, loaded_with=loaded_with
+            request.out,
+            model=str(loaded.path),
+            fingerprint=fingerprint,
+            image=image,
+            loaded_with=loaded_with,
+            loras=[
+                {"name": use.name, "weight": use.weight, "sha256": sha256_of(*adapter_files(find_adapter(use.name)))}
+                for use in uses
+            ],
         )
     except OSError as error:
         raise UserError(f"cannot be made ({error})", where=f"--out {request.out}", hint="give a folder") from error
@@ -138,7 +149,20 @@ def loading_choices(
     return known | {name: value for name, value in given.items() if value is not None}
 
 
-def _load(model: str, machine: DrawingMachine, device: torch.device, loaded_with: dict[str, str]) -> LoadedModel:
+def adapter_uses(model: str | None, machine: DrawingMachine, record: ImageRecord | None) -> tuple[AdapterUse, ...]:
+    """The adapters to draw with: the command's, else those of the image to repeat, where its model serves."""
+    if machine.lora or record is None or model is not None:
+        return tuple(map(AdapterUse.parse, machine.lora))
+    return tuple(AdapterUse(each["name"], each["weight"]) for each in record.loras)
+
+
+def _load(
+    model: str,
+    machine: DrawingMachine,
+    device: torch.device,
+    loaded_with: dict[str, str],
+    uses: tuple[AdapterUse, ...],
+) -> LoadedModel:
     precision = loaded_with["precision"]
     options = LoadOptions(
         device=device,
@@ -148,6 +172,8 @@ def _load(model: str, machine: DrawingMachine, device: torch.device, loaded_with
         vae=loaded_with.get("vae"),
         max_batch=machine.batch,
         compiled=machine.compile,
+        adapters=uses,
+        any_base=machine.any_base,
     )
     return load_pipeline(Path(model), options)
 

@@ -6,7 +6,7 @@ Shapes: H×W pixels.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ class ImageRecord:
         image: path of the image it started from (image-to-image), or None.
         image_sha256: SHA-256 of that file.
         loaded_with: `precision`, and `text_encoder` and `vae` where others than the model's own were named.
+        loras: the adapters it was drawn with: `name`, `weight` and `sha256` of each.
     """
 
     prompt: str
@@ -55,10 +56,12 @@ class ImageRecord:
     image: str | None = None
     image_sha256: str | None = None
     loaded_with: Mapping[str, str] = field(default_factory=dict)
+    loras: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
         own = {**vars(self), "settings": self.settings.to_json(), "loaded_with": dict(self.loaded_with)}
+        own["loras"] = [dict(each) for each in self.loras]
         return {"format": RECORD_FORMAT, "version": __version__, **own}
 
     @classmethod
@@ -71,6 +74,7 @@ class ImageRecord:
         if mapping.get("format") != RECORD_FORMAT:
             raise ValueError(f"format: got {mapping.get('format')!r}, expected {RECORD_FORMAT!r}")
         _require_kinds(mapping)
+        loras = mapping.get("loras", [])
         return cls(
             prompt=mapping["prompt"],
             seed=mapping["seed"],
@@ -80,6 +84,7 @@ class ImageRecord:
             image=mapping["image"],
             image_sha256=mapping["image_sha256"],
             loaded_with=mapping.get("loaded_with", {}),
+            loras=[{**each, "name": str(each["name"]), "weight": float(each["weight"])} for each in loras],
         )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -81,7 +82,7 @@ class ImageWriter:
     """Writes images to a folder, made if missing, numbered on from those already there.
 
     `model` (a path), `fingerprint` (SHA-256 of its weights), `image` (what the others start from) and `loaded_with`
-    (precision and encoders) stand in the records.
+    (precision and encoders) stand in the records, `loras` (see `ImageRecord`) too.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ImageWriter:
         fingerprint: str,
         image: Path | None = None,
         loaded_with: Mapping[str, str] | None = None,
+        loras: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -100,6 +102,7 @@ class ImageWriter:
         self.image = image
         self.image_sha256 = sha256_of(image) if image else None
         self.loaded_with = loaded_with or {}
+        self.loras = loras
         self.paths: list[Path] = []
         self._sheet: list[tuple[Tensor, str]] = []
         self._first = self._next = next_number(folder)
@@ -115,6 +118,7 @@ class ImageWriter:
             None if self.image is None else str(self.image),
             self.image_sha256,
             self.loaded_with,
+            self.loras,
         )
         path = self.folder / f"{self._next:04d}-{slug(job.prompt)}-{job.seed}.png"
         write_png(path, image, record)
@@ -125,10 +129,12 @@ class ImageWriter:
 
     def differences_from(self, record: ImageRecord) -> list[str]:
         """The files that are not those of an earlier record."""
-        pairs = [
+        pairs: list[tuple[str, Any, Any]] = [
             (f"model {self.model}", self.fingerprint, record.fingerprint),
             (f"image {self.image}", self.image_sha256, record.image_sha256),
         ]
+        before = {each["name"]: each.get("sha256") for each in record.loras}
+        pairs += [(f"LoRA {each['name']}", each["sha256"], before.get(each["name"])) for each in self.loras]
         return [what for what, ours, theirs in pairs if ours != theirs]
 
     def write_sheet(self) -> Path:

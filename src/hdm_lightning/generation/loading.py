@@ -1,7 +1,7 @@
 """A model on disk, of whatever kind, as a pipeline."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
+from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
 from hdm_lightning.generation.sampling_settings import require_fit
 from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop import published
+from hdm_lightning.interop.adapter_files import adapter_folder, is_adapter, read_adapter
+from hdm_lightning.interop.adapters import Adapter
 from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
 from hdm_lightning.interop.pipeline_folder import (
     CONFIG,
@@ -52,6 +55,8 @@ class LoadOptions:
         vae: name or path instead of the model's own.
         max_batch: images drawn at once.
         compiled: whether to compile the network, block by block, for each size that is drawn.
+        adapters: LoRAs to draw with.
+        any_base: draw also with those that were trained on other weights of the network's shape.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -61,6 +66,8 @@ class LoadOptions:
     vae: str | None = None
     max_batch: int = 8
     compiled: bool = False
+    adapters: tuple[AdapterUse, ...] = ()
+    any_base: bool = False
 
     @property
     def encoder_dtype(self) -> torch.dtype:
@@ -89,15 +96,58 @@ class LoadedModel:
 def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a run's folder, its `final/` folder, a weights file inside one, a hub name, or a published file or folder.
 
+    The folder of a LoRA, a run's too, means its base with the LoRA.
+
     Raises:
-        UserError: if there is no model, or one of its parts is missing or does not fit.
+        UserError: if there is no model, or one of its parts or an adapter is missing or does not fit.
     """
+    folder = adapter_folder(path)
+    loaded = _load_model(path, options) if folder is None else _load_adapted(folder, options)
+    loaded.pipeline.use_adapters(options.adapters, any_base=options.any_base)
+    return loaded
+
+
+def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
+    """The base of an adapter with the adapter, which has its own settings to draw with."""
+    adapter, base = adapter_and_base(folder)
+    loaded = _load_model(base, replace(options, weights="ema"))
+    loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
+    sampling = {**loaded.sampling, **adapter.settings.get("sampling", {})}
+    return LoadedModel(loaded.pipeline, sampling, folder, (*loaded.weight_files, *adapter_files(folder)))
+
+
+def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
+    """An adapter and where its base is: where it was in training, or below one of the folders above the adapter's.
+
+    Raises:
+        UserError: it cannot be read, or its base is not found.
+    """
+    adapter = read_adapter(folder)
+    return adapter, _base_of(adapter, folder)
+
+
+def _base_of(adapter: Adapter, folder: Path) -> Path:
+    name, hint = adapter.base.name, f"name the base and give the adapter beside it: hdm-sample BASE --lora {folder}"
+    if name is None:
+        raise UserError("does not say which base it belongs to", where=str(folder), hint=hint)
+    if Path(name).exists() or not is_local_path(name):
+        return Path(name)
+    known, above = Path(name), folder.resolve().parents[:4]
+    ends = [Path(*known.parts[-count:]) for count in (3, 2, 1) if count < len(known.parts)]
+    places = [place / end for end in ends for place in above]
+    found = next((place for place in places if place.exists() and not is_adapter(place)), None)
+    if found is None:
+        raise UserError(f"its base, {name}, is not there any more", where=str(folder), hint=hint)
+    return found
+
+
+def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
     found = find_pipeline_folder(path, options.weights)
     if found is not None:
         return _from_folder(*found, options)
     name = str(path)
     if not path.exists() and "/" in name and not is_local_path(name):
-        return load_pipeline(locate_model(name, where="MODEL", required=[INDEX], download=DOWNLOAD), options)
+        return _load_model(locate_model(name, where="MODEL", required=[INDEX], download=DOWNLOAD), options)
     if not path.exists():
         raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
     return _from_release(path, options)

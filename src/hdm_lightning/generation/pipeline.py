@@ -24,6 +24,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
 from hdm_lightning.generation.guided_branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
 from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, start_size, to_uint8, upright
+from hdm_lightning.generation.pipeline_adapters import AdapterLoading
 from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
 from hdm_lightning.generation.stored_pipeline import StoredPipeline
 from hdm_lightning.models import XUT
@@ -36,7 +37,7 @@ StepCallback = Callable[["HDMPipeline", int, float, dict[str, Any]], dict[str, A
 """As diffusers has it: (pipeline, step from 0, time, {"latents": …}) -> what to continue with, or None."""
 
 
-class HDMPipeline(StoredPipeline):
+class HDMPipeline(StoredPipeline, AdapterLoading):
     """Draws images with a trained network.
 
     An image depends on its prompt, its seed and the settings alone, not on what else is drawn with it: noise and
@@ -44,7 +45,7 @@ class HDMPipeline(StoredPipeline):
 
     Saved, loaded, moved and offloaded as any pipeline of diffusers. In a training, the network itself and the
     training's own encoders may stand in the places of the parts; weights are read at each call, so that a run may
-    keep one object.
+    keep one object. `load_lora_weights` and `set_adapters` put LoRAs beside the network.
 
     Args:
         transformer: an `XUTTransformer`, an XUT, or what is called like one and has its `config`.

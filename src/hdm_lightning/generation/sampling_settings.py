@@ -172,6 +172,8 @@ class DrawingMachine:
 
     Attributes:
         weights: averaged or last weights.
+        lora: draw with a LoRA, NAME or NAME:WEIGHT; may be repeated.
+        any_base: draw also with a LoRA that was trained on other weights of this shape.
         text_encoder, vae: name or folder instead of the model's own.
         device: cpu, cuda, cuda:1 … (default: cuda if there is one).
         precision: of the network (default: float32 on cpu, bfloat16 or float16 on cuda, as the card computes in it).
@@ -180,6 +182,8 @@ class DrawingMachine:
     """
 
     weights: Literal["ema", "raw"] = "ema"
+    lora: list[str] = field(default_factory=list)
+    any_base: bool = False
     text_encoder: str | None = None
     vae: str | None = None
     device: str | None = None

@@ -1,7 +1,7 @@
 """A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,7 @@ class StoredPipeline(DiffusionPipeline):
     scheduler: Any
     text_encoder: Any
     tokenizer: Any
+    require_no_adapters: Callable[[str], None]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
@@ -103,7 +104,11 @@ class StoredPipeline(DiffusionPipeline):
             arguments, options: those of diffusers.
             include_text_encoder: whether the text encoder lies in the folder; None includes it unless it is known by a
                 hub's or a package's name, by which it is found again.
+
+        Raises:
+            UserError: adapters stand beside the network's weights.
         """
+        self.require_no_adapters("save_pretrained")
         folder, name = Path(save_directory), self.config.text_encoder_name
         if include_text_encoder is None:
             include_text_encoder = not (name and (name.startswith(PACKAGE_SCHEME) or not is_local_path(name)))

@@ -105,9 +105,11 @@ class AdaptiveNorm(nn.Module):
 
 
 def _exact(layer: nn.Linear, values: Tensor) -> Tensor:
-    """A layer in the dtype of what goes in, whatever its weights have."""
+    """A layer in the dtype of what goes in, whatever its weights have; an adapter in a layer's place acts, too."""
     if layer.weight.dtype == values.dtype:
-        return layer(values)  # type: ignore[no-any-return]
+        return layer(values)
+    if type(layer) is not Linear:
+        return layer(values.to(layer.weight.dtype)).to(values.dtype)
     return F.linear(values, layer.weight.to(values.dtype), layer.bias.to(values.dtype))
 
 

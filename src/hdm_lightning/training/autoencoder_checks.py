@@ -140,6 +140,9 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
     check_call(stage, "module", supplied=("autoencoder", "perceptual", "discriminator", "optimizer", "lr_scheduler"))
     check_call(stage, "data", supplied=("tokenizer",))
     check_kept(config, [plan])
+    if plain(stage, "data").get("alpha") == "mask":
+        what = "an autoencoder learns whole pictures"
+        raise UserError(what, where="data.alpha", hint="set data.alpha=white; masks are for hdm-train")
     if target_of(stage.data, "data") is ShardDataModule:
         data = build(stage, "data", tokenizer=None)
         data.prepare()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
@@ -12,12 +13,15 @@ from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training import run_folder
+from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.averaging.averages import check_averages
+from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.modules.flow_step import other_autoencoder
+from hdm_lightning.training.modules.low_rank import LoRA
 from hdm_lightning.training.recorded import model_config_from
 from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
@@ -50,6 +54,8 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
         formats += _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
+    check_name(Hub(**(plain(config, "hub") or {})))
+    check_adapter_run(first, model)
     check_continued(config, plans, kept, course)
     check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
     check_call(first, "vae", own=("made_by",))
@@ -197,6 +203,39 @@ def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
         if stop.plateau_samples is not None and plain(config, "validation.samples") < 1:
             what = "without validation samples there is no loss that could stand still"
             raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
+
+
+def check_adapter_run(config: DictConfig, model: XUTConfig | None) -> None:
+    """What trains an adapter has a base, layers to adapt, and nothing that it does not go with.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.get("adapter") is None:
+        return
+    check_call(config, "adapter")
+    if config.get("init") is None:
+        hint = "give the model that it is for: init=runs/mine, or init=OWNER/NAME"
+        raise UserError("an adapter stands beside trained weights, and none are given", where="init", hint=hint)
+    base_folder(str(config.init))
+    if plain(config, "text_encoder").get("whiten_captions"):
+        what = "whitened states need another text projection than the base has"
+        raise UserError(what, where="text_encoder.whiten_captions", hint="set it to 0 with an adapter")
+    if plain(config, "trainer.strategy") == hardware.SHARDED:
+        what = "an adapter is small: nothing is gained by splitting what is frozen beside it"
+        raise UserError(what, where="trainer.strategy", hint="use auto or ddp with an adapter")
+    if plain(config, "module").get("rule", "mup") == "mup":
+        what = "mup has a rate for every matrix of an XUT, and none for an adapter's"
+        raise UserError(what, where="module.rule", hint="set module.rule=constant, with a rate such as 2e-4")
+    adapter = build(config, "adapter")
+    if model is not None and isinstance(adapter, LoRA):
+        with torch.device("meta"):
+            network = XUT(model)
+        try:
+            adapter.layers(network)
+        except UserError as error:
+            raise UserError(error.what, where=f"adapter.{error.where}", hint=error.hint) from error
+        LoRA.require_peft()
 
 
 def check_init(config: DictConfig, plans: list[StagePlan]) -> None:

@@ -3,8 +3,10 @@
 import math
 import shlex
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +20,12 @@ from hdm_lightning.encoders.base import TextEncoder, compile_encoders
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.errors import UserError
 from hdm_lightning.generation.stored_pipeline import save_final
+from hdm_lightning.interop.adapter_files import write_adapter_folder
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
+from hdm_lightning.training.base_model import kept_name
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.throughput import stage_flops
@@ -28,9 +33,11 @@ from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import build, plain
 from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.modules.low_rank import adapter_of, is_adapted
 from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
@@ -108,8 +115,8 @@ def _states(encoder: TextEncoder, batch: list[tuple[list[int], int]], device: to
 
 
 KEPT = (
-    *("model", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name", "vae.name"),
-    "text_encoder.whiten_captions",
+    *("model", "adapter", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name"),
+    *("vae.name", "text_encoder.whiten_captions"),
 )
 COURSE = ("seed", "init", "optimizer", "module", "data", "schedule.stages")
 """What the weights of a finished run come of."""
@@ -125,8 +132,9 @@ class FlowRecipe(Recipe):
         "guard": Guard,
         "hardware": Hardware,
         "schedule": Schedule,
+        "hub": Hub,
     }
-    others = (*COMMON, "init", "model", "text_encoder", "vae")
+    others = (*COMMON, "init", "model", "adapter", "text_encoder", "vae")
     sharded = True
 
     def plans(self, config: DictConfig, world_size: int) -> list[StagePlan]:
@@ -147,6 +155,8 @@ class FlowRecipe(Recipe):
         """Encoders, whitening and network."""
         config = with_stage(run.config, run.plans[0])
         device = _device(config)
+        if not run.is_trial:
+            processes.decided_by_first(partial(reserve, group(run.config, self, "hub")))
         if processes.rank() == 0:
             say(f"loading the text encoder {config.text_encoder.name} and the autoencoder {config.vae.name}")
         text = build(config, "text_encoder", own=OF_THE_ENCODER)
@@ -160,7 +170,8 @@ class FlowRecipe(Recipe):
         run.parts["text_encoder"] = CachedTextEncoder(text, cached) if cached else text
         run.parts["autoencoder"] = build(config, "vae", own=OF_THE_VAE)
         run.parts["whitening"] = whitening
-        return fresh_network(run.config)
+        # What is not trained is in no checkpoint, so a network with an adapter has it from its beginning.
+        return fresh_network(run.config) if run.config.get("adapter") is None else first_network(run.config)[0]
 
     def begin(self, run: Run) -> None:
         """Fresh weights, or those of `init`: the same in every process, and whenever a stage goes back to its start."""
@@ -232,8 +243,23 @@ class FlowRecipe(Recipe):
     def export(self, run: Run, checkpoint: Path) -> None:
         """Write the averaged and the raw weights with all that drawing needs."""
         if processes.rank() == 0:
-            export_pipeline(run, read_checkpoint(checkpoint))
+            final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
+            export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
             write_hparams(run)
+            if hub.push is not None and final.is_dir():
+                print(f"{run.config.name} is on the hub: {upload(final, hub, f'{run.config.name}: final')}", flush=True)
+
+    def after_stage(self, run: Run, plan: StagePlan, checkpoint: Path) -> None:
+        """Put what the stage has made on the hub, where that is asked for; a hub that refuses ends no training."""
+        hub = group(run.config, self, "hub")
+        if hub.push is None or hub.at != "stages" or plan is run.plans[-1] or processes.rank() != 0:
+            return
+        with TemporaryDirectory() as folder:
+            export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder))
+            try:
+                upload(Path(folder), hub, f"{run.config.name}: stage {plan.name}")
+            except UserError as error:
+                print(f"warning: stage {plan.name} is not on the hub: {error.what}", flush=True)
 
 
 def fresh_network(config: DictConfig) -> nn.Module:
@@ -254,6 +280,9 @@ def first_network(config: DictConfig, whitening: TextWhitening | None = None) ->
     report = load_initial_weights(network, config.init)
     if set(PROJECTION) <= set(report.loaded):
         network.load_state_dict(unfolded(network.state_dict(), whitening))
+    if config.get("adapter") is not None:
+        torch.manual_seed(sub_seed(int(config.seed), "adapter"))
+        network = build(config, "adapter")(network)
     return network, report
 
 
@@ -270,9 +299,12 @@ def _short(name: str) -> str:
     return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
-def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Write `final/` from the last checkpoint of the last stage."""
-    config, last = run.config, run.plans[-1].settings
+def export_pipeline(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
+    """Write a folder to draw with, such as `final/`, from the last checkpoint of a stage."""
+    config, last = run.config, plan.settings
+    if is_adapted(run.network):
+        export_adapter(run, checkpoint, plan, folder)
+        return
     if not isinstance(run.network, XUT):
         say(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint")
         return
@@ -283,27 +315,42 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any]) -> None:
     if averages is not None and averages["shadows"]:
         averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
     text = plain(config, "text_encoder")
-    images = OmegaConf.select(config, "callbacks.sample_images") or {}
-    solver = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}
     save_final(
-        run.run_dir / run_folder.FINAL,
+        folder,
         raw if averaged is None else averaged,
         xut=run.network.config,
         text_encoder=TextEncoderSource(text["name"], text["layer"], last.context_length),
         autoencoder=run.parts["autoencoder"],
         raw_state=None if averaged is None else raw,
-        training=_record(run),
-        sampling={
-            "height": last.resolution,
-            "width": last.resolution,
-            **{key: images.get(key, value) for key, value in solver.items()},
-        },
+        training=_record(run, plan),
+        sampling=_sampling(run, plan),
     )
 
 
-def _record(run: Run) -> dict[str, Any]:
-    """What the model card says about the training."""
-    stages = [run_folder.read_done(run.run_dir, plan) for plan in run.plans]
+def export_adapter(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
+    """Write the folder of a run with an adapter: the adapter alone, and which base it belongs to."""
+    averages = averages_state(checkpoint)
+    averaged = averages["shadows"][0] if averages is not None and averages["shadows"] else None
+    context = plan.settings.context_length
+    adapter = adapter_of(
+        run.network,
+        base=kept_name(str(run.config.init)),
+        weights=averaged or network_weights(checkpoint),
+        settings={"training": _record(run, plan), "sampling": _sampling(run, plan), "context_length": context},
+    )
+    write_adapter_folder(folder, adapter, name=str(run.config.name))
+
+
+def _sampling(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """How the run has drawn, as a model's folder keeps it."""
+    images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
+    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, plan.settings.resolution
+    return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
+
+
+def _record(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """What the model card says about the training up to a stage's end."""
+    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
     environment = run_folder.read_environment(run.run_dir)
     return {
         "name": str(run.config.name),
@@ -311,7 +358,7 @@ def _record(run: Run) -> dict[str, Any]:
         "samples": sum(stage["samples"] for stage in stages),
         "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
         "stages": stages,
-        "resolution": run.plans[-1].settings.resolution,
+        "resolution": plan.settings.resolution,
         "commit": environment["commit"],
         "hdm_lightning": environment["hdm_lightning"],
     }

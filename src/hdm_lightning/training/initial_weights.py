@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER
@@ -18,6 +19,7 @@ from hdm_lightning.interop.tensor_files import read_tensors, require_finite
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
 from hdm_lightning.whole_files import write_json
 
@@ -105,11 +107,15 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
 
 
 def find_weights(source: str) -> Path:
-    """The file that `init` means: the file itself, or that of a run's, a model's or a published diffusers folder."""
+    """The file that `init` means: the file itself, or that of a run's, a model's or a published diffusers folder,
+    or of a model of the hub.
+    """
     path = Path(source).expanduser()
     for candidate in (path, *(path / place for place in PLACES)):
         if candidate.is_file():
             return candidate
+    if not path.exists() and "/" in source and not is_local_path(source):
+        return base_folder(source).weight_files()[0]
     raise UserError(
         f"there is no model in {source}",
         where="init",

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.training import hardware, run_folder
+from hdm_lightning.training.base_model import fill_from_init
 from hdm_lightning.training.composition import check_call, has_target, plain
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import StagePlan
@@ -70,6 +71,7 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     for name in ("name", "run_dir", "seed"):
         plain(composed, name)
     run_folder.check_resume(Path(composed.run_dir), plain(composed, "resume"))
+    fill_from_init(composed)
     for name in recipe.groups:
         group(composed, recipe, name)
     kind = hardware.accelerator(plain(composed, "trainer.accelerator"))

@@ -25,7 +25,7 @@ from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, V
 LARGEST_BYTES = 1_000_000
 WHERE_FROM = "look where the folder comes from"
 RESTORE = "restore the file; or delete it, and give the run's command the very settings that it began with"
-OTHERS = ("module", "lr_scheduler", "stage", "logger", "hydra")
+OTHERS = ("module", "lr_scheduler", "stage", "logger", "hub", "hydra")
 """Groups that say nothing to who builds no trainer."""
 RETIRED = {"text_encoder": "max_batch", "vae": "max_batch"}
 """Keys that runs of earlier versions have, and that changed nothing in what they learned."""
@@ -174,6 +174,7 @@ class TrainSettings:
     seed: int = 0
     resume: str = "auto"
     init: str | None = None
+    adapter: dict[str, Any] | None = None
     text_encoder: TextEncoderSettings = field(default_factory=TextEncoderSettings)
     vae: VaeSettings = field(default_factory=VaeSettings)
     data: dict[str, Any] = field(default_factory=dict)

@@ -23,8 +23,8 @@ COMPILED = "compiled"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
-DESCRIPTIONS = ("model_index.json", "config.json")
-"""What describes a model; the latter also an autoencoder, and models in the layout of before."""
+DESCRIPTIONS = ("model_index.json", "config.json", "adapter_config.json")
+"""What describes a model, an autoencoder (and models in the layout of before), an adapter."""
 
 
 def checkpoint_folder(run_dir: Path, plan: StagePlan) -> Path:

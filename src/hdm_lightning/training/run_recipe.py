@@ -84,6 +84,10 @@ class Recipe(ABC):
     def summary(self, trainer: Any) -> dict[str, Any]:
         """What is noted of a stage's end beside its length."""
 
+    def after_stage(self, run: "Run", plan: StagePlan, checkpoint: Path) -> None:
+        """Whatever is to be done with the last checkpoint of a stage; the first process works."""
+        del run, plan, checkpoint
+
     @abstractmethod
     def kind(self, run: "Run") -> str:
         """What is trained, for people."""

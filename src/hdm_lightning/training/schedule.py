@@ -20,6 +20,7 @@ from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.job import recipe_of
+from hdm_lightning.training.modules.frozen_weights import put_back_frozen
 from hdm_lightning.training.recorded import recorded_text
 from hdm_lightning.training.rewind import (
     RECORD,
@@ -178,7 +179,8 @@ def _before(run: Run, plan: StagePlan) -> dict[str, Any] | None:
 
 
 def hand_over(checkpoint: dict[str, Any], network: nn.Module) -> dict[str, Any]:
-    """Give the network the weights of a checkpoint; returns the checkpoint."""
+    """Give the network the weights of a checkpoint, those that are not trained excepted; returns the checkpoint."""
+    put_back_frozen(checkpoint, network)
     load_weights(network, network_weights(checkpoint))
     return checkpoint
 
@@ -202,6 +204,7 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
         }
         run_folder.mark_stage_done(run.run_dir, plan, summary)
         announce_stage_end(run, plan, summary)
+        run.recipe.after_stage(run, plan, path)
     processes.barrier()
 
 

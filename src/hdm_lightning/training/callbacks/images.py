@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
@@ -138,10 +138,12 @@ def default_folder(trainer: Trainer, folder: Path | None) -> Path:
 
 
 def log_image(trainer: Trainer, tag: str, image: Image.Image, step: int) -> None:
-    """Give an image to every logger that takes one (TensorBoard, and those with a `log_image`)."""
+    """Give an image to every logger that takes one (TensorBoard, MLflow, and those with a `log_image`)."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, np.asarray(image), key=tag, step=step)
         elif hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[image], step=step)
 

@@ -28,9 +28,11 @@ from hdm_lightning.training.modules.flow_step import (
     fed_tokens,
     flow_loss,
     latent_grid,
+    loss_weight,
     pinned,
     routed,
 )
+from hdm_lightning.training.modules.frozen_weights import leave_out_frozen, put_back_frozen
 from hdm_lightning.training.modules.resumable_module import (
     OptimizerFactory,
     ResumableModule,
@@ -53,10 +55,12 @@ class FlowModule(ResumableModule):
     `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
     routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
     validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
-    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder.
+    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder. Where
+    images have a fourth channel (`data.alpha=mask`), a sample's loss is the mean weighted by it.
 
     Args:
-        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved.
+        network: an `XUT`, or any module that is called as one; the only thing that is trained and saved. Parameters of
+            it that need no gradient, such as those beside a `LoRA`, are not saved but noted by a checksum.
         text_encoder: frozen, see `load_text_encoder`.
         autoencoder: frozen, see `load_autoencoder`.
         learning_rate: base rate; what a parameter learns at follows from `rule`.
@@ -198,7 +202,8 @@ class FlowModule(ResumableModule):
             conditioning = self.conditioning(batch)
         keep = routed(batch.get("scores"), self.routing_rate)
         with self.section("network"):
-            return flow_loss(network, latent, batch["noise"], t, conditioning, keep)
+            weight = loss_weight(batch, self.autoencoder.factor)
+            return flow_loss(network, latent, batch["noise"], t, conditioning, keep, weight)
 
     def conditioning(self, batch: dict[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
@@ -213,6 +218,22 @@ class FlowModule(ResumableModule):
         """The batch's caption tokens (B,L) as they are fed; on a CPU this reads their lengths."""
         on_cpu = batch["tokens"].device.type == "cpu"
         return fed_tokens(batch["tokens"], batch["lengths"], static=on_cpu and is_compiled(self.network))
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the position, and leave out of the network what is not trained."""
+        super().on_save_checkpoint(checkpoint)
+        leave_out_frozen(checkpoint, self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put back what was left out, and take over the position.
+
+        Raises:
+            UserError: the network's frozen weights are others than those that the training had.
+        """
+        put_back_frozen(checkpoint, self.network)
+        super().on_load_checkpoint(checkpoint)
 
     # Optimizer
 

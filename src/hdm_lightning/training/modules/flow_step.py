@@ -39,7 +39,7 @@ class FrozenEncoders:
         """Normalised latents in float32 of a batch's images, or of its latents from disk."""
         if "latent" in batch:
             return posteriors_of(self.autoencoder).from_moments(batch["latent"]).float()
-        return self.latents(batch["image"])
+        return self.latents(batch["image"][:, :3])
 
     def require_same(self, batch: Mapping[str, Any]) -> None:
         """Check that a batch's latents from disk are this autoencoder's.
@@ -74,6 +74,14 @@ def latent_grid(batch: Mapping[str, Any], factor: int) -> tuple[int, int]:
     else:
         rows, columns = (size // factor for size in batch["image"].shape[-2:])
     return rows, columns
+
+
+def loss_weight(batch: Mapping[str, Any], factor: int) -> Tensor | None:
+    """How much each latent cell (B,1,h,w) counts, in [0, 1], by the images' fourth channel; None without one."""
+    image = batch.get("image")
+    if image is None or image.shape[1] == 3:
+        return None
+    return torch.nn.functional.avg_pool2d(image[:, 3:].float(), factor) / 255.0
 
 
 Network = Callable[..., Tensor]
@@ -136,8 +144,12 @@ def flow_loss(
     t: Tensor,
     conditioning: Conditioning,
     keep: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Loss (B,) of the network's velocity at time t against noise − latent (flow matching, arXiv 2210.02747)."""
+    """Loss (B,) of the network's velocity at time t against noise − latent (flow matching, arXiv 2210.02747).
+
+    `weight` (B,1,h,w): how much each cell counts; None: all alike.
+    """
     velocity = network(
         flow.interpolate(latent, noise, t),
         t,
@@ -147,7 +159,7 @@ def flow_loss(
         log_aspect_ratio=conditioning.log_aspect_ratio,
         keep=keep,
     )
-    return flow.loss_per_sample(velocity, flow.velocity_target(latent, noise))
+    return flow.loss_per_sample(velocity, flow.velocity_target(latent, noise), weight)
 
 
 def routed(scores: Tensor | None, rate: float) -> Tensor | None:

@@ -1,0 +1,170 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as tensors: what one adds to a network, and which network it was made for.
+
+Shapes: r rank, in and out the sizes of a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.errors import UserError
+
+ANY_BASE = "--any-base (any_base=True in Python)"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one layer's weight: scale · up @ down.
+
+    Args:
+        down: (r, in), called lora_A or lora_down.
+        up: (out, r), called lora_B or lora_up.
+        alpha: the scale is alpha / r.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """Stands before the product."""
+        return self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), of the weight that it is added to."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def delta(self, weight: float = 1.0) -> Tensor:
+        """(out, in), in float64."""
+        return weight * self.scale * (self.up.double() @ self.down.double())
+
+    def folded(self) -> LowRank:
+        """The same with its scale inside `up`, so that alpha equals the rank and no reader needs to know it."""
+        return LowRank(self.down, self.up * self.scale, float(self.rank))
+
+
+@dataclass(frozen=True)
+class Base:
+    """The network that an adapter was trained on.
+
+    Args:
+        name: its folder or hub name; None where that is not known.
+        sha256: of its weights, see `weights_sha256`; None where that is not known.
+    """
+
+    name: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA of an XUT.
+
+    Args:
+        layers: the layer's name in an `XUT` → what is added to it.
+        base: which network it is for.
+        settings: plain values that travel with it: `training`, `sampling`, `context_length`.
+    """
+
+    layers: Mapping[str, LowRank]
+    base: Base = field(default_factory=Base)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def cast(self, dtype: torch.dtype) -> Adapter:
+        """The same with its tensors in another dtype."""
+        cast = {
+            name: LowRank(layer.down.to(dtype), layer.up.to(dtype), layer.alpha) for name, layer in self.layers.items()
+        }
+        return replace(self, layers=cast)
+
+
+def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network as it was before peft has put adapters into it, of that of after."""
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's tensors, of names, shapes and float32 values, whatever file and layout they are in."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().to("cpu", torch.float32).contiguous()
+        total.update(f"{name}{tuple(value.shape)}".encode())
+        total.update(value.numpy().data)
+    return total.hexdigest()
+
+
+def check_adapter(
+    adapter: Adapter, state: Mapping[str, Tensor], *, where: str, sha256: str | None = None, any_base: bool = False
+) -> None:
+    """Raise UserError unless an adapter fits a network and was made for it.
+
+    Args:
+        adapter: as read.
+        state: the network's tensors by name.
+        where: names the adapter in errors.
+        sha256: of the network; None asks `weights_sha256`, where it matters.
+        any_base: take one that was trained on other weights of this shape.
+    """
+    missing = [name for name in adapter.layers if f"{name}.weight" not in state]
+    if missing:
+        raise UserError(
+            f"was made for another network: this one has no layer {_listed(missing)}",
+            where=where,
+            hint=_its_own(adapter),
+        )
+    for name, layer in adapter.layers.items():
+        found = tuple(state[f"{name}.weight"].shape)
+        if found != layer.shape:
+            raise UserError(
+                f"was made for another network: {name} is {layer.shape[0]}x{layer.shape[1]} there, "
+                f"{found[0]}x{found[1]} in this one",
+                where=where,
+                hint=_its_own(adapter),
+            )
+    if any_base or adapter.base.sha256 is None:
+        return
+    if adapter.base.sha256 != (sha256 or weights_sha256(state)):
+        raise UserError(
+            "was trained on another base: its layers fit this network, whose weights are others",
+            where=where,
+            hint=f"{_its_own(adapter)}, or accept another result than its training saw with {ANY_BASE}",
+        )
+
+
+def _its_own(adapter: Adapter) -> str:
+    return f"use it with its own base, {adapter.base.name}" if adapter.base.name else "use it with its own base"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Tensor]:
+    """A network's tensors with adapters added, each times its weight; summed in float64, rounded once.
+
+    The adapters must fit, see `check_adapter`.
+    """
+    result = dict(state)
+    sums: dict[str, Tensor] = {}
+    for adapter, weight in adapters:
+        for name, layer in adapter.layers.items():
+            key = f"{name}.weight"
+            sums[key] = sums.get(key, state[key].double().cpu()) + layer.delta(weight).cpu()
+    for key, value in sums.items():
+        result[key] = value.to(state[key])
+    return result

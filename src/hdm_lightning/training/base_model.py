@@ -1,0 +1,106 @@
+"""The model that a fine-tuning begins with: where it lies, and what of a configuration it answers.
+
+A value of null in `model`, `text_encoder.name`, `text_encoder.layer`, `vae.name` and a stage's `resolution` and
+`context_length` stands for that of `init`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.encoders.pretrained import is_local_path, locate_model
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapter_files import is_adapter
+from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder, is_pipeline_folder, read_pipeline_folder
+from hdm_lightning.models import XUTConfig
+
+DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors"]
+_TARGET = "_target_"
+_OF_A_STAGE = ("resolution", "context_length")
+
+
+def base_folder(source: str) -> PipelineFolder:
+    """The pipeline's folder that `init` means: a run's, a `final/`, or one of the hub.
+
+    Raises:
+        UserError: it means something else, or cannot be had.
+    """
+    path = Path(source).expanduser()
+    for folder in (path / "final", path):
+        if is_pipeline_folder(folder):
+            return read_pipeline_folder(folder)
+    if is_adapter(path):
+        hint = f"merge it: hdm-convert {source} FOLDER, then init=FOLDER"
+        raise UserError(f"{source} is a LoRA, not a model", where="init", hint=hint)
+    if not path.exists() and "/" in source and not is_local_path(source):
+        return read_pipeline_folder(locate_model(source, where="init", required=[INDEX], download=DOWNLOAD))
+    if path.exists():
+        what = f"{source} does not say which text encoder, autoencoder and sizes belong to its weights"
+        raise UserError(what, where="init", hint=f"write it as a folder that does: hdm-convert {source} FOLDER")
+    hint = "give the folder of a finished run, a pipeline's folder or a hub name OWNER/NAME"
+    raise UserError(f"there is no model in {source}", where="init", hint=hint)
+
+
+def fill_from_init(config: DictConfig) -> None:
+    """Put what the model of `init` says in the places of a composed configuration that are null, in this very object.
+
+    Raises:
+        UserError: there are such places and no such model.
+    """
+    wanted = _open_keys(config)
+    if not wanted:
+        return
+    source = config.get("init")
+    if source is None:
+        hint = "give the model to begin with: init=runs/mine, or init=OWNER/NAME"
+        raise UserError(f"{wanted[0]} is left to the model of init, and none is given", where="init", hint=hint)
+    answers = _answers(base_folder(str(source)), OmegaConf.select(config, "schedule.stages") or {})
+    for key in wanted:
+        if answers.get(key) is None:
+            raise UserError(f"the model of init does not say {key}", where=key, hint=f"give one: {key}=VALUE")
+        OmegaConf.update(config, key, answers[key])
+
+
+def _open_keys(config: DictConfig) -> list[str]:
+    """The keys that are null and that a model can answer."""
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    keys = [
+        *(f"model.{name}" for name in XUTConfig.__dataclass_fields__),
+        *("text_encoder.name", "text_encoder.layer", "vae.name"),
+        *(f"schedule.stages.{stage}.{name}" for stage in _stages(values) for name in _OF_A_STAGE),
+    ]
+    return [key for key in keys if _is_null(values, key)]
+
+
+def _stages(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (values.get("schedule") or {}).get("stages") or {}
+
+
+def _is_null(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return values is None
+
+
+def _answers(found: PipelineFolder, stages: Mapping[str, Any]) -> dict[str, Any]:
+    source = None if found.inside else found.text_encoder
+    answers = {f"model.{name}": value for name, value in found.xut.to_json().items()}
+    answers["vae.name"] = str(found.vae) if found.vae.is_dir() else None
+    if source is not None:
+        answers |= {"text_encoder.name": source.name, "text_encoder.layer": source.layer}
+    height, width = found.sampling.get("height"), found.sampling.get("width")
+    for stage in stages:
+        context = found.text_encoder.context_length if found.text_encoder else None
+        answers[f"schedule.stages.{stage}.context_length"] = context
+        answers[f"schedule.stages.{stage}.resolution"] = height if height == width else None
+    return answers
+
+
+def kept_name(source: str) -> str:
+    """The name of a model as it is found again from elsewhere: a folder's path in full, a hub name as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source

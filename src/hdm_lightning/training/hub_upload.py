@@ -1,0 +1,72 @@
+"""What a run has made, on the hub: asked for before the training begins, uploaded when there is something."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.stages import settings
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@settings
+class Hub:
+    """Where a run's result goes.
+
+    Attributes:
+        push: OWNER/NAME of a repository, made where there is none; None keeps everything here.
+        at: when `final/` is written; or also after every other stage, which the next one replaces.
+        private: whether a repository that is made is seen by its owner alone.
+    """
+
+    push: str | None = None
+    at: Literal["end", "stages"] = "end"
+    private: bool = True
+
+
+def check_name(hub: Hub) -> None:
+    """Raise UserError unless `push` can be the name of a repository."""
+    if hub.push is not None and not _NAME.fullmatch(hub.push):
+        raise UserError(f"{hub.push!r} is no OWNER/NAME", where="hub.push", hint="give both, e.g. hub.push=me/my-model")
+
+
+def reserve(hub: Hub) -> None:
+    """Make the repository, so that a hub that refuses says so before anything is trained.
+
+    Raises:
+        UserError: it refuses, or cannot be reached.
+    """
+    if hub.push is None:
+        return
+    try:
+        _api().create_repo(hub.push, private=hub.private, exist_ok=True)
+    except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
+        hint = f"log in with a token that may write to {hub.push.partition('/')[0]} (hf auth login), or hub.push=null"
+        raise _refused(error, hint) from error
+
+
+def upload(folder: Path, hub: Hub, message: str) -> str:
+    """Upload a folder to the repository; the address of the commit.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    assert hub.push is not None
+    try:
+        done = _api().upload_folder(repo_id=hub.push, folder_path=folder, commit_message=message)
+    except Exception as error:
+        hint = f"nothing is lost: {folder} is whole, and the same command uploads it again"
+        raise _refused(error, hint) from error
+    return str(done.commit_url)
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow import, and few runs need it)
+
+    return HfApi()
+
+
+def _refused(error: Exception, hint: str) -> UserError:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return UserError(f"the hub refused: {lines[0][:200]}", where="hub.push", hint=hint)

@@ -1,0 +1,80 @@
+"""Lightning's loggers have none for trackio, which keeps a run's metrics in files on this machine or in a Space."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
+
+from hdm_lightning.errors import UserError
+
+
+class TrackioLogger(Logger):
+    """Metrics and pictures to trackio (`pip install trackio`; `trackio show` opens its page).
+
+    Args:
+        project: to which the run belongs.
+        name: of the run; a run of this name is continued.
+        options: others of `trackio.init`, such as `space_id`.
+
+    Raises:
+        UserError: the package trackio is missing.
+    """
+
+    def __init__(self, project: str, name: str | None = None, **options: Any) -> None:
+        super().__init__()
+        if find_spec("trackio") is None:
+            raise UserError("needs the package trackio", where="logger.trackio", hint="pip install trackio")
+        self._project, self._name, self._options = project, name, options
+        self._run: Any = None
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return self._project
+
+    @property
+    def version(self) -> str | None:
+        """The run's name."""
+        return self._name
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, begun at first use."""
+        if self._run is None:
+            import trackio  # noqa: PLC0415  (an extra)
+
+            self._run = trackio.init(project=self._project, name=self._name, resume="allow", **self._options)
+        return self._run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Metrics at a step."""
+        self.experiment.log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a run's settings stand in its config.yaml."""
+
+    @rank_zero_only
+    def log_image(self, key: str, images: Sequence[Image.Image], step: int | None = None) -> None:
+        """Pictures under one name, as Lightning's WandbLogger takes them."""
+        import trackio  # noqa: PLC0415  (an extra)
+
+        shown = [trackio.Image(image) for image in images]
+        self.experiment.log({key: shown[0]} if len(shown) == 1 else dict(_numbered(key, shown)), step=step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left; a later stage goes on with the run."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+
+def _numbered(key: str, images: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(f"{key}/{number}", image) for number, image in enumerate(images)]

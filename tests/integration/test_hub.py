@@ -1,0 +1,87 @@
+"""Runs that go to a hub and come back from it, with huggingface_hub against a stand-in on loopback."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from composed import check_job, run_job
+from hdm_lightning import HDMPipeline
+from hdm_lightning.cli import sample
+from hdm_lightning.encoders import pretrained
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
+from hdm_lightning.training.hub_upload import Hub, upload
+from hub import standing_in
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_unreachable", {})
+    with standing_in(tmp_path / "cache") as found:
+        yield found
+
+
+@pytest.fixture
+def job(toy_job, tmp_path):
+    config = toy_job(tmp_path / "run", px16={"samples": 16}, px24={"samples": 16, "resolution": 24})
+    return {**config, "hub": {"push": "me/toy", "at": "stages"}}
+
+
+def test_a_run_is_pushed_at_its_stages_and_draws_from_the_hub_as_from_here(hub, job, tmp_path, capsys):
+    assert run_job(check_job(job)) == 0
+    assert hub.messages == ["toy: stage px16", "toy: final"]
+    final = Path(job["run_dir"]) / "final"
+    here = {str(path.relative_to(final)): path.read_bytes() for path in final.rglob("*") if path.is_file()}
+    assert hub.files["me/toy"] == here and "model_index.json" in here
+    assert f"{hub.url}/me/toy" in capsys.readouterr().out
+    settings = {"seed": 3, "num_inference_steps": 2, "output_type": "pt"}
+    ours = HDMPipeline.from_pretrained(final)("a red circle", **settings).images
+    theirs = HDMPipeline.from_pretrained("me/toy")("a red circle", **settings).images
+    assert torch.equal(ours, theirs)
+    for number, model in enumerate((str(final), "me/toy")):
+        options = ["a star", "--out", str(tmp_path / "drawn"), "--device", "cpu", "--steps", "2"]
+        assert sample.main([model, *options]) == 0, number
+    one, other = sorted((tmp_path / "drawn").glob("0*.png"))
+    assert torch.equal(*(torch.frombuffer(bytearray(_pixels(path)), dtype=torch.uint8) for path in (one, other)))
+
+
+def _pixels(path):
+    from PIL import Image
+
+    return Image.open(path).tobytes()
+
+
+def test_a_fine_tuning_begins_from_the_hub(hub, job, toy_job, tmp_path):
+    assert run_job(check_job({**job, "hub": {"push": "me/toy"}})) == 0
+    tuned = {**toy_job(tmp_path / "tuned", tune={"samples": 8}), "init": "me/toy", "vae": {"name": None}}
+    tuned["model"] = {**tuned["model"], "width": None}
+    checked = check_job(tuned)
+    assert checked.config.model.width == 32
+    assert run_job(checked) == 0
+    began = read_pipeline_folder(Path(job["run_dir"]) / "final").load_network().state_dict()
+    ended = read_pipeline_folder(tmp_path / "tuned" / "final").load_network().state_dict()
+    assert max(float((ended[name] - value).abs().max()) for name, value in began.items()) < 0.5
+
+
+def test_a_hub_that_refuses_says_so_before_anything_is_trained(hub, job):
+    hub.refuses = True
+    with pytest.raises(UserError, match="the hub refused") as refused:
+        run_job(check_job(job))
+    assert refused.value.where == "hub.push" and "hf auth login" in refused.value.hint
+    assert not list(Path(job["run_dir"]).glob("*/checkpoints"))
+
+
+def test_a_push_that_fails_at_the_end_loses_nothing(hub, tmp_path):
+    hub.refuses = True
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "a").write_text("b")
+    with pytest.raises(UserError, match="refused") as refused:
+        upload(tmp_path / "final", Hub(push="me/toy"), "toy")
+    assert "same command" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["toy", "me/", "me/toy/more", "https://hub/me/toy"])
+def test_what_is_no_name_is_refused(job, name):
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        check_job({**job, "hub": {"push": name}})

@@ -1,0 +1,126 @@
+"""A run that trains an adapter: what it trains, keeps, resumes from and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from composed import check_job, run_job
+from crash import crashing_at
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapter_files import read_adapter
+from hdm_lightning.interop.adapters import weights_sha256
+from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
+
+RANK = 2
+OF_INIT = dict.fromkeys(XUTConfig.__dataclass_fields__)
+STAGE = {"samples": 32, "learning_rate": 0.01, "routing_rate": 0.0}
+
+
+@pytest.fixture(scope="module")
+def base(toy_job, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("base") / "run"
+    assert run_job(check_job(toy_job(folder, px16={"samples": 16}))) == 0
+    return folder
+
+
+@pytest.fixture
+def lora_job(toy_job, base, tmp_path):
+    """Function of a name and of stages that gives the configuration of an adapter's run over the base."""
+
+    def configuration(name="lora", **stages):
+        config = toy_job(tmp_path / name, **(stages or {"tune": STAGE}))
+        config |= {"init": str(base), "model": {"_target_": "hdm_lightning.XUT.from_fields", **OF_INIT}}
+        config["text_encoder"] = {"name": None, "layer": None}
+        config["vae"] = {"name": None}
+        config["module"] = {"rule": "constant"}
+        config["adapter"] = {
+            "_target_": "hdm_lightning.LoRA",
+            "rank": RANK,
+            "targets": ["attention", "feed_forward", "text_projection", "modulation"],
+        }
+        for stage in config["schedule"]["stages"].values():
+            stage |= {"resolution": None, "context_length": None} if stage["resolution"] == 16 else {}
+        return config
+
+    return configuration
+
+
+def final(config):
+    return Path(config["run_dir"]) / "final"
+
+
+def test_only_the_adapter_is_trained_and_saved(lora_job, base):
+    config = lora_job()
+    assert run_job(check_job(config)) == 0
+    stored = read_pipeline_folder(base / "final").load_network().state_dict()
+    adapter = read_adapter(final(config))
+    assert adapter.base.sha256 == weights_sha256(stored)
+    assert Path(adapter.base.name) == base
+    assert all(layer.up.abs().max() > 0 and layer.rank == RANK for layer in adapter.layers.values())
+    assert {"text_projection", "modulation.feed_forward.output"} <= set(adapter.layers)
+    assert adapter.settings["sampling"]["height"] == 16 and adapter.settings["context_length"] == 8
+    checkpoint = read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-tune/checkpoints")[-1])
+    assert checkpoint["state_dict"] and all("lora_" in name for name in checkpoint["state_dict"])
+    moments = checkpoint["optimizer_states"][0]["state"]
+    assert len(moments) == len(checkpoint["state_dict"])
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(lora_job):
+    stages = {"tune": STAGE, "more": {**STAGE, "samples": 16, "resolution": 24}}
+    whole, killed = lora_job("whole", **stages), lora_job("killed", **stages)
+    assert run_job(check_job(whole)) == 0
+    for step, stage in ((3, "tune"), (2, "more")):
+        with crashing_at(step, stage):
+            run_job(check_job(killed))
+    assert run_job(check_job(killed)) == 0
+    one, other = (load_file(final(config) / "adapter_model.safetensors") for config in (whole, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_path):
+    config = lora_job()
+    config["vae"]["name"] = str(base / "final/vae")
+    with crashing_at(3):
+        run_job(check_job(config))
+    another = tmp_path / "another"
+    other_seed = {**toy_job(another, px16={"samples": 16}), "seed": 1}
+    assert run_job(check_job(other_seed)) == 0
+    with pytest.raises(UserError, match="another base"):
+        run_job(check_job({**config, "init": str(another)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "words"),
+    [
+        ({"init": None}, "init", "left to the model of init"),
+        ({"init": "runs/nowhere"}, "init", "no model in runs/nowhere"),
+        ({"adapter": {"rank": 0}}, "adapter.rank", "1 or more"),
+        ({"adapter": {"targets": ["atention"]}}, "adapter.targets", "attention"),
+        ({"adapter": {"targets": ["(("]}}, "adapter.targets", "no pattern"),
+        ({"module": {"rule": "mup"}}, "module.rule", "constant"),
+        ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions", "set it to 0"),
+        ({"trainer": {"strategy": "fsdp2", "accelerator": "cpu"}}, "trainer.strategy", "ddp"),
+    ],
+)
+def test_what_does_not_go_with_an_adapter_is_told_first(lora_job, changed, changes, where, words):
+    with pytest.raises(UserError) as refused:
+        check_job(changed(lora_job(), **changes))
+    assert refused.value.where == where
+    assert words in str(refused.value)
+
+
+def test_an_adapter_is_no_base(lora_job):
+    config = lora_job()
+    assert run_job(check_job(config)) == 0
+    again = lora_job("again")
+    with pytest.raises(UserError, match="is a LoRA, not a model") as refused:
+        check_job({**again, "init": config["run_dir"]})
+    assert "hdm-convert" in refused.value.hint
+    described = json.loads((final(config) / "adapter_config.json").read_text())
+    assert described["peft_type"] == "LORA" and described["r"] == RANK
