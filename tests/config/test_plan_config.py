@@ -1,7 +1,9 @@
 """hdm-plan's configuration: every training key understood, its own keys checked, messages that name the hint."""
 
 import json
+import re
 from itertools import islice
+from pathlib import Path
 
 import hdm_lightning.conf
 import numpy as np
@@ -260,3 +262,14 @@ def test_few_samples_of_a_resolution_are_no_reason_to_encode_all():
     stages = planned("gpus=4x5090", "dataset.latents=true").content["stages"]
     told = [any("images in the place of latents" in text for text in stage["savings"]) for stage in stages]
     assert told == [False, False, True, True]
+
+
+def test_what_the_documents_name_for_each_card_fits():
+    """The rows of docs/performance.md, with the overrides that stand in them."""
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \|.*\| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for gpus, more in rows:
+        overrides = more.strip("`").split() if more.startswith("`schedule.") else []
+        stages = planned("experiment=paper_cached", "dataset.caption_tokens=64", gpus, *overrides).content["stages"]
+        assert all(stage["fits"] and not stage["notes"] for stage in stages), gpus
