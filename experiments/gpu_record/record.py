@@ -50,6 +50,11 @@ class Session:
         return "cpu" if self.tiny else "cuda"
 
     @property
+    def patience(self) -> int:
+        """How many times its seconds a part may take: tiny ones show that they run, on however busy a machine."""
+        return 6 if self.tiny else 1
+
+    @property
     def size(self) -> str:
         """Name of the network's size in hdm-bench."""
         return "tiny" if self.tiny else "xut_base"
@@ -185,7 +190,7 @@ def train(session: Session, seconds: float) -> int:
         while first.poll() is None and steps_of(session, "px512") < 4 and time.monotonic() < end:
             time.sleep(0.2)
         first.send_signal(signal.SIGTERM)
-        stopped = ended(first, GRACE_S)
+        stopped = ended(first, GRACE_S * session.patience)
         rates(session, stopped_with=stopped)
         if stopped not in (0, 143):
             return stopped
@@ -332,7 +337,7 @@ def run_parts(session: Session, device: str, names: list[str], limit: float) -> 
             rows.append(row | {"status": "no time left"})
         else:
             print(f"[{row['began_s']:6.1f} s] {name}", flush=True)
-            status = PARTS[name].run(session, min(left, PARTS[name].seconds))
+            status = PARTS[name].run(session, min(left, session.patience * PARTS[name].seconds))
             rows.append(row | {"status": status, "took_s": round(time.monotonic() - begin - row["began_s"], 1)})
             print(f"           {'done' if status == 0 else f'status {status}: see {name}.log'}", flush=True)
         record = {"device": device, "parts": rows}

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 from itertools import islice
+from pathlib import Path
 
 import hdm_lightning.conf
 import numpy as np
@@ -286,3 +288,14 @@ def test_presets_are_proposed_where_none_was_chosen():
     assert "hdm-plan experiment=weekend_24gb gpus=1x4090" in shown("gpus=1x4090")
     assert "weekend_24gb" not in shown("gpus=1x4080") and "evening_gpu" in shown("gpus=1x4080")
     assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")
+
+
+def test_what_the_documents_name_for_each_card_fits():
+    """The rows of docs/performance.md, with the overrides that stand in them."""
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \|.*\| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for gpus, more in rows:
+        overrides = more.strip("`").split() if more.startswith("`schedule.") else []
+        stages = planned("experiment=paper_cached", "dataset.caption_tokens=64", gpus, *overrides).content["stages"]
+        assert all(stage["fits"] and not stage["notes"] for stage in stages), gpus

@@ -31,7 +31,7 @@ def test_every_part_but_the_long_training_runs_on_a_cpu(tmp_path):
     parts = ["tests", "network", "beside", "step", "prepare", "train", "sample", "profile", "network_1024"]
     (tmp_path / "other.py").write_text(OTHER)
     folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    command = [sys.executable, str(RECORD), *parts, "--tiny", "--limit", "900", *folders]
+    command = [sys.executable, str(RECORD), *parts, "--tiny", "--limit", "3000", *folders]
     command += ["--published", str(tmp_path / "other.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -85,7 +85,7 @@ def test_a_part_is_stopped_at_its_time_and_what_follows_keeps_within_the_limit(r
         "late": record.Part(60, sleeper),
     }
     monkeypatch.setattr(record, "PARTS", parts)
-    session, begin = record.Session(tmp_path, tmp_path / "work", tiny=True), time.monotonic()
+    session, begin = record.Session(tmp_path, tmp_path / "work", tiny=False), time.monotonic()
     assert record.run_parts(session, "cpu", list(parts), record.GRACE_S + 11) == 1
     assert time.monotonic() - begin < record.GRACE_S + 11
     rows = json.loads((tmp_path / "record.json").read_text())["parts"]

@@ -115,8 +115,8 @@ def start(vae: str, dtype: str, max_pixels: int, device: str) -> "Encode":
     from hdm_lightning.encoders.vae_folder import channels_of, locate_autoencoder, read_config
 
     channels = channels_of(read_config(locate_autoencoder(vae, where="--vae"), where="--vae"))
-    plain = {"mean": [0.0] * channels, "std": [1.0] * channels}  # moments come before any normalisation
-    autoencoder = load_autoencoder(vae, dtype=dtype, max_pixels=max_pixels, where="--vae", **plain)
+    mean, std = [0.0] * channels, [1.0] * channels  # moments come before any normalisation
+    autoencoder = load_autoencoder(vae, dtype=dtype, max_pixels=max_pixels, mean=mean, std=std, where="--vae")
     assert isinstance(autoencoder, KLAutoencoder)
     autoencoder.to(device)
     return lambda images: autoencoder.moments(images.to(device).float().div_(127.5).sub_(1.0))
