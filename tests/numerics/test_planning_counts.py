@@ -100,7 +100,9 @@ def test_text_encoder_operations(config):
     assert counter.get_total_flops() == 2 * TextArchitecture.from_config(config).flops(16) + pooler
 
 
-@pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"routing_rate": 0.0, "resolution": 64}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"checkpointing": True}, {"checkpointing": "selective"}, {"routing_rate": 0.0, "resolution": 64}]
+)
 @pytest.mark.parametrize("fused", [True, False])
 def test_operations_of_a_whole_training_step(changes, fused):
     recipe, stage, step = recipe_and_stage(**changes)
@@ -128,6 +130,7 @@ def measured_peak(step):
         {"resolution": 256, "micro_batch_size": 6},
         {"resolution": 256, "micro_batch_size": 6, "routing_rate": 0.0},
         {"resolution": 256, "micro_batch_size": 10, "checkpointing": True},
+        {"resolution": 256, "micro_batch_size": 10, "checkpointing": "selective"},
         {"resolution": 256, "micro_batch_size": 10, "checkpointing": True, "routing_rate": 0.0},
         {"resolution": 64, "micro_batch_size": 1},  # gradients, not activations, make the peak
     ],

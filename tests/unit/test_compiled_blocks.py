@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
@@ -55,7 +57,7 @@ def gradients(network):
     return torch.autograd.grad(velocity(network).square().sum(), list(network.parameters()))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, True, "selective"])
 def test_a_compiled_network_keeps_names_and_gradients(monkeypatch, recompute):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = filled_network()
@@ -64,6 +66,31 @@ def test_a_compiled_network_keeps_names_and_gradients(monkeypatch, recompute):
     assert list(network.state_dict()) == list(plain.state_dict())
     for found, expected in zip(gradients(network), gradients(plain), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("recompute", "again"), [(False, 0), (True, 1), ("selective", 0)])
+def test_a_compiled_block_runs_attention_again_where_it_was_not_kept(monkeypatch, recompute, again):
+    computed = {"forward": 0, "backward": 0}
+
+    def counting(direction):
+        def count(graph, _inputs):
+            for node in graph.graph.nodes:  # a repeated one is handed to an operator that sets the generator's state
+                named = [str(node.target), *(str(each) for each in node.args if callable(each))]
+                computed[direction] += any("scaled_dot" in name and "backward" not in name for name in named)
+            return make_boxed_func(graph.forward)
+
+        return count
+
+    backend = aot_autograd(
+        fw_compiler=counting("forward"),
+        bw_compiler=counting("backward"),
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    network = filled_network()
+    prepare_network(network, activation_checkpointing=recompute, compiled=True)
+    gradients(network)
+    assert computed == {"forward": ROUTED + 1, "backward": again * (ROUTED + 1)}  # one of the graphs has two
 
 
 def test_a_copy_of_a_compiled_network_computes_with_its_own_weights(graphs):

@@ -127,7 +127,8 @@ def _stage(
 ) -> StageForecast:
     room, devices, gpu = machine.gpu.memory_gib, machine.count, machine.gpu
     fit: dict[str, Any] = {"devices": devices, "reserve_gib": assumptions.reserve_gib}
-    either_way = {again: replace(stage, checkpointing=again) for again in (False, True)}
+    ways = dict.fromkeys((False, True, stage.checkpointing))
+    either_way = {again: replace(stage, checkpointing=again) for again in ways}
     largest = {again: largest_micro_batch(recipe, changed, room, **fit) for again, changed in either_way.items()}
     activations = [stage.micro_batch_size * sample_activation_bytes(recipe, each) for each in either_way.values()]
     micro = usable_micro_batch(stage, devices, min(largest[stage.checkpointing], stage.micro_batch_size))
@@ -180,7 +181,7 @@ def _notes(
     stage: StageRecipe,
     machine: Machine,
     micro: int,
-    largest: Mapping[bool, int],
+    largest: Mapping[Any, int],
     encoder_batches: tuple[int, int],
 ) -> tuple[str, ...]:
     """What to set so that the stage runs on the machine as it is asked for."""

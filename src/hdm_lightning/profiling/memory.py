@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Literal
 
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import BLOCKS, Workload, network_parts
@@ -106,7 +107,7 @@ def activation_bytes(
     work: Workload,
     *,
     element_bytes: int = 2,
-    checkpointing: bool = False,
+    checkpointing: bool | Literal["selective"] = False,
     shared_positions: bool = False,
 ) -> int:
     """Bytes that one sample's forward pass keeps for the backward pass in eager mode; compiled graphs keep less.
@@ -119,7 +120,7 @@ def activation_bytes(
         work: its tokens.
         element_bytes: of an activation: 2 under bf16 autocast, 4 in float32.
         checkpointing: whether each block's activations are recomputed, so that only its input is kept, and the
-            whole of one block at a time.
+            whole of one block at a time; `selective` keeps what every attention gave beside it.
         shared_positions: whether all samples have the same positions and no routing, so that the rotation angles
             are kept once for the batch (not counted) instead of once a sample.
     """
@@ -141,7 +142,11 @@ def activation_bytes(
     if not checkpointing:
         return outer * outside + plain * inside + levels * reading + ends * element_bytes
     inputs = (outer * work.full + (plain + levels) * work.routed) * config.width
-    return max(reading, outside if outer else 0) + (inputs + ends) * element_bytes
+    kept = 0
+    if checkpointing == "selective":
+        queries = outer * work.full + (plain + 2 * levels) * work.routed
+        kept = queries * (config.width * element_bytes + 4 * config.heads)
+    return max(reading, outside if outer else 0) + (inputs + ends) * element_bytes + kept
 
 
 def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:

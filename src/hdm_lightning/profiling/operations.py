@@ -10,6 +10,7 @@ Shapes: N image tokens, L text tokens, K image tokens kept by routing, D width.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import nn
@@ -141,9 +142,11 @@ class Operations:
 
 
 def network_operations(
-    config: XUTConfig, work: Workload, *, recompute: bool, fused_attention: bool = True
+    config: XUTConfig, work: Workload, *, recompute: bool | Literal["selective"], fused_attention: bool = True
 ) -> Operations:
     """Operations of one training sample in the network alone; `recompute` is activation checkpointing of the blocks.
+
+    With `selective` the two products of attention are not computed again.
 
     With `fused_attention` attention's backward pass computes the scores again, as flash attention does
     (arXiv 2205.14135); the plain form keeps them.
@@ -154,8 +157,10 @@ def network_operations(
     spared = parts["patch_embedding"] + parts["text_projection"] + parts["time_embedding"]
     spared += 2 * config.width if config.aspect_ratio else 0
     scores = attention_score_flops(config, work) if fused_attention else 0
-    blocks = sum(parts[name] for name in BLOCKS)
-    return Operations(forward, 2 * forward - spared + scores, blocks if recompute else 0)
+    again = sum(parts[name] for name in BLOCKS) if recompute else 0
+    if recompute == "selective" and fused_attention:  # the plain form is several operations, which run again
+        again -= 2 * attention_score_flops(config, work)
+    return Operations(forward, 2 * forward - spared + scores, again)
 
 
 @lru_cache(maxsize=1024)

@@ -185,6 +185,7 @@ _WORK_ROWS: tuple[Row, ...] = (
     ("text encoder", lambda s: _tera(s.operations.text), None),
     ("all", lambda s: _tera(s.operations.total), None),
 )
+_CHECKPOINTING = {False: "no", True: "yes", "selective": "selective"}
 _EITHER_WAY = "  plain / checkpointed"
 
 
@@ -192,7 +193,7 @@ def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
     copies = "gathered weights" if plan.recipe.sharded else "half-precision weights"
     return (
         ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
-        ("with checkpointing", lambda s: "yes" if s.stage.checkpointing else "no", None),
+        ("with checkpointing", lambda s: _CHECKPOINTING[s.stage.checkpointing], None),
         ("weights + gradients, GiB", lambda s: _gib(s.memory.weights + s.memory.gradients), None),
         ("optimizer + averages", lambda s: _gib(s.memory.optimizer + s.memory.averages), None),
         (copies, lambda s: _gib(s.memory.half_copies), None),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
@@ -37,7 +37,8 @@ class StageRecipe:
     micro_batch_size: int  # samples that one device takes at once
     routing_rate: float = 0.0  # share of image tokens that skip the U
     context_length: int = 256  # caption tokens
-    checkpointing: bool = False  # whether the blocks' activations are recomputed
+    # whether the blocks' activations are recomputed; `selective`: all but attention
+    checkpointing: bool | Literal["selective"] = False
     warmup_samples: int = 0  # samples of the warm-up
     cached: bool = False  # whether it reads latents from disk, so that no image is decoded or encoded
     accumulation: int = 1  # micro-batches of a step on one device, which are made by the length of captions

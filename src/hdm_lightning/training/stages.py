@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, Field
@@ -139,6 +139,7 @@ class StageSettings(BasicStageSettings):
             which pays where latents are redundant: large flat areas, high resolutions.
         time_std: its standard deviation.
         context_length: caption tokens kept.
+        activation_checkpointing: as for every training, or `selective`: all but attention is recomputed.
         sample_every: samples between sample images; 0 means at the stage's end only.
         stop: other ends of the stage.
         data, module, trainer: keys of these groups that differ in this stage.
@@ -148,6 +149,7 @@ class StageSettings(BasicStageSettings):
     time_mean: float = 0.0
     time_std: Positive = 1.0
     context_length: Count = 256
+    activation_checkpointing: bool | Literal["selective"] = False
     sample_every: Interval = 0
     stop: StopSettings = field(default_factory=StopSettings)
     data: dict[str, Any] = field(default_factory=dict)

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from hdm_lightning.models import XUT
 from hdm_lightning.models.conditioning import BlockModulation
@@ -53,19 +53,36 @@ def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [parameter for each in layer.modules() if isinstance(each, nn.Linear) for parameter in each.parameters()]
 
 
-def prepare_network(network: XUT, *, activation_checkpointing: bool = False, compiled: bool = False) -> None:
+Checkpointing = bool | Literal["selective"]
+"""Whether blocks are run again in the backward pass; `selective`: all of them but for attention, which is kept."""
+
+ATTENTION = tuple(
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
+    for kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+)
+"""What `scaled_dot_product_attention` comes to, by device, dtype and mask."""
+
+
+def prepare_network(network: XUT, *, activation_checkpointing: Checkpointing = False, compiled: bool = False) -> None:
     """Make the network ready for a training; calling it again for another one undoes what the first asked for."""
     checkpoint_blocks(network, activation_checkpointing)
     if compiled:
         compile_blocks(network)
 
 
-def checkpoint_blocks(network: XUT, active: bool) -> None:
-    """Recompute each block's activations in the backward pass, or stop doing so."""
+def checkpoint_blocks(network: XUT, active: Checkpointing) -> None:
+    """Recompute each block's activations in the backward pass, or stop doing so.
+
+    Args:
+        network: of the project's own blocks.
+        active: `selective` keeps what attention gave, a sequence for each: at high resolutions a good part of what is
+            computed again.
+    """
     for block in network.blocks():
         block.__dict__.pop("forward", None)
         if active:
-            _replace_forward(block, MethodType(_recomputed, block))
+            recomputed = _recomputed_but_for_attention if active == "selective" else _recomputed
+            _replace_forward(block, MethodType(recomputed, block))
 
 
 def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
@@ -74,8 +91,28 @@ def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
         computed: Tensor = type(block).forward(block, *inputs)
         return computed
 
-    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+    # Nothing in a block is random, so that no generator's state has to be kept and set.
+    recomputed: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
     return recomputed
+
+
+def _recomputed_but_for_attention(block: nn.Module, *inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
+        computed: Tensor = type(block).forward(block, *inputs)
+        return computed
+
+    recomputed: Tensor = checkpoint(
+        forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_attention
+    )
+    return recomputed
+
+
+def _keeping_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    # A plain function: the compiler takes no other callable here.
+    contexts: tuple[AbstractContextManager[Any], AbstractContextManager[Any]] = create_selective_checkpoint_contexts(
+        list(ATTENTION)
+    )
+    return contexts
 
 
 def compile_blocks(network: XUT) -> None:
