@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.models.routing import random_keep
-from hdm_lightning.training.strategies.parallelize import compile_blocks, prepare_network
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 pytestmark = pytest.mark.gpu
 CONFIG = XUTConfig(width=256, mlp_width=512, heads=4, head_dim=64, context_width=64, depth=2, decoder_blocks=2)

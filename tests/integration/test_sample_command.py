@@ -4,11 +4,13 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders.autoencoder import load_autoencoder
@@ -216,3 +218,17 @@ def test_without_model_or_with_a_plain_picture(tmp_path, capsys):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert sample.main(["--repeat", str(tmp_path / "plain.png")]) == 2
     assert "carries no settings" in capsys.readouterr().err
+
+
+def test_a_compiled_network_draws_the_same_with_a_graph_for_each_kind_of_block_and_batch(
+    run_folder, tmp_path, monkeypatch, capsys
+):
+    """Guidance doubles the batch within its interval: two batches, and two kinds of blocks of this network in each."""
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))
+    command = [str(run_folder), "a red circle", "--steps", "4", "--guidance-interval", "0.4", "1"]
+    for name, option in (("plain", []), ("compiled", ["--compile"])):
+        assert sample.main([*command, *option, "--out", str(tmp_path / name)]) == 0
+        assert graphs.frame_count == (4 if option else 0)
+    plain, compiled = (pixels(next((tmp_path / name).glob("0*.png"))) for name in ("plain", "compiled"))
+    assert np.abs(plain.astype(int) - compiled.astype(int)).max() <= 1

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from hdm_lightning.cli.bench_training import TrainingStep
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.cases import random_autoencoder, random_network, random_text_encoder
 from hdm_lightning.profiling.encoder_costs import (
@@ -26,7 +27,6 @@ from hdm_lightning.profiling.memory import COMPILED_SHARE, activation_bytes, dev
 from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
 from hdm_lightning.training.stages import StageSettings
-from hdm_lightning.training.strategies.parallelize import compile_blocks
 
 CPU = torch.device("cpu")
 SMALL = XUTConfig(width=128, mlp_width=384, heads=4, head_dim=32, context_width=32, depth=2, decoder_blocks=2)

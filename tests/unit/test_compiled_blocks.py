@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hdm_lightning.data.caption_lengths import padded_lengths
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training.averaging.averages import ParameterAverages
-from hdm_lightning.training.strategies.parallelize import prepare_network, uncompiled
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 CONFIG = XUTConfig(
     width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2, blocks_after=1

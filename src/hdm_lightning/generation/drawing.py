@@ -109,6 +109,7 @@ def _load(model: str, machine: DrawingMachine, device: torch.device, loaded_with
         text_encoder=loaded_with.get("text_encoder"),
         vae=loaded_with.get("vae"),
         max_batch=machine.batch,
+        compiled=machine.compile,
     )
     return load_pipeline(Path(model), options)
 

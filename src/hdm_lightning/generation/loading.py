@@ -34,6 +34,7 @@ from hdm_lightning.interop.pipeline_folder import (
 )
 from hdm_lightning.interop.release import Release
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.compiled_blocks import compile_blocks
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -50,6 +51,7 @@ class LoadOptions:
         text_encoder: name or path instead of the model's own.
         vae: name or path instead of the model's own.
         max_batch: images drawn at once.
+        compiled: whether to compile the network, block by block, for each size that is drawn.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -58,6 +60,7 @@ class LoadOptions:
     text_encoder: str | None = None
     vae: str | None = None
     max_batch: int = 8
+    compiled: bool = False
 
     @property
     def encoder_dtype(self) -> torch.dtype:
@@ -203,9 +206,12 @@ def build_pipeline(
     name = options.text_encoder or source.name
     encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
     own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")
+    network = network.float().eval().to(options.device)
+    if options.compiled:
+        compile_blocks(network)
     solving = {key: sampling[key] for key in ("solver", "shift") if key in sampling}
     pipeline = HDMPipeline(
-        network.float().eval().to(options.device),
+        network,
         autoencoder.to(options.device),
         FlowScheduler(**solving),
         encoder.to(options.device),

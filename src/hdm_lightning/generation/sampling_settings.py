@@ -154,6 +154,7 @@ class DrawingMachine:
         device: cpu, cuda, cuda:1 … (default: cuda if there is one).
         precision: of the network (default: float32 on cpu, bfloat16 or float16 on cuda, as the card computes in it).
         batch: images at once.
+        compile: compile the network block by block: half a minute for each size on a GPU, then faster.
     """
 
     weights: Literal["ema", "raw"] = "ema"
@@ -162,6 +163,7 @@ class DrawingMachine:
     device: str | None = None
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     batch: Annotated[int, Ge(1)] = 8
+    compile: bool = False
 
 
 def require_fit(where: str, what: str, got: int, expected: int) -> None:

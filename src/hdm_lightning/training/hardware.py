@@ -176,6 +176,18 @@ def prepare_host(kind: str, threads: int, processes: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
+def keep_compiled(folder: Path, kind: str) -> None:
+    """Have graphs and kernels that are compiled from now on for CUDA devices written to a folder, and read from there.
+
+    Not those for a CPU: a compiler that is killed leaves half a library, which a later run would load and fail with.
+    """
+    if kind != "cuda":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve())
+    os.environ["TRITON_CACHE_DIR"] = str(folder.resolve() / "triton")
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and devices, for the run's folder."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

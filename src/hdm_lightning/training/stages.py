@@ -32,6 +32,8 @@ class Hardware:
 
     Attributes:
         compile: compile the network block by block, for the shapes of the training.
+        compile_cache: keep what was compiled in the run's folder, for a machine that comes back empty (CUDA only). It
+            is code: only in a folder that nobody else writes to.
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
@@ -39,6 +41,7 @@ class Hardware:
     """
 
     compile: bool = False
+    compile_cache: bool = False
     threads: Interval = 0
     usd_per_device_hour: NotNegative = 0.0
     peak_tflops: Positive | None = None

@@ -168,6 +168,8 @@ def working(config: DictConfig) -> Iterator[Outcome]:
             world.require_even_machines()
             hardware.prepare_host(kind, int(plain(config, "hardware.threads")), processes.world_size())
             with own_folder(config) as run_dir, alone_in(run_dir):
+                if plain(config, "hardware.compile_cache"):
+                    hardware.keep_compiled(run_dir / run_folder.COMPILED, kind)
                 run_folder.check_resume(run_dir, config.resume)  # again: another start may just have ended
                 yield outcome
         except StoppedBySignal as stop:

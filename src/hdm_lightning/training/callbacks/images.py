@@ -19,11 +19,11 @@ from hdm_lightning.generation.image_files import to_pil
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.metrics.latents import sheet
+from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.training.callbacks.steps import StepWatcher, due, find_callback, last_step
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
-from hdm_lightning.training.strategies.parallelize import uncompiled
 from hdm_lightning.training.strategies.processes import barrier
 from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 from hdm_lightning.whole_files import write_atomically

@@ -17,6 +17,7 @@ from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models.compiled_blocks import is_compiled, uncompiled
 from hdm_lightning.models.positions import PositionConvention
 from hdm_lightning.training.modules.draws import draw, strata
 from hdm_lightning.training.modules.flow_step import (
@@ -39,7 +40,6 @@ from hdm_lightning.training.modules.resumable_module import (
     plain_learning_rate,
 )
 from hdm_lightning.training.optimization.learning_rates import ParameterGroup, Rule, parameter_groups
-from hdm_lightning.training.strategies.parallelize import is_compiled, uncompiled
 from hdm_lightning.training.strategies.processes import averaged
 
 VALIDATION = "validation"
