@@ -1,5 +1,6 @@
 """Every file of every group composes with its command and passes the checks; mistakes are named as they were typed."""
 
+import sys
 from pathlib import Path
 
 import hdm_lightning.conf
@@ -27,7 +28,7 @@ OF_THE_OTHER = {
 }
 OF_INIT = ("of_init", "finetune", "lora")
 """Choices that leave something to the model of `init`, or stand beside it."""
-NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "adamw8bit": "torchao"}
 
 
 def choices(command, groups):
@@ -136,6 +137,12 @@ def test_every_choice_of_hdm_train_vae_passes_the_checks(composed, tiny_autoenco
         (["schedule.stages.px256.learning_rate=fast"], "schedule.stages.px256.learning_rate", "number"),
         (["schedule.stages.px256.routing_rate=1"], "schedule.stages.px256.routing_rate", "less than 1"),
         (["+schedule.stages.px256.resolutoin=3"], "schedule.stages.px256.resolutoin", "resolution"),
+        (
+            ["schedule.stages.px256.activation_checkpointing=often"],
+            "schedule.stages.px256.activation_checkpointing",
+            "selective",
+        ),
+        (["hardware.float8=true"], "hardware.float8", "CPU"),
         (["hardware.threads=-1"], "hardware.threads", "greater than or equal to 0"),
         (["+sede=1"], "sede", "seed"),
         (["guard.spike_factor=1"], "guard.spike_factor", "greater than 1"),
@@ -188,3 +195,11 @@ def test_a_record_keeps_the_keys_of_classes_of_ones_own():
     values = {"module": {"rule": "mup"}, "data": {"_target_": "d", "workers": 2}, **own}
     found = OmegaConf.to_container(present_spelling(values))
     assert found == {"module": {"rule": "mup"}, "data": {"_target_": "d", "num_workers": 2}, **own}
+
+
+def test_a_missing_library_of_an_extra_is_named_with_the_extra(monkeypatch, composed):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(UserError, match="torchao") as caught:
+        check_job(composed("train", "optimizer=adamw8bit"))
+    assert caught.value.where == "optimizer._target_"
+    assert caught.value.hint == "pip install 'hdm-lightning[lowbit]'"

@@ -125,6 +125,11 @@ def test_every_kind_of_average_takes_memory_and_disk():
     assert three["storage"]["checkpoint_gb"] - one["storage"]["checkpoint_gb"] == pytest.approx(2 * weights / 1e9)
 
 
+def test_moments_of_8_bits_take_a_byte_and_a_scale():
+    wide, narrow = (planned(f"optimizer={name}").content["stages"][0]["memory"] for name in ("adamw", "adamw8bit"))
+    assert narrow["optimizer"] / wide["optimizer"] == pytest.approx(65 / 256, rel=1e-6)
+
+
 def test_muon_keeps_one_moment_of_the_blocks_matrices():
     adamw, muon = (planned(f"optimizer={name}").content["stages"][0]["memory"] for name in ("adamw", "muon"))
     assert 0.5 < muon["optimizer"] / adamw["optimizer"] < 0.6

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hdm_lightning.training.optimization.learning_rates import rate_factor
 from hdm_lightning.training.optimization.moments import carry_moments
@@ -60,3 +61,24 @@ def test_training_on_carried_moments_leaves_the_checkpoint_as_it_was():
     new.step()
     for number, moments in checkpoint["optimizer_states"][0]["state"].items():
         assert all(torch.equal(value, kept[number][key]) for key, value in moments.items())
+
+
+def test_carried_moments_of_a_class_of_tensors_that_cannot_be_cloned_are_copied():
+    """As moments of 8 bits are."""
+
+    class Pair(TwoTensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten.clone.default
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+    layer = nn.Linear(2, 2, bias=False)
+    old, new = (torch.optim.AdamW(layer.parameters()) for _ in range(2))
+    layer(torch.ones(1, 2)).sum().backward()
+    old.step()
+    checkpoint = {"optimizer_states": [old.state_dict()]}
+    pair = Pair(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 2))
+    checkpoint["optimizer_states"][0]["state"][0]["exp_avg"] = pair
+    carry_moments(checkpoint, new)
+    taken = new.state[layer.weight]["exp_avg"]
+    assert torch.equal(taken.a, pair.a) and taken.a.data_ptr() != pair.a.data_ptr()

@@ -164,6 +164,8 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         autoencoder_max_pixels=settings.vae.max_pixels,
         averages=len(averages.get("halflife_samples") or ()) + len(averages.get("sigma_rel") or ()),
         muon=str(settings.optimizer.get("_target_")).endswith("MuonAdamW"),
+        # A byte, and a scale of four for 256 of them.
+        moment_bytes=1 + 4 / 256 if str(settings.optimizer.get("_target_")).endswith("8bit") else 4.0,
         compiled=settings.hardware.compile,
         half_gradients=settings.hardware.compress_gradients,
         sharded=trainer.get("strategy") == SHARDED and machine.count > 1,

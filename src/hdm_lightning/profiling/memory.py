@@ -76,7 +76,7 @@ def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reser
     return DeviceMemory(
         weights=4 * parameters,
         gradients=4 * parameters,
-        optimizer=4 * moments,
+        optimizer=int(recipe.moment_bytes * moments),
         averages=4 * parameters * recipe.averages,
         half_copies=copies,
         encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),

@@ -90,6 +90,7 @@ class Recipe:
     muon: bool = False  # whether Muon trains the blocks' matrices, with one moment, and AdamW with two the rest
     compiled: bool = True  # whether the network is compiled
     half_gradients: bool = False  # whether gradients are exchanged in bfloat16
+    moment_bytes: float = 4.0  # of an element of a moment: 4, or a bit more than 1 with moments of 8 bits
     sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
     mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
     checkpoints_kept: int = 2  # of each stage

@@ -23,6 +23,8 @@ from hdm_lightning.printable import in_one_line
 TARGET = "_target_"
 OF_HYDRA = (TARGET, "_partial_", "_convert_", "_recursive_", "_args_")
 OWN_PACKAGES = ("hdm_lightning", "torch", "lightning")
+EXTRAS = {"torchao": "lowbit"}
+"""Libraries that groups of the configuration name, and the extra of this project that brings them."""
 OFFERED = {
     "model": tuple(XUTConfig.__dataclass_fields__),
     "optimizer": ("betas", "eps", "momentum", "rounds"),
@@ -135,11 +137,11 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
         found: Callable[..., Any] = hydra.utils.get_object(str(node[TARGET]))
     except Exception as error:  # whatever the foreign module raises while it is imported
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(
-            f"'{node[TARGET]}' cannot be imported ({reason})",
-            where=f"{where}.{TARGET}",
-            hint="give the dotted name of a class or function in an installed package, or in the folder of PYTHONPATH",
-        ) from error
+        hint = "give the dotted name of a class or function in an installed package, or in the folder of PYTHONPATH"
+        if (extra := EXTRAS.get(str(node[TARGET]).partition(".")[0])) is not None:
+            hint = f"pip install 'hdm-lightning[{extra}]'"
+        what = f"'{node[TARGET]}' cannot be imported ({reason})"
+        raise UserError(what, where=f"{where}.{TARGET}", hint=hint) from error
     return found
 
 

@@ -42,7 +42,7 @@ from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
 from hdm_lightning.training.stages import Guard, Hardware, Schedule, StagePlan, Validation, plan_stages
-from hdm_lightning.training.strategies import processes
+from hdm_lightning.training.strategies import float8, processes
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from hdm_lightning.training.strategies.sharded_tensors import load_weights
 from hdm_lightning.whole_files import write_atomically
@@ -187,6 +187,8 @@ class FlowRecipe(Recipe):
         compiled = bool(plain(run.config, "hardware.compile"))
         if isinstance(run.network, XUT):
             recomputed = plan.settings.activation_checkpointing
+            if plain(run.config, float8.WHERE):
+                float8.use_float8(run.network)
             prepare_network(run.network, activation_checkpointing=recomputed, compiled=compiled)
         elif compiled:
             run.network.compile()

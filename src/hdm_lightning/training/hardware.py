@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import half_dtype
 from hdm_lightning.training.composition import plain
+from hdm_lightning.training.strategies import float8
 from hdm_lightning.version import __version__
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
@@ -164,6 +165,31 @@ def check_sharded(config: DictConfig, *, possible: bool) -> None:
         if set_so:
             hint = f"change {key}, or use trainer.strategy=ddp"
             raise UserError(f"trainer.strategy=fsdp2 does not go with this: {why}", where=key, hint=hint)
+
+
+def check_float8(config: DictConfig, *, possible: bool) -> None:
+    """What matrices in FP8 do not go with.
+
+    Args:
+        config: with the machine's answers.
+        possible: whether the training has an XUT, whose matrices they are.
+
+    Raises:
+        UserError: naming `hardware.float8`, or the key that it does not go with.
+    """
+    if not plain(config, float8.WHERE):
+        return
+    if not possible:
+        raise UserError("is for the blocks of an XUT", where=float8.WHERE, hint=f"leave {float8.WHERE}=false")
+    float8.require_float8(plain(config, "trainer.accelerator"))
+    for key, refused, instead in (
+        ("trainer.strategy", SHARDED, "ddp"),
+        ("trainer.precision", FLOAT16, "bf16-mixed"),
+        ("trainer.precision", "32-true", "bf16-mixed"),
+    ):
+        if plain(config, key) == refused:
+            what = f"{refused} does not go with {float8.WHERE}=true"
+            raise UserError(what, where=key, hint=f"set {key}={instead}, or {float8.WHERE}=false")
 
 
 def prepare_host(kind: str, threads: int, processes: int) -> None:

@@ -34,6 +34,7 @@ class Hardware:
         compile: compile the network block by block, for the shapes of the training.
         compile_cache: keep what was compiled in the run's folder, for a machine that comes back empty (CUDA only). It
             is code: only in a folder that nobody else writes to.
+        float8: multiply the blocks' matrices in FP8 (needs torchao, and a card of compute capability 8.9 or later).
         threads: CPU threads of each process; 0 leaves torch's choice.
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
@@ -42,6 +43,7 @@ class Hardware:
 
     compile: bool = False
     compile_cache: bool = False
+    float8: bool = False
     threads: Interval = 0
     usd_per_device_hour: NotNegative = 0.0
     peak_tflops: Positive | None = None
@@ -112,7 +114,8 @@ class BasicStageSettings:
         gradient_clip: largest gradient norm; 0 means no clipping.
         warmup_samples: samples of linear warm-up.
         final_learning_rate_ratio: where the cosine ends, as a share of the rate; 1 keeps the rate.
-        activation_checkpointing: recompute each block in the backward pass to save memory.
+        activation_checkpointing: recompute each block in the backward pass to save memory; `selective`, of an XUT
+            alone, keeps what attention gave.
         validate_every: samples between validations; 0 means at the stage's start and end only.
         save_every: samples between checkpoints; 0 means by time and at the stage's end only.
     """
@@ -127,7 +130,7 @@ class BasicStageSettings:
     gradient_clip: NotNegative = 1.0
     warmup_samples: Interval = 0
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal[False, True, "selective"] = False
     validate_every: Interval = 0
     save_every: Interval = 0
 
@@ -181,6 +184,7 @@ class AutoencoderStageSettings(BasicStageSettings):
 
     weight_decay: NotNegative = 0.0
     betas: tuple[Decay, Decay] = (0.5, 0.9)
+    activation_checkpointing: bool = False
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 

@@ -1,12 +1,15 @@
 """An optimizer's moments from a checkpoint into another optimizer, by the parameters' names."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
 
 from hdm_lightning.training.checkpoint_io import read_checkpoint
 from hdm_lightning.training.strategies.sharded_tensors import load_optimizer
@@ -20,7 +23,17 @@ def carry_moments(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
     """
     state = regrouped(checkpoint["optimizer_states"][0], optimizer.state_dict())
     # Moments of the right dtype and device would be taken as they are, and trained on.
-    load_optimizer(optimizer, {**state, "state": copy.deepcopy(state["state"])})
+    load_optimizer(optimizer, {**state, "state": tree_map_only(torch.Tensor, _copied, state["state"])})
+
+
+def _copied(moment: Tensor) -> Tensor:
+    """A copy; of moments of few bits, which are a class of their own that cannot be cloned, one made of its parts."""
+    if not is_traceable_wrapper_subclass(moment):
+        return moment.clone()
+    names, context = moment.__tensor_flatten__()
+    parts = {name: getattr(moment, name).clone() for name in names}
+    copied: Tensor = type(moment).__tensor_unflatten__(parts, context, moment.size(), moment.stride())
+    return copied
 
 
 def keep_settings(checkpoint: dict[str, Any], *own: tuple[Optimizer, LRScheduler | None]) -> None:
