@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import time
+import traceback
 
 import pytest
 import torch
@@ -54,8 +55,8 @@ few = pytest.mark.parametrize(
 
 
 def survive(kind, numbers, case):
-    """Run `case(lot)` for every number: it returns, or raises UserError with a place; returns how many were refused."""
-    refused = 0
+    """Run `case(lot)` for every number: it returns, or raises UserError; returns how many were refused."""
+    refused, failed = 0, []
     for number in numbers:
         lot, begin = random.Random(f"{kind} {number}"), time.monotonic()
         try:
@@ -64,8 +65,11 @@ def survive(kind, numbers, case):
             assert str(error).strip() and "Traceback" not in str(error)
             refused += 1
         except Exception as error:
-            raise AssertionError(f"{kind} {number}: {type(error).__name__}: {error}") from error
-        assert time.monotonic() - begin < LONGEST_S, f"{kind} {number}"
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            failed.append(f"{number}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"[:400])
+        if time.monotonic() - begin > LONGEST_S:
+            failed.append(f"{number}: took {time.monotonic() - begin:.0f} s")
+    assert not failed, "\n".join([kind, *failed])
     return refused
 
 

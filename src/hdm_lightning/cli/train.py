@@ -31,7 +31,7 @@ def train(config: DictConfig) -> float | None:
     from hdm_lightning.training.schedule import run_schedule  # noqa: PLC0415 (as above)
     from hdm_lightning.training.sweep_results import objective  # noqa: PLC0415 (as above)
 
-    run_dir = Path(output_dir() if in_sweep() else config.run_dir).absolute()
+    run_dir = Path(output_dir() if in_sweep() else str(config.run_dir)).absolute()
     if in_sweep() and is_finished(run_dir):
         print(f"{run_dir} is finished already: skipped")
     else:

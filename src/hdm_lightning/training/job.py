@@ -68,8 +68,7 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     for name in map(str, composed):
         if name not in known:
             raise UserError(f"unknown key '{name}'", where=name, hint=did_you_mean(name, known))
-    for name in ("name", "run_dir", "seed"):
-        plain(composed, name)
+    _check_names(composed)
     run_folder.check_resume(Path(composed.run_dir), plain(composed, "resume"))
     fill_from_init(composed)
     for name in recipe.groups:
@@ -83,6 +82,20 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     if not composed.trainer.get("fast_dev_run"):
         run_folder.require_writable(Path(composed.run_dir), plans)
     return Job(composed, recipe, plans, processes)
+
+
+def _check_names(config: DictConfig) -> None:
+    """Name, folder and seed are such; a name that Hydra has read as a number is its digits."""
+    for key in ("name", "run_dir"):
+        value = plain(config, key)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            raise UserError(f"is {value!r}, which is no name", where=key, hint=f"give one: {key}=NAME")
+        if "\0" in str(value):
+            raise UserError("holds a NUL, which no file's name can", where=key, hint=f"give another: {key}=NAME")
+        config[key] = str(value)
+    seed = plain(config, "seed")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UserError(f"is {seed!r}, expected a whole number from 0 to 2⁶³ − 1", where="seed", hint="seed=0")
 
 
 def _own_copy(config: DictConfig | Mapping[str, Any]) -> DictConfig:

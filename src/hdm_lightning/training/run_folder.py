@@ -103,8 +103,8 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
     folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
     for folder in dict.fromkeys(_nearest(folder) for folder in folders):
         try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x")
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(b"x")
         except OSError as error:
             raise _unwritable(folder, error) from error
     for file in (run_dir / LEDGER, run_dir / LOCK, *(plan.folder(run_dir) / REWINDS for plan in plans)):
