@@ -26,9 +26,9 @@ RUN is a folder, an evaluation.json or a demo.json. Intervals of a single evalua
 these are over trainings (Student's t, on the logit for shares). With five, the last column is about three of their
 standard deviations wide on either side."""
 
-_ABOUT_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart; with --prompts,
-how far another model's share has to be from SHARE.
+_ABOUT_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
 
+With --prompts in the place of OTHER: how far another model's share has to be from SHARE.
 Prompts that share a combination count for less: multiply by the design effect, 1 + (prompts a combination − 1) times
 the correlation within one. More combinations help more than more prompts of each."""
 
