@@ -92,7 +92,7 @@ def _controls(context: Context) -> list[Measure]:
 
 def _rank_of(context: Context, kind: str) -> Estimate:
     """The head's rank of pairs that it was not trained on, of real images or of decoded ones."""
-    head_ranks(context, context.real.reference.features[context.network.name][:2], ["a", "b"])  # trains the head
+    context.real.head(context.text_features)  # which pairs it was not trained on is known then
     images = context.real.reference if kind == "real" else context.real.decoded
     rows = [row for row in context.real.heldout_rows() if row < len(images)]
     ranks = _ranks(context, images.features[context.network.name][rows], [images.captions[row] for row in rows])
