@@ -1,5 +1,6 @@
 """The demo at toy size: every part runs, is scored, and is not run again."""
 
+import contextlib
 import json
 
 import pytest
@@ -61,3 +62,11 @@ def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.count("tensorboard --logdir") == 2
     assert said.count("1/4 shards") == 1  # the second call ran nothing again
+    former = {"seconds": result["seconds"], "scores": {"colour": {}}, "untrained": {"colour": {}}}
+    (folder / "demo.json").write_text(json.dumps(former))  # scores of another kind are made again, and nothing else
+    with contextlib.suppress(SystemExit):
+        command.main()
+    again = json.loads((folder / "demo.json").read_text())
+    assert again["scores"] == result["scores"]
+    said = capsys.readouterr().out
+    assert "4/4 pictures and score" in said and "shards" not in said.split("4/4")[0]

@@ -251,11 +251,12 @@ def test_one_clip_for_captions_and_as_feature_network(run_folder, tiny_shards, t
     preprocessing = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 24, "width": 24}}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     arguments = ["--data", str(tiny_shards), "--weights", "ema", *SMALL, "--out", str(tmp_path / "out")]
-    both = ["--clip", str(folder), "--features", str(folder), "--parts", "agreement,kernel"]
+    both = ["--clip", str(folder), "--features", str(folder), "--parts", "agreement,kernel,frechet"]
     assert evaluate.main([str(run_folder), *arguments, *both]) == 0
     parts = result_of(tmp_path / "out")["results"]["ema"]
     assert set(parts["agreement"]["measures"]) == {"clip_score_clip", "clip_score_clip_of_real"}
     assert {"cmmd_clip", "cmmd_clip_floor", "kernel_clip"} <= set(parts["kernel"]["measures"])
+    assert set(parts["frechet"]["measures"]) == {"frechet_clip", "frechet_clip_floor", "frechet_clip_of_autoencoder"}
     for part in parts.values():  # of 12 drawn and 12 real pictures, each counted once
         assert {one["samples"] for name, one in part["measures"].items() if "autoencoder" not in name} == {12}
 

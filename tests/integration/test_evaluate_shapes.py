@@ -19,21 +19,28 @@ SMALL = ["--parts", "shapes", "--weights", "ema", "--shapes-prompts", "8", "--sh
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
-    """By the rule of the reference set, what the part found with an untrained network."""
+def evaluated_model(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
+    """Folder of an untrained network."""
     torch.manual_seed(0)
-    folder, found = tmp_path_factory.mktemp("shapes"), {}
+    folder = tmp_path_factory.mktemp("untrained")
     save_final(
-        folder / "model/final",
+        folder / "final",
         XUT(CONFIG).state_dict(),
         xut=CONFIG,
         text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
         autoencoder=load_autoencoder(str(tiny_autoencoder)),
         sampling={"height": 32, "width": 32, "steps": 1, "guidance_scale": 1.0},
     )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(evaluated_model, tmp_path_factory):
+    """By the rule of the reference set, what the part found."""
+    folder, found = tmp_path_factory.mktemp("shapes"), {}
     for rule in ("pairs", "triples"):
         shards = build_shapes(folder / rule, count=6, resolution=32, split="heldout", held_out=rule)
-        arguments = [str(folder / "model"), "--data", str(shards), *SMALL, "--out", str(folder / f"{rule}_found")]
+        arguments = [str(evaluated_model), "--data", str(shards), *SMALL, "--out", str(folder / f"{rule}_found")]
         assert evaluate.main(arguments) == 0
         result = json.loads((folder / f"{rule}_found" / "evaluation.json").read_text())
         found[rule] = result["results"]["ema"]["shapes"]
@@ -49,6 +56,22 @@ def test_unseen_prompts_are_those_that_the_set_never_shows(evaluated):
         assert units == {(" ".join(spec[part] for part in parts),) for spec in specs}
         seen = {tuple(unit) for unit in part["outcomes"]["one_seen_colour"]["units"]}
         assert not seen & units
+
+
+@pytest.mark.slow
+def test_caption_ranks_stand_beside_their_control_or_are_withheld(evaluated_model, tmp_path):
+    train = build_shapes(tmp_path / "train", count=520, resolution=32)
+    reference = build_shapes(tmp_path / "reference", count=80, resolution=32, seed=1)
+    data = ["--data", str(reference), "--train-data", str(train), "--train-samples", "520", "--samples", "80"]
+    arguments = [str(evaluated_model), *data, "--weights", "ema", "--parts", "agreement,copies", "--resamples", "100"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())["results"]["ema"]
+    part = found["agreement"]
+    ranks = part["measures"]
+    above = {kind: ranks[f"caption_rank_of_{kind}"]["value"] - 0.5 for kind in ("real", "decoded")}
+    holds = above["decoded"] >= 0.8 * above["real"] and ranks["caption_rank_of_decoded"]["low"] > 0.5
+    assert ("caption_rank" in ranks) == holds != ("caption_rank_withheld" in part["record"])
+    assert found["copies"]["measures"]["found_planted_features"]["samples"] == 200
 
 
 def test_the_gap_is_the_difference_and_the_bound_relation_comes_first(evaluated):

@@ -1,9 +1,13 @@
 """The dual head: learns pairs, ranks held-out ones, and its ranks are counted right."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from hdm_lightning.evaluation.caption_parts import head_is_valid
 from hdm_lightning.metrics.agreement_head import fit_dual_head, rank_shares
+from hdm_lightning.metrics.bootstrap import Bootstrap
 
 
 def pairs(count, seed=0):
@@ -48,3 +52,28 @@ def test_too_few_pairs_and_equal_captions_are_named():
         fit_dual_head(images, texts, captions)
     with pytest.raises(ValueError, match="all are equal"):
         rank_shares(torch.zeros(2, 2), ["a", "a"])
+
+
+def recorded(rank_of_real, rank_of_decoded):
+    """A context in which the head's two controls are measured already."""
+    ranks = {"real": rank_of_real, "decoded": rank_of_decoded}
+    done = {f"caption_rank_{kind}": Bootstrap(50).mean(torch.full((40,), rank)) for kind, rank in ranks.items()}
+    return SimpleNamespace(real=SimpleNamespace(once=lambda key, make: done[key]))
+
+
+def test_the_head_counts_where_it_holds_after_the_autoencoder():
+    assert head_is_valid(recorded(0.95, 0.90))
+    assert not head_is_valid(recorded(0.9975, 0.557))  # that of the demo's pictures: domain, not captions
+    assert not head_is_valid(recorded(0.5, 0.5))  # knows nothing at all
+
+
+def test_a_head_fitted_on_decoded_images_holds_there_and_one_fitted_on_others_does_not():
+    """An autoencoder that moves all features: what is learned before it does not hold after it."""
+    images, texts, captions = pairs(700)
+    held_images, held_texts, held_captions = pairs(200, seed=1)
+    through = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(7))).Q
+    decoded, held_decoded = images @ through + 2.0, held_images @ through + 2.0
+    before, after = (fit_dual_head(each, texts, captions, steps=200, batch=128) for each in (images, decoded))
+    ranks = [float(rank_shares(head(held_decoded, held_texts), held_captions).mean()) for head in (before, after)]
+    assert ranks[1] > 0.95
+    assert ranks[0] < 0.7

@@ -118,5 +118,8 @@ def test_trainings_are_summed_up_over_trainings(tmp_path, capsys):
 def test_the_count_command_knows_what_it_takes(capsys):
     assert evaluate.main(["count", "0.95", "0.9", "--design-effect", "5"]) == 0
     assert int(capsys.readouterr().out.split()[0]) == pytest.approx(5 * 435, abs=5)
+    assert evaluate.main(["count", "0.95", "--prompts", "435"]) == 0
+    assert "at least 0.05 away" in capsys.readouterr().out
+    assert evaluate.main(["count", "0.9"]) == 2
     assert evaluate.main(["count", "0.9", "0.9"]) == 2
     assert evaluate.main(["count", "1.9", "0.9"]) == 2

@@ -28,6 +28,7 @@ standard deviations wide on either side."""
 
 _ABOUT_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
 
+With --prompts in the place of OTHER: how far another model's share has to be from SHARE.
 Prompts that share a combination count for less: multiply by the design effect, 1 + (prompts a combination − 1) times
 the correlation within one. More combinations help more than more prompts of each."""
 
@@ -76,9 +77,16 @@ def count(given: Sequence[str]) -> int:
     parser = Parser("hdm-evaluate count", description=_ABOUT_COUNT)
     _COUNT.add(parser)
     request = _COUNT.read(parser.parse_args(given))
-    from hdm_lightning.metrics.comparisons import images_to_tell  # noqa: PLC0415
+    from hdm_lightning.metrics.comparisons import images_to_tell, smallest_difference  # noqa: PLC0415
 
     options = {"power": request.power, "confidence": request.confidence, "design_effect": request.design_effect}
+    if request.other is None:
+        least = smallest_difference(request.share, request.prompts or 1, **options)
+        print(
+            f"{request.prompts} prompts of each model tell {request.share:g} from shares at least {least:.3g} away in "
+            f"{request.power:.0%} of the cases"
+        )
+        return 0
     needed = images_to_tell(request.share, request.other, **options)
     test = f"two-sided, {1 - request.confidence:.2g}; design effect {request.design_effect:g}"
     print(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def agreement(context: Context) -> Found:
     """Do images show what their captions say? By a CLIP if one is given, and by a small head of the project's own."""
     measures: list[Measure] = []
     outcomes: dict[str, Outcomes] = {}
-    record = {"drawn": len(context.drawn), "real": len(context.real.reference), "ranked": MOST_RANKED}
+    record: dict[str, Any] = {"drawn": len(context.drawn), "real": len(context.real.reference), "ranked": MOST_RANKED}
     if context.real.clip is not None:
         measures += _by_clip(context, context.real.clip)
     if holds(agreement_head, context):
@@ -91,7 +92,7 @@ def _controls(context: Context) -> list[Measure]:
 
 def _rank_of(context: Context, kind: str) -> Estimate:
     """The head's rank of pairs that it was not trained on, of real images or of decoded ones."""
-    head_ranks(context, context.real.reference.features[context.network.name][:2], ["a", "b"])  # trains the head
+    context.real.head(context.text_features)  # which pairs it was not trained on is known then
     images = context.real.reference if kind == "real" else context.real.decoded
     rows = [row for row in context.real.heldout_rows() if row < len(images)]
     ranks = _ranks(context, images.features[context.network.name][rows], [images.captions[row] for row in rows])
@@ -146,7 +147,8 @@ def shapes(context: Context) -> Found:
     """Following prompts of pairs of colour and shape that training never shows, beside those that it shows."""
     rule = rule_of(context.real.first_record)
     measures: list[Measure] = []
-    galleries, outcomes = [], {}
+    galleries: list[Gallery] = []
+    outcomes = {}
     for objects, prefix in ((1, "one"), (2, "two")):
         graded = {kind: _drawn(context, objects, kind, rule, galleries) for kind in SPLITS}
         decoded = context.real.once(f"decoded_{prefix}", partial(_answers, context, objects, rule))

@@ -231,19 +231,23 @@ class CountRequest:
 
     Attributes:
         share: of right answers of one model.
-        other: of the other.
+        other: of the other, to know how many prompts it takes.
+        prompts: of each model, to know which difference they find.
         power: how often the difference is to be found.
         confidence: 1 minus the level of the test.
         design_effect: by how much prompts that share a combination count for less.
     """
 
     share: Annotated[float, Ge(0), Le(1)]
-    other: Annotated[float, Ge(0), Le(1)]
+    other: Annotated[float | None, Ge(0), Le(1)] = None
+    prompts: Annotated[int | None, Ge(1)] = None
     power: Annotated[float, Gt(0), Lt(1)] = 0.8
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     design_effect: Annotated[float, Ge(1)] = 1.0
 
     def __post_init__(self) -> None:
+        if (self.other is None) == (self.prompts is None):
+            raise UserError("one of the two is needed", where="OTHER, --prompts", hint="give one: see --help")
         if self.share == self.other:
             raise UserError("no number of prompts tells equal shares apart", where="OTHER", hint="give another share")
 

@@ -5,7 +5,7 @@ Shapes: N images, K trainings.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, comb, inf, log
+from math import ceil, comb, inf
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,7 @@ from hdm_lightning.metrics.proportions import Units, count_units, shared_varianc
 from hdm_lightning.metrics.quantiles import normal_quantile, t_quantile, t_tail
 
 POWER = 0.8
+_FINE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,10 @@ def over_trainings(
     ends = [centre + sign * reach * factor for factor in (count**-0.5, (1 + 1 / count) ** 0.5) for sign in (-1, 1)]
     if trials is not None:
         ends = [float(1 / (1 + np.exp(-end))) for end in ends]
-    return OverTrainings(float(seen.mean()), float(seen.min()), float(seen.max()), *ends, count)
+    low, high, next_low, next_high = ends
+    return OverTrainings(
+        float(seen.mean()), float(seen.min()), float(seen.max()), low, high, next_low, next_high, count
+    )
 
 
 def images_to_tell(
@@ -167,21 +171,20 @@ def images_to_tell(
     return ceil(design_effect * (root / (first - second)) ** 2)
 
 
-def smallest_difference(share: float, samples: int, *, power: float = POWER, confidence: float = 0.95) -> float:
-    """How far below or above `share` (whichever has room) another model must be to be told with so many prompts each.
+def smallest_difference(
+    share: float, prompts: int, *, power: float = POWER, confidence: float = 0.95, design_effect: float = 1.0
+) -> float:
+    """How far from `share`, on the side with more room, another model's is told apart with so many prompts of each.
 
     `inf` where even the whole range is not enough.
     """
-    towards = 0.0 if share >= 0.5 else 1.0
-    if images_to_tell(share, towards, power=power, confidence=confidence) > samples:
+    sign = -1 if share >= 0.5 else 1
+    options = {"power": power, "confidence": confidence, "design_effect": design_effect}
+    near, far = 0.0, share if sign < 0 else 1 - share
+    if images_to_tell(share, share + sign * far, **options) > prompts:
         return inf
-    near, far = 0.0, abs(share - towards)
-    for _ in range(max(1, ceil(log(far / 1e-4) / log(2)))):
+    while far - near > _FINE:
         middle = (near + far) / 2
-        other = share + middle * (1 if towards > share else -1)
-        near, far = (
-            (near, middle)
-            if images_to_tell(share, other, power=power, confidence=confidence) <= samples
-            else (middle, far)
-        )
+        enough = images_to_tell(share, share + sign * middle, **options) <= prompts
+        near, far = (near, middle) if enough else (middle, far)
     return far

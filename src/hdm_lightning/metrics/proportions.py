@@ -48,7 +48,7 @@ def clustered_interval(right: ArrayLike, trials: ArrayLike, units: Units, confid
         raise ValueError(f"units: got {len(units)} for {len(hits)} images, expected one each, and some trial")
     chosen = np.flatnonzero(asked)
     hits, asked = hits[chosen], asked[chosen]
-    used = [units[row] for row in chosen]
+    used = [units[int(row)] for row in chosen]
     share, number = float(hits.sum() / asked.sum()), count_units(used)
     if number < 2:
         return 0.0, 1.0

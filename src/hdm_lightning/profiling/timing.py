@@ -1,7 +1,6 @@
 """Repeated timing with warm-up: medians, quartiles, two settings in turn; results as rows, a table and JSON."""
 
 import gc
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,12 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hdm_lightning.metrics.bootstrap import Bootstrap
+
 _RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("bus_gb_per_s", "GB/s bus"), ("mb_per_s", "MB/s"))
 
 Call = Callable[[], Any]
 
 _RESAMPLES = 2000
-_CONFIDENCE = 0.95
 
 
 class Timing(NamedTuple):
@@ -94,11 +94,8 @@ def time_in_turn(
 def compare(first: Timing, second: Timing, *, seed: int = 0) -> Comparison:
     """The second against the first, round by round. Raises ValueError: they have different numbers of rounds."""
     ratios = [b / a for a, b in zip(first.seconds, second.seconds, strict=True)]
-    draw, count = random.Random(seed), len(ratios)
-    medians = sorted(statistics.median(draw.choices(ratios, k=count)) for _ in range(_RESAMPLES))
-    tail = int(_RESAMPLES * (1 - _CONFIDENCE) / 2)
-    interval = medians[tail], medians[-1 - tail]
-    return Comparison(statistics.median(ratios), interval, sum(ratio < 1 for ratio in ratios), count)
+    found = Bootstrap(_RESAMPLES, seed).median(ratios)
+    return Comparison(found.value, (found.low, found.high), sum(ratio < 1 for ratio in ratios), len(ratios))
 
 
 def wait_for(device: torch.device) -> None:
