@@ -51,5 +51,5 @@ def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):
         assert result[kind]["relation"]["trials"] == 2
     assert (folder / "samples.png").stat().st_size > 1000
     said = capsys.readouterr().out
-    assert said.count("tensorboard --logdir") == 2
+    assert said.count("watch:    tensorboard --logdir") == 2
     assert said.count("1/4 shards") == 1  # the second call ran nothing again
