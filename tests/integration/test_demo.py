@@ -60,7 +60,7 @@ def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):
                 assert sum(images["right"][criterion]) == score["right"]
     assert (folder / "samples.png").stat().st_size > 1000
     said = capsys.readouterr().out
-    assert said.count("tensorboard --logdir") == 2
+    assert said.count("watch:    tensorboard --logdir") == 2
     assert said.count("1/4 shards") == 1  # the second call ran nothing again
     former = {"seconds": result["seconds"], "scores": {"colour": {}}, "untrained": {"colour": {}}}
     (folder / "demo.json").write_text(json.dumps(former))  # scores of another kind are made again, and nothing else

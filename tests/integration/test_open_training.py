@@ -214,6 +214,7 @@ def test_a_sweep_of_jobs_on_two_processes(toy_job, tmp_path, monkeypatch):
     config = toy_job("unused", px16={"samples": 8, "validate_every": 0, "save_every": 0})
     schedule = config.pop("schedule")
     del config["run_dir"], config["name"]
+    config.setdefault("callbacks", {})["sample_images"] = {"prompts": []}
     config["trainer"] |= {"devices": 2}
     groups = [{"override /schedule": None}, {"override /vae": "folder"}, {"override /trainer": "cpu"}]
     (tmp_path / "conf" / "experiment").mkdir(parents=True)

@@ -16,6 +16,7 @@ from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks import throughput
+from hdm_lightning.training.callbacks.progress_bar import duration, fitting
 from hdm_lightning.training.callbacks.throughput import memory_gb, peak_tflops, stage_flops
 from hdm_lightning.training.loggers import flat_settings
 from hdm_lightning.training.modules.flow_step import fed_tokens
@@ -89,3 +90,20 @@ def test_settings_are_flattened_without_what_says_nothing_about_the_run():
     assert flat == {"seed": 1, "model.width": 8, "model.skips": "last", "betas": "[0.9, 0.98]", "init": "null"} | {
         "schedule.stages.px64.samples": 100
     }
+
+
+def test_the_line_beside_the_bar_fits_and_keeps_the_samples():
+    parts = {"samples": "152,480,000/152,480,000 samples", "speed": "308.9 images/s", "loss": "loss 0.5432"}
+    parts |= {"left": "137 h left, 352 h of all stages", "spent": "$526.50"}
+    whole = fitting(parts, 200)
+    assert whole.split(" · ") == list(parts.values())
+    widths = [len(fitting(parts, width)) for width in range(31, 120)]
+    assert all(length <= width for length, width in zip(widths, range(31, 120), strict=True))
+    assert widths == sorted(widths) and len(set(widths)) == 5
+    assert fitting(parts, 5) == parts["samples"]
+
+
+def test_durations_in_two_or_three_digits():
+    assert [duration(seconds) for seconds in (0, 99, 100, 5900, 6000, 35_000, 36_000, 3600 * 352)] == [
+        *("0 s", "99 s", "2 min", "98 min", "1 h 40 min", "9 h 43 min", "10 h", "352 h")
+    ]

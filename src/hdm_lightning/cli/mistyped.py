@@ -23,11 +23,11 @@ def hint_for(message: str, config_name: str) -> str:
     """
     chosen, typed = CHOICE.search(message), KEY.search(message)
     if chosen:
-        close = difflib.get_close_matches(chosen[2], OPTION.findall(message), n=1)
-        return f"did you mean {chosen[1]}={close[0]}?" if close else USUAL
+        choices = difflib.get_close_matches(chosen[2], OPTION.findall(message), n=1)
+        return f"did you mean {chosen[1]}={choices[0]}?" if choices else USUAL
     if typed:
-        close = _nearest(typed[1], config_name)
-        return f"did you mean {close}? {USUAL}" if close else USUAL
+        key = _nearest(typed[1], config_name)
+        return f"did you mean {key}? {USUAL}" if key else USUAL
     return USUAL
 
 

@@ -252,8 +252,8 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
     return Tokenizer(encoder, where="--tokenizer").load().bind(length)
 
 
-COMMANDS = {
-    "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])),
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
     "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),

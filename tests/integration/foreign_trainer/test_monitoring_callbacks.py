@@ -269,6 +269,20 @@ def test_prompts_are_drawn_with_the_average_in_every_shape(flow_module, shard_da
     assert len(events.Tags()["images"]) == 2
 
 
+def test_prompts_are_drawn_by_time_and_by_another_network_not_at_all(flow_module, shard_data, trainer, tmp_path):
+    options = {"resolution": 16, "aspect_ratios": (1.0,), "steps": 1, "context_length": 8}
+    soon = SampleImages(["a star"], folder=tmp_path / "soon", every_minutes=1e-9, **options)
+    late = SampleImages(["a star"], folder=tmp_path / "late", every_minutes=60.0, **options)
+    module = flow_module()
+    trainer(callbacks=[soon, late]).fit(module, shard_data())
+    seen = [[int(path.name.split("-")[0]) for path in sorted((tmp_path / name).iterdir())] for name in ("soon", "late")]
+    assert seen == [[8 * step for step in range(1, 7)], [48]]
+    foreign = SampleImages(["a star"], folder=tmp_path / "foreign", **options)
+    module.network = torch.nn.Identity()
+    foreign._draw_once(trainer(), module)
+    assert not (tmp_path / "foreign").exists()
+
+
 def test_moments_are_carried_over_and_rates_are_not(flow_module, shard_data, trainer, tmp_path):
     first = trainer(max_steps=3)
     first.fit(flow_module(), shard_data())

@@ -123,7 +123,9 @@ def command(toy, folder, *, torchrun=False):
     """The command line that trains a toy, its configuration as an experiment in `folder`."""
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
     groups = {"vae": "folder", "trainer": "cpu", "schedule": None}
-    config = {"defaults": [{f"override /{group}": name} for group, name in groups.items()], **toy.config}
+    callbacks = {"sample_images": {"prompts": []}, **toy.config["callbacks"]}
+    defaults = [{f"override /{group}": name} for group, name in groups.items()]
+    config = {"defaults": defaults, **toy.config, "callbacks": callbacks}
     (folder / "experiment" / "toy.yaml").write_text("# @package _global_\n" + yaml.safe_dump(config, sort_keys=False))
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     return [sys.executable, *start, "-m", "hdm_lightning.cli.train", "--config-dir", str(folder), "experiment=toy"]

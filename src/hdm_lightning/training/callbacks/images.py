@@ -97,7 +97,7 @@ class SampleImages(StepWatcher, Callback):
         if not self.prompts or self._drawn_at == trainer.global_step or not isinstance(module.network, XUT):
             return
         self._drawn_at = trainer.global_step
-        if trainer.is_global_zero or is_sharded(module.network):  # type: ignore[arg-type]
+        if trainer.is_global_zero or is_sharded(module.network):
             self.draw(trainer, module)
         self._clock.restart()
         barrier()
