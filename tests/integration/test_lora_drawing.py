@@ -172,6 +172,11 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
     save_file({"text_projection.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="no plain LoRA"):
         pipeline.load_lora_weights(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="holds no adapter") as refused:
+        pipeline.load_lora_weights(base)
+    assert "a whole model" in refused.value.hint
+    with pytest.raises(UserError, match="there is no such adapter"):
+        pipeline.load_lora_weights(tmp_path / "nothing")
     with pytest.raises(UserError, match="adapters beside"):
         pipeline.save_pretrained(tmp_path / "saved")
 
