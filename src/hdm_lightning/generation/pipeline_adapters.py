@@ -88,7 +88,7 @@ class AdapterLoading(LoraBaseMixin):
     _lora_loadable_modules = ["transformer"]  # noqa: RUF012  (as diffusers declares it)
     transformer: Any
 
-    def load_lora_weights(  # type: ignore[override]  (the mixin's own takes keywords alone)
+    def load_lora_weights(  # type: ignore[override]
         self,
         pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Adapter,
         adapter_name: str | None = None,
