@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 COMMIT = "c" * 40
 
@@ -43,6 +43,7 @@ def standing_in(folder):
             "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
         }.items():
             patch.setattr(constants, name, value)
+        patch.setattr(hf_api.api, "endpoint", hub.url)  # of the module's functions, made when it was imported
         patch.setenv("HF_TOKEN", "hf_stand_in")
         huggingface_hub.close_session()
         try:
@@ -102,6 +103,12 @@ class _Handler(BaseHTTPRequestHandler):
         if listed and listed[1] in self.hub.files:
             siblings = [{"rfilename": name} for name in self.hub.files[listed[1]]]
             return self._answer({"id": listed[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path)
+        if tree and tree[1] in self.hub.files:
+            held = self.hub.files[tree[1]].items()
+            return self._answer(
+                [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in held]
+            )
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         content = self.hub.files.get(file[1], {}).get(file[2]) if file else None
         if content is None:

@@ -10,9 +10,15 @@ from hdm_lightning import HDMPipeline
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders import pretrained
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.layouts import read_vae_folder, write_published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
+from hdm_lightning.interop.release import Release
+from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.hub_upload import Hub, upload
 from hub import standing_in
+
+PUBLISHED_SIZES = {"patch_size": 1, "width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16, "context_width": 16}
+PUBLISHED_SIZES |= {"depth": 1, "decoder_blocks": 1}
 
 
 @pytest.fixture
@@ -79,6 +85,45 @@ def test_a_push_that_fails_at_the_end_loses_nothing(hub, tmp_path):
     with pytest.raises(UserError, match="refused") as refused:
         upload(tmp_path / "final", Hub(push="me/toy"), "toy")
     assert "same command" in refused.value.hint
+
+
+def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_licence(
+    hub, published, tmp_path, capsys
+):
+    hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
+    assert sample.main(["them/net", *published.options(tmp_path)]) == 0
+    assert "cc-by-nc-sa-4.0, by its card" in capsys.readouterr().err
+    hub.files["them/two"] = {"one.safetensors": published, "two.safetensors": published}
+    assert sample.main(["them/two", *published.options(tmp_path)]) == 2
+    assert "them/two/one.safetensors" in capsys.readouterr().err
+    assert sample.main(["them/two/two.safetensors", *published.options(tmp_path)]) == 0
+    assert "does not say under which licence" in capsys.readouterr().err
+    first, second = sorted((tmp_path / "out").glob("0*.png"))
+    assert _pixels(first) == _pixels(second)
+
+
+@pytest.fixture
+def published(tiny_text_encoder, tiny_autoencoder, tmp_path):
+    """The bytes of a single file with an autoencoder inside, and the options to draw with it."""
+    config = XUTConfig(**PUBLISHED_SIZES, **PUBLISHED)
+    vae = read_vae_folder(Path(tiny_autoencoder))
+    write_published(tmp_path / "net.safetensors", Release(XUT(config), **vae))
+
+    class Content(bytes):
+        def options(self, folder):
+            named = ["--text-encoder", str(tiny_text_encoder), "--out", str(folder / "out"), "--device", "cpu"]
+            return ["a star", "--size", "16x16", "--steps", "1", "--guidance", "1", *named]
+
+    return Content((tmp_path / "net.safetensors").read_bytes())
+
+
+def test_a_pipeline_pushes_itself(hub, job, tmp_path):
+    assert run_job(check_job({**job, "hub": {"push": None}})) == 0
+    pipeline = HDMPipeline.from_pretrained(Path(job["run_dir"]) / "final")
+    pipeline.push_to_hub("me/mine")
+    assert {"model_index.json", "README.md", "vae/config.json"} <= set(hub.files["me/mine"])
+    back = HDMPipeline.from_pretrained("me/mine").network.state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in pipeline.network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["toy", "me/", "me/toy/more", "https://hub/me/toy"])

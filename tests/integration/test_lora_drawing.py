@@ -67,7 +67,13 @@ def adapter(state, base):
 
 
 def drawn(pipeline):
-    return pipeline("a red circle", seed=3, output_type="pt").images
+    """Latents: a decoder of random weights would magnify their rounding."""
+    return pipeline("a red circle", seed=3, output_type="latent").images
+
+
+def apart(found, expected):
+    """How far apart two drawings are, as a share of the second."""
+    return float((found - expected).norm() / expected.norm())
 
 
 def with_weights(base, adapters):
@@ -85,12 +91,12 @@ def test_adapters_draw_as_their_sum_in_the_weights(base, adapter, tmp_path):
     pipeline = HDMPipeline.from_pretrained(base)
     plain = drawn(pipeline)
     pipeline.load_lora_weights(tmp_path / "one", adapter_name="one")
-    assert torch.allclose(drawn(pipeline), with_weights(base, [(one, 1.0)]), atol=2e-5)
-    assert not torch.allclose(drawn(pipeline), plain, atol=1e-2)
+    assert apart(drawn(pipeline), with_weights(base, [(one, 1.0)])) < 1e-4
+    assert apart(drawn(pipeline), plain) > 1e-2
     pipeline.load_lora_weights(tmp_path / "other.safetensors")
     assert pipeline.get_list_adapters() == {"transformer": ["one", "other"]}
     pipeline.set_adapters(["one", "other"], [0.7, -0.4])
-    assert torch.allclose(drawn(pipeline), with_weights(base, [(one, 0.7), (other, -0.4)]), atol=2e-5)
+    assert apart(drawn(pipeline), with_weights(base, [(one, 0.7), (other, -0.4)])) < 1e-4
     pipeline.set_adapters(["one"], [0.0])
     assert torch.equal(drawn(pipeline), plain)
     pipeline.unload_lora_weights()
@@ -141,7 +147,7 @@ def test_diffusers_own_loader_takes_the_single_file(base, adapter, tmp_path):
     write_lora(tmp_path / "lora.safetensors", adapter(1))
     pipeline = HDMPipeline.from_pretrained(base)
     pipeline.transformer.load_lora_adapter(load_file(tmp_path / "lora.safetensors"), prefix="transformer")
-    assert torch.allclose(drawn(pipeline), with_weights(base, [(adapter(1), 1.0)]), atol=2e-5)
+    assert apart(drawn(pipeline), with_weights(base, [(adapter(1), 1.0)])) < 1e-4
 
 
 def test_names_with_underscores_and_alphas_are_read(adapter, tmp_path):
@@ -162,7 +168,7 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
         pipeline.load_lora_weights(elsewhere)
     assert "runs/elsewhere" in refused.value.hint and "any_base" in refused.value.hint
     pipeline.load_lora_weights(elsewhere, any_base=True)
-    assert torch.allclose(drawn(pipeline), with_weights(base, [(one, 1.0)]), atol=2e-5)
+    assert apart(drawn(pipeline), with_weights(base, [(one, 1.0)])) < 1e-4
     deeper = replace(one, layers={"decoder.7.0.self_attention.qkv": one.layers["text_projection"]})
     with pytest.raises(UserError, match=r"no layer decoder\.7"):
         pipeline.load_lora_weights(deeper, "deeper")
@@ -172,6 +178,11 @@ def test_another_network_s_and_another_base_s_are_refused(base, adapter, tmp_pat
     save_file({"text_projection.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="no plain LoRA"):
         pipeline.load_lora_weights(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="holds no adapter") as refused:
+        pipeline.load_lora_weights(base)
+    assert "a whole model" in refused.value.hint
+    with pytest.raises(UserError, match="there is no such adapter"):
+        pipeline.load_lora_weights(tmp_path / "nothing")
     with pytest.raises(UserError, match="adapters beside"):
         pipeline.save_pretrained(tmp_path / "saved")
 

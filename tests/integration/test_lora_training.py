@@ -57,7 +57,10 @@ def final(config):
 
 def test_only_the_adapter_is_trained_and_saved(lora_job, base):
     config = lora_job()
+    drawn = {"prompts": ["a star"], "steps": 2, "aspect_ratios": [1.0]}
+    config["callbacks"] = {**config["callbacks"], "sample_images": drawn}
     assert run_job(check_job(config)) == 0
+    assert list(Path(config["run_dir"]).glob("01-tune/samples/*.png"))
     stored = read_pipeline_folder(base / "final").load_network().state_dict()
     adapter = read_adapter(final(config))
     assert adapter.base.sha256 == weights_sha256(stored)
@@ -113,6 +116,11 @@ def test_what_does_not_go_with_an_adapter_is_told_first(lora_job, changed, chang
         check_job(changed(lora_job(), **changes))
     assert refused.value.where == where
     assert words in str(refused.value)
+
+
+def test_an_autoencoder_is_no_base(lora_job, base):
+    with pytest.raises(UserError, match="is an autoencoder"):
+        check_job({**lora_job(), "init": str(base / "final" / "vae")})
 
 
 def test_an_adapter_is_no_base(lora_job):

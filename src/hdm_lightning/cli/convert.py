@@ -157,9 +157,10 @@ def _convert_adapter(asked: Conversion) -> None:
         raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
     _check_destination(destination, str(asked.to))
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
-    write = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lora_comfyui": files.write_lora_comfyui}
+    written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora}
+    write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     try:
-        write[str(asked.to)](destination, cast)
+        write(destination, cast)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")

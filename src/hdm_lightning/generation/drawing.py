@@ -66,6 +66,8 @@ def draw_request(
     uses = adapter_uses(request.model, machine, record)
     model = request.model or (record.model if record else "")
     loaded = _load(model, machine, device, loaded_with, uses)
+    if loaded.notice:
+        warn(loaded.notice)
     jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
     try:
         fingerprint = loaded.fingerprint

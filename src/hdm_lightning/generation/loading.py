@@ -10,17 +10,17 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
+from hdm_lightning.generation.hub_models import hub_model, licence_note
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
 from hdm_lightning.generation.sampling_settings import require_fit
-from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop import published
 from hdm_lightning.interop.adapter_files import adapter_folder, is_adapter, read_adapter
 from hdm_lightning.interop.adapters import Adapter
@@ -80,12 +80,16 @@ class LoadOptions:
 
 @dataclass
 class LoadedModel:
-    """A model ready to draw: settings that its training found good, what to load to have it again, weights."""
+    """A model ready to draw: settings that its training found good, what to load to have it again, weights.
+
+    `notice` is what its user should be told, of a model of the hub its licence.
+    """
 
     pipeline: HDMPipeline
     sampling: Mapping[str, Any]
     path: Path
     weight_files: tuple[Path, ...]
+    notice: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,7 +117,8 @@ def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
     loaded = _load_model(base, replace(options, weights="ema"))
     loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
     sampling = {**loaded.sampling, **adapter.settings.get("sampling", {})}
-    return LoadedModel(loaded.pipeline, sampling, folder, (*loaded.weight_files, *adapter_files(folder)))
+    files = (*loaded.weight_files, *adapter_files(folder))
+    return LoadedModel(loaded.pipeline, sampling, folder, files, loaded.notice)
 
 
 def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
@@ -147,7 +152,9 @@ def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
         return _from_folder(*found, options)
     name = str(path)
     if not path.exists() and "/" in name and not is_local_path(name):
-        return _load_model(locate_model(name, where="MODEL", required=[INDEX], download=DOWNLOAD), options)
+        found_at = hub_model(name)
+        loaded = _load_model(found_at, options)
+        return replace(loaded, notice=licence_note(found_at, name))
     if not path.exists():
         raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
     return _from_release(path, options)

@@ -79,7 +79,7 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
     return (path,) if folder is None else (folder / ADAPTER_WEIGHTS,)
 
 
-class AdapterLoading(LoraBaseMixin):  # type: ignore[misc]
+class AdapterLoading(LoraBaseMixin):
     """What diffusers' pipelines with LoRAs can do: `set_adapters`, `fuse_lora`, `unload_lora_weights`, …
 
     Needs the package peft.
@@ -88,7 +88,7 @@ class AdapterLoading(LoraBaseMixin):  # type: ignore[misc]
     _lora_loadable_modules = ["transformer"]  # noqa: RUF012  (as diffusers declares it)
     transformer: Any
 
-    def load_lora_weights(
+    def load_lora_weights(  # type: ignore[override]
         self,
         pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Adapter,
         adapter_name: str | None = None,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapters import Adapter, Base, LowRank
-from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX
+from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX, is_pipeline_folder
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.printable import in_one_line
@@ -115,7 +115,9 @@ def read_adapter(path: Path, config: XUTConfig | None = None) -> Adapter:
         hint = "give the folder of a LoRA run, a peft folder or a .safetensors file"
         raise UserError("there is no such adapter", where=str(path), hint=hint)
     if path.is_dir():
-        hint = f"give a folder with {CONFIG}, or a .safetensors file"
+        model = any(is_pipeline_folder(folder) for folder in (path / "final", path))
+        kind = "that is a whole model, which is given as MODEL" if model else f"give a folder with {CONFIG}, or a file"
+        hint = f"{kind}; a LoRA is what hdm-train experiment=lora makes"
         raise UserError(f"holds no adapter ({CONFIG})", where=str(path), hint=hint)
     record = _metadata(path)
     layers = _layers(read_tensors(path), {}, str(path), config)

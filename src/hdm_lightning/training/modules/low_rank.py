@@ -60,9 +60,10 @@ class LoRA:
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  (seconds to import, an extra)
 
         names = self.layers(network)
+        alpha: Any = self.rank if self.alpha is None else self.alpha  # peft's annotation knows whole numbers alone
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]  (peft takes floats)
+            lora_alpha=alpha,
             lora_dropout=self.dropout,
             target_modules="|".join(map(re.escape, names)),
         )
