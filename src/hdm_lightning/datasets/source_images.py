@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 
 from hdm_lightning.data.captions import CaptionRules, parse_record
-from hdm_lightning.data.decode import format_of, load_upright
+from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.image_kinds import format_of
 from hdm_lightning.datasets.writer import Field
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")

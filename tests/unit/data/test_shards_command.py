@@ -116,7 +116,7 @@ def test_verify_finds_and_marks(folder, capsys):
     assert main(["verify", str(folder), "--mark"]) == 1
     assert "1 samples left out, 17 remain" in capsys.readouterr().out
     record = load_index(folder).shards[2]
-    assert record.samples == 2 and record.skip == {0: "caption is not UTF-8"}
+    assert record.samples == 2 and record.skip == {0: "caption is not UTF-8: byte 0xff at 0"}
     assert main(["verify", str(folder), "--decode", "--jobs", "2"]) == 0
     data = bytearray((folder / "000.tar").read_bytes())
     data[600] ^= 1
