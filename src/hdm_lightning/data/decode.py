@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from hdm_lightning.data.colours import pixels_to_srgb, profile_of, to_srgb, transform_of
 from hdm_lightning.data.crops import Crop
@@ -121,6 +121,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(header.data), formats=(kind,))
     except Image.DecompressionBombError as error:
         raise SampleFault(f"too many pixels: {re.sub('[^0-9]+', ' ', str(error)).split()[0]}") from error
+    except UnidentifiedImageError as error:  # whose message is the address of an object
+        raise SampleFault("undecodable image: unreadable header") from error
     except Exception as error:
         raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__}: {error})") from error
     if image.width * image.height > MAX_PIXELS:

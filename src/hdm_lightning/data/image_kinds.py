@@ -23,10 +23,10 @@ _STARTS = {
     **dict.fromkeys((b"P4\n", b"P5\n", b"P6\n", b"P4 ", b"P5 ", b"P6 "), "PPM"),
 }
 _FOREIGN = {
-    b"\x1f\x8b": "gzip (gunzip unpacks it)",
-    b"\x28\xb5\x2f\xfd": "Zstandard (zstd -d unpacks it)",
-    b"BZh": "bzip2 (bunzip2 unpacks it)",
-    b"\xfd7zXZ\0": "xz (xz -d unpacks it)",
+    b"\x1f\x8b": "gzip (gunzip < FILE > NEW unpacks it)",
+    b"\x28\xb5\x2f\xfd": "Zstandard (zstd -d < FILE > NEW unpacks it)",
+    b"BZh": "bzip2 (bunzip2 < FILE > NEW unpacks it)",
+    b"\xfd7zXZ\0": "xz (xz -d < FILE > NEW unpacks it)",
     b"PK\x03\x04": "a ZIP archive (unzip unpacks it)",
     b"PK\x05\x06": "an empty ZIP archive",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",

@@ -37,7 +37,7 @@ from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.sample_plan import expanded
 from hdm_lightning.data.shard_bytes import read_range
-from hdm_lightning.data.shard_files import find_shards, no_shards
+from hdm_lightning.data.shard_files import find_shards, is_shard, no_shards
 from hdm_lightning.data.tar import (
     BLOCK,
     IMAGE_EXTENSIONS,
@@ -233,7 +233,7 @@ def _unchanged(root: Path) -> dict[str, ShardRecord]:
 
 def _common_folder(urls: Sequence[str], patterns: Sequence[str]) -> str:
     folders = {url.rpartition("/")[0] for url in urls}
-    if len(folders) != 1 or not all(url.endswith(".tar") for url in urls):
+    if len(folders) != 1 or not all(is_shard(url) for url in urls):
         raise UserError(
             "an index takes in remote shards below one folder, each named by its address",
             where=", ".join(patterns),
@@ -368,8 +368,8 @@ def _examined(
         if (first := seen.setdefault(group.key, ordinal)) != ordinal:
             apart = groups[first].members.keys().isdisjoint(group.members)
             faults = [APART if apart else "duplicate key", *faults]
-            if apart:
-                skip.setdefault(first, APART)
+            if apart and not groups[first].faults:
+                skip[first] = APART
         if starts[ordinal + 1] - group.start > MAX_SAMPLE_BYTES:
             faults = [*faults, "sample too large"]
         shape = (0, 0)

@@ -80,7 +80,7 @@ def no_shards(folder: Path) -> UserError:
     """What to say of a folder in which no archive was found."""
     others = find_shards(folder).told() if folder.is_dir() else ""
     what = "there are no shards (.tar) in this folder" + (f", but {others}" if others else "")
-    if "gz" in others:
+    if ".tar.gz" in others:
         hint = f"unpack them: gunzip {shlex.quote(str(folder))}/*.gz"
     elif "links" in others:
         hint = f"hdm-shards index --follow-links {shlex.quote(str(folder))}"
