@@ -155,8 +155,8 @@ def _files(folder: Path, follow_links: bool, out: Path | None) -> Iterator[tuple
             continue
         for entry in entries:
             name = prefix + entry.name
-            file, reason = _judged(entry, name, root, follow_links)
-            if reason or not stat.S_ISDIR(file.state[0]):
+            mode, file, reason = _judged(entry, name, root, follow_links)
+            if reason or not stat.S_ISDIR(mode):
                 yield file, reason
             elif (place := os.path.realpath(entry.path)) == left_out:
                 continue
@@ -167,21 +167,21 @@ def _files(folder: Path, follow_links: bool, out: Path | None) -> Iterator[tuple
                 waiting.append(f"{name}/")
 
 
-def _judged(entry: "os.DirEntry[str]", name: str, root: str, follow_links: bool) -> tuple[_File, str]:
-    """A file or folder, with its mode in the place of the size of what is no file, and why it is left out, if so."""
+def _judged(entry: "os.DirEntry[str]", name: str, root: str, follow_links: bool) -> tuple[int, _File, str]:
+    """The mode of a file or folder, what it is, and why it is left out, if so."""
     try:
         state = entry.stat()
     except OSError:
-        return _File(name, (0, 0, 0)), "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
-    is_file = stat.S_ISREG(state.st_mode)
-    file = _File(name, (state.st_size if is_file else state.st_mode, state.st_mtime_ns, state.st_ctime_ns))
+        return 0, _File(name, (0, 0, 0)), "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
+    mode, file = state.st_mode, _File(name, (state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    reason = ""
     if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
-        return file, "hidden, or written by the system"
-    if not is_file and not stat.S_ISDIR(state.st_mode):
-        return file, "no file but a device, pipe or socket"
-    if entry.is_symlink() and not follow_links and not _is_below(os.path.realpath(entry.path), root):
-        return file, f"a link out of the folder, {FOLLOW}"
-    return file, ""
+        reason = "hidden, or written by the system"
+    elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        reason = "no file but a device, pipe or socket"
+    elif entry.is_symlink() and not follow_links and not _is_below(os.path.realpath(entry.path), root):
+        reason = f"a link out of the folder, {FOLLOW}"
+    return mode, file, reason
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -1,4 +1,4 @@
-"""Colours and turns of images as a viewer shows them, wherever and however the file says so; hostile ones are bounded."""
+"""Colours and turns of images as a viewer shows them, however the file says so; hostile ones are bounded."""
 
 import io
 import random
@@ -160,7 +160,7 @@ def test_colours_are_those_of_the_profile(kit, kind, mode):
         icc = profile(P3, gamma)
         quality = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95}}
         fits = kind in {"RGB": "JPEG PNG WEBP AVIF TIFF", "RGBA": "PNG WEBP AVIF", "P": "PNG TIFF"}[mode]
-        image = image.convert(mode) if fits else image
+        image = (image.quantize(4) if mode == "P" else image.convert(mode)) if fits else image
         data = kit.encoded(image, kind, icc_profile=icc, **quality.get(kind, {}))
         pixels, _ = decode(data, lambda height, width: CropRules().choose(height, width, (16, 16), Draws(0)))
         expected = shown(image.convert("RGB").getpixel((0, 0)), P3, gamma)
@@ -221,8 +221,8 @@ def hostile(kit):
     yield "jpeg exif in parts", jpeg[:2] + segments(b"\xff\xe1", heavy_exif(60000, 2_000_000), b"Exif\0\0") + jpeg[2:]
     yield "jpeg list of images", jpeg[:2] + segments(b"\xff\xe2", heavy_exif(5000, 65000), b"MPF\0") + jpeg[2:]
     yield "png exif", png(chunk(b"eXIf", heavy_exif(65535, 1_000_000)), False)
-    yield "png text", png(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000))), False)
-    yield "png profile", png(chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000))), False)
+    yield "png text", png(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60_000_000))), False)
+    yield "png profile", png(chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(60_000_000))), False)
     yield "png raw profile", png(raw_profile(bytes(3_000_000), True), True)
     yield "tiff", heavy_exif(65535, 1_000_000)
     gif = kit.encoded(Image.fromarray(PIXELS), "GIF")
