@@ -105,7 +105,7 @@ def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
     Raises:
         SampleFault: a header is damaged, or the bytes end inside a member.
     """
-    while start < end and (member := _next_member(read, start, end)) is not None:
+    while start < end and isinstance(member := _next_member(read, start, end), Member):
         yield member
         start = member.end
 
@@ -119,15 +119,17 @@ def walk(read: ReadAt, size: int, passed: Passed | None = None) -> Iterator[Memb
     position = 0
     while position < size:
         try:
-            member = _next_member(read, position, size, passed)
+            found = _next_member(read, position, size, passed)
         except SampleFault as fault:
             gap = Gap(position, _next_header(read, position + BLOCK, size), str(fault))
         else:
-            if member is not None:
-                yield member
-                position = member.end
+            if isinstance(found, Member):
+                yield found
+                position = found.end
                 continue
-            gap = _behind_end_mark(read, position, size)
+            if found == size:
+                break
+            gap = _behind_end_mark(read, found, size)
             if gap.start == size:
                 return
         yield gap
@@ -137,15 +139,15 @@ def walk(read: ReadAt, size: int, passed: Passed | None = None) -> Iterator[Memb
     yield Gap(size, size, "truncated: the archive has no end mark")
 
 
-def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = None) -> Member | None:
-    """The next regular file, or None where an end mark or the end of the range comes first."""
+def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = None) -> Member | int:
+    """The next regular file, or where an end mark stands or the range ends before one comes."""
     position, first, long_name = start, start, None
     while position < end:
         header = read(position, BLOCK)
         if len(header) < BLOCK:
             raise SampleFault("truncated: the archive ends inside a header")
         if header == _ZEROS:
-            return None
+            return position
         name, size, kind = _parse(header)
         data = position + BLOCK
         following = data + _padded(size)
@@ -163,7 +165,7 @@ def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = Non
                 passed(_PASSED[kind])
             first, long_name = following, None
         position = following
-    return None
+    return position
 
 
 def _parse(header: bytes) -> tuple[bytes, int, bytes]:
