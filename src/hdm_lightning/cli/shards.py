@@ -15,7 +15,6 @@ from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
-from hdm_lightning.printable import in_one_line
 
 if TYPE_CHECKING:
     from hdm_lightning.data.index import Index
@@ -83,6 +82,7 @@ def _index_arguments(command: argparse.ArgumentParser) -> None:
     _places(command, "local folders, or remote shards")
     command.add_argument("--out", help="where the index of remote shards goes (for local ones it lies beside them)")
     command.add_argument("--new-only", action="store_true", help="keep what the index says of unchanged local shards")
+    command.add_argument("--follow-links", action="store_true", help="look into folders that are links, too")
     _jobs(command)
 
 
@@ -102,7 +102,13 @@ def _index(arguments: argparse.Namespace) -> int:
         return 0
     for folder in arguments.places:
         with _shard_bar() as show:
-            index = index_shards(folder, jobs=arguments.jobs, new_only=arguments.new_only, progress=show)
+            index = index_shards(
+                folder,
+                jobs=arguments.jobs,
+                new_only=arguments.new_only,
+                follow_links=arguments.follow_links,
+                progress=show,
+            )
         _print_index(index, folder)
     return 0
 
@@ -118,12 +124,18 @@ def _shard_bar() -> Iterator[Callable[[object], None]]:
 
 
 def _print_index(index: "Index", place: str) -> None:
-    """One line of what was found, and one for each shard that is damaged."""
-    left_out = sum(len(shard.skip) for shard in index.shards)
-    print(f"{place}: {index.samples} samples in {len(index.shards)} shards, {left_out} left out")
-    for shard in index.shards:
-        if shard.note:
-            print(f"  {in_one_line(shard.name)}: {in_one_line(shard.note)}")
+    """What was found, and what is of no use.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    from hdm_lightning.data.index_report import require_samples, told
+    from hdm_lightning.data.shard_files import find_shards
+
+    folder = Path(index.base)
+    for line in told(index, place, find_shards(folder).others if folder.is_dir() else {}):
+        print(line)
+    require_samples(index, place)
 
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:
@@ -174,7 +186,7 @@ def _stats_arguments(command: argparse.ArgumentParser) -> None:
 
 def _stats(arguments: argparse.Namespace) -> int:
     """Print the table, draw the histograms."""
-    from hdm_lightning.data.inspection import as_table, collect, draw
+    from hdm_lightning.data.inspection import as_table, collect, draw, unindexed
 
     if arguments.picture:
         require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))
@@ -186,6 +198,8 @@ def _stats(arguments: argparse.Namespace) -> int:
         caption_unit=unit,
     )
     print(as_table(found))
+    for line in unindexed(arguments.places):
+        print(line)
     if arguments.picture:
         draw(found, arguments.picture)
     return 0

@@ -4,6 +4,7 @@ The tag grammar is `kept ||| tag $$ tag %% tag $$ tag`: what stands before `|||`
 parted by `%%` and tags by `$$`; groups and tags are shuffled and dropped. All separators can be chosen.
 """
 
+import codecs
 import json
 import re
 import unicodedata
@@ -18,6 +19,18 @@ MAX_CAPTION_BYTES = 1 << 16
 """Longest caption that is read: putting Unicode in order can take time that grows with the square of the length."""
 
 MAX_RECORD_BYTES = 4 << 20
+
+LONGEST_RUN = 30
+GRAPHEME_JOINER = "\u034f"
+_UNSEEN = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10)))
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks; those of UTF-32 begin like those of UTF-16."""
 
 _SPACE = re.compile(r"\s+")
 # A word ends at an underscore, too: tags are written that way.
@@ -140,14 +153,14 @@ class CaptionRules:
         for name in order:
             found = readers[name](members[name]) if name in members else []
             cleaned = [(clean(text) if self.clean else _encodable(text), weight) for text, weight in found]
-            cleaned = [(text, weight) for text, weight in cleaned if text.strip() and weight > 0]
+            cleaned = [(text, weight) for text, weight in cleaned if weight > 0 and not is_blank(text)]
             if cleaned:
                 return cleaned
         return []
 
     def _from_text(self, data: bytes) -> list[tuple[str, float]]:
         _require_short(len(data))
-        return [(_utf8(data), 1.0)]
+        return [(text_of(data), 1.0)]
 
     def _from_record(self, data: bytes) -> list[tuple[str, float]]:
         record = parse_record(data)
@@ -166,7 +179,7 @@ def parse_record(data: bytes) -> dict[str, object]:
     if len(data) > MAX_RECORD_BYTES:
         raise SampleFault(f"record too long: {len(data)} bytes")
     try:
-        record = json.loads(_utf8(data))
+        record = json.loads(text_of(data))
     except (ValueError, RecursionError) as error:  # brackets nested by the thousand
         raise SampleFault("undecodable JSON record") from error
     if not isinstance(record, dict):
@@ -212,8 +225,38 @@ def clean(text: str) -> str:
     if not text.isprintable():
         text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cs"))
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
+        text = unicodedata.normalize("NFC", _stream_safe(text))
     return _SPACE.sub(" ", text).strip()
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: spaces, joiners, fillers."""
+    return all(
+        letter.isspace() or letter in _UNSEEN or unicodedata.category(letter) in ("Cf", "Cc", "Cs") for letter in text
+    )
+
+
+def _stream_safe(text: str) -> str:
+    """The text with a joiner in runs of more than thirty marks on one letter (UAX 15, Stream-Safe Text Format).
+
+    Normalization sorts each run, in time that grows with the square of its length; no language has such runs.
+    """
+    if len(text) < LONGEST_RUN or not _longest_run_is_beyond(text):
+        return text
+    pieces, run = [], 0
+    for letter in text:
+        run = run + 1 if unicodedata.combining(letter) else 0
+        if run > LONGEST_RUN:
+            pieces.append(GRAPHEME_JOINER)
+            run = 1
+        pieces.append(letter)
+    return "".join(pieces)
+
+
+def _longest_run_is_beyond(text: str) -> bool:
+    # A run of thirty-one marks holds a mark at some multiple of thirty-one.
+    step = LONGEST_RUN + 1
+    return any(unicodedata.combining(letter) for letter in text[LONGEST_RUN::step])
 
 
 def names_a_side(text: str) -> bool:
@@ -230,8 +273,27 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _utf8(data: bytes) -> str:
+def text_of(data: bytes) -> str:
+    """The text of a caption or record: UTF-8, or UTF-16 and UTF-32 where a mark or their zeros tell.
+
+    Raises:
+        SampleFault: it is another encoding.
+    """
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+    encoding = _MARKS.get(mark) or _unmarked(data)
     try:
-        return data.decode("utf-8-sig")
+        return data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
-        raise SampleFault("caption is not UTF-8") from error
+        place = error.start + len(mark)
+        raise SampleFault(f"caption is not {encoding.upper()}: byte {data[place]:#04x} at {place}") from error
+
+
+def _unmarked(data: bytes) -> str:
+    """UTF-16 without its mark has a zero in most pairs of a Latin text, always on the same side."""
+    pairs = len(data) // 2
+    if len(data) % 2 or b"\0" not in data:
+        return "utf-8"
+    first, second = data[::2].count(0), data[1::2].count(0)
+    if min(first, second) or 2 * max(first, second) <= pairs:
+        return "utf-8"
+    return "utf-16-le" if second else "utf-16-be"

@@ -1,8 +1,9 @@
 """Bytes of an image to the RGB pixels of its crop, reading no more detail than the crop needs.
 
-Formats, limits, kinds of pixels and EXIF turns: transparent images are laid on white; of animations the first frame
-counts; whatever a damaged file makes a decoder raise becomes a `SampleFault`. A JPEG is decoded at a reduced scale
-(1/2, 1/4, 1/8 of its size) that still leaves the resize something to average, by libjpeg-turbo straight into an array.
+Limits and kinds of pixels: colours are put into sRGB by the image's profile, turned images upright, transparent ones
+laid on white; of animations the first frame counts; whatever a damaged file makes a decoder raise becomes a
+`SampleFault`. A JPEG is decoded at a reduced scale (1/2, 1/4, 1/8 of its size) that still leaves the resize something
+to average, by libjpeg-turbo straight into an array.
 The resize is bicubic with antialiasing, by whichever of torch and Pillow does less work: torch's vectorized kernel for
 8-bit images gives the same pixels as Pillow's (within one level, where rounding differs) four times as fast, but
 resizes the whole image; Pillow resizes only the part that is shown.
@@ -11,17 +12,23 @@ Shapes: H×W pixels of an image, h×w of the crop.
 """
 
 import io
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from math import ceil
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from hdm_lightning.data.colours import pixels_to_srgb, profile_of, to_srgb, transform_of
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.image_headers import prepared
+from hdm_lightning.data.image_kinds import format_of
+from hdm_lightning.data.orientation import is_heavy, is_sideways, orientation, turned
 
 REDUCTIONS = {8: 2.2, 4: 1.75, 2: 1.5}
 """Scales at which a JPEG is decoded, and how much larger than the target the result must be.
@@ -52,6 +59,8 @@ def decode(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.
     pixels = decode_jpeg(data, image, scale) if is_jpeg else None
     if pixels is None:
         pixels = np.array(_with_pillow(image, scale))
+    elif profile := profile_of(image):
+        pixels = pixels_to_srgb(pixels, profile)
     return cut(pixels, crop, seen=(height / scale, width / scale)), crop
 
 
@@ -82,17 +91,17 @@ def reduction(height: int, width: int, full_height: int, full_width: int, *, exa
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: a quarter of a gigabyte as RGB (Pillow's own bound)."""
 
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
+MAX_FILE_BYTES = 256 << 20
+"""Largest file of an image that is read at all."""
+
+MAX_SCANS = 64
+"""Scans of a progressive JPEG: each costs a pass over all pixels, and encoders write ten or so."""
+
+BAND_PIXELS = 1 << 22
+"""Pixels that are converted at once where that takes several times their bytes."""
+
+# What Pillow warns of, such as too many pixels or damaged tags, is either refused here, in words, or does not matter.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
@@ -103,15 +112,31 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     """
     if not data:
         raise SampleFault("empty image")
+    if len(data) > MAX_FILE_BYTES:
+        raise SampleFault(f"image file too large: {len(data)} bytes")
     kind = format_of(data)
+    header = prepared(data, kind)
+    _require_plain_tags(data, kind)
     try:
-        image = Image.open(io.BytesIO(data), formats=(kind,))
+        image = Image.open(io.BytesIO(header.data), formats=(kind,))
+    except Image.DecompressionBombError as error:
+        raise SampleFault(f"too many pixels: {re.sub('[^0-9]+', ' ', str(error)).split()[0]}") from error
+    except UnidentifiedImageError as error:  # whose message is the address of an object
+        raise SampleFault("undecodable image: unreadable header") from error
     except Exception as error:
-        raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__})") from error
+        raise SampleFault(f"undecodable image: unreadable header ({type(error).__name__}: {error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise SampleFault(f"too many pixels: {image.width}x{image.height}")
+    if "progressive" in image.info and data.count(b"\xff\xda") > MAX_SCANS:
+        raise SampleFault("undecodable image: a JPEG of too many scans")
+    image.info.update(header.info)
     image.decodermaxblock = len(data)  # in one piece: a JPEG decoder that waits for more repeats its row of blocks
     return image
+
+
+def _require_plain_tags(data: bytes, kind: str) -> None:
+    if kind == "TIFF" and is_heavy(data):
+        raise SampleFault("undecodable image: its tags are larger than any camera's")
 
 
 def decode_rgb(image: Image.Image) -> Image.Image:
@@ -146,66 +171,59 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return (image.width, image.height) if is_sideways(orientation(image)) else (image.height, image.width)
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none."""
-    if "exif" not in image.info:
-        return 1
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block can raise anything, and matters little
-        return 1
-
-
-def is_sideways(turn: int) -> bool:
-    """Whether an EXIF orientation changes height and width."""
-    return turn in _SIDEWAYS
-
-
-def turned(image: Image.Image, turn: int) -> Image.Image:
-    """An image put upright, by its EXIF orientation."""
-    return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
-
-
-def format_of(data: bytes) -> str:
-    """Pillow's name of the format, by the first bytes.
-
-    Raises:
-        SampleFault: it is none that is read here.
-    """
-    if data.startswith(b"\xff\xd8"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith(b"GIF8"):
-        return "GIF"
-    if data.startswith(b"BM"):
-        return "BMP"
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return "AVIF"
-    raise SampleFault("undecodable image: not JPEG, PNG, WebP, GIF, BMP or AVIF")
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
+    profile = profile_of(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
-        return image
+        return to_srgb(image, profile)
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
+        return to_srgb(_from_deep_grey(image), profile).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        return _on_white(image, profile)
+    if image.mode in ("L", "CMYK") and transform_of(profile, image.mode) is not None:
+        image.load()
+        return to_srgb(image, profile)
+    colours = image.convert("RGB")
+    return colours if image.mode == "CMYK" else to_srgb(colours, profile)
+
+
+def _on_white(image: Image.Image, profile: bytes) -> Image.Image:
+    """A transparent image laid on white, some rows at a time."""
+    image.load()
+    result = Image.new("RGB", image.size)
+    for box in _bands(image):
+        part = image.crop(box)
+        if (see_through := image.info.get("transparency")) is not None:
+            part.info["transparency"] = see_through
+        layer = part.convert("RGBA")
+        if profile:
+            grey = image.mode in ("L", "LA", "La") and transform_of(profile, "L") is not None
+            colours = to_srgb(layer.getchannel("R") if grey else layer.convert("RGB"), profile)
+            colours.putalpha(layer.getchannel("A"))
+            layer = colours
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        result.paste(Image.alpha_composite(white, layer).convert("RGB"), box[:2])
+    return result
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    grey = np.clip(np.rint(values if image.mode == "F" else values / 257), 0, 255)
-    if isinstance(see_through := image.info.get("transparency"), int):  # one level of grey that stands for nothing
-        grey[values == see_through] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    """An image of numbers (16 bits, or of real ones from 0 to 255) in 8 bits, some rows at a time."""
+    image.load()
+    result, see_through = Image.new("L", image.size), image.info.get("transparency")
+    for box in _bands(image):
+        values = np.asarray(image.crop(box), dtype=np.float64)
+        grey = np.clip(np.rint(values if image.mode == "F" else values / 257), 0, 255)
+        if isinstance(see_through, int):  # one level of grey that stands for nothing
+            grey[values == see_through] = 255
+        result.paste(Image.fromarray(grey.astype(np.uint8)), box[:2])
+    return result
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows that cover an image, a few million pixels each."""
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield (0, top, image.width, min(top + rows, image.height))
 
 
 def decode_jpeg(data: bytes, header: ImageFile.ImageFile, scale: int) -> NDArray[np.uint8] | None:

@@ -54,6 +54,8 @@ class FaultMeter:
     """
 
     MEMORY = 20
+    FIRST = 64
+    """Samples of which one at least must be good, whatever the share: a mean over nothing is no result."""
 
     def __init__(self, largest_share: float, patience: int) -> None:
         self.largest_share, self.patience = largest_share, patience
@@ -74,6 +76,8 @@ class FaultMeter:
             self.reasons[reason.partition(":")[0]] += 1
             if self.seen >= self.patience and self.bad > self.largest_share * self.seen:
                 raise self._too_many()
+            if self.seen == self.bad == min(self.FIRST, self.patience) and self.largest_share < 1:
+                raise self._too_many()
 
     @property
     def bad(self) -> int:
@@ -86,6 +90,17 @@ class FaultMeter:
             f"{self.bad} of the last {self.seen} samples could not be used, more than {self.largest_share:.1%}: "
             f"{commonest}",
             where="data.max_bad_share",
-            hint="see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
-            "samples out, or raise data.max_bad_share",
+            hint=self._hint(),
+        )
+
+    def _hint(self) -> str:
+        if self.bad < self.seen:
+            return (
+                "see quarantine.jsonl, then run `hdm-shards verify --decode --mark` on the shards to leave the bad "
+                "samples out, or raise data.max_bad_share"
+            )
+        if set(self.reasons) == {"no caption"}:
+            return "give the images captions, or train without any: data.captions.allow_missing=true"
+        return (
+            "see quarantine.jsonl for each sample, and look whether the shards are there and whole: hdm-shards verify"
         )

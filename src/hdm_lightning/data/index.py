@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
-from hdm_lightning.data.tar import BLOCK, Form, Layout, is_unsafe
+from hdm_lightning.data.shard_files import find_shards, no_shards
+from hdm_lightning.data.tar import BLOCK, MOST_MEMBERS, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
 
@@ -32,6 +33,9 @@ LATENTS_NAME = "latents.json"
 """Beside shards of latents, from the first one on: what their index will say of them."""
 
 ENCODE_ON = "start the same `hdm-shards encode` again, which goes on where it was"
+
+MOST_SAMPLES = 1 << 24
+"""Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
 
 Integers = NDArray[np.int64]
 Packed = bytes
@@ -78,6 +82,7 @@ class ShardRecord:
         check: column: lower 16 bits of a CRC-32 of the key and the beginning of each member.
         skip: ordinal of a sample that is left out, and the reason.
         note: what is wrong with the archive as a whole, or empty.
+        others: how many members of each other kind there are, which no sample needs.
     """
 
     name: str
@@ -94,6 +99,7 @@ class ShardRecord:
     check: Packed
     skip: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
+    others: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -282,15 +288,15 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
         return UserError("there is no such folder", where=location, hint=f"give the folder of your shards; {make}")
     if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
         return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
-    if Path(location).is_dir() and not any(Path(location).glob("*.tar")):
-        return UserError("there are no shards (.tar) in this folder", where=location, hint=make)
+    if Path(location).is_dir() and not find_shards(Path(location)).names:
+        return no_shards(Path(location))
     if not isinstance(error, FileNotFoundError):
         hint = "check the address, and whether you may read it"
         return UserError(f"the index of the shards cannot be read ({error})", where=file, hint=hint)
     if location.endswith(".json"):
         hint = "check `index` of the source"
     elif is_local(location):
-        hint = f"run `hdm-shards index {location}`"
+        hint = f"run `hdm-shards index {shlex.quote(location)}`"
     else:
         pattern = f"{location.rstrip('/')}/{{0000..0099}}.tar"
         hint = f"write one with `hdm-shards index '{pattern}' --out index.json` and upload it beside the shards, or "
@@ -326,12 +332,15 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
         sizes=tuple(map(_decoded, entry["sizes"])),
         skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
         note=str(entry.get("note", "")),
+        others={str(kind): _natural(number) for kind, number in (entry.get("others") or {}).items()},
         **plain,
     )
     if not record.name or "\0" in record.name or is_unsafe(record.name):
         raise ValueError(f"the name {record.name!r} is not below the folder")
     if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
         raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
+    if record.count > MOST_SAMPLES or len(record.sizes) > MOST_MEMBERS:
+        raise ValueError(f"{record.name!r} is no shard: {record.count} samples, {len(record.sizes)} members each")
     return record
 
 

@@ -1,5 +1,6 @@
 """What a set of shards holds: in numbers (samples, sizes, shapes, captions), as histograms, and samples to look at."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,10 +16,13 @@ from PIL import Image, ImageDraw
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index import load_index
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
+from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
@@ -135,12 +139,26 @@ def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int
     return sorted(lengths)
 
 
+def unindexed(places: Sequence[str]) -> list[str]:
+    """A line for each local folder with shards that its index does not know, which no training sees."""
+    lines = []
+    for place in places:
+        if is_local(place) and Path(place).is_dir() and not load_index(place).resolutions:
+            known = {record.name for record in load_index(place).shards}
+            strangers = [name for name in find_shards(Path(place)).names if name not in known]
+            if strangers:
+                command = f"hdm-shards index --new-only {shlex.quote(place)}"
+                what = f"{len(strangers)} shards are not in the index and are not used"
+                lines.append(f"{what} ({in_one_line(strangers[0])}, ...): {command}")
+    return lines
+
+
 def as_table(found: Statistics) -> str:
     """The numbers as lines of text."""
     lines = [
         f"shards     {found.shards}",
         f"samples    {found.samples}",
-        f"size       {found.bytes / 1e9:.2f} GB, {found.bytes / max(found.samples, 1) / 1e3:.1f} kB a sample",
+        f"size       {_size(found.bytes)}, {_size(found.bytes / max(found.samples, 1))} a sample",
     ]
     lines += [f"left out   {count} × {in_one_line(reason)}" for reason, count in found.left_out.most_common()]
     lines += ["", "short side in pixels", *_bars(found.short_side, SIDES_PX, "{:g}")]
@@ -152,6 +170,12 @@ def as_table(found: Statistics) -> str:
         marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
         lines.append(f"  {found.caption_unit}: {marked}")
     return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    """A number of bytes, with a unit that leaves digits to see."""
+    unit, name = next((each for each in ((1e9, "GB"), (1e6, "MB")) if count >= each[0]), (1e3, "kB"))
+    return f"{count / unit:.1f} {name}"
 
 
 def _bars(values: NDArray[np.int64] | NDArray[np.float64], edges: Sequence[float], form: str) -> list[str]:

@@ -47,6 +47,8 @@ FORK = "fork" if sys.platform == "linux" else None
 """How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
 and would spawn theirs, each with seconds of imports at every validation."""
 
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2
 CHUNK_BYTES = 4 << 20
 CHUNK_SAMPLES = 16
 
@@ -184,11 +186,13 @@ class StreamLoader:
         if self.workers == 0:
             return iter(chunks)
         require_room_for_sockets(tempfile.gettempdir())
+        largest = max(3 * height * width for height, width in self.plan.shapes)
+        require_shared_memory(self.workers, chunk_samples(largest) * largest, free_shared_memory())
         loader = DataLoader(
             chunks,
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=2,
+            prefetch_factor=PREFETCHED,
             timeout=POLL_S,
             worker_init_fn=_ignore_stop_signals,
             multiprocessing_context=FORK,
@@ -288,7 +292,7 @@ class _Chunks(IterableDataset[Chunk]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training)
-        size = max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, preparation.masked(0).image.nbytes)))
+        size = chunk_samples(preparation.masked(0).image.nbytes)
         for turn in count():
             rows = [worker + workers * (turn * size + place) for place in range(size)]
             samples = [self._sample(preparation, row) for row in rows if self.rows is None or row < self.rows]
@@ -331,6 +335,33 @@ def require_room_for_sockets(folder: str) -> None:
     if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
         what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
         raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
+
+
+def chunk_samples(sample_bytes: int) -> int:
+    """How many samples of a size are sent together."""
+    return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
+
+
+def free_shared_memory() -> int | None:
+    """Bytes free where workers put their samples, None where nobody knows."""
+    try:
+        state = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    return state.f_bavail * state.f_frsize
+
+
+def require_shared_memory(workers: int, chunk_bytes: int, free: int | None) -> None:
+    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs."""
+    each = (PREFETCHED + 1) * chunk_bytes  # and the one that is being made
+    if free is not None and workers * each > free:
+        fit = free // each
+        raise UserError(
+            f"{workers} data workers need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} has "
+            f"{free / 1e6:.0f} MB free",
+            where="data.workers",
+            hint=f"set data.workers={fit}, or give more: docker run --shm-size={max(1, 2 * workers * each >> 30)}g",
+        )
 
 
 def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:

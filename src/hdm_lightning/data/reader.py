@@ -36,6 +36,9 @@ LOCAL_SPAN = 1 << 18
 REMOTE_GAP = 1 << 18
 """Unwanted bytes that are read rather than asked around."""
 
+MAX_READ_BYTES = 1 << 30
+"""Of one read: what an index claims beyond is not believed."""
+
 RETRY_AFTER_S = 120.0
 """How long a dead shard is left alone, so that a dead server costs little time."""
 
@@ -153,6 +156,8 @@ class Reader:
         dead = self._dead.get(shard.url)
         if dead is not None and time.monotonic() < dead[0]:
             return SampleFault(dead[1])
+        if end - start > MAX_READ_BYTES:
+            return SampleFault(f"sample too large: {end - start} bytes")
         try:
             data = self._bytes(shard, start, end)
         except FileNotFoundError:

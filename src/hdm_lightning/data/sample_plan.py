@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
 from hdm_lightning.data.index import SampleTable, ShardRecord
+from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
@@ -66,7 +67,10 @@ def _planned(
     source: Source, limits: CropRules, only_known: bool, resolution: int, states: tuple[State, ...]
 ) -> tuple[PlannedShard, ...]:
     shards = []
-    for url, record in resolve(source):
+    resolved = resolve(source)
+    if not any(record.samples for _, record in resolved):
+        raise no_samples((record for _, record in resolved), ", ".join(source.urls))
+    for url, record in resolved:
         shard = PlannedShard(url, record)
         height, width = shard.shapes()
         accepted = limits.accepts(height, width, resolution)
@@ -76,7 +80,7 @@ def _planned(
         raise UserError(
             "no sample of this source may be used",
             where=", ".join(source.urls),
-            hint="look at `hdm-shards stats` and at the limits of data.crop (min_size_px, max_upscale, max_aspect)",
+            hint="its images are beyond the limits of data.crop (min_size_px, max_upscale, max_aspect): widen them",
         )
     return kept
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -17,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.image_kinds import HEAD_BYTES, foreign_kind
 from hdm_lightning.data.index import (
     ENCODE_ON,
     INDEX_NAME,
@@ -32,11 +34,13 @@ from hdm_lightning.data.index import (
 from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.shard_bytes import read_range
+from hdm_lightning.data.shard_files import find_shards, is_shard, no_shards
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.data.tar import (
     BLOCK,
     IMAGE_EXTENSIONS,
     LATENT,
+    TEXT_EXTENSIONS,
     Gap,
     Member,
     ReadAt,
@@ -50,6 +54,14 @@ from hdm_lightning.errors import UserError
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
 MOST_NOTES = 3
+MOST_KINDS = 20
+USED = (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, LATENT)
+"""Extensions of members that a sample may need."""
+
+MAX_SAMPLE_BYTES = 320 << 20
+"""Of all members of a sample, which are read together."""
+
+APART = "members not side by side (make the archive with tar --sort=name)"
 
 Progress = Callable[[ShardRecord], None]
 
@@ -60,6 +72,7 @@ def index_shards(
     jobs: int = 1,
     new_only: bool = False,
     names: Sequence[str] | None = None,
+    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> Index:
     """Read every `*.tar` below a folder and write its `index.json`; resumes where an earlier call was interrupted.
@@ -69,6 +82,7 @@ def index_shards(
         jobs: processes that read side by side.
         new_only: keep what the present index says of shards that have the same size and are not younger than it.
         names: the shards below the folder in the order that the index is to have; None is all by name.
+        follow_links: look into folders that are links, too; each folder once.
         progress: called after each shard.
 
     Raises:
@@ -76,11 +90,12 @@ def index_shards(
     """
     root = Path(folder)
     require_one_set(root)
+    if not root.is_dir():
+        raise UserError("there is no such folder", where=str(root), hint="give the folder that holds the shards")
     if names is None:
-        found = root.rglob("*.tar") if root.is_dir() else []
-        names = sorted(path.relative_to(root).as_posix() for path in found if path.is_file())
+        names = find_shards(root, follow_links=follow_links).names
     if not names:
-        raise UserError("there is no .tar file here", where=str(root), hint="give the folder that holds the shards")
+        raise no_shards(root)
     latents = _latents_in(root, len(names))
     states = {name: _state(root / name) for name in names}
     known = _unchanged(root) if new_only else {}
@@ -217,7 +232,7 @@ def _unchanged(root: Path) -> dict[str, ShardRecord]:
 
 def _common_folder(urls: Sequence[str], patterns: Sequence[str]) -> str:
     folders = {url.rpartition("/")[0] for url in urls}
-    if len(folders) != 1 or not all(url.endswith(".tar") for url in urls):
+    if len(folders) != 1 or not all(is_shard(url) for url in urls):
         raise UserError(
             "an index takes in remote shards below one folder, each named by its address",
             where=", ".join(patterns),
@@ -264,7 +279,7 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
             size = handle.seek(0, 2)
-            return _record(name, digest, size, lambda start, count: os.pread(handle.fileno(), count, start))
+            return scanned(name, digest, size, lambda start, count: os.pread(handle.fileno(), count, start))
     except Exception as error:
         hint = "look at the file; without it, the others can be indexed"
         raise UserError(
@@ -272,14 +287,17 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
         ) from error
 
 
-def _record(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
-    groups, end, notes = _grouped(read, size)
+def scanned(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
+    """The record of an archive of `size` bytes with a SHA-256."""
+    groups, end, notes, others = _grouped(read, size)
     starts = [group.start for group in groups] + [end]
-    skip, shapes = _examined(read, groups)
+    skip, shapes = _examined(read, groups, starts)
     forms = [
         form_of(read, group.key, start, end, group.members)
         for group, (start, end) in zip(groups, pairwise(starts), strict=True)
     ]
+    if not groups and (kind := foreign_kind(read(0, HEAD_BYTES))):
+        notes = [f"no tar archive but {kind}"]
     more = len(notes) - MOST_NOTES
     notes = notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
     return ShardRecord(
@@ -291,14 +309,17 @@ def _record(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
         **columns_of(forms, shapes),
         skip=skip,
         note="; ".join(notes),
+        others=dict(others.most_common(MOST_KINDS)),
     )
 
 
-def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str]]:
-    """The samples of an archive, those beside a gap that may lack members marked; where the last one ends; notes."""
+def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Counter[str]]:
+    """The samples of an archive, those beside a gap that may lack members marked; where the last one ends; notes; and
+    how many members there are that no sample needs, by kind."""
     groups: list[_Group] = []
+    others: Counter[str] = Counter()
     end, notes, torn = 0, [], False
-    for found in walk(read, size):
+    for found in walk(read, size, lambda kind: others.update([kind])):
         if isinstance(found, Gap):
             torn = torn or found.torn
             passed = "" if found.end == size else f": bytes {found.start} to {found.end} were passed over"
@@ -310,8 +331,11 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str]]:
         end = found.end
         named = split_name(found.name)
         if named is None:
+            others["without an extension, or hidden"] += 1
             continue
         key, extension = named
+        if extension not in USED:
+            others[_kind_of_member(extension)] += 1
         if not groups or groups[-1].key != key or extension in groups[-1].members:
             groups.append(_Group(key, found.start, {}, []))
         groups[-1].members[extension] = found
@@ -320,17 +344,33 @@ def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str]]:
         if torn:
             groups[-1].faults.append("beside damage in the archive")
             torn = False
-    return groups, end, notes
+    return groups, end, notes, others
 
 
-def _examined(read: ReadAt, groups: Sequence[_Group]) -> tuple[dict[int, str], list[tuple[int, int]]]:
+def _kind_of_member(extension: str) -> str:
+    """What is counted of a member that no sample needs."""
+    last = extension.rpartition(".")[2]
+    if last != extension and last in USED:
+        return f"with .{last} behind a further dot of their names, which are cut at the first"
+    return f".{extension[:20]}"
+
+
+def _examined(
+    read: ReadAt, groups: Sequence[_Group], starts: Sequence[int]
+) -> tuple[dict[int, str], list[tuple[int, int]]]:
     """Which samples are left out and why, and height and width of each, 0 where unknown."""
     skip: dict[int, str] = {}
     shapes: list[tuple[int, int]] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for ordinal, group in enumerate(groups):
-        faults = (["duplicate key"] if group.key in seen else []) + group.faults
-        seen.add(group.key)
+        faults = group.faults
+        if (first := seen.setdefault(group.key, ordinal)) != ordinal:
+            apart = groups[first].members.keys().isdisjoint(group.members)
+            faults = [APART if apart else "duplicate key", *faults]
+            if apart and not groups[first].faults:
+                skip[first] = APART
+        if starts[ordinal + 1] - group.start > MAX_SAMPLE_BYTES:
+            faults = [*faults, "sample too large"]
         shape = (0, 0)
         if not faults:
             try:
@@ -350,4 +390,12 @@ def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
         if extension in group.members:
             member = group.members[extension]
             return upright_size(read(member.data, member.size))
-    raise SampleFault("no image")
+    raise SampleFault(_no_image(group))
+
+
+def _no_image(group: _Group) -> str:
+    extensions = sorted(group.members)
+    behind = [each for each in extensions if each.rpartition(".")[2] in IMAGE_EXTENSIONS]
+    if behind:
+        return f"no image: .{behind[0][:40]} is no extension of one, as names are cut at their first dot"
+    return f"no image: only {', '.join(f'.{each[:20]}' for each in extensions[:4])}"

@@ -1,5 +1,6 @@
 """The shards that a source names: addresses, their indices, and what their samples hold."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -11,6 +12,7 @@ from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, index_file,
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.shard_bytes import is_local
+from hdm_lightning.data.shard_files import is_shard
 from hdm_lightning.errors import UserError
 
 State = tuple[int, int] | None
@@ -31,13 +33,34 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
         if known[place].resolutions:
             what = f"holds sets of latents, at {_listed(known[place].resolutions)}"
             raise UserError(what, where=url, hint=f"name one: {_set_of(url, known[place].resolutions[0])}")
-        if not _is_shard(url):
+        if not is_shard(url):
             found += [(f"{url.rstrip('/')}/{record.name}", record) for record in records.values()]
         elif (name := url.rpartition("/")[2]) in records:
             found.append((url, records[name]))
         else:
-            raise UserError("the index does not know this shard", where=url, hint=f"run `hdm-shards index {place}`")
+            raise _unknown_shard(url, place)
     return found
+
+
+def _unknown_shard(url: str, place: str) -> UserError:
+    """What to say of a shard that the index does not have."""
+    folder = url.rpartition("/")[0] or "."
+    if "*" in url or "?" in url:
+        what, hint = (
+            "is no pattern that is read here",
+            f"name the folder, {folder}, or a pattern such as {{000..099}}.tar",
+        )
+    elif "::" in url:
+        what = "is no address that is read here: webdataset joins several with ::"
+        hint = f"give a list, [{','.join(url.split('::'))}], or a pattern such as {{000..099}}.tar"
+    elif is_local(url) and not Path(url).exists():
+        what = "there is no such file"
+        hint = f"name the shards that there are; the folder itself, {folder}, takes all of its index"
+    elif is_local(place):
+        what, hint = "the index does not know this shard", f"run `hdm-shards index --new-only {shlex.quote(place)}`"
+    else:
+        what, hint = "the index does not know this shard", "make the index again: `hdm-shards index --help`"
+    return UserError(what, where=url, hint=hint)
 
 
 def at_resolution(source: Source, resolution: int) -> Source:
@@ -129,7 +152,9 @@ def places_of(source: Source) -> list[str]:
 
 
 def _place(source: Source, url: str) -> str:
-    return source.index or ((url.rpartition("/")[0] or ".") if _is_shard(url) else url)
+    if "::" in url:
+        raise _unknown_shard(url, url)
+    return source.index or ((url.rpartition("/")[0] or ".") if is_shard(url) else url)
 
 
 def state_of(place: str) -> State:
@@ -151,7 +176,3 @@ def expanded(pattern: str) -> Iterator[str]:
         yield from braceexpand(pattern)
     except ValueError as error:
         raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
-
-
-def _is_shard(url: str) -> bool:
-    return url.endswith(".tar")

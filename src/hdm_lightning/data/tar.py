@@ -13,7 +13,23 @@ from typing import NamedTuple
 from hdm_lightning.data.faults import SampleFault
 
 BLOCK = 512
-IMAGE_EXTENSIONS = ("jpg", "webp", "png", "jpeg", "gif", "bmp", "avif")
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "webp",
+    "png",
+    "jpeg",
+    "gif",
+    "bmp",
+    "avif",
+    "jfif",
+    "jpe",
+    "apng",
+    "tif",
+    "tiff",
+    "jp2",
+    "ppm",
+)
+TEXT_EXTENSIONS = ("txt", "json")
 LATENT = "latent.safetensors"
 """Extension of the member that stands in the place of an image, see `data.latents`."""
 
@@ -23,10 +39,23 @@ CHECKED_BYTES = 4096
 MAX_EXTENDED_BYTES = 1 << 20
 """Largest long name or set of PAX records that is read."""
 
+MOST_MEMBERS = 64
+"""Members of a sample that is cut without its headers; columns of an index have a place for each."""
+
 CHUNK_BYTES = 1 << 20
 _ZEROS = bytes(BLOCK)
 _KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$", re.DOTALL)
 _REGULAR = (b"0", b"\0", b"7")
+
+_PASSED = {
+    b"1": "links, which have no bytes of their own",
+    b"2": "links, which have no bytes of their own",
+    **dict.fromkeys((b"3", b"4", b"6"), "devices and pipes"),
+}
+"""What is no file, by its type in the header; folders (5) and global headers (g) need no word."""
+
+Passed = Callable[[str], None]
+"""Is told what kind of thing was passed over."""
 
 ReadAt = Callable[[int, int], bytes]
 """`read(offset, size)` gives the bytes there, fewer at the end of the file."""
@@ -76,28 +105,31 @@ def members(read: ReadAt, start: int, end: int) -> Iterator[Member]:
     Raises:
         SampleFault: a header is damaged, or the bytes end inside a member.
     """
-    while start < end and (member := _next_member(read, start, end)) is not None:
+    while start < end and isinstance(member := _next_member(read, start, end), Member):
         yield member
         start = member.end
 
 
-def walk(read: ReadAt, size: int) -> Iterator[Member | Gap]:
+def walk(read: ReadAt, size: int, passed: Passed | None = None) -> Iterator[Member | Gap]:
     """The regular files of a whole archive of `size` bytes, and the gaps between them where it is damaged.
 
     Members behind damage, or behind an end mark in the middle of the file, are found by the next sound header.
+    `passed` is told of links and devices.
     """
     position = 0
     while position < size:
         try:
-            member = _next_member(read, position, size)
+            found = _next_member(read, position, size, passed)
         except SampleFault as fault:
             gap = Gap(position, _next_header(read, position + BLOCK, size), str(fault))
         else:
-            if member is not None:
-                yield member
-                position = member.end
+            if isinstance(found, Member):
+                yield found
+                position = found.end
                 continue
-            gap = _behind_end_mark(read, position, size)
+            if found == size:
+                break
+            gap = _behind_end_mark(read, found, size)
             if gap.start == size:
                 return
         yield gap
@@ -107,15 +139,15 @@ def walk(read: ReadAt, size: int) -> Iterator[Member | Gap]:
     yield Gap(size, size, "truncated: the archive has no end mark")
 
 
-def _next_member(read: ReadAt, start: int, end: int) -> Member | None:
-    """The next regular file, or None where an end mark or the end of the range comes first."""
+def _next_member(read: ReadAt, start: int, end: int, passed: Passed | None = None) -> Member | int:
+    """The next regular file, or where an end mark stands or the range ends before one comes."""
     position, first, long_name = start, start, None
     while position < end:
         header = read(position, BLOCK)
         if len(header) < BLOCK:
             raise SampleFault("truncated: the archive ends inside a header")
         if header == _ZEROS:
-            return None
+            return position
         name, size, kind = _parse(header)
         data = position + BLOCK
         following = data + _padded(size)
@@ -129,9 +161,11 @@ def _next_member(read: ReadAt, start: int, end: int) -> Member | None:
             if kind in _REGULAR:
                 named, name_at = long_name or (name, -1 if header[345] else position)
                 return Member(_text(named), first, data, size, following, name_at)
+            if passed is not None and kind in _PASSED:
+                passed(_PASSED[kind])
             first, long_name = following, None
         position = following
-    return None
+    return position
 
 
 def _parse(header: bytes) -> tuple[bytes, int, bytes]:
@@ -298,7 +332,7 @@ def form_of(read: ReadAt, key: str, start: int, end: int, found: Mapping[str, Me
     """The form of a sample between two offsets of an archive, from its members as `walk` gave them."""
     length, in_order = len(key.encode("utf-8", "replace")), list(found.items())
     name_at = in_order[0][1].name_at
-    if name_at < 0 or _text(read(name_at, length)) != key:
+    if name_at < 0 or len(found) > MOST_MEMBERS or _text(read(name_at, length)) != key:
         return Form(PARSED, 0, (end - start,), zlib.crc32(read(start, min(end - start, CHECKED_BYTES))) & 0xFFFF)
     check, position, placed = zlib.crc32(read(name_at, length)), start, []
     for extension, member in in_order:

@@ -15,6 +15,7 @@ from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, load_index,
 from hdm_lightning.data.latent_sets import unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.scanning import require_one_set
+from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.data.tar import LATENT, RawSample
 from hdm_lightning.printable import in_one_line
 
@@ -64,7 +65,7 @@ def verify(
         if progress is not None:
             progress(done)
     known = {record.name for record in index.shards}
-    strangers = sorted({path.relative_to(root).as_posix() for path in root.rglob("*.tar")} - known)
+    strangers = sorted(set(find_shards(root).names) - known)
     return problems + [Problem(name, "is not in the index") for name in strangers]
 
 

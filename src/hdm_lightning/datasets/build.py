@@ -1,37 +1,57 @@
 """Builds shards from a list of items in parallel; a build that was interrupted resumes where it was.
 
 Shard i holds what becomes of the items from i·n on, so that shards do not depend on each other. A journal has one
-line a finished shard; what it does not name is built again.
+line a finished shard; what it does not name, and what was made of files that have changed since, is built again.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hdm_lightning.data.captions import CaptionRules, is_blank
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
+MOST_KINDS = 10
 
 
 class Item(NamedTuple):
-    """Something that becomes a sample: its name, and how many times it was named before."""
+    """Something that becomes a sample.
+
+    `repeat` says how many times it was named before, `texts` which files hold its captions, `mask` which one says what
+    of it counts, and `state` changes with the files that it is made from.
+    """
 
     name: str
     repeat: int = 0
+    texts: tuple[str, ...] = ()
+    state: str = ""
+    mask: str | None = None
 
 
-Make = Callable[[Item], dict[str, Field]]
-"""An item to the fields of its sample; raises `SampleFault` to reject it. Must be picklable."""
+class Made(NamedTuple):
+    """What became of an item: the fields of its sample, and (name, reason) of files that were left out of it."""
+
+    fields: dict[str, Field]
+    unused: Sequence[tuple[str, str]] = ()
+
+
+Make = Callable[[Item], Made]
+"""Makes a sample of an item; raises `SampleFault` to reject it. Must be picklable."""
 
 
 class _Shard(NamedTuple):
@@ -39,13 +59,67 @@ class _Shard(NamedTuple):
     first: int
     items: list[Item]
 
+    @property
+    def digest(self) -> str:
+        """What changes with the items and their files."""
+        content = "\n".join(f"{self.first}\t{item.name}\t{item.repeat}\t{item.state}" for item in self.items)
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class _Row(NamedTuple):
+    """A finished shard, as the journal has it: numbers of samples, of images and of captions in it, and the rest."""
+
+    digest: str
+    samples: int
+    images: int
+    captions: int
+    rejected: list[list[str]]
+    unused: list[list[str]]
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a build did: samples written, and (name, reason) of each rejected file."""
+    """What a build did.
+
+    Attributes:
+        samples, images, captions: written; an image may be several samples.
+        rejected: (name, reason) of each image that could not be used.
+        unused: (name, reason) of each other file.
+    """
 
     samples: int
+    images: int
+    captions: int
     rejected: list[tuple[str, str]]
+    unused: list[tuple[str, str]]
+
+    def told(self, out: Path) -> str:
+        """All in one line."""
+        text = f"{self.images} images, {self.captions} captions, {len(self.unused)} files of other kinds"
+        kinds = kinds_of(self.unused)
+        if kinds:
+            text += ": " + _listed(kinds)
+        if self.samples != self.images:
+            text = f"{self.samples} samples of {text}"
+        if self.rejected:
+            text += f"; {len(self.rejected)} images rejected"
+        if self.rejected or self.unused:
+            text += f" ({out / REJECTED} names each with its reason)"
+        return f"{text}: {out}"
+
+
+def _listed(kinds: Counter[str]) -> str:
+    """The commonest kinds with their numbers."""
+    told = [f"{count} {in_one_line(kind)}" for kind, count in kinds.most_common(MOST_KINDS)]
+    more = kinds.total() - sum(count for _, count in kinds.most_common(MOST_KINDS))
+    return ", ".join(told + ([f"{more} more"] if more else []))
+
+
+def nothing_to_build(folder: Path, unused: Sequence[tuple[str, str]]) -> UserError:
+    """What to say of a folder without images."""
+    what = "there is no image here" + (f", but {_listed(kinds_of(unused))}" if unused else "")
+    links = any("--follow-links" in reason for _, reason in unused)
+    return UserError(what, where=str(folder), hint="add --follow-links" if links else "name another folder")
 
 
 def build_shards(
@@ -54,20 +128,26 @@ def build_shards(
     make: Make,
     *,
     options: dict[str, Any],
+    unused: Sequence[tuple[str, str]] = (),
     samples_per_shard: int = 1000,
     processes: int | None = None,
     prefix: str = "shard",
+    anew: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
-    """Write shards, their index and `rejected.tsv`, one line a rejected file.
+    """Write shards, their index and `rejected.tsv`, one line a file that was not used.
 
     Args:
-        out: made when missing; a build with the same items and options that was interrupted in it resumes.
+        out: made when missing; a build with the same options in it resumes, or takes what has changed.
         items: in order; key of a sample is its number in this list.
         make: what makes a sample of an item.
         options: what shapes the build, to notice that a folder holds another one.
+        unused: (name, reason) of files that are no items.
         samples_per_shard: items a shard; rejected ones leave it smaller.
         processes: None means one a core.
         prefix: beginning of the shards' names.
+        anew: build all shards again.
+        say: is told, in a line, what an earlier build has left and what will be done.
 
     Raises:
         UserError: there are no items, none can be used, or the folder holds another build.
@@ -75,33 +155,60 @@ def build_shards(
     if samples_per_shard < 1:
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
-        raise UserError("there is no image here", where=str(options.get("folder", out)), hint="name another folder")
+        raise nothing_to_build(Path(str(options.get("folder", out))), unused)
     out.mkdir(parents=True, exist_ok=True)
-    header = {**options, "samples_per_shard": samples_per_shard, "items": _digest(items)}
-    rows = _open_journal(out, header)
+    found = _open_journal(out, {**options, "samples_per_shard": samples_per_shard})
     shards = list(_shards(items, samples_per_shard, prefix))
+    rows = {} if anew else {shard.name: found[shard.name] for shard in shards if _is_done(out, shard, found)}
     missing = [shard for shard in shards if shard.name not in rows]
+    gone = found.keys() - {shard.name for shard in shards}
+    if found and say is not None:
+        say(_what_was_found(len(rows), sum(shard.name in found for shard in missing), len(missing), len(gone)))
+    if missing or gone:
+        (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
+    for name in gone:
+        (out / name).unlink(missing_ok=True)
+        append_line(out / JOURNAL, {"shard": name, "gone": True})
     with progress_bar("shards", len(shards)) as show:
         made = ordered_map(partial(_write, out, make), missing, processes=processes)
         for shard, row in zip(missing, made, strict=True):
             rows[shard.name] = row
-            append_line(out / JOURNAL, {"shard": shard.name, **row})
+            append_line(out / JOURNAL, {"shard": shard.name, **row._asdict()})
             show(len(rows))
-    return _finish(out, rows, processes or available_cores())
+    return _finish(out, rows, unused, processes or available_cores())
 
 
-def _finish(out: Path, rows: dict[str, dict[str, Any]], jobs: int) -> Report:
-    rejected = sorted({(name, reason) for row in rows.values() for name, reason in row["rejected"]})
-    lines = (f"{name}\t{' '.join(reason.split())}\n" for name, reason in rejected)
+def _is_done(out: Path, shard: _Shard, found: Mapping[str, _Row]) -> bool:
+    row = found.get(shard.name)
+    return row is not None and row.digest == shard.digest and (not row.samples or (out / shard.name).is_file())
+
+
+def _what_was_found(kept: int, changed: int, missing: int, gone: int) -> str:
+    if not missing and not gone:
+        return f"built before of these very files, {kept} shards: nothing to do (--anew builds them again)"
+    told = [f"{kept} shards are as they were"]
+    told += [f"{changed} are built again, as files have changed"] if changed else []
+    told += [f"{missing - changed} are to come"] if missing > changed else []
+    told += [f"{gone} are removed"] if gone else []
+    return f"built before: {', '.join(told)} (--anew builds all of them again)"
+
+
+def _finish(out: Path, rows: dict[str, _Row], unused: Sequence[tuple[str, str]], jobs: int) -> Report:
+    rejected = sorted({(name, reason) for row in rows.values() for name, reason in row.rejected})
+    left = sorted({*unused, *((name, reason) for row in rows.values() for name, reason in row.unused)})
+    lines = (f"{in_one_line(name)}\t{in_one_line(' '.join(reason.split()))}\n" for name, reason in rejected + left)
     write_text(out / REJECTED, "".join(lines), errors="backslashreplace")
-    samples = sum(row["samples"] for row in rows.values())
+    samples, images, captions = (
+        sum(getattr(row, name) for row in rows.values()) for name in ("samples", "images", "captions")
+    )
     if not samples:
-        hint = f"see {REJECTED} for the reasons"
+        hint = f"see {out / REJECTED} for the reasons"
         raise UserError(
             f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
         )
-    index_shards(out, jobs=jobs)
-    return Report(samples, rejected)
+    if not (out / INDEX_NAME).is_file():
+        index_shards(out, jobs=jobs)
+    return Report(samples, images, captions, rejected, left)
 
 
 def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Iterator[_Shard]:
@@ -109,41 +216,53 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
         yield _Shard(f"{prefix}-{number:05d}.tar", first, list(items[first : first + samples_per_shard]))
 
 
-def _write(out: Path, make: Make, shard: _Shard) -> dict[str, Any]:
+def _write(out: Path, make: Make, shard: _Shard) -> _Row:
     """Write one shard; returns its row of the journal."""
-    samples, rejected = {}, []
+    samples: dict[str, dict[str, Field]] = {}
+    rejected, unused, images, captions = [], [], 0, 0
     for number, item in enumerate(shard.items, start=shard.first):
         try:
-            samples[f"{number:08d}"] = make(item)
+            fields, left = make(item)
         except (SampleFault, OSError) as fault:
-            rejected.append((item.name, str(fault)))
+            rejected.append([item.name, str(fault)])
+            continue
+        samples[f"{number:08d}"] = fields
+        unused += [[name, reason] for name, reason in left]
+        images += item.repeat == 0
+        captions += item.repeat == 0 and _has_caption(fields)
     if samples:
         write_shard(out / shard.name, samples)
-    return {"samples": len(samples), "rejected": rejected}
+    else:
+        (out / shard.name).unlink(missing_ok=True)
+    return _Row(shard.digest, len(samples), images, captions, rejected, unused)
 
 
-def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _has_caption(fields: Mapping[str, Field]) -> bool:
+    record = fields.get("json")
+    in_record = isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
+    return not is_blank(str(fields.get("txt", ""))) or in_record
+
+
+def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, _Row]:
     """The rows of the shards that are finished."""
     path = out / JOURNAL
     if not path.exists():
         require_no_shards(out)
         append_line(path, header)
         return {}
-    found, *rest = read_lines(path) or [{}]
-    if found != json.loads(json.dumps(header)):
+    found, *entries = read_lines(path) or [{}]
+    found.pop("items", None)  # of earlier versions
+    if json.dumps(found, sort_keys=True) != json.dumps(header, sort_keys=True):
         raise UserError(
-            "the folder holds a build of other files or with other options",
+            "the folder holds a build of another folder or with other options",
             where=str(out),
             hint="name another folder, or delete this one",
         )
-    rows: dict[str, dict[str, Any]] = {}
-    for row in rest:
-        if not row["samples"] or (out / row["shard"]).exists():
-            rows[row["shard"]] = {"samples": row["samples"], "rejected": [tuple(pair) for pair in row["rejected"]]}
+    rows: dict[str, _Row] = {}
+    for entry in entries:
+        name = str(entry.pop("shard", ""))
+        if entry.get("gone"):
+            rows.pop(name, None)
+        elif name:
+            rows[name] = _Row(**entry) if entry.keys() == set(_Row._fields) else _Row("", 0, 0, 0, [], [])
     return rows
-
-
-def _digest(items: Sequence[Item]) -> str:
-    return hashlib.sha256(
-        "\n".join(f"{item.name}\t{item.repeat}" for item in items).encode("utf-8", "replace")
-    ).hexdigest()

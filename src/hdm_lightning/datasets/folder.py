@@ -1,21 +1,20 @@
 """Builds shards from a folder of images with captions beside them (`.txt` or `.json` of the same name)."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.datasets.build import Item, Report, build_shards
+from hdm_lightning.datasets.build import Item, Made, Report, build_shards
+from hdm_lightning.datasets.source_files import look_into
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_image_arguments,
     build_options,
     caption_fields,
-    image_field,
-    list_images,
-    mask_beside,
+    source_image,
 )
-from hdm_lightning.datasets.writer import Field
 
 CAPTION_EXTENSIONS = ("txt", "caption")
 
@@ -26,38 +25,45 @@ def build_folder(
     *,
     images: ImageOptions | None = None,
     allow_missing: bool = False,
+    follow_links: bool = False,
     samples_per_shard: int = 1000,
     processes: int | None = None,
+    anew: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
     """Write shards of all images below a folder.
 
-    The record of a sample says under `source` which file it came from.
+    The record of a sample says under `source` (`hdm_source` where it has one of its own) which file it came from.
 
     Args:
         folder, out: images, and where the shards go.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images without a caption.
-        samples_per_shard, processes: as for `build_shards`.
+        follow_links: take what links out of the folder lead to.
+        samples_per_shard, processes, anew, say: as for `build_shards`.
 
     Raises:
         UserError: there is no image, none can be used, or `out` holds another build.
     """
     images = images or ImageOptions()
     root = Path(folder).resolve()
+    found = look_into(root, CAPTION_EXTENSIONS, follow_links=follow_links, out=Path(out))
     return build_shards(
         Path(out),
-        [Item(name) for name in list_images(root)],
+        [Item(image.name, 0, image.texts, image.state, image.mask) for image in found.images],
         partial(_sample, root, images, allow_missing),
         options={"folder": str(root), "allow_missing": allow_missing, **asdict(images)},
+        unused=found.unused,
         samples_per_shard=samples_per_shard,
         processes=processes,
+        anew=anew,
+        say=say,
     )
 
 
-def _sample(root: Path, images: ImageOptions, allow_missing: bool, item: Item) -> dict[str, Field]:
-    path = root / item.name
-    fields = caption_fields(path, CAPTION_EXTENSIONS, {"source": item.name}, allow_missing=allow_missing)
-    return {**image_field(path.read_bytes(), images, mask_beside(path)), **fields}
+def _sample(root: Path, images: ImageOptions, allow_missing: bool, item: Item) -> Made:
+    fields, unused = caption_fields(root, item.texts, {"source": item.name}, allow_missing=allow_missing)
+    return Made({**source_image(root, item, images), **fields}, unused)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build as the arguments say and print what was written."""
-    report = build_folder(arguments.folder, arguments.out, **build_options(arguments))
-    print(f"{report.samples} samples, {len(report.rejected)} files rejected: {arguments.out}")
+    report = build_folder(arguments.folder, arguments.out, **build_options(arguments), say=print)
+    print(report.told(Path(arguments.out)))
     return 0

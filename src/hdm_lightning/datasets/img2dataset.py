@@ -6,13 +6,20 @@ from collections import Counter
 from itertools import count
 from pathlib import Path
 
+from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index
+from hdm_lightning.data.index_report import require_samples, told
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.shard_files import find_shards, no_shards
 from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.source_files import read_file
+from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_text
 
+MAX_STATS_BYTES = 16 << 20
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
 
 
@@ -23,19 +30,18 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
         UserError: there is no shard.
     """
     root = Path(folder)
-    shards = sorted(root.glob("*.tar"))
-    if not shards:
-        raise UserError(
-            "there is no .tar file here",
-            where=str(root),
-            hint="run img2dataset with output_format=webdataset, or use `hdm-shards build folder` on its files",
-        )
+    if not root.is_dir() or not (names := find_shards(root).names):
+        error = no_shards(root)
+        hint = "run img2dataset with output_format=webdataset, or use `hdm-shards build folder` on its files"
+        raise UserError(error.what, where=str(root), hint=hint)
     done = count(1)
-    with progress_bar("shards", len(shards)) as show:
+    with progress_bar("shards", len(names)) as show:
         jobs = processes or available_cores()
         index = index_shards(root, jobs=jobs, progress=lambda record: show(next(done)))
-    lines = [f"{shard.name}#{ordinal}\t{reason}\n" for shard in index.shards for ordinal, reason in shard.skip.items()]
-    write_text(root / REJECTED, "".join(lines))
+    reasons = {f"{shard.name}#{ordinal}": reason for shard in index.shards for ordinal, reason in shard.skip.items()}
+    reasons |= {shard.name: shard.note for shard in index.shards if shard.note}
+    lines = [f"{in_one_line(name)}\t{in_one_line(reason)}\n" for name, reason in sorted(reasons.items())]
+    write_text(root / REJECTED, "".join(lines), errors="backslashreplace")
     return index
 
 
@@ -44,17 +50,18 @@ def downloads(folder: str | Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for path in sorted(Path(folder).glob("*_stats.json")):
         try:
-            stats = json.loads(path.read_bytes())
-        except ValueError:
+            stats = json.loads(read_file(path, MAX_STATS_BYTES))
+        except (ValueError, RecursionError, OSError, SampleFault):
             continue
-        found.update({name: int(stats.get(name, 0)) for name in COUNTS})
+        if isinstance(stats, dict):
+            found.update({name: value for name in COUNTS if type(value := stats.get(name)) is int})
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hdm-shards build img2dataset`."""
     parser.add_argument("folder", help="img2dataset's output folder; the index is written into it")
-    parser.add_argument("--processes", type=int, help="default: one a core")
+    parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     counts = downloads(arguments.folder)
     if counts:
         print(f"img2dataset: {counts['successes']} of {counts['count']} downloads succeeded")
-    left_out = sum(len(shard.skip) for shard in index.shards)
-    print(f"{index.samples} samples in {len(index.shards)} shards, {left_out} left out: {arguments.folder}")
+    for line in told(index, arguments.folder, find_shards(Path(arguments.folder)).others):
+        print(line)
+    require_samples(index, arguments.folder)
     return 0

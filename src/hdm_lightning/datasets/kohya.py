@@ -6,28 +6,31 @@ Captions stand beside the images. Their parts, in whatever separators, are writt
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from hdm_lightning.data.captions import CaptionRules, TagGrammar
+from hdm_lightning.data.captions import CaptionRules, TagGrammar, is_blank
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.datasets.build import Item, Report, build_shards
+from hdm_lightning.datasets.build import Item, Made, Report, build_shards
+from hdm_lightning.datasets.source_files import SourceFolder, SourceImage, look_into
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_image_arguments,
     build_options,
     caption_fields,
-    image_field,
-    list_images,
-    mask_beside,
+    source_image,
+    whole_number,
 )
 from hdm_lightning.datasets.writer import Field
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 CAPTION_EXTENSIONS = ("caption", "txt")
 _REPEATS = re.compile(r"^(\d+)_(.*)$")
 _CANONICAL = TagGrammar()
+MOST_FOLDERS = 20
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class KohyaOptions:
             `tag` is a list of tags.
         keep_tokens: how many tags of such a list are kept in front.
         apply_repeats: write a sample as often as its folder says.
+        max_repeats: a folder that asks for more is refused: its number may be a date.
     """
 
     kept: str = "|||"
@@ -46,6 +50,7 @@ class KohyaOptions:
     tag: str = "$$"
     keep_tokens: int = 0
     apply_repeats: bool = True
+    max_repeats: int = 1000
 
 
 def build_kohya(
@@ -55,8 +60,11 @@ def build_kohya(
     *,
     images: ImageOptions | None = None,
     allow_missing: bool = False,
+    follow_links: bool = False,
     samples_per_shard: int = 1000,
     processes: int | None = None,
+    anew: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Report:
     """Write shards of all images below a folder; those without any caption have their folder's name as caption.
 
@@ -65,25 +73,54 @@ def build_kohya(
         options: how captions and repeats are read.
         images: how images are encoded; None leaves them as they are.
         allow_missing: keep images that have no caption and whose folder has no name.
-        samples_per_shard, processes: as for `build_shards`.
+        follow_links: take what links out of the folder lead to.
+        samples_per_shard, processes, anew, say: as for `build_shards`.
 
     Raises:
-        UserError: there is no image, none can be used, or `out` holds another build.
+        UserError: there is no image, none can be used, a folder asks for too many repeats, or `out` holds another
+            build.
     """
     options, images = options or KohyaOptions(), images or ImageOptions()
     root = Path(folder).resolve()
-    items = []
-    for name in list_images(root):
-        repeats = repeats_and_class(name)[0] if options.apply_repeats else 1
-        items += [Item(name, repeat) for repeat in range(repeats)]
+    found = look_into(root, CAPTION_EXTENSIONS, follow_links=follow_links, out=Path(out))
+    items = _items(found, options, say)
     return build_shards(
         Path(out),
         items,
         partial(_sample, root, options, images, allow_missing),
         options={"folder": str(root), "allow_missing": allow_missing, **asdict(options), **asdict(images)},
+        unused=found.unused,
         samples_per_shard=samples_per_shard,
         processes=processes,
+        anew=anew,
+        say=say,
     )
+
+
+def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None] | None) -> list[Item]:
+    """The images as often as their folders ask for; what is asked for is told before, and too much is refused."""
+    by_folder: dict[str, list[SourceImage]] = {}
+    for image in found.images:
+        by_folder.setdefault(str(Path(image.name).parent), []).append(image)
+    asked = {name: repeats_and_class(f"{name}/x")[0] if options.apply_repeats else 1 for name in by_folder}
+    for name, repeats in asked.items():
+        if repeats > options.max_repeats:
+            what = f"the folder {name!r} asks for {repeats} copies of each of its {len(by_folder[name])} images"
+            hint = f"rename it, or add --ignore-repeats, or --max-repeats {repeats} if that is meant"
+            raise UserError(what, where="--max-repeats", hint=hint)
+    if say is not None:
+        for name in list(by_folder)[:MOST_FOLDERS]:
+            say(f"  {in_one_line(name)}: {len(by_folder[name])} images x {asked[name]}")
+        if len(by_folder) > MOST_FOLDERS:
+            say(f"  and {len(by_folder) - MOST_FOLDERS} more folders")
+    off = [image for name, images in by_folder.items() if not asked[name] for image in images]
+    found.unused += [(each, "its folder asks for 0 repeats") for image in off for each in (image.name, *image.texts)]
+    return [
+        Item(image.name, repeat, image.texts, image.state, image.mask)
+        for name, images in by_folder.items()
+        for image in images
+        for repeat in range(asked[name])
+    ]
 
 
 def repeats_and_class(name: str) -> tuple[int, str]:
@@ -109,20 +146,18 @@ def canonical_caption(text: str, options: KohyaOptions) -> str:
     return f"{kept} {_CANONICAL.kept} {tags}".strip() if kept else tags
 
 
-def _sample(
-    root: Path, options: KohyaOptions, images: ImageOptions, allow_missing: bool, item: Item
-) -> dict[str, Field]:
-    path, (repeats, shown) = root / item.name, repeats_and_class(item.name)
+def _sample(root: Path, options: KohyaOptions, images: ImageOptions, allow_missing: bool, item: Item) -> Made:
+    repeats, shown = repeats_and_class(item.name)
     record = {"source": item.name, "repeats": repeats, "repeat": item.repeat}
-    fields = caption_fields(path, CAPTION_EXTENSIONS, record, allow_missing=True)
+    fields, unused = caption_fields(root, item.texts, record, allow_missing=True)
     text = canonical_caption(str(fields.get("txt", "")), options)
-    if not text.strip() and not _has_caption(fields["json"]):
+    if is_blank(text) and not _has_caption(fields["json"]):
         text = canonical_caption(shown, options)
         if not text and not allow_missing:
             raise SampleFault("no caption")
     if text or "txt" in fields:
         fields["txt"] = text
-    return {**image_field(path.read_bytes(), images, mask_beside(path)), **fields}
+    return Made({**source_image(root, item, images), **fields}, unused)
 
 
 def _has_caption(record: Field) -> bool:
@@ -137,6 +172,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag-separator", default="$$", help="between tags (default '%(default)s'; often ',')")
     parser.add_argument("--keep-tokens", type=int, default=0, help="first tags to keep where no part is marked so")
     parser.add_argument("--ignore-repeats", action="store_true", help="write each image once")
+    parser.add_argument(
+        "--max-repeats",
+        type=whole_number(1),
+        default=1000,
+        help="refuse folders that ask for more (%(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -147,7 +188,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tag_separator,
         arguments.keep_tokens,
         not arguments.ignore_repeats,
+        arguments.max_repeats,
     )
-    report = build_kohya(arguments.folder, arguments.out, options, **build_options(arguments))
-    print(f"{report.samples} samples, {len(report.rejected)} files rejected: {arguments.out}")
+    report = build_kohya(arguments.folder, arguments.out, options, **build_options(arguments), say=print)
+    print(report.told(Path(arguments.out)))
     return 0

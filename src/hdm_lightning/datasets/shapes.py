@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdm_lightning.datasets.build import JOURNAL, Item, build_shards
+from hdm_lightning.datasets.build import JOURNAL, Item, Made, build_shards
 from hdm_lightning.datasets.shapes_drawing import box_of, draw
 from hdm_lightning.datasets.shapes_scenes import (
     FORMER_RULE,
@@ -365,8 +365,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(options: ShapesOptions, item: Item) -> dict[str, Field]:
-    return make_fields(options, int(item.name))
+def _sample(options: ShapesOptions, item: Item) -> Made:
+    return Made(make_fields(options, int(item.name)))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -2,7 +2,8 @@
 
 import argparse
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,22 @@ from typing import Any
 from PIL import Image
 
 from hdm_lightning.data.alpha_masks import with_mask
-from hdm_lightning.data.captions import CaptionRules, parse_record
-from hdm_lightning.data.decode import format_of, load_upright
+from hdm_lightning.data.captions import (
+    MAX_CAPTION_BYTES,
+    MAX_RECORD_BYTES,
+    CaptionRules,
+    is_blank,
+    parse_record,
+    text_of,
+)
+from hdm_lightning.data.decode import MAX_FILE_BYTES, load_upright
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.image_kinds import format_of
+from hdm_lightning.datasets.build import Item
+from hdm_lightning.datasets.source_files import read_file
 from hdm_lightning.datasets.writer import Field
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-MASK = ".mask"
-"""Stands between the name of an image and the extension of its mask."""
 ENCODINGS = ("keep", "webp", "jpeg")
 
 
@@ -39,17 +47,15 @@ class ImageOptions:
     min_size_px: int = 1
 
 
-def list_images(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it and sorted; hidden ones and masks are left out."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    named = (path for path in found if not path.stem.endswith(MASK))
-    return sorted(path.as_posix() for path in named if not any(part.startswith(".") for part in path.parts))
+def source_image(root: Path, item: Item, options: ImageOptions) -> dict[str, Field]:
+    """The image of an item, and what a mask beside it says; see `image_field`.
 
-
-def mask_beside(image: Path) -> bytes | None:
-    """The mask of an image, NAME.mask.png beside it; None where there is none."""
-    mask = image.with_name(f"{image.stem}{MASK}.png")
-    return mask.read_bytes() if mask.is_file() else None
+    Raises:
+        SampleFault: either cannot be used.
+        OSError: either cannot be read.
+    """
+    mask = None if item.mask is None else read_file(root / item.mask, MAX_FILE_BYTES)
+    return image_field(read_file(root / item.name, MAX_FILE_BYTES), options, mask)
 
 
 def image_field(data: bytes, options: ImageOptions, mask: bytes | None = None) -> dict[str, Field]:
@@ -87,44 +93,62 @@ def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, 
 
 
 def caption_fields(
-    image: Path, extensions: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
-) -> dict[str, Field]:
-    """The caption beside an image, and its record with `record` added.
+    root: Path, texts: Sequence[str], record: Mapping[str, object], *, allow_missing: bool
+) -> tuple[dict[str, Field], list[tuple[str, str]]]:
+    """The caption and the record of an image with `record` added, and (name, reason) of what of them cannot be used.
+
+    A record is left out where it cannot be read and there is a caption beside it. What it says itself stays as it is;
+    of `record`, what it says otherwise is written as `hdm_KEY`.
 
     Args:
-        image: file whose name with another extension is the caption.
-        extensions: of caption files, first found first, without dots.
+        root, texts: the files, by `source_files.look_into`.
         record: what else the JSON record is to say.
         allow_missing: an image without a caption is used.
 
     Raises:
-        SampleFault: the caption is missing or cannot be read.
+        SampleFault: the caption is missing or cannot be read; names the file.
     """
-    raw: dict[str, bytes] = {}
-    for extension in extensions:
-        beside = image.with_suffix(f".{extension}")
-        if beside.is_file():
-            raw["txt"] = beside.read_bytes()
-            break
-    beside = image.with_suffix(".json")
-    if beside.is_file():
-        raw["json"] = beside.read_bytes()
-    CaptionRules(allow_missing=allow_missing).first(raw)
-    fields: dict[str, Field] = {"txt": raw["txt"].decode("utf-8-sig")} if "txt" in raw else {}
-    return {**fields, "json": {**(parse_record(raw["json"]) if "json" in raw else {}), **record}}
+    fields: dict[str, Field] = {}
+    theirs: dict[str, object] = {}
+    unused: list[tuple[str, str]] = []
+    for name in texts:
+        try:
+            if name.lower().endswith(".json"):
+                theirs = parse_record(read_file(root / name, MAX_RECORD_BYTES))
+            else:
+                fields["txt"] = text_of(read_file(root / name, MAX_CAPTION_BYTES))
+        except (SampleFault, OSError) as fault:
+            if "txt" not in fields or is_blank(str(fields["txt"])):
+                raise SampleFault(f"{fault} (in {name})") from fault
+            unused.append((name, f"record left out: {fault}"))
+    members = {"txt": str(fields["txt"]).encode("utf-8", "replace")} if "txt" in fields else {}
+    if is_blank(str(fields.get("txt", ""))):
+        members["json"] = json.dumps(theirs).encode()
+    try:
+        CaptionRules(allow_missing=allow_missing).first(members)
+    except SampleFault as fault:
+        raise SampleFault(f"{fault} (in {', '.join(texts)})" if texts else str(fault)) from fault
+    own = {name if name not in theirs else f"hdm_{name}": value for name, value in record.items()}
+    return {**fields, "json": {**theirs, **own}}, unused
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all builders from image files share."""
     parser.add_argument("folder", help="folder with the images, searched to any depth")
-    parser.add_argument("--out", required=True, help="folder for the shards; an interrupted build resumes there")
-    parser.add_argument("--samples-per-shard", type=int, default=1000)
+    parser.add_argument("--out", required=True, help="folder for the shards; a build there goes on, or takes changes")
+    parser.add_argument("--anew", action="store_true", help="build all shards again")
+    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
     parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave files as they are")
-    parser.add_argument("--quality", type=int, default=92, help="of what is encoded anew (default %(default)s)")
-    parser.add_argument("--short-side", type=int, metavar="PX", help="shrink larger images to this short side")
-    parser.add_argument("--min-size", type=int, default=1, metavar="PX", help="reject images with a smaller side")
+    parser.add_argument(
+        "--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew (default %(default)s)"
+    )
+    parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
+    parser.add_argument(
+        "--min-size", type=whole_number(1), default=1, metavar="PX", help="reject images with a smaller side"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
-    parser.add_argument("--processes", type=int, help="default: one a core")
+    parser.add_argument("--follow-links", action="store_true", help="take what links out of the folder lead to")
+    parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
 
 
 def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -132,6 +156,21 @@ def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "images": ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size),
         "allow_missing": arguments.allow_missing,
+        "follow_links": arguments.follow_links,
         "samples_per_shard": arguments.samples_per_shard,
         "processes": arguments.processes,
+        "anew": arguments.anew,
     }
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+
+    def parsed(text: str) -> int:
+        number = int(text)
+        if number < least or (most is not None and number > most):
+            wanted = f"{least} or more" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"is {number}; give {wanted}")
+        return number
+
+    return parsed

@@ -153,7 +153,7 @@ def test_cut_archives_are_noted_and_lose_their_last_sample(tmp_path, kit):
         (ends[8], 2, "no end mark"),  # at a header boundary, after three whole samples
         (ends[8] + 100, 2, "inside a header"),
         (ends[8] + 600, 2, "inside a member"),
-        (0, 0, "no end mark"),
+        (0, 0, "an empty file"),
     ]:
         (tmp_path / "a.tar").write_bytes(whole[:cut])
         record = index_shards(tmp_path).shards[0]
@@ -165,7 +165,7 @@ def test_an_index_reads_back_as_it_was_written_and_names_its_mistakes(tmp_path, 
     written = index_shards(folder, jobs=2)
     assert load_index(folder).shards == written.shards == load_index(f"{folder}/index.json").shards
     assert load_index(folder).samples == 7
-    with pytest.raises(UserError, match=r"no \.tar"):
+    with pytest.raises(UserError, match="no such folder"):
         index_shards(tmp_path / "nowhere")
     document = json.loads((folder / "index.json").read_text())
     for broken in ("{", "[]", json.dumps({**document, "format": 99}), json.dumps({"format": 1})):
@@ -423,7 +423,7 @@ def test_brackets_without_end_and_pipes_without_writer_hold_up_nobody(tmp_path, 
     os.mkfifo(folder / "000.tar")
     samples = list(stream(kit.stream_config(folder), kit.letters, stop=3))
     assert all("unreadable shard" in sample.fault for sample in samples)
-    with pytest.raises(UserError, match=r"no \.tar"):
+    with pytest.raises(UserError, match="that is no file"):
         index_shards(folder)
     (folder / "index.json").write_text("[" * 1_000_000)
     with pytest.raises(UserError, match="cannot be read"):

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -138,3 +139,22 @@ def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, sh
     with pytest.raises(UserError, match=r"data\.workers=0") as caught:
         next(iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4)))
     assert caught.value.where == "TMPDIR" and set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.parametrize("free_mb", [1, 16, 64, 500])
+@pytest.mark.parametrize("workers", [1, 4, 8, 64])
+def test_workers_without_shared_memory_are_refused_and_the_hint_helps(kit, shards, monkeypatch, free_mb, workers):
+    free, chunk = free_mb << 20, 4 << 20
+    needed = workers * 3 * chunk
+    if needed <= free:
+        return loader.require_shared_memory(workers, chunk, free)
+    with pytest.raises(UserError, match="of shared memory") as caught:
+        loader.require_shared_memory(workers, chunk, free)
+    fit = int(re.search(r"data\.workers=(\d+)", caught.value.hint)[1])
+    loader.require_shared_memory(fit, chunk, free)
+    gigabytes = int(re.search(r"--shm-size=(\d+)g", caught.value.hint)[1])
+    loader.require_shared_memory(workers, chunk, gigabytes << 30)
+    loader.require_shared_memory(workers, chunk, None)
+    monkeypatch.setattr(loader, "free_shared_memory", lambda: 100)
+    with pytest.raises(UserError, match=r"data\.workers"):
+        next(iter(kit.data_module(shards, num_workers=2, batch_size=5).train_dataloader()))

@@ -56,7 +56,7 @@ def test_build_and_index(kit, tmp_path, capsys):
     (pictures / "bad.png").write_bytes(b"x")
     out = tmp_path / "out"
     assert main(["build", "folder", str(pictures), "--out", str(out), "--processes", "1"]) == 0
-    assert "5 samples, 1 files rejected" in capsys.readouterr().out
+    assert "5 images, 5 captions, 0 files of other kinds; 1 images rejected" in capsys.readouterr().out
     assert main(["build", "kohya", str(pictures), "--out", str(out), "--processes", "1"]) == 2
     assert "other options" in capsys.readouterr().err
     assert main(["build", "shapes", "--out", str(tmp_path / "scenes"), "--count", "3", "--processes", "1"]) == 0
@@ -116,7 +116,7 @@ def test_verify_finds_and_marks(folder, capsys):
     assert main(["verify", str(folder), "--mark"]) == 1
     assert "1 samples left out, 17 remain" in capsys.readouterr().out
     record = load_index(folder).shards[2]
-    assert record.samples == 2 and record.skip == {0: "caption is not UTF-8"}
+    assert record.samples == 2 and record.skip == {0: "caption is not UTF-8: byte 0xff at 0"}
     assert main(["verify", str(folder), "--decode", "--jobs", "2"]) == 0
     data = bytearray((folder / "000.tar").read_bytes())
     data[600] ^= 1

@@ -54,8 +54,13 @@ def test_urls_may_be_folders_shards_and_brace_patterns(kit, shards):
         ("002.tar", 60),
         ("004.tar", 41),
     ]
-    with pytest.raises(UserError, match="does not know"):
-        keys(f"{shards}/999.tar")
+    for mistake, what in (
+        ("999.tar", "no such file"),
+        ("*.tar", "no pattern"),
+        ("000.tar::x/001.tar", "joins several"),
+    ):
+        with pytest.raises(UserError, match=what):
+            keys(f"{shards}/{mistake}")
 
 
 def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):

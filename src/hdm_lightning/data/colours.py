@@ -1,0 +1,67 @@
+"""Colours as a viewer shows them: pixels by the profile of their image to sRGB.
+
+Shapes: H×W pixels.
+"""
+
+import io
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from hdm_lightning.data.image_headers import MAX_PROFILE_BYTES
+
+MOST_ALIKE = 1
+"""Largest difference in levels of a profile that counts as sRGB: roundings of the many ways to write it down."""
+
+_SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+Transform = Any
+
+
+def profile_of(image: Image.Image) -> bytes:
+    """The embedded profile, empty where there is none, or one that would cost too much."""
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES else b""
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An image of mode RGB, L or CMYK in sRGB; as it is where the profile is sRGB, of another space, or damaged."""
+    transform = transform_of(profile, image.mode)
+    if transform is None:
+        return image
+    result = ImageCms.applyTransform(image, transform)
+    return image if result is None else result
+
+
+def pixels_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
+    """The same for pixels, uint8 (H,W,3)."""
+    if transform_of(profile, "RGB") is None:
+        return pixels
+    return np.asarray(to_srgb(Image.fromarray(pixels), profile))
+
+
+@lru_cache(maxsize=16)
+def transform_of(profile: bytes, mode: str) -> Transform | None:
+    """What takes pixels of a mode to sRGB, None where they are to stay."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if not profile or _SPACES.get(source.profile.xcolor_space) != mode:
+            return None
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        return None if _changes_nothing(transform, mode) else transform
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
+        return None  # the numbers have to do
+
+
+def _changes_nothing(transform: Transform, mode: str) -> bool:
+    """Whether a transform leaves a grid of colours as they are, but for rounding."""
+    if mode == "CMYK":
+        return False
+    levels = np.linspace(0, 255, 18).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 18, 3)
+    probe = Image.fromarray(grid) if mode == "RGB" else Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    after = np.asarray(ImageCms.applyTransform(probe, transform), dtype=np.int16)
+    before = np.asarray(probe.convert("RGB"), dtype=np.int16)
+    return bool(np.abs(after - before).max() <= MOST_ALIKE)
