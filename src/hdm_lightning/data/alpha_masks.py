@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hdm_lightning.data.colours import pixels_to_srgb, profile_of
 from hdm_lightning.data.crops import Crop
-from hdm_lightning.data.decode import cut, decode, load_upright, open_image, orientation, turned
+from hdm_lightning.data.decode import cut, decode, load_upright, open_image
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.orientation import orientation, turned
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
@@ -35,7 +37,8 @@ def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDAr
     except Exception as error:
         raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
     crop = choose(*layers.shape[:2])
-    colours, alpha = layers[:, :, :3], np.repeat(layers[:, :, 3:], 3, axis=2)  # whoever resizes takes three channels
+    colours = pixels_to_srgb(np.ascontiguousarray(layers[:, :, :3]), profile_of(image))
+    alpha = np.repeat(layers[:, :, 3:], 3, axis=2)  # whoever resizes takes three channels
     parts = [cut(np.ascontiguousarray(part), crop) for part in (colours, alpha)]
     return np.concatenate([parts[0], parts[1][:1]]), crop
 
