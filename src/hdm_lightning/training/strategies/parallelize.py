@@ -40,7 +40,8 @@ def shard_network(network: XUT, device_type: str, *, mixed: bool = False) -> Non
     fully_shard(network, mesh=mesh, mp_policy=exact, reshard_after_forward=True, ignored_params=matrices)
     for layer in layers:
         others = set(layer.parameters()) - matrices
-        fully_shard(layer, mesh=mesh, mp_policy=rounded, reshard_after_forward=True, ignored_params=others)
+        policy = exact if layer is network.modulation else rounded  # which multiplies in float32
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=others)
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
