@@ -107,7 +107,8 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
                 trial.write(b"x")
         except OSError as error:
             raise _unwritable(folder, error) from error
-    for file in (run_dir / LEDGER, run_dir / LOCK, *(plan.folder(run_dir) / REWINDS for plan in plans)):
+    # Not the lock's file: who closes it frees the lock.
+    for file in (run_dir / LEDGER, *(plan.folder(run_dir) / REWINDS for plan in plans)):
         try:
             if file.exists() and not file.is_symlink():
                 os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
