@@ -15,8 +15,9 @@ from hdm_lightning.data.decode import decode, load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.scanning import index_shards, verify
+from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.tar import split_name
+from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
 from hdm_lightning.datasets.kohya import build_kohya

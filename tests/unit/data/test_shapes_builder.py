@@ -43,7 +43,7 @@ MIXED = ShapesOptions(
 )
 
 BUILD_KEYS = {
-    *("aspects", "continuous_aspects", "encoding", "items", "multiple", "objects", "resolution", "samples_per_shard"),
+    *("aspects", "continuous_aspects", "encoding", "multiple", "objects", "resolution", "samples_per_shard"),
     *("seed", "source", "split", "variation"),
 }
 
