@@ -96,6 +96,14 @@ def test_what_a_measure_is_the_mean_of_is_kept_image_by_image(evaluated):
                 assert sum(images["values"]) / len(images["values"]) == pytest.approx(measure["value"], rel=1e-4), name
 
 
+def test_the_camera_stands_beside_what_unrelated_images_give(evaluated):
+    for parts in result_of(evaluated)["results"].values():
+        chances = {name: measure["chance"] for name, measure in parts["camera"]["measures"].items()}
+        assert len(chances) == 9
+        assert all(-1.0 <= chances[name] <= 3.0 for name in chances if name == "zoom_response")
+        assert all(0.0 <= chances[name] <= 1.0 for name in chances if name.endswith("_as_stated"))
+
+
 def test_planted_copies_tell_what_the_search_is_worth(evaluated):
     for parts in result_of(evaluated)["results"].values():
         measures, record = parts["copies"]["measures"], parts["copies"]["record"]
