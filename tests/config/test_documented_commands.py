@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
-from hdm_lightning.cli import bench, convert, evaluate, sample, shards
+from hdm_lightning.cli import bench, convert, evaluate, evaluate_recorded, sample, shards
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.training.former_keys import present_keys
 
@@ -99,6 +99,8 @@ def parses(program, words):
     if program == "hdm-sample":
         _, unknown = sample.parser().parse_known_intermixed_args(words)
         assert not unknown
+    elif program == "hdm-evaluate" and words[:1] and words[0] in evaluate.OTHERS:
+        evaluate_recorded.read(words[0], words[1:])
     elif program == "hdm-evaluate":
         vae = words[:1] == ["vae"]
         (evaluate._vae_parser() if vae else evaluate._model_parser()).parse_args(words[vae:])

@@ -10,34 +10,44 @@ from hdm_lightning.evaluation.request import CompareRequest, CountRequest, Train
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_COMPARE = Flags(CompareRequest, {"first": "A", "second": "B", "primary": "--primary PART.MEASURE,…"})
-_TRAININGS = Flags(TrainingsRequest, {"runs": "RUN"})
-_COUNT = Flags(CountRequest, {"share": "SHARE", "other": "OTHER"})
+FLAGS: dict[str, Flags[Any]] = {
+    "compare": Flags(CompareRequest, {"first": "A", "second": "B", "primary": "--primary PART.MEASURE,…"}),
+    "trainings": Flags(TrainingsRequest, {"runs": "RUN"}),
+    "count": Flags(CountRequest, {"share": "SHARE", "other": "OTHER"}),
+}
 
-_ABOUT_COMPARE = """Compare two evaluated models image by image: same prompts, seeds and reference images.
+_COMPARE = """Compare two evaluated models image by image: same prompts, seeds and reference images.
 
 A and B are folders or evaluation.json files that hdm-evaluate wrote with the same counts, seed and data. Measures
 marked * are the primary ones, a family of their own for Holm's correction: name them before you look. "could show" is
 the difference that a comparison of so many images finds in 80% of the cases."""
 
-_ABOUT_TRAININGS = """Sum up trainings of one recipe that differ in their seed: what one further training is to give.
+_TRAININGS = """Sum up trainings of one recipe that differ in their seed: what one further training is to give.
 
 RUN is a folder, an evaluation.json or a demo.json. Intervals of a single evaluation say nothing about another training;
 these are over trainings (Student's t, on the logit for shares). With five, the last column is about three of their
 standard deviations wide on either side."""
 
-_ABOUT_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
+_COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
 
 With --prompts in the place of OTHER: how far another model's share has to be from SHARE.
 Prompts that share a combination count for less: multiply by the design effect, 1 + (prompts a combination − 1) times
 the correlation within one. More combinations help more than more prompts of each."""
 
 
+ABOUT = {"compare": _COMPARE, "trainings": _TRAININGS, "count": _COUNT}
+
+
+def read(name: str, given: Sequence[str]) -> Any:
+    """What is asked of `hdm-evaluate NAME`."""
+    parser = Parser(f"hdm-evaluate {name}", description=ABOUT[name])
+    FLAGS[name].add(parser)
+    return FLAGS[name].read(parser.parse_args(given))
+
+
 def compare(given: Sequence[str]) -> int:
     """Compare two evaluations, print and write what came of it."""
-    parser = Parser("hdm-evaluate compare", description=_ABOUT_COMPARE)
-    _COMPARE.add(parser)
-    request = _COMPARE.read(parser.parse_args(given))
+    request = read("compare", given)
     from hdm_lightning.evaluation.model_comparison import compare_models, comparison_table  # noqa: PLC0415
     from hdm_lightning.evaluation.recorded_numbers import read_recorded  # noqa: PLC0415
 
@@ -49,9 +59,7 @@ def compare(given: Sequence[str]) -> int:
 
 def trainings(given: Sequence[str]) -> int:
     """Sum up evaluations of several trainings."""
-    parser = Parser("hdm-evaluate trainings", description=_ABOUT_TRAININGS)
-    _TRAININGS.add(parser)
-    request = _TRAININGS.read(parser.parse_args(given))
+    request = read("trainings", given)
     from dataclasses import asdict  # noqa: PLC0415
 
     from hdm_lightning.evaluation.model_comparison import summarise_trainings, trainings_table  # noqa: PLC0415
@@ -74,9 +82,7 @@ def trainings(given: Sequence[str]) -> int:
 
 def count(given: Sequence[str]) -> int:
     """Say how many prompts tell two shares apart."""
-    parser = Parser("hdm-evaluate count", description=_ABOUT_COUNT)
-    _COUNT.add(parser)
-    request = _COUNT.read(parser.parse_args(given))
+    request = read("count", given)
     from hdm_lightning.metrics.comparisons import images_to_tell, smallest_difference  # noqa: PLC0415
 
     options = {"power": request.power, "confidence": request.confidence, "design_effect": request.design_effect}
