@@ -150,7 +150,7 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
         return {**config, **{key: {**config.get(key, {}), **value} for key, value in changes.items()}}
 
     assert run_job(check_job(changed())) == 0
-    assert "finished" not in capsys.readouterr().out
+    assert "is finished" not in capsys.readouterr().out
     final = tmp_path / "run" / "final"
     weights = (final / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     more = {"data": {"num_workers": 1}, "stage": {"save_every": 8}, "callbacks": {"sample_images": {"steps": 3}}}

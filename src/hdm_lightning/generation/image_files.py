@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +76,6 @@ class ImageRecord:
         if mapping.get("format") != RECORD_FORMAT:
             raise ValueError(f"format: got {mapping.get('format')!r}, expected {RECORD_FORMAT!r}")
         _require_kinds(mapping)
-        loras = mapping.get("loras", [])
         return cls(
             prompt=mapping["prompt"],
             seed=mapping["seed"],
@@ -85,7 +85,7 @@ class ImageRecord:
             image=mapping["image"],
             image_sha256=mapping["image_sha256"],
             loaded_with=mapping.get("loaded_with", {}),
-            loras=[{**each, "name": str(each["name"]), "weight": float(each["weight"])} for each in loras],
+            loras=tuple(mapping.get("loras", ())),
         )
 
 
@@ -97,6 +97,8 @@ def _require_kinds(mapping: Mapping[str, Any]) -> None:
         "seed": int,
         "settings": dict,
     }
+    if "loras" in mapping:
+        kinds["loras"] = (list, tuple)
     loaded_with = mapping.get("loaded_with", {})
     for key, kind in kinds.items():
         if key not in mapping or not isinstance(mapping[key], kind) or isinstance(mapping[key], bool):
@@ -105,8 +107,18 @@ def _require_kinds(mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"seed: got {mapping['seed']}, expected 0 … 2⁶³ − 1")
     if not isinstance(loaded_with, dict) or not all(isinstance(value, str) for value in loaded_with.values()):
         raise ValueError(f"loaded_with: got {loaded_with!r}, expected names by names")
+    if not all(_is_use(each) for each in mapping.get("loras", ())):
+        raise ValueError(f"loras: got {mapping['loras']!r}, expected a name and a weight of each")
     if loaded_with.get("precision", "float32") not in PRECISIONS:
         raise ValueError(f"precision: got {loaded_with['precision']!r}, expected one of {', '.join(PRECISIONS)}")
+
+
+def _is_use(lora: Any) -> bool:
+    """Whether a record's entry names a LoRA and its weight."""
+    if not isinstance(lora, dict):
+        return False
+    weight = lora.get("weight")
+    return isinstance(lora.get("name"), str) and isinstance(weight, int | float) and isfinite(weight)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the key that the user would change, also where a value came from another key by 
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -43,7 +43,7 @@ def parse(kind: type[Any], values: Any, where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise _as_user_error(error.errors()[0], where) from error
+        raise _as_user_error(error.errors(), where) from error
 
 
 def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
@@ -74,16 +74,27 @@ HINTS = {
 """By pydantic's name of a mistake."""
 
 
-def _as_user_error(first: Any, where: str) -> UserError:
-    """A mistake as pydantic describes it, with its key below `where`."""
-    steps = [step for step in first["loc"] if isinstance(step, str) and not step.startswith("function-")]
-    key = ".".join([each for each in (where, *steps) if each])
+ALTERNATIVE = re.compile(r"function-|(bool|int|float|str|none|list|dict|tuple)\b|literal\[")
+"""What pydantic puts into a mistake's place to name an alternative of a union."""
+
+
+def _as_user_error(errors: Sequence[Any], where: str) -> UserError:
+    """The first mistake as pydantic describes it, with its key below `where`; of a union, all that it could be."""
+    first, place = errors[0], _place(errors[0])
+    key = ".".join([each for each in (where, *place) if each])
     if first["type"] in ("missing", "missing_argument") or first["input"] == "???":
         return UserError("a value is required and none was given", where=key, hint=f"give one: {key}=VALUE")
     given = in_one_line(repr(first["input"])[:80])
-    told = first["msg"].replace("Input should", "it should").removeprefix("Value error, ")
-    hint = HINTS.get(first["type"], "give such a value; `--cfg job` shows the configuration")
-    return UserError(f"is {given}: {told}", where=key, hint=hint.format(**first.get("ctx", {})))
+    same = [each for each in errors if _place(each) == place]
+    told = [each["msg"].replace("Input should", "it should").removeprefix("Value error, ") for each in same]
+    hints = [HINTS[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in HINTS]
+    hint = " or ".join(hints) or "give such a value; `--cfg job` shows the configuration"
+    return UserError(f"is {given}: {', or '.join(told)}", where=key, hint=hint)
+
+
+def _place(error: Any) -> list[str]:
+    """The keys that lead to a mistake."""
+    return [step for step in error["loc"] if isinstance(step, str) and not ALTERNATIVE.match(step)]
 
 
 def has_target(node: Any) -> bool:
@@ -212,8 +223,8 @@ def _check_types(config: DictConfig, path: str, target: Callable[..., Any], give
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            first = {**error.errors()[0], "loc": ()}  # without the name of the alternative of a union
-            raise _as_user_error(first, _written(config, f"{path}.{key}")) from error
+            errors = [{**each, "loc": ()} for each in error.errors()]
+            raise _as_user_error(errors, _written(config, f"{path}.{key}")) from error
 
 
 @functools.cache
