@@ -144,7 +144,7 @@ def test_parts_of_unequal_size(toy, server, tmp_path):
 def test_compiled_blocks(toy, server, recompute):
     stage = {**STAGE, "samples": 16, "activation_checkpointing": recompute}
     plain = toy("plain", {"px16": stage}, trainer=trainer())
-    compiled = toy("compiled", {"px16": stage}, trainer=trainer(compile=True))
+    compiled = toy("compiled", {"px16": stage}, trainer=trainer(), hardware={"compile": True})
     assert server.run(plain, ranks=2) == [0, 0]
     assert server.run(compiled, ranks=2) == [0, 0]
     assert furthest(plain.end(), compiled.end()) < ROUNDING
