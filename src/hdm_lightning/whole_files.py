@@ -115,8 +115,13 @@ def move_in(source: Path, folder: Path, *, last: str) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says.
+
+    A pipe that somebody put there without reading it is refused (OSError ENXIO) instead of waited for.
+    """
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def is_link_error(error: OSError) -> bool:

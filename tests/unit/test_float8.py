@@ -20,7 +20,8 @@ class Converted(nn.Linear):
     """In place of torchao's layer."""
 
 
-def convert(module, *, module_filter_fn):
+def convert(module, *, config, module_filter_fn):
+    assert config.pad_inner_dim  # rows are as many as they are
     for name, child in module.named_modules():
         for key, layer in child.named_children():
             if isinstance(layer, nn.Linear) and module_filter_fn(layer, f"{name}.{key}"):
@@ -32,7 +33,11 @@ def convert(module, *, module_filter_fn):
 @pytest.fixture
 def library(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "torchao.float8", SimpleNamespace(convert_to_float8_training=convert))
+    monkeypatch.setitem(
+        sys.modules,
+        "torchao.float8",
+        SimpleNamespace(convert_to_float8_training=convert, Float8LinearConfig=SimpleNamespace),
+    )
 
 
 def test_the_blocks_matrices_are_converted_once_and_nothing_else(library):
@@ -74,3 +79,12 @@ def test_a_cpu_and_a_missing_library_are_named(monkeypatch):
         with pytest.raises(UserError, match="torchao") as caught:
             call()
         assert "hdm-lightning[lowbit]" in caught.value.hint
+
+
+def test_frozen_matrices_stay(library):
+    """An adapter's base has no gradient that could be had for less."""
+    network = XUT(CONFIG).requires_grad_(False)
+    network.blocks_before[0].self_attention.qkv.requires_grad_(True)
+    use_float8(network)
+    found = [name for name, layer in network.named_modules() if isinstance(layer, Converted)]
+    assert found == ["blocks_before.0.self_attention.qkv"]

@@ -182,11 +182,17 @@ class StreamLoader:
             batch["autoencoder"] = self.plan.latents.autoencoder
         return batch
 
+    def _sample_bytes(self, shape: tuple[int, int]) -> int:
+        """What a sample of a shape takes up, its text left out."""
+        if self.plan.latents is not None:
+            return self.plan.latents.masked(shape).nbytes
+        return (4 if self.config.alpha == "mask" else 3) * shape[0] * shape[1]
+
     def _source(self, chunks: "_Chunks") -> Iterator["Chunk"]:
         if self.workers == 0:
             return iter(chunks)
         require_room_for_sockets(tempfile.gettempdir())
-        largest = max(3 * height * width for height, width in self.plan.shapes)
+        largest = max(map(self._sample_bytes, self.plan.shapes))
         require_shared_memory(self.workers, chunk_samples(largest) * largest, free_shared_memory())
         loader = DataLoader(
             chunks,

@@ -107,7 +107,7 @@ def export(run: Run) -> None:
         run.recipe.export(run, end)
         if processes.rank() == 0:
             announce_end(run)
-    processes.barrier()
+    processes.wait_for_first()
 
 
 def describe(run: Run) -> None:
@@ -205,7 +205,7 @@ def _finish(run: Run, plan: StagePlan, trainer: Trainer, module: LightningModule
         run_folder.mark_stage_done(run.run_dir, plan, summary)
         announce_stage_end(run, plan, summary)
         run.recipe.after_stage(run, plan, path)
-    processes.barrier()
+    processes.wait_for_first()
 
 
 def _ended_by(plan: StagePlan, trainer: Trainer) -> str:

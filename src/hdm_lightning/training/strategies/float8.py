@@ -45,15 +45,22 @@ def use_float8(network: XUT) -> None:
     Raises:
         UserError: torchao is not installed.
     """
-    convert = _library().convert_to_float8_training
+    library = _library()
+    # The gradient of a weight multiplies over rows, whose number may be any: it is filled up to what the units take.
+    config = library.Float8LinearConfig(pad_inner_dim=True)
     for block in network.blocks():
-        convert(block, module_filter_fn=_is_suitable)
+        library.convert_to_float8_training(block, config=config, module_filter_fn=_is_suitable)
 
 
 def _is_suitable(module: nn.Module, name: str) -> bool:
-    """Whether a layer is a matrix that is not converted yet and that the units take."""
+    """Whether a layer is a trained matrix that is not converted yet and that the units take.
+
+    A frozen one beside an adapter would get a gradient that nobody uses.
+    """
     del name
-    return type(module) is Linear and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
+    if type(module) is not Linear or not module.weight.requires_grad:
+        return False
+    return not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
 
 
 def _library() -> Any:

@@ -1,6 +1,8 @@
 """What the processes of a training exchange; every function also works without a process group."""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 
 Answer = TypeVar("Answer")
+_MEETINGS = count()
+LONGEST_WAIT = timedelta(days=2)
 
 
 def distributed() -> bool:
@@ -96,3 +100,19 @@ def barrier() -> None:
     """Wait for every process."""
     if distributed():
         dist.barrier()
+
+
+def wait_for_first() -> None:
+    """Wait until the first process has come here, too, which may have hours of work to do: exports, uploads.
+
+    A barrier on CUDA gives up after ten minutes. Every process must have called this as often.
+    """
+    number = next(_MEETINGS)
+    if not distributed():
+        return
+    store, key = dist.distributed_c10d._get_default_store(), f"hdm/first/{number}"  # what a barrier's backend met with
+    if rank() == 0:
+        store.set(key, "here")
+    else:
+        store.wait([key], LONGEST_WAIT)
+    barrier()
