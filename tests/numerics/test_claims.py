@@ -5,6 +5,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from hdm_lightning.datasets.shapes import heldout_prompts
 from hdm_lightning.metrics.comparisons import (
     holm,
     images_to_tell,
@@ -104,6 +105,65 @@ def test_images_that_one_model_alone_has_right_are_told_by_the_exact_test():
     assert paired_difference(first, second).p == pytest.approx(expected)
 
 
+def named_pairs(prompts):
+    """The colours and shapes that each prompt of two objects names."""
+    return [[f"{thing['colour']} {thing['shape']}" for thing in prompt.spec["objects"]] for prompt in prompts]
+
+
+@pytest.mark.parametrize(("alike", "least", "most"), [(0.0, 0.01, 0.065), (1.0, 0.03, 0.13)])
+def test_two_equal_models_on_pairs_differ_as_often_as_the_level_says(alike, least, most):
+    """`alike`: how much a combination's effect on each model moves the logit of all prompts that name it.
+
+    With no effect the level holds; where a dozen combinations decide nearly all, it is up to twice as often.
+    """
+    random, units = np.random.default_rng(11), named_pairs(heldout_prompts(48, objects=2))
+    number = {name: row for row, name in enumerate(sorted({name for names in units for name in names}))}
+    named = np.array([[number[name] for name in names] for names in units])
+    shown = missed = 0
+    for _ in range(800):
+        effects = alike * random.normal(size=(2, len(number)))
+        one, other = random.binomial(1, scipy.special.expit(0.5 + effects[:, named].sum(-1)))
+        found = paired_difference(one, other, trials=np.ones(48), units=units)
+        shown += found.p < 0.05
+        missed += not found.low <= 0 <= found.high
+        assert found.low < found.value < found.high and found.smallest > 0
+    assert least < shown / 800 < most and missed == shown
+
+
+def test_a_share_that_nothing_changes_is_bounded_by_scipys_exact_interval():
+    for count, units in ((4, None), (6, [[str(row // 2)] for row in range(6)])):
+        independent = count if units is None else count // 2
+        reach = scipy.stats.binomtest(0, independent).proportion_ci(0.95, method="exact").high
+        found = paired_difference([1] * count, [1] * count, units=units)
+        assert (found.low, found.high, found.smallest) == pytest.approx((-reach, reach, reach))
+        assert found.inner == pytest.approx((-reach, reach)) and not found.within(0.05) and found.p == 1
+    assert paired_difference([1] * 120, [1] * 120).within(0.05)
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 9])
+def test_units_that_all_change_are_told_by_the_sign_test(count):
+    """And the interval leaves out no change exactly where that test does."""
+    units = [[str(row)] for row in range(count)]
+    gained = paired_difference([0] * count, [1] * count, units=units)
+    lost = paired_difference([1] * count, [0] * count, units=units)
+    assert gained.p == lost.p == pytest.approx(scipy.stats.binomtest(count, count).pvalue)
+    assert (gained.low > 0) == (gained.p < 0.05) and gained.high == 1
+    assert (lost.low, lost.high) == pytest.approx((-gained.high, -gained.low))
+
+
+def test_numbers_without_a_range_keep_to_their_value_and_to_the_sign_test():
+    first = np.array([0.7, 1.9, 3.3, 2.6])
+    found = paired_difference(first, first + 0.1)  # each sum is rounded otherwise
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1)) and found.p == pytest.approx(2 / 16)
+
+
+def test_one_image_of_two_combinations_is_one():
+    for units in ([["a", "b"]], [["a"], ["a"]], None):
+        count = 2 if units == [["a"], ["a"]] else 1
+        with pytest.raises(ValueError, match="got 1 independent"):
+            paired_difference([0] * count, [1] * count, units=units)
+
+
 def test_sameness_is_shown_by_narrow_intervals_alone():
     random = np.random.default_rng(5)
     noise = random.normal(size=20)
@@ -147,6 +207,13 @@ def test_shares_of_trainings_stay_within_their_range_and_cover():
         assert 0 < found.next_low < found.low <= found.high < found.next_high < 1
         inside += found.next_low <= shares[5] <= found.next_high
     assert 0.93 < inside / 1500 < 0.98
+    logits = [np.log(((1 - lost) * 128 + 0.5) / (lost * 128 + 0.5)) for lost in (0, 0, 0, 0, 0, 0, 0, 0.5)]
+    skewed = over_trainings([1.0] * 7 + [0.5], trials=[128] * 8)
+    interval = scipy.stats.ttest_1samp(logits, 0).confidence_interval()
+    assert skewed.logit_centre == pytest.approx(scipy.special.expit(np.mean(logits)))
+    assert (skewed.low, skewed.high) == pytest.approx(tuple(scipy.special.expit(interval)))
+    assert skewed.mean == 15 / 16 < skewed.low < skewed.logit_centre < skewed.high
+    assert over_trainings([1.0, 0.5]).logit_centre is None
     two = over_trainings([48 / 48, 41 / 48], trials=[48, 48])
     assert (two.least, two.most) == (41 / 48, 1.0)
     assert two.next_low < 0.05  # of two trainings nothing follows for a third

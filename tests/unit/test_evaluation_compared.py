@@ -11,10 +11,11 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.model_comparison import compare_models, summarise_trainings
 from hdm_lightning.evaluation.recorded_numbers import read_recorded
 
+SHARE, LOSS = "shapes.one_unseen_colour_and_shape", "loss.flow_loss"
 UNITS = [[f"unit {number // 4}"] for number in range(48)]
 
 
-def written(folder, right, loss, seed=0, order="abc"):
+def written(folder, right, loss, seed=0, order="abc", units=UNITS):
     """An evaluation.json of prompts of twelve combinations, and of a loss."""
     folder.mkdir()
     share = {"value": float(np.mean(right)), "better": "higher", "samples": 48, "method": "Wilson score over 12"}
@@ -23,7 +24,7 @@ def written(folder, right, loss, seed=0, order="abc"):
     shapes = {
         "record": {"held_out": "pairs"},
         "measures": {name: share},
-        "outcomes": {name: {"values": list(map(float, right)), "trials": [1] * 48, "units": UNITS}},
+        "outcomes": {name: {"values": list(map(float, right)), "trials": [1] * 48, "units": units}},
     }
     flow = {"record": {}, "measures": {"flow_loss": mean}, "outcomes": {"flow_loss": {"values": list(loss)}}}
     settings = {"seed": seed, "data": {"reference": {"order": order, "resolution": 64}}}
@@ -73,6 +74,39 @@ def test_images_of_other_seeds_or_other_reference_images_are_not_paired(tmp_path
         compare_models(first, second, primary=["camera.zoom"])
 
 
+def test_a_measure_of_one_combination_is_left_out_and_said(tmp_path, capsys):
+    random, one = np.random.default_rng(1), [["small red star"]] * 48
+    right, loss = random.integers(0, 2, 48), random.normal(1, 0.1, 20)
+    paths = [written(tmp_path / name, right, loss, units=one) for name in ("first", "second")]
+    first, second = map(read_recorded, paths)
+    found = compare_models(first, second)
+    assert [row.name for row in found.measures] == [LOSS]
+    assert found.apart == {SHARE: "images of one combination alone"}
+    with pytest.raises(UserError, match="one combination alone") as caught:
+        compare_models(first, second, primary=[SHARE])
+    assert caught.value.where == "--primary" and LOSS in caught.value.hint
+    assert evaluate.main(["compare", *map(str, paths)]) == 0
+    assert f"not compared: {SHARE}: images of one combination alone" in capsys.readouterr().out
+
+
+def test_evaluations_of_one_image_are_refused_with_what_to_do(tmp_path):
+    paths = [written(tmp_path / name, [1] * 48, [0.5], units=[["a"]] * 48) for name in ("first", "second")]
+    with pytest.raises(UserError, match=r"flow_loss: one image alone") as caught:
+        compare_models(*map(read_recorded, paths))
+    assert caught.value.where == str(paths[1] / "evaluation.json")
+    assert "two combinations or more" in caught.value.hint
+
+
+def test_two_flawless_models_are_the_same_only_where_so_many_combinations_show_it(tmp_path):
+    verdicts = []
+    for name, units in (("few", UNITS), ("many", [[f"unit {number}"] for number in range(48)])):
+        (tmp_path / name).mkdir()
+        paths = [written(tmp_path / name / each, [1] * 48, [0.5, 0.6], units=units) for each in ("first", "second")]
+        row = compare_models(*map(read_recorded, paths), margin=0.1).measures[0]
+        verdicts.append((row.name, row.verdict))
+    assert verdicts == [(SHARE, "not told apart"), (SHARE, "the same")]
+
+
 def test_the_command_compares_and_writes(tmp_path, capsys):
     first, second = models(tmp_path)
     assert evaluate.main(["compare", str(first), str(second), "--out", str(tmp_path / "c.json")]) == 0
@@ -106,10 +140,13 @@ def test_trainings_are_summed_up_over_trainings(tmp_path, capsys):
     one = found["shapes.one_unseen_colour_and_shape"]
     logits = np.log((np.array([122, 116, 119]) + 0.5) / (128 - np.array([122, 116, 119]) + 0.5))
     reach = scipy.stats.t.ppf(0.975, 2) * logits.std(ddof=1) * (1 + 1 / 3) ** 0.5
+    assert one.logit_centre == pytest.approx(1 / (1 + np.exp(-logits.mean())))
     assert one.next_low == pytest.approx(1 / (1 + np.exp(-(logits.mean() - reach))))
     assert (one.least, one.most, one.trainings) == (116 / 128, 122 / 128, 3)
     assert found["shapes.two_unseen_placement"].next_low < 41 / 48
-    assert evaluate.main(["trainings", *map(str, runs)]) == 0
+    assert evaluate.main(["trainings", *map(str, runs), "--out", str(tmp_path / "t.json")]) == 0
+    kept = json.loads((tmp_path / "t.json").read_text())["measures"]["shapes.one_unseen_colour_and_shape"]
+    assert kept["logit_centre"] == one.logit_centre and kept["low"] < one.logit_centre < kept["high"]
     assert "3 trainings: the last column is wide" in capsys.readouterr().out
     assert evaluate.main(["trainings", str(runs[0])]) == 2
     assert "says nothing about another" in capsys.readouterr().err

@@ -25,8 +25,8 @@ the difference that a comparison of so many images finds in 80% of the cases."""
 _TRAININGS = """Sum up trainings of one recipe that differ in their seed: what one further training is to give.
 
 RUN is a folder, an evaluation.json or a demo.json. Intervals of a single evaluation say nothing about another training;
-these are over trainings (Student's t, on the logit for shares). With five, the last column is about three of their
-standard deviations wide on either side."""
+these are over trainings (Student's t). Those of shares are on the logit, around the share "at mean logit", not the
+mean. With five, the last column is about three of their standard deviations wide on either side."""
 
 _COUNT = """How many prompts each of two models needs so that shares SHARE and OTHER are told apart.
 

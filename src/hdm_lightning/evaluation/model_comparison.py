@@ -17,6 +17,9 @@ from hdm_lightning.metrics.comparisons import (
     over_trainings,
     paired_difference,
 )
+from hdm_lightning.metrics.proportions import count_independent
+
+_NOT_IN_BOTH = "{} is not measured image by image in both"
 
 Verdict = Literal["better", "worse", "differs", "the same", "not told apart"]
 
@@ -65,7 +68,7 @@ class ComparedMeasure:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """All measures that two evaluations share image by image, and the parts that they do not."""
+    """All measures that two evaluations share image by image, and the parts and measures left out, with reasons."""
 
     measures: tuple[ComparedMeasure, ...]
     apart: Mapping[str, str]
@@ -91,16 +94,16 @@ def compare_models(
         UserError: nothing can be compared image by image, or a primary measure is not there.
     """
     apart = _parts_apart(first, second)
-    names = [n for n in first.outcomes if n in second.outcomes and n.partition(".")[0] not in apart]
+    shared = [n for n in first.outcomes if n in second.outcomes and n.partition(".")[0] not in apart]
+    apart |= {name: reason for name in shared if (reason := _too_few(first.outcomes[name]))}
+    names = [name for name in shared if name not in apart]
+    if not names:
+        raise _nothing_compared(second, shared, apart)
     asked = list(primary) or [name for name in first.primary if name in names]
     for name in asked:
         if name not in names:
-            hint = f"there are {', '.join(names) or 'none'}"
-            raise UserError(f"{name} is not measured image by image in both", where="--primary", hint=hint)
-    if not names:
-        why = "; ".join(f"{part}: {reason}" for part, reason in apart.items()) or "no part keeps outcomes of both"
-        hint = "evaluate both with the same --seed, --data and counts, by this version"
-        raise UserError(f"nothing can be compared image by image ({why})", where=str(second.path), hint=hint)
+            what = f"{name} cannot be compared: {apart[name]}" if name in apart else _NOT_IN_BOTH.format(name)
+            raise UserError(what, where="--primary", hint=f"choose among {', '.join(names)}")
     found = {name: _difference(first.outcomes[name], second.outcomes[name], name, confidence) for name in names}
     adjusted: dict[str, float] = {}
     for family in (asked, [name for name in names if name not in asked]):
@@ -127,6 +130,30 @@ def _parts_apart(first: Recorded, second: Recorded) -> dict[str, str]:
         elif different := [key for key, value in needed.items() if value != second.depends[part].get(key)]:
             apart[part] = f"not of the same {' and '.join(different)}"
     return apart
+
+
+def _too_few(outcome: Mapping[str, Any]) -> str | None:
+    """Why a measure's images say nothing about others; None where they do."""
+    count = len(outcome["values"])
+    trials = outcome.get("trials") or [1] * count
+    units = outcome.get("units") or [[str(row)] for row in range(count)]
+    used = [names for names, asked in zip(units, trials, strict=False) if asked]
+    if not used:
+        return "no image is asked for it"
+    if count_independent(used) > 1:
+        return None
+    return "one image alone" if len(used) == 1 else "images of one combination alone"
+
+
+def _nothing_compared(second: Recorded, shared: Sequence[str], apart: Mapping[str, str]) -> UserError:
+    """`shared`: what both have image by image, all of it too little."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in apart.items()) or "no part keeps outcomes of both"
+    hint = (
+        "evaluate both with more images, of two combinations or more"
+        if shared
+        else "evaluate both with the same --seed, --data and counts, by this version"
+    )
+    return UserError(f"nothing can be compared image by image ({why})", where=str(second.path), hint=hint)
 
 
 def _difference(first: Mapping[str, Any], second: Mapping[str, Any], name: str, confidence: float) -> PairedDifference:
@@ -186,10 +213,16 @@ def summarise_trainings(runs: Sequence[Recorded], confidence: float = 0.95) -> d
 
 
 def trainings_table(found: Mapping[str, OverTrainings], confidence: float) -> Table:
-    """A row a measure: the trainings there were, and where one more falls."""
+    """A row a measure: the trainings there were, the centre of all such, and where one more falls.
+
+    Of shares that centre is the one at the mean logit, of other numbers the mean.
+    """
     level = f"{confidence:.0%}"
-    table = _table("mean", "least", "most", f"mean of all such, {level}", f"one further training, {level}")
+    headings = ("at mean\nlogit", f"centre of all\nsuch, {level}", f"one further\ntraining, {level}")
+    table = _table("mean", "least", "most", *headings)
     for name, one in found.items():
         ends = [f"{value:.4g}" for value in (one.mean, one.least, one.most)]
-        table.add_row(name, *ends, f"{one.low:.4g} … {one.high:.4g}", f"{one.next_low:.4g} … {one.next_high:.4g}")
+        centre = "–" if one.logit_centre is None else f"{one.logit_centre:.4g}"
+        intervals = (f"{one.low:.4g} … {one.high:.4g}", f"{one.next_low:.4g} … {one.next_high:.4g}")
+        table.add_row(name, *ends, centre, *intervals)
     return table

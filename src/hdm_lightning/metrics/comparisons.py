@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from math import ceil, comb, inf
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from hdm_lightning.metrics.proportions import Units, count_units, shared_variance
+from hdm_lightning.metrics.bootstrap import exact_reach
+from hdm_lightning.metrics.proportions import Units, count_independent, count_units, shared_variance
 from hdm_lightning.metrics.quantiles import normal_quantile, t_quantile, t_tail
 
 POWER = 0.8
 _FINE = 1e-5
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PairedDifference:
         p: two-sided, of no difference.
         inner: the interval of twice the error, which lies within ±margin where both are equivalent at that level.
         smallest: difference that a comparison of so many images finds in 80% of the cases.
-        units: what is independent, and of how many.
+        units: how many are independent.
     """
 
     value: float
@@ -52,6 +54,8 @@ def paired_difference(
 ) -> PairedDifference:
     """The difference of the means (second − first) of two models' outcomes on the same images.
 
+    Student's t of the units. Where every image changes alike there is no spread to tell an error by; see `_all_alike`.
+
     Args:
         first, second: (N,), of image i both.
         trials: (N,) of which the outcomes are right answers; 1 each by default.
@@ -70,17 +74,44 @@ def paired_difference(
     used = [names[row] for row in chosen]
     change, weight = (other - one)[chosen], asked[chosen]
     value = float(change.sum() / weight.sum())
-    number = count_units(used)
+    number = count_independent(used)
     if number < 2:
-        raise ValueError(f"units: got {number}, expected at least 2")
-    error = max(0.0, shared_variance(change - value * weight, used)) ** 0.5 / float(weight.sum())
+        raise ValueError(f"units: got {number} independent, expected at least 2")
+    right_or_wrong = set(np.unique([one, other])) <= {0.0, 1.0}
+    residuals = change - value * weight
+    if np.abs(residuals).max() <= _ROUNDING * np.abs([one, other]).max():
+        return _all_alike(value, number, confidence, of_shares=trials is not None or right_or_wrong)
+    error = _variance(residuals, used) ** 0.5 / float(weight.sum())
     freedom, beyond = number - 1, (1 - confidence) / 2
     reach, inner = (t_quantile(1 - share, freedom) * error for share in (beyond, 2 * beyond))
-    p = t_tail(value / error, freedom) if error else float(value == 0)
-    if units is None and trials is None and set(np.unique([one, other])) <= {0.0, 1.0}:
+    p = t_tail(value / error, freedom)
+    if units is None and trials is None and right_or_wrong:
         p = mcnemar(int(((one == 1) & (other == 0)).sum()), int(((one == 0) & (other == 1)).sum()))
     smallest = (t_quantile(1 - beyond, freedom) + t_quantile(POWER, freedom)) * error
     return PairedDifference(value, value - reach, value + reach, p, (value - inner, value + inner), smallest, number)
+
+
+def _variance(residuals: NDArray[np.float64], units: Units) -> float:
+    """Of their sum, at least that of images that do not depend on each other.
+
+    Over pairs of units the sum of products is no square: chance makes it small or negative, most of all where nothing
+    depends on anything.
+    """
+    count = count_units(units)
+    return max(shared_variance(residuals, units), float(residuals @ residuals) * count / (count - 1))
+
+
+def _all_alike(value: float, number: int, confidence: float, *, of_shares: bool) -> PairedDifference:
+    """The difference where all of `number` independent units changed by `value`.
+
+    p is the sign test's. Of shares, units that changed otherwise can be as many as the exact bound of a proportion that
+    was never seen (Clopper and Pearson 1934), and each by −1 to 1. Other numbers have no range to bound them by: their
+    interval is the value alone.
+    """
+    p = min(1.0, 2 * 0.5**number) if value else 1.0
+    unseen = exact_reach(number, confidence) if of_shares else 0.0
+    low, high = value - unseen * (1 + value), value + unseen * (1 - value)
+    return PairedDifference(value, low, high, p, (low, high), unseen, number)
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -105,7 +136,9 @@ class OverTrainings:
 
     Attributes:
         mean, least, most: of the K values.
-        low, high: interval of the mean of all such trainings (Student's t).
+        logit_centre: of shares, the share at the mean logit, which low to high lie around: for skewed shares it is not
+            `mean`, which may even lie outside. None for other numbers, whose interval lies around `mean`.
+        low, high: interval of that centre over all such trainings (Student's t).
         next_low, next_high: where one further training falls, at the same confidence.
     """
 
@@ -117,12 +150,13 @@ class OverTrainings:
     next_low: float
     next_high: float
     trainings: int
+    logit_centre: float | None = None
 
 
 def over_trainings(
     values: Sequence[float], *, trials: Sequence[int] | None = None, confidence: float = 0.95
 ) -> OverTrainings:
-    """Summarise a number of K ≥ 2 trainings: mean ± t·s/√K, and for one further run mean ± t·s·√(1 + 1/K).
+    """Summarise a number of K ≥ 2 trainings: centre ± t·s/√K, and for one further run centre ± t·s·√(1 + 1/K).
 
     Args:
         values: (K,); shares where `trials` is given.
@@ -144,12 +178,12 @@ def over_trainings(
     centre, spread = float(scale.mean()), float(scale.std(ddof=1))
     reach = t_quantile((1 + confidence) / 2, count - 1) * spread
     ends = [centre + sign * reach * factor for factor in (count**-0.5, (1 + 1 / count) ** 0.5) for sign in (-1, 1)]
+    logit_centre = None
     if trials is not None:
-        ends = [float(1 / (1 + np.exp(-end))) for end in ends]
+        logit_centre, *ends = (float(1 / (1 + np.exp(-logit))) for logit in (centre, *ends))
     low, high, next_low, next_high = ends
-    return OverTrainings(
-        float(seen.mean()), float(seen.min()), float(seen.max()), low, high, next_low, next_high, count
-    )
+    mean, least, most = float(seen.mean()), float(seen.min()), float(seen.max())
+    return OverTrainings(mean, least, most, low, high, next_low, next_high, count, logit_centre)
 
 
 def images_to_tell(

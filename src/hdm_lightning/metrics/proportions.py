@@ -63,6 +63,11 @@ def count_units(units: Units) -> int:
     return len({name for names in units for name in names})
 
 
+def count_independent(units: Units) -> int:
+    """How many of these images can be independent: at most the units, and at most the images where each has several."""
+    return min(len(units), count_units(units))
+
+
 def shared_variance(residuals: NDArray[np.float64], units: Units) -> float:
     """Variance of the sum of residuals (N,) whose images depend on each other where they have a unit in common."""
     names = sorted({name for each in units for name in each})
