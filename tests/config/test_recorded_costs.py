@@ -23,9 +23,15 @@ PRESETS = {
 
 
 def recorded(preset):
-    """Sums of the recorded forecasts, by machine."""
+    """Sums of the recorded forecasts, and whether all stages fit as they stand, by machine."""
     plans = json.loads((PLANS / f"cards_{preset}.json").read_text())["plans"]
-    return {f"{plan['machine']['count']}x{plan['machine']['gpu']['name']}": plan["total"] for plan in plans}
+    return {
+        f"{plan['machine']['count']}x{plan['machine']['gpu']['name']}": {
+            **plan["total"],
+            "fits": all(stage["fits"] for stage in plan["stages"]),
+        }
+        for plan in plans
+    }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -45,11 +51,12 @@ def test_the_readme_s_costs_are_the_recorded_ones():
     hours = {"min": 1 / 60, "h": 1, "days": 24}
     for machine, cells in found.items():
         for preset, cell in zip(PRESETS, cells, strict=True):
-            told = re.fullmatch(r"([\d,]+) (min|h|days), \$([\d,.]+)", cell)
+            told = re.fullmatch(r"([\d,]+) (min|h|days), \$([\d,.]+)( \\\*)?", cell)
             if told is None:
                 assert cell == "" and machine not in recorded(preset)
                 continue
             time, rent = (float(told[part].replace(",", "")) for part in (1, 3))
             sums = recorded(preset)[machine]
             assert time == pytest.approx(sums["hours"] / hours[told[2]], abs=0.5)
+            assert (told[4] is None) == sums["fits"]
             assert rent == pytest.approx(sums["rent_usd"]["expected"], abs=0.5 if rent >= 1 else 0.005)
