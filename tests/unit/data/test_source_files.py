@@ -65,6 +65,41 @@ def test_what_is_exactly_another_images_caption_is_not_borrowed(kit, tmp_path):
     assert texts == {"a.png": ("a.txt",), "A.png": (), "b.png": ("b.txt",), "B.png": ("B.txt",)}
 
 
+def test_masks_are_found_whatever_the_case_and_the_form_of_their_names(kit, tmp_path):
+    wanted = {
+        "a.jpg": "a.MASK.PNG",
+        "b.png": "B.mask.png",
+        unicodedata.normalize("NFC", "\u00e9.PNG"): unicodedata.normalize("NFD", "\u00e9.mask.Png"),
+        "d.webp": "d.webp.Mask.png",
+        "x.png": "x.mask.png",
+        "X.png": None,
+    }
+    for name in {*wanted, *wanted.values()} - {None}:
+        (tmp_path / name).write_bytes(kit.coloured(1))
+    (tmp_path / "alone.MASK.png").write_bytes(kit.coloured(1))
+    found = look_into(tmp_path, ("txt",))
+    assert {image.name: image.mask for image in found.images} == wanted
+    assert found.unused == [("alone.MASK.png", "a mask without an image")]
+
+
+def test_an_image_whose_mask_cannot_be_used_is_named_and_not_built_unmasked(kit, tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in "abcd":
+        (root / f"{name}.png").write_bytes(kit.coloured(1))
+        (root / f"{name}.txt").write_text("x")
+    (tmp_path / "elsewhere.png").write_bytes(kit.encoded(Image.new("L", (9, 9), 255)))
+    os.symlink(tmp_path / "elsewhere.png", root / "A.mask.png")
+    os.symlink("nowhere", root / "b.mask.png")
+    (root / "c.mask.png").write_bytes(b"no image")
+    report, _ = build(root, tmp_path / "out")
+    assert report.samples == 1 and [name for name, _ in report.rejected] == ["c.png"]
+    assert "in its mask" in report.rejected[0][1]
+    assert {name for name, _ in report.unused} == {"A.mask.png", "b.mask.png", "a.png", "b.png", "a.txt", "b.txt"}
+    report, _ = build(root, tmp_path / "followed", follow_links=True)
+    assert report.samples == 2 and "a.png" not in dict(report.unused)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "JPEG2000", "PPM"])
 @pytest.mark.parametrize("ending", ["", ".jpg_large", ".data", ".jpg"])
 def test_images_are_known_by_their_content(kit, tmp_path, kind, ending):
