@@ -267,6 +267,71 @@ def test_numbers_that_are_dates_are_no_repeats(kit, tmp_path, number):
     assert ("0_off/a.png", "its folder asks for 0 repeats") in report.unused
 
 
+def two_folders(kit, root):
+    """Images in a folder that asks for two copies, and one with caption and mask in a folder that asks for none."""
+    for folder, names in (("2_fox", "abc"), ("0_off", "d")):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / f"{name}.png").write_bytes(kit.coloured(1))
+            (root / folder / f"{name}.txt").write_text("x")
+    (root / "0_off" / "d.mask.png").write_bytes(kit.coloured(1))
+
+
+def test_a_folder_that_is_off_has_all_its_files_named(kit, tmp_path):
+    two_folders(kit, tmp_path / "in")
+    report = build_kohya(tmp_path / "in", tmp_path / "out", processes=1)
+    assert [name for name, _ in report.unused] == ["0_off/d.mask.png", "0_off/d.png", "0_off/d.txt"]
+
+
+def test_a_bound_on_repeats_makes_no_other_build(kit, tmp_path):
+    out = tmp_path / "out"
+    two_folders(kit, tmp_path / "in")
+    build_kohya(tmp_path / "in", out, processes=1)
+    lines = []
+    build_kohya(tmp_path / "in", out, KohyaOptions(max_repeats=2), processes=1, say=lines.append)
+    assert any("nothing to do" in line for line in lines)
+    header, *rows = (out / "build.jsonl").read_text().splitlines()
+    older = {**json.loads(header), "max_repeats": 1000}
+    del older["follow_links"]
+    (out / "build.jsonl").write_text("\n".join([json.dumps(older), *rows]) + "\n")
+    build_kohya(tmp_path / "in", out, processes=1, say=lines.append)
+    assert "nothing to do" in lines[-1]
+    with pytest.raises(UserError, match="other options"):
+        build_kohya(tmp_path / "in", out, KohyaOptions(tag=","), processes=1)
+
+
+def test_rows_of_an_earlier_version_are_told_as_such(kit, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    for number in range(6):
+        (root / f"{number}.png").write_bytes(kit.coloured(number))
+        (root / f"{number}.txt").write_text("x")
+    build(root, out, samples_per_shard=2)
+    header, *rows = [json.loads(line) for line in (out / "build.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        del row["digest"]
+    (out / "build.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
+    (root / "4.txt").write_text("changed")
+    _, (line,) = build(root, out, samples_per_shard=2)
+    assert "0 shards are as they were" in line and "2 are built again, as they are of an earlier version" in line
+    assert "1 are built again, as files have changed" in line
+
+
+@pytest.mark.parametrize("builder", [build_folder, build_kohya])
+def test_a_build_that_followed_links_loses_no_shard_to_one_that_does_not(kit, tmp_path, builder):
+    root, out, elsewhere = tmp_path / "in", tmp_path / "out", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    for number, folder in enumerate((root, elsewhere)):
+        (folder / f"{number}.png").write_bytes(kit.coloured(number))
+        (folder / f"{number}.txt").write_text("x")
+    os.symlink(elsewhere, root / "set")
+    assert builder(root, out, follow_links=True, samples_per_shard=1, processes=1).images == 2
+    with pytest.raises(UserError, match="other options"):
+        builder(root, out, samples_per_shard=1, processes=1)
+    assert len(list(out.glob("*.tar"))) == 2 == load_index(out).samples
+
+
 def test_png_with_much_text_or_a_large_profile_is_taken(kit, tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("workflow", "{" + "x" * 3_000_000 + "}", zip=True)
