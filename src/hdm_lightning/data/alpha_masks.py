@@ -3,20 +3,21 @@
 Shapes: H×W pixels of an image, h×w of the crop.
 """
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
-from hdm_lightning.data.colours import pixels_to_srgb, profile_of
+from hdm_lightning.data.colours import pixels_to_srgb, profile_of, to_srgb, transform_of
 from hdm_lightning.data.crops import Crop
-from hdm_lightning.data.decode import cut, decode, load_upright, open_image
+from hdm_lightning.data.decode import cut, decode, decode_rgb, load_upright, open_image
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.orientation import orientation, turned
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+FAINT = 8
+"""Least alpha, of 255, at which what is seen decides a shrunk colour: the resize rings below it."""
 
 
 def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDArray[np.uint8], Crop]:
@@ -29,41 +30,99 @@ def decode_masked(data: bytes, choose: Callable[[int, int], Crop]) -> tuple[NDAr
         SampleFault: the bytes are no image that can be used, or `choose` refuses it.
     """
     image = open_image(data)
-    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+    if not _has_alpha(image):
         pixels, crop = decode(data, choose)
         return np.concatenate([pixels, np.full_like(pixels[:1], 255)]), crop
-    try:
-        layers = np.array(turned(image.convert("RGBA"), orientation(image)))
-    except Exception as error:
-        raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
-    crop = choose(*layers.shape[:2])
-    colours = pixels_to_srgb(np.ascontiguousarray(layers[:, :, :3]), profile_of(image))
-    alpha = np.repeat(layers[:, :, 3:], 3, axis=2)  # whoever resizes takes three channels
-    parts = [cut(np.ascontiguousarray(part), crop) for part in (colours, alpha)]
+    colours, alpha = _layers(image)
+    crop = choose(*alpha.shape)
+    three = np.repeat(alpha[:, :, None], 3, axis=2)  # whoever resizes takes three channels
+    parts = [cut(part, crop) for part in (colours, three)]
     return np.concatenate([parts[0], parts[1][:1]]), crop
 
 
-def with_mask(data: bytes, mask: bytes, *, short_side_px: int | None = None) -> bytes:
-    """A picture as WebP with a mask as its alpha: white counts, black does not, grey in part.
-
-    Args:
-        data: the picture.
-        mask: a picture of any size, whose lightness counts; it is stretched over the picture.
-        short_side_px: a larger picture is shrunk to this short side.
+def load_with_alpha(data: bytes) -> Image.Image:
+    """The whole image at its own size, upright, 8-bit: RGBA with the colours under its alpha, RGB where all is opaque.
 
     Raises:
-        SampleFault: either cannot be used.
+        SampleFault: the bytes are no image that can be used.
     """
-    colours = load_upright(data)
-    if short_side_px is not None and min(colours.size) > short_side_px:
-        scale = short_side_px / min(colours.size)
-        size = (round(colours.width * scale), round(colours.height * scale))
-        colours = colours.resize(size, Image.Resampling.LANCZOS)
-    alpha = load_upright(mask).convert("L").resize(colours.size, Image.Resampling.BOX)
-    colours.putalpha(alpha)
-    buffer = io.BytesIO()
+    image = open_image(data)
+    if not _has_alpha(image):
+        return turned(decode_rgb(image), orientation(image))
+    colours, alpha = _layers(image)
+    result = Image.fromarray(colours)
+    if alpha.min() < 255:
+        result.putalpha(Image.fromarray(alpha))
+    return result
+
+
+def with_mask(image: Image.Image, mask: bytes) -> Image.Image:
+    """A picture with a mask as its alpha: white counts, black does not, grey in part.
+
+    Args:
+        image: RGB, or RGBA, whose own alpha is multiplied by the mask.
+        mask: a picture of any size, whose lightness counts; it is stretched over the picture.
+
+    Raises:
+        SampleFault: the mask cannot be used.
+    """
     try:
-        colours.save(buffer, "WEBP", quality=95, exact=True, method=4)  # exact: colours under the mask are kept
-    except (OSError, ValueError) as error:
-        raise SampleFault(f"cannot be written as WEBP: {error}") from error
-    return buffer.getvalue()
+        alpha = load_upright(mask).convert("L").resize(image.size, Image.Resampling.BOX)
+    except SampleFault as fault:
+        raise SampleFault(f"{fault} (in its mask)") from fault
+    if image.mode == "RGBA":
+        alpha = ImageChops.multiply(alpha, image.getchannel("A"))
+    masked = image.convert("RGB")
+    masked.putalpha(alpha)
+    return masked
+
+
+def shrunk(image: Image.Image, short_side_px: int) -> Image.Image:
+    """An RGB or RGBA image at a short side in pixels; one that is no larger stays as it is.
+
+    What is transparent has no part in the colours of what is not, and keeps its own where nothing else is seen.
+    """
+    if min(image.size) <= short_side_px:
+        return image
+    scale = short_side_px / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    small = image.resize(size, Image.Resampling.LANCZOS)
+    if image.mode != "RGBA":
+        return small
+    alpha, under = small.getchannel("A"), image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    result = Image.composite(small.convert("RGB"), under, alpha.point(lambda level: 255 if level >= FAINT else 0))
+    result.putalpha(alpha)
+    return result
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _WITH_ALPHA or "transparency" in image.info
+
+
+def _layers(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Colours (H,W,3) in sRGB and alpha (H,W) of an opened image, upright.
+
+    Raises:
+        SampleFault: they cannot be decoded.
+    """
+    turn = orientation(image)
+    try:
+        if image.mode.startswith("I"):
+            return _deep_grey_layers(image, turn)
+        layers = np.array(turned(image.convert("RGBA"), turn))
+    except Exception as error:
+        raise SampleFault(f"undecodable image: {type(error).__name__}: {error}") from error
+    profile = profile_of(image)
+    if image.mode in ("L", "LA", "La") and transform_of(profile, "L") is not None:
+        colours = np.array(to_srgb(Image.fromarray(np.ascontiguousarray(layers[:, :, 0])), profile))
+    else:
+        colours = pixels_to_srgb(np.ascontiguousarray(layers[:, :, :3]), profile)
+    return colours, np.ascontiguousarray(layers[:, :, 3])
+
+
+def _deep_grey_layers(image: Image.Image, turn: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """As `_layers`, of 16-bit grey, one level of which stands for nothing."""
+    plain = image.copy()
+    see_through = plain.info.pop("transparency")
+    alpha = Image.fromarray(np.where(np.asarray(plain) == see_through, 0, 255).astype(np.uint8))
+    return np.array(turned(decode_rgb(plain), turn)), np.array(turned(alpha, turn))

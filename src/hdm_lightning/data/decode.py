@@ -100,8 +100,10 @@ MAX_SCANS = 64
 BAND_PIXELS = 1 << 22
 """Pixels that are converted at once where that takes several times their bytes."""
 
-# What Pillow warns of, such as too many pixels or damaged tags, is either refused here, in words, or does not matter.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+# Too many pixels are refused here, in words, and damaged tags do not matter; what else Pillow warns of is let through.
+# Set once, as `catch_warnings` around each image would change the filters of all threads.
+for category in (Image.DecompressionBombWarning, UserWarning):
+    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:

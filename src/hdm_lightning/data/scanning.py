@@ -365,7 +365,7 @@ def _examined(
     for ordinal, group in enumerate(groups):
         faults = group.faults
         if (first := seen.setdefault(group.key, ordinal)) != ordinal:
-            apart = groups[first].members.keys().isdisjoint(group.members)
+            apart = _completes(group, groups[first])
             faults = [APART if apart else "duplicate key", *faults]
             if apart and not groups[first].faults:
                 skip[first] = APART
@@ -381,6 +381,16 @@ def _examined(
         if faults:
             skip[ordinal] = faults[0]
     return skip, shapes
+
+
+def _completes(later: _Group, first: _Group) -> bool:
+    """Whether a group has just what an earlier one of its key lacks of an image and a text."""
+    brought = _parts(later)
+    return bool(brought) and brought == {"image", "text"} - _parts(first)
+
+
+def _parts(group: _Group) -> set[str]:
+    return {"text" if extension in TEXT_EXTENSIONS else "image" for extension in group.members if extension in USED}
 
 
 def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:

@@ -163,7 +163,7 @@ def build_shards(
     missing = [shard for shard in shards if shard.name not in rows]
     gone = found.keys() - {shard.name for shard in shards}
     if found and say is not None:
-        say(_what_was_found(len(rows), sum(shard.name in found for shard in missing), len(missing), len(gone)))
+        say(_what_was_found(len(rows), [found.get(shard.name) for shard in missing], len(gone)))
     if missing or gone:
         (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
     for name in gone:
@@ -183,12 +183,17 @@ def _is_done(out: Path, shard: _Shard, found: Mapping[str, _Row]) -> bool:
     return row is not None and row.digest == shard.digest and (not row.samples or (out / shard.name).is_file())
 
 
-def _what_was_found(kept: int, changed: int, missing: int, gone: int) -> str:
+def _what_was_found(kept: int, missing: Sequence[_Row | None], gone: int) -> str:
+    """What an earlier build has left: shards kept, the rows of those to be built, shards that are no longer wanted."""
     if not missing and not gone:
         return f"built before of these very files, {kept} shards: nothing to do (--anew builds them again)"
+    older = sum(row is not None and not row.digest for row in missing)
+    to_come = sum(row is None for row in missing)
+    changed = len(missing) - older - to_come
     told = [f"{kept} shards are as they were"]
     told += [f"{changed} are built again, as files have changed"] if changed else []
-    told += [f"{missing - changed} are to come"] if missing > changed else []
+    told += [f"{older} are built again, as they are of an earlier version"] if older else []
+    told += [f"{to_come} are to come"] if to_come else []
     told += [f"{gone} are removed"] if gone else []
     return f"built before: {', '.join(told)} (--anew builds all of them again)"
 
@@ -251,7 +256,10 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, _Row]:
         append_line(path, header)
         return {}
     found, *entries = read_lines(path) or [{}]
-    found.pop("items", None)  # of earlier versions
+    for name in ("items", "max_repeats"):  # of earlier versions
+        found.pop(name, None)
+    if "follow_links" in header:
+        found.setdefault("follow_links", False)  # which earlier versions did not note
     if json.dumps(found, sort_keys=True) != json.dumps(header, sort_keys=True):
         raise UserError(
             "the folder holds a build of another folder or with other options",

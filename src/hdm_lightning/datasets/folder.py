@@ -52,7 +52,12 @@ def build_folder(
         Path(out),
         [Item(image.name, 0, image.texts, image.state, image.mask) for image in found.images],
         partial(_sample, root, images, allow_missing),
-        options={"folder": str(root), "allow_missing": allow_missing, **asdict(images)},
+        options={
+            "folder": str(root),
+            "allow_missing": allow_missing,
+            "follow_links": follow_links,
+            **asdict(images),
+        },
         unused=found.unused,
         samples_per_shard=samples_per_shard,
         processes=processes,

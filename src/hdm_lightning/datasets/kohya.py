@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hdm_lightning.data.captions import CaptionRules, TagGrammar, is_blank
 from hdm_lightning.data.faults import SampleFault
@@ -88,13 +89,22 @@ def build_kohya(
         Path(out),
         items,
         partial(_sample, root, options, images, allow_missing),
-        options={"folder": str(root), "allow_missing": allow_missing, **asdict(options), **asdict(images)},
+        options=_header(root, allow_missing, follow_links, options, images),
         unused=found.unused,
         samples_per_shard=samples_per_shard,
         processes=processes,
         anew=anew,
         say=say,
     )
+
+
+def _header(
+    root: Path, allow_missing: bool, follow_links: bool, options: KohyaOptions, images: ImageOptions
+) -> dict[str, Any]:
+    """What shapes the build: not the bound on repeats, which only refuses."""
+    shaping = {name: value for name, value in asdict(options).items() if name != "max_repeats"}
+    common = {"folder": str(root), "allow_missing": allow_missing, "follow_links": follow_links}
+    return {**common, **shaping, **asdict(images)}
 
 
 def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None] | None) -> list[Item]:
@@ -114,7 +124,8 @@ def _items(found: SourceFolder, options: KohyaOptions, say: Callable[[str], None
         if len(by_folder) > MOST_FOLDERS:
             say(f"  and {len(by_folder) - MOST_FOLDERS} more folders")
     off = [image for name, images in by_folder.items() if not asked[name] for image in images]
-    found.unused += [(each, "its folder asks for 0 repeats") for image in off for each in (image.name, *image.texts)]
+    files = [name for image in off for name in (image.name, *image.texts, image.mask) if name is not None]
+    found.unused += [(name, "its folder asks for 0 repeats") for name in files]
     return [
         Item(image.name, repeat, image.texts, image.state, image.mask)
         for name, images in by_folder.items()

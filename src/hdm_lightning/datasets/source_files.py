@@ -23,7 +23,7 @@ CLUTTER = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")
 """Names that systems write beside images, in lower case; what lies in such folders is none of the user's."""
 
 MASK = ".mask.png"
-"""What the name of an image's mask has in the place of the image's extension."""
+"""What the name of an image's mask has, in any case, in the place of the image's extension or behind it."""
 
 FOLLOW = "not followed (--follow-links takes what it leads to)"
 
@@ -77,11 +77,14 @@ def look_into(
     found, images = SourceFolder(), []
     texts: dict[str, _File] = {}
     masks: dict[str, _File] = {}
+    barred: dict[str, str] = {}  # masks that are there but cannot be used
     for file, reason in _files(folder, follow_links, out):
         suffix = file.name[len(_stem(file.name)) :].lower()
         if reason:
             found.unused.append((file.name, reason))
-        elif file.name.endswith(MASK):
+            if file.name.lower().endswith(MASK):
+                masks[file.name], barred[file.name] = file, reason
+        elif file.name.lower().endswith(MASK):
             masks[file.name] = file
         elif suffix in EXTENSIONS:
             images.append(file)
@@ -92,8 +95,9 @@ def look_into(
         else:
             found.unused.append((file.name, kind))
     used = _with_texts(sorted(images), texts, masks, (*extensions, "json"), found)
+    _leave_out_barred(found, barred)
     found.unused += [(name, "a caption or record without an image") for name in texts.keys() - used]
-    found.unused += [(name, "a mask without an image") for name in masks.keys() - used]
+    found.unused += [(name, "a mask without an image") for name in masks.keys() - used - barred.keys()]
     found.unused.sort()
     return found
 
@@ -107,31 +111,40 @@ def _with_texts(
 ) -> set[str]:
     """Put the images with their captions into `found`; returns the names of all texts and masks that belong to one."""
     by_name: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(texts):
+    for name in sorted([*texts, *masks]):
         by_name[_folded(name)].append(name)
     exact = {stem for image in images for stem in _stems(image.name)}
     seen: set[str] = set()
     for image in images:
-        each = (_text_of(image.name, extension, by_name, exact) for extension in extensions)
+        each = (_file_of(image.name, f".{extension}", by_name, exact) for extension in extensions)
         beside = [name for name in each if name is not None]
         captions = [name for name in beside if not name.lower().endswith(".json")]
         chosen = tuple(captions[:1] + [name for name in beside if name not in captions])
         for name in set(captions[1:]) - seen:
             found.unused.append((name, f"another caption beside {captions[0]}, which counts"))
-        mask = next((name for stem in _stems(image.name) if (name := stem + MASK) in masks), None)
+        mask = _file_of(image.name, MASK, by_name, exact)
         seen.update(beside, () if mask is None else (mask,))
         states = [image, *(texts[name] for name in chosen), *(() if mask is None else (masks[mask],))]
         found.images.append(SourceImage(image.name, chosen, _digest(states), mask))
     return seen
 
 
-def _text_of(image: str, extension: str, by_name: dict[str, list[str]], exact: set[str]) -> str | None:
-    """The text with an extension that belongs to an image: of its very name, or else of one written otherwise."""
+def _leave_out_barred(found: SourceFolder, barred: dict[str, str]) -> None:
+    """Name the images whose mask cannot be used: without it, what it hides would be learned."""
+    for image in (each for each in found.images if each.mask in barred):
+        reason = f"an image whose mask cannot be used ({barred[str(image.mask)]})"
+        found.unused.append((image.name, reason))
+        found.unused += [(name, f"a caption or record of {reason}") for name in image.texts]
+    found.images = [image for image in found.images if image.mask not in barred]
+
+
+def _file_of(image: str, ending: str, by_name: dict[str, list[str]], exact: set[str]) -> str | None:
+    """The file with an ending that belongs to an image: of its very name, or else of one written otherwise."""
     for stem in _stems(image):
-        there = by_name.get(_folded(f"{stem}.{extension}"), ())
-        own = [name for name in there if _stem(name) == stem]
+        there = {name: name[: -len(ending)] for name in by_name.get(_folded(stem + ending), ())}
+        own = [name for name, start in there.items() if start == stem]
         # What is exactly another image's is not this one's.
-        others = [name for name in there if _stem(name) not in exact]
+        others = [name for name, start in there.items() if start not in exact]
         if own or others:
             return (own or others)[0]
     return None

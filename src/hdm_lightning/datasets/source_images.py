@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from hdm_lightning.data.alpha_masks import with_mask
+from hdm_lightning.data.alpha_masks import load_with_alpha, shrunk, with_mask
 from hdm_lightning.data.captions import (
     MAX_CAPTION_BYTES,
     MAX_RECORD_BYTES,
@@ -19,7 +19,7 @@ from hdm_lightning.data.captions import (
     parse_record,
     text_of,
 )
-from hdm_lightning.data.decode import MAX_FILE_BYTES, load_upright
+from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.image_kinds import format_of
 from hdm_lightning.datasets.build import Item
@@ -28,6 +28,8 @@ from hdm_lightning.datasets.writer import Field
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 ENCODINGS = ("keep", "webp", "jpeg")
+MOST_WEBP_PX = 16383
+"""Longest side of a WebP."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ImageOptions:
     """How images go into shards.
 
     Attributes:
-        encoding: `keep` leaves JPEG, PNG and WebP files as they are and writes others as WebP.
+        encoding: `keep` leaves JPEG, PNG and WebP files as they are and writes others as WebP; `jpeg` rejects images
+            with transparency, which it cannot hold.
         quality: of images that are encoded anew, 1 to 100.
         short_side_px: larger images are shrunk to this short side; None leaves them.
         min_size_px: images with a smaller short side are rejected.
@@ -59,32 +62,36 @@ def source_image(root: Path, item: Item, options: ImageOptions) -> dict[str, Fie
 
 
 def image_field(data: bytes, options: ImageOptions, mask: bytes | None = None) -> dict[str, Field]:
-    """The image under the extension of its format, after a full decode; with a mask as WebP, whose alpha it is.
+    """The image under the extension of its format, after a full decode; with a mask, that is its alpha.
+
+    Transparency is kept, with the colours under it; an image with a mask is never JPEG.
 
     Raises:
         SampleFault: it cannot be used.
     """
-    image = load_upright(data)
+    image = load_with_alpha(data)
     if min(image.size) < options.min_size_px:
         raise SampleFault(f"too small: {image.width}x{image.height} pixels")
-    short = options.short_side_px
-    if mask is not None:
-        return {KEPT["WEBP"]: with_mask(data, mask, short_side_px=short)}
+    short, kind = options.short_side_px, format_of(data)
     shrink = short is not None and min(image.size) > short
-    kind = format_of(data)
-    if options.encoding == "keep" and not shrink and kind in KEPT:
+    if mask is None and options.encoding == "keep" and not shrink and kind in KEPT:
         return {KEPT[kind]: data}
-    if short is not None and shrink:
-        scale = short / min(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    if short is not None:
+        image = shrunk(image, short)
+    if mask is not None:
+        return _encoded(with_mask(image, mask), "WEBP", options)
+    if options.encoding == "jpeg" and image.mode == "RGBA":
+        raise SampleFault("has transparency, which JPEG cannot hold (--encoding webp keeps it)")
     stays_jpeg = options.encoding == "keep" and kind == "JPEG"
     return _encoded(image, "JPEG" if options.encoding == "jpeg" or stays_jpeg else "WEBP", options)
 
 
 def _encoded(image: Image.Image, kind: str, options: ImageOptions) -> dict[str, Field]:
     buffer = io.BytesIO()
-    more = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
+    # exact: colours under the alpha are kept
+    more = {"subsampling": 0} if kind == "JPEG" else {"method": 4, "exact": image.mode == "RGBA"}
+    if image.mode == "RGBA" and max(image.size) > MOST_WEBP_PX:
+        kind, more = "PNG", {}
     try:
         image.save(buffer, kind, quality=options.quality, **more)
     except (OSError, ValueError) as error:  # WebP has no side longer than 16383 pixels, JPEG none longer than 65500

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from hdm_lightning import ShardDataModule
-from hdm_lightning.data.alpha_masks import decode_masked, with_mask
+from hdm_lightning.data.alpha_masks import decode_masked, shrunk, with_mask
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.decode import decode
+from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.datasets.folder import build_folder
+from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.diffusion.flow import loss_per_sample
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.modules.flow_step import loss_weight
@@ -106,8 +108,83 @@ def test_a_mask_file_beside_a_picture_becomes_its_alpha(tmp_path):
 
 def test_masks_shrink_with_their_picture():
     colours, mask = saved(Image.new("RGB", (64, 48))), saved(Image.new("L", (8, 8), 255))
-    made = Image.open(io.BytesIO(with_mask(colours, mask, short_side_px=24)))
-    assert made.size == (32, 24)
+    ((_, data),) = image_field(colours, ImageOptions(short_side_px=24), mask).items()
+    assert Image.open(io.BytesIO(data)).size == (32, 24)
+
+
+def flat_half_transparent():
+    """Red, whose right half is transparent blue."""
+    image = Image.new("RGBA", (SIDE * 2, SIDE * 2), (200, 30, 30, 255))
+    image.paste((30, 30, 200, 0), (SIDE, 0, SIDE * 2, SIDE * 2))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", ImageOptions(short_side_px=SIDE)),
+        ("PNG", ImageOptions(encoding="webp")),
+        ("TIFF", ImageOptions()),
+        ("TIFF", ImageOptions(short_side_px=SIDE)),
+        ("PNG", ImageOptions()),
+    ],
+)
+def test_transparency_outlives_the_encoding(kind, options):
+    ((_, data),) = image_field(saved(flat_half_transparent(), kind), options).items()
+    pixels, _ = decode_masked(data, whole)
+    half = pixels.shape[2] // 2
+    edge = half // 4  # shrinking and lossy colours blur what meets
+    assert (pixels[3, :, : half - edge] == 255).all() and (pixels[3, :, half + edge :] == 0).all()
+    for part, colour in ((pixels[:3, :, : half - edge], (200, 30, 30)), (pixels[:3, :, half + edge :], (30, 30, 200))):
+        assert np.abs(part.astype(int) - np.array(colour)[:, None, None]).max() < 12
+    on_white, _ = decode(data, whole)
+    assert (on_white[:, :, half + edge :] == 255).all() and np.abs(
+        on_white[1, :, : half - edge].astype(int) - 30
+    ).max() < 12
+
+
+def test_what_jpeg_cannot_hold_is_refused_with_a_reason():
+    with pytest.raises(SampleFault, match=r"transparency.*--encoding webp"):
+        image_field(saved(half_transparent()), ImageOptions(encoding="jpeg"))
+    opaque = Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 255))
+    assert list(image_field(saved(opaque), ImageOptions(encoding="jpeg"))) == ["jpg"]
+
+
+def test_shrinking_lets_no_hidden_colour_into_what_is_seen():
+    image = Image.new("RGBA", (60, 60), (250, 250, 250, 255))
+    image.paste((0, 0, 0, 0), (31, 0, 60, 60))
+    pixels = np.array(shrunk(image, 20)).astype(int)
+    assert pixels.shape == (20, 20, 4) and (pixels[pixels[:, :, 3] > 64][:, :3] > 240).all()
+    assert (pixels[:, 15:] == 0).all() and shrunk(image, 60) is image
+
+
+def test_a_mask_is_multiplied_by_the_pictures_own_alpha_and_its_colours_are_kept():
+    image, mask = half_transparent(), Image.new("L", (SIDE, SIDE), 255)
+    mask.paste(0, (0, 0, SIDE, SIDE // 2))
+    mask.paste(128, (0, 0, SIDE // 2, SIDE // 4))
+    made = np.array(with_mask(image, saved(mask)))
+    assert np.array_equal(made[:, :, :3], np.array(image)[:, :, :3])
+    expected = np.array(mask).astype(int) * (np.array(image)[:, :, 3] > 0)
+    assert np.array_equal(made[:, :, 3], expected)
+
+
+def test_a_masked_picture_follows_the_quality_and_may_be_wider_than_a_webp():
+    noise = saved(half_transparent().convert("RGB"))
+    mask = saved(Image.new("L", (2, 1), 255))
+    sizes = [len(image_field(noise, ImageOptions(quality=quality), mask)["webp"]) for quality in (5, 95)]
+    assert sizes[0] < sizes[1] / 2
+    wide = saved(Image.new("RGB", (16_400, 2), (1, 2, 3)))
+    pixels = np.array(Image.open(io.BytesIO(image_field(wide, ImageOptions(), mask)["png"])))
+    assert pixels.shape == (2, 16_400, 4) and (pixels == (1, 2, 3, 255)).all()
+
+
+def test_deep_grey_keeps_its_values_beside_the_one_that_is_transparent():
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    data = saved(Image.fromarray(values), transparency=(100 * 257))
+    pixels, _ = decode_masked(data, whole)
+    levels = np.arange(256).reshape(16, 16)
+    assert all(np.array_equal(pixels[channel], levels) for channel in range(3))
+    assert np.array_equal(pixels[3], np.where(levels == 100, 0, 255))
 
 
 def test_a_bad_value_is_refused():

@@ -2,6 +2,8 @@
 
 import io
 import random
+import subprocess
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -320,3 +322,26 @@ def test_jpegs_that_are_not_plain_colour_or_not_intact_are_left_to_pillow(kit):
     assert np.array_equal(pixels, decode(intact, chooser(64))[0])
     with pytest.raises(SampleFault, match="truncated"):
         decode(intact[:-200], chooser(64))
+
+
+@pytest.mark.parametrize(
+    ("category", "module", "seen"),
+    [
+        ("DeprecationWarning", "PIL.Image", True),
+        ("UserWarning", "mine", True),
+        ("Image.DecompressionBombWarning", "mine", True),
+        ("UserWarning", "PIL.TiffImagePlugin", False),
+        ("Image.DecompressionBombWarning", "PIL.Image", False),
+    ],
+)
+def test_only_what_pillow_says_of_bad_images_is_silenced(category, module, seen):
+    """In a program of its own, as the runner of the tests has filters of its own."""
+    lines = (
+        "import warnings, hdm_lightning.data.decode",
+        "from PIL import Image",
+        f"warnings.warn_explicit('heard', {category}, 'file.py', 1, module={module!r})",
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", "\n".join(lines)], check=True, capture_output=True, text=True
+    )
+    assert ("heard" in done.stderr) == seen

@@ -62,6 +62,34 @@ def test_members_that_are_not_side_by_side_are_told_and_sorting_mends_it(kit, tm
 
 
 @pytest.mark.parametrize(
+    "later", [("a.cls", "b.cls"), ("a.webp",), ("a.json",), ("a.cls", "b.txt"), ("a.png", "a.txt")]
+)
+def test_members_that_come_later_take_no_whole_sample_away(kit, tmp_path, later):
+    whole = [*pairs(kit, "a", 1), *pairs(kit, "b", 1)]
+    kit.write_tar(tmp_path / "0.tar", whole + [(name, kit.coloured(9)) for name in later])
+    index_shards(tmp_path)
+    (record,) = index_shards(tmp_path).shards
+    assert record.samples == 2 and not {0, 1} & record.skip.keys()
+    assert set(record.skip.values()) == {"duplicate key"}
+
+
+def test_a_sample_without_its_caption_is_told_apart_from_one_whose_caption_lies_elsewhere(kit, tmp_path):
+    image, text = kit.coloured(1), b"x"
+    entries = [
+        ("a.png", image),
+        ("b.png", image),
+        ("c.cls", b"1"),
+        ("d.png", image),
+        ("a.txt", text),
+        ("d.webp", image),
+    ]
+    kit.write_tar(tmp_path / "0.tar", entries)
+    (record,) = index_shards(tmp_path).shards
+    apart = {number for number, reason in record.skip.items() if "side by side" in reason}
+    assert apart == {0, 4} and 1 not in record.skip and 3 not in record.skip and record.skip[5] == "duplicate key"
+
+
+@pytest.mark.parametrize(
     ("content", "kind"),
     [
         (gzip.compress(b"x" * 2000, mtime=0), "gunzip"),

@@ -65,6 +65,41 @@ def test_what_is_exactly_another_images_caption_is_not_borrowed(kit, tmp_path):
     assert texts == {"a.png": ("a.txt",), "A.png": (), "b.png": ("b.txt",), "B.png": ("B.txt",)}
 
 
+def test_masks_are_found_whatever_the_case_and_the_form_of_their_names(kit, tmp_path):
+    wanted = {
+        "a.jpg": "a.MASK.PNG",
+        "b.png": "B.mask.png",
+        unicodedata.normalize("NFC", "\u00e9.PNG"): unicodedata.normalize("NFD", "\u00e9.mask.Png"),
+        "d.webp": "d.webp.Mask.png",
+        "x.png": "x.mask.png",
+        "X.png": None,
+    }
+    for name in {*wanted, *wanted.values()} - {None}:
+        (tmp_path / name).write_bytes(kit.coloured(1))
+    (tmp_path / "alone.MASK.png").write_bytes(kit.coloured(1))
+    found = look_into(tmp_path, ("txt",))
+    assert {image.name: image.mask for image in found.images} == wanted
+    assert found.unused == [("alone.MASK.png", "a mask without an image")]
+
+
+def test_an_image_whose_mask_cannot_be_used_is_named_and_not_built_unmasked(kit, tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name in "abcd":
+        (root / f"{name}.png").write_bytes(kit.coloured(1))
+        (root / f"{name}.txt").write_text("x")
+    (tmp_path / "elsewhere.png").write_bytes(kit.encoded(Image.new("L", (9, 9), 255)))
+    os.symlink(tmp_path / "elsewhere.png", root / "A.mask.png")
+    os.symlink("nowhere", root / "b.mask.png")
+    (root / "c.mask.png").write_bytes(b"no image")
+    report, _ = build(root, tmp_path / "out")
+    assert report.samples == 1 and [name for name, _ in report.rejected] == ["c.png"]
+    assert "in its mask" in report.rejected[0][1]
+    assert {name for name, _ in report.unused} == {"A.mask.png", "b.mask.png", "a.png", "b.png", "a.txt", "b.txt"}
+    report, _ = build(root, tmp_path / "followed", follow_links=True)
+    assert report.samples == 2 and "a.png" not in dict(report.unused)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "JPEG2000", "PPM"])
 @pytest.mark.parametrize("ending", ["", ".jpg_large", ".data", ".jpg"])
 def test_images_are_known_by_their_content(kit, tmp_path, kind, ending):
@@ -230,6 +265,71 @@ def test_numbers_that_are_dates_are_no_repeats(kit, tmp_path, number):
     report = build_kohya(tmp_path / "in", tmp_path / "more", processes=1)
     assert (report.samples, report.images) == (5, 2)
     assert ("0_off/a.png", "its folder asks for 0 repeats") in report.unused
+
+
+def two_folders(kit, root):
+    """Images in a folder that asks for two copies, and one with caption and mask in a folder that asks for none."""
+    for folder, names in (("2_fox", "abc"), ("0_off", "d")):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / f"{name}.png").write_bytes(kit.coloured(1))
+            (root / folder / f"{name}.txt").write_text("x")
+    (root / "0_off" / "d.mask.png").write_bytes(kit.coloured(1))
+
+
+def test_a_folder_that_is_off_has_all_its_files_named(kit, tmp_path):
+    two_folders(kit, tmp_path / "in")
+    report = build_kohya(tmp_path / "in", tmp_path / "out", processes=1)
+    assert [name for name, _ in report.unused] == ["0_off/d.mask.png", "0_off/d.png", "0_off/d.txt"]
+
+
+def test_a_bound_on_repeats_makes_no_other_build(kit, tmp_path):
+    out = tmp_path / "out"
+    two_folders(kit, tmp_path / "in")
+    build_kohya(tmp_path / "in", out, processes=1)
+    lines = []
+    build_kohya(tmp_path / "in", out, KohyaOptions(max_repeats=2), processes=1, say=lines.append)
+    assert any("nothing to do" in line for line in lines)
+    header, *rows = (out / "build.jsonl").read_text().splitlines()
+    older = {**json.loads(header), "max_repeats": 1000}
+    del older["follow_links"]
+    (out / "build.jsonl").write_text("\n".join([json.dumps(older), *rows]) + "\n")
+    build_kohya(tmp_path / "in", out, processes=1, say=lines.append)
+    assert "nothing to do" in lines[-1]
+    with pytest.raises(UserError, match="other options"):
+        build_kohya(tmp_path / "in", out, KohyaOptions(tag=","), processes=1)
+
+
+def test_rows_of_an_earlier_version_are_told_as_such(kit, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    for number in range(6):
+        (root / f"{number}.png").write_bytes(kit.coloured(number))
+        (root / f"{number}.txt").write_text("x")
+    build(root, out, samples_per_shard=2)
+    header, *rows = [json.loads(line) for line in (out / "build.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        del row["digest"]
+    (out / "build.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
+    (root / "4.txt").write_text("changed")
+    _, (line,) = build(root, out, samples_per_shard=2)
+    assert "0 shards are as they were" in line and "2 are built again, as they are of an earlier version" in line
+    assert "1 are built again, as files have changed" in line
+
+
+@pytest.mark.parametrize("builder", [build_folder, build_kohya])
+def test_a_build_that_followed_links_loses_no_shard_to_one_that_does_not(kit, tmp_path, builder):
+    root, out, elsewhere = tmp_path / "in", tmp_path / "out", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    for number, folder in enumerate((root, elsewhere)):
+        (folder / f"{number}.png").write_bytes(kit.coloured(number))
+        (folder / f"{number}.txt").write_text("x")
+    os.symlink(elsewhere, root / "set")
+    assert builder(root, out, follow_links=True, samples_per_shard=1, processes=1).images == 2
+    with pytest.raises(UserError, match="other options"):
+        builder(root, out, samples_per_shard=1, processes=1)
+    assert len(list(out.glob("*.tar"))) == 2 == load_index(out).samples
 
 
 def test_png_with_much_text_or_a_large_profile_is_taken(kit, tmp_path):
