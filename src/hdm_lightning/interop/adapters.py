@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.tensor_files import require_finite
 
 ANY_BASE = "--any-base (any_base=True in Python)"
 _SHOWN = 3
@@ -157,7 +158,7 @@ def _listed(names: Sequence[str]) -> str:
 def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Tensor]:
     """A network's tensors with adapters added, each times its weight; summed in float64, rounded once.
 
-    The adapters must fit, see `check_adapter`.
+    The adapters must fit, see `check_adapter`. Raises UserError: a sum is beyond the range of the network's dtype.
     """
     result = dict(state)
     sums: dict[str, Tensor] = {}
@@ -167,4 +168,9 @@ def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]
             sums[key] = sums.get(key, state[key].double().cpu()) + layer.delta(weight).cpu()
     for key, value in sums.items():
         result[key] = value.to(state[key])
+    try:
+        require_finite({key: result[key] for key in sums})
+    except ValueError as error:
+        hint = "give it a smaller weight, or a base in float32, whose range is wider than float16's"
+        raise UserError(str(error), where="the network with the LoRA merged in", hint=hint) from error
     return result
