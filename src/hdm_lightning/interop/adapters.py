@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -91,6 +92,12 @@ class Adapter:
             name: LowRank(layer.down.to(dtype), layer.up.to(dtype), layer.alpha) for name, layer in self.layers.items()
         }
         return replace(self, layers=cast)
+
+
+def require_peft(where: str) -> None:
+    """Raise UserError, with `where` for what needs it, unless the package peft is there."""
+    if find_spec("peft") is None:
+        raise UserError("needs the package peft", where=where, hint="pip install 'hdm-lightning[lora]'")
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
