@@ -12,6 +12,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNLOAD
 from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
+from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import CARD, INDEX
 from hdm_lightning.json_files import require_shallow
@@ -42,7 +43,7 @@ def hub_model(name: str, *, where: str = "MODEL") -> Path:
             raise
         lacking = error
     if ADAPTER in files:
-        return locate_model(name, where=where, required=[ADAPTER], download=ADAPTER_DOWNLOAD)
+        return locate_model(name, where=where, required=[ADAPTER, ADAPTER_WEIGHTS], download=ADAPTER_DOWNLOAD)
     if _UNET in files:
         return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
