@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hdm_lightning import HDMPipeline, load_autoencoder
 from hdm_lightning.cli import convert, sample
+from hdm_lightning.encoders import pretrained
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record
@@ -27,6 +28,7 @@ from hdm_lightning.interop.adapter_files import (
 from hdm_lightning.interop.adapters import Adapter, Base, LowRank, merged, weights_sha256
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
+from hub import standing_in
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
@@ -208,6 +210,77 @@ def test_hdm_sample_draws_records_and_repeats(base, adapter, tmp_path, capsys):
     write_adapter_folder(tmp_path / "1", adapter(5))
     assert sample.main(["--repeat", str(first), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert "LoRA" in capsys.readouterr().err
+
+
+def test_a_repetition_with_other_loras_or_weights_says_so(base, adapter, tmp_path, capsys):
+    ink, flat = str(tmp_path / "ink"), str(tmp_path / "flat")
+    write_adapter_folder(tmp_path / "ink", adapter(1))
+    write_adapter_folder(tmp_path / "flat", adapter(2))
+    options = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert sample.main([str(base), "a star", *options, "--lora", f"{ink}:0.7"]) == 0
+    repeat = ["--repeat", str(tmp_path / "out" / "0000-a-star-0.png"), *options]
+    for given, told in (
+        ([str(base)], [f"{ink}:0.7"]),
+        ([str(base), "--lora", f"{ink}:0.5"], [f"{ink}:0.5", f"{ink}:0.7"]),
+        ([str(base), "--lora", f"{ink}:0.7", "--lora", flat], [f"{flat}:1"]),
+        ([str(base), "--lora", f"{ink}:0.7"], []),
+    ):
+        capsys.readouterr()
+        assert sample.main([*given, *repeat]) == 0
+        warnings = [line for line in capsys.readouterr().err.splitlines() if "LoRA" in line]
+        assert len(warnings) == len(told) and all(name in line for name, line in zip(told, warnings, strict=True))
+
+
+def test_a_single_file_is_drawn_over_its_base_or_names_the_way(base, adapter, tmp_path, capsys):
+    options = ["a star", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    file = tmp_path / "ink.safetensors"
+    write_lora(file, replace(adapter(1), settings={"sampling": DRAWN}))
+    assert sample.main([str(file), *options]) == 0
+    assert sample.main([str(base), *options, "--lora", str(file)]) == 0
+    one, other = (tmp_path / "out" / f"000{number}-a-star-0.png" for number in range(2))
+    assert Image.open(one).tobytes() == Image.open(other).tobytes()
+    write_lora(file, replace(adapter(1), base=Base()))
+    capsys.readouterr()
+    assert sample.main([str(file), *options]) == 2
+    assert f"hdm-sample BASE --lora {file}" in capsys.readouterr().err
+    write_lora(file, replace(adapter(1), base=Base(str(file))))
+    assert sample.main([str(file), *options]) == 2
+    assert "is a LoRA, too" in capsys.readouterr().err
+
+
+def test_a_lora_on_the_hub_is_drawn_over_its_base(base, adapter, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretrained, "_unreachable", {})
+    own = replace(adapter(1), settings={"sampling": DRAWN})
+    write_adapter_folder(tmp_path / "ink", own)
+    write_lora(tmp_path / "ink.safetensors", own)
+    options = ["a star", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert sample.main([str(tmp_path / "ink"), *options]) == 0
+    with standing_in(tmp_path / "cache") as hub:
+        hub.files["me/ink"] = {path.name: path.read_bytes() for path in (tmp_path / "ink").iterdir()}
+        hub.files["me/ink"]["README.md"] = b"---\nlicense: cc-by-4.0\n---\n"
+        hub.files["me/one"] = {"ink.safetensors": (tmp_path / "ink.safetensors").read_bytes()}
+        assert sample.main(["me/ink", *options]) == 0
+        assert "me/ink is under cc-by-4.0" in capsys.readouterr().err
+        assert sample.main(["me/one", *options]) == 0
+    here, folder, file = (Image.open(path).tobytes() for path in sorted((tmp_path / "out").glob("0*.png")))
+    assert here == folder == file
+
+
+def test_options_that_a_lora_has_no_use_for_are_refused(base, adapter, tmp_path, capsys):
+    folder = str(tmp_path / "lora")
+    write_adapter_folder(tmp_path / "lora", adapter(1))
+    assert sample.main([folder, "a star", "--device", "cpu", "--weights", "raw"]) == 2
+    assert "--weights raw" in capsys.readouterr().err
+    for option, *value in (
+        ("--lora", folder),
+        ("--vae", str(base / "vae")),
+        ("--text-encoder", "x"),
+        ("--average", "0.08"),
+        ("--samples", "0"),
+        ("--any-base",),
+    ):
+        assert convert.main([folder, str(tmp_path / "out"), "--to", "peft", option, *value]) == 2
+        assert option in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_folder_of_a_lora_draws_by_itself_and_follows_its_base(base, adapter, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.drawing import LONGEST_PROMPT, _prompts
+from hdm_lightning.generation.hub_models import licence_note
 from hdm_lightning.generation.image_files import ImageRecord, read_record, write_png
 from hdm_lightning.generation.image_writer import slug
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
@@ -187,3 +188,19 @@ def test_what_is_no_picture_of_ours_is_a_mistake_of_the_file(tmp_path, kind):
 def test_settings_of_the_wrong_kind_are_named(values):
     with pytest.raises(ValueError, match=f"^({'|'.join(values)}): got"):
         SamplingSettings.from_json(values)
+
+
+@pytest.mark.parametrize("weight", [10**400, float("inf"), "1"])
+def test_a_lora_s_weight_beyond_all_floats_is_refused(weight):
+    record = ImageRecord("a", 0, SamplingSettings(), "m", "f", loras=({"name": "ink", "weight": 0.5},)).to_json()
+    assert ImageRecord.from_json(record).loras[0]["weight"] == 0.5
+    with pytest.raises(ValueError, match="loras"):
+        ImageRecord.from_json({**record, "loras": [{"name": "ink", "weight": weight}]})
+
+
+@pytest.mark.parametrize("front", ["license: " + "[" * 5_000, "license: " + "[" * 5_000 + "]" * 5_000, "[a", "- a"])
+def test_a_card_that_cannot_be_read_tells_no_licence(tmp_path, front):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert "is under mit" in licence_note(tmp_path, "me/net")
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    assert "does not say" in licence_note(tmp_path, "me/net")

@@ -106,6 +106,12 @@ REWIND = {
 }  # fmt: skip
 
 
+def test_a_cost_beyond_all_floats_counts_nothing(tmp_path: Path) -> None:
+    lines = [{"event": "end", "seconds": seconds} for seconds in (2.0, 10**400, 3)]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Ledger(tmp_path / "ledger.jsonl").spent("seconds") == 5.0
+
+
 def test_damaged_records_are_read_or_refused_by_name(tmp_path: Path) -> None:
     """A damaged done.json is none; of a ledger the whole lines count; a damaged rewind is refused or a line less."""
     done = PLANS[0].folder(tmp_path) / "done.json"

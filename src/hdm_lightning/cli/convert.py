@@ -31,6 +31,7 @@ TARGETS = {
 SINGLE_FILES = ("published", "comfyui", "bare", "lora", "lora_comfyui")
 ADAPTERS = ("peft", "lora", "lora_comfyui")
 """Layouts of a LoRA alone; the others have it merged into its base."""
+_OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "average", "samples")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How the name of a single file may end: by it the file is written and read."""
 
@@ -149,6 +150,11 @@ def _convert_adapter(asked: Conversion) -> None:
 
     from hdm_lightning.interop import adapter_files as files  # noqa: PLC0415  (as above)
 
+    for name, value in vars(asked).items():
+        if name in _OF_MODELS and value is not None and value is not False and value != []:
+            option, what = f"--{name.replace('_', '-')}", "is for whole models, and a LoRA by itself is asked for"
+            hint = f"leave it out, or write the merged model: --to project {option} …"
+            raise UserError(what, where=option, hint=hint)
     adapter, destination = files.read_adapter(asked.source), asked.destination
     if destination is None:
         print(f"{in_one_line(asked.source)}: LoRA\n{files.describe_adapter(adapter)}")

@@ -196,7 +196,7 @@ def _hub_folder(
         folder, reason = _snapshot(repo_id, subfolder, patterns, **{**hub, "local_files_only": local_files_only})
         if folder is not None and _complete(folder, required):
             return folder
-        if not local_files_only:
+        if not local_files_only and folder is None:  # one that lacks a file may have what is asked for next
             _unreachable[name] = reason
     raise UserError(
         f"the model {name!r} is not on this machine and could not be downloaded ({reason})",

@@ -86,7 +86,7 @@ def draw_request(
         raise UserError(f"cannot be made ({error})", where=f"--out {request.out}", hint="give a folder") from error
     _warn_of_cut_prompts(prompts, loaded, warn)
     for what in writer.differences_from(record) if record else []:
-        warn(f"{what} is not the one that {request.repeat} was drawn with")
+        warn(f"{request.repeat}: {what}")
     what = f"{len(jobs)} images"
     for job, drawn in draw_jobs(loaded.pipeline, jobs, image=image, progress=lambda *steps: progress(what, *steps)):
         writer.add(job, drawn)

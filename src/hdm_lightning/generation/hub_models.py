@@ -9,16 +9,20 @@ import yaml
 from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNLOAD
 from hdm_lightning.generation.stored_pipeline import DOWNLOAD
+from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
+from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import CARD, INDEX
+from hdm_lightning.json_files import require_shallow
 
 _UNET = f"{UNET_FOLDER}/{WEIGHTS}.safetensors"
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
 
 def hub_model(name: str, *, where: str = "MODEL") -> Path:
-    """The folder or file of a model of the hub, downloaded at most once.
+    """The folder or file of a model of the hub, or of a LoRA, downloaded at most once.
 
     Args:
         name: OWNER/NAME, or OWNER/NAME/FILE.safetensors of a repository with several files.
@@ -38,6 +42,8 @@ def hub_model(name: str, *, where: str = "MODEL") -> Path:
         if file or not files or INDEX in files:
             raise
         lacking = error
+    if ADAPTER in files:
+        return locate_model(name, where=where, required=[ADAPTER, ADAPTER_WEIGHTS], download=ADAPTER_DOWNLOAD)
     if _UNET in files:
         return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
@@ -54,9 +60,11 @@ def licence_note(path: Path, name: str) -> str:
     folder = path if path.is_dir() else path.parent
     try:
         front = _FRONT.match((folder / CARD).read_text(encoding="utf-8"))
+        if front:
+            require_shallow(front[1])
         card: Any = yaml.safe_load(front[1]) if front else {}
         told = card.get("license_name") or card.get("license")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         told = None
     if not isinstance(told, str):
         return f"{name} does not say under which licence it is: ask its owner before images of it are used"

@@ -118,7 +118,10 @@ def _is_use(lora: Any) -> bool:
     if not isinstance(lora, dict):
         return False
     weight = lora.get("weight")
-    return isinstance(lora.get("name"), str) and isinstance(weight, int | float) and isfinite(weight)
+    try:
+        return isinstance(lora.get("name"), str) and isinstance(weight, int | float) and isfinite(weight)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -128,14 +128,15 @@ class ImageWriter:
         return path
 
     def differences_from(self, record: ImageRecord) -> list[str]:
-        """The files that are not those of an earlier record."""
+        """What is drawn from other files, or with other weights of LoRAs, than an earlier record's image."""
         pairs: list[tuple[str, Any, Any]] = [
             (f"model {self.model}", self.fingerprint, record.fingerprint),
             (f"image {self.image}", self.image_sha256, record.image_sha256),
         ]
-        before = {each["name"]: each.get("sha256") for each in record.loras}
-        pairs += [(f"LoRA {each['name']}", each["sha256"], before.get(each["name"])) for each in self.loras]
-        return [what for what, ours, theirs in pairs if ours != theirs]
+        found = [f"{what} is not the one that it was drawn with" for what, ours, theirs in pairs if ours != theirs]
+        ours, theirs = list(map(_use, self.loras)), list(map(_use, record.loras))
+        found += [f"it was not drawn with {_named(use)}" for use in ours if use not in theirs]
+        return found + [f"{_named(use)}, which it was drawn with, is left out" for use in theirs if use not in ours]
 
     def write_sheet(self) -> Path:
         """Write the contact sheet of all images added."""
@@ -144,6 +145,16 @@ class ImageWriter:
         sheet = contact_sheet([to_pil(image) for image in images], captions)
         write_atomically(path, lambda file: sheet.save(file, "PNG"))
         return path
+
+
+def _use(lora: Mapping[str, Any]) -> tuple[str, float, str | None]:
+    """Name, weight and SHA-256 of a record's LoRA."""
+    return lora["name"], float(lora["weight"]), lora.get("sha256")
+
+
+def _named(use: tuple[str, float, str | None]) -> str:
+    name, weight, sha256 = use
+    return f"LoRA {name}:{weight:g}" + (f" ({sha256[:8]})" if isinstance(sha256, str) else "")
 
 
 def next_number(folder: Path) -> int:

@@ -100,25 +100,36 @@ class LoadedModel:
 def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
     """Load a run's folder, its `final/` folder, a weights file inside one, a hub name, or a published file or folder.
 
-    The folder of a LoRA, a run's too, means its base with the LoRA.
+    A LoRA, on the hub, in a folder, a run's too, or in a file, means its base with the LoRA.
 
     Raises:
         UserError: if there is no model, or one of its parts or an adapter is missing or does not fit.
     """
-    folder = adapter_folder(path)
-    loaded = _load_model(path, options) if folder is None else _load_adapted(folder, options)
+    found, notice = _located(path)
+    if is_adapter(found):
+        loaded = _load_adapted(adapter_folder(found) or found, options)
+        loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
+    else:
+        loaded = replace(_load_model(found, options), notice=notice)
     loaded.pipeline.use_adapters(options.adapters, any_base=options.any_base)
     return loaded
 
 
 def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
     """The base of an adapter with the adapter, which has its own settings to draw with."""
-    adapter, base = adapter_and_base(folder)
-    loaded = _load_model(base, replace(options, weights="ema"))
+    if options.weights != "ema":
+        what = f"is a LoRA, whose base is drawn with its averaged weights, not {options.weights}"
+        raise UserError(what, where=f"--weights {options.weights}", hint="leave it out")
+    adapter, at = adapter_and_base(folder)
+    base, notice = _located(at)
+    if is_adapter(base):
+        hint = f"merge that into its own base with hdm-convert, then hdm-sample MERGED --lora {folder} --any-base"
+        raise UserError(f"its base, {at}, is a LoRA, too", where=str(folder), hint=hint)
+    loaded = _load_model(base, options)
     loaded.pipeline.load_lora_weights(folder, any_base=options.any_base)
     sampling = {**loaded.sampling, **adapter.settings.get("sampling", {})}
     files = (*loaded.weight_files, *adapter_files(folder))
-    return LoadedModel(loaded.pipeline, sampling, folder, files, loaded.notice)
+    return LoadedModel(loaded.pipeline, sampling, folder, files, notice)
 
 
 def adapter_and_base(folder: Path) -> tuple[Adapter, Path]:
@@ -146,15 +157,19 @@ def _base_of(adapter: Adapter, folder: Path) -> Path:
     return found
 
 
+def _located(path: Path) -> tuple[Path, str | None]:
+    """A path as it is, or where what a hub name means lies, with what is to be told of its licence."""
+    name = str(path)
+    if path.exists() or "/" not in name or is_local_path(name) or find_pipeline_folder(path) is not None:
+        return path, None
+    found = hub_model(name)
+    return found, licence_note(found, name)
+
+
 def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
     found = find_pipeline_folder(path, options.weights)
     if found is not None:
         return _from_folder(*found, options)
-    name = str(path)
-    if not path.exists() and "/" in name and not is_local_path(name):
-        found_at = hub_model(name)
-        loaded = _load_model(found_at, options)
-        return replace(loaded, notice=licence_note(found_at, name))
     if not path.exists():
         raise UserError("does not exist", where=str(path), hint="give a run's folder, a diffusers folder or a file")
     return _from_release(path, options)

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from hdm_lightning.interop.adapter_files import (
     read_adapter,
 )
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
-from hdm_lightning.interop.adapters import Adapter, base_state, check_adapter
+from hdm_lightning.interop.adapters import Adapter, base_state, check_adapter, require_peft
 
 DOWNLOAD = ["*.json", "*.safetensors"]
 
@@ -158,12 +157,6 @@ class AdapterLoading(LoraBaseMixin):
         if self.has_adapters:
             hint = "unload_lora_weights() leaves the base; fuse_lora() and then unload_lora_weights() keeps them in it"
             raise UserError("the network has adapters beside its weights", where=what, hint=hint)
-
-
-def require_peft(where: str) -> None:
-    """Raise UserError unless the package peft is there."""
-    if find_spec("peft") is None:
-        raise UserError("needs the package peft", where=where, hint="pip install 'hdm-lightning[lora]'")
 
 
 def _name_of(path: Path) -> str:

@@ -13,9 +13,10 @@ and alpha, and those whose names have underscores in place of dots (`lora_unet_â
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapters import Adapter, Base, LowRank
 from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX, is_pipeline_folder
-from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
+from hdm_lightning.interop.tensor_files import (
+    is_safetensors,
+    read_tensors,
+    require_finite,
+    safetensors_metadata,
+    write_tensors,
+)
+from hdm_lightning.json_files import parse_object, read_object
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_json, write_text
@@ -37,6 +45,9 @@ PREFIXES = {"lora": f"transformer.{NETWORK_PREFIX}", "lora_comfyui": "diffusion_
 """What stands before a layer's name in a single file, by the name of its layout."""
 _ALL_PREFIXES = (_PEFT, *PREFIXES.values(), "transformer.", f"unet.{NETWORK_PREFIX}", "unet.", NETWORK_PREFIX)
 _UNDERSCORED = ("lora_unet_", "lora_transformer_")
+_AGAIN = "get it again, or write it with hdm-convert"
+_NAME = re.compile(r"\^?(?:[\w.-]|\\[^\w\s])+")
+"""Of a layer, as a regular expression that means nothing else: its dots may be escaped."""
 _METADATA = "hdm_lightning_adapter"
 _PARTS = {
     "lora_A.weight": "down",
@@ -86,12 +97,18 @@ def adapter_folder(path: Path) -> Path | None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is an adapter's folder, a run's that has trained one, or a single file with one."""
+    """Whether a path is an adapter's folder, a run's that has trained one, or a single safetensors file with one.
+
+    As in `read_tensors`, the first bytes say what a file is, not its name.
+    """
     if adapter_folder(path) is not None:
         return True
-    if not path.is_file() or path.suffix != ".safetensors":
+    if not path.is_file():
         return False
     try:
+        with path.open("rb") as begun:
+            if not is_safetensors(begun.read(64)):
+                return False
         with safe_open(path, "pt") as file:
             return any(_split(key)[1] in ("down", "up") for key in file.keys())  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError):
@@ -119,62 +136,94 @@ def read_adapter(path: Path, config: XUTConfig | None = None) -> Adapter:
         kind = "that is a whole model, which is given as MODEL" if model else f"give a folder with {CONFIG}, or a file"
         hint = f"{kind}; a LoRA is what hdm-train experiment=lora makes"
         raise UserError(f"holds no adapter ({CONFIG})", where=str(path), hint=hint)
-    record = _metadata(path)
-    layers = _layers(read_tensors(path), {}, str(path), config)
-    return Adapter(layers, Base(**record.get("base", {})), record.get("settings", {}))
+    layers = _layers(read_tensors(path), lambda _: 1.0, str(path), config)
+    return Adapter(layers, *_metadata(path))
 
 
 def _read_folder(folder: Path) -> Adapter:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, alphas = config["peft_type"], _alphas(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(folder / CONFIG), hint="get the folder again") from error
+    config, where = read_object(folder / CONFIG, hint=_AGAIN), str(folder / CONFIG)
+    kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
     other = [key for key in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices") if config.get(key)]
     if kind != "LORA" or other or config.get("bias", "none") != "none":
         raise UserError(
             f"is a {kind} adapter{' with ' + ', '.join(other) if other else ''}; plain LoRA is read here",
-            where=str(folder / CONFIG),
+            where=where,
             hint="load it with peft itself: PeftModel.from_pretrained(network, folder)",
         )
-    layers = _layers(read_tensors(folder / WEIGHTS), alphas, str(folder / WEIGHTS), None)
-    record = _record(folder / BASE)
-    base = Base(**record.get("base", {"name": config.get("base_model_name_or_path")}))
-    return Adapter(layers, base, record.get("settings", {}))
+    if not isinstance(base, str | None):
+        raise UserError(f"base_model_name_or_path is {base!r:.40}, no name", where=where, hint=_AGAIN)
+    layers = _layers(read_tensors(folder / WEIGHTS), _scales(config, where), str(folder / WEIGHTS), None)
+    path = folder / BASE
+    return Adapter(layers, *(_record(read_object(path, hint=_AGAIN), str(path)) if path.is_file() else (Base(base),)))
 
 
-def _record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _metadata(path: Path) -> tuple[Base, Mapping[str, Any]]:
+    """What this project has left in a file; nothing in one of somebody else's."""
+    written = safetensors_metadata(path).get(_METADATA)
+    if written is None:
+        return Base(), {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        Base(**found["base"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), hint="get the folder again") from error
-    return found
+        found = parse_object(written)
+    except ValueError as error:
+        what = f"has a record ({_METADATA}) that is no JSON object ({error})"
+        raise UserError(what, where=str(path), hint=_AGAIN) from error
+    return _record(found, str(path))
 
 
-def _alphas(config: Mapping[str, Any]) -> dict[str, float]:
-    """Pattern of a layer's name â†’ alpha over rank, as peft has it; the empty pattern is all others'."""
-    root = bool(config.get("use_rslora"))
-    ranks, alphas = dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
-    known = {"": (float(config["r"]), float(config["lora_alpha"]))}
-    for pattern in {*ranks, *alphas}:
-        known[pattern] = (float(ranks.get(pattern, config["r"])), float(alphas.get(pattern, config["lora_alpha"])))
-    return {pattern: alpha / (rank**0.5 if root else rank) for pattern, (rank, alpha) in known.items()}
+def _record(found: Mapping[str, Any], where: str) -> tuple[Base, Mapping[str, Any]]:
+    """Base and settings of a record; `where` names its file in errors."""
+    base, settings = found.get("base"), found.get("settings", {})
+    known = {each.name for each in fields(Base)}
+    if not isinstance(base, dict) or base.keys() - known or not all(isinstance(x, str | None) for x in base.values()):
+        what = f"does not say by {' and '.join(sorted(known))}, which are texts, what its base is"
+        raise UserError(what, where=where, hint=_AGAIN)
+    parts = ("training", "sampling")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(part, {}), dict) for part in parts):
+        raise UserError(f"settings, and {' and '.join(parts)} in them, are no objects", where=where, hint=_AGAIN)
+    return Base(**base), settings
 
 
-def _scale(name: str, scales: Mapping[str, float]) -> float | None:
-    for pattern, scale in scales.items():
-        if pattern and re.match(rf"(.*\.)?({pattern})$", name):
-            return scale
-    return scales.get("")
+def _scales(config: Mapping[str, Any], where: str) -> Callable[[str], float]:
+    """Function of a layer's name that gives its alpha over its rank, as peft's configuration has them."""
+    try:
+        rank, alpha = _number("r", config.get("r"), least=1), _number("lora_alpha", config.get("lora_alpha"))
+        ranks, alphas = _by_layer(config, "rank_pattern", least=1), _by_layer(config, "alpha_pattern")
+    except (ValueError, OverflowError) as error:
+        raise UserError(str(error), where=where, hint=_AGAIN) from error
+    power = 0.5 if config.get("use_rslora") else 1.0
+    return lambda name: _of_layer(alphas, name, alpha) / _of_layer(ranks, name, rank) ** power
+
+
+def _number(key: str, value: Any, least: float = -math.inf) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{key} is {value!r:.40}, no number{'' if least < 0 else f' from {least:g}'}")
+    return float(value)
+
+
+def _by_layer(config: Mapping[str, Any], key: str, least: float = -math.inf) -> dict[str, float]:
+    """Values by a layer's name or by how it ends; with ^ before it, by the whole name alone.
+
+    peft has regular expressions there. Those of a foreign file could take for ever, so names are all that is read.
+    """
+    found = config.get(key) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} is no object")
+    patterns = [pattern for pattern in found if not _NAME.fullmatch(pattern)]
+    if patterns:
+        raise ValueError(f"{key} has the pattern {patterns[0]!r:.60}; names of layers are read, and how they end")
+    return {re.sub(r"\\(.)", r"\1", name): _number(f"{key} of {name}", each, least) for name, each in found.items()}
+
+
+def _of_layer(values: Mapping[str, float], name: str, other: float) -> float:
+    """The value of the first key that fits, as peft chooses it."""
+    fitting = (value for key, value in values.items() if f"^{name}" == key or f".{name}".endswith(f".{key}"))
+    return next(fitting, other)
 
 
 def _layers(
-    tensors: Mapping[str, Tensor], scales: Mapping[str, float], where: str, config: XUTConfig | None
+    tensors: Mapping[str, Tensor], scale: Callable[[str], float], where: str, config: XUTConfig | None
 ) -> dict[str, LowRank]:
-    """The layers of a file's tensors; those that say no alpha have the scale that fits their name, or 1."""
+    """The layers of a file's tensors; those that say no alpha have the scale that their name has."""
     parts: dict[str, dict[str, Tensor]] = {}
     unknown: list[str] = []
     underscored = _underscored(config) if config is not None else {}
@@ -189,13 +238,24 @@ def _layers(
         odd = [*unknown, *(name for name in parts if name not in whole)]
         what = f"has tensors that are no plain LoRA of linear layers: {', '.join(odd[:3])}" if odd else "is empty"
         raise UserError(what, where=where, hint="give a LoRA of this kind of network, as hdm-convert writes it")
-    return {name: _low_rank(found, _scale(name, scales)) for name, found in whole.items()}
+    try:
+        require_finite(tensors)
+        return {name: _low_rank(name, found, scale(name)) for name, found in whole.items()}
+    except ValueError as error:
+        raise UserError(str(error), where=where, hint="get it again, or an earlier one of its training") from error
 
 
-def _low_rank(found: Mapping[str, Tensor], scale: float | None) -> LowRank:
-    rank = found["down"].shape[0]
-    alpha = float(found["alpha"]) if "alpha" in found else rank * (1.0 if scale is None else scale)
-    return LowRank(found["down"], found["up"], alpha)
+def _low_rank(name: str, found: Mapping[str, Tensor], scale: float) -> LowRank:
+    """What is added to a layer. Raises ValueError: its tensors are no two matrices of one rank and one number."""
+    down, up, alpha = found["down"], found["up"], found.get("alpha")
+    shapes = f"{name} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}"
+    if down.ndim != 2 or up.ndim != 2 or not down.shape[0] or down.shape[0] != up.shape[1]:
+        raise ValueError(f"{shapes}, which are no (rank, in) and (out, rank)")
+    if not down.is_floating_point() or not up.is_floating_point():
+        raise ValueError(f"{shapes} of {down.dtype} and {up.dtype}, which are no floats")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{name} has {alpha.numel()} values of alpha instead of one")
+    return LowRank(down, up, down.shape[0] * scale if alpha is None else float(alpha))
 
 
 def _split(key: str) -> tuple[str, str | None]:
@@ -301,17 +361,3 @@ def describe_adapter(adapter: Adapter) -> str:
         *(f"  {name:40} {layer.shape[0]}x{layer.shape[1]}, scale {layer.scale:g}" for name, layer in layers.items()),
     ]
     return "\n".join(map(in_one_line, lines))
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """What this project has left in a file; nothing in one of somebody else's."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            written = (file.metadata() or {}).get(_METADATA, "{}")
-        found: dict[str, Any] = json.loads(written)
-        Base(**found.get("base", {}))
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError):
-        return {}  # whoever reads its tensors will say what is wrong
-    return found

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.tensor_files import require_finite
 
 ANY_BASE = "--any-base (any_base=True in Python)"
 _SHOWN = 3
@@ -92,6 +94,12 @@ class Adapter:
         return replace(self, layers=cast)
 
 
+def require_peft(where: str) -> None:
+    """Raise UserError, with `where` for what needs it, unless the package peft is there."""
+    if find_spec("peft") is None:
+        raise UserError("needs the package peft", where=where, hint="pip install 'hdm-lightning[lora]'")
+
+
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a network as it was before peft has put adapters into it, of that of after."""
     return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
@@ -157,7 +165,7 @@ def _listed(names: Sequence[str]) -> str:
 def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Tensor]:
     """A network's tensors with adapters added, each times its weight; summed in float64, rounded once.
 
-    The adapters must fit, see `check_adapter`.
+    The adapters must fit, see `check_adapter`. Raises UserError: a sum is beyond the range of the network's dtype.
     """
     result = dict(state)
     sums: dict[str, Tensor] = {}
@@ -167,4 +175,9 @@ def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]
             sums[key] = sums.get(key, state[key].double().cpu()) + layer.delta(weight).cpu()
     for key, value in sums.items():
         result[key] = value.to(state[key])
+    try:
+        require_finite({key: result[key] for key in sums})
+    except ValueError as error:
+        hint = "give it a smaller weight, or a base in float32, whose range is wider than float16's"
+        raise UserError(str(error), where="the network with the LoRA merged in", hint=hint) from error
     return result

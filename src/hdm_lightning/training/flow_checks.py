@@ -12,6 +12,7 @@ from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_tra
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapters import require_peft
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.averaging.averages import check_averages
@@ -235,7 +236,7 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None) -> None:
             adapter.layers(network)
         except UserError as error:
             raise UserError(error.what, where=f"adapter.{error.where}", hint=error.hint) from error
-        LoRA.require_peft()
+        require_peft("LoRA")
 
 
 def check_init(config: DictConfig, plans: list[StagePlan]) -> None:

@@ -53,7 +53,10 @@ class Ledger:
 def _number(event: dict[str, Any], key: str) -> float:
     """A cost in a line; 0 where it is none, as in a line that somebody has edited."""
     value = event.get(key, 0.0)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    except OverflowError:  # a whole number beyond all floats
+        return 0.0
 
 
 class KeepLedger(StepWatcher, Callback):

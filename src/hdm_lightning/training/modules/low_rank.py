@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.interop.adapters import Adapter, Base, LowRank, base_state, weights_sha256
+from hdm_lightning.interop.adapters import Adapter, Base, LowRank, base_state, require_peft, weights_sha256
 
 NAME = "default"
 """Of the adapter in peft's layers."""
@@ -56,7 +55,7 @@ class LoRA:
 
     def __call__(self, network: nn.Module) -> Any:
         """The same network, adapted; the adapters are drawn from torch's default generator."""
-        self.require_peft()
+        require_peft("LoRA")
         from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415  (seconds to import, an extra)
 
         names = self.layers(network)
@@ -69,12 +68,6 @@ class LoRA:
         )
         inject_adapter_in_model(config, network, NAME)
         return network
-
-    @staticmethod
-    def require_peft() -> None:
-        """Raise UserError unless the package peft is there."""
-        if find_spec("peft") is None:
-            raise UserError("needs the package peft", where="LoRA", hint="pip install 'hdm-lightning[lora]'")
 
     def layers(self, network: nn.Module) -> list[str]:
         """Names of the layers that are adapted, in the network's order."""
