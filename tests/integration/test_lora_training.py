@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 
 from composed import check_job, run_job
 from crash import crashing_at
+from hdm_lightning import LoRA
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import read_adapter
 from hdm_lightning.interop.adapters import weights_sha256
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
-from hdm_lightning.models import XUTConfig
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 RANK = 2
 OF_INIT = dict.fromkeys(XUTConfig.__dataclass_fields__)
@@ -106,6 +108,7 @@ def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_pat
         ({"adapter": {"rank": 0}}, "adapter.rank", "1 or more"),
         ({"adapter": {"targets": ["atention"]}}, "adapter.targets", "attention"),
         ({"adapter": {"targets": ["(("]}}, "adapter.targets", "no pattern"),
+        ({"adapter": {"dropout": 0.1}}, "adapter.dropout", "unknown key"),
         ({"module": {"rule": "mup"}}, "module.rule", "constant"),
         ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions", "set it to 0"),
         ({"trainer": {"strategy": "fsdp2", "accelerator": "cpu"}}, "trainer.strategy", "ddp"),
@@ -132,3 +135,24 @@ def test_an_adapter_is_no_base(lora_job):
     assert "hdm-convert" in refused.value.hint
     described = json.loads((final(config) / "adapter_config.json").read_text())
     assert described["peft_type"] == "LORA" and described["r"] == RANK
+
+
+def gradients(network, recomputed):
+    prepare_network(network, activation_checkpointing=recomputed)
+    network.zero_grad()
+    generator = torch.Generator().manual_seed(1)
+    latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 16, generator=generator)
+    network.train()(latents, torch.tensor([0.3, 0.7]), context).square().mean().backward()
+    return {name: each.grad.clone() for name, each in network.named_parameters() if each.requires_grad}
+
+
+@pytest.mark.parametrize("recomputed", [True, "selective"])
+def test_blocks_that_are_run_again_give_an_adapter_its_gradients(recomputed):
+    torch.manual_seed(0)
+    sizes = {"width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16, "context_width": 16, "depth": 1}
+    network = LoRA(RANK)(XUT(XUTConfig(**sizes, decoder_blocks=1)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    kept, again = gradients(network, False), gradients(network, recomputed)
+    assert all(torch.equal(again[name], value) for name, value in kept.items())
+    assert all(value.abs().max() > 0 for value in kept.values())
