@@ -1,11 +1,12 @@
 """A run that trains an adapter: what it trains, keeps, resumes from and refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from composed import check_job, run_job
 from crash import crashing_at
@@ -109,6 +110,8 @@ def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_pat
         ({"adapter": {"targets": ["atention"]}}, "adapter.targets", "attention"),
         ({"adapter": {"targets": ["(("]}}, "adapter.targets", "no pattern"),
         ({"adapter": {"dropout": 0.1}}, "adapter.dropout", "unknown key"),
+        ({"model": {"decoder_blocks": 5}}, "model.decoder_blocks", "model.decoder_blocks=null"),
+        ({"text_encoder": {"layer": -2}}, "text_encoder.layer", "text_encoder.layer=null"),
         ({"module": {"rule": "mup"}}, "module.rule", "constant"),
         ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions", "set it to 0"),
         ({"trainer": {"strategy": "fsdp2", "accelerator": "cpu"}}, "trainer.strategy", "ddp"),
@@ -119,6 +122,28 @@ def test_what_does_not_go_with_an_adapter_is_told_first(lora_job, changed, chang
         check_job(changed(lora_job(), **changes))
     assert refused.value.where == where
     assert words in str(refused.value)
+
+
+def test_captions_are_cut_as_the_base_s_were(lora_job):
+    with pytest.raises(UserError, match="is 5, and the adapter's base was trained with 8") as refused:
+        check_job(lora_job(tune={**STAGE, "context_length": 5, "resolution": 24}))
+    assert refused.value.where == "schedule.stages.tune.context_length"
+
+
+def test_encoders_are_those_of_the_base_or_copies_of_these(
+    lora_job, base, tiny_text_encoder, tiny_autoencoder, tmp_path, changed
+):
+    other = shutil.copytree(tiny_text_encoder, tmp_path / "text")
+    with pytest.raises(UserError, match="base was trained with") as refused:
+        check_job(changed(lora_job(), text_encoder={"name": str(other)}))
+    assert refused.value.where == "text_encoder.name" and "text_encoder.name=null" in refused.value.hint
+    vae = shutil.copytree(base / "final" / "vae", tmp_path / "vae")
+    check_job(changed(lora_job(), vae={"name": str(vae)}, text_encoder={"name": str(tiny_text_encoder)}))
+    (file,) = vae.glob("*.safetensors")
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="base was trained with") as refused:
+        check_job(changed(lora_job(), vae={"name": str(vae)}))
+    assert refused.value.where == "vae.name" and "vae.name=null" in refused.value.hint
 
 
 def test_an_autoencoder_is_no_base(lora_job, base):
