@@ -15,6 +15,7 @@ from hdm_lightning.interop.layouts import read_vae_folder, write_published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.interop.release import Release
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.training import flow_run
 from hdm_lightning.training.hub_upload import Hub, upload
 from hub import standing_in
 
@@ -147,3 +148,25 @@ def test_a_pipeline_pushes_itself(hub, job, tmp_path):
 def test_what_is_no_name_is_refused(job, name):
     with pytest.raises(UserError, match="OWNER/NAME"):
         check_job({**job, "hub": {"push": name}})
+
+
+def test_a_stage_that_cannot_be_uploaded_ends_no_run(hub, job, monkeypatch, capsys):
+    def fails(run, checkpoint, plan, folder, **options):
+        if plan is not run.plans[-1]:
+            assert folder.is_relative_to(run.run_dir)
+            raise OSError("no space left")
+        return export(run, checkpoint, plan, folder, **options)
+
+    export = flow_run.export_pipeline
+    monkeypatch.setattr(flow_run, "export_pipeline", fails)
+    assert run_job(check_job(job)) == 0
+    assert hub.messages == ["toy: final"]
+    said = "warning: stage px16 is not on the hub: no space left"
+    assert said in capsys.readouterr().out and said in (Path(job["run_dir"]) / "train.log").read_text()
+    assert not list(Path(job["run_dir"]).glob(".upload-*"))
+
+
+def test_a_network_that_is_no_xut_is_not_pushed(job):
+    with pytest.raises(UserError, match="only an XUT") as refused:
+        check_job({**job, "model": {"_target_": "torch.nn.Identity"}})
+    assert refused.value.where == "hub.push"

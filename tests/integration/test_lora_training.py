@@ -58,13 +58,15 @@ def final(config):
     return Path(config["run_dir"]) / "final"
 
 
-def test_only_the_adapter_is_trained_and_saved(lora_job, base):
+def test_only_the_adapter_is_trained_and_saved(lora_job, base, capsys):
     config = lora_job()
     drawn = {"prompts": ["a star"], "steps": 2, "aspect_ratios": [1.0]}
     config["callbacks"] = {**config["callbacks"], "sample_images": drawn}
     assert run_job(check_job(config)) == 0
     assert list(Path(config["run_dir"]).glob("01-tune/samples/*.png"))
     stored = read_pipeline_folder(base / "final").load_network().state_dict()
+    trained = load_file(final(config) / "adapter_model.safetensors").values()
+    assert f"LoRA of rank {RANK}, {sum(each.numel() for each in trained):,} of " in capsys.readouterr().out
     adapter = read_adapter(final(config))
     assert adapter.base.sha256 == weights_sha256(stored)
     assert Path(adapter.base.name) == base
@@ -122,6 +124,16 @@ def test_what_does_not_go_with_an_adapter_is_told_first(lora_job, changed, chang
         check_job(changed(lora_job(), **changes))
     assert refused.value.where == where
     assert words in str(refused.value)
+
+
+def test_a_started_run_goes_on_without_init(lora_job, base):
+    config = lora_job()
+    first = check_job(config)
+    with crashing_at(3):
+        run_job(first)
+    again = check_job({**config, "init": None})
+    assert again.config.init == str(base) and again.config.model == first.config.model
+    assert again.config.schedule == first.config.schedule and again.config.vae.name == first.config.vae.name
 
 
 def test_captions_are_cut_as_the_base_s_were(lora_job):

@@ -265,16 +265,7 @@ class FlowRecipe(Recipe):
 def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = None) -> str:
     """Upload what a run has made up to a stage's end; the address of the commit.
 
-    An adapter is written anew for it, without this machine's paths.
-
-    Args:
-        run: with its network.
-        checkpoint: of the stage's end.
-        plan: the stage.
-        written: a whole model's folder, where it is there already.
-
-    Raises:
-        UserError: the hub refuses, or the disk is full.
+    An adapter is written anew for it, without this machine's paths; a whole model's folder may be `written` already.
     """
     hub = group(run.config, run.recipe, "hub")
     message = f"{run.config.name}: " + ("final" if plan is run.plans[-1] else f"stage {plan.name}")
