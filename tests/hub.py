@@ -74,6 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Make a repository, say how files are to come, take a commit."""
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path.endswith("/validate-yaml"):
+            named = re.search(r"^base_model: (.*)$", json.loads(sent)["content"], re.MULTILINE)
+            if named and not re.fullmatch(r"[\w.-]+/[\w.-]+", named[1]):
+                errors = [{"message": f'"base_model" with value "{named[1]}" is not valid.'}]
+                return self._answer({"errors": errors, "warnings": []}, status=400)
             return self._answer({"errors": [], "warnings": []})
         if self.hub.refuses:
             return self._answer({"error": "You have no right to write here"}, status=403)

@@ -1,5 +1,6 @@
 """Runs that go to a hub and come back from it, with huggingface_hub against a stand-in on loopback."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hdm_lightning.interop.layouts import read_vae_folder, write_published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.interop.release import Release
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.training import flow_run
 from hdm_lightning.training.hub_upload import Hub, upload
 from hub import standing_in
 
@@ -68,6 +70,22 @@ def test_a_fine_tuning_begins_from_the_hub(hub, job, toy_job, tmp_path):
     began = read_pipeline_folder(Path(job["run_dir"]) / "final").load_network().state_dict()
     ended = read_pipeline_folder(tmp_path / "tuned" / "final").load_network().state_dict()
     assert max(float((ended[name] - value).abs().max()) for name, value in began.items()) < 0.5
+
+
+def test_a_lora_over_a_base_of_this_machine_is_pushed_without_its_paths(hub, job, toy_job, tmp_path):
+    base = tmp_path / "base"
+    assert run_job(check_job(toy_job(base, px16={"samples": 8}))) == 0
+    stages = {"one": {"samples": 8, "routing_rate": 0.0}, "two": {"samples": 8, "routing_rate": 0.0}}
+    config = {**toy_job(tmp_path / "ink", **stages), "init": str(base), "hub": {"push": "me/ink", "at": "stages"}}
+    config |= {"adapter": {"_target_": "hdm_lightning.LoRA", "rank": 2}, "module": {"rule": "constant"}}
+    assert run_job(check_job(config)) == 0
+    assert hub.messages == ["toy: stage one", "toy: final"]
+    texts = {name: held.decode() for name, held in hub.files["me/ink"].items() if not name.endswith("safetensors")}
+    assert not [name for name, text in texts.items() if str(tmp_path) in text]
+    assert "base_model:" not in texts["README.md"] and "--lora me/ink" in texts["README.md"]
+    uploaded = json.loads(texts["adapter_base.json"])["base"]
+    kept = json.loads((tmp_path / "ink/final/adapter_base.json").read_text())["base"]
+    assert uploaded == {"name": "base", "sha256": kept["sha256"]} and kept["name"] == str(base)
 
 
 def test_a_hub_that_refuses_says_so_before_anything_is_trained(hub, job):
@@ -130,3 +148,25 @@ def test_a_pipeline_pushes_itself(hub, job, tmp_path):
 def test_what_is_no_name_is_refused(job, name):
     with pytest.raises(UserError, match="OWNER/NAME"):
         check_job({**job, "hub": {"push": name}})
+
+
+def test_a_stage_that_cannot_be_uploaded_ends_no_run(hub, job, monkeypatch, capsys):
+    def fails(run, checkpoint, plan, folder, **options):
+        if plan is not run.plans[-1]:
+            assert folder.is_relative_to(run.run_dir)
+            raise OSError("no space left")
+        return export(run, checkpoint, plan, folder, **options)
+
+    export = flow_run.export_pipeline
+    monkeypatch.setattr(flow_run, "export_pipeline", fails)
+    assert run_job(check_job(job)) == 0
+    assert hub.messages == ["toy: final"]
+    said = "warning: stage px16 is not on the hub: no space left"
+    assert said in capsys.readouterr().out and said in (Path(job["run_dir"]) / "train.log").read_text()
+    assert not list(Path(job["run_dir"]).glob(".upload-*"))
+
+
+def test_a_network_that_is_no_xut_is_not_pushed(job):
+    with pytest.raises(UserError, match="only an XUT") as refused:
+        check_job({**job, "model": {"_target_": "torch.nn.Identity"}})
+    assert refused.value.where == "hub.push"

@@ -1,20 +1,23 @@
 """A run that trains an adapter: what it trains, keeps, resumes from and refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from composed import check_job, run_job
 from crash import crashing_at
+from hdm_lightning import LoRA
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import read_adapter
 from hdm_lightning.interop.adapters import weights_sha256
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
-from hdm_lightning.models import XUTConfig
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
+from hdm_lightning.training.strategies.parallelize import prepare_network
 
 RANK = 2
 OF_INIT = dict.fromkeys(XUTConfig.__dataclass_fields__)
@@ -55,13 +58,15 @@ def final(config):
     return Path(config["run_dir"]) / "final"
 
 
-def test_only_the_adapter_is_trained_and_saved(lora_job, base):
+def test_only_the_adapter_is_trained_and_saved(lora_job, base, capsys):
     config = lora_job()
     drawn = {"prompts": ["a star"], "steps": 2, "aspect_ratios": [1.0]}
     config["callbacks"] = {**config["callbacks"], "sample_images": drawn}
     assert run_job(check_job(config)) == 0
     assert list(Path(config["run_dir"]).glob("01-tune/samples/*.png"))
     stored = read_pipeline_folder(base / "final").load_network().state_dict()
+    trained = load_file(final(config) / "adapter_model.safetensors").values()
+    assert f"LoRA of rank {RANK}, {sum(each.numel() for each in trained):,} of " in capsys.readouterr().out
     adapter = read_adapter(final(config))
     assert adapter.base.sha256 == weights_sha256(stored)
     assert Path(adapter.base.name) == base
@@ -106,6 +111,9 @@ def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_pat
         ({"adapter": {"rank": 0}}, "adapter.rank", "1 or more"),
         ({"adapter": {"targets": ["atention"]}}, "adapter.targets", "attention"),
         ({"adapter": {"targets": ["(("]}}, "adapter.targets", "no pattern"),
+        ({"adapter": {"dropout": 0.1}}, "adapter.dropout", "unknown key"),
+        ({"model": {"decoder_blocks": 5}}, "model.decoder_blocks", "model.decoder_blocks=null"),
+        ({"text_encoder": {"layer": -2}}, "text_encoder.layer", "text_encoder.layer=null"),
         ({"module": {"rule": "mup"}}, "module.rule", "constant"),
         ({"text_encoder": {"whiten_captions": 8}}, "text_encoder.whiten_captions", "set it to 0"),
         ({"trainer": {"strategy": "fsdp2", "accelerator": "cpu"}}, "trainer.strategy", "ddp"),
@@ -116,6 +124,38 @@ def test_what_does_not_go_with_an_adapter_is_told_first(lora_job, changed, chang
         check_job(changed(lora_job(), **changes))
     assert refused.value.where == where
     assert words in str(refused.value)
+
+
+def test_a_started_run_goes_on_without_init(lora_job, base):
+    config = lora_job()
+    first = check_job(config)
+    with crashing_at(3):
+        run_job(first)
+    again = check_job({**config, "init": None})
+    assert again.config.init == str(base) and again.config.model == first.config.model
+    assert again.config.schedule == first.config.schedule and again.config.vae.name == first.config.vae.name
+
+
+def test_captions_are_cut_as_the_base_s_were(lora_job):
+    with pytest.raises(UserError, match="is 5, and the adapter's base was trained with 8") as refused:
+        check_job(lora_job(tune={**STAGE, "context_length": 5, "resolution": 24}))
+    assert refused.value.where == "schedule.stages.tune.context_length"
+
+
+def test_encoders_are_those_of_the_base_or_copies_of_these(
+    lora_job, base, tiny_text_encoder, tiny_autoencoder, tmp_path, changed
+):
+    other = shutil.copytree(tiny_text_encoder, tmp_path / "text")
+    with pytest.raises(UserError, match="base was trained with") as refused:
+        check_job(changed(lora_job(), text_encoder={"name": str(other)}))
+    assert refused.value.where == "text_encoder.name" and "text_encoder.name=null" in refused.value.hint
+    vae = shutil.copytree(base / "final" / "vae", tmp_path / "vae")
+    check_job(changed(lora_job(), vae={"name": str(vae)}, text_encoder={"name": str(tiny_text_encoder)}))
+    (file,) = vae.glob("*.safetensors")
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="base was trained with") as refused:
+        check_job(changed(lora_job(), vae={"name": str(vae)}))
+    assert refused.value.where == "vae.name" and "vae.name=null" in refused.value.hint
 
 
 def test_an_autoencoder_is_no_base(lora_job, base):
@@ -132,3 +172,24 @@ def test_an_adapter_is_no_base(lora_job):
     assert "hdm-convert" in refused.value.hint
     described = json.loads((final(config) / "adapter_config.json").read_text())
     assert described["peft_type"] == "LORA" and described["r"] == RANK
+
+
+def gradients(network, recomputed):
+    prepare_network(network, activation_checkpointing=recomputed)
+    network.zero_grad()
+    generator = torch.Generator().manual_seed(1)
+    latents, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 16, generator=generator)
+    network.train()(latents, torch.tensor([0.3, 0.7]), context).square().mean().backward()
+    return {name: each.grad.clone() for name, each in network.named_parameters() if each.requires_grad}
+
+
+@pytest.mark.parametrize("recomputed", [True, "selective"])
+def test_blocks_that_are_run_again_give_an_adapter_its_gradients(recomputed):
+    torch.manual_seed(0)
+    sizes = {"width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16, "context_width": 16, "depth": 1}
+    network = LoRA(RANK)(XUT(XUTConfig(**sizes, decoder_blocks=1)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    kept, again = gradients(network, False), gradients(network, recomputed)
+    assert all(torch.equal(again[name], value) for name, value in kept.items())
+    assert all(value.abs().max() > 0 for value in kept.values())

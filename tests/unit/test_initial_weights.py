@@ -11,7 +11,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
-from hdm_lightning.training.initial_weights import load_initial_weights
+from hdm_lightning.training.initial_weights import load_initial_weights, require_whole
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=2, decoder_blocks=2,
@@ -93,3 +93,37 @@ def test_files_without_a_model_are_told(tmp_path: Path) -> None:
     assert "unexpected (1): encoder.conv_in.weight" in str(caught.value)
     with pytest.raises(UserError, match="there is no model in"):
         load_initial_weights(network(1), str(tmp_path / "nothing"))
+
+
+def test_weights_in_several_files_are_all_taken(tmp_path: Path) -> None:
+    state = network(0).state_dict()
+    folder, stem = tmp_path / "final" / "transformer", "diffusion_pytorch_model"
+    folder.mkdir(parents=True)
+    places = {}
+    for number, names in enumerate((list(state)[::2], list(state)[1::2]), 1):
+        file = f"{stem}-0000{number}-of-00002.safetensors"
+        write_tensors(folder / file, {f"network.{name}": state[name] for name in names})
+        places |= {f"network.{name}": file for name in names}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    model = network(1)
+    report = load_initial_weights(model, str(tmp_path))
+    assert (report.missing, report.reshaped, report.unused) == ([], [], [])
+    same_values(model, network(0))
+
+
+def test_what_is_not_whole_is_no_base(tmp_path: Path) -> None:
+    state = network(0).state_dict()
+    write_tensors(tmp_path / "model.safetensors", state)
+    require_whole(load_initial_weights(network(1), str(tmp_path)))
+    del state["text_projection.bias"]
+    write_tensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(UserError, match=r"1 missing \(text_projection.bias\)"):
+        require_whole(load_initial_weights(network(1), str(tmp_path)))
+    write_tensors(tmp_path / "released.safetensors", published.export_state_dict(network(0)))
+    other = XUT(replace(CONFIG, residual="input"))
+    with pytest.raises(UserError, match=r"1 wired differently"):
+        require_whole(load_initial_weights(other, str(tmp_path / "released.safetensors")))
+    state = network(0).state_dict() | {"patch_embedding.weight": torch.zeros(16, 3, 2, 2)}
+    write_tensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(UserError, match=r"1 of another shape \(patch_embedding.weight\)"):
+        require_whole(load_initial_weights(network(1), str(tmp_path)))

@@ -220,3 +220,11 @@ def told_without_rights(run: Path) -> str:
         told = said.read()
     os.waitpid(pid, 0)
     return told
+
+
+def test_an_environment_that_cannot_be_read_says_nothing(tmp_path):
+    assert run_folder.read_environment(tmp_path) == {}
+    (tmp_path / run_folder.ENVIRONMENT).write_text('{"commit": ')
+    assert run_folder.read_environment(tmp_path).get("commit") is None
+    (tmp_path / run_folder.ENVIRONMENT).write_text('{"commit": "abc"}')
+    assert run_folder.read_environment(tmp_path) == {"commit": "abc"}

@@ -73,7 +73,7 @@ def test_whatever_stands_before_the_names_is_taken_off(bare, names):
             assert equal(published.load_xut(CONFIG, stored).state_dict(), expected), prefix
         else:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("hdm_lightning.training.initial_weights.find_weights", Path)
+                patch.setattr("hdm_lightning.training.initial_weights.find_weights", lambda source: (Path(source),))
                 patch.setattr("hdm_lightning.training.initial_weights.read_tensors", lambda path, s=stored: s)
                 model = network(1)
                 assert load_initial_weights(model, "x").missing == []

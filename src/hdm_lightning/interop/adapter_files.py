@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapters import Adapter, Base, LowRank
 from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX, is_pipeline_folder
@@ -63,8 +64,7 @@ _PARTS = {
 _CARD_TEXT = """---
 library_name: hdm-lightning
 pipeline_tag: text-to-image
-base_model: {base}
-tags: [hdm, xut, lora]
+{base_model}tags: [hdm, xut, lora]
 ---
 
 # {name}
@@ -284,22 +284,28 @@ def _underscored(config: XUTConfig) -> dict[str, str]:
     return {name.replace(".", "_"): name for name in names}
 
 
-def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA") -> None:
-    """Write peft's folder, adapter_config.json last."""
+def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA", found_as: str | None = None) -> None:
+    """Write peft's folder, adapter_config.json last; `found_as` is the card's name of it, else the folder's path."""
     (folder / CONFIG).unlink(missing_ok=True)
     write_tensors(folder / WEIGHTS, named_tensors(adapter.layers, _PEFT))
     write_json(folder / BASE, {"base": asdict(adapter.base), "settings": dict(adapter.settings)})
     ranks, base = [layer.rank for layer in adapter.layers.values()], adapter.base.name
     card = _CARD_TEXT.format(
         base=base or "BASE",
+        base_model=f"base_model: {base}\n" if base and is_on_hub(base) else "",
         name=name,
         rank=max(ranks),
         count=len(ranks),
-        folder=folder,
+        folder=found_as or folder,
         training=json.dumps(dict(adapter.settings.get("training", {})), indent=2, ensure_ascii=False),
     )
     write_text(folder / CARD, card)
     write_json(folder / CONFIG, peft_config(adapter))
+
+
+def is_on_hub(base: str) -> bool:
+    """Whether a base's name is a hub's OWNER/NAME, and no folder's."""
+    return base.count("/") == 1 and not is_local_path(base) and not Path(base).exists()
 
 
 def peft_config(adapter: Adapter, prefix: str = "") -> dict[str, Any]:

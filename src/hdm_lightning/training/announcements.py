@@ -10,6 +10,7 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.progress_bar import duration
 from hdm_lightning.training.composition import plain
+from hdm_lightning.training.modules.low_rank import is_adapted
 from hdm_lightning.training.rewind import StartPoint
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import Run
@@ -70,9 +71,17 @@ def shown(path: Path) -> str:
 
 def _model(run: Run) -> str:
     parameters = sum(each.numel() for each in run.network.parameters())
-    count = f"{parameters / 1e6:,.1f}M" if parameters >= 1e6 else f"{parameters:,}"
     source = run.config.get("init") or OmegaConf.select(run.config, "autoencoder.source")
-    return f"{run.recipe.kind(run)}, {count} parameters, " + (f"from {source}" if source else "from scratch")
+    begins = f"from {source}" if source else "from scratch"
+    if is_adapted(run.network):
+        trained = sum(each.numel() for each in run.network.parameters() if each.requires_grad)
+        rank = OmegaConf.select(run.config, "adapter.rank") or "?"
+        return f"LoRA of rank {rank}, {_count(trained)} of {_count(parameters)} parameters, {begins}"
+    return f"{run.recipe.kind(run)}, {_count(parameters)} parameters, {begins}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f}M" if parameters >= 1e6 else f"{parameters:,}"
 
 
 def _device(run: Run) -> str:

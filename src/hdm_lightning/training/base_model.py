@@ -16,6 +16,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder, is_pipeline_folder, read_pipeline_folder
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.training.continued import configuration_of
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors"]
 _TARGET = "_target_"
@@ -50,9 +51,12 @@ def base_folder(source: str) -> PipelineFolder:
 def fill_from_init(config: DictConfig) -> None:
     """Put what the model of `init` says in the places of a composed configuration that are null, in this very object.
 
+    A run that has started before has its own record of them, and of `init`, which comes first.
+
     Raises:
-        UserError: there are such places and no such model.
+        UserError: there are such places and no such model, or the record cannot be read.
     """
+    _fill_from_record(config)
     wanted = _open_keys(config)
     if not wanted:
         return
@@ -65,6 +69,21 @@ def fill_from_init(config: DictConfig) -> None:
         if answers.get(key) is None:
             raise UserError(f"the model of init does not say {key}", where=key, hint=f"give one: {key}=VALUE")
         OmegaConf.update(config, key, answers[key])
+
+
+def _fill_from_record(config: DictConfig) -> None:
+    """Put what the run has recorded in the places that are null, unless it is now to begin with another model."""
+    wanted = _open_keys(config)
+    if config.get("run_dir") is None or not (wanted or config.get("adapter")):
+        return
+    began, source = configuration_of(Path(str(config.run_dir))) or OmegaConf.create({}), config.get("init")
+    recorded = began.get("init")
+    if recorded is None or (source is not None and kept_name(str(source)) != kept_name(str(recorded))):
+        return
+    config["init"] = recorded
+    for key in wanted:
+        if (value := OmegaConf.select(began, key)) is not None:
+            OmegaConf.update(config, key, value)
 
 
 def _open_keys(config: DictConfig) -> list[str]:

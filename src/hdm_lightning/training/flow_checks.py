@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong with a network's training before the first weight is allocated."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -8,11 +9,12 @@ from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.latent_sets import LatentFormat
-from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config
+from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config, same_model
 from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapters import require_peft
+from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.averaging.averages import check_averages
@@ -55,8 +57,12 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
         formats += _check_data(stage)
     check_stops(first, plans)
     check_init(config, plans)
-    check_name(Hub(**(plain(config, "hub") or {})))
-    check_adapter_run(first, model)
+    hub = Hub(**(plain(config, "hub") or {}))
+    check_name(hub)
+    if hub.push is not None and model is None and config.get("adapter") is None:
+        what = "only an XUT is written as a folder to draw with, and the network is none"
+        raise UserError(what, where="hub.push", hint="hub.push=null")
+    check_adapter_run(first, model, plans)
     check_continued(config, plans, kept, course)
     check_call(first, "text_encoder", own=("whiten_captions", "cache_size"))
     check_call(first, "vae", own=("made_by",))
@@ -206,8 +212,8 @@ def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:
             raise UserError(what, where=f"{where}.plateau_samples", hint="set validation.samples")
 
 
-def check_adapter_run(config: DictConfig, model: XUTConfig | None) -> None:
-    """What trains an adapter has a base, layers to adapt, and nothing that it does not go with.
+def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan]) -> None:
+    """What trains an adapter has a base, trains beside that base alone, and has layers to adapt.
 
     Raises:
         UserError: naming the key.
@@ -218,7 +224,7 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None) -> None:
     if config.get("init") is None:
         hint = "give the model that it is for: init=runs/mine, or init=OWNER/NAME"
         raise UserError("an adapter stands beside trained weights, and none are given", where="init", hint=hint)
-    base_folder(str(config.init))
+    _check_base(config, model, plans, base_folder(str(config.init)))
     if plain(config, "text_encoder").get("whiten_captions"):
         what = "whitened states need another text projection than the base has"
         raise UserError(what, where="text_encoder.whiten_captions", hint="set it to 0 with an adapter")
@@ -237,6 +243,44 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None) -> None:
         except UserError as error:
             raise UserError(error.what, where=f"adapter.{error.where}", hint=error.hint) from error
         require_peft("LoRA")
+
+
+def _check_base(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan], base: PipelineFolder) -> None:
+    """The frozen network and the encoders are those of the base: an adapter is drawn with these."""
+    pairs = (
+        []
+        if model is None
+        else [(f"model.{key}", value, getattr(base.xut, key)) for key, value in asdict(model).items()]
+    )
+    source = base.text_encoder
+    if source is not None:
+        pairs.append(("text_encoder.layer", plain(config, "text_encoder").get("layer", source.layer), source.layer))
+        lengths = [(plan.written_at, plan.settings.context_length) for plan in plans]
+        pairs += [(f"{written_at}.context_length", length, source.context_length) for written_at, length in lengths]
+    for key, value, of_base in pairs:
+        if value != of_base:
+            raise _other_than_base(key, value, of_base, f"take the base's: {key}=null")
+    name = plain(config, "text_encoder").get("name")
+    if source is not None and not base.inside and name and not same_model(name, source.name):
+        moved = f"; if the encoder has only moved, write its new place into {base.folder / INDEX}"
+        raise _other_than_base(
+            "text_encoder.name", name, source.name, f"take the base's: text_encoder.name=null{moved}"
+        )
+    name = plain(config, "vae").get("name")
+    if name and base.vae.is_dir() and not _same_autoencoder(config, name, base.vae):
+        raise _other_than_base("vae.name", name, base.vae, "take the base's: vae.name=null")
+
+
+def _other_than_base(key: str, value: object, of_base: object, hint: str) -> UserError:
+    return UserError(f"is {value}, and the adapter's base was trained with {of_base}", where=key, hint=hint)
+
+
+def _same_autoencoder(config: DictConfig, name: str, of_base: Path) -> bool:
+    """Whether two autoencoders encode alike: the same folder, or copies of it."""
+    if same_model(name, str(of_base)) or not str(config.vae["_target_"]).endswith(".load_autoencoder"):
+        return True
+    folder = locate_autoencoder(name, where="vae.name", made_by=config.vae.get("made_by"))
+    return folder_fingerprint(folder, where="vae.name") == folder_fingerprint(of_base, where="init")
 
 
 def check_init(config: DictConfig, plans: list[StagePlan]) -> None:

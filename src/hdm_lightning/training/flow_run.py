@@ -22,7 +22,7 @@ from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.interop.adapter_files import write_adapter_folder
+from hdm_lightning.interop.adapter_files import is_on_hub, write_adapter_folder
 from hdm_lightning.models import XUT
 from hdm_lightning.training import flow_checks, run_folder
 from hdm_lightning.training.base_model import kept_name
@@ -34,7 +34,7 @@ from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoin
 from hdm_lightning.training.composition import build, plain
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.hub_upload import Hub, reserve, upload
-from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init
+from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init, require_whole
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
 from hdm_lightning.training.modules.draws import sub_seed
 from hdm_lightning.training.modules.low_rank import adapter_of, is_adapted
@@ -249,19 +249,31 @@ class FlowRecipe(Recipe):
             export_pipeline(run, read_checkpoint(checkpoint), run.plans[-1], final)
             write_hparams(run)
             if hub.push is not None and final.is_dir():
-                print(f"{run.config.name} is on the hub: {upload(final, hub, f'{run.config.name}: final')}", flush=True)
+                say(f"{run.config.name} is on the hub: {push(run, checkpoint, run.plans[-1], final)}")
 
     def after_stage(self, run: Run, plan: StagePlan, checkpoint: Path) -> None:
         """Put what the stage has made on the hub, where that is asked for; a hub that refuses ends no training."""
         hub = group(run.config, self, "hub")
         if hub.push is None or hub.at != "stages" or plan is run.plans[-1] or processes.rank() != 0:
             return
-        with TemporaryDirectory() as folder:
-            export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder))
-            try:
-                upload(Path(folder), hub, f"{run.config.name}: stage {plan.name}")
-            except UserError as error:
-                print(f"warning: stage {plan.name} is not on the hub: {error.what}", flush=True)
+        try:
+            push(run, checkpoint, plan)
+        except (UserError, OSError) as error:
+            say(f"warning: stage {plan.name} is not on the hub: {getattr(error, 'what', error)}")
+
+
+def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = None) -> str:
+    """Upload what a run has made up to a stage's end; the address of the commit.
+
+    An adapter is written anew for it, without this machine's paths; a whole model's folder may be `written` already.
+    """
+    hub = group(run.config, run.recipe, "hub")
+    message = f"{run.config.name}: " + ("final" if plan is run.plans[-1] else f"stage {plan.name}")
+    if written is not None and not is_adapted(run.network):
+        return upload(written, hub, message)
+    with TemporaryDirectory(dir=run.run_dir, prefix=".upload-") as folder:
+        export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder), public=hub.push)
+        return upload(Path(folder), hub, message)
 
 
 def fresh_network(config: DictConfig) -> nn.Module:
@@ -283,6 +295,7 @@ def first_network(config: DictConfig, whitening: TextWhitening | None = None) ->
     if set(PROJECTION) <= set(report.loaded):
         network.load_state_dict(unfolded(network.state_dict(), whitening))
     if config.get("adapter") is not None:
+        require_whole(report)
         torch.manual_seed(sub_seed(int(config.seed), "adapter"))
         network = build(config, "adapter")(network)
     return network, report
@@ -301,11 +314,13 @@ def _short(name: str) -> str:
     return name.removeprefix("val/loss").removeprefix("_") or "raw"
 
 
-def export_pipeline(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
-    """Write a folder to draw with, such as `final/`, from the last checkpoint of a stage."""
+def export_pipeline(
+    run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path, *, public: str | None = None
+) -> None:
+    """Write a folder to draw with, such as `final/`, from the last checkpoint of a stage; see `export_adapter`."""
     config, last = run.config, plan.settings
     if is_adapted(run.network):
-        export_adapter(run, checkpoint, plan, folder)
+        export_adapter(run, checkpoint, plan, folder, public=public)
         return
     if not isinstance(run.network, XUT):
         say(f"the network is no XUT: its weights stay in {run.run_dir}'s last checkpoint")
@@ -329,18 +344,24 @@ def export_pipeline(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folde
     )
 
 
-def export_adapter(run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path) -> None:
-    """Write the folder of a run with an adapter: the adapter alone, and which base it belongs to."""
+def export_adapter(
+    run: Run, checkpoint: dict[str, Any], plan: StagePlan, folder: Path, *, public: str | None = None
+) -> None:
+    """Write the folder of a run with an adapter: the adapter alone, and which base it belongs to.
+
+    `public` is the hub's name of it, where it goes there: of a local base it then has the folder's name alone.
+    """
+    base = kept_name(str(run.config.init))
     averages = averages_state(checkpoint)
     averaged = averages["shadows"][0] if averages is not None and averages["shadows"] else None
     context = plan.settings.context_length
     adapter = adapter_of(
         run.network,
-        base=kept_name(str(run.config.init)),
+        base=base if public is None or is_on_hub(base) else Path(base).name,
         weights=averaged or network_weights(checkpoint),
         settings={"training": _record(run, plan), "sampling": _sampling(run, plan), "context_length": context},
     )
-    write_adapter_folder(folder, adapter, name=str(run.config.name))
+    write_adapter_folder(folder, adapter, name=str(run.config.name), found_as=public)
 
 
 def _sampling(run: Run, plan: StagePlan) -> dict[str, Any]:
@@ -361,8 +382,8 @@ def _record(run: Run, plan: StagePlan) -> dict[str, Any]:
         "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
         "stages": stages,
         "resolution": plan.settings.resolution,
-        "commit": environment["commit"],
-        "hdm_lightning": environment["hdm_lightning"],
+        "commit": environment.get("commit"),
+        "hdm_lightning": environment.get("hdm_lightning"),
     }
 
 

@@ -15,7 +15,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
-from hdm_lightning.interop.tensor_files import read_tensors, require_finite
+from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
@@ -76,9 +76,10 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     Raises:
         UserError: when the file is not there or cannot be read, or no tensor of it fits.
     """
-    path = find_weights(source)
+    files = find_weights(source)
+    path = files[0]
     try:
-        tensors = unwrapped(read_tensors(path))
+        tensors = unwrapped({name: tensor for file in files for name, tensor in read_tensors(file).items()})
     except UserError as error:
         hint = error.hint or "give a run's or a model's folder, or a file of weights"
         raise UserError(f"{path}: {error.what}", where="init", hint=hint) from error
@@ -106,21 +107,40 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     )
 
 
-def find_weights(source: str) -> Path:
-    """The file that `init` means: the file itself, or that of a run's, a model's or a published diffusers folder,
-    or of a model of the hub.
+def find_weights(source: str) -> tuple[Path, ...]:
+    """The files that `init` means: the file itself, or those of a run's, a model's or a published diffusers folder,
+    or of a model of the hub; several where an index splits the weights.
     """
     path = Path(source).expanduser()
-    for candidate in (path, *(path / place for place in PLACES)):
-        if candidate.is_file():
-            return candidate
+    if path.is_file():
+        return (path,)
+    for place in PLACES:
+        if found := shards(path / place):
+            return found
     if not path.exists() and "/" in source and not is_local_path(source):
-        return base_folder(source).weight_files()[0]
+        return base_folder(source).weight_files()
     raise UserError(
         f"there is no model in {source}",
         where="init",
         hint=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
     )
+
+
+def require_whole(report: InitReport) -> None:
+    """Raise UserError unless `init` gave the whole network: what stays frozen must have been trained."""
+    odd = [
+        f"{len(names)} {kind} ({', '.join(names[:3])})"
+        for kind, names in (
+            ("missing", report.missing),
+            ("of another shape", report.reshaped),
+            ("wired differently", report.wiring),
+        )
+        if names
+    ]
+    if odd:
+        what = f"{report.source} is not the whole network that the adapter stands beside: {'; '.join(odd)}"
+        hint = "leave the model to init (experiment=lora does), or take a base that is whole"
+        raise UserError(what, where="init", hint=hint)
 
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:

@@ -154,8 +154,11 @@ def read_done(run_dir: Path, plan: StagePlan) -> dict[str, Any]:
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
-    """Versions, commit and devices of the run's last start."""
-    return read_object(run_dir / ENVIRONMENT, hint="delete the folder's final/, and run the same command again")
+    """Versions, commit and devices of the run's last start; empty where they cannot be read, which ends no run."""
+    try:
+        return parse_object((run_dir / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

@@ -26,6 +26,7 @@ from hdm_lightning.training.callbacks.steps import SharedClock, StepWatcher, due
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.modules.autoencoder_module import signed
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork
+from hdm_lightning.training.run_log import say
 from hdm_lightning.training.strategies.processes import barrier
 from hdm_lightning.training.strategies.sharded_tensors import is_sharded
 from hdm_lightning.whole_files import write_atomically
@@ -116,7 +117,7 @@ class SampleImages(StepWatcher, Callback):
                 with torch.no_grad(), trainer.precision_plugin.val_step_context(), uncompiled():
                     images = pipeline.draw(self.prompts, seeds, settings)
             except UserError as error:  # early weights may draw what is no image; that ends no training
-                print(f"no images of {width}x{height} at {seen} samples: {error.what}", flush=True)
+                say(f"no images of {width}x{height} at {seen} samples: {error.what}")
                 continue
             if trainer.is_global_zero:
                 sheet = contact_sheet([to_pil(image) for image in images], self.prompts)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.run_log import say
 from hdm_lightning.training.strategies.processes import rank, summed
 from hdm_lightning.whole_files import read_lines
 
@@ -99,7 +100,7 @@ class UsableSamples(StepWatcher, Callback):
             what = f"{told}, more than {share:.1%}{_reasons(trainer)}"
             raise UserError(what, where="data.max_bad_share", hint=f"{_VERIFY}; or raise data.max_bad_share")
         if rank() == 0:
-            print(f"{told}{_reasons(trainer)}", flush=True)
+            say(f"{told}{_reasons(trainer)}")
 
     def _share(self, trainer: Trainer) -> float:
         if self.largest_share is not None:

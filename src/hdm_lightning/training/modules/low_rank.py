@@ -36,7 +36,6 @@ class LoRA:
         rank: of the matrices, at least 1.
         alpha: what they add is scaled by alpha / rank; None is the rank, so that the scale is 1.
         targets: words of `TARGETS`, or patterns (regular expressions) of whole layer names.
-        dropout: of the layers' inputs on the adapters' side, in training.
 
     Raises:
         UserError: peft is not installed, or no layer fits a target.
@@ -47,11 +46,10 @@ class LoRA:
         rank: Annotated[int, Field(ge=1)] = 16,
         alpha: Annotated[float, Field(gt=0)] | None = None,
         targets: Sequence[str] = ("attention", "feed_forward"),
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         if rank < 1:
             raise UserError(f"{rank} is no rank", where="rank", hint="give 1 or more; without a LoRA, adapter=null")
-        self.rank, self.alpha, self.targets, self.dropout = rank, alpha, tuple(targets), dropout
+        self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
 
     def __call__(self, network: nn.Module) -> Any:
         """The same network, adapted; the adapters are drawn from torch's default generator."""
@@ -63,7 +61,7 @@ class LoRA:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=alpha,
-            lora_dropout=self.dropout,
+            lora_dropout=0.0,  # blocks that are run again in the backward pass must compute what they did before
             target_modules="|".join(map(re.escape, names)),
         )
         inject_adapter_in_model(config, network, NAME)
