@@ -28,6 +28,8 @@ OF_THE_OTHER = {
 }
 OF_INIT = ("of_init", "finetune", "lora")
 """Choices that leave something to the model of `init`, or stand beside it."""
+OF_AN_ADAPTER = ["module.rule=constant", "model=of_init", "text_encoder=of_init", "vae=of_init", "schedule=lora"]
+"""What an adapter trains with: the network and the encoders of its base."""
 NEEDS = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "adamw8bit": "torchao"}
 
 
@@ -97,7 +99,7 @@ def test_every_choice_of_hdm_train_passes_the_checks(composed, trained, group, n
         assert caught.value.where == "schedule.stages.px256.latents"
         extra += [f"schedule.stages.{stage}.latents=null" for stage in ("px256", "px512")]
     extra += [f"init={trained}"] if name in OF_INIT else []
-    extra += ["module.rule=constant"] if group == "adapter" else []
+    extra += OF_AN_ADAPTER if group == "adapter" else []
     job = check_job(composed("train", f"{group}={name}", *extra))
     assert job.plans and job.processes == 1
 
