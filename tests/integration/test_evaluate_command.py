@@ -128,7 +128,9 @@ def test_an_evaluation_compared_with_itself_is_the_same(evaluated, tmp_path):
     assert evaluate.main(["compare", str(evaluated), str(evaluated), "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["measures"]
     assert {row["name"] for row in rows if row["primary"]} == {"loss.flow_loss", "kernel.kernel_efficientnet_lite0"}
-    assert {row["verdict"] for row in rows if row["margin"]} == {"the same"}
+    # Where all of few images agree, too, nothing says that others would.
+    assert {row["verdict"] for row in rows if row["margin"]} <= {"the same", "not told apart"}
+    assert all(row["difference"]["value"] == 0 and row["difference"]["p"] == 1 for row in rows)
 
 
 def test_what_cannot_be_done_is_left_out_with_the_nearest_that_works(evaluated):

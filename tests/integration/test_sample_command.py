@@ -93,7 +93,7 @@ def test_repeat_finds_the_raw_weights_and_the_picture_it_started_from(run_folder
     assert "is not the one" not in capsys.readouterr().err
     Image.fromarray(255 - noise).save(start)
     assert sample.main(["--repeat", str(original), "--out", str(tmp_path / "c")]) == 0
-    assert f"warning: image {start} is not the one" in capsys.readouterr().err
+    assert f"{start} is not the one" in capsys.readouterr().err
 
 
 def test_repeat_of_a_picture_drawn_from_noise_takes_a_strength_with_an_image_only(run_folder, tmp_path, capsys):

@@ -16,7 +16,6 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder, is_pipeline_folder, read_pipeline_folder
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.continued import configuration_of
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors"]
 _TARGET = "_target_"
@@ -76,6 +75,8 @@ def _fill_from_record(config: DictConfig) -> None:
     wanted = _open_keys(config)
     if config.get("run_dir") is None or not (wanted or config.get("adapter")):
         return
+    from hdm_lightning.training.continued import configuration_of  # noqa: PLC0415 (imports a trainer)
+
     began, source = configuration_of(Path(str(config.run_dir))) or OmegaConf.create({}), config.get("init")
     recorded = began.get("init")
     if recorded is None or (source is not None and kept_name(str(source)) != kept_name(str(recorded))):
