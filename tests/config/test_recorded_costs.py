@@ -60,3 +60,23 @@ def test_the_readme_s_costs_are_the_recorded_ones():
             assert time == pytest.approx(sums["hours"] / hours[told[2]], abs=0.5)
             assert (told[4] is None) == sums["fits"]
             assert rent == pytest.approx(sums["rent_usd"]["expected"], abs=0.5 if rent >= 1 else 0.005)
+
+
+def test_the_readme_s_demo_is_the_recorded_one():
+    scores = json.loads((ROOT / "experiments" / "demo" / "pairs" / "demo.json").read_text())["scores"]
+    names = {
+        "color and shape": ("one", "colour_and_shape"),
+        "placed": ("two", "placement"),
+        "two": ("two", "everything"),
+    }
+    for page in (ROOT / "README.md", ROOT / "experiments" / "demo" / "README.md"):
+        text = page.read_text().replace("colour and shape |", "color and shape |")
+        rows = re.findall(
+            r"^\| (one|two|everything)([^|]*) \| (\d+ of \d+) \| (\d+ of \d+) \| (\d+)% \| (\d+ of \d+) \|$", text, re.M
+        )
+        assert len(rows) == 3
+        for (_, _, *cells), (objects, name) in zip(rows, names.values(), strict=True):
+            of = {split: scores[objects][split][name] for split in ("unseen", "seen", "untrained")}
+            told = [f"{each['right']} of {each['trials']}" for each in of.values()]
+            assert [cells[0], cells[1], cells[3]] == told
+            assert int(cells[2]) == round(100 * of["unseen"]["chance"])
