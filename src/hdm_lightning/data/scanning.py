@@ -9,16 +9,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from hdm_lightning.data.decode import upright_size
-from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.image_kinds import HEAD_BYTES, foreign_kind
+from hdm_lightning.data.archive_record import scanned
 from hdm_lightning.data.index import (
     ENCODE_ON,
     INDEX_NAME,
@@ -26,43 +22,22 @@ from hdm_lightning.data.index import (
     Index,
     ShardRecord,
     as_entry,
-    columns_of,
     from_entry,
     load_index,
     write_index,
 )
-from hdm_lightning.data.latent_sets import LatentFormat, unpack_latent
+from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.shard_bytes import read_range
 from hdm_lightning.data.shard_files import find_shards, is_shard, no_shards
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.data.tar import (
-    BLOCK,
-    IMAGE_EXTENSIONS,
     LATENT,
-    TEXT_EXTENSIONS,
-    Gap,
-    Member,
-    ReadAt,
-    form_of,
-    is_unsafe,
-    split_name,
-    walk,
 )
 from hdm_lightning.errors import UserError
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
-MOST_NOTES = 3
-MOST_KINDS = 20
-USED = (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS, LATENT)
-"""Extensions of members that a sample may need."""
-
-MAX_SAMPLE_BYTES = 320 << 20
-"""Of all members of a sample, which are read together."""
-
-APART = "members not side by side (make the archive with tar --sort=name)"
-
 Progress = Callable[[ShardRecord], None]
 
 
@@ -259,15 +234,6 @@ def _scan_remote(url: str) -> ShardRecord:
         return scan_shard(Path(folder), name)
 
 
-class _Group(NamedTuple):
-    """The members of one sample, in order, and what is wrong with it, if anything."""
-
-    key: str
-    start: int
-    members: dict[str, Member]
-    faults: list[str]
-
-
 def scan_shard(root: Path, name: str) -> ShardRecord:
     """Everything that an index says about one local shard.
 
@@ -285,127 +251,3 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
         raise UserError(
             f"the shard cannot be read ({type(error).__name__}: {error})", where=str(path), hint=hint
         ) from error
-
-
-def scanned(name: str, digest: str, size: int, read: ReadAt) -> ShardRecord:
-    """The record of an archive of `size` bytes with a SHA-256."""
-    groups, end, notes, others = _grouped(read, size)
-    starts = [group.start for group in groups] + [end]
-    skip, shapes = _examined(read, groups, starts)
-    forms = [
-        form_of(read, group.key, start, end, group.members)
-        for group, (start, end) in zip(groups, pairwise(starts), strict=True)
-    ]
-    if not groups and (kind := foreign_kind(read(0, HEAD_BYTES))):
-        notes = [f"no tar archive but {kind}"]
-    more = len(notes) - MOST_NOTES
-    notes = notes[:MOST_NOTES] + ([f"and {more} more places"] if more > 0 else [])
-    return ShardRecord(
-        name=name,
-        samples=len(groups) - len(skip),
-        bytes=size,
-        sha256=digest,
-        first_block=starts[0] // BLOCK,
-        **columns_of(forms, shapes),
-        skip=skip,
-        note="; ".join(notes),
-        others=dict(others.most_common(MOST_KINDS)),
-    )
-
-
-def _grouped(read: ReadAt, size: int) -> tuple[list[_Group], int, list[str], Counter[str]]:
-    """The samples of an archive, those beside a gap that may lack members marked; where the last one ends; notes; and
-    how many members there are that no sample needs, by kind."""
-    groups: list[_Group] = []
-    others: Counter[str] = Counter()
-    end, notes, torn = 0, [], False
-    for found in walk(read, size, lambda kind: others.update([kind])):
-        if isinstance(found, Gap):
-            torn = torn or found.torn
-            passed = "" if found.end == size else f": bytes {found.start} to {found.end} were passed over"
-            notes.append(found.reason + passed)
-            if found.torn and groups:
-                kind = "last sample of a truncated archive" if found.end == size else "beside damage in the archive"
-                groups[-1].faults.append(kind)
-            continue
-        end = found.end
-        named = split_name(found.name)
-        if named is None:
-            others["without an extension, or hidden"] += 1
-            continue
-        key, extension = named
-        if extension not in USED:
-            others[_kind_of_member(extension)] += 1
-        if not groups or groups[-1].key != key or extension in groups[-1].members:
-            groups.append(_Group(key, found.start, {}, []))
-        groups[-1].members[extension] = found
-        if is_unsafe(found.name):
-            groups[-1].faults.insert(0, "unsafe member name")
-        if torn:
-            groups[-1].faults.append("beside damage in the archive")
-            torn = False
-    return groups, end, notes, others
-
-
-def _kind_of_member(extension: str) -> str:
-    """What is counted of a member that no sample needs."""
-    last = extension.rpartition(".")[2]
-    if last != extension and last in USED:
-        return f"with .{last} behind a further dot of their names, which are cut at the first"
-    return f".{extension[:20]}"
-
-
-def _examined(
-    read: ReadAt, groups: Sequence[_Group], starts: Sequence[int]
-) -> tuple[dict[int, str], list[tuple[int, int]]]:
-    """Which samples are left out and why, and height and width of each, 0 where unknown."""
-    skip: dict[int, str] = {}
-    shapes: list[tuple[int, int]] = []
-    seen: dict[str, int] = {}
-    for ordinal, group in enumerate(groups):
-        faults = group.faults
-        if (first := seen.setdefault(group.key, ordinal)) != ordinal:
-            apart = _completes(group, groups[first])
-            faults = [APART if apart else "duplicate key", *faults]
-            if apart and not groups[first].faults:
-                skip[first] = APART
-        if starts[ordinal + 1] - group.start > MAX_SAMPLE_BYTES:
-            faults = [*faults, "sample too large"]
-        shape = (0, 0)
-        if not faults:
-            try:
-                shape = _image_shape(read, group)
-            except SampleFault as fault:
-                faults = [str(fault)]
-        shapes.append(shape)
-        if faults:
-            skip[ordinal] = faults[0]
-    return skip, shapes
-
-
-def _completes(later: _Group, first: _Group) -> bool:
-    """Whether a group has just what an earlier one of its key lacks of an image and a text."""
-    brought = _parts(later)
-    return bool(brought) and brought == {"image", "text"} - _parts(first)
-
-
-def _parts(group: _Group) -> set[str]:
-    return {"text" if extension in TEXT_EXTENSIONS else "image" for extension in group.members if extension in USED}
-
-
-def _image_shape(read: ReadAt, group: _Group) -> tuple[int, int]:
-    if (latent := group.members.get(LATENT)) is not None:
-        return unpack_latent(read(latent.data, latent.size))[0]
-    for extension in IMAGE_EXTENSIONS:
-        if extension in group.members:
-            member = group.members[extension]
-            return upright_size(read(member.data, member.size))
-    raise SampleFault(_no_image(group))
-
-
-def _no_image(group: _Group) -> str:
-    extensions = sorted(group.members)
-    behind = [each for each in extensions if each.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    if behind:
-        return f"no image: .{behind[0][:40]} is no extension of one, as names are cut at their first dot"
-    return f"no image: only {', '.join(f'.{each[:20]}' for each in extensions[:4])}"
