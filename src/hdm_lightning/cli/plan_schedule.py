@@ -171,6 +171,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         sharded=trainer.get("strategy") == SHARDED and machine.count > 1,
         mixed=_is_mixed(trainer.get("precision", "auto"), machine),
         checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
+        text_stored=settings.data.get("text_states") is not None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
+from hdm_lightning.cli.encode_captions import encode_captions, encode_captions_arguments
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
 
@@ -269,6 +270,11 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
     "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
+    "encode-captions": (
+        "text-encoder states of captions, to train without encoding them",
+        encode_captions_arguments,
+        encode_captions,
+    ),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),

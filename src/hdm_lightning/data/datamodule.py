@@ -1,21 +1,23 @@
 """Shards as a LightningDataModule: an endless training stream that knows its position, and a fixed validation set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
 from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_together, padded_lengths
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
+from hdm_lightning.data.fit_position import FitPosition
 from hdm_lightning.data.loader import StreamLoader, ValidationLoader
 from hdm_lightning.data.rules import Alpha, StreamConfig, rules_from, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
+from hdm_lightning.data.text_states import TextStates
 from hdm_lightning.errors import UserError
 
 VALIDATION = "validation"
@@ -70,6 +72,8 @@ class ShardDataModule(LightningDataModule):
             `crop` has aspect-ratio buckets; None asks the trainer. Give it where accumulation or ranks may change.
         alpha: transparency is laid on white, or a `mask`: the alpha becomes the image's fourth channel, by which
             `FlowModule` weighs the loss.
+        text_states: folder that `hdm-shards encode-captions` made of these shards; batches then have the captions'
+            `context`, and nothing is encoded. None encodes captions as they come.
 
     Raises:
         UserError: a value is wrong; no shard or index is read before the first plan or loader.
@@ -105,6 +109,7 @@ class ShardDataModule(LightningDataModule):
         consumed: int = 0,
         samples_per_step: int | None = None,
         alpha: Alpha = "white",
+        text_states: str | None = None,
     ) -> None:
         super().__init__()
         caption_rules = rules_from(captions, CaptionRules, "data.captions")
@@ -140,11 +145,16 @@ class ShardDataModule(LightningDataModule):
             _require(name, getattr(self, name), 1)
         for name in ("validation_samples", "consumed"):
             _require(name, getattr(self, name), 0)
+        self.text_states_folder = text_states
+        if text_states is not None and caption_rules.tags is not None:
+            what = "tags are shuffled and dropped at every sight, so that no caption comes twice"
+            hint = "set data.text_states=null, or data.captions.tags=null"
+            raise UserError(what, where="data.text_states", hint=hint)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._plans: dict[StreamConfig, Plan] = {}
         self._restored: int | None = None
         self._skip: int | None = None
-        self._fit: _Fit | None = None
+        self._fit: FitPosition | None = None
 
     @property
     def training_stream(self) -> StreamConfig:
@@ -176,6 +186,7 @@ class ShardDataModule(LightningDataModule):
         self._plan(self.training_stream)
         if self.validation_samples:
             self._plan(self._validation)
+        self._text_states()
 
     @property
     def position(self) -> int:
@@ -215,6 +226,7 @@ class ShardDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
             lengths=lengths,
             together=self._sorted_together() if len(lengths) > 1 else 1,
+            text_states=self._text_states(),
         )
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
@@ -231,6 +243,7 @@ class ShardDataModule(LightningDataModule):
             rank=rank,
             world=world,
             pin_memory=self.pin_memory,
+            text_states=self._text_states(),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,9 +293,16 @@ class ShardDataModule(LightningDataModule):
         if self._fit is None:
             if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
                 return self._first()
-            self._fit = _Fit.of(self.trainer, self._first())
+            self._fit = FitPosition.of(self.trainer, self._first())
             self._skip = self._restored = None
         return self.position
+
+    def _text_states(self) -> TextStates | None:
+        if self.text_states_folder is None:
+            return None
+        states = TextStates(self.text_states_folder)
+        states.check(self._stream.context_length)
+        return states
 
     def _first(self) -> int:
         return next(each for each in (self._skip, self._restored, self.consumed) if each is not None)
@@ -316,53 +336,6 @@ class ShardDataModule(LightningDataModule):
                 plan.latents.check(config.crop, config.resolution)
             self._plans[config] = plan
         return self._plans[config]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Where the stream and the counters stood when a fit asked for its first batch."""
-
-    trainer: Trainer
-    first: int
-    batches: int
-    """Micro-batches that the trainer had counted on each rank."""
-    trained: int | None
-    """`samples_trained` of the module, where it has one."""
-
-    @classmethod
-    def of(cls, trainer: Trainer, first: int) -> "_Fit":
-        """A fit that is about to begin at a position."""
-        return cls(trainer, first, _counts(trainer).total.processed, _samples_trained(trainer.lightning_module))
-
-    def position(self, samples_per_batch: int) -> int:
-        """Where the stream stands now, a micro-batch having so many samples over all ranks."""
-        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            return self.first
-        trained = _samples_trained(self.trainer.lightning_module)
-        if trained is not None and self.trained is not None:
-            return self.first + trained - self.trained
-        return self.first + self._batches_stepped() * samples_per_batch
-
-    def _batches_stepped(self) -> int:
-        """Micro-batches of this fit whose gradients have gone into a step."""
-        progress = _counts(self.trainer)
-        done, current = progress.total.processed - self.batches, progress.current.processed
-        at_end = current >= self.trainer.num_training_batches or (
-            progress.is_last_batch and current == progress.current.ready
-        )
-        if at_end:  # Lightning steps at the end of an epoch, however few micro-batches have gathered
-            return done
-        return done - min(done, current % self.trainer.accumulate_grad_batches)
-
-
-def _counts(trainer: Trainer) -> Any:
-    """The trainer's count of micro-batches: of the present epoch, and in total."""
-    return trainer.fit_loop.epoch_loop.batch_progress
-
-
-def _samples_trained(module: LightningModule | None) -> int | None:
-    value = getattr(module, "samples_trained", None)
-    return value if isinstance(value, int) else None
 
 
 def _for_validation(config: StreamConfig) -> StreamConfig:

@@ -3,11 +3,7 @@
 Shapes: B samples of a batch, H×W pixels, L token places.
 """
 
-import os
-import signal
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby, zip_longest
@@ -20,35 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from hdm_lightning.data import worker_processes
 from hdm_lightning.data.caption_lengths import by_length, places
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
-from hdm_lightning.errors import UserError
+from hdm_lightning.data.text_states import TextStates
 
-WORKER_TIMEOUT_S = 900
-"""How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
-
-POLL_S = 5
-"""Torch looks for dead workers when a wait has timed out; its signal handler may go off where errors are swallowed."""
-
-TIMED_OUT = "DataLoader timed out after"
-"""How torch's own message begins; errors of workers come with other beginnings, whatever they say of time-outs."""
-
-STOP_GRACE_S = 120
-"""How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
-
-LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
-"""Bytes of a socket's path; one more ends it."""
-
-FORK = "fork" if sys.platform == "linux" else None
-"""How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
-and would spawn theirs, each with seconds of imports at every validation."""
-
-SHARED_MEMORY = "/dev/shm"
-PREFETCHED = 2
 CHUNK_BYTES = 4 << 20
 CHUNK_SAMPLES = 16
 
@@ -68,6 +44,10 @@ class Batch(TypedDict):
     """Fingerprint of the autoencoder that gave `latent`."""
     crop: Tensor
     """float32 (B,4): top, left, full_height, full_width of the crop, in pixels of the resized full image."""
+    context: NotRequired[Tensor]
+    """(B,L,W): states of the captions from disk, zero behind each, in the dtype in which they are stored."""
+    text_encoder: NotRequired[str]
+    """Fingerprint of the text encoder that gave `context`."""
     tokens: Tensor
     """int64 (B,L): caption tokens, padded to the context length, or to the least of the loader's lengths."""
     lengths: Tensor
@@ -133,6 +113,7 @@ class StreamLoader:
         pin_memory: lay batches in page-locked memory.
         lengths: that captions are padded to, rising up to the context length; none for that alone.
         together: batches that are made of one group of samples sorted by length.
+        text_states: from which batches have their captions' states; None for none.
     """
 
     def __init__(
@@ -148,6 +129,7 @@ class StreamLoader:
         pin_memory: bool = False,
         lengths: Sequence[int] = (),
         together: int = 1,
+        text_states: TextStates | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -155,6 +137,7 @@ class StreamLoader:
         self.config, self.plan, self.tokenize = config, plan, tokenize
         self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
         self.pin_memory, self.lengths, self.together = pin_memory, lengths, together
+        self.text_states = text_states
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -180,6 +163,10 @@ class StreamLoader:
         batch = collate(samples, pin_memory=self.pin_memory, lengths=self.lengths)
         if self.plan.latents is not None:
             batch["autoencoder"] = self.plan.latents.autoencoder
+        if self.text_states is not None:
+            given = (batch["tokens"], batch["lengths"], batch["weight"], batch["captions"])
+            batch["context"] = self.text_states.context(*given)
+            batch["text_encoder"] = self.text_states.format.text_encoder
         return batch
 
     def _sample_bytes(self, shape: tuple[int, int]) -> int:
@@ -191,19 +178,21 @@ class StreamLoader:
     def _source(self, chunks: "_Chunks") -> Iterator["Chunk"]:
         if self.workers == 0:
             return iter(chunks)
-        require_room_for_sockets(tempfile.gettempdir())
+        worker_processes.require_room_for_sockets(tempfile.gettempdir())
         largest = max(map(self._sample_bytes, self.plan.shapes))
-        require_shared_memory(self.workers, chunk_samples(largest) * largest, free_shared_memory())
+        worker_processes.require_shared_memory(
+            self.workers, chunk_samples(largest) * largest, worker_processes.free_shared_memory()
+        )
         loader = DataLoader(
             chunks,
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=PREFETCHED,
-            timeout=POLL_S,
-            worker_init_fn=_ignore_stop_signals,
-            multiprocessing_context=FORK,
+            prefetch_factor=worker_processes.PREFETCHED,
+            timeout=worker_processes.POLL_S,
+            worker_init_fn=worker_processes.ignore_stop_signals,
+            multiprocessing_context=worker_processes.FORK,
         )
-        return naming_dead_workers(loader)
+        return worker_processes.naming_dead_workers(loader)
 
 
 class ValidationLoader(StreamLoader):
@@ -227,8 +216,10 @@ class ValidationLoader(StreamLoader):
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        text_states: TextStates | None = None,
     ) -> None:
-        super().__init__(config, plan, tokenize, batch_size=batch_size, rank=rank, world=world, pin_memory=pin_memory)
+        shared: Any = {"rank": rank, "world": world, "pin_memory": pin_memory, "text_states": text_states}
+        super().__init__(config, plan, tokenize, batch_size=batch_size, **shared)
         self.samples = min(samples, plan.samples)
 
     def __len__(self) -> int:
@@ -320,78 +311,6 @@ def in_order(chunks: Iterable[Chunk]) -> Iterator[Sample]:
             yield from (sample for sample in row if sample is not None)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Let a worker not die at once of the signals that ask its process to save and stop.
-
-    A signal to all processes of a job reaches workers too, and a worker that dies makes its process fail. Workers end
-    by themselves when their process is done or dead.
-    """
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
-
-
-def require_room_for_sockets(folder: str) -> None:
-    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
-
-    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
-    worker fails in the background, and the training waits for samples that never come.
-    """
-    name = f"{folder}/pymp-12345678/listener-12345678"
-    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
-        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
-        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
-
-
 def chunk_samples(sample_bytes: int) -> int:
     """How many samples of a size are sent together."""
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
-
-
-def free_shared_memory() -> int | None:
-    """Bytes free where workers put their samples, None where nobody knows."""
-    try:
-        state = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return state.f_bavail * state.f_frsize
-
-
-def require_shared_memory(workers: int, chunk_bytes: int, free: int | None) -> None:
-    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs."""
-    each = (PREFETCHED + 1) * chunk_bytes  # and the one that is being made
-    if free is not None and workers * each > free:
-        fit = free // each
-        raise UserError(
-            f"{workers} data workers need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} has "
-            f"{free / 1e6:.0f} MB free",
-            where="data.workers",
-            hint=f"set data.workers={fit}, or give more: docker run --shm-size={max(1, 2 * workers * each >> 30)}g",
-        )
-
-
-def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """The chunks of worker processes, with an error that says so where one has died or is stuck.
-
-    torch says so itself, unless the worker dies while a chunk's shared memory is on its way.
-
-    Raises:
-        RuntimeError: a worker has died, or none gave anything for long.
-    """
-    iterator, asked = iter(chunks), time.monotonic()
-    while True:
-        try:
-            chunk = next(iterator)
-        except StopIteration:
-            return
-        except (ConnectionError, EOFError) as error:
-            raise RuntimeError("a data worker was killed; was there enough memory?") from error
-        except RuntimeError as error:
-            if not str(error).startswith(TIMED_OUT):
-                raise
-            if time.monotonic() - asked < WORKER_TIMEOUT_S:
-                continue
-            what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-            raise RuntimeError(what) from error
-        yield chunk
-        asked = time.monotonic()

@@ -5,18 +5,14 @@ A set is made shard by shard, each written whole or not at all, so that an inter
 Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
 """
 
-import fcntl
 import hashlib
 import json
-import multiprocessing
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +26,6 @@ from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import Quarantine, SampleFault
 from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, ShardRecord, set_folder, write_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
-from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
@@ -38,12 +33,14 @@ from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
+from hdm_lightning.datasets.on_devices import alone_in, on_devices
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import no_follow, remove_leftovers, write_json
+from hdm_lightning.whole_files import remove_leftovers, write_json
 
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
+SMALLER = "give a smaller --max-pixels, and start the same command again"
 MEMBER_HEAD = 256
 """Bytes of a latent's member besides its numbers, about."""
 
@@ -127,7 +124,7 @@ class EncodedSet:
             UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(self.folder):
+        with alone_in(self.folder):
             self._encode(progress)
             return self._index()
 
@@ -142,7 +139,8 @@ class EncodedSet:
             remove_leftovers(folder)
         missing = self.missing()
         done = self.samples - sum(shard.samples for shard in missing)
-        for record in encoded(missing, self.folder, self.format, self.options):
+        worker = partial(_Encoder, self.folder, self.format, self.options)
+        for record in on_devices(missing, self.options.devices, worker, hint=SMALLER):
             note_scanned(self.folder, record)
             done += record.samples
             if progress is not None:
@@ -190,18 +188,6 @@ class EncodedSet:
         return {"shards": len(self.shards), "made_of": digest.hexdigest()[:32]}
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other calls out of a set's folder. Raises UserError: one is at work there."""
-    with open(folder / ".lock", "w", opener=no_follow) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            hint = "let it work; it uses all devices that it was given"
-            raise UserError("another process is encoding into this folder", where=str(folder), hint=hint) from error
-        yield
-
-
 def _is_set(folder: Path) -> bool:
     return folder.name[:-2].isdigit() and (folder / LATENTS_NAME).is_file()
 
@@ -232,48 +218,6 @@ def require_room(out: Path, missing: int) -> int:
             hint="name a folder on another disk, fewer resolutions, or free space",
         )
     return free
-
-
-def encoded(
-    shards: Sequence[PlannedShard], folder: Path, form: LatentFormat, options: EncodeOptions
-) -> Iterator[ShardRecord]:
-    """Encode and write shards, a process a device side by side; yields what an index says of each when it is there."""
-    devices = options.devices[: max(1, len(shards))]
-    if len(devices) == 1:
-        worker = _Encoder(folder, form, options, devices[0])
-        yield from map(worker.encode, shards)
-        return
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    waiting = context.Queue()
-    for device in devices:
-        waiting.put(device)
-    begin = partial(_begin, folder, form, options)
-    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=begin, initargs=(waiting,)) as pool:
-        running: list[Future[ShardRecord]] = [pool.submit(_encode, shard) for shard in shards]
-        try:
-            for future in as_completed(running):
-                yield future.result()
-        except BrokenProcessPool as error:
-            what = "a process that encodes has died; was there enough memory?"
-            raise UserError(what, hint="give a smaller --max-pixels, and start the same command again") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_prepared: "Callable[[], _Encoder] | None" = None
-"""In a process that encodes: what makes its encoder with the first shard, when mistakes can be told."""
-
-
-def _begin(folder: Path, form: LatentFormat, options: EncodeOptions, waiting: "multiprocessing.Queue[str]") -> None:
-    global _prepared
-    if all(device == "cpu" for device in options.devices):
-        torch.set_num_threads(max(1, available_cores() // len(options.devices)))
-    _prepared = cache(partial(_Encoder, folder, form, options, waiting.get()))
-
-
-def _encode(shard: PlannedShard) -> ShardRecord:
-    assert _prepared is not None
-    return _prepared().encode(shard)
 
 
 class _Job(NamedTuple):

@@ -127,9 +127,26 @@ class TextEncoderAround:
         self.encoder.to(device)
         return self
 
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint_of`; UserError where the encoder has none."""
+        return fingerprint_of(self.encoder)
+
     def compile_blocks(self) -> None:
         """Compile the encoder, if it can be."""
         compile_encoders(self.encoder)
+
+
+def fingerprint_of(encoder: TextEncoder) -> str:
+    """Hash of all that a text encoder's states depend on besides the tokens, which tells whether stored ones are its.
+
+    Raises:
+        UserError: it has none.
+    """
+    if getattr_static(encoder, "fingerprint", None) is None:
+        what = f"{type(encoder).__name__} cannot use text states from disk: it has no fingerprint"
+        raise UserError(what, where="text_encoder", hint="set data.text_states=null, or give it that property")
+    return str(encoder.fingerprint)  # type: ignore[attr-defined]
 
 
 def compile_encoders(*encoders: Any) -> None:

@@ -3,8 +3,10 @@
 Shapes: B batch, L tokens.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,7 +16,13 @@ from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import TextEncoder, place
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
+from hdm_lightning.encoders.pretrained import (
+    UNREADABLE,
+    locate_model,
+    read_transformer,
+    read_transformer_config,
+    readable,
+)
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
 from hdm_lightning.precision import parse_dtype
@@ -66,7 +74,8 @@ def load_text_encoder(
     chosen = parse_dtype(dtype, where=sibling_key(where, "dtype"))
     model = cut_after(read_text_model(name, chosen or torch.float32, where=where), layer, where=where)
     tokenizer = Tokenizer(name, where=where)
-    encoder = TransformersTextEncoder(model, tokenizer, max_tokens=max_tokens, auto=chosen is None)
+    own = partial(text_fingerprint, name, layer, where=where)
+    encoder = TransformersTextEncoder(model, tokenizer, max_tokens=max_tokens, auto=chosen is None, fingerprint=own)
     return CachedTextEncoder(encoder, cache_size) if cache_size else encoder
 
 
@@ -78,10 +87,17 @@ class TransformersTextEncoder:
         tokenizer: of the model; None where tokens come from elsewhere.
         max_tokens: of the captions encoded at once, together, padding included; one caption always is.
         auto: whether `to` also casts the weights to what suits the device.
+        fingerprint: gives the model's; None hashes the weights as they are in memory.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer | None = None, *, max_tokens: int = MAX_TOKENS, auto: bool = False
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None = None,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        auto: bool = False,
+        fingerprint: Callable[[], str] | None = None,
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1")
@@ -89,6 +105,7 @@ class TransformersTextEncoder:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._auto = auto
+        self._fingerprint = fingerprint or partial(_weights_fingerprint, self.model)
 
     @property
     def width(self) -> int:
@@ -99,6 +116,11 @@ class TransformersTextEncoder:
     def dtype(self) -> torch.dtype:
         """Dtype of weights and result."""
         return next(self.model.parameters()).dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `fingerprint_of`; takes a second for each gigabyte of weights."""
+        return self._fingerprint()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -177,6 +199,47 @@ class TransformersTextEncoder:
             finally:
                 handle.remove()
         return outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+
+
+def text_width(name: str, *, where: str = "text_encoder.name") -> int:
+    """Width of a text encoder's hidden states, from its configuration file alone.
+
+    Raises:
+        UserError: there is none, or transformers cannot read its configuration.
+    """
+    folder = locate_model(name, where=where, required=MODEL_FILES)
+    try:
+        width = int(read_transformer_config(folder).get_text_config().hidden_size)
+    except (*UNREADABLE, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
+            where=where,
+            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
+        ) from error
+    return width
+
+
+def text_fingerprint(name: str, layer: int = -1, *, where: str = "text_encoder.name") -> str:
+    """SHA-256, 32 hexadecimal digits, of the files of a text encoder's weights and of which hidden state is taken.
+
+    Raises UserError: the model cannot be had.
+    """
+    folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    digest = hashlib.sha256(f"layer {layer}\n".encode())
+    for path in (folder / "config.json", *files):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _weights_fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"\n{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data.cast("B"))
+    return digest.hexdigest()[:32]
 
 
 def no_masks(config: Any, length: int) -> dict[str, None] | None:

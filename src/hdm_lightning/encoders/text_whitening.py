@@ -7,6 +7,7 @@ affine, so it folds into the network's own text projection, and a finished model
 Shapes: N rows, B batch, L tokens, D width of the text encoder, W width of the network.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -93,6 +94,11 @@ class WhitenedTextEncoder(TextEncoderAround):
         """Move the encoder, and a copy of the whitening with it."""
         self._placed = self.whitening.to(device)
         return super().to(device)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint_of`: whitened states are others."""
+        return hashlib.sha256(super().fingerprint.encode() + self.whitening.to_bytes()).hexdigest()[:32]
 
     def encode(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Whitened states (B,L,D); see `TextEncoder.encode`."""

@@ -237,6 +237,8 @@ def _notes(
     ):
         if batch < min(asked, micro):
             notes.append(f"set {setting}={batch * each} so that the encoder's own activations fit")
+    if recipe.text_stored:
+        notes.append("text states come from disk: the captions are counted as if they were encoded, which is too much")
     return tuple(notes)
 
 

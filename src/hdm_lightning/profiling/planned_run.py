@@ -94,6 +94,7 @@ class Recipe:
     sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
     mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
     checkpoints_kept: int = 2  # of each stage
+    text_stored: bool = False  # whether text states come from disk, of which the forecast does not count the saving
 
     @property
     def parameters(self) -> int:

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 
 from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.latent_sets import LatentFormat
-from hdm_lightning.encoders.pretrained import UNREADABLE, locate_model, read_transformer_config, same_model
-from hdm_lightning.encoders.text import MODEL_FILES, load_text_encoder
+from hdm_lightning.data.text_states import read_format
+from hdm_lightning.encoders.pretrained import same_model
+from hdm_lightning.encoders.text import load_text_encoder, text_fingerprint, text_width
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapters import require_peft
@@ -23,7 +24,7 @@ from hdm_lightning.training.composition import build, check_call, plain, target_
 from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
-from hdm_lightning.training.modules.flow_step import other_autoencoder
+from hdm_lightning.training.modules.flow_step import other_autoencoder, other_text_encoder
 from hdm_lightning.training.modules.low_rank import LoRA
 from hdm_lightning.training.recorded import model_config_from
 from hdm_lightning.training.run_recipe import with_stage
@@ -70,6 +71,12 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
         check_text_encoder(first, model)
         check_autoencoder(first, model, plans)
     check_latents(first, formats)
+    check_text_states(first, {str(folder) for plan in plans if (folder := _states_of(config, plan)) is not None})
+
+
+def _states_of(config: DictConfig, plan: StagePlan) -> str | None:
+    data = plain(with_stage(config, plan), "data")
+    return data.get("text_states") if isinstance(data, dict) else None
 
 
 def _check_model(config: DictConfig) -> XUTConfig | None:
@@ -131,26 +138,6 @@ def check_text_encoder(config: DictConfig, model: XUTConfig) -> None:
         )
 
 
-def text_width(name: str) -> int:
-    """Width of a text encoder's hidden states, from its configuration file alone.
-
-    Raises:
-        UserError: there is none, or transformers cannot read its configuration.
-    """
-    where = "text_encoder.name"
-    folder = locate_model(name, where=where, required=MODEL_FILES)
-    try:
-        width = int(read_transformer_config(folder).get_text_config().hidden_size)
-    except (*UNREADABLE, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
-            where=where,
-            hint="give a folder written by save_pretrained, of an architecture that transformers knows",
-        ) from error
-    return width
-
-
 def check_autoencoder(config: DictConfig, model: XUTConfig, plans: list[StagePlan]) -> None:
     """The autoencoder exists, has the network's channels, and divides every resolution.
 
@@ -194,6 +181,26 @@ def check_latents(config: DictConfig, formats: Iterable[LatentFormat]) -> None:
     for fingerprint, name in found.items():
         if fingerprint != own:
             raise other_autoencoder(fingerprint, own, named=name)
+
+
+def check_text_states(config: DictConfig, folders: Iterable[str]) -> None:
+    """Text states from disk are of the run's text encoder, as it gives them.
+
+    Raises:
+        UserError: they are of another one, or the run whitens them.
+    """
+    folders = list(folders)
+    if not folders or target_of(config.text_encoder, "text_encoder") is not load_text_encoder:
+        return
+    text = plain(config, "text_encoder")
+    if text.get("whiten_captions"):
+        what = "whitened states are none of those on disk"
+        raise UserError(what, where="text_encoder.whiten_captions", hint="set it to 0, or data.text_states=null")
+    own = text_fingerprint(text["name"], text.get("layer", -1))
+    for folder in folders:
+        found = read_format(Path(folder), where="data.text_states")
+        if found.text_encoder != own:
+            raise other_text_encoder(found.text_encoder, own, named=found.name)
 
 
 def check_stops(config: DictConfig, plans: list[StagePlan]) -> None:

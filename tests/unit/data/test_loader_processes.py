@@ -13,8 +13,8 @@ import time
 
 import pytest
 
-from hdm_lightning.data import loader
-from hdm_lightning.data.loader import StreamLoader, naming_dead_workers
+from hdm_lightning.data import worker_processes
+from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
 
@@ -54,7 +54,7 @@ def test_a_worker_that_dies_ends_the_run_with_an_error(kit, shards):
 
 def test_a_death_that_no_signal_tells_of_is_noticed(kit, shards, monkeypatch):
     """As where torch's handler goes off inside a destructor, whose errors Python drops; nothing is on its way."""
-    monkeypatch.setattr(loader, "POLL_S", 0.5)
+    monkeypatch.setattr(worker_processes, "POLL_S", 0.5)
 
     def dies(caption):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -73,8 +73,8 @@ def test_a_death_that_no_signal_tells_of_is_noticed(kit, shards, monkeypatch):
 
 
 def test_a_worker_that_is_stuck_ends_the_run_with_a_message(kit, shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
-    monkeypatch.setattr(loader, "POLL_S", 0.5)
+    monkeypatch.setattr(worker_processes, "WORKER_TIMEOUT_S", 2)
+    monkeypatch.setattr(worker_processes, "POLL_S", 0.5)
     free = tmp_path / "free"
 
     def stuck(caption):
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_while_it_hands_over_is_told_too(error):
         yield "a chunk"
         raise error
 
-    handed = naming_dead_workers(chunks())
+    handed = worker_processes.naming_dead_workers(chunks())
     assert next(handed) == "a chunk"
     with pytest.raises(RuntimeError, match="worker was killed"):
         next(handed)
@@ -126,7 +126,7 @@ def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, sh
             except OSError:
                 fits = False
         try:
-            loader.require_room_for_sockets(folder)
+            worker_processes.require_room_for_sockets(folder)
             accepted = True
         except UserError:
             accepted = False
@@ -147,14 +147,14 @@ def test_workers_without_shared_memory_are_refused_and_the_hint_helps(kit, shard
     free, chunk = free_mb << 20, 4 << 20
     needed = workers * 3 * chunk
     if needed <= free:
-        return loader.require_shared_memory(workers, chunk, free)
+        return worker_processes.require_shared_memory(workers, chunk, free)
     with pytest.raises(UserError, match="of shared memory") as caught:
-        loader.require_shared_memory(workers, chunk, free)
+        worker_processes.require_shared_memory(workers, chunk, free)
     fit = int(re.search(r"data\.workers=(\d+)", caught.value.hint)[1])
-    loader.require_shared_memory(fit, chunk, free)
+    worker_processes.require_shared_memory(fit, chunk, free)
     gigabytes = int(re.search(r"--shm-size=(\d+)g", caught.value.hint)[1])
-    loader.require_shared_memory(workers, chunk, gigabytes << 30)
-    loader.require_shared_memory(workers, chunk, None)
-    monkeypatch.setattr(loader, "free_shared_memory", lambda: 100)
+    worker_processes.require_shared_memory(workers, chunk, gigabytes << 30)
+    worker_processes.require_shared_memory(workers, chunk, None)
+    monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: 100)
     with pytest.raises(UserError, match=r"data\.workers"):
         next(iter(kit.data_module(shards, num_workers=2, batch_size=5).train_dataloader()))

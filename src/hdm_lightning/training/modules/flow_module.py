@@ -55,7 +55,8 @@ class FlowModule(ResumableModule):
     `training_step` returns `loss`, `sample_losses` (B,) and `times` (B,), for callbacks. A sample's noise, time and
     routing depend on (seed, stage, its index) alone; times are stratified over the samples of an optimizer step. In a
     validation every sample has the same noise and time each time, whatever stage and seed, and nothing is routed.
-    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder. Where
+    Batches may hold images or latents from disk (`hdm-shards encode`), which have to be of the same autoencoder, and
+    states of their captions (`hdm-shards encode-captions`), which have to be of the same text encoder. Where
     images have a fourth channel (`data.alpha=mask`), a sample's loss is the mean weighted by it.
 
     Args:
@@ -211,7 +212,7 @@ class FlowModule(ResumableModule):
         rows, columns = latent_grid(batch, self.autoencoder.factor)
         grid = (rows // self.patch_size, columns // self.patch_size)
         positions, aspect = crop_geometry(batch["crop"], grid, token_px, self.positions)
-        context = self.encoders.context(self.fed_tokens(batch), lengths)
+        context = self.encoders.context_of_batch(batch, self.fed_tokens(batch))
         return Conditioning(context, None if batch.get("text_is_full") else lengths, positions, aspect)
 
     def fed_tokens(self, batch: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.diffusion import flow
-from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, posteriors_of
+from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder, fingerprint_of, posteriors_of
 from hdm_lightning.errors import UserError
 from hdm_lightning.models.positions import PositionConvention, token_positions
 from hdm_lightning.models.routing import keep_from_scores
@@ -42,11 +42,14 @@ class FrozenEncoders:
         return self.latents(batch["image"][:, :3])
 
     def require_same(self, batch: Mapping[str, Any]) -> None:
-        """Check that a batch's latents from disk are this autoencoder's.
+        """Check that a batch's latents and text states from disk are this autoencoder's and this text encoder's.
 
         Raises:
             UserError: they are another one's.
         """
+        of_text = batch.get("text_encoder")
+        if of_text is not None and of_text != fingerprint_of(self.text):
+            raise other_text_encoder(of_text, fingerprint_of(self.text))
         of_batch = batch.get("autoencoder")
         if of_batch is not None and of_batch != posteriors_of(self.autoencoder).fingerprint:
             raise other_autoencoder(of_batch, posteriors_of(self.autoencoder).fingerprint)
@@ -56,6 +59,12 @@ class FrozenEncoders:
         """Context (B,L,width) in float32 of caption tokens (B,L)."""
         return self.text.encode(tokens, lengths).float()
 
+    def context_of_batch(self, batch: Mapping[str, Any], tokens: Tensor) -> Tensor:
+        """Context in float32 of the caption tokens (B,L) that are fed of a batch, or of its states from disk."""
+        if "context" in batch:
+            return batch["context"][:, : tokens.shape[1]].float()
+        return self.context(tokens, batch["lengths"])
+
 
 def other_autoencoder(of_latents: str, of_run: str, *, named: str = "") -> UserError:
     """What to tell where latents from disk are not of the run's autoencoder."""
@@ -64,6 +73,16 @@ def other_autoencoder(of_latents: str, of_run: str, *, named: str = "") -> UserE
         f"({of_latents[:12]}) than this run's ({of_run[:12]})",
         where="vae.name",
         hint="name the autoencoder that `hdm-shards encode` was given as --vae, or encode the images with this one",
+    )
+
+
+def other_text_encoder(of_states: str, of_run: str, *, named: str = "") -> UserError:
+    """What to tell where text states from disk are not of the run's text encoder."""
+    return UserError(
+        f"the stored text states are of another text encoder or layer{named and f', {named}'} ({of_states[:12]}) than "
+        f"this run's ({of_run[:12]})",
+        where="data.text_states",
+        hint="encode the captions with this one into another folder, or set data.text_states=null",
     )
 
 

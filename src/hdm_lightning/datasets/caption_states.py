@@ -1,0 +1,236 @@
+"""The captions of shards to text-encoder states on disk, each different caption encoded once; see `data.text_states`.
+
+Done shard by shard, each piece written whole or not at all, so that an interrupted call goes on where it was.
+
+Shapes: N captions, L token places, T tokens of a piece, W width of the text encoder.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.faults import Quarantine, SampleFault
+from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.samples import Tokenize
+from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.source_shards import resolve
+from hdm_lightning.data.tar import RawSample
+from hdm_lightning.data.text_states import FORMAT_NAME, FOUND, STATES, TextFormat, key_of, pieces_of, write_table
+from hdm_lightning.datasets.on_devices import alone_in, on_devices
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
+
+FAULTS_NAME = "faults.jsonl"
+SMALLER = "give a smaller --max-tokens, and start the same command again"
+
+EncodeText = Callable[[Tensor, Tensor], Tensor]
+"""Tokens (B,L) and lengths (B,) on the CPU to states (B,L,W) on any device."""
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """How the states of captions are made.
+
+    Attributes:
+        start: makes, of the name of a device, what encodes there; must be picklable for several devices.
+        tokenize: a tokenizer for each context length; must be picklable for several devices.
+        max_tokens: of the captions encoded at once, together, padding included; one caption always is.
+        captions: where captions are found, as the training will have it.
+        devices: `cuda:0`, `cpu`, …: a process each; equal ones may come more than once.
+    """
+
+    start: Callable[[str], EncodeText]
+    tokenize: Sequence[Tokenize]
+    max_tokens: int
+    captions: CaptionRules = field(default_factory=CaptionRules)
+    devices: tuple[str, ...] = ("cpu",)
+
+
+class Piece(NamedTuple):
+    """What came of a shard: its samples, and the captions and tokens that no shard before had."""
+
+    samples: int
+    captions: int
+    tokens: int
+
+
+class EncodedCaptions:
+    """The states of all captions of a source.
+
+    Args:
+        place: folder, shard or pattern of indexed shards, of images or of latents.
+        folder: gets the states.
+        form: what they will be.
+        options: how they are made.
+
+    Raises:
+        UserError: the shards cannot be used, or the folder holds something else.
+    """
+
+    def __init__(self, place: str, folder: Path, form: TextFormat, options: CaptionOptions) -> None:
+        self.folder, self.format, self.options = folder, form, options
+        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,)))]
+        self._require_own_folder()
+
+    @property
+    def samples(self) -> int:
+        """Samples of the source."""
+        return sum(shard.samples for shard in self.shards)
+
+    def missing(self) -> list[PlannedShard]:
+        """Shards whose captions are not encoded yet."""
+        return [shard for shard in self.shards if not _stem(self.folder, shard, FOUND).is_file()]
+
+    def make(self, progress: Callable[[int], None] | None = None) -> int:
+        """Encode what is missing and write the table; returns how many different captions there are.
+
+        Args:
+            progress: called with the samples whose captions are done.
+
+        Raises:
+            UserError: the disk is full, the text encoder gives no finite numbers, or a process has died.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder):
+            write_json(self.folder / FORMAT_NAME, self.format.to_json())
+            for folder in {_stem(self.folder, shard, FOUND).parent for shard in self.shards}:
+                remove_leftovers(folder)
+            missing = self.missing()
+            done = self.samples - sum(shard.samples for shard in missing)
+            worker = partial(_CaptionEncoder, self.folder, self.format, self.options)
+            for piece in on_devices(missing, self.options.devices, worker, hint=SMALLER):
+                done += piece.samples
+                if progress is not None:
+                    progress(done)
+            return write_table(self.folder, self.format)
+
+    def _require_own_folder(self) -> None:
+        file = self.folder / FORMAT_NAME
+        if not file.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                what, hint = "this folder holds something else", "name an empty folder, or a new one"
+                raise UserError(what, where=str(self.folder), hint=hint)
+            return
+        try:
+            same = TextFormat.from_json(json.loads(file.read_text(encoding="utf-8"))) == self.format
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise UserError(
+                "this folder holds states of another text encoder, or made with other options",
+                where=str(self.folder),
+                hint="name another --out, or delete this folder to make it anew",
+            )
+
+
+def _stem(folder: Path, shard: PlannedShard, ending: str) -> Path:
+    """The file of a shard's piece; what tells shards of one name apart is what they hold."""
+    name = Path(shard.record.name).with_suffix("").name
+    of_content = hashlib.sha256(f"{shard.record.name} {shard.record.sha256} {shard.samples}".encode()).hexdigest()[:12]
+    return folder / f"{name}-{of_content}{ending}"
+
+
+class _CaptionEncoder:
+    """Encodes the captions of whole shards on one device. One a process."""
+
+    def __init__(self, folder: Path, form: TextFormat, options: CaptionOptions, device: str) -> None:
+        self.folder, self.format, self.options = folder, form, options
+        self._encode_text = options.start(device)
+        self._files = LocalFiles()
+        self._faults = Quarantine(str(folder / FAULTS_NAME))
+        self._known: set[tuple[int, int]] = set()
+        for path in pieces_of(folder):
+            found = path.with_name(path.name.removesuffix(STATES) + FOUND)
+            if found.is_file():
+                self._known.update(map(tuple, np.load(found, allow_pickle=False)[:, :2].tolist()))
+
+    def encode(self, shard: PlannedShard) -> Piece:
+        """Encode the captions of a shard that are not known yet, and write them."""
+        new = self._new(shard)
+        lengths = [len(ids) for ids in new.values()]
+        starts = np.cumsum([0, *lengths])
+        with replacing(_stem(self.folder, shard, STATES)) as temporary:
+            shape = (int(starts[-1]), self.format.width)
+            self._write(list(new.values()), starts[:-1], temporary, shape)
+        found = np.array(
+            [(*key, start, length) for key, start, length in zip(new, starts[:-1], lengths, strict=True)],
+            dtype=np.int64,
+        ).reshape(-1, 4)
+        # Written last: a shard counts as done by it.
+        write_atomically(_stem(self.folder, shard, FOUND), lambda file: np.save(file, found))
+        self._known.update(new)
+        return Piece(shard.samples, len(new), int(starts[-1]))
+
+    def _new(self, shard: PlannedShard) -> dict[tuple[int, int], Ids]:
+        """Token ids of the shard's captions, and of the empty one, that no shard before had, by their keys."""
+        new: dict[tuple[int, int], Ids] = {}
+        for caption in ("", *self._captions(shard)):
+            for tokenize in self.options.tokenize:
+                ids, length = tokenize(caption)
+                key = key_of(ids[:length])
+                if key not in self._known:
+                    new.setdefault(key, tuple(ids[:length]))
+        return new
+
+    def _captions(self, shard: PlannedShard) -> Iterator[str]:
+        table = shard.table()
+        ends = (table.start + table.size).tolist()
+        rows = zip(table.ordinal.tolist(), table.start.tolist(), ends, table.forms(), strict=True)
+        for ordinal, start, end, form in rows:
+            raw = RawSample(f"#{ordinal}", {})
+            try:
+                raw = form.cut(self._read(shard.url, start, end))
+                yield from (text for text, _ in self.options.captions.all_of(raw.members))
+            except SampleFault as fault:
+                self._faults.add(shard=shard.url, key=raw.key, ordinal=ordinal, reason=str(fault), index=ordinal)
+
+    def _read(self, url: str, start: int, end: int) -> bytes:
+        try:
+            return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
+        except OSError as error:
+            hint = "look at the storage of the shards; the same command goes on"
+            raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
+
+    def _write(self, captions: Sequence[Ids], starts: Any, path: Path, shape: tuple[int, int]) -> None:
+        """The states of captions, each at its start, to a file of this shape; those of near lengths together."""
+        if not shape[0]:
+            with path.open("wb") as file:
+                np.save(file, np.zeros(shape, dtype=self.format.stored))
+            return
+        states = np.lib.format.open_memmap(path, mode="w+", dtype=self.format.stored, shape=shape)
+        for numbers in _parts([len(ids) for ids in captions], self.options.max_tokens):
+            lengths = torch.tensor([len(captions[number]) for number in numbers])
+            tokens = torch.zeros(len(numbers), int(lengths.max()), dtype=torch.int64)
+            for row, number in enumerate(numbers):
+                tokens[row, : len(captions[number])] = torch.tensor(captions[number])
+            encoded = self._encode_text(tokens, lengths).to("cpu", self.format.tensor)
+            if not torch.isfinite(encoded).all():
+                what = "the text encoder gives numbers that are not finite, or too large for half precision"
+                raise UserError(what, where="--dtype", hint="give bfloat16 or float32")
+            plain = encoded.view(torch.uint16) if self.format.tensor == torch.bfloat16 else encoded
+            for row, number in enumerate(numbers):
+                length = len(captions[number])
+                states[starts[number] : starts[number] + length] = plain[row, :length].numpy()
+        states.flush()
+
+
+def _parts(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Numbers of captions to encode at once, the longest first, so that few places are padding."""
+    order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    while order:
+        size = max(1, max_tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
