@@ -44,10 +44,11 @@ test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 .PHONY: lint
-lint: install ## ruff and the import contracts
+lint: install ## ruff, the import contracts, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/codespell
 
 .PHONY: format
 format: install ## let ruff rewrite the sources

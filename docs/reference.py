@@ -1,47 +1,17 @@
 """Writes the site's reference pages from the code: every configuration key, every public name; takes experiments in."""
 
-import inspect
-import re
 from pathlib import Path
 from typing import Any
 
 import mkdocs_gen_files
 import yaml
-from hydra.utils import get_object
 
 import hdm_lightning
+from hdm_lightning.cli.conf_comments import first_paragraph
+from hdm_lightning.cli.docstrings import find, parameters
+from hdm_lightning.cli.explained import BUILDS, GROUPS, OF_AUTOENCODERS, SETTINGS
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = {
-    "model": "the network",
-    "text_encoder": "the frozen text encoder",
-    "vae": "the frozen autoencoder",
-    "data": "shards, crops and captions",
-    "module": "loss, routing and the rule of learning rates",
-    "optimizer": "the optimizer",
-    "lr_scheduler": "the learning rate over a stage",
-    "schedule": "stages, in their order",
-    "stage": "what a schedule's stages are made of",
-    "trainer": "handed to `lightning.Trainer` whole",
-    "hardware": "what is not Lightning's: price, peak rate, compilation",
-    "callbacks": "what a run keeps, watches and draws",
-    "logger": "where numbers and images go",
-    "experiment": "whole runs of `hdm-train`",
-    "vae_training": "whole trainings of `hdm-train-vae`",
-    "experiment_vae": "more of them",
-    "debug": "short runs that find mistakes",
-    "hparams_search": "searches over settings",
-}
-
-
-def first_comment(text: str) -> str:
-    """The first paragraph of the comment that a file begins with; the file itself follows whole."""
-    lines = []
-    for line in text.removeprefix("# @package _global_\n").splitlines():
-        if not line.startswith("# ") or line.startswith("#   "):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines)
 
 
 def targets(node: Any) -> list[str]:
@@ -52,24 +22,18 @@ def targets(node: Any) -> list[str]:
     return []
 
 
-def arguments(target: str) -> str:
-    """A table of the keys that a `_target_` of this package takes, with their meaning from its docstring."""
-    if not target.startswith("hdm_lightning"):
-        return ""
-    made = get_object(target)
-    text = inspect.getdoc(made) or ""
-    block = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", text, re.MULTILINE)
-    meanings: dict[str, str] = {}
-    for entry in re.split(r"\n(?=[ ]{4}\S)", "\n" + block[1]) if block else ():
-        names, _, meaning = entry.strip().partition(":")
-        meanings |= {name.strip(): " ".join(meaning.split()) for name in names.split(",")}
-    rows = []
-    for name, parameter in inspect.signature(made).parameters.items():
-        if name in ("self", "kwargs", "changes", "fields") or name.startswith("_"):
-            continue
-        default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
-        rows.append(f"| `{name}` | {default} | {meanings.get(name, '').replace('|', '/')} |")
-    return "\n".join(["", "| key | default | meaning |", "|---|---|---|", *rows, ""]) if rows else ""
+def table(name: str) -> str:
+    """The keys that a class or function of this package takes, with their meaning from its docstring."""
+    taker = find(BUILDS.get(name, name)) if name.startswith("hdm_lightning") else None
+    rows = [
+        f"| `{key}` | {taken.kind()} | {taken.default and f'`{taken.default}`'} | {taken.meaning.replace('|', '/')} |"
+        for key, taken in (parameters(taker) if taker else {}).items()
+    ]
+    return (
+        "\n".join([f"`{name}`", "", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""])
+        if rows
+        else ""
+    )
 
 
 def configuration() -> None:
@@ -77,24 +41,30 @@ def configuration() -> None:
     with mkdocs_gen_files.open("reference/configuration.md", "w") as page:
         print("# Configuration\n", file=page)
         print("Every group and every choice, as the files of `conf/` have them.", file=page)
-        print("`--cfg job` shows what a command line composes to.\n", file=page)
+        print(
+            "`hdm-train --explain KEY` says it of one key, `--cfg job` shows what a command line composes to.\n",
+            file=page,
+        )
         for command in ("train", "train_vae", "plan", "plan_autoencoder", "demo"):
             text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
             print(f"## hdm-{command.replace('_', ' ' if 'plan' in command else '-')}\n", file=page)
-            print(f"{first_comment(text)}\n\n```yaml\n{text.rstrip()}\n```\n", file=page)
+            print(f"{first_paragraph(text)}\n\n```yaml\n{text.rstrip()}\n```\n", file=page)
+        for command, keys in (("hdm-train", ("guard", "validation", "hub")), ("hdm-train-vae", OF_AUTOENCODERS)):
+            for key in keys:
+                print(f"## {key} of {command}\n", file=page)
+                print(table((OF_AUTOENCODERS if keys is OF_AUTOENCODERS else SETTINGS)[key]), file=page)
         for group, what in GROUPS.items():
             print(f"## {group}\n\n{what[0].upper()}{what[1:]}: `{group}=CHOICE`.\n", file=page)
             described: set[str] = set()
+            print(table(SETTINGS.get(group, "")), file=page)
             for path in sorted((CONF / group).glob("*.yaml")):
                 text = path.read_text(encoding="utf-8")
-                print(f"### {group}={path.stem}\n\n{first_comment(text)}\n", file=page)
+                print(f"### {group}={path.stem}\n\n{first_paragraph(text)}\n", file=page)
                 print(f"```yaml\n{text.rstrip()}\n```\n", file=page)
                 for target in dict.fromkeys(targets(yaml.safe_load(text))):
                     if target not in described:
                         described.add(target)
-                        table = arguments(target)
-                        if table:
-                            print(f"`{target}`\n{table}", file=page)
+                        print(table(target), file=page)
 
 
 def python() -> None:

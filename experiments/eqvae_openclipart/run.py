@@ -72,8 +72,8 @@ MEASURES = {
 """Title: where it stands in an evaluation.json (which evaluation, weights, part, name)."""
 LOSS = "flow loss, held out"
 BESIDE = {
-    "encoder error, rotation, centred": "equivariance/encoder_rotation_centred",
-    "encoder error, scale, centred": "equivariance/encoder_scale_centred",
+    "encoder error, rotation, centered": "equivariance/encoder_rotation_centred",
+    "encoder error, scale, centered": "equivariance/encoder_scale_centred",
     "latent power in the lowest of eight rings": "latent/spectrum_0",
 }
 """Title: name among the statistics of the whole set, which no resampling of pictures spreads."""

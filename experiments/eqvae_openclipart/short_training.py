@@ -30,9 +30,9 @@ MEASURES = {
     "encoder error, antialiased 1/4": "equivariance/encoder_scale_antialiased_0.25",
     "encoder error, antialiased 1/2": "equivariance/encoder_scale_antialiased_0.50",
     "encoder error, antialiased 3/4": "equivariance/encoder_scale_antialiased_0.75",
-    "encoder error, rotation, centred": "equivariance/encoder_rotation_centred",
-    "encoder error, scale, centred": "equivariance/encoder_scale_centred",
-    "encoder error, antialiased scale, centred": "equivariance/encoder_scale_antialiased_centred",
+    "encoder error, rotation, centered": "equivariance/encoder_rotation_centred",
+    "encoder error, scale, centered": "equivariance/encoder_scale_centred",
+    "encoder error, antialiased scale, centered": "equivariance/encoder_scale_antialiased_centred",
 }
 
 

@@ -14,7 +14,9 @@ from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
 from hdm_lightning.cli import bench, convert, evaluate, evaluate_recorded, sample, shards
+from hdm_lightning.cli.explained import explain
 from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.overrides import EXPLAIN
 from hdm_lightning.training.former_keys import present_keys
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +82,10 @@ def composes(program, words):
     name = HYDRA[program]
     if words[:1] == ["autoencoder"] and name == "plan":
         name, words = "plan_autoencoder", words[1:]
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    if EXPLAIN in words:
+        assert explain([word for word in words if word != EXPLAIN], name)
+        return
     overrides = []
     for text in present_keys([word for word in words if word not in FLAGS_OF_HYDRA], name):
         if OF_PLUGINS.match(text):
@@ -89,7 +95,6 @@ def composes(program, words):
             overrides.append(text)
         elif isinstance(override.value(), ChoiceSweep):
             overrides.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
-    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         compose(name, overrides=overrides)
 

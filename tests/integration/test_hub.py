@@ -115,7 +115,7 @@ def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_l
     assert sample.main(["them/two", *published.options(tmp_path)]) == 2
     assert "them/two/one.safetensors" in capsys.readouterr().err
     assert sample.main(["them/two/two.safetensors", *published.options(tmp_path)]) == 0
-    assert "does not say under which licence" in capsys.readouterr().err
+    assert "does not say under which license" in capsys.readouterr().err
     first, second = sorted((tmp_path / "out").glob("0*.png"))
     assert _pixels(first) == _pixels(second)
 

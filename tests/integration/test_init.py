@@ -101,8 +101,8 @@ def test_what_is_missing_of_another_shape_or_unused_is_told_and_recorded(config,
     config["init"] = str(path)
     assert len(missing) > 8 and run_job(check_job(config)) == 0
     told = capsys.readouterr().out
-    assert f"missing, initialised afresh: {len(missing)}: {missing[0]}" in told and "init.json" in told
-    assert "other shape, initialised afresh: 1: text_projection.weight" in told
+    assert f"missing, initialized afresh: {len(missing)}: {missing[0]}" in told and "init.json" in told
+    assert "other shape, initialized afresh: 1: text_projection.weight" in told
     assert "in the file but not used: 1: stray" in told
     recorded = json.loads((Path(config["run_dir"]) / "init.json").read_text())
     assert (recorded["missing"], recorded["unused"], recorded["source"]) == (missing, ["stray"], str(path))

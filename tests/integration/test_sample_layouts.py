@@ -200,8 +200,8 @@ def without(names):
 @pytest.mark.parametrize(
     ("tensors", "messages"),
     [
-        (without(("vae",)), ["holds no autoencoder with its normalisation", "--vae"]),
-        (without(("vae_std",)), ["holds no autoencoder with its normalisation"]),
+        (without(("vae",)), ["holds no autoencoder with its normalization", "--vae"]),
+        (without(("vae_std",)), ["holds no autoencoder with its normalization"]),
         (without(("vae.decoder.mid_block",)), ["not those of an AutoencoderKL"]),
         (without(("unet.model.ctx_proj.bias",)), ["missing (1): ctx_proj.bias"]),
         (without(("unet.",)), ["no tensor is that of an XUT", "unexpected (", "vae.encoder."]),

@@ -200,7 +200,7 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "intervals are over other pairs of colour and shape, for this one training; other trainings differ by more:"
+        "intervals are over other pairs of color and shape, for this one training; other trainings differ by more:"
         " hdm-demo run_dir=… seed=1, then hdm-evaluate trainings … …",
         highlight=False,
     )

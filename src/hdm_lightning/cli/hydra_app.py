@@ -23,7 +23,7 @@ from hdm_lightning.cli.command import (
     require_platform,
     run_command,
 )
-from hdm_lightning.cli.overrides import arranged, unparsable
+from hdm_lightning.cli.overrides import EXPLAIN, arranged, unparsable
 from hdm_lightning.cli.sweep import FAILED, JobFailed, finish_sweep, note_failure
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import printable
@@ -49,8 +49,14 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
     error: BaseException | None = None
     try:
         require_platform(sys.platform)
-        sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+        if EXPLAIN in sys.argv[1:]:
+            from hdm_lightning.cli.explained import explain  # noqa: PLC0415 (only where it is asked for)
+
+            words = [word for word in sys.argv[1:] if word != EXPLAIN]
+            print(explain(present_keys(words, config_name), config_name))
+            return 0
+        sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
         errors = JobErrors()
         with _full_errors():

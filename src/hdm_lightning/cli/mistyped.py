@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 KEY = re.compile(r"Could not override '([^']+)'")
 CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'")
 OPTION = re.compile(r"^\t(\w\S*)$", re.MULTILINE)
-USUAL = "`--cfg job` shows every key, `--help` the groups and their choices"
+USUAL = "`--help` shows the groups, their choices and every key, `--explain KEY` what a key means"
 
 
 def hint_for(message: str, config_name: str) -> str:

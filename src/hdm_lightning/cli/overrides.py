@@ -14,6 +14,9 @@ WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-
 MULTIRUN = ("-m", "--multirun")
 SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
 
+EXPLAIN = "--explain"
+"""The flag that asks what keys mean; words beside it are keys and overrides."""
+
 
 def arranged(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra wants them: flags first; in a sweep jobs are named by what differs between them.

@@ -60,7 +60,7 @@ class Probe:
             # The steps encode pixels, also those of a stage that will read latents.
             single = replace(expected.stage, cached=False, batch_size=micro, micro_batch_size=micro)
             found[name] = step_time(self.recipe, single, one, micro, 1.0).ideal / seconds
-            log(f"{name}: {micro / seconds:.2f} images/s on one device, utilisation {found[name]:.3f}")
+            log(f"{name}: {micro / seconds:.2f} images/s on one device, utilization {found[name]:.3f}")
         mean = sum(found.values()) / len(found)
         return {name: found.get(name, mean) for name in names}
 

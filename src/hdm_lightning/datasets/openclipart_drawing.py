@@ -94,7 +94,7 @@ def _with_margin(page: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     left, top, right, bottom = box
     crop = page[top:bottom, left:right]
     if crop.std(axis=(0, 1)).max() < MIN_DEVIATION:
-        raise Unusable("a single colour")
+        raise Unusable("a single color")
     edge = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
     if (edge >= WHITE_FROM).all(axis=1).mean() < 0.5:
         return crop

@@ -350,7 +350,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="objects a scene with relative frequencies, as 1:0.6,2:0.3,3:0.1, or 1,2,3 for equal (default 1)",
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="combinations shown (default %(default)s)")
-    rule = "what train leaves out: pairs of colour and shape (default), or triples, each pair in one size as before"
+    rule = "what train leaves out: pairs of color and shape (default), or triples, each pair in one size as before"
     parser.add_argument("--held-out", choices=RULES, default="pairs", help=rule)
     parser.add_argument("--encoding", choices=tuple(ENCODINGS), default="webp", help="both lossless")
     parser.add_argument("--variation", type=float, default=1.0, help="0: easy, in fixed places; 1 (default): anywhere")

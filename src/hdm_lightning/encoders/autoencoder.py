@@ -270,7 +270,7 @@ def latent_statistics(
         std = [1.0 / float(written["scaling_factor"])] * channels
     if mean is None or std is None:
         raise UserError(
-            "tells no normalisation of the latents (latents_mean and latents_std, or scaling_factor)",
+            "tells no normalization of the latents (latents_mean and latents_std, or scaling_factor)",
             where=where,
             hint="add them to the file, or give mean and std in the configuration",
         )

@@ -28,8 +28,8 @@ CONTROL_SHARE = 0.8
 SPLITS: dict[str, Split] = {"unseen": "heldout", "seen": "train"}
 UNITS: dict[HeldOut, tuple[str, ...]] = {"pairs": ("colour", "shape"), "triples": ("colour", "shape", "size")}
 _WHAT: dict[HeldOut, str] = {
-    "pairs": "pairs of colour and shape",
-    "triples": "colour, shape and size (the pair in the other size is shown)",
+    "pairs": "pairs of color and shape",
+    "triples": "color, shape and size (the pair in the other size is shown)",
 }
 _FIRST = ("relation_bound", "colour_and_shape", "everything")
 _SHOWN = 12

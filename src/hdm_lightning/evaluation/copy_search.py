@@ -46,7 +46,7 @@ PLANTED = {
 _SHOWN_PAIRS = 8
 _RATIO = "Median distance to the nearest training image, over that of held-out real images; below 1: nearer."
 _CLOSER = f"Share of drawn images nearer than all but {CLOSE_SHARE:.0%} of held-out ones, all through the autoencoder."
-_RMSE = "Root mean squared difference to the nearest training image by features, in grey levels."
+_RMSE = "Root mean squared difference to the nearest training image by features, in gray levels."
 
 
 def enough_training_images(context: Context) -> None:
@@ -75,7 +75,7 @@ def copies(context: Context) -> Found:
         galleries.append(_nearest_pairs(drawn, train, match, kind))
         if kind == "features":
             rmse = bootstrap.mean(pixel_rmse(train.thumbnails[match.row], drawn.thumbnails))
-            measures.append(Measure("rmse_of_nearest", rmse, "none", "grey levels", _RMSE))
+            measures.append(Measure("rmse_of_nearest", rmse, "none", "gray levels", _RMSE))
     counts = {"train": len(train), "drawn": len(drawn), "heldout": len(heldout)}
     searched = {"searched_share": len(train) / _plan_samples(context), "needed_power": NEEDED_POWER}
     return Found(measures, galleries=galleries, record={**counts, **searched}, outcomes=outcomes)
@@ -133,7 +133,7 @@ def _nearest_pairs(drawn: ImageSet, train: ImageSet, found: Nearest, kind: str) 
         grey_levels = float(pixel_rmse(pair[0][None], pair[1][None]))
         caption = (
             f"drawn: {drawn.captions[row]}; training: {train.captions[match]} "
-            f"(distance {float(found.distance[row]):.3g}, {grey_levels:.0f} grey levels)"
+            f"(distance {float(found.distance[row]):.3g}, {grey_levels:.0f} gray levels)"
         )
         groups.append(Group(caption, {"drawn": pixels(pair[0]), "training": pixels(pair[1])}))
     return Gallery(f"Nearest pairs by {kind}", tuple(groups))

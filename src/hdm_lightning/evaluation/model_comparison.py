@@ -218,7 +218,7 @@ def trainings_table(found: Mapping[str, OverTrainings], confidence: float) -> Ta
     Of shares that centre is the one at the mean logit, of other numbers the mean.
     """
     level = f"{confidence:.0%}"
-    headings = ("at mean\nlogit", f"centre of all\nsuch, {level}", f"one further\ntraining, {level}")
+    headings = ("at mean\nlogit", f"center of all\nsuch, {level}", f"one further\ntraining, {level}")
     table = _table("mean", "least", "most", *headings)
     for name, one in found.items():
         ends = [f"{value:.4g}" for value in (one.mean, one.least, one.most)]

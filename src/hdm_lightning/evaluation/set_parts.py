@@ -33,7 +33,7 @@ from hdm_lightning.metrics.neighbours import (
 _NEIGHBOURS_ABOUT = {
     "precision": "Share of drawn images that lie in the neighbourhood of a real one: quality.",
     "recall": "Share of real images that lie in the neighbourhood of a drawn one: variety.",
-    "density": "Real neighbourhoods that a drawn image lies in, over k; about 1 for real ones, and may exceed it.",
+    "density": "Real neighborhoods that a drawn image lies in, over k; about 1 for real ones, and may exceed it.",
     "coverage": "Share of real images whose neighbourhood holds a drawn one: variety.",
 }
 _HALVES = "What real images reach: the same of one half of them against the other."
@@ -147,7 +147,7 @@ def neighbour_counts(context: Context) -> None:
     fewest = min(context.settings.samples, context.real.reference_count)
     if fewest <= NEIGHBOURS:
         raise UserError(
-            f"{NEIGHBOURS} neighbours need more than {NEIGHBOURS} images of each kind, there are {fewest}",
+            f"{NEIGHBOURS} neighbors need more than {NEIGHBOURS} images of each kind, there are {fewest}",
             where="--samples",
             hint=f"give --samples {10 * NEIGHBOURS} and as many reference images",
         )

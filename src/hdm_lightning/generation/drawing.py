@@ -200,7 +200,7 @@ def _jobs(
         _check_size(one, loaded.pipeline.size_multiple)
         if image is not None and is_cropped(image, one):
             size = f"{one.width}x{one.height}"
-            warn(f"{image} is scaled and cut about its centre to {size}; --size image keeps all of it")
+            warn(f"{image} is scaled and cut about its center to {size}; --size image keeps all of it")
     seed = request.seed if request.seed is not None else (record.seed if record else 0)
     if seed + request.count - 1 > MAX_SEED:
         raise UserError(f"counts up to {seed + request.count - 1}", where="--seed", hint=f"stay within {MAX_SEED}")

@@ -67,7 +67,7 @@ def licence_note(path: Path, name: str) -> str:
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         told = None
     if not isinstance(told, str):
-        return f"{name} does not say under which licence it is: ask its owner before images of it are used"
+        return f"{name} does not say under which license it is: ask its owner before images of it are used"
     return f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
 
 

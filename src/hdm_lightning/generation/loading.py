@@ -251,7 +251,7 @@ def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:
         return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
     if not release.vae or release.vae_mean is None or release.vae_std is None:
         raise UserError(
-            "holds no autoencoder with its normalisation (vae., vae_mean, vae_std, or a folder vae/)",
+            "holds no autoencoder with its normalization (vae., vae_mean, vae_std, or a folder vae/)",
             where=str(path),
             hint="name one with --vae, the one the network was trained with",
         )

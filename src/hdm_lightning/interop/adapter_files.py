@@ -83,7 +83,7 @@ pipeline.load_lora_weights("{folder}", adapter_name="mine")
 pipeline.set_adapters(["mine"], [0.8])
 ```
 
-The base's licence and limits hold for what the two draw together, and the training pictures' licence may bind it, too.
+The base's license and limits hold for what the two draw together, and the training pictures' license may bind it, too.
 
 ```json
 {training}

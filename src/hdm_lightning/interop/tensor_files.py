@@ -37,7 +37,7 @@ _NO_WEIGHTS = (
         "download it by its own link, logged in where the page asks for it",
     ),
     (b"{", "is JSON, not the file", _AGAIN),
-    (b"GGUF", "is a GGUF file, whose quantised weights only llama.cpp's relatives read", "take the .safetensors of it"),
+    (b"GGUF", "is a GGUF file, whose quantized weights only llama.cpp's relatives read", "take the .safetensors of it"),
     (b"\x1f\x8b", "is compressed (gzip)", "gunzip it first"),
     (b"\x89PNG", "is a picture", "give a file of weights"),
 )

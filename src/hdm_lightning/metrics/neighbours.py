@@ -81,7 +81,7 @@ def neighbour_estimates(
 def _radius(within: Tensor, neighbours: int, name: str) -> Tensor:
     """Distance to the k-th nearest other sample of each, (N,); the nearest of all is the sample itself."""
     if len(within) <= neighbours:
-        raise ValueError(f"{name}: got {len(within)} samples, expected more than the {neighbours} neighbours")
+        raise ValueError(f"{name}: got {len(within)} samples, expected more than the {neighbours} neighbors")
     return within.kthvalue(neighbours + 1, dim=1).values
 
 

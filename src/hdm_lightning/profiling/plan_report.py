@@ -158,7 +158,7 @@ def _range_line(plan: Forecast) -> str:
     least, most = UTILISATION_SPREAD
     return (
         f"rent in all ${plan.total('rent_usd'):.0f}, ${low:.0f} to ${high:.0f}: by itself, each stage of the paper "
-        f"has {least:g} to {most:g} times the utilisation that fits all four"
+        f"has {least:g} to {most:g} times the utilization that fits all four"
     )
 
 
@@ -181,7 +181,7 @@ def _assumption_line(plan: Forecast) -> str:
     gpu, assumed = plan.machine.gpu, plan.assumptions
     return (
         f"assumes {gpu.peak_tflops:g} TFLOP/s, {gpu.bandwidth_gb_s:g} GB/s, ${gpu.usd_per_hour:g}/h per GPU, "
-        f"utilisation {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB beside tensors, "
+        f"utilization {assumed.utilisation:g}, {assumed.reserve_gib:g} GiB beside tensors, "
         f"{100 * assumed.power_share:.0f}% of {gpu.power_w:g} W, ${assumed.usd_per_kwh:g}/kWh, {_captions(plan)}"
     )
 

@@ -1,5 +1,6 @@
 """What a run says of itself: four lines at its start, one at each stage's end, two at its own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,15 @@ def announce_end(run: Run) -> None:
 
 def shown(path: Path) -> str:
     """A path as a user would type it here: from the working folder where it lies below."""
-    absolute = path.absolute()
-    here = Path.cwd()
+    absolute, here = path.absolute(), Path.cwd()
+    plain = Path(os.path.normpath(absolute))  # without `..`, which may lead elsewhere behind a link
+    absolute = plain if plain.exists() and plain.samefile(absolute) else absolute
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def shown_source(source: str) -> str:
+    """Where data come from: a folder as a user would type it here, an address as it is."""
+    return shown(Path(source)) if Path(source).exists() else source
 
 
 def _model(run: Run) -> str:
@@ -97,7 +104,7 @@ def _data(run: Run, size: int | None) -> str:
     stages = " + ".join(f"{plan.name} {plan.samples:,}" for plan in run.plans)
     to_see = f"{total:,} to see ({stages})" if len(run.plans) > 1 else f"{total:,} to see"
     source = run.config.data.get("train")
-    where = shown(Path(source)) if isinstance(source, str) and Path(source).exists() else source
+    where = shown_source(source) if isinstance(source, str) else source
     return f"{where}: " + (f"{size:,} samples, {to_see}" if size is not None else f"samples {to_see}")
 
 

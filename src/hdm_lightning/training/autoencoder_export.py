@@ -20,7 +20,7 @@ An AutoencoderKL (diffusers) trained with hdm-lightning{equivariance}.
 | | |
 |---|---|
 | latents | {channels} channels, 1/{factor} of the image's side |
-| normalisation | {normalisation} |
+| normalization | {normalisation} |
 | weights | {weights} |
 | parameters | {parameters:,} |
 
@@ -81,7 +81,7 @@ def export_autoencoder(
     share = training.get("equivariance", {}).get("equivariant", 0)
     card = _CARD.format(
         name=name,
-        equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
+        equivariance=f" and EQ-VAE regularization (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,
         factor=network.factor,
         normalisation=_KEPT if keep_normalisation else _MEASURED,

@@ -18,6 +18,7 @@ from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.models.discriminator import PatchDiscriminator
 from hdm_lightning.training import autoencoder_checks, run_folder
+from hdm_lightning.training.announcements import shown_source
 from hdm_lightning.training.autoencoder_checks import (
     Adversarial,
     AutoencoderLoss,
@@ -166,7 +167,7 @@ class AutoencoderRecipe(Recipe):
     def next_command(self, run: Run, folder: str) -> str:
         """Train a network on its latents."""
         train = run.config.data.get("train")
-        data = f" data.train={shlex.quote(train)}" if isinstance(train, str) else ""
+        data = f" data.train={shlex.quote(shown_source(train))}" if isinstance(train, str) else ""
         return f"hdm-train vae=folder vae.name={shlex.quote(f'{folder}/{run_folder.FINAL}')}{data}"
 
     def export(self, run: Run, checkpoint: Path) -> None:

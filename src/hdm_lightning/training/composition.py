@@ -88,7 +88,7 @@ def _as_user_error(errors: Sequence[Any], where: str) -> UserError:
     same = [each for each in errors if _place(each) == place]
     told = [each["msg"].replace("Input should", "it should").removeprefix("Value error, ") for each in same]
     hints = [HINTS[each["type"]].format(**each.get("ctx", {})) for each in same if each["type"] in HINTS]
-    hint = " or ".join(hints) or "give such a value; `--cfg job` shows the configuration"
+    hint = " or ".join(hints) or f"give such a value; `--explain {key}` says more"
     return UserError(f"is {given}: {', or '.join(told)}", where=key, hint=hint)
 
 

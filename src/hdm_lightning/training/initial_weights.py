@@ -54,8 +54,8 @@ class InitReport:
     def __str__(self) -> str:
         lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded; all names in the run's {RECORD}"]
         for label, names in (
-            ("missing, initialised afresh", self.missing),
-            ("other shape, initialised afresh", self.reshaped),
+            ("missing, initialized afresh", self.missing),
+            ("other shape, initialized afresh", self.reshaped),
             ("in the file but not used", self.unused),
         ):
             if names:

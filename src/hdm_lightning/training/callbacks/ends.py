@@ -184,5 +184,10 @@ class PlateauStopping(EarlyStopping):
 
 
 def plateau_stopping(samples: int | None, **settings: Any) -> PlateauStopping | None:
-    """A `PlateauStopping`, or None where `samples` is None."""
+    """A `PlateauStopping`, or None where `samples` is None.
+
+    Args:
+        samples: samples without an improvement of the validation loss; None never ends the fit.
+        settings: further arguments of `PlateauStopping`.
+    """
     return None if samples is None else PlateauStopping(samples, **settings)

@@ -1,0 +1,87 @@
+"""What the files of `conf/` say of their keys: the comment that a file begins with, and those beside its keys."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
+CONF = "hdm_lightning.conf"
+ROOT = Path(str(import_module(CONF).__file__)).parent
+_GLOBAL = "# @package _global_\n"
+_COMMENT = re.compile(r"(?:^|\s)#\s?(.*)$")
+
+
+@dataclass(frozen=True)
+class ConfFile:
+    """One file of `conf/`.
+
+    Attributes:
+        path: of the file.
+        is_global: whether its keys stand at the top, whatever its group.
+        head: the first paragraph of the comment that it begins with.
+        comments: dotted key to the comment beside it, of all its lines; empty where there is none.
+        parents: files of the same group that it begins from, the nearest last.
+    """
+
+    path: Path
+    is_global: bool
+    head: str
+    comments: dict[str, str]
+    parents: tuple[str, ...]
+
+
+@cache
+def conf_file(path: Path) -> ConfFile:
+    """Read a file."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    root = yaml.compose(text)
+    beside = dict(_beside(root, lines, "")) if isinstance(root, yaml.MappingNode) else {}
+    defaults = (yaml.safe_load(text) or {}).get("defaults", ())
+    parents = tuple(each for each in defaults if isinstance(each, str) and each != "_self_")
+    return ConfFile(path, text.startswith(_GLOBAL), first_paragraph(text), beside, parents)
+
+
+def lineage(path: Path) -> Iterator[ConfFile]:
+    """A file and those that it begins from, the one that counts first."""
+    file = conf_file(path)
+    yield file
+    for parent in reversed(file.parents):
+        yield from lineage(path.with_name(f"{parent}.yaml"))
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of the comment that a file begins with."""
+    lines = []
+    for line in text.removeprefix(_GLOBAL).splitlines():
+        if not line.startswith("# ") or line.startswith("#   "):
+            break
+        lines.append(line.lstrip("# "))
+    return re.sub(r"\s*[^.:;]*:$", "", " ".join(lines))  # what leads over to the command below
+
+
+def _beside(node: yaml.MappingNode, lines: list[str], above: str) -> Iterator[tuple[str, str]]:
+    for key, value in node.value:
+        name = f"{above}{key.value}"
+        block = isinstance(value, yaml.CollectionNode) and not value.flow_style
+        mark = key.end_mark if block else value.end_mark
+        yield name, _comment(lines, mark.line, mark.column)
+        if isinstance(value, yaml.MappingNode):
+            yield from _beside(value, lines, f"{name}.")
+
+
+def _comment(lines: list[str], number: int, column: int) -> str:
+    """The comment behind a place, with the lines below it that go on at its column."""
+    found = _COMMENT.search(lines[number], column) if number < len(lines) else None
+    if found is None:
+        return ""
+    texts, start = [found[1]], lines[number].index("#", column)
+    for line in lines[number + 1 :]:
+        if not line.startswith(" " * start + "#"):
+            break
+        texts.append(line.strip("# "))
+    return " ".join(each.strip() for each in texts)

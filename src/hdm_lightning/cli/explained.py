@@ -1,0 +1,256 @@
+"""`--explain KEY`: what a key of a Hydra command means, what it takes and what it is, from comments and docstrings."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from hdm_lightning.cli.conf_comments import CONF, ROOT, ConfFile, conf_file, lineage
+from hdm_lightning.cli.docstrings import Definition, Parameter, find, parameters, summary
+from hdm_lightning.cli.mistyped import nearest_key
+from hdm_lightning.cli.overrides import EXPLAIN
+from hdm_lightning.errors import UserError
+
+GROUPS = {
+    "model": "the network",
+    "text_encoder": "the frozen text encoder",
+    "vae": "the frozen autoencoder",
+    "data": "shards, crops and captions",
+    "module": "loss, routing and the rule of learning rates",
+    "optimizer": "the optimizer",
+    "lr_scheduler": "the learning rate over a stage",
+    "schedule": "stages, in their order",
+    "stage": "what a schedule's stages are made of",
+    "trainer": "handed to `lightning.Trainer` whole",
+    "hardware": "what is not Lightning's: price, peak rate, compilation",
+    "callbacks": "what a run keeps, watches and draws",
+    "logger": "where numbers and images go",
+    "adapter": "low-rank matrices that are trained beside a model's weights",
+    "experiment": "whole runs of `hdm-train`",
+    "vae_training": "whole trainings of `hdm-train-vae`",
+    "experiment_vae": "more of them",
+    "debug": "short runs that find mistakes",
+    "hparams_search": "searches over settings",
+}
+"""Group of `conf/` to what it is for."""
+
+SETTINGS = {
+    "guard": "hdm_lightning.training.stages.Guard",
+    "hardware": "hdm_lightning.training.stages.Hardware",
+    "hub": "hdm_lightning.training.hub_upload.Hub",
+    "schedule": "hdm_lightning.training.stages.Schedule",
+    "validation": "hdm_lightning.training.stages.Validation",
+}
+OF_AUTOENCODERS = {
+    "adversarial": "hdm_lightning.training.autoencoder_checks.Adversarial",
+    "autoencoder": "hdm_lightning.training.autoencoder_checks.AutoencoderSource",
+    "equivariance": "hdm_lightning.autoencoding.branches.BranchSettings",
+    "loss": "hdm_lightning.training.autoencoder_checks.AutoencoderLoss",
+    "patches": "hdm_lightning.training.autoencoder_checks.Patches",
+    "stage": "hdm_lightning.training.stages.AutoencoderStageSettings",
+    "validation": "hdm_lightning.training.autoencoder_checks.AutoencoderValidation",
+}
+"""The dataclass of each group of keys that makes no object."""
+
+BUILDS = {"hdm_lightning.XUT.from_fields": "hdm_lightning.XUTConfig"}
+"""A function that takes any key, to the class whose fields they are."""
+
+_OF_HYDRA = {
+    "_target_": "the class or function that is made, of the keys beside it",
+    "_partial_": "true: what is named is called later, with further arguments",
+}
+_USAGE = """What a key means, what it takes and what it is:
+
+  {command} {flag} KEY …         a key, or all keys below one
+  {command} {flag} GROUP         the choices of a group
+  {command} {flag} KEY experiment=NAME     what it is with these overrides
+
+"""
+
+
+def explain(words: Sequence[str], config_name: str) -> str:
+    """The answer to `--explain`.
+
+    Args:
+        words: what stands beside the flag on the command line: keys, and overrides to compose with.
+        config_name: of the command's configuration.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    overrides = [word for word in words if "=" in word or word.startswith("~")]
+    keys = [word.lstrip("+") for word in words if word not in overrides and not word.startswith("-")]
+    reference = referenced(config_name, overrides)
+    if not keys:
+        return reference.overview()
+    return "\n\n".join(reference.of(key) for key in keys)
+
+
+def referenced(config_name: str, overrides: Sequence[str]) -> "Reference":
+    """A command's configuration with overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3"):
+        config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return Reference(config_name, config, choices)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A configuration as composed, and where its keys are described.
+
+    Attributes:
+        name: of the command's configuration.
+        config: composed, nothing resolved.
+        choices: group, or group@package, to what was chosen; the one that counts first comes first.
+    """
+
+    name: str
+    config: DictConfig
+    choices: dict[str, Any]
+
+    def overview(self) -> str:
+        """How the flag is used, and what stands at the top of the configuration."""
+        command = f"hdm-{self.name.replace('_', ' ' if self.name.startswith('plan') else '-')}"
+        return _USAGE.format(command=command, flag=EXPLAIN) + "\n".join(self._below(""))
+
+    def of(self, key: str) -> str:
+        """What is to be said of a key, and a line for each key below it; of a group also its choices.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        choices = list(self._choices(key))
+        if not choices and not self.has(key) and self._taken(key)[0] is None:
+            near = nearest_key(key, self.config)
+            hint = f"did you mean {near}?" if near else f"`{EXPLAIN}` alone shows the keys to begin with"
+            raise UserError("there is no such key", where=key, hint=hint)
+        known = self.has(key) or not choices
+        lines = [self._head(key), *self._facts(key)] if known else [f"{key}: {GROUPS.get(key, 'a group')}"]
+        if choices:
+            lines += ["  choices:", *(f"    {line}" for line in choices)]
+        return "\n".join([*lines, *self._below(f"{key}.")])
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key, with a value or without."""
+        above, _, last = key.rpartition(".")
+        node = OmegaConf.select(self.config, above, throw_on_resolution_failure=False) if above else self.config
+        return isinstance(node, DictConfig) and last in node.keys()  # noqa: SIM118 (without a value it is not "in")
+
+    def meaning(self, key: str) -> str:
+        """What a key means, by the docstring of what takes it or the comment beside it; empty where neither says."""
+        parameter, taker = self._taken(key)
+        documented = parameter.meaning if parameter else ""
+        if parameter and taker and not parameter.members()[1]:
+            documented = summary(taker)
+        beside = next((file.comments[inside] for file, inside in self.places(key) if file.comments[inside]), "")
+        own = parameter is not None and parameter.is_within(CONF.partition(".")[0])
+        said = (documented or beside) if own else (beside or documented)
+        said = GROUPS.get(key, "") or said or (summary(taker) if taker else "") or _OF_HYDRA.get(key.split(".")[-1], "")
+        return _as_typed(said)
+
+    def places(self, key: str) -> Iterator[tuple[ConfFile, str]]:
+        """The files of `conf/` that have a key, and as what; the one that counts comes first."""
+        for choice, option in self.choices.items():
+            group, _, package = choice.partition("@")
+            path = ROOT / group / f"{option}.yaml"
+            for file in lineage(path) if option and path.is_file() and not group.startswith("hydra") else ():
+                inside = key if file.is_global else key.removeprefix(f"{package or group}.")
+                if inside in file.comments and (file.is_global or inside != key):
+                    yield file, inside
+        own = [*lineage(ROOT / f"{self.name}.yaml"), *([conf_file(ROOT / "train.yaml")] if self.name == "plan" else ())]
+        yield from ((file, key) for file in own if key in file.comments)
+
+    def _head(self, key: str) -> str:
+        value = self._raw(key)
+        if key in self.choices:
+            return f"{key}={self.choices[key]}" if self.choices[key] else f"{key} = null"
+        if not self.has(key):
+            return f"{key} (not set)"
+        return key if isinstance(value, dict) else f"{key} = {_shown(value)}"
+
+    def _facts(self, key: str) -> Iterator[str]:
+        yield from textwrap.wrap(
+            self.meaning(key) or "(not described)", 100, initial_indent="  ", subsequent_indent="  "
+        )
+        parameter, value = self._taken(key)[0], self._raw(key)
+        kind = parameter.kind() if parameter else ""
+        if kind and not isinstance(value, dict):
+            default = (
+                "" if self.has(key) or not parameter or not parameter.default else f"; {parameter.default} if not set"
+            )
+            yield f"  takes: {kind}{_as_typed(default)}"
+        if isinstance(value, str) and value.startswith("${") and not value.startswith("${hydra"):
+            yield f"  follows: {value[2:-1].replace('stage.', self._stage_keys(), 1)}"
+        places = list(self.places(key))
+        if places:
+            (file, inside), *_ = places
+            yield f"  stands in: conf/{file.path.relative_to(ROOT)}"
+            comment = file.comments[inside]
+            if comment and comment not in self.meaning(key):
+                yield from textwrap.wrap(f"there: {comment}", 100, initial_indent="  ", subsequent_indent="  ")
+
+    def _stage_keys(self) -> str:
+        return "stage." if "autoencoder" in self.config else "schedule.stages.NAME."
+
+    def _below(self, above: str) -> Iterator[str]:
+        """A line for each key below one."""
+        node = self._raw(above.removesuffix(".")) if above else OmegaConf.to_container(self.config, resolve=False)
+        names = [str(name) for name in node] if isinstance(node, dict) else []
+        heads = [self._head(f"{above}{name}") for name in names]
+        width = min(44, max(map(len, heads), default=0))
+        for name, head in zip(names, heads, strict=True):
+            yield f"  {head:{width}}  {textwrap.shorten(self.meaning(f'{above}{name}'), 90, placeholder=' …')}".rstrip()
+
+    def _raw(self, key: str) -> Any:
+        above, _, last = key.rpartition(".")
+        node = OmegaConf.select(self.config, above) if above else self.config
+        plain: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
+        return plain.get(last, plain.get(int(last)) if last.isdigit() else None)
+
+    def _taken(self, key: str) -> tuple[Parameter | None, Definition | None]:
+        """What takes a key's value: as a parameter of what is above it, and as what is made of the keys below it."""
+        taker: Definition | None = None
+        found: Parameter | None = None
+        parts, of_user = key.split("."), False
+        for number, part in enumerate(parts, start=1):
+            if of_user:
+                of_user, found = False, None
+                continue
+            found = parameters(taker).get(part) if taker else None
+            taker, of_user = found.members() if found else (None, False)
+            taker = self._made_at(".".join(parts[:number])) or taker
+        return found, taker
+
+    def _made_at(self, key: str) -> Definition | None:
+        """The class of the keys below a key."""
+        value = self._raw(key)
+        name = str(value["_target_"]) if isinstance(value, dict) and "_target_" in value else ""
+        own = OF_AUTOENCODERS if "autoencoder" in self.config else {}
+        name = name or {**SETTINGS, **own}.get(key, "")
+        return find(BUILDS.get(name, name)) if name and not (key == "stage" and not own) else None
+
+    def _choices(self, key: str) -> Iterator[str]:
+        """A line for each file of a group."""
+        folder = ROOT / key
+        for path in sorted(folder.glob("*.yaml")) if key in self.choices else ():
+            yield f"{key}={path.stem:18} {textwrap.shorten(conf_file(path).head, 90, placeholder=' …')}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_shown, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_typed(text: str) -> str:
+    """A docstring with the constants as a configuration spells them."""
+    return re.sub(r"\b(None|True|False)\b", lambda word: {"None": "null"}.get(word[0], word[0].lower()), text)
