@@ -41,7 +41,7 @@ class LoadModel:
         shown = {
             "path": "a run, its final/, a pipeline's folder or a file, wherever it lies; goes before the name",
             "precision": "of the network's computation; auto: float32 on a CPU, bfloat16 or float16 on a GPU",
-            "text_encoder": "instead of the recorded one: a folder in models/text_encoders, a path, package:NAME/FOLDER",
+            "text_encoder": "instead of the recorded: a folder in models/text_encoders, a path, package:NAME/FOLDER",
             "vae": "folder of the autoencoder, where the file holds none",
         }
         return {
