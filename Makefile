@@ -33,15 +33,19 @@ demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes o
 
 .PHONY: test
 test: install ## the default tests: two cores, offline, under eight minutes
-	$(PYTEST) -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu and not comfyui'
 
 .PHONY: test-slow
 test-slow: install ## the slow tier
-	$(PYTEST) -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu and not comfyui'
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+.PHONY: test-comfyui
+test-comfyui: install ## the nodes in ComfyUI itself: COMFYUI=/path/to/ComfyUI [COMFYUI_PYTHON=/its/python]
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m comfyui tests/comfyui
 
 .PHONY: lint
 lint: install ## ruff, the import contracts, spelling

@@ -109,18 +109,81 @@ def test_the_network_alone(released: Path, tmp_path: Path) -> None:
     same_bits(load_file(path), published.strip_prefix(load_file(released)))
 
 
-def test_other_wirings_go_to_a_folder_but_not_to_comfyui(
-    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def own_wiring(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A pipeline's folder of a network that is wired as no published one."""
     ours = tmp_path / "ours"
     convert(released, ours, "--text-encoder", "some/encoder")
     file = ours / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"skips": "mirrored"}))
-    assert convert(ours, tmp_path / "again") == 0
-    for target in ("comfyui", "published", "bare", "diffusers"):
-        assert convert(ours, tmp_path / "file.safetensors", "--to", target) == 2
+    capsys.readouterr()
+    return ours
+
+
+def test_other_wirings_go_to_a_folder_but_not_to_published_layouts(
+    own_wiring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(own_wiring, tmp_path / "again") == 0
+    for target in ("published", "bare", "diffusers"):
+        assert convert(own_wiring, tmp_path / "file.safetensors", "--to", target) == 2
         assert "skips='mirrored' (published: 'last')" in capsys.readouterr().err
     assert not (tmp_path / "file.safetensors").exists()
+
+
+def test_other_wirings_go_to_a_single_file_and_back_bit_for_bit(
+    own_wiring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, back = tmp_path / "file.safetensors", tmp_path / "back"
+    assert convert(own_wiring, file) == 0
+    assert "single, from project folder" in capsys.readouterr().out
+    assert convert(file, back) == 0
+    assert "project, from single file" in capsys.readouterr().out
+    found, expected = (read_pipeline_folder(folder) for folder in (back, own_wiring))
+    assert (found.xut, found.text_encoder, found.sampling) == (expected.xut, expected.text_encoder, expected.sampling)
+    assert found.xut.skips == "mirrored"
+    for part in ("transformer", "vae", "published_text_encoder"):
+        name = "model" if part.startswith("published") else "diffusion_pytorch_model"
+        same_bits(load_file(back / part / f"{name}.safetensors"), load_file(own_wiring / part / f"{name}.safetensors"))
+        if part == "vae":
+            assert (back / part / "config.json").read_text() == (own_wiring / part / "config.json").read_text()
+
+
+def test_other_wirings_go_to_comfyui_as_a_single_file_that_names_its_reader(
+    own_wiring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "comfy.safetensors"
+    assert convert(own_wiring, file, "--to", "comfyui") == 0
+    told = capsys.readouterr().out
+    assert "skips mirrored" in told and "not by HDM-ext" in told
+    assert {name.partition(".")[0] for name in load_file(file)} == {"network", "vae", "vae_mean", "vae_std"}
+    assert all(tensor.dtype == torch.half for name, tensor in load_file(file).items() if "frequencies" not in name)
+    assert convert(own_wiring, tmp_path / "comfy.ckpt", "--to", "comfyui") == 2
+    assert "only .safetensors has a place for the wiring" in capsys.readouterr().err
+
+
+def test_of_a_published_wiring_it_says_what_the_published_loader_cannot_have(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(released, tmp_path / "comfy.safetensors", "--to", "comfyui") == 0
+    told = capsys.readouterr().err
+    assert all(words in told for words in ("HDM-ext", "width 16", "depth 2", "mean and std of its latents"))
+
+
+def test_a_single_file_with_a_broken_record_is_refused(
+    own_wiring: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.safetensors"
+    convert(own_wiring, file)
+    tensors = load_file(file)
+    for record, told in (
+        ({"xut": {"width": 24, "heads": 1}}, "width is 24; expected heads * head_dim"),
+        ({"xut": 3}, "an object is a int"),
+        ({"xut": {**CONFIG.to_json(), "depth": 3}}, "the tensors do not fit the network"),
+    ):
+        save_file(tensors, file, {"hdm_lightning": json.dumps(record)})
+        capsys.readouterr()
+        assert convert(file) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_without_a_destination_it_tells_what_there_is(released: Path, capsys: pytest.CaptureFixture[str]) -> None:

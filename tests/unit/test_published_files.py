@@ -11,7 +11,14 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
-from hdm_lightning.interop.layouts import detect_layout, read_release, write_comfyui
+from hdm_lightning.interop.layouts import (
+    detect_layout,
+    read_release,
+    write_bare,
+    write_comfyui,
+    write_diffusers,
+    write_published,
+)
 from hdm_lightning.interop.release import release_from_tensors, release_to_tensors
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
@@ -240,9 +247,15 @@ def test_other_wirings_cannot_be_written_in_the_published_layout(tmp_path: Path,
     config = XUTConfig.from_json(CONFIG.to_json() | {field: other})
     release = release_from_tensors(single_file())
     changed = type(release)(XUT(config), vae=release.vae, vae_mean=release.vae_mean, vae_std=release.vae_std)
-    for write in (release_to_tensors, lambda one: write_comfyui(tmp_path / "file.safetensors", one)):
+    for write in (write_published, write_bare, write_diffusers):
         with pytest.raises(ValueError, match=f"{field}='{other}' \\(published: '{PUBLISHED[field]}'\\)"):
-            write(changed)
+            write(tmp_path / "file.safetensors", changed)
+    write_comfyui(tmp_path / "file.safetensors", changed)
+    assert detect_layout(tmp_path / "file.safetensors") == "single file"
+    found = read_release(tmp_path / "file.safetensors")
+    assert found.network.config == config
+    same_bits(dict(found.network.state_dict()), dict(changed.network.state_dict()))
+    same_bits(dict(found.vae), dict(changed.vae))
 
 
 def test_comfyui_file_has_network_and_autoencoder_and_nothing_else(tmp_path: Path) -> None:

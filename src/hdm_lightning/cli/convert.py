@@ -16,19 +16,21 @@ from hdm_lightning.printable import in_one_line, printable
 
 if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
+    from hdm_lightning.models import XUTConfig
 
-Target = Literal["project", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui"]
+Target = Literal["project", "single", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui"]
 TARGETS = {
     "project": "a pipeline's folder, for HDMPipeline, hdm-sample and hdm-train init=",
+    "single": "one .safetensors of any wiring, all it needs inside: for this project's ComfyUI nodes and commands",
     "published": "one file, .safetensors or .ckpt, network and what lies beside it under the published names",
-    "comfyui": "the published single file as the ComfyUI loader expects it: autoencoder inside, float16",
+    "comfyui": "one file, autoencoder inside, float16: published for a network so wired, else single",
     "diffusers": "the published folder with unet/ (which no class of diffusers reads) and vae/ (which does)",
     "bare": "one file with the network alone under the published names",
     "peft": "of a LoRA: peft's folder, for PeftModel, load_lora_weights and --lora",
     "lora": "of a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
     "lora_comfyui": "of a LoRA: one file under ComfyUI's names (diffusion_model.….lora_A.weight)",
 }
-SINGLE_FILES = ("published", "comfyui", "bare", "lora", "lora_comfyui")
+SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui")
 ADAPTERS = ("peft", "lora", "lora_comfyui")
 """Layouts of a LoRA alone; the others have it merged into its base."""
 _OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "average", "samples")
@@ -43,7 +45,7 @@ class Conversion:
     Attributes:
         source: a run's folder, a pipeline's folder, a diffusers folder or a file; a LoRA is merged into its base.
         destination: file or folder to write; without one, the command says what the source holds.
-        to: layout to write (default: published for a file name, else project).
+        to: layout to write (default: project; for a file's name published if the wiring is, else single).
         dtype: cast all tensors (default: as stored; comfyui: float16).
         vae: folder of the autoencoder to put in instead.
         text_encoder: name or folder that a pipeline's folder is to record.
@@ -108,10 +110,16 @@ def _convert(asked: Conversion) -> None:
         return
     if destination.exists() and not asked.force:
         raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
-    target = asked.to or ("published" if destination.suffix else "project")
+    target = asked.to or _usual_target(release, destination)
     _check_destination(destination, target)
     _write(release, destination, target, asked)
     print(f"{destination}: {target}, from {layout} {source}")
+
+
+def _usual_target(release: "Release", destination: Path) -> Target:
+    if not destination.suffix:
+        return "project"
+    return "published" if release.network.config.is_published_wiring else "single"
 
 
 def _check_destination(destination: Path, target: str) -> None:
@@ -232,23 +240,38 @@ def _write(release: "Release", destination: Path, target: str, asked: Conversion
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     except ValueError as error:
-        hint = "keep it as a pipeline's folder, train with the published wiring, or give what is missing"
+        hint = "choose --to single or project, train with the published wiring, or give what is missing"
         raise UserError(str(error), where=f"--to {target}", hint=hint) from error
     if target == "comfyui":
-        _warn_of_other_sizes(release)
+        _say_who_reads(release)
 
 
-def _warn_of_other_sizes(release: "Release") -> None:
-    """Say so where the published loader, which builds XUT-base and nothing else, cannot load the file."""
+def _say_who_reads(release: "Release") -> None:
+    """Which loaders in ComfyUI read the file: HDM-ext knows XUT-base as released, and nothing else."""
+    from hdm_lightning.interop import published  # noqa: PLC0415  (torch, for --help's sake)
+
+    config = release.network.config
+    if not config.is_published_wiring:
+        named = ", ".join(f"{name} {getattr(config, name)}" for name in _differing(config))
+        print(f"single file of an own wiring ({named}): read by this project's nodes for ComfyUI, not by HDM-ext")
+        return
+    unlike = [f"{key} {getattr(config, key)}" for key in _differing(config)]
+    text = (release.settings.get("text_encoder") or {}).get("name")
+    if text not in (None, published.TEXT_ENCODERS[1024]):
+        unlike.append(f"text encoder {text}")
+    if not published.is_usual_normalisation(release.vae_mean, release.vae_std):
+        unlike.append("mean and std of its latents")
+    if unlike:
+        what = "the published loader (HDM-ext) has this fixed in its code, and cannot load or draws wrongly"
+        print(f"warning: {what}: {in_one_line(', '.join(unlike))}; this project's nodes read it", file=sys.stderr)
+
+
+def _differing(config: "XUTConfig") -> list[str]:
+    """Fields of a configuration that are not the released network's; how it was initialised does not count."""
     from hdm_lightning.models.config import preset_fields  # noqa: PLC0415  (torch, for --help's sake)
 
-    known = preset_fields("published")
-    other = {key: value for key, value in release.network.config.to_json().items() if value != known[key]}
-    other.pop("rope_init", None)
-    if other:
-        named = ", ".join(f"{key} {value}" for key, value in other.items())
-        what = f"the published loader (HDM-ext) builds XUT-base alone and cannot load this network ({named})"
-        print(f"warning: {what}", file=sys.stderr)
+    known = {key: value for key, value in preset_fields("published").items() if key != "rope_init"}
+    return [key for key, value in config.to_json().items() if key in known and value != known[key]]
 
 
 def describe(release: "Release") -> str:

@@ -10,8 +10,8 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
-from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.text import MODEL_DOWNLOAD, MODEL_FILES, load_text_encoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
@@ -39,6 +39,7 @@ from hdm_lightning.interop.release import Release
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.compiled_blocks import compile_blocks
 
+_HERE = {"local_files_only": True}
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
@@ -57,6 +58,7 @@ class LoadOptions:
         compiled: whether to compile the network, block by block, for each size that is drawn.
         adapters: LoRAs to draw with.
         any_base: draw also with those that were trained on other weights of the network's shape.
+        local_only: ask no hub: model and text encoder must be on this machine.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -68,6 +70,7 @@ class LoadOptions:
     compiled: bool = False
     adapters: tuple[AdapterUse, ...] = ()
     any_base: bool = False
+    local_only: bool = False
 
     @property
     def encoder_dtype(self) -> torch.dtype:
@@ -105,7 +108,7 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
     Raises:
         UserError: if there is no model, or one of its parts or an adapter is missing or does not fit.
     """
-    found, notice = _located(path)
+    found, notice = _located(path, options)
     if is_adapter(found):
         loaded = _load_adapted(adapter_folder(found) or found, options)
         loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
@@ -121,7 +124,7 @@ def _load_adapted(folder: Path, options: LoadOptions) -> LoadedModel:
         what = f"is a LoRA, whose base is drawn with its averaged weights, not {options.weights}"
         raise UserError(what, where=f"--weights {options.weights}", hint="leave it out")
     adapter, at = adapter_and_base(folder)
-    base, notice = _located(at)
+    base, notice = _located(at, options)
     if is_adapter(base):
         hint = f"merge that into its own base with hdm-convert, then hdm-sample MERGED --lora {folder} --any-base"
         raise UserError(f"its base, {at}, is a LoRA, too", where=str(folder), hint=hint)
@@ -157,10 +160,11 @@ def _base_of(adapter: Adapter, folder: Path) -> Path:
     return found
 
 
-def _located(path: Path) -> tuple[Path, str | None]:
+def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
     """A path as it is, or where what a hub name means lies, with what is to be told of its licence."""
     name = str(path)
-    if path.exists() or "/" not in name or is_local_path(name) or find_pipeline_folder(path) is not None:
+    here = options.local_only or path.exists() or "/" not in name or is_local_path(name)
+    if here or find_pipeline_folder(path) is not None:
         return path, None
     found = hub_model(name)
     return found, licence_note(found, name)
@@ -283,6 +287,9 @@ def build_pipeline(
     the name or folder of the tokenizer where `source` does not bring its own.
     """
     name = options.text_encoder or source.name
+    if options.local_only:
+        name = str(locate_model(name, where="text_encoder", required=MODEL_FILES, download=MODEL_DOWNLOAD, **_HERE))
+        tokenizer = tokenizer if tokenizer and Path(tokenizer).is_dir() else None
     encoder = load_text_encoder(name, dtype=options.encoder_dtype, layer=source.layer, where="text_encoder")
     own_tokenizer = None if options.text_encoder or tokenizer is None else Tokenizer(tokenizer, where="text_encoder")
     network = network.float().eval().to(options.device)

@@ -28,8 +28,10 @@ from hdm_lightning.interop.pipeline_folder import (
     write_pipeline_folder,
 )
 from hdm_lightning.interop.release import Release, release_from_tensors, release_to_tensors
+from hdm_lightning.interop.single_file import SUFFIX, XUT_KEY, release_from_single, release_to_single
 from hdm_lightning.interop.tensor_files import read_sharded, read_tensors, safetensors_metadata, write_tensors
 from hdm_lightning.json_files import AGAIN, parse_object, read_object
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.whole_files import write_json
 
 FINAL_FOLDER, UNET_FOLDER = "final", "unet"
@@ -84,8 +86,22 @@ def _read_weights_in_folder(path: Path) -> Release:
 
 
 def _read_file(path: Path) -> Release:
-    """A published single file, .safetensors or .ckpt, with any of the known prefixes."""
+    """A single file: of any wiring, or a published one, .safetensors or .ckpt, with any of the known prefixes."""
     tensors, settings = published.unwrapped(read_tensors(path)), _settings(path)
+    vae_config = _mapping(settings.pop(_VAE_CONFIG_KEY, None), path)
+    try:
+        if XUT_KEY in settings:
+            return replace(release_from_single(tensors, settings), vae_config=vae_config)
+        _require_no_training_checkpoint(tensors, path)
+        return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error), where=str(path), hint=_ANOTHER) from error
+
+
+def _require_no_training_checkpoint(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise UserError for weights under this project's names without what they need."""
     if TRAINING_SENTINEL not in tensors and any(name.endswith(OUR_SENTINEL) for name in tensors):
         raise UserError(
             "has the weights of this project without their configuration",
@@ -98,11 +114,6 @@ def _read_file(path: Path) -> Release:
             where=str(path),
             hint="give the run's folder: its final/ is written when the last stage ends (or init=RUN in training)",
         )
-    vae_config = _mapping(settings.pop(_VAE_CONFIG_KEY, None), path)
-    try:
-        return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
-    except ValueError as error:
-        raise UserError(str(error), where=str(path), hint=_ANOTHER) from error
 
 
 def _read_diffusers(folder: Path) -> Release:
@@ -137,6 +148,7 @@ _LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Release]], .
         lambda path: _read_folder(path / FINAL_FOLDER),
     ),
     ("weights of a project folder", lambda path: _is_ours(path), _read_weights_in_folder),
+    ("single file", lambda path: stated_config(path) is not None, _read_file),
     ("published file", Path.is_file, _read_file),
     ("diffusers folder", Path.is_dir, _read_diffusers),
 )
@@ -177,17 +189,29 @@ def write_published(path: Path, release: Release) -> None:
     write_tensors(path, release_to_tensors(release), _metadata(release))
 
 
+def write_single(path: Path, release: Release) -> None:
+    """One .safetensors file of any wiring; see `interop.single_file`. Raises UserError: the name ends otherwise."""
+    if path.suffix != SUFFIX:
+        what = f"ends in {path.suffix!r}, and only {SUFFIX} has a place for the wiring"
+        raise UserError(what, where=str(path), hint=f"end the name in {SUFFIX}")
+    tensors, settings = release_to_single(release)
+    write_tensors(path, tensors, _metadata(replace(release, settings=settings)))
+
+
 def write_comfyui(path: Path, release: Release) -> None:
-    """The single file that ComfyUI's HDM loader expects: network and autoencoder, without the text encoder.
+    """The single file for ComfyUI: network and autoencoder, without the text encoder.
+
+    In the published wiring it is the published file, which HDM-ext reads as well; else that of `write_single`, which
+    the nodes of this project alone read.
 
     Raises:
-        ValueError: the wiring is not the published one (the loader knows no other), or the autoencoder or its
-            normalisation is missing.
+        ValueError: the autoencoder or its normalisation is missing.
     """
     parts = {"vae": release.vae or None, "vae_mean": release.vae_mean, "vae_std": release.vae_std}
     if lacking := [name for name, value in parts.items() if value is None]:
         raise ValueError(f"the loader expects the autoencoder in the file, and {', '.join(lacking)} is missing")
-    write_published(path, replace(release, text_encoder={}))
+    write = write_published if release.network.config.is_published_wiring else write_single
+    write(path, replace(release, text_encoder={}))
 
 
 def write_diffusers(path: Path, release: Release) -> None:
@@ -271,6 +295,21 @@ def _metadata(release: Release) -> dict[str, str]:
     return {_SETTINGS_KEY: json.dumps(kept)} if kept else {}
 
 
+def stated_config(path: Path) -> XUTConfig | None:
+    """The network's configuration that a single file states; None for any other path.
+
+    Raises:
+        UserError: what it states is no configuration.
+    """
+    found = _settings(path).get(XUT_KEY) if path.is_file() else None
+    if found is None:
+        return None
+    try:
+        return XUTConfig.from_json(found)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"states no network: {error}", where=str(path), hint=AGAIN) from error
+
+
 def _settings(path: Path) -> dict[str, Any]:
     """What `_metadata` left in a file."""
     written = safetensors_metadata(path).get(_SETTINGS_KEY)
@@ -278,7 +317,7 @@ def _settings(path: Path) -> dict[str, Any]:
         settings = parse_object(written) if written is not None else {}
     except ValueError as error:
         raise UserError(f"has broken metadata {_SETTINGS_KEY} ({error})", where=str(path), hint=AGAIN) from error
-    for key in ("training", "sampling", "text_encoder"):
+    for key in ("training", "sampling", "text_encoder", XUT_KEY):
         _mapping(settings.get(key), path)
     return settings
 

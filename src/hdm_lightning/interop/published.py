@@ -46,6 +46,9 @@ TEXT_ENCODERS: Mapping[int, str] = {
 }
 """Table 1 of arXiv 2509.06068: the text encoders of the three sizes, by the width of their hidden states."""
 
+LATENT_MEAN, LATENT_STD = (-3.86596, -1.33539, 0.83537, 0.90989), (10.03651, 6.84843, 7.21382, 5.59132)
+"""Of the autoencoder that the released networks were trained with (conf/vae/eq_sdxl.yaml)."""
+
 CONTEXT_LENGTH = 512
 SAMPLING: Mapping[str, Any] = {"height": 1024, "width": 1024, "guidance_scale": 3.0}
 """Tokens of text, and settings to draw with, of the released networks."""
@@ -256,6 +259,14 @@ def own_tensors(model: XUT, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if _FREQUENCIES in found:
         found[_FREQUENCIES] = _full_frequencies(found[_FREQUENCIES])
     return found
+
+
+def is_usual_normalisation(mean: Tensor | None, std: Tensor | None) -> bool:
+    """Whether latents are normalised as the released networks', to the precision of half."""
+    if mean is None or std is None or mean.numel() != len(LATENT_MEAN):
+        return False
+    found = torch.cat((mean.double().flatten(), std.double().flatten()))
+    return torch.allclose(found, torch.tensor((*LATENT_MEAN, *LATENT_STD), dtype=found.dtype), rtol=2e-3)
 
 
 def text_encoder_name(config: XUTConfig, *, where: str) -> str:

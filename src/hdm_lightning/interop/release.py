@@ -6,7 +6,7 @@ Shapes: C latent channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,17 @@ def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, A
     bare = published.strip_prefix(tensors)
     network = published.load_xut(published.infer_config(bare), bare)
     known = {f"{published.find_prefix(tensors)}{name}" for name in bare}
+    return release_around(network, tensors, known, settings or {})
+
+
+def release_around(
+    network: XUT, tensors: Mapping[str, Tensor], known: Container[str], settings: Mapping[str, Any]
+) -> Release:
+    """A network with what lies beside it in a single file, of which `known` are the names of the network's tensors.
+
+    Raises:
+        ValueError: a tensor is not finite.
+    """
     left_out = [n for n in tensors if n not in known and not n.startswith(published.BESIDE)]
     require_finite({name: tensor for name, tensor in tensors.items() if name not in left_out})
     return Release(
@@ -80,7 +91,7 @@ def release_from_tensors(tensors: Mapping[str, Tensor], settings: Mapping[str, A
         vae_mean=tensors.get("vae_mean"),
         vae_std=tensors.get("vae_std"),
         text_encoder=_under(TEXT_PREFIX, tensors),
-        settings=settings or {},
+        settings=settings,
         left_out=tuple(left_out),
     )
 
@@ -93,7 +104,12 @@ def release_to_tensors(release: Release) -> dict[str, Tensor]:
     """
     published.require_published_wiring(release.network.config)
     tensors = {NETWORK_PREFIX + n: t for n, t in published.export_state_dict(release.network).items()}
-    tensors |= {VAE_PREFIX + n: t for n, t in release.vae.items()}
+    return tensors | tensors_beside(release)
+
+
+def tensors_beside(release: Release) -> dict[str, Tensor]:
+    """All tensors but the network's, as single files name them."""
+    tensors = {VAE_PREFIX + n: t for n, t in release.vae.items()}
     tensors |= {TEXT_PREFIX + n: t for n, t in release.text_encoder.items()}
     for name, value in (("vae_mean", release.vae_mean), ("vae_std", release.vae_std)):
         if value is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.layouts import UNET_FOLDER
+from hdm_lightning.interop.layouts import UNET_FOLDER, stated_config
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
 from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
@@ -145,8 +145,10 @@ def require_whole(report: InitReport) -> None:
 
 def _other_wiring(config: XUTConfig, tensors: dict[str, Tensor], path: Path) -> list[str]:
     """How the file's network is wired where this one is not, as far as the file or its folder states it."""
-    if find_prefix(tensors) is not None:
-        wired: Mapping[str, Any] = PUBLISHED
+    if (stated := stated_config(path)) is not None:
+        wired: Mapping[str, Any] = stated.to_json()
+    elif find_prefix(tensors) is not None:
+        wired = PUBLISHED
     elif (place := holding(path)) is not None:
         wired = read_pipeline_folder(place[0]).xut.to_json()
     else:

@@ -1,0 +1,231 @@
+"""An XUT as ComfyUI's MODEL: what the samplers call, the normalisation of latents, text and camera on their way in.
+
+Shapes: B rows (conditionings times images), C latent channels, H×W latent, L text tokens, D width of the text encoder.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.guided_branches import computing_in
+from hdm_lightning.models import XUT
+from hdm_lightning.models.positions import token_positions
+
+CAMERA, KEEP = "hdm_camera", "hdm_keep"
+"""Where a conditioning has (x_shift, y_shift, zoom), and the transformer options the kept tokens (B, K)."""
+STILL = (0.0, 0.0, 1.0)
+LATEST_TIME = 1.001
+"""Times are in [0, 1]; what some nodes multiply by 1000 is told."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What nodes need to know of a loaded model.
+
+    Attributes:
+        factor: image pixels per latent cell along one side.
+        channels: latent channels.
+        patch: latent cells per token along one side.
+        context_width: of the text encoder's vectors.
+        sha256: of the network's weights, by which an adapter knows its base.
+        sampling: settings that its training found good to draw with.
+    """
+
+    factor: int
+    channels: int
+    patch: int
+    context_width: int
+    sha256: str
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def multiple(self) -> int:
+        """Widths and heights are multiples of this."""
+        return self.factor * self.patch
+
+
+class DiffusionModel(XUT):
+    """An XUT under its own names, called as ComfyUI calls diffusion models.
+
+    Args:
+        network: whose weights it takes over.
+        facts: of the model.
+        autocast: lower precision to compute in; None keeps that of the weights.
+    """
+
+    def __init__(self, network: XUT, facts: Facts, autocast: torch.dtype | None) -> None:
+        with torch.device("meta"):
+            super().__init__(network.config)
+        self.load_state_dict(network.state_dict(), assign=True)
+        self.eval().requires_grad_(False)
+        self.facts, self.autocast = facts, autocast
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.patch_embedding.weight.dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        camera: Tensor | None = None,
+        **_later: Any,
+    ) -> Tensor:
+        """The velocity (B,C,H,W) of latents at times (B,), for texts (B,L,D) of which `lengths` (B,) tokens count."""
+        require_latent(x, self.facts)
+        if float(timesteps.max()) > LATEST_TIME:
+            hint = "shift the times with ModelSamplingAuraFlow instead of ModelSamplingSD3"
+            raise UserError(
+                f"times go up to {float(timesteps.max()):g} instead of 1", where="model sampling", hint=hint
+            )
+        if lengths is not None and bool((lengths == context.shape[1]).all()):
+            lengths = None  # without a mask, as when each text is drawn by itself
+        keep = (transformer_options or {}).get(KEEP)
+        if keep is not None:
+            keep = keep.to(x.device).repeat(len(x) // len(keep), 1)
+        with computing_in(self.autocast, x.device):
+            velocity = super().forward(
+                x,
+                timesteps,
+                context,
+                context_lengths=lengths,
+                token_positions=self._positions(x, camera),
+                keep=keep,
+            )
+        return velocity.to(x.dtype)
+
+    def _positions(self, x: Tensor, camera: Tensor | None) -> Tensor:
+        """Token positions (1 or B, N, 2) as the cameras (B, 3) see them."""
+        views = [STILL] if camera is None else camera.tolist()
+        size = [side // self.config.patch_size for side in x.shape[2:]]
+        seen = [
+            token_positions(*size, convention=self.config.positions, shift=(down, right), zoom=zoom, device=x.device)
+            for right, down, zoom in (views[:1] if all(view == views[0] for view in views) else views)
+        ]
+        return torch.cat(seen)
+
+
+def require_latent(x: Tensor, facts: Facts) -> None:
+    """Raise UserError unless latents have the model's channels and a size that it can cut into patches."""
+    if x.dim() != 4 or x.shape[1] != facts.channels:
+        what = f"latents of {tuple(x.shape)} have other channels than the model's {facts.channels}"
+        raise UserError(
+            what, where="latent_image", hint="take HDM Empty Latent, or encode with the VAE of HDM Load Model"
+        )
+    if any(side % facts.patch for side in x.shape[2:]):
+        height, width = (side * facts.factor for side in x.shape[2:])
+        near = "x".join(str(max(1, round(side / facts.multiple)) * facts.multiple) for side in (width, height))
+        what = f"a picture of {width}x{height} is not made of multiples of {facts.multiple}"
+        raise UserError(what, where="latent_image", hint=f"take {near}")
+
+
+class LatentFormat(comfy.latent_formats.LatentFormat):
+    """From latents as the autoencoder has them to normalised ones, (z − mean) / std per channel, and back."""
+
+    def __init__(self, mean: Tensor, std: Tensor, factor: int) -> None:
+        self.mean, self.std = mean.float().cpu().view(1, -1, 1, 1), std.float().cpu().view(1, -1, 1, 1)
+        self.latent_channels = self.mean.shape[1]
+        self.spacial_downscale_ratio = factor
+
+    def process_in(self, latent: Tensor) -> Tensor:
+        """Normalise."""
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    def process_out(self, latent: Tensor) -> Tensor:
+        """Undo it."""
+        return latent * self.std.to(latent) + self.mean.to(latent)
+
+
+class Configuration(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a kind of model."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  (as ComfyUI declares it)
+    supported_inference_dtypes = [torch.float32]  # noqa: RUF012
+
+    def __init__(self, latent_format: LatentFormat, shift: float) -> None:
+        super().__init__({})
+        self.latent_format = latent_format
+        self.sampling_settings = {"shift": shift, "multiplier": 1.0}
+
+
+class PaddedText(comfy.conds.CONDRegular):
+    """Text states (B,L,D) that share a pass with longer ones: zeros behind them, which the lengths leave out.
+
+    ComfyUI's own class repeats the shorter text instead, and here image and text share one attention.
+    """
+
+    def can_concat(self, other: Any) -> bool:
+        """Whatever the lengths."""
+        return isinstance(other, PaddedText) and self.cond.shape[2] == other.cond.shape[2]
+
+    def concat(self, others: Any) -> Tensor:
+        """All of them, (ΣB, max L, D)."""
+        conds = [self.cond, *(other.cond for other in others)]
+        longest = max(cond.shape[1] for cond in conds)
+        return torch.cat([F.pad(cond, (0, 0, 0, longest - cond.shape[1])) for cond in conds])
+
+
+class HDMModel(comfy.model_base.BaseModel):
+    """A loaded model; the samplers of ComfyUI take it for one of flow matching."""
+
+    def __init__(self, network: DiffusionModel, latent_format: LatentFormat) -> None:
+        shift = float(network.facts.sampling.get("shift", 1.0))
+        super().__init__(
+            Configuration(latent_format, shift),
+            comfy.model_base.ModelType.FLOW,
+            device=torch.device("cpu"),
+            unet_model=lambda **_: network,
+        )
+        self.facts = network.facts
+
+    def extra_conds(self, **given: Any) -> dict[str, Any]:
+        """Text, its lengths and the camera of a conditioning, as the network is called with them."""
+        text = given.get("cross_attn")
+        if text is None or text.shape[-1] != self.facts.context_width:
+            got = "no text" if text is None else f"vectors of {text.shape[-1]}"
+            what = f"has {got}, and the model reads vectors of {self.facts.context_width}"
+            raise UserError(what, where="conditioning", hint="encode the prompts with the CLIP of HDM Load Model")
+        camera = torch.tensor([given.get(CAMERA, STILL)], dtype=torch.float32)
+        lengths = torch.full((text.shape[0],), text.shape[1], dtype=torch.int64)
+        return {
+            "c_crossattn": PaddedText(text),
+            "lengths": comfy.conds.CONDRegular(lengths),
+            "camera": comfy.conds.CONDRegular(camera),
+        }
+
+
+class Held(nn.Module):
+    """A model of another library, whose `device` cannot be set, as ComfyUI does with what it moves."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+def patcher_of(model: Any, load_device: torch.device, offload_device: torch.device) -> Any:
+    """A model that ComfyUI moves between its devices."""
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def facts_of(model: Any) -> Facts:
+    """Of a MODEL. Raises UserError: it is of another kind."""
+    if not isinstance(model.model, HDMModel):
+        what = f"is a {type(model.model).__name__}, no model of hdm-lightning"
+        raise UserError(what, where="model", hint="connect the MODEL of HDM Load Model")
+    return model.model.facts
