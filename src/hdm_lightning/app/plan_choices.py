@@ -34,7 +34,7 @@ class Plan:
     Attributes:
         command: what prints the same.
         text: as the command prints it.
-        rows: a row a stage, see `COLUMNS`.
+        rows: a row a stage and one of sums, see `COLUMNS`.
     """
 
     command: str
@@ -77,7 +77,8 @@ def plan(experiment: str, card: str, count: float, budget_usd: float | None, mor
         console.print(note, markup=False)
     console.print(result.report)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    return Plan(" ".join(["hdm-plan", *overrides]), text, [_row(stage) for stage in result.content["stages"]])
+    rows = [_row(stage) for stage in result.content["stages"]]
+    return Plan(" ".join(["hdm-plan", *overrides]), text, [*rows, _total(result.content["stages"])])
 
 
 def _planned(overrides: Sequence[str]) -> tuple[PlanResult, list[str]]:
@@ -105,6 +106,13 @@ def _row(stage: Mapping[str, Any]) -> list[str]:
         f"{stage['memory']['total'] / 2**30:.1f}",
         "yes" if stage["fits"] else "no",
     ]
+
+
+def _total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row of sums, without the encoding of latents before the first stage."""
+    sums = [sum(stage[key] for stage in stages) for key in ("hours", "rent_usd", "kwh")]
+    samples = sum(stage["stage"]["samples"] for stage in stages)
+    return ["all", f"{samples:,}", "", "", f"{sums[0]:,.1f}", f"{sums[1]:,.2f}", f"{sums[2]:,.1f}", "", ""]
 
 
 def _whole(value: float, what: str) -> int:

@@ -27,6 +27,7 @@ LARGEST_EVENTS = 2 << 30
 """Bytes of a stage's event files."""
 _SAMPLE = re.compile(r"(\d{1,15})(?:-(\d+x\d+))?\.png")
 _FIRST = ("train/loss_mean", "train/loss", "val/loss", "val/psnr")
+"""What the list of curves begins with."""
 
 
 class Point(NamedTuple):
@@ -45,8 +46,10 @@ class Curves:
 
     def usual(self) -> list[str]:
         """The losses, or what comes first."""
-        losses = [name for name in self.points if name in _FIRST or name.startswith("val/loss")]
-        return losses or list(self.points)[:1]
+        names = list(self.points)  # of the two training losses the first is the smoother
+        trained = [name for name in names if name in _FIRST and name.startswith("train/")][:1]
+        validated = [name for name in names if name == "val/psnr" or name.startswith("val/loss")]
+        return trained + validated or names[:1]
 
     def of(self, names: Sequence[str]) -> list[Point]:
         """The points of some curves; names that there are none of are passed over."""

@@ -62,7 +62,7 @@ class Hit:
     @property
     def line(self) -> str:
         """What stands below it."""
-        return f"{self.key}: {self.captions[0] if self.captions else '(no caption)'}"
+        return self.captions[0] if self.captions else f"{self.key} (no caption)"
 
 
 @dataclass(frozen=True)
