@@ -40,6 +40,7 @@ def draw_request(
     *,
     warn: Callable[[str], None],
     progress: Callable[[str, int, int], None],
+    load: Callable[[Path, LoadOptions], LoadedModel] = load_pipeline,
 ) -> list[Path]:
     """Draw, write each image as soon as it is there, and the contact sheet at the end; the files.
 
@@ -49,6 +50,7 @@ def draw_request(
         device: where.
         warn: called with what may surprise.
         progress: called with (what is being done, solver steps done, in all).
+        load: what loads the model; who draws often has it in memory.
 
     Raises:
         UserError: something is missing or does not fit; names the option.
@@ -65,7 +67,7 @@ def draw_request(
     loaded_with = loading_choices(request.model, machine, record, device)
     uses = adapter_uses(request.model, machine, record)
     model = request.model or (record.model if record else "")
-    loaded = _load(model, machine, device, loaded_with, uses)
+    loaded = load(Path(model), _options(machine, device, loaded_with, uses))
     if loaded.notice:
         warn(loaded.notice)
     jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
@@ -158,15 +160,11 @@ def adapter_uses(model: str | None, machine: DrawingMachine, record: ImageRecord
     return tuple(AdapterUse(each["name"], each["weight"]) for each in record.loras)
 
 
-def _load(
-    model: str,
-    machine: DrawingMachine,
-    device: torch.device,
-    loaded_with: dict[str, str],
-    uses: tuple[AdapterUse, ...],
-) -> LoadedModel:
+def _options(
+    machine: DrawingMachine, device: torch.device, loaded_with: dict[str, str], uses: tuple[AdapterUse, ...]
+) -> LoadOptions:
     precision = loaded_with["precision"]
-    options = LoadOptions(
+    return LoadOptions(
         device=device,
         autocast=None if precision == "float32" else getattr(torch, precision),
         weights=machine.weights,
@@ -177,7 +175,6 @@ def _load(
         adapters=uses,
         any_base=machine.any_base,
     )
-    return load_pipeline(Path(model), options)
 
 
 def _jobs(

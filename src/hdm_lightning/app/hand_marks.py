@@ -1,0 +1,65 @@
+"""Samples that somebody looked at and found bad: left out of their set by its index, as `hdm-shards verify --mark`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+
+from hdm_lightning.app.shard_search import is_markable
+from hdm_lightning.data.index import INDEX_NAME, load_index, write_index
+from hdm_lightning.data.verification import Problem, leave_out
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
+
+BY_HAND = "marked by hand"
+LONGEST_REASON = 200
+_WRITING = Lock()
+
+
+def mark(place: str, shard: str, ordinal: int, key: str, reason: str) -> int:
+    """Leave a sample out of a set; the order of the others changes. Returns how many samples remain.
+
+    Raises:
+        UserError: the set is not a local folder, the sample is not there or left out already, or there is no reason.
+    """
+    _require_markable(place)
+    words = " ".join(reason.split())[:LONGEST_REASON]
+    if not words:
+        raise UserError("is empty", where="reason", hint="say in a word or two what is wrong with the sample")
+    with _WRITING:
+        record = next((each for each in load_index(place).shards if each.name == shard), None)
+        if record is None or not 0 <= ordinal < record.count or ordinal in record.skip:
+            raise UserError(f"sample {ordinal} is not there, or is left out already", where=shard, hint="search again")
+        return leave_out(place, [Problem(shard, in_one_line(f"{BY_HAND}: {words}"), ordinal, key)]).samples
+
+
+def unmark(place: str, shard: str, ordinal: int) -> int:
+    """Take a sample back that was left out by hand. Returns how many samples there are.
+
+    Raises:
+        UserError: it was not left out by hand.
+    """
+    _require_markable(place)
+    with _WRITING:
+        index = load_index(place)
+        record = next((each for each in index.shards if each.name == shard), None)
+        if record is None or not record.skip.get(ordinal, "").startswith(BY_HAND):
+            what = f"sample {ordinal} was not left out by hand"
+            raise UserError(what, where=shard, hint="`hdm-shards index` forgets all marks")
+        skip = {each: why for each, why in record.skip.items() if each != ordinal}
+        restored = replace(record, skip=skip, samples=record.samples + 1)
+        shards = tuple(restored if each is record else each for each in index.shards)
+        write_index(replace(index, shards=shards), Path(place) / INDEX_NAME)
+        return sum(each.samples for each in shards)
+
+
+def left_out(place: str, most: int = 500) -> Sequence[tuple[str, int, str]]:
+    """Shard, ordinal and reason of samples that are left out, those marked by hand first."""
+    found = [(record.name, *each) for record in load_index(place).shards for each in record.skip.items()]
+    return sorted(found, key=lambda each: not each[2].startswith(BY_HAND))[:most]
+
+
+def _require_markable(place: str) -> None:
+    if not is_markable(place):
+        what = "is no local folder, so its index cannot be written"
+        raise UserError(what, where=place, hint="mark in a copy of the set, or in the folder that was uploaded")

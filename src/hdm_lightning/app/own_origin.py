@@ -1,0 +1,73 @@
+"""Who may talk to the page: its own scripts, under the names it is known by, and nothing fetched from elsewhere."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = Mapping[str, Any]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+HEADERS = {
+    "content-security-policy": "; ".join(
+        [
+            "default-src 'self'",
+            "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "connect-src 'self' data: blob:",
+            "worker-src 'self' blob:",
+            "object-src 'none'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        ]
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+
+
+class OwnOrigin:
+    """ASGI middleware: refuses requests of other pages, and lets the page load from nowhere but here.
+
+    Any page that a browser has open can send requests to a local server: its `Origin` gives it away. One whose name is
+    pointed at this machine after it was loaded (DNS rebinding) has its own name as `Host`.
+
+    Args:
+        app: what answers.
+        hosts: names that a loopback page is known by; empty for all, where it listens elsewhere.
+    """
+
+    def __init__(self, app: Any, hosts: Collection[str] = ()) -> None:
+        self.app, self.hosts = app, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+        """Answer, or refuse."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        if not self.allows(_headers(scope)):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"not from this page"})
+            return
+
+        async def with_headers(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def allows(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request with these headers comes from the page itself, or from no page."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.hosts and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+            return False
+        return origin is None or urlsplit(origin).netloc == host
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

@@ -1,0 +1,108 @@
+"""The page: its tabs, how it is served, and to whom."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from hdm_lightning.app.app_settings import AppSettings
+from hdm_lightning.app.draw_tab import DrawTab
+from hdm_lightning.app.own_origin import OwnOrigin
+from hdm_lightning.app.plan_tab import PlanTab
+from hdm_lightning.app.run_tab import RunTab
+from hdm_lightning.app.shard_tab import ShardTab
+from hdm_lightning.app.side_by_side import Studio
+
+TITLE = "hdm-lightning"
+LARGEST_UPLOAD = "64mb"
+WAITING = 32
+"""Requests that may wait."""
+SANS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
+CSS = """
+.gradio-container {max-width: 1500px !important; margin: auto}
+.thumbnail-item {display: flex !important; flex-direction: column}
+.thumbnail-item img {flex: 1 1 0; min-height: 0}
+.thumbnail-item .caption-label {position: static !important; max-width: 100% !important; border: 0 !important}
+.beside {align-self: flex-end; max-height: 46px}
+.plain pre {font-size: 12px; line-height: 1.25; overflow-x: auto; font-family: var(--font-mono)}
+footer {display: none !important}
+"""
+
+
+def build(settings: AppSettings, studio: Studio, served: Path) -> gr.Blocks:
+    """The page, not yet served. `served` is the folder whose files it may fetch."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True) as blocks:
+        with gr.Tab("Draw", id="draw-tab"):
+            DrawTab(studio, served).build(blocks)
+        with gr.Tab("Runs", id="runs-tab"):
+            RunTab(settings.runs).build(blocks)
+        with gr.Tab("Shards", id="shards-tab"):
+            ShardTab(settings.shards).build(blocks)
+        with gr.Tab("Plan", id="plan-tab"):
+            PlanTab().build()
+    for function in blocks.fns.values():  # none is for other programs: hdm-sample and the others are
+        function.api_visibility = "private"
+    return blocks.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+
+
+@contextmanager
+def _only(folder: str) -> Iterator[None]:
+    """Let gradio keep files in this folder alone: whatever lies there can be fetched."""
+    names = {"GRADIO_TEMP_DIR": folder, "GRADIO_EXAMPLES_CACHE": f"{folder}/examples"}
+    before = {name: os.environ.get(name) for name in (*names, "GRADIO_ALLOWED_PATHS")}
+    os.environ.pop("GRADIO_ALLOWED_PATHS", None)
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def free_port(host: str) -> int:
+    """A port that nothing listens at."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.bind((host, 0))
+        return int(trial.getsockname()[1])
+
+
+@contextmanager
+def serving(settings: AppSettings, studio: Studio, auth: tuple[str, str] | None) -> Iterator[str]:
+    """Serve the page inside the with statement; yields its address."""
+    with tempfile.TemporaryDirectory(prefix="hdm-app-") as folder, _only(folder):
+        blocks = build(settings, studio, Path(folder))
+        hosts = () if settings.is_open else ("127.0.0.1", "localhost", "::1", settings.host)
+        theme = gr.themes.Default(font=SANS, font_mono=MONO)
+        options: dict[str, Any] = {"middleware": [Middleware(OwnOrigin, hosts=hosts)]}
+        _, address, _ = blocks.launch(
+            server_name=settings.host,
+            server_port=settings.port or free_port(settings.host),
+            auth=auth,
+            app_kwargs={**options, "docs_url": None, "redoc_url": None, "openapi_url": None},
+            theme=theme,
+            css=CSS,
+            allowed_paths=[],
+            max_file_size=LARGEST_UPLOAD,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            show_error=False,
+            footer_links=[],
+            pwa=False,
+            quiet=True,
+            inbrowser=False,
+            prevent_thread_lock=True,
+        )
+        try:
+            yield address
+        finally:
+            blocks.close(verbose=False)

@@ -1,0 +1,127 @@
+"""What the page asks `hdm-plan`: an experiment, cards and a budget, each one of few, so that nothing else is read."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from threading import Lock
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from hdm_lightning.app.shelf import chosen
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
+from hdm_lightning.errors import UserError
+from hdm_lightning.profiling.gpus import CPU, GPUS
+from hdm_lightning.training.recorded import recorded_values
+
+CONF = "hdm_lightning.conf"
+PAPER = "the paper's schedule"
+WIDTH = 120
+_COMPOSING = Lock()
+"""Hydra keeps its state in the process."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A forecast.
+
+    Attributes:
+        command: what prints the same.
+        text: as the command prints it.
+        rows: a row a stage and one of sums, see `COLUMNS`.
+    """
+
+    command: str
+    text: str
+    rows: Sequence[Sequence[str]]
+
+
+COLUMNS = ("stage", "samples", "micro-batch", "images/s", "hours", "rent $", "kWh", "memory GiB", "fits")
+
+
+def experiments() -> list[str]:
+    """The ready-made trainings, and the schedule that `hdm-plan` has by itself."""
+    files = resources.files(CONF).joinpath("experiment").iterdir()
+    return [PAPER, *sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))]
+
+
+def cards() -> list[str]:
+    """The cards whose figures are known."""
+    return [name for name in GPUS if name != CPU]
+
+
+def plan(experiment: str, card: str, count: float, budget_usd: float | None, more: Mapping[str, float | None]) -> Plan:
+    """Forecast an experiment on some cards, or propose a schedule for a budget.
+
+    Args:
+        more: keys of `hdm-plan` with numbers; None leaves the key out.
+
+    Raises:
+        UserError: a choice is none of the list, or the plan is refused.
+    """
+    overrides = [f"gpus={_whole(count, 'cards')}x{chosen({name: name for name in cards()}, card, 'card')}"]
+    name = chosen({name: name for name in experiments()}, experiment, "experiment")
+    overrides = [*([] if name == PAPER else [f"experiment={name}"]), *overrides]
+    if budget_usd:
+        overrides.append(f"budget_usd={_positive(budget_usd, 'budget'):g}")
+    overrides += [f"{key}={_positive(value, key):g}" for key, value in more.items() if value]
+    result, notes = _planned(overrides)
+    console = Console(file=io.StringIO(), width=WIDTH, no_color=True)
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(result.report)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [_row(stage) for stage in result.content["stages"]]
+    return Plan(" ".join(["hdm-plan", *overrides]), text, [*rows, _total(result.content["stages"])])
+
+
+def _planned(overrides: Sequence[str]) -> tuple[PlanResult, list[str]]:
+    notes: list[str] = []
+    with _COMPOSING:
+        OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+        try:
+            with initialize_config_module(CONF, version_base="1.3"):
+                config = recorded_values(compose("plan", overrides=list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(str(error).splitlines()[0], where="experiment", hint="choose another") from error
+    return run_plan(config, log=notes.append), notes
+
+
+def _row(stage: Mapping[str, Any]) -> list[str]:
+    asked = stage["stage"]
+    return [
+        asked["name"],
+        f"{asked['samples']:,}",
+        str(stage["micro_batch"]),
+        f"{stage['images_per_s']:,.1f}",
+        f"{stage['hours']:,.1f}",
+        f"{stage['rent_usd']:,.2f}",
+        f"{stage['kwh']:,.1f}",
+        f"{stage['memory']['total'] / 2**30:.1f}",
+        "yes" if stage["fits"] else "no",
+    ]
+
+
+def _total(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row of sums, without the encoding of latents before the first stage."""
+    sums = [sum(stage[key] for stage in stages) for key in ("hours", "rent_usd", "kwh")]
+    samples = sum(stage["stage"]["samples"] for stage in stages)
+    return ["all", f"{samples:,}", "", "", f"{sums[0]:,.1f}", f"{sums[1]:,.2f}", f"{sums[2]:,.1f}", "", ""]
+
+
+def _whole(value: float, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 1024:
+        raise UserError(f"is {value!r}", where=what, hint="give a whole number from 1 to 1024")
+    return int(value)
+
+
+def _positive(value: float, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
+        raise UserError(f"is {value!r}", where=what, hint="give a number above 0")
+    return float(value)

@@ -1,0 +1,199 @@
+"""What a run has written of itself, for the page: curves, samples over time, stages and ledger. Nothing is changed."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hdm_lightning.app.shelf import inside
+from hdm_lightning.data.decode import load_upright
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object
+from hdm_lightning.printable import in_one_line
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.recorded import is_training, read_recorded, recorded_settings
+from hdm_lightning.training.run_folder import CONFIG, DONE, LEDGER, is_finished
+from hdm_lightning.training.stages import AutoencoderStageSettings, StagePlan, plan_stages, plans_of
+
+MOST_POINTS = 400
+"""Of a curve: more than a plot has pixels for make the page slow."""
+MOST_SAMPLES = 60
+LARGEST_EVENTS = 2 << 30
+"""Bytes of a stage's event files."""
+_SAMPLE = re.compile(r"(\d{1,15})(?:-(\d+x\d+))?\.png")
+_FIRST = ("train/loss_mean", "train/loss", "val/loss", "val/psnr")
+"""What the list of curves begins with."""
+
+
+class Point(NamedTuple):
+    """A value of a curve after so many samples of the whole run."""
+
+    curve: str
+    samples: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Everything that a run has logged, by name; of each name its points in the order of samples."""
+
+    points: Mapping[str, Sequence[Point]]
+
+    def usual(self) -> list[str]:
+        """The losses, or what comes first."""
+        names = list(self.points)  # of the two training losses the first is the smoother
+        trained = [name for name in names if name in _FIRST and name.startswith("train/")][:1]
+        validated = [name for name in names if name == "val/psnr" or name.startswith("val/loss")]
+        return trained + validated or names[:1]
+
+    def of(self, names: Sequence[str]) -> list[Point]:
+        """The points of some curves; names that there are none of are passed over."""
+        return [point for name in names if name in self.points for point in _thinned(self.points[name])]
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as far as it has come.
+
+    Attributes:
+        state: what it is at.
+        validation: losses by name, at its end.
+    """
+
+    plan: StagePlan
+    samples: int
+    seconds: float
+    device_hours: float
+    cost_usd: float
+    state: str
+    validation: Mapping[str, float]
+
+
+class Run:
+    """A run's folder, read on demand.
+
+    Args:
+        folder: where it is; what links lead to outside of it is not read.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        file = inside(folder, folder / CONFIG)
+        self.of_pipeline = is_training(file)
+        self.ledger = Ledger(inside(folder, folder / LEDGER), writes=False)
+        self.devices = max([1, *(each["devices"] for each in self.ledger.events() if _is_count(each.get("devices")))])
+        if self.of_pipeline:
+            self.settings = recorded_settings(file)
+            self.plans = plan_stages(self.settings.schedule, 1)
+        else:
+            self.plans = plans_of({"stage": _vae_stage(file)}, 1)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its result is exported."""
+        return is_finished(self.folder)
+
+    def curves(self) -> Curves:
+        """All scalars of all stages, as far as TensorBoard's files have them."""
+        found: dict[str, list[Point]] = {}
+        for folder in sorted(self.folder.glob("*/tensorboard")):
+            for name, points in _scalars(inside(self.folder, folder)):
+                found.setdefault(name, []).extend(points)
+        first = {name: sorted(found[name], key=lambda point: point.samples) for name in _FIRST if name in found}
+        return Curves(first | {name: sorted(found[name], key=lambda p: p.samples) for name in sorted(found)})
+
+    def samples(self) -> list[tuple[Image.Image, str]]:
+        """Sheets drawn during the training with what they show, spread over its time, the last one among them."""
+        files = [
+            (file, match) for file in self.folder.glob("*/samples/*.png") if (match := _SAMPLE.fullmatch(file.name))
+        ]
+        files.sort(key=lambda each: (int(each[1][1]), each[1][2] or ""))
+        step = max(1, -(-len(files) // MOST_SAMPLES))
+        sheets = []
+        for file, match in reversed(files[::-1][::step]):
+            try:
+                sheet = load_upright(inside(self.folder, file).read_bytes())
+            except (OSError, SampleFault, UserError):  # half a file, or none of this run's
+                continue
+            size = f", {match[2]} px" if match[2] else ""
+            sheets.append((sheet, f"{int(match[1]):,} samples{size}"))
+        return sheets
+
+    def stages(self) -> list[StageRow]:
+        """Every stage of the schedule, those not begun too."""
+        events = self.ledger.events()
+        return [self._stage(plan, [each for each in events if each.get("stage") == plan.name]) for plan in self.plans]
+
+    def _stage(self, plan: StagePlan, events: Sequence[Mapping[str, Any]]) -> StageRow:
+        counted = [each["samples"] for each in events if _is_count(each.get("samples"))]
+        seconds, hours, usd = (self.ledger.spent(key, plan.name) for key in ("seconds", "device_hours", "cost_usd"))
+        done = _done(self.folder, plan)
+        state = "ended" if done else "begun" if events else "to come"
+        if done and done.get("ended_by") not in (None, "samples"):
+            state = f"ended by {in_one_line(done['ended_by'])[:40]}"
+        losses = done.get("validation")
+        validation = {
+            in_one_line(name)[:40]: float(value)
+            for name, value in (losses if isinstance(losses, dict) else {}).items()
+            if isinstance(value, int | float)
+        }
+        return StageRow(plan, counted[-1] if counted else 0, seconds, hours, usd, state, validation)
+
+    def ledger_rows(self, most: int = 200) -> list[list[str]]:
+        """The ledger's last lines: time, event, stage, samples, seconds, device-hours, dollars, memory."""
+        keys = ("time", "event", "stage", "samples", "seconds", "device_hours", "cost_usd", "peak_memory_gb", "reason")
+        return [[_cell(event.get(key)) for key in keys] for event in self.ledger.events()[-most:]]
+
+
+def _scalars(folder: Path) -> list[tuple[str, list[Point]]]:
+    if sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) > LARGEST_EVENTS:
+        hint = "look at it with tensorboard"
+        raise UserError("holds more than two gigabytes of events", where=str(folder), hint=hint)
+    sizes = {"scalars": 0, "tensors": 1, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}
+    events = EventAccumulator(str(folder), size_guidance=sizes)
+    events.Reload()
+    return [
+        (in_one_line(tag)[:80], [Point(in_one_line(tag)[:80], each.step, each.value) for each in events.Scalars(tag)])
+        for tag in events.Tags()["scalars"]
+    ]
+
+
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
+    """Evenly chosen ones, the last among them."""
+    step = max(1, -(-len(points) // MOST_POINTS))
+    return points[::-1][::step][::-1]
+
+
+def _done(folder: Path, plan: StagePlan) -> Mapping[str, Any]:
+    try:
+        return parse_object(inside(folder, plan.folder(folder) / DONE).read_bytes())
+    except (OSError, ValueError):  # not ended, or damaged
+        return {}
+
+
+def _vae_stage(file: Path) -> AutoencoderStageSettings:
+    stage = read_recorded(file).get("stage")
+    try:
+        known = AutoencoderStageSettings.__dataclass_fields__
+        return AutoencoderStageSettings(**{key: stage[key] for key in known if key in stage})  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        hint = "choose a run of hdm-train or hdm-train-vae"
+        raise UserError("holds no stage", where=str(file), hint=hint) from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if _is_count(value) else in_one_line(value)[:200]

@@ -1,0 +1,99 @@
+"""hdm-app: a web page to draw, to look through runs and shards, and to plan."""
+
+# ruff: noqa: PLC0415 (gradio and torch take seconds, for --help's sake)
+import getpass
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from hdm_lightning.app.app_settings import AppSettings, credentials, require_auth
+from hdm_lightning.cli.arguments import Flags, Parser
+from hdm_lightning.cli.command import require_folder, run_command
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.sampling_settings import DrawingMachine
+
+_DESCRIPTION = """A web page on this machine: draw with the models of your runs, several side by side; look through runs
+and shards, and leave bad samples out; plan trainings.
+
+It listens at 127.0.0.1, shows what lies in the folders that are named here, and fetches nothing from elsewhere."""
+_EXAMPLES = """examples:
+  hdm-app
+  hdm-app --runs runs multirun --shards data/openclipart-mini --loras style.safetensors
+  hdm-app --host 0.0.0.0 --auth me
+"""
+_SETTINGS = Flags(
+    AppSettings, {"models": "--models MODEL", "loras": "--loras LORA", "shards": "--shards FOLDER|PATTERN"}
+)
+_MACHINE = Flags(DrawingMachine)
+_OF_MACHINE = ["device", "precision", "batch", "compile"]
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    command = Parser(prog="hdm-app", description=_DESCRIPTION, epilog=_EXAMPLES)
+    _SETTINGS.add(command)
+    _MACHINE.add(command.add_argument_group("how models are drawn with"), only=_OF_MACHINE)
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the page until it is interrupted; returns the exit status."""
+    return run_command(lambda: _serve(argv))
+
+
+def _serve(argv: Sequence[str] | None) -> None:
+    given = parser().parse_args(argv)
+    settings, machine = _SETTINGS.read(given), _MACHINE.read(given)
+    require_auth(settings)
+    require_folder(settings.out, "--out")
+    if hasattr(given, "runs"):
+        from hdm_lightning.app.shelf import require_folders
+
+        require_folders(settings.runs, "--runs")
+    auth = credentials(settings.auth, getpass.getpass)
+    _require_gradio()
+    print("hdm-app: starting", file=sys.stderr, flush=True)
+    from hdm_lightning.app.page import serving
+    from hdm_lightning.app.side_by_side import Studio
+    from hdm_lightning.profiling.system import chosen_device
+
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    studio = Studio(
+        runs=settings.runs,
+        models=settings.models,
+        loras=settings.loras,
+        out=settings.out,
+        machine=machine,
+        device=chosen_device(machine.device or "auto"),
+        keep=settings.keep,
+    )
+    _check_shards(settings)
+    if settings.is_open:
+        what = f"warning: {settings.host} lets other machines in; the password and all else go unencrypted"
+        print(f"{what}: put a server with TLS before it on any network but your own", file=sys.stderr)
+    with serving(settings, studio, auth) as address:
+        print(f"hdm-app: {address} (Ctrl-C ends it)", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+def _check_shards(settings: AppSettings) -> None:
+    from hdm_lightning.app.shard_search import ShardSet
+
+    for place in settings.shards:
+        ShardSet(place)
+
+
+def _require_gradio() -> None:
+    """Raise UserError where the extra is missing; and have gradio phone nobody, whatever the environment says."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError("needs gradio", where="hdm-app", hint="pip install 'hdm-lightning[app]'") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

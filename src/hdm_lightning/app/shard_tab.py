@@ -1,0 +1,221 @@
+"""The tab that looks through shards, and leaves bad samples out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from hdm_lightning.app.hand_marks import left_out, mark, unmark
+from hdm_lightning.app.page_errors import told
+from hdm_lightning.app.shard_search import Found, Hit, ShardSet, is_markable, whole
+from hdm_lightning.app.shelf import chosen
+from hdm_lightning.errors import UserError
+from hdm_lightning.generation.contact_sheet import contact_sheet
+
+SHOWN = 24
+APPEARANCES, ACROSS = 6, 6
+MARKS = ["shard", "sample", "reason"]
+LARGEST_RESOLUTION = 4096
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What one page looks at: kept on this side, so that it names samples by their place in it alone."""
+
+    place: str
+    words: str
+    found: Found
+    at: int | None = None
+
+    @property
+    def hit(self) -> Hit:
+        """The sample that was chosen. Raises UserError: none was."""
+        if self.at is None or not 0 <= self.at < len(self.found.hits):
+            raise UserError("no sample is chosen", where="samples", hint="click one")
+        return self.found.hits[self.at]
+
+
+class ShardTab:
+    """Search, samples, crops, marks.
+
+    Args:
+        places: the sets, as named when the page was started.
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
+        self.places = {place: place for place in places}
+
+    def build(self, blocks: gr.Blocks) -> None:
+        """Put the tab's parts where the context is."""
+        first = next(iter(self.places), None)
+        self.looking = gr.State(None)
+        with gr.Row():
+            self.place = gr.Dropdown(
+                list(self.places), value=first, label="set", scale=2, elem_id="set", allow_custom_value=True
+            )
+            self.words = gr.Textbox(label="words of the caption or the key; none shows all", scale=3, elem_id="words")
+            self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="beside")
+            self.more = gr.Button("Go on", elem_id="go-on", elem_classes="beside")
+        self.state = gr.Textbox(label="found", interactive=False, elem_id="found")
+        with gr.Row():
+            with gr.Column(scale=3):
+                self.gallery = gr.Gallery(
+                    label="samples",
+                    columns=6,
+                    height=560,
+                    object_fit="contain",
+                    allow_preview=False,
+                    elem_id="hits",
+                    interactive=False,
+                )
+            with gr.Column(scale=2):
+                self._build_detail()
+        self._build_crops()
+        with gr.Accordion("Left out of this set", open=False):
+            self.marks = gr.Dataframe(headers=MARKS, show_label=False, interactive=False, wrap=True, elem_id="marks")
+            with gr.Row(equal_height=True):
+                self.shard = gr.Textbox(label="shard", elem_id="unmark-shard")
+                self.ordinal = gr.Number(label="sample", precision=0, elem_id="unmark-sample")
+                self.back = gr.Button("Take back what was marked by hand", elem_id="unmark")
+        self._connect(blocks)
+
+    def _build_detail(self) -> None:
+        self.image = gr.Image(
+            label="the whole image", height=260, interactive=False, elem_id="whole", buttons=["fullscreen"]
+        )
+        self.text = gr.Textbox(label="key and captions", lines=3, interactive=False, elem_id="sample-text")
+        with gr.Row():
+            self.reason = gr.Textbox(label="what is wrong with it", scale=3, elem_id="reason")
+            self.bad = gr.Button("Leave out", variant="stop", elem_id="mark", elem_classes="beside")
+        gr.Markdown("Leaving a sample out changes the order of the others: do it between trainings, not during one.")
+
+    def _build_crops(self) -> None:
+        with gr.Row():
+            self.resolution = gr.Number(label="resolution", value=256, precision=0, min_width=80, elem_id="resolution")
+            self.seed = gr.Number(label="seed", value=0, precision=0, min_width=80)
+            self.stage = gr.Textbox(label="stage", min_width=80)
+            self.flip = gr.Checkbox(label="flip", min_width=60)
+            self.crops = gr.Button("Its crops", elem_id="crops", elem_classes="beside")
+            self.start = gr.Number(label="place in the order", value=0, precision=0, min_width=80, elem_id="start")
+            self.ordered = gr.Button("Order from here", elem_id="order", elem_classes="beside")
+        self.seen = gr.Image(
+            label="as training will see it: the crop, below it its place in the image",
+            interactive=False,
+            elem_id="seen",
+            format="png",
+            buttons=["download", "fullscreen"],
+        )
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        results = [self.looking, self.gallery, self.state]
+        detail = [self.looking, self.image, self.text]
+        self.search.click(told(self.find), [self.place, self.words], results, api_name="search")
+        self.words.submit(told(self.find), [self.place, self.words], results)
+        self.more.click(told(self.go_on), [self.looking], results)
+        self.gallery.select(told(self.choose), [self.looking], detail)
+        options = [self.looking, self.resolution, self.seed, self.stage, self.flip]
+        self.crops.click(told(self.crops_of), options, [self.seen])
+        self.ordered.click(told(self.order_of), [self.place, *options[1:], self.start], [self.seen])
+        marks = [self.state, self.marks]
+        self.bad.click(told(self.leave_out), [self.looking, self.reason], marks, api_name="mark")
+        self.back.click(told(self.take_back), [self.place, self.shard, self.ordinal], marks, api_name="unmark")
+        self.place.change(told(self.list_marks), [self.place], [self.marks], show_progress="hidden")
+        blocks.load(told(self.list_marks), [self.place], [self.marks], show_progress="hidden")
+
+    def find(self, place: str, words: str) -> dict[Any, Any]:
+        """The first samples with these words."""
+        return self._found(chosen(self.places, place, "set"), str(words or ""), 0)
+
+    def go_on(self, looking: Looking | None) -> dict[Any, Any]:
+        """The next ones."""
+        if looking is None or looking.found.next_row is None:
+            raise UserError("there is no more", where="search", hint="search again")
+        return self._found(looking.place, looking.words, looking.found.next_row)
+
+    def _found(self, place: str, words: str, start: int) -> dict[Any, Any]:
+        found = ShardSet(place).search(words, start=start, limit=SHOWN)
+        shown = [(hit.image, hit.line) for hit in found.hits if hit.image is not None]
+        hits = tuple(hit for hit in found.hits if hit.image is not None)
+        broken = len(found.hits) - len(hits)
+        text = f"{len(found.hits)} among samples {start + 1:,} to {start + found.looked_at:,} of {found.samples:,}"
+        text += f", {broken} of them unreadable: hdm-shards verify" if broken else ""
+        kept = Found(hits, found.looked_at, found.samples, found.next_row)
+        return {
+            self.looking: Looking(place, words, kept),
+            self.gallery: gr.update(value=shown, selected_index=None),
+            self.state: text,
+        }
+
+    def choose(self, looking: Looking | None, event: gr.SelectData) -> dict[Any, Any]:
+        """Show the sample that was clicked."""
+        if looking is None or not isinstance(event.index, int):
+            raise UserError("no sample is chosen", where="samples", hint="search, then click one")
+        now = Looking(looking.place, looking.words, looking.found, event.index)
+        raw = ShardSet(now.place).raw(now.hit.address)
+        lines = [f"{now.hit.shard}/{now.hit.key} (sample {now.hit.address.ordinal})", *now.hit.captions]
+        return {self.looking: now, self.image: whole(raw), self.text: "\n".join(lines)}
+
+    def crops_of(self, looking: Looking | None, *options: Any) -> Any:
+        """The first times that a training will see the chosen sample."""
+        hit, shards = _hit(looking), ShardSet(looking.place if looking else "")
+        return _sheet(shards.appearances(hit.address, _stream(shards, *options), APPEARANCES))
+
+    def order_of(self, place: str, *options: Any) -> Any:
+        """What a training will see from a place of its order on."""
+        *options, start = options  # type: ignore[assignment]
+        shards = ShardSet(chosen(self.places, place, "set"))
+        return _sheet(shards.order(_stream(shards, *options), _whole(start, "place", 0, 1 << 50), SHOWN))
+
+    def leave_out(self, looking: Looking | None, reason: str) -> dict[Any, Any]:
+        """Leave the chosen sample out of its set."""
+        hit = _hit(looking)
+        place = looking.place if looking else ""
+        remain = mark(place, hit.shard, hit.address.ordinal, hit.key, str(reason or ""))
+        text = f"{hit.shard}/{hit.key} is left out, {remain:,} samples remain"
+        return {self.state: text, self.marks: self.list_marks(place)}
+
+    def take_back(self, place: str, shard: str, ordinal: Any) -> dict[Any, Any]:
+        """Take a sample back that was marked by hand."""
+        place = chosen(self.places, place, "set")
+        remain = unmark(place, str(shard or "").strip(), _whole(ordinal, "sample", 0, 1 << 24))
+        return {self.state: f"taken back, {remain:,} samples", self.marks: self.list_marks(place)}
+
+    def list_marks(self, place: str | None) -> list[list[str]]:
+        """What is left out of a set."""
+        if not place:
+            return []
+        known = chosen(self.places, place, "set")
+        return [[shard, str(ordinal), why] for shard, ordinal, why in left_out(known)] if is_markable(known) else []
+
+
+def _sheet(seen: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    images, texts = zip(*seen, strict=True)
+    return contact_sheet(images, texts, columns=ACROSS, caption_lines=6)
+
+
+def _hit(looking: Looking | None) -> Hit:
+    if looking is None:
+        raise UserError("no sample is chosen", where="samples", hint="search, then click one")
+    return looking.hit
+
+
+def _stream(shards: ShardSet, resolution: Any, seed: Any, stage: Any, flip: Any) -> Any:
+    return shards.stream(
+        _whole(resolution, "resolution", 1, LARGEST_RESOLUTION),
+        seed=_whole(seed, "seed", 0, 1 << 53),
+        stage=str(stage or "")[:100],
+        flip=bool(flip),
+    )
+
+
+def _whole(value: Any, what: str, least: int, most: int) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != int(value)
+        or not least <= value <= most
+    ):
+        raise UserError(f"is {value!r}", where=what, hint=f"give a whole number from {least} to {most}")
+    return int(value)
