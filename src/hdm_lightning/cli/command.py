@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,3 +167,15 @@ def at_least(least: int) -> Callable[[str], int]:
         return number
 
     return whole_number
+
+
+def named_number(text: str) -> tuple[str, float]:
+    """An argparse type: NAME=NUMBER."""
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = nan
+    if not (equals and name) or isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=NUMBER")
+    return name, value

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.arguments import Parser
-from hdm_lightning.cli.command import at_least, require_file, require_picture, run_command
+from hdm_lightning.cli.command import at_least, named_number, require_file, require_picture, run_command
 from hdm_lightning.cli.encode_captions import encode_captions, encode_captions_arguments
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
 from hdm_lightning.errors import UserError
@@ -182,11 +182,13 @@ def _stats_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--captions", type=at_least(0), default=2000, help="captions to read, at random (default %(default)s)"
     )
+    command.add_argument("--fields", nargs="+", metavar="KEY", help="further keys of the records that hold captions")
     command.add_argument("--picture", metavar="FILE", help="draw the histograms into this image")
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     """Print the table, draw the histograms."""
+    from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.inspection import as_table, collect, draw, unindexed
 
     if arguments.picture:
@@ -194,6 +196,7 @@ def _stats(arguments: argparse.Namespace) -> int:
     tokenize, unit = _tokenize(arguments.tokenizer, 4096), "tokens" if arguments.tokenizer else "words"
     found = collect(
         arguments.places,
+        captions=CaptionRules(fields=(*CaptionRules.fields, *(arguments.fields or ()))),
         caption_samples=arguments.captions,
         length_of=lambda caption: tokenize(caption)[1],
         caption_unit=unit,
@@ -223,6 +226,9 @@ def _show_arguments(command: argparse.ArgumentParser) -> None:
         "--positions", choices=("area", "long_side"), default="area", help="as the model's (default %(default)s)"
     )
     command.add_argument("--drop", type=float, default=0.1, help="share of empty captions (default %(default)s)")
+    command.add_argument(
+        "--kinds", type=named_number, nargs="+", metavar="KIND=WEIGHT", help="chances of kinds of captions"
+    )
     command.add_argument("--tokenizer", help="text encoder (name or folder) whose tokens are counted, not words")
     command.add_argument("--context-length", type=at_least(1), default=256)
 
@@ -245,7 +251,11 @@ def _show(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stage=arguments.stage,
         crop=CropRules(flip=arguments.flip),
-        captions=CaptionRules(drop=arguments.drop, tags=TagGrammar() if arguments.tags else None),
+        captions=CaptionRules(
+            drop=arguments.drop,
+            kinds=dict(arguments.kinds) if arguments.kinds else None,
+            tags=TagGrammar() if arguments.tags else None,
+        ),
         max_bad_share=1.0,
     )
     tokenize, plan = _tokenize(arguments.tokenizer, arguments.context_length), Plan(config)

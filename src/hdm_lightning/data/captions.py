@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
@@ -92,13 +94,28 @@ class TagGrammar:
         return self.join.join(pieces + [tag for group in groups for tag in group])
 
 
+TEXT_KIND = "txt"
+"""Kind of the caption in the member of that name."""
+
+
+class Caption(NamedTuple):
+    """One caption of a sample: `txt`, the record's key that holds it, or what its entry says is its kind."""
+
+    text: str
+    weight: float
+    kind: str
+
+
 @dataclass(frozen=True)
 class CaptionRules:
     """How the caption of a sample is found and changed.
 
     Attributes:
-        prefer: `txt` or `json`, where a sample has both.
+        prefer: `txt` or `json`, where a sample has both and `kinds` does not decide.
         fields: keys of the JSON record that may hold a caption or a list of captions, first found first.
+        kinds: chance of each kind of caption, relative to the other kinds that a sample has; None for `prefer` and
+            `fields`, which also decide for a sample that has none of these kinds. A kind is `txt`, a key of the record,
+            or what a caption in a list of the record says as its `kind`. One of weight 0 is never used.
         drop: chance of an empty caption instead (for classifier-free guidance).
         tags: the tag grammar, or None to leave separators as they are.
         clean: normalize Unicode (NFC), drop control characters, collapse white space.
@@ -107,6 +124,7 @@ class CaptionRules:
 
     prefer: str = "txt"
     fields: tuple[str, ...] = ("captions", "caption")
+    kinds: Mapping[str, float] | None = None
     drop: float = 0.1
     tags: TagGrammar | None = None
     clean: bool = True
@@ -116,6 +134,12 @@ class CaptionRules:
         if self.prefer not in ("txt", "json"):
             raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", hint="give txt or json")
         require_share("data.captions.drop", self.drop)
+        for kind, weight in (self.kinds or {}).items():
+            if not (isfinite(weight) and weight >= 0):
+                raise UserError(f"is {weight}", where=f"data.captions.kinds.{kind}", hint="give 0 or more")
+        if self.kinds is not None and not any(self.kinds.values()):
+            hint = "give one a positive weight, or data.captions.kinds=null"
+            raise UserError("no kind of caption has a positive weight", where="data.captions.kinds", hint=hint)
 
     def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
         """One caption of the sample, before the chance of dropping it.
@@ -123,27 +147,31 @@ class CaptionRules:
         Raises:
             SampleFault: there is none, or it is not UTF-8.
         """
-        captions = self.all_of(members)
+        captions = self._candidates(members)
+        kinds = self._weights(captions)
+        if len(kinds) > 1:
+            chosen = list(kinds)[draws.weighted(list(kinds.values()))]
+            captions = [each for each in captions if each.kind == chosen]
         if not captions:
-            if self.allow_missing:
-                return ""
-            raise SampleFault("no caption")
-        number = draws.weighted([weight for _, weight in captions]) if len(captions) > 1 else 0
-        text = captions[number][0]
+            return self._without()
+        number = draws.weighted([each.weight for each in captions]) if len(captions) > 1 else 0
+        text = captions[number].text
         if self.tags is not None and self.tags.is_used_in(text):
             text = self.tags.render(text, draws)
         return text
 
     def first(self, members: Mapping[str, bytes]) -> str:
-        """The first caption with all its tags in their order: what validation uses."""
-        captions = self.all_of(members)
-        if not captions and not self.allow_missing:
-            raise SampleFault("no caption")
-        text = captions[0][0] if captions else ""
+        """The first caption, of the likeliest kind, with all its tags in their order: what validation uses."""
+        captions = self._candidates(members)
+        if not captions:
+            return self._without()
+        kinds = self._weights(captions)
+        likeliest = max(kinds, key=lambda kind: kinds[kind]) if kinds else captions[0].kind
+        text = next(each.text for each in captions if each.kind == likeliest)
         return self.tags.render(text, None) if self.tags is not None and self.tags.is_used_in(text) else text
 
-    def all_of(self, members: Mapping[str, bytes]) -> list[tuple[str, float]]:
-        """All captions that are not empty, cleaned, with their weights.
+    def all_of(self, members: Mapping[str, bytes]) -> list[Caption]:
+        """All captions that are not empty, cleaned, of the first place that has any.
 
         Raises:
             SampleFault: the record or the text cannot be read.
@@ -151,23 +179,63 @@ class CaptionRules:
         readers = {"txt": self._from_text, "json": self._from_record}
         order = ("json", "txt") if self.prefer == "json" else ("txt", "json")
         for name in order:
-            found = readers[name](members[name]) if name in members else []
-            cleaned = [(clean(text) if self.clean else _encodable(text), weight) for text, weight in found]
-            cleaned = [(text, weight) for text, weight in cleaned if weight > 0 and not is_blank(text)]
+            cleaned = self._cleaned(readers[name](members[name])) if name in members else []
             if cleaned:
                 return cleaned
         return []
 
-    def _from_text(self, data: bytes) -> list[tuple[str, float]]:
-        _require_short(len(data))
-        return [(text_of(data), 1.0)]
+    def of_every_place(self, members: Mapping[str, bytes]) -> list[Caption]:
+        """All captions that are not empty, cleaned, of the text and of every key of the record that may hold some.
 
-    def _from_record(self, data: bytes) -> list[tuple[str, float]]:
+        A place that cannot be read counts for nothing beside one that can.
+
+        Raises:
+            SampleFault: none can be read.
+        """
+        found: list[Caption] = []
+        faults: list[SampleFault] = []
+        for name, read in (("txt", self._from_text), ("json", self._from_every_key)):
+            try:
+                found += self._cleaned(read(members[name])) if name in members else []
+            except SampleFault as fault:
+                faults.append(fault)
+        if faults and not found:
+            raise faults[0]
+        return found
+
+    def _candidates(self, members: Mapping[str, bytes]) -> list[Caption]:
+        """What is drawn from: captions of the kinds that are wanted; where there are none, of kinds not mentioned."""
+        if self.kinds is None:
+            return self.all_of(members)
+        wanted = [each for each in self.of_every_place(members) if self.kinds.get(each.kind)]
+        return wanted or [each for each in self.all_of(members) if each.kind not in self.kinds]
+
+    def _weights(self, captions: Sequence[Caption]) -> dict[str, float]:
+        """Weights of the kinds that are there, by name: their order in a file must not decide what is drawn."""
+        there = {each.kind for each in captions}
+        return {kind: weight for kind, weight in sorted((self.kinds or {}).items()) if weight and kind in there}
+
+    def _without(self) -> str:
+        if not self.allow_missing:
+            raise SampleFault("no caption")
+        return ""
+
+    def _cleaned(self, found: Sequence[Caption]) -> list[Caption]:
+        cleaned = [each._replace(text=clean(each.text) if self.clean else _encodable(each.text)) for each in found]
+        return [each for each in cleaned if each.weight > 0 and not is_blank(each.text)]
+
+    def _from_text(self, data: bytes) -> list[Caption]:
+        _require_short(len(data))
+        return [Caption(text_of(data), 1.0, TEXT_KIND)]
+
+    def _from_record(self, data: bytes) -> list[Caption]:
         record = parse_record(data)
-        for name in self.fields:
-            if record.get(name):
-                return _weighted(record[name])
-        return []
+        return next((_weighted(record[name], name) for name in self.fields if record.get(name)), [])
+
+    def _from_every_key(self, data: bytes) -> list[Caption]:
+        record = parse_record(data)
+        names = dict.fromkeys((*self.fields, *(self.kinds or {})))
+        return [each for name in names if record.get(name) for each in _weighted(record[name], name)]
 
 
 def parse_record(data: bytes) -> dict[str, object]:
@@ -187,22 +255,21 @@ def parse_record(data: bytes) -> dict[str, object]:
     return record
 
 
-def _weighted(value: object) -> list[tuple[str, float]]:
-    """Captions and weights of a string, or of a list of strings and `{"text", "weight"}` objects."""
+def _weighted(value: object, key: str) -> list[Caption]:
+    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key."""
     items: Sequence[object] = value if isinstance(value, list) else [value]
     captions = []
     for item in items:
+        text, weight, kind = item, 1.0, key
         if isinstance(item, dict):
-            text, weight = item.get("text"), item.get("weight", 1.0)
-        else:
-            text, weight = item, 1.0
+            text, weight, kind = item.get("text"), item.get("weight", 1.0), item.get("kind") or key
         if text is None:
             continue
         if not isinstance(text, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
             raise SampleFault("undecodable JSON record: a caption is no text")
         _require_short(len(text))
         try:
-            captions.append((text, float(weight)))
+            captions.append(Caption(text, float(weight), str(kind)))
         except OverflowError as error:
             raise SampleFault("undecodable JSON record: a weight beyond all numbers") from error
     return captions

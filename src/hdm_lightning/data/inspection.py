@@ -1,10 +1,10 @@
 """What a set of shards holds: in numbers (samples, sizes, shapes, captions), as histograms, and samples to look at."""
 
 import shlex
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ from hdm_lightning.printable import in_one_line
 
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
 Convention = Literal["area", "long_side"]
+MOST_KINDS = 20
+"""Of captions, that a table names."""
 
 IMAGE_PX = 192
 MAP_PX = 56
@@ -47,6 +49,7 @@ class Statistics:
         caption_lengths: of the captions that were read, in `caption_unit`, int64 (n,).
         caption_unit: words or tokens.
         bad_captions: samples among those read that have no caption.
+        caption_kinds: of the samples read, lengths of the captions of each kind, int64 (n,) each.
     """
 
     shards: int
@@ -58,6 +61,7 @@ class Statistics:
     caption_lengths: NDArray[np.int64]
     caption_unit: str
     bad_captions: int
+    caption_kinds: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def short_side(self) -> NDArray[np.int64]:
@@ -92,7 +96,7 @@ def collect(
     source = Source(tuple(urls))
     records = [record for _, record in resolve(source)]
     heights, widths = zip(*(record.shapes() for record in records), strict=True)
-    lengths, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
+    lengths, kinds, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
     return Statistics(
         shards=len(records),
         samples=sum(record.samples for record in records),
@@ -103,6 +107,7 @@ def collect(
         caption_lengths=lengths,
         caption_unit=caption_unit,
         bad_captions=bad,
+        caption_kinds=kinds,
     )
 
 
@@ -112,16 +117,23 @@ def _words(text: str) -> int:
 
 def _caption_lengths(
     source: Source, captions: CaptionRules, samples: int, length_of: Callable[[str], int]
-) -> tuple[NDArray[np.int64], int]:
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]], int]:
+    """Lengths of first captions, lengths of all captions by kind, and how many samples have none."""
     config = StreamConfig((source,), 1, 1, stage="statistics", crop=CropRules(max_aspect=np.inf))
     plan = Plan(config)
     reader, lengths, bad = Reader(plan, config), [], 0
+    kinds: defaultdict[str, list[int]] = defaultdict(list)
     for position in range(min(samples, plan.samples)):
         try:
-            lengths.append(length_of(captions.first(reader.read(plan.locate(position)).members)))
+            members = reader.read(plan.locate(position)).members
+            lengths.append(length_of(captions.first(members)))
         except SampleFault:
             bad += 1
-    return np.asarray(lengths, dtype=np.int64), bad
+            continue
+        for caption in captions.of_every_place(members):
+            kinds[caption.kind].append(length_of(caption.text))
+    found = {kind: np.asarray(kinds[kind], dtype=np.int64) for kind in sorted(kinds)}
+    return np.asarray(lengths, dtype=np.int64), found, bad
 
 
 def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int) -> list[int]:
@@ -169,6 +181,11 @@ def as_table(found: Statistics) -> str:
         names = ("5%", "50%", "95%", "99%", "longest")
         marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
         lines.append(f"  {found.caption_unit}: {marked}")
+    for kind, lengths in list(found.caption_kinds.items())[:MOST_KINDS]:
+        median = f"median {np.median(lengths):.0f} {found.caption_unit}"
+        lines.append(f"  kind {in_one_line(kind[:40])}: {len(lengths)} captions, {median}")
+    if len(found.caption_kinds) > MOST_KINDS:
+        lines.append(f"  and {len(found.caption_kinds) - MOST_KINDS} more kinds")
     return "\n".join(lines)
 
 

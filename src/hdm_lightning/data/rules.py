@@ -144,6 +144,10 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         wanted = next(kind for kind in kinds if kind is not NoneType)
     if is_dataclass(wanted):
         return rules_from(value, wanted, where)  # type: ignore[arg-type]
+    if get_origin(wanted) is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"is {value!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
+        return {str(name): _typed(each, float, f"{where}.{name}") for name, each in value.items()}
     if get_origin(wanted) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise UserError(f"is {value!r}", where=where, hint="give a list")
