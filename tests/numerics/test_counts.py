@@ -30,22 +30,25 @@ def closed_form(config: XUTConfig, work: Workload) -> dict[str, tuple[int, int]]
     d, m, patch = config.width, config.mlp_width, config.channels * config.patch_size**2
     attention = 4 * d * d + d + d + d // 2  # q, k, v and output, its bias, the norm's gain, frequencies
     plain = attention + d * 2 * m + 2 * m + m * d + d + d
+    reads, joins = config.skips in ("mirrored", "last"), config.skips == "concatenation"
     adaptive = 2 * d + d * 4 * d + 4 * d + 4 * d * 3 * d + 3 * d
 
     def block(tokens: int, attentions: int) -> int:
         return attentions * (8 * tokens * d * d + 4 * tokens**2 * d) + 6 * tokens * d * m
 
     before, after, depth = config.blocks_before, config.blocks_after, config.depth
-    inside, reading = depth * (config.decoder_blocks - 1), block(work.routed, 2)
+    inside = depth * (config.decoder_blocks - 1)
+    first = plain + attention * reads + (2 * d * d + d) * joins
+    first_flops = block(work.routed, 1 + reads) + 4 * work.routed * d * d * joins
     parts = {
         "patch_embedding": (patch * d + d, 2 * work.image * patch * d),
         "text_projection": (config.context_width * d + d, 2 * work.text * config.context_width * d),
         "time_embedding": (d * d + d, 2 * d * d),
         "aspect_embedding": (2 * d + d * d + d, 2 * (d + d * d)),
-        "modulation": (3 * adaptive, 3 * 2 * 16 * d * d),
+        "modulation": ((2 + reads) * adaptive, (2 + reads) * 2 * 16 * d * d),
         "blocks_before": (before * plain, before * block(work.full, 1)),
         "encoder": (depth * config.encoder_blocks * plain, depth * config.encoder_blocks * block(work.routed, 1)),
-        "decoder": (depth * (plain + attention) + inside * plain, depth * reading + inside * block(work.routed, 1)),
+        "decoder": (depth * first + inside * plain, depth * first_flops + inside * block(work.routed, 1)),
         "blocks_after": (after * plain, after * block(work.full, 1)),
         "output_projection": (d * patch + patch, 2 * work.image * d * patch),
     }
@@ -62,10 +65,11 @@ def test_parameters_of_the_published_sizes(name: str, total: int) -> None:
         assert sum(parameter.numel() for parameter in XUT(config).parameters()) == total
 
 
+@pytest.mark.parametrize("skips", ["mirrored", "last", "none", "concatenation"])
 @pytest.mark.parametrize("aspect_ratio", [True, False])
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_parts_in_closed_form(aspect_ratio: bool, rate: float) -> None:
-    config = XUTConfig.from_json(CONFIG.to_json() | {"aspect_ratio": aspect_ratio})
+def test_parts_in_closed_form(skips: str, aspect_ratio: bool, rate: float) -> None:
+    config = XUTConfig.from_json(CONFIG.to_json() | {"aspect_ratio": aspect_ratio, "skips": skips})
     work = Workload.of(config, 16, 8, 10, rate=rate)
     parts, flops = network_parts(config), forward_flops(config, work)
     assert {name: (parts[name].parameters, flops[name]) for name in parts} == closed_form(config, work)
@@ -74,13 +78,15 @@ def test_parts_in_closed_form(aspect_ratio: bool, rate: float) -> None:
     )
 
 
-def test_operations_of_each_part() -> None:
-    model, work = XUT(CONFIG), Workload.of(CONFIG, 16, 8, 10, rate=0.5)
+@pytest.mark.parametrize("skips", ["mirrored", "none", "concatenation"])
+def test_operations_of_each_part(skips: str) -> None:
+    config = XUTConfig.from_json(CONFIG.to_json() | {"skips": skips})
+    model, work = XUT(config), Workload.of(config, 16, 8, 10, rate=0.5)
     inputs = torch.randn(3, 3, 16, 8), torch.rand(3), torch.randn(3, 10, 24)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(*inputs, keep=random_keep(3, 32, 0.5))
     by_module = {name: sum(kinds.values()) / 3 for name, kinds in counter.get_flop_counts().items()}
-    flops = forward_flops(CONFIG, work)
+    flops = forward_flops(config, work)
     assert counter.get_total_flops() == 3 * sum(flops.values())
     blocks = {
         part: sum(n for name, n in by_module.items() if name.startswith(f"XUT.{part}.") and name.count(".") == dots)
@@ -131,9 +137,9 @@ def saved_bytes(model: XUT, *inputs: Tensor, **options: Tensor | None) -> int:
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("residual", ["input", "normed"])
-def test_activation_memory_in_float32(rate: float, shared: bool, residual: str) -> None:
-    config = XUTConfig.from_json(CONFIG.to_json() | {"residual": residual})
+@pytest.mark.parametrize("wiring", [{}, {"residual": "normed"}, {"skips": "none"}, {"skips": "concatenation"}])
+def test_activation_memory_in_float32(rate: float, shared: bool, wiring: dict[str, str]) -> None:
+    config = XUTConfig.from_json(CONFIG.to_json() | wiring)
     model, batch = XUT(config), 16
     inputs = torch.randn(batch, 3, 16, 16), torch.rand(batch), torch.randn(batch, 12, 24)
     keep = random_keep(batch, 64, rate) if rate else None

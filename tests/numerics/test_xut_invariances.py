@@ -147,6 +147,47 @@ def test_each_decoder_level_reads_its_encoder_level(skips: str, order: list[int]
     assert [next(i for i, out in enumerate(encoded) if out is memory) for memory in read] == order
 
 
+def test_concatenated_skips_come_from_the_mirrored_level() -> None:
+    model, (latent, t, context) = filled(skips="concatenation", depth=3), sample()
+    encoded, joined = [], []
+    for level in model.encoder:
+        level[-1].register_forward_hook(lambda _m, _args, out: encoded.append(out))
+    for level in model.decoder:
+        level[0].memory_projection.register_forward_pre_hook(lambda _m, args: joined.append(args[0]))
+        assert not any(hasattr(block, "memory_projection") for block in level[1:])
+    model(latent, t, context)
+    assert [next(i for i, out in enumerate(encoded) if torch.equal(out, pair[..., 32:])) for pair in joined] == [
+        2,
+        1,
+        0,
+    ]
+    assert torch.equal(joined[0][..., :32], encoded[-1])
+
+
+@pytest.mark.parametrize("skips", ["none", "concatenation"])
+@pytest.mark.parametrize("routed", [False, True])
+def test_a_gradient_reaches_every_weight_of_each_wiring(skips: str, routed: bool) -> None:
+    model, (latent, t, context) = filled(skips=skips, depth=3), sample()
+    keep = torch.tensor([[0, 5, 9], [1, 2, 14], [3, 7, 8]]) if routed else None
+    model(latent, t, context, keep=keep, log_aspect_ratio=torch.ones(3).double()).square().mean().backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
+
+
+@pytest.mark.parametrize(("skips", "reached"), [("none", False), ("mirrored", True), ("concatenation", True)])
+def test_the_first_encoder_level_has_a_way_past_the_others(skips: str, reached: bool) -> None:
+    """With the second level silenced at its end, only a skip brings the first level's change to the velocity."""
+    model, (latent, t, context) = filled(skips=skips, depth=2, encoder_blocks=1), sample()
+    with torch.no_grad():
+        before = model(latent, t, context)
+    model.encoder[1][0].register_forward_hook(lambda _m, _args, out: torch.ones_like(out))
+    with torch.no_grad():
+        blocked = model(latent, t, context)
+        model.encoder[0][0].feed_forward.output.weight.mul_(-1)
+        changed = model(latent, t, context)
+    assert not close(before, blocked)
+    assert close(blocked, changed) is not reached
+
+
 def test_rotary_attention_depends_on_differences_of_position_only() -> None:
     model, (latent, t, context) = filled(), sample(text=0)
     positions = token_positions(4, 4, dtype=torch.float64)

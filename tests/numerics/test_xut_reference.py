@@ -1,4 +1,4 @@
-"""All four wirings of the network against a second implementation, written from the formulas alone.
+"""All wirings of the network against a second implementation, written from the formulas alone.
 
 It works on published names in float64, one head and one channel pair at a time, without batching tricks.
 """
@@ -67,8 +67,12 @@ class Reference:
             a, b = self.linear(f"{name}.mlp.w12", n).chunk(2, dim=1)
             return self.linear(f"{name}.mlp.w3", a * torch.sigmoid(a) * b)
 
+        if memory is not None and self.config.skips == "concatenation":
+            weight, bias = (self.weights[f"{name}.memory_projection.{kind}"] for kind in ("weight", "bias"))
+            width = x.shape[1]
+            x = x @ weight[:, :width].T + memory @ weight[:, width:].T + bias
         x = self.sublayer(x, f"{name}.attn_pre_norm", mods["attn"], self_attention)
-        if memory is not None:
+        if memory is not None and self.config.skips != "concatenation":
             x = self.sublayer(x, f"{name}.xattn_pre_norm", mods["xattn"], cross_attention)
         return self.sublayer(x, f"{name}.mlp_pre_norm", mods["ffw"], feed_forward)
 
@@ -80,7 +84,8 @@ class Reference:
         hidden = mish(self.linear("addon_info_embs_proj.0", torch.tensor([log_aspect], dtype=torch.float64)))
         condition = time + self.linear("addon_info_embs_proj.2", hidden)
         out = {}
-        for kind in ("attn", "xattn", "ffw"):
+        reads = self.config.skips in ("mirrored", "last")
+        for kind in ("attn", "xattn", "ffw") if reads else ("attn", "ffw"):
             name = f"shared_adaln_{kind}"
             centred = (condition - condition.mean()) / torch.sqrt(condition.var(correction=0) + 1e-5)
             normed = centred * self.weights[f"{name}.0.weight"] + self.weights[f"{name}.0.bias"]
@@ -126,15 +131,26 @@ class Reference:
                 x = self.block(f"backbone.enc_blocks.{d}.{i}", x, positions, mods)
             encoded.append(x)
         for d in range(depth):
-            memory = encoded[depth - 1 - d] if self.config.skips == "mirrored" else encoded[-1]
+            mirrored = encoded[depth - 1 - d]
+            memory = {"mirrored": mirrored, "concatenation": mirrored, "last": encoded[-1]}.get(self.config.skips)
             for i in range(self.config.decoder_blocks):
                 name = f"backbone.dec_blocks.{d}.{i}"
                 x = self.block(name, x, positions, mods, memory if i == 0 else None)
         return x
 
 
+def reference_weights(model: XUT) -> dict[str, Tensor]:
+    """The network's tensors under published names, and the projections of a concatenation under names of the kind."""
+    config, state = model.config, model.state_dict()
+    joined = {name: state.pop(name) for name in list(state) if "memory_projection" in name}
+    named = {published.published_name(name): tensor for name, tensor in state.items()}
+    patches = (config.width, config.channels, config.patch_size, config.patch_size)
+    named["in_patch.proj.weight"] = named["in_patch.proj.weight"].reshape(patches)
+    return named | {name.replace("decoder.", "backbone.dec_blocks."): tensor for name, tensor in joined.items()}
+
+
 @pytest.mark.parametrize("residual", ["input", "normed"])
-@pytest.mark.parametrize("skips", ["mirrored", "last"])
+@pytest.mark.parametrize("skips", ["mirrored", "last", "none", "concatenation"])
 @pytest.mark.parametrize("positions", ["area", "long_side"])
 def test_every_wiring_agrees_with_a_second_implementation(residual: str, skips: str, positions: str) -> None:
     torch.manual_seed(3)
@@ -149,7 +165,7 @@ def test_every_wiring_agrees_with_a_second_implementation(residual: str, skips: 
         found = model(
             latent, t, context, context_lengths=torch.tensor(lengths), log_aspect_ratio=aspect, keep=torch.tensor(kept)
         )
-        reference = Reference(model.config, published.export_state_dict(model))
+        reference = Reference(model.config, reference_weights(model))
         for i in range(2):
             expected = reference.velocity(latent[i], float(t[i]), context[i, : lengths[i]], float(aspect[i]), kept[i])
             error = (found[i] - expected).norm() / expected.norm()

@@ -86,7 +86,7 @@ def test_good_input_passes(model: XUT) -> None:
         ({"decoder_blocks": 1.5}, "decoder_blocks is 1.5; expected an integer"),
         ({"blocks_before": True}, "blocks_before is True; expected an integer"),
         ({"residual": "pre"}, "residual is 'pre'; expected one of input, normed"),
-        ({"skips": "none"}, "skips is 'none'; expected one of mirrored, last"),
+        ({"skips": "first"}, "skips is 'first'; expected one of mirrored, last, none, concatenation"),
         ({"positions": "paper"}, "positions is 'paper'; expected one of area, long_side"),
         ({"aspect_ratio": 1}, "aspect_ratio is 1; expected true or false"),
         ({"breadth": 8}, "unknown XUT fields ['breadth']"),

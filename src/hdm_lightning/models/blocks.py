@@ -47,12 +47,21 @@ class SwiGLU(nn.Module):
 
 
 class XUTBlock(nn.Module):
-    """One block; ``reads_memory`` adds the cross-attention between the other two sublayers."""
+    """One block.
 
-    def __init__(self, config: XUTConfig, *, reads_memory: bool = False) -> None:
+    Args:
+        config: of the network.
+        reads_memory: adds the cross-attention to the memory between the other two sublayers.
+        joins_memory: begins with a projection of each token beside the memory's at its place (U-ViT, arXiv 2209.12152).
+    """
+
+    def __init__(self, config: XUTConfig, *, reads_memory: bool = False, joins_memory: bool = False) -> None:
         super().__init__()
         width, heads, head_dim = config.width, config.heads, config.head_dim
         self.residual_on_norm = config.residual == "normed"
+        self.joins_memory = joins_memory
+        if joins_memory:
+            self.memory_projection = Linear(2 * width, width)
         self.self_attention_norm = ModulatedNorm(width)
         self.self_attention = SelfAttention(width, heads, head_dim)
         self.reads_memory = reads_memory
@@ -77,13 +86,17 @@ class XUTBlock(nn.Module):
             positions: (B or 1,S,2) as (y, x), zero for text.
             modulation: the shared modulations.
             key_mask: (B,1,1,S) boolean, true where a token may be attended to; None for all.
-            memory: (B,S,D) an encoder level's output, for a block that reads one.
+            memory: (B,S,D) an encoder level's output, for a block that reads or joins one.
         """
+        if self.joins_memory:
+            assert memory is not None
+            tokens = self.memory_projection(torch.cat((tokens, memory), dim=-1))
         normed = self.self_attention_norm(tokens, modulation.self_attention)
         mixed = self.self_attention(normed, positions, key_mask)
         tokens = self._add(tokens, normed, mixed, modulation.self_attention)
         if self.reads_memory:
             assert memory is not None
+            assert modulation.cross_attention is not None
             normed = self.cross_attention_norm(tokens, modulation.cross_attention)
             mixed = self.cross_attention(normed, memory, positions, key_mask)
             tokens = self._add(tokens, normed, mixed, modulation.cross_attention)

@@ -25,10 +25,10 @@ class Modulation(NamedTuple):
 
 
 class BlockModulation(NamedTuple):
-    """The three modulations of a block."""
+    """The modulations of a block's sublayers; that of the cross-attention is None where no block has one."""
 
     self_attention: Modulation
-    cross_attention: Modulation
+    cross_attention: Modulation | None
     feed_forward: Modulation
 
 
@@ -124,16 +124,15 @@ def autocast_device(tensor: Tensor) -> str:
 
 
 class SharedModulation(nn.Module):
-    """Three adaptive norms for the whole network (arXiv 2509.06068, shared adaLN)."""
+    """An adaptive norm for each kind of sublayer of the whole network (arXiv 2509.06068, shared adaLN)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, cross_attention: bool = True) -> None:
         super().__init__()
         self.self_attention = AdaptiveNorm(width)
-        self.cross_attention = AdaptiveNorm(width)
+        self.cross_attention = AdaptiveNorm(width) if cross_attention else None
         self.feed_forward = AdaptiveNorm(width)
 
     def forward(self, condition: Tensor) -> BlockModulation:
         """(B,D) to the modulations that every block uses."""
-        return BlockModulation(
-            self.self_attention(condition), self.cross_attention(condition), self.feed_forward(condition)
-        )
+        cross = None if self.cross_attention is None else self.cross_attention(condition)
+        return BlockModulation(self.self_attention(condition), cross, self.feed_forward(condition))

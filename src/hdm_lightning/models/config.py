@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 Residual = Literal["input", "normed"]
-Skips = Literal["mirrored", "last"]
+Skips = Literal["mirrored", "last", "none", "concatenation"]
 PositionConvention = Literal["area", "long_side"]
 RopeInit = Literal["spread_5pi", "spread_10pi", "all_pi"]
 
@@ -85,8 +85,10 @@ class XUTConfig:
         aspect_ratio: whether the network takes log(W/H) as an input.
         residual: what a sublayer's output is added to: its ``input``, or the ``normed`` and modulated
             input (the released network).
-        skips: which encoder level decoder level d reads: the ``mirrored`` one (the paper's formula) or
-            always the ``last`` one (the released network).
+        skips: which encoder level decoder level d reads by cross-attention: the ``mirrored`` one (the paper's
+            formula) or always the ``last`` one (the released network). For comparison, none of them: ``none``, a plain
+            transformer, and ``concatenation``, where each decoder level begins with a Linear(2D, D) of its tokens
+            beside those of the mirrored encoder level (the long skips of U-ViT, arXiv 2209.12152).
         positions: convention of `positions.token_positions`.
         rope_init: where the learnable rotary frequencies start: log-spaced from π to 5π or to 10π over
             heads and channels, or ``all_pi`` (the released network, by a slip).
@@ -156,6 +158,11 @@ class XUTConfig:
     def to_json(self) -> dict[str, Any]:
         """All fields as plain values, for a config.json."""
         return asdict(self)
+
+    @property
+    def reads_encoder(self) -> bool:
+        """Whether the first block of each decoder level has a cross-attention to an encoder level."""
+        return self.skips in ("mirrored", "last")
 
     @property
     def is_published_wiring(self) -> bool:

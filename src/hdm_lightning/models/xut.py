@@ -7,7 +7,7 @@ K kept image tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -58,13 +58,13 @@ class XUT(nn.Module):
         self.text_projection = Linear(config.context_width, width)
         self.time_embedding = TimeEmbedding(width)
         self.aspect_embedding = AspectRatioEmbedding(width) if config.aspect_ratio else None
-        self.modulation = SharedModulation(width)
+        self.modulation = SharedModulation(width, cross_attention=config.reads_encoder)
         self.blocks_before = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_before))
         self.encoder = nn.ModuleList(
             nn.ModuleList(XUTBlock(config) for _ in range(config.encoder_blocks)) for _ in range(config.depth)
         )
         self.decoder = nn.ModuleList(
-            nn.ModuleList(XUTBlock(config, reads_memory=i == 0) for i in range(config.decoder_blocks))
+            nn.ModuleList(_decoder_block(config, first=i == 0) for i in range(config.decoder_blocks))
             for _ in range(config.depth)
         )
         self.blocks_after = nn.ModuleList(XUTBlock(config) for _ in range(config.blocks_after))
@@ -208,16 +208,27 @@ class XUT(nn.Module):
         return sequence.with_tokens(routing.scatter_tokens(sequence.tokens, indices, routed.tokens))
 
     def _u(self, sequence: TokenSequence) -> TokenSequence:
-        """Encoder levels, then decoder levels whose first block reads an encoder level's output."""
+        """Encoder levels, then decoder levels whose first block takes an encoder level's output, if there are skips."""
         memories = []
         for level in self.encoder:
             assert isinstance(level, nn.ModuleList)
             for block in level:
                 sequence = sequence.through(block)
             memories.append(sequence.tokens)
-        order = reversed(memories) if self.config.skips == "mirrored" else [memories[-1]] * len(memories)
-        for level, memory in zip(self.decoder, order, strict=True):
+        for level, memory in zip(self.decoder, self._skipped(memories), strict=True):
             assert isinstance(level, nn.ModuleList)
             for index, block in enumerate(level):
                 sequence = sequence.through(block, memory if index == 0 else None)
         return sequence
+
+    def _skipped(self, memories: list[Tensor]) -> Sequence[Tensor | None]:
+        """What each decoder level takes of the encoder levels' outputs."""
+        if self.config.skips == "none":
+            return [None] * len(memories)
+        return [memories[-1]] * len(memories) if self.config.skips == "last" else memories[::-1]
+
+
+def _decoder_block(config: XUTConfig, *, first: bool) -> XUTBlock:
+    """A block of a decoder level, the first of which takes an encoder level's output as the skips have it."""
+    joins = config.skips == "concatenation"
+    return XUTBlock(config, reads_memory=first and config.reads_encoder, joins_memory=first and joins)

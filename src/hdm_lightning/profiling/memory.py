@@ -135,18 +135,21 @@ def activation_bytes(
 
     outer, levels = config.blocks_before + config.blocks_after, config.depth
     plain = levels * (config.encoder_blocks + config.decoder_blocks - 1)
-    outside, inside, reading = block(work.full, 1), block(work.routed, 1), block(work.routed, 2)
+    attentions = 2 if config.reads_encoder else 1
+    outside, inside, first = block(work.full, 1), block(work.routed, 1), block(work.routed, attentions)
+    if config.skips == "concatenation":  # both sequences beside each other
+        first += 2 * work.routed * config.width * element_bytes
     # Patches, context, the sequence that the output reads, and the shared modulation.
     ends = work.image * config.channels * config.patch_size**2 + work.text * config.context_width
-    ends += work.full * config.width + 3 * (2 * 1 + 2 * 4 + 3) * config.width
+    ends += work.full * config.width + (1 + attentions) * (2 * 1 + 2 * 4 + 3) * config.width
     if not checkpointing:
-        return outer * outside + plain * inside + levels * reading + ends * element_bytes
+        return outer * outside + plain * inside + levels * first + ends * element_bytes
     inputs = (outer * work.full + (plain + levels) * work.routed) * config.width
     kept = 0
     if checkpointing == "selective":
-        queries = outer * work.full + (plain + 2 * levels) * work.routed
+        queries = outer * work.full + (plain + attentions * levels) * work.routed
         kept = queries * (config.width * element_bytes + 4 * config.heads)
-    return max(reading, outside if outer else 0) + (inputs + ends) * element_bytes + kept
+    return max(first, outside if outer else 0) + (inputs + ends) * element_bytes + kept
 
 
 def sample_activation_bytes(recipe: Recipe, stage: StageRecipe) -> int:

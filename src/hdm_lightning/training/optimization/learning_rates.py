@@ -90,6 +90,7 @@ RULES: dict[str, tuple[Row, ...]] = {
         Row(r"modulation\.\w+\.(hidden|output)\.weight", fan_in, _always),
         Row(r".*\.\w+_attention\.(qkv|query|key_value|output)\.weight", fan_in, _always),
         Row(r".*\.feed_forward\.(input|output)\.weight", fan_in, _always),
+        Row(r".*\.memory_projection\.weight", fan_in, _always),
     ),
     "published": (Row(r".*", fan_in, _always),),
     "constant": (Row(r".*\.log_frequencies", _one, _never), Row(r".*", _one, _matrices)),

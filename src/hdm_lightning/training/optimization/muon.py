@@ -25,7 +25,7 @@ PACKED = (
     (_BLOCKS + r"_attention\.key_value\.weight", 2),
     (_BLOCKS + r"\.feed_forward\.input\.weight", 2),
     (_BLOCKS + r"_attention\.(query|output)\.weight", 1),
-    (_BLOCKS + r"\.feed_forward\.output\.weight", 1),
+    (_BLOCKS + r"\.(feed_forward\.output|memory_projection)\.weight", 1),
 )
 """Parameters for Muon by name, and how many matrices each packs; every one is made orthogonal by itself."""
 

@@ -1,0 +1,114 @@
+"""What studies of many short trainings share: trainings in this process, and jobs that go on where they stopped.
+
+A job is a function that returns plain numbers. Its result is written whole or not at all, beside where and when it was
+made; a job whose result is there is passed over, and one that fails is noted and tried again by the next start.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from hdm_lightning.cli.hydra_app import short_name
+from hdm_lightning.training.job import check_job
+from hdm_lightning.training.launch import launch
+from hdm_lightning.training.schedule import run_schedule
+from hdm_lightning.whole_files import write_json
+
+TOP = Path(__file__).parents[1]
+
+
+def train(command: str, overrides: Sequence[str], run_dir: Path) -> None:
+    """One training of `hdm-train` (command `train`) or `hdm-train-vae` (`train_vae`), in this process, on one core.
+
+    Raises:
+        RuntimeError: it did not end well.
+    """
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    one_core = ["trainer=cpu", "trainer.devices=1", "hardware.threads=1", "logger=none"]
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        config = compose(command, overrides=[*overrides, *one_core, f"run_dir={run_dir}"])
+    job = check_job(config)
+    status = launch(run_schedule, job.order(), job.processes)
+    if status:
+        raise RuntimeError(f"{run_dir} ended with status {status}")
+
+
+def run_jobs(jobs: dict[str, Callable[[], dict[str, Any]]], results: Path, *, scratch: Path) -> None:
+    """Run every job that has no result yet, in order.
+
+    Args:
+        jobs: by the name of their result's file.
+        results: where `NAME.json` goes.
+        scratch: folder of what a job leaves behind, `NAME` in it; deleted once its result is written.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for number, (name, job) in enumerate(jobs.items(), start=1):
+        path = results / f"{name}.json"
+        if path.exists():
+            continue
+        print(f"{datetime.now(UTC):%H:%M:%S} {number}/{len(jobs)} {name}", flush=True)
+        begun, load = time.monotonic(), os.getloadavg()[0]
+        try:
+            found = job()
+        except Exception:
+            failed.append(name)
+            print(traceback.format_exc(), flush=True)
+            continue
+        made = {**circumstances(), "wall_seconds": round(time.monotonic() - begun, 1), "load_before": round(load, 2)}
+        write_json(path, {"job": name, **found, "made": made})
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    print(
+        f"{datetime.now(UTC):%H:%M:%S} {len(jobs) - len(failed)} of {len(jobs)} jobs done; failed: {failed}", flush=True
+    )
+
+
+@contextmanager
+def cpu_seconds(into: dict[str, float], name: str) -> Iterator[None]:
+    """Note the processor time that a block takes in this process."""
+    begun = time.process_time()
+    yield
+    into[name] = round(time.process_time() - begun, 2)
+
+
+def circumstances() -> dict[str, Any]:
+    """Commit, machine and time of a result."""
+    return {**_machine(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=TOP, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
