@@ -16,12 +16,14 @@ ELSEWHERE = {"README.md": "index.md", "conf": "reference/configuration.md", "doc
 
 def in_repository(page: str) -> str:
     """The path of a page of the site in the repository."""
-    return page if page.startswith("experiments/") else f"docs/{page}"
+    return page if page.startswith(("experiments/", "notebooks/")) else f"docs/{page}"
 
 
 def site_path(path: str) -> str:
     """The path on the site of a path of the repository."""
     first, _, rest = path.partition("/")
+    if path.endswith(".ipynb"):
+        return path.replace(".ipynb", ".md")
     if first == "experiments":
         return f"{path}/README.md" if (ROOT / path).is_dir() else path
     return rest if first == "docs" else ELSEWHERE.get(first, path)

@@ -1,5 +1,6 @@
 """Writes the site's reference pages from the code: every configuration key, every public name; takes experiments in."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def experiments() -> None:
                 page.write(path.read_bytes())
 
 
+def notebooks() -> None:
+    """The notebooks as pages: their text, and their code in boxes to copy."""
+    for path in sorted((CONF.parent / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        with mkdocs_gen_files.open(f"notebooks/{path.stem}.md", "w") as page:
+            for number, cell in enumerate(cells):
+                text = "".join(cell["source"])
+                print(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```", end="\n\n", file=page)
+                if number == 0:
+                    print(
+                        f"This page is `notebooks/{path.name}` of the repository, to be run cell by cell.\n", file=page
+                    )
+
+
 configuration()
 python()
 experiments()
+notebooks()

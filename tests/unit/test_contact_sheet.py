@@ -1,11 +1,16 @@
 """Contact sheets: every picture whole, captions inside their cells."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
-from hdm_lightning.generation.contact_sheet import ELLIPSIS, contact_sheet, wrap_caption
+from hdm_lightning.generation.caption_fonts import CaptionFont
+from hdm_lightning.generation.contact_sheet import ELLIPSIS, FRAME, contact_sheet, wrap_caption
 
+DEJAVU = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
 
@@ -31,7 +36,7 @@ def test_captions_do_not_cover_pictures_and_are_drawn() -> None:
 
 
 def test_wrapped_lines_fit_and_the_rest_is_cut() -> None:
-    font = ImageFont.load_default(14)
+    font = CaptionFont(14, files=[])
     text = "a large red circle on the left of a small blue star and a pneumonoultramicroscopicsilicovolcanoconiosis"
     lines = wrap_caption(text, font, 120, 3)
     assert len(lines) == 3
@@ -39,6 +44,42 @@ def test_wrapped_lines_fit_and_the_rest_is_cut() -> None:
     assert lines[-1].endswith(ELLIPSIS)
     assert wrap_caption("a star", font, 120, 3) == ["a star"]
     assert " ".join(wrap_caption(text, font, 1000, 3)) == text
+
+
+def test_scripts_without_spaces_are_broken_anywhere() -> None:
+    font = CaptionFont(14, files=[DEJAVU])
+    text = "\u0e81\u0e82" * 20  # Lao
+    lines = wrap_caption(text, font, 120, 9)
+    assert len(lines) > 1 and "".join(lines) == text
+    assert all(font.getlength(line) <= 120 for line in lines)
+
+
+def written(font: CaptionFont, text: str) -> np.ndarray:
+    sheet = Image.new("RGB", (400, 40), (255, 255, 255))
+    font.write(ImageDraw.Draw(sheet), (4, 4), text, (0, 0, 0))
+    return np.asarray(sheet)
+
+
+def test_what_one_font_lacks_is_written_in_another() -> None:
+    """Pillow's own has no Cyrillic: the text is as DejaVu draws it, one width and one shape."""
+    font, dejavu = CaptionFont(14, files=[DEJAVU]), ImageFont.truetype(str(DEJAVU), 14)
+    assert font.getlength("\u043a\u043e\u0442") == dejavu.getlength("\u043a\u043e\u0442")
+    assert font.getlength("cat") == ImageFont.load_default(14).getlength("cat")
+    other = Image.new("RGB", (400, 40), (255, 255, 255))
+    first, base = ImageFont.load_default(14).getmetrics()[0], dejavu.getmetrics()[0]
+    ImageDraw.Draw(other).text((4, 4 + first - base), "M\u00fcller", fill=(0, 0, 0), font=dejavu)
+    assert (written(font, "M\u00fcller") == np.asarray(other)).all()
+
+
+def test_what_no_font_has_is_named_and_counted() -> None:
+    bare = CaptionFont(14, files=[])
+    assert (written(bare, "\u732b\u732b") == written(bare, "[CJK x2]")).all()
+    assert bare.getlength("\u732b\u732b") == bare.getlength("[CJK x2]")
+
+
+def test_white_images_have_a_frame() -> None:
+    sheet = contact_sheet([Image.new("RGB", (192, 100), (255, 255, 255))], [""])
+    assert area_of(sheet, FRAME) == 2 * (194 + 102) - 4
 
 
 def test_a_caption_each_is_required() -> None:

@@ -1,17 +1,22 @@
 """Many images on one sheet, each above its caption."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from hdm_lightning.generation.caption_fonts import CaptionFont
 
 BACKGROUND = (255, 255, 255)
 INK = (32, 32, 32)
 ELLIPSIS = "…"
+_SPACELESS = r"\u0e00-\u0eff\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+PIECES = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+\s*|\s+")
+"""What a line may end behind: a word with the space behind it, a character of Thai, Lao, Chinese or Japanese."""
+FRAME = (208, 208, 208)
 FONT_PX = 14
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Lay images out in rows, each with its caption below.
 
+    A thin frame shows where a white image ends. Captions may be in any script that a font of this machine has.
     Small images are enlarged by whole factors up to the cell, so that pixels stay visible as pixels; larger ones
     keep their size and widen their column.
 
@@ -49,7 +55,7 @@ def contact_sheet(
     """
     if not images or len(images) != len(captions):
         raise ValueError(f"captions: got {len(captions)} for {len(images)} images, expected one each")
-    font = ImageFont.load_default(FONT_PX)
+    font = CaptionFont(FONT_PX)
     shown = [_enlarged(image.convert("RGB"), cell_px) for image in images]
     columns = min(columns or math.ceil(math.sqrt(len(shown))), len(shown))
     widths = [max(cell_px, *(image.width for image in shown[i::columns])) for i in range(columns)]
@@ -61,7 +67,7 @@ def contact_sheet(
     return _painted(rows, widths, title, font)
 
 
-def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: Font) -> Image.Image:
+def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str, font: CaptionFont) -> Image.Image:
     """The sheet of rows of cells; images of a row stand on one line, their captions begin at one height."""
     margin, line_px = FONT_PX // 2 + 1, round(FONT_PX * 1.3)
     image_heights = [max(cell.image.height for cell in row) for row in rows]
@@ -70,27 +76,33 @@ def _painted(rows: Sequence[Sequence[_Cell]], widths: Sequence[int], title: str,
     height = top + sum(image_heights) + sum(text_heights) + 3 * margin * len(rows)
     sheet = Image.new("RGB", (sum(widths) + margin * (len(widths) + 1), height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, margin), title, fill=INK, font=font)
+    font.write(draw, (margin, margin), title, INK)
     for row, image_height, text_height in zip(rows, image_heights, text_heights, strict=True):
         left, baseline = margin, top + image_height
         for cell, width in zip(row, widths, strict=False):
-            sheet.paste(cell.image, (left, baseline - cell.image.height))
+            upper = baseline - cell.image.height
+            draw.rectangle((left - 1, upper - 1, left + cell.image.width, baseline), outline=FRAME)
+            sheet.paste(cell.image, (left, upper))
             for number, line in enumerate(cell.lines):
-                draw.text((left, baseline + margin + number * line_px), line, fill=INK, font=font)
+                font.write(draw, (left, baseline + margin + number * line_px), line, INK)
             left += width + margin
         top = baseline + text_height + 3 * margin
     return sheet
 
 
-def wrap_caption(caption: str, font: Font, width_px: int, lines: int) -> list[str]:
-    """A caption broken into at most `lines` lines no wider than `width_px`, the last one cut with an ellipsis."""
+def wrap_caption(caption: str, font: CaptionFont, width_px: int, lines: int) -> list[str]:
+    """A caption broken into at most `lines` lines no wider than `width_px`, the last one cut with an ellipsis.
+
+    Lines end between words, and within scripts that are written without spaces.
+    """
     broken = [""]
-    for word in " ".join(caption.split()).split(" "):
-        extended = f"{broken[-1]} {word}".strip()
-        if font.getlength(extended) <= width_px or not broken[-1]:
+    for piece in PIECES.findall(" ".join(caption.split())):
+        extended = f"{broken[-1]}{piece}"
+        if font.getlength(extended.rstrip()) <= width_px or not broken[-1]:
             broken[-1] = extended
         else:
-            broken.append(word)
+            broken.append(piece)
+    broken = [line.strip() for line in broken]
     overflows = len(broken) > lines
     kept = [_cut(line, font, width_px) for line in broken[:lines]]
     if overflows:
@@ -98,7 +110,7 @@ def wrap_caption(caption: str, font: Font, width_px: int, lines: int) -> list[st
     return kept
 
 
-def _cut(line: str, font: Font, width_px: int) -> str:
+def _cut(line: str, font: CaptionFont, width_px: int) -> str:
     if font.getlength(line) <= width_px:
         return line
     bare = line.removesuffix(ELLIPSIS)
