@@ -3,7 +3,6 @@
 Shapes: B samples of a batch, H×W pixels, L token places.
 """
 
-import os
 import signal
 import sys
 import tempfile
@@ -26,7 +25,13 @@ from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
-from hdm_lightning.errors import UserError
+from hdm_lightning.data.worker_needs import (
+    PREFETCHED,
+    free_shared_memory,
+    ranks_here,
+    require_room_for_sockets,
+    require_shared_memory,
+)
 
 WORKER_TIMEOUT_S = 900
 """How long a worker may give nothing before the run stops with a message instead of waiting for ever."""
@@ -40,15 +45,10 @@ TIMED_OUT = "DataLoader timed out after"
 STOP_GRACE_S = 120
 """How long a worker lives on after SIGTERM, so that its process can finish the step and save."""
 
-LONGEST_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
-"""Bytes of a socket's path; one more ends it."""
-
 FORK = "fork" if sys.platform == "linux" else None
 """How workers start: as torch has it on Linux, also in the processes of a run on several devices, which were spawned
 and would spawn theirs, each with seconds of imports at every validation."""
 
-SHARED_MEMORY = "/dev/shm"
-PREFETCHED = 2
 CHUNK_BYTES = 4 << 20
 CHUNK_SAMPLES = 16
 
@@ -133,6 +133,7 @@ class StreamLoader:
         pin_memory: lay batches in page-locked memory.
         lengths: that captions are padded to, rising up to the context length; none for that alone.
         together: batches that are made of one group of samples sorted by length.
+        validated: whether a validation loader will run beside it.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class StreamLoader:
         pin_memory: bool = False,
         lengths: Sequence[int] = (),
         together: int = 1,
+        validated: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -155,6 +157,7 @@ class StreamLoader:
         self.config, self.plan, self.tokenize = config, plan, tokenize
         self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
         self.pin_memory, self.lengths, self.together = pin_memory, lengths, together
+        self.validated = validated
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -193,7 +196,8 @@ class StreamLoader:
             return iter(chunks)
         require_room_for_sockets(tempfile.gettempdir())
         largest = max(map(self._sample_bytes, self.plan.shapes))
-        require_shared_memory(self.workers, chunk_samples(largest) * largest, free_shared_memory())
+        loaders = ranks_here(self.world) * (2 if self.validated else 1)
+        require_shared_memory(self.workers, chunk_samples(largest) * largest, free_shared_memory(), loaders)
         loader = DataLoader(
             chunks,
             batch_size=None,
@@ -331,43 +335,9 @@ def _ignore_stop_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_GRACE_S))
 
 
-def require_room_for_sockets(folder: str) -> None:
-    """Raise UserError where a socket of the data workers could not be named: systems allow about a hundred bytes.
-
-    Python makes them as `pymp-XXXXXXXX/listener-XXXXXXXX` in the folder for temporary files. Without this check each
-    worker fails in the background, and the training waits for samples that never come.
-    """
-    name = f"{folder}/pymp-12345678/listener-12345678"
-    if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
-        what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
-        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
-
-
 def chunk_samples(sample_bytes: int) -> int:
     """How many samples of a size are sent together."""
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
-
-
-def free_shared_memory() -> int | None:
-    """Bytes free where workers put their samples, None where nobody knows."""
-    try:
-        state = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return state.f_bavail * state.f_frsize
-
-
-def require_shared_memory(workers: int, chunk_bytes: int, free: int | None) -> None:
-    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs."""
-    each = (PREFETCHED + 1) * chunk_bytes  # and the one that is being made
-    if free is not None and workers * each > free:
-        fit = free // each
-        raise UserError(
-            f"{workers} data workers need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} has "
-            f"{free / 1e6:.0f} MB free",
-            where="data.workers",
-            hint=f"set data.workers={fit}, or give more: docker run --shm-size={max(1, 2 * workers * each >> 30)}g",
-        )
 
 
 def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
