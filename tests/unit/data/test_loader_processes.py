@@ -165,7 +165,7 @@ def test_shared_memory_is_counted_for_all_ranks_here_and_for_validation(kit, sha
     config = kit.stream_config(shards, workers=2)
     needed = 2 * 3 * 16 * 3 * 16 * 16 * ranks * (2 if validated else 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    made = StreamLoader(config, Plan(config), kit.letters, batch_size=4, world=2 * ranks, validated=validated)
+    made = StreamLoader(config, Plan(config), kit.letters, batch_size=4, validated=validated)
     assert made.workers == 2
     monkeypatch.setattr(loader, "free_shared_memory", lambda: needed - 1)
     with pytest.raises(UserError, match=r"data\.workers"):
