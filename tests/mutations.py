@@ -2,7 +2,7 @@
 
 import random
 
-NUMBERS = (0, -1, 1, 2, 3.5, 10**30, -(10**9), 1e308, float("nan"), float("inf"), True, False)
+NUMBERS = (0, -1, 1, 2, 3.5, 10**30, 10**400, -(10**9), 1e308, float("nan"), float("inf"), True, False)
 TEXTS = ("", "x", "64", "../..", "/", "\x1b[2J\u202e", "\ud83d", "a\x00b", "x" * 3000)
 ODD = (None, *NUMBERS, *TEXTS, [], [1], [[]], ["a", None], [0] * 50, {}, {"a": 1}, {"": {}})
 """Values that a key may have in somebody's file."""

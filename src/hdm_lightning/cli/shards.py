@@ -189,7 +189,8 @@ def _stats_arguments(command: argparse.ArgumentParser) -> None:
 def _stats(arguments: argparse.Namespace) -> int:
     """Print the table, draw the histograms."""
     from hdm_lightning.data.captions import CaptionRules
-    from hdm_lightning.data.inspection import as_table, collect, draw, unindexed
+    from hdm_lightning.data.inspection import as_table, collect, draw
+    from hdm_lightning.data.shards_on_disk import unindexed
 
     if arguments.picture:
         require_picture(Path(arguments.picture), "--picture", more=(".pdf", ".svg"))

@@ -17,6 +17,7 @@ from hdm_lightning.data.loader import StreamLoader, ValidationLoader
 from hdm_lightning.data.rules import Alpha, StreamConfig, rules_from, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Tokenize
+from hdm_lightning.data.shards_on_disk import notes, require_unchanged
 from hdm_lightning.data.text_states import TextStates
 from hdm_lightning.errors import UserError
 
@@ -70,8 +71,7 @@ class ShardDataModule(LightningDataModule):
         consumed: samples of the stage consumed before; a checkpoint's position or `skip_to` wins.
         samples_per_step: samples of an optimizer step over all ranks and its accumulation, which share a bucket where
             `crop` has aspect-ratio buckets; None asks the trainer. Give it where accumulation or ranks may change.
-        alpha: transparency is laid on white, or a `mask`: the alpha becomes the image's fourth channel, by which
-            `FlowModule` weighs the loss.
+        alpha: transparency is laid on white, or a `mask`: the image's fourth channel, by which the loss is weighed.
         text_states: folder that `hdm-shards encode-captions` made of these shards; batches then have the captions'
             `context`, and nothing is encoded. None encodes captions as they come.
 
@@ -177,16 +177,18 @@ class ShardDataModule(LightningDataModule):
         """The order of the validation samples; the first call reads the indices."""
         return self._plan(self._validation)
 
-    def prepare(self) -> None:
-        """Read the indices of both sets now.
+    def prepare(self, *, unchanged: bool = False) -> None:
+        """Read the indices of both sets now; with `unchanged`, look whether local shards are what was indexed.
 
-        Raises:
-            UserError: an index is missing or no sample may be used, naming the folder or key.
+        Raises UserError: an index is missing, a shard is another, or no sample may be used; naming the folder or key.
         """
-        self._plan(self.training_stream)
-        if self.validation_samples:
-            self._plan(self._validation)
+        if (plans := self._both()) and unchanged:
+            require_unchanged(plans)
         self._text_states()
+
+    def notes(self) -> list[str]:
+        """A line for each kind of local shard that has changed since it was indexed, or was not indexed."""
+        return list(notes(self._both()))
 
     @property
     def position(self) -> int:
@@ -227,11 +229,12 @@ class ShardDataModule(LightningDataModule):
             lengths=lengths,
             together=self._sorted_together() if len(lengths) > 1 else 1,
             text_states=self._text_states(),
+            validated=self.validation_samples > 0,
         )
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         """A finite loader, the same length on every rank; an empty list where there is nothing to validate on."""
-        if self.validation_samples < 1:
+        if not self.validation_samples:
             return []
         rank, world = self.rank_and_world()
         return ValidationLoader(
@@ -328,6 +331,9 @@ class ShardDataModule(LightningDataModule):
             return self.samples_per_step
         accumulation = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         return self.batch_size * self.rank_and_world()[1] * accumulation
+
+    def _both(self) -> list[Plan]:
+        return [self.train_plan, *([self.validation_plan] if self.validation_samples else [])]
 
     def _plan(self, config: StreamConfig) -> Plan:
         if config not in self._plans:

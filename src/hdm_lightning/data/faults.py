@@ -101,6 +101,8 @@ class FaultMeter:
             )
         if set(self.reasons) == {"no caption"}:
             return "give the images captions, or train without any: data.captions.allow_missing=true"
+        if set(self.reasons) == {"replaced shard"}:
+            return "the shards are others than were indexed: make the index again, see `hdm-shards index --help`"
         return (
             "see quarantine.jsonl for each sample, and look whether the shards are there and whole: hdm-shards verify"
         )

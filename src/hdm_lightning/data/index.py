@@ -37,6 +37,10 @@ ENCODE_ON = "start the same `hdm-shards encode` again, which goes on where it wa
 MOST_SAMPLES = 1 << 24
 """Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
 
+MOST_BYTES = 8 << 30
+"""Of an index: that of 700 million samples, the largest set that is known, has 5 GB."""
+
+_SECOND = 1_000_000_000
 Integers = NDArray[np.int64]
 Packed = bytes
 """A column of numbers as `pack` wrote it."""
@@ -83,6 +87,8 @@ class ShardRecord:
         skip: ordinal of a sample that is left out, and the reason.
         note: what is wrong with the archive as a whole, or empty.
         others: how many members of each other kind there are, which no sample needs.
+        changed: when a local file was last changed, in ns; 0 unknown. Where it lies is no part of what a shard is.
+        tag: what a server called this version of the file, its ETag or the time of its last change; empty unknown.
     """
 
     name: str
@@ -100,6 +106,8 @@ class ShardRecord:
     skip: Mapping[int, str] = field(default_factory=dict)
     note: str = ""
     others: Mapping[str, int] = field(default_factory=dict)
+    changed: int = field(default=0, compare=False)
+    tag: str = field(default="", compare=False)
 
     @property
     def count(self) -> int:
@@ -257,7 +265,7 @@ def load_index(location: str | os.PathLike[str]) -> Index:
     """
     file = index_file(location)
     try:
-        raw = read_whole(file)
+        raw = read_whole(file, MOST_BYTES)
     except OSError as error:
         raise _no_index(os.fspath(location), file, error) from error
     try:
@@ -304,6 +312,13 @@ def _no_index(location: str, file: str, error: OSError) -> UserError:
     return UserError("there is no index of the shards", where=file, hint=hint)
 
 
+def same_time(recorded_ns: int, changed_ns: int) -> bool:
+    """Whether a file of one time may be the one that was indexed; 0 is an unknown one, and some stores keep seconds."""
+    return recorded_ns in (0, changed_ns) or (
+        changed_ns % _SECOND == 0 and changed_ns == recorded_ns // _SECOND * _SECOND
+    )
+
+
 def as_entry(shard: ShardRecord) -> dict[str, Any]:
     """A record as JSON has it."""
     return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
@@ -333,6 +348,8 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
         skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
         note=str(entry.get("note", "")),
         others={str(kind): _natural(number) for kind, number in (entry.get("others") or {}).items()},
+        changed=_natural(entry.get("changed", 0)),
+        tag=str(entry.get("tag", "")),
         **plain,
     )
     if not record.name or "\0" in record.name or is_unsafe(record.name):

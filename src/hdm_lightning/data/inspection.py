@@ -1,6 +1,5 @@
 """What a set of shards holds: in numbers (samples, sizes, shapes, captions), as histograms, and samples to look at."""
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +15,10 @@ from PIL import Image, ImageDraw
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import load_index
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
-from hdm_lightning.data.shard_bytes import is_local
-from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
@@ -149,20 +145,6 @@ def trained_caption_lengths(config: StreamConfig, tokenize: Tokenize, count: int
         with suppress(SampleFault):
             lengths.append(preparation.caption_length(index))
     return sorted(lengths)
-
-
-def unindexed(places: Sequence[str]) -> list[str]:
-    """A line for each local folder with shards that its index does not know, which no training sees."""
-    lines = []
-    for place in places:
-        if is_local(place) and Path(place).is_dir() and not load_index(place).resolutions:
-            known = {record.name for record in load_index(place).shards}
-            strangers = [name for name in find_shards(Path(place)).names if name not in known]
-            if strangers:
-                command = f"hdm-shards index --new-only {shlex.quote(place)}"
-                what = f"{len(strangers)} shards are not in the index and are not used"
-                lines.append(f"{what} ({in_one_line(strangers[0])}, ...): {command}")
-    return lines
 
 
 def as_table(found: Statistics) -> str:

@@ -114,6 +114,7 @@ class StreamLoader:
         lengths: that captions are padded to, rising up to the context length; none for that alone.
         together: batches that are made of one group of samples sorted by length.
         text_states: from which batches have their captions' states; None for none.
+        validated: whether a validation loader will run beside it.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class StreamLoader:
         lengths: Sequence[int] = (),
         together: int = 1,
         text_states: TextStates | None = None,
+        validated: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -138,6 +140,7 @@ class StreamLoader:
         self.batch_size, self.rank, self.world, self.start = batch_size, rank, world, start
         self.pin_memory, self.lengths, self.together = pin_memory, lengths, together
         self.text_states = text_states
+        self.validated = validated
         self.workers = readers_per_rank(config.workers, lanes=config.lanes, world=world)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -180,9 +183,9 @@ class StreamLoader:
             return iter(chunks)
         worker_processes.require_room_for_sockets(tempfile.gettempdir())
         largest = max(map(self._sample_bytes, self.plan.shapes))
-        worker_processes.require_shared_memory(
-            self.workers, chunk_samples(largest) * largest, worker_processes.free_shared_memory()
-        )
+        loaders = worker_processes.ranks_here(self.world) * (2 if self.validated else 1)
+        free, chunk = worker_processes.free_shared_memory(), chunk_samples(largest) * largest
+        worker_processes.require_shared_memory(self.workers, chunk, free, loaders)
         loader = DataLoader(
             chunks,
             batch_size=None,

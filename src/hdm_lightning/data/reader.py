@@ -5,6 +5,7 @@ by threads while the present one is used.
 """
 
 import errno
+import logging
 import os
 import stat
 import threading
@@ -25,10 +26,13 @@ from hdm_lightning.data.index import SampleTable
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
-from hdm_lightning.data.shard_bytes import ShardCache, is_local, read_range
+from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, read_range
+from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.tar import Form, RawSample
+from hdm_lightning.printable import in_one_line
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 LOCAL_SPAN = 1 << 18
 """Bytes of a local window up to which it is read at once rather than sample by sample."""
@@ -80,6 +84,8 @@ class Reader:
         self._ahead = ReadAhead(THREADS)
         self._strikes: Counter[str] = Counter()
         self._dead: dict[str, tuple[float, str]] = {}
+        self._compared: set[str] = set()
+        self._told = False
         self._remote = {shard.url for part in plan.parts for shard in part.shards if not is_local(shard.url)}
         self._reads_ahead = [any(shard.url in self._remote for shard in part.shards) for part in plan.parts]
 
@@ -163,6 +169,9 @@ class Reader:
         except FileNotFoundError:
             reason = "missing shard"
             self._strikes[shard.url] += STRIKES
+        except ReplacedShard as error:
+            reason = f"replaced shard: {error}"
+            self._strikes[shard.url] += STRIKES
         except OSError as error:
             reason = f"unreadable shard: {error}"
             self._strikes[shard.url] += 1
@@ -176,9 +185,28 @@ class Reader:
     def _bytes(self, shard: PlannedShard, start: int, end: int) -> bytes:
         if shard.url not in self._remote:
             return self._files.read(shard.url, start, end)
+        see = None if shard.url in self._compared else partial(self._compare, shard)
         if self._cache is None:
-            return read_range(shard.url, start, end)
-        return self._cache.read(shard.url, shard.record.bytes, shard.record.sha256, start, end)
+            return read_range(shard.url, start, end, see)
+        return self._cache.read(shard.url, shard.record.bytes, shard.record.sha256, start, end, see)
+
+    def _compare(self, shard: PlannedShard, version: Version) -> None:
+        """Compare what a server says of a shard when it is first read with what the index says.
+
+        Raises:
+            ReplacedShard: it is of another size. Another tag alone may be another server's: each sample is compared.
+        """
+        record, resized = shard.record, version.size not in (None, shard.record.bytes)
+        renamed = bool(record.tag and version.tag) and record.tag != version.tag
+        sizes = f"has {version.size} bytes, the index says {record.bytes}"
+        if (resized or renamed) and not self._told:
+            self._told = True  # of thousands, by each process, one
+            what = sizes if resized else f"is version {version.tag} now, and {record.tag} was indexed"
+            hint = "make the index again: hdm-shards index ADDRESSES --out index.json"
+            _log.warning("%s", in_one_line(f"warning: {shard.url} {what}; {hint}"))
+        if resized:
+            raise ReplacedShard(sizes)
+        self._compared.add(shard.url)
 
     def _table(self, part: int, shard: int) -> SampleTable:
         with self._table_lock:

@@ -150,6 +150,7 @@ class Plan:
 
     Attributes:
         samples: how many samples a pass has.
+        sources: what it was made of, at its resolution.
         latents: what the samples hold in the place of images, None for images.
         parts: shards with an order of their own.
         fingerprint: what two runs must share for their orders to be the same.
@@ -161,7 +162,7 @@ class Plan:
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
             raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
-        places = [at_resolution(source, config.resolution) for source in config.sources]
+        self.sources = places = [at_resolution(source, config.resolution) for source in config.sources]
         self.latents = common_latents(places)
         sources = [planned_shards(source, config.crop, config.resolution) for source in places]
         weights = source_weights(config.sources, sources)

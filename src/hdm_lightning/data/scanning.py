@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,11 +25,12 @@ from hdm_lightning.data.index import (
     as_entry,
     from_entry,
     load_index,
+    same_time,
     write_index,
 )
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.parallel import ordered_map
-from hdm_lightning.data.shard_bytes import read_range
+from hdm_lightning.data.shard_bytes import Version, read_range
 from hdm_lightning.data.shard_files import find_shards, is_shard, no_shards
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.data.tar import (
@@ -55,7 +57,7 @@ def index_shards(
     Args:
         folder: a local folder.
         jobs: processes that read side by side.
-        new_only: keep what the present index says of shards that have the same size and are not younger than it.
+        new_only: keep what the present index says of shards that have the same size and time of change.
         names: the shards below the folder in the order that the index is to have; None is all by name.
         follow_links: look into folders that are links, too; each folder once.
         progress: called after each shard.
@@ -200,7 +202,8 @@ def _unchanged(root: Path) -> dict[str, ShardRecord]:
             state = (root / record.name).stat()
         except FileNotFoundError:
             continue
-        if state.st_size == record.bytes and state.st_mtime < written:
+        same = same_time(record.changed, state.st_mtime_ns) if record.changed else state.st_mtime < written
+        if state.st_size == record.bytes and same:
             found[record.name] = record
     return found
 
@@ -223,15 +226,18 @@ def _name(url: str) -> str:
 def _scan_remote(url: str) -> ShardRecord:
     name = _name(url)
     with tempfile.TemporaryDirectory() as folder:
+        versions: set[Version] = set()
         with (Path(folder) / name).open("wb") as handle:
             try:
-                while part := read_range(url, handle.tell(), handle.tell() + FETCHED_BYTES):
+                while part := read_range(url, handle.tell(), handle.tell() + FETCHED_BYTES, versions.add):
                     handle.write(part)
                     if len(part) < FETCHED_BYTES:
                         break
             except OSError as error:
                 raise UserError(str(error), where=url, hint="check the address and the network") from error
-        return scan_shard(Path(folder), name)
+        tags = {version.tag for version in versions}
+        # Copies of one file on several servers may be called differently: no tag, then.
+        return replace(scan_shard(Path(folder), name), changed=0, tag=tags.pop() if len(tags) == 1 else "")
 
 
 def scan_shard(root: Path, name: str) -> ShardRecord:
@@ -244,8 +250,9 @@ def scan_shard(root: Path, name: str) -> ShardRecord:
     try:
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            size = handle.seek(0, 2)
-            return scanned(name, digest, size, lambda start, count: os.pread(handle.fileno(), count, start))
+            state = os.fstat(handle.fileno())
+            record = scanned(name, digest, state.st_size, lambda start, count: os.pread(handle.fileno(), count, start))
+            return replace(record, changed=state.st_mtime_ns)
     except Exception as error:
         hint = "look at the file; without it, the others can be indexed"
         raise UserError(

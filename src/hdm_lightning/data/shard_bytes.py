@@ -1,39 +1,46 @@
-"""Bytes of shards and indices wherever they lie: http(s), pipes, all that fsspec reaches, and local copies of them."""
+"""Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
 
-import fcntl
-import hashlib
 import ipaddress
-import os
 import re
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import cache
 from http.client import HTTPMessage, HTTPResponse
-from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import no_follow
 
 T = TypeVar("T")
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 TRIES = 5
 PAUSE_S = 0.5
 PART_BYTES = 1 << 20
-COPIED_BYTES = 32 << 20
-"""Of a shard that is copied, fetched at once."""
-
-STALE_S = 3600
 TIMEOUT_S = 60.0
 """How long a server may be silent."""
 
 SLOWEST_BYTES_PER_S = 20_000
 """What a reply must come to on average, so that a server that lets a few bytes trickle holds up nobody for ever."""
+
+
+class Version(NamedTuple):
+    """What a server says of a file beside its bytes."""
+
+    size: int | None
+    """Bytes of the whole file, None where it does not say."""
+    tag: str
+    """The ETag, else the time of the last change, else empty."""
+
+
+SeeVersion = Callable[[Version], None]
+"""Is told of the file that bytes came of; what it raises ends the reading."""
+
+
+class ReplacedShard(OSError):
+    """A file is certainly another than the one that was asked for; asking again would not help."""
 
 
 class RefusedRedirect(OSError):
@@ -86,25 +93,38 @@ def is_local(url: str) -> bool:
     return "://" not in url and not url.startswith("pipe:")
 
 
-def read_whole(url: str) -> bytes:
+def read_whole(url: str, most: int) -> bytes:
     """A whole file, local or remote; remote ones are tried again with growing pauses.
 
+    Args:
+        url: path or address.
+        most: bytes that it may have; no more are kept, whatever a server sends.
+
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: it is not there, cannot be read, or is larger.
     """
     if is_local(url):
         with open(url, "rb") as handle:
-            return handle.read()
-    return with_retries(lambda: _remote(url, 0, None))
+            data = handle.read(most + 1)
+    else:
+        data = with_retries(lambda: _remote(url, 0, most + 1))
+    if len(data) > most:
+        raise OSError(f"{url}: has more than {most:,} bytes")
+    return data
 
 
-def read_range(url: str, start: int, end: int) -> bytes:
+def read_range(url: str, start: int, end: int, see: SeeVersion | None = None) -> bytes:
     """Bytes [start, end) of a remote file, fewer where it is shorter; tried again with growing pauses.
+
+    Args:
+        url: address.
+        start, end: the range.
+        see: is told of the version of the file.
 
     Raises:
         OSError: every try failed.
     """
-    return with_retries(lambda: _remote(url, start, end))
+    return with_retries(lambda: _remote(url, start, end, see))
 
 
 def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: float | None = None) -> T:
@@ -116,7 +136,7 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
         pause_s: pause after the first failure, doubled after each, `PAUSE_S` where None.
 
     Raises:
-        FileNotFoundError, UserError, RefusedRedirect: as soon as `action` raises it.
+        FileNotFoundError, UserError, RefusedRedirect, ReplacedShard: as soon as `action` raises it.
         OSError: every try failed.
     """
     tries, pause_s = tries or TRIES, PAUSE_S if pause_s is None else pause_s
@@ -124,7 +144,7 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
     while True:
         try:
             return action()
-        except (FileNotFoundError, UserError, RefusedRedirect):
+        except (FileNotFoundError, UserError, RefusedRedirect, ReplacedShard):
             raise
         except Exception as error:  # each kind of store has exceptions of its own
             failed += 1
@@ -133,9 +153,9 @@ def with_retries(action: Callable[[], T], *, tries: int | None = None, pause_s: 
             time.sleep(pause_s * 2 ** (failed - 1))
 
 
-def _remote(url: str, start: int, end: int | None) -> bytes:
+def _remote(url: str, start: int, end: int | None, see: SeeVersion | None = None) -> bytes:
     if url.startswith(("http://", "https://")):
-        return _http(url, start, end)
+        return _http(url, start, end, see)
     if url.startswith("pipe:"):
         return _piped(url, start, end)
     import fsspec  # noqa: PLC0415 (only such data need it, and it is slow to load)
@@ -145,12 +165,20 @@ def _remote(url: str, start: int, end: int | None) -> bytes:
     except (ImportError, ValueError) as error:  # a package is missing, or nobody knows such addresses
         hint = "check the address; for s3://, gs:// and hf:// pip install 'hdm-lightning[remote]'"
         raise UserError(f"cannot be opened ({error})", where=url, hint=hint) from error
+    if see is not None:
+        facts = filesystem.info(path)
+        tag = next((facts[name] for name in _TAGS if facts.get(name)), "")
+        see(Version(facts.get("size"), str(tag)))
     return filesystem.cat_file(path, start=start, end=end)
 
 
-def _http(url: str, start: int, end: int | None) -> bytes:
+_TAGS = ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime")
+"""What file systems of fsspec call the version of a file."""
+
+
+def _http(url: str, start: int, end: int | None, see: SeeVersion | None) -> bytes:
     """Bytes [start, end); what a server or proxy leaves out of a range is asked for again from there on."""
-    data, whole = _http_part(url, start, end)
+    data, whole = _http_part(url, start, end, see)
     while data and whole is not None and start + len(data) < (whole if end is None else min(end, whole)):
         part, whole = _http_part(url, start + len(data), end)
         if not part:
@@ -159,13 +187,15 @@ def _http(url: str, start: int, end: int | None) -> bytes:
     return data
 
 
-def _http_part(url: str, start: int, end: int | None) -> tuple[bytes, int | None]:
+def _http_part(url: str, start: int, end: int | None, see: SeeVersion | None = None) -> tuple[bytes, int | None]:
     """The bytes of one reply, and the size of the file where the reply is a range and says so."""
     request = urllib.request.Request(url)
     if start or end is not None:
         request.add_header("Range", f"bytes={start}-{'' if end is None else end - 1}")
     try:
         with _opener().open(request, timeout=TIMEOUT_S) as reply:
+            if see is not None:
+                see(_version(reply))
             return _body(reply, start, end)
     except urllib.error.HTTPError as error:
         if error.code in (404, 410):
@@ -203,6 +233,12 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int 
     if length is not None and len(data) < (wanted or 0):
         raise ConnectionError(f"{reply.url}: {len(data)} of {wanted} bytes came")
     return data, whole
+
+
+def _version(reply: HTTPResponse) -> Version:
+    length = reply.headers.get("Content-Length", "")
+    whole = _content_range(reply)[1] if reply.status == 206 else int(length) if length.isdecimal() else None
+    return Version(whole, (reply.headers.get("ETag") or reply.headers.get("Last-Modified") or "")[:200])
 
 
 def _content_range(reply: HTTPResponse) -> tuple[int | None, int | None]:
@@ -247,120 +283,3 @@ def _piped(url: str, start: int, end: int | None) -> bytes:
 def _skip(read: Callable[[int], bytes], count: int) -> None:
     for _ in _parts(read, count):
         pass
-
-
-class ShardCache:
-    """A folder of whole shards, each checked against its SHA-256; the ones not used for longest go first.
-
-    Every lane reads a shard of its own, so a limit below the size of as many shards as there are lanes makes copies
-    come and go with each window.
-
-    Args:
-        folder: made when missing.
-        limit_gb: largest size of all copies, in 10⁹ bytes.
-
-    Raises:
-        UserError: the folder cannot be made.
-    """
-
-    def __init__(self, folder: str, limit_gb: float) -> None:
-        self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot be made ({error})", where="data.cache_dir", hint="name another folder") from error
-
-    def read(self, url: str, size: int, sha256: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a shard of this size and checksum, from its copy where there is room for one.
-
-        Raises:
-            FileNotFoundError, OSError: as for `path`.
-        """
-        copy = self.path(url, size, sha256)
-        if copy is not None:
-            try:
-                with open(copy, "rb") as handle:
-                    handle.seek(start)
-                    return handle.read(end - start)
-            except FileNotFoundError:
-                pass  # another process made room in between
-        return read_range(url, start, end)
-
-    def path(self, url: str, size: int, sha256: str) -> str | None:
-        """Where the copy of a shard lies, fetched now if need be; None where there is no room for one.
-
-        Raises:
-            FileNotFoundError: there is no such shard.
-            OSError: it cannot be fetched, or what comes is not what the index says.
-        """
-        if size > self.limit:
-            return None
-        copy = self.folder / f"{sha256[:16]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.tar"
-        if not self._touch(copy):
-            with _locked(copy.with_suffix(".lock")):
-                if not self._touch(copy):
-                    temporary = copy.with_suffix(f".part{os.getpid()}")
-                    if not self._reserve(temporary, size):
-                        return None
-                    with_retries(lambda: _fetch(url, size, sha256, temporary, copy), tries=2)
-        return str(copy)
-
-    def _touch(self, copy: Path) -> bool:
-        try:
-            os.utime(copy)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _reserve(self, temporary: Path, wanted: int) -> bool:
-        """Make room for a copy and take it with an empty file of its size; False where other copies are under way."""
-        with _locked(self.folder / "room.lock"):
-            for left, (changed, _) in _states(self.folder.glob("*.part*")).items():
-                if time.time() - changed > STALE_S:  # its process was killed
-                    left.unlink(missing_ok=True)
-            coming = sum(size for _, size in _states(self.folder.glob("*.part*")).values())
-            if coming + wanted > self.limit:
-                return False
-            held = _states(self.folder.glob("*.tar"))
-            total = coming + sum(size for _, size in held.values())
-            for entry in sorted(held, key=held.__getitem__):
-                if total + wanted > self.limit:
-                    entry.unlink(missing_ok=True)
-                    total -= held[entry][1]
-            with open(temporary, "wb", opener=no_follow) as handle:
-                handle.truncate(wanted)
-            return True
-
-
-def _states(paths: Iterable[Path]) -> dict[Path, tuple[float, int]]:
-    """Time of the last change and size of files, without those that go in the meantime."""
-    found = {}
-    for path in paths:
-        try:
-            state = path.stat()
-        except FileNotFoundError:
-            continue
-        found[path] = (state.st_mtime, state.st_size)
-    return found
-
-
-def _fetch(url: str, size: int, sha256: str, temporary: Path, copy: Path) -> None:
-    digest = hashlib.sha256()
-    try:
-        with open(temporary, "r+b" if temporary.exists() else "wb", opener=no_follow) as handle:
-            for start in range(0, size, COPIED_BYTES):
-                part = read_range(url, start, min(start + COPIED_BYTES, size))
-                digest.update(part)
-                handle.write(part)
-        if digest.hexdigest() != sha256:
-            raise OSError(f"{url}: wrong checksum")
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w", opener=no_follow) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

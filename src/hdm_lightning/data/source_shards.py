@@ -26,9 +26,9 @@ def resolve(source: Source) -> list[tuple[str, ShardRecord]]:
         UserError: an index is missing, or does not know a shard that is named.
     """
     found: list[tuple[str, ShardRecord]] = []
-    known = {place: _known(place) for place in places_of(source)}
+    known = {place: known_index(place) for place in places_of(source)}
     by_name = {place: {record.name: record for record in index.shards} for place, index in known.items()}
-    for url in _addresses(source):
+    for url in addresses_of(source):
         place, records = _place(source, url), by_name[_place(source, url)]
         if known[place].resolutions:
             what = f"holds sets of latents, at {_listed(known[place].resolutions)}"
@@ -69,7 +69,7 @@ def at_resolution(source: Source, resolution: int) -> Source:
     Raises:
         UserError: there is no such set, or an index is missing.
     """
-    there = {place: _known(place).resolutions for place in places_of(source)}
+    there = {place: known_index(place).resolutions for place in places_of(source)}
     if not any(there.values()):
         return source
     for place, resolutions in there.items():
@@ -81,7 +81,7 @@ def at_resolution(source: Source, resolution: int) -> Source:
                 hint=f"make them: hdm-shards encode IMAGES --out {folder} --vae NAME --resolution {resolution}, "
                 "or give this stage images: +schedule.stages.NAME.data.train=IMAGES",
             )
-    urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in _addresses(source))
+    urls = (_set_of(url, resolution) if there[_place(source, url)] else url for url in addresses_of(source))
     index = source.index
     if index is not None and there[index]:
         index = _set_of(index.removesuffix(f"/{INDEX_NAME}"), resolution)
@@ -94,7 +94,7 @@ def common_latents(sources: Sequence[Source]) -> LatentFormat | None:
     Raises:
         UserError: not all hold the same.
     """
-    found = {place: _known(place).latents for source in sources for place in places_of(source)}
+    found = {place: known_index(place).latents for source in sources for place in places_of(source)}
     if len(set(found.values())) > 1:
         raise _unlike(found)
     return next(iter(found.values()))
@@ -132,7 +132,8 @@ def _set_of(url: str, resolution: int) -> str:
     return f"{url.rstrip('/')}/{set_folder(resolution)}"
 
 
-def _known(place: str) -> Index:
+def known_index(place: str) -> Index:
+    """The index of a place; see `known_shards`."""
     return known_shards(place, state_of(place))
 
 
@@ -142,13 +143,14 @@ def known_shards(place: str, state: State) -> Index:
     return load_index(place)
 
 
-def _addresses(source: Source) -> Iterator[str]:
+def addresses_of(source: Source) -> Iterator[str]:
+    """The folders and shards that a source names."""
     return (url for pattern in source.urls for url in expanded(pattern))
 
 
 def places_of(source: Source) -> list[str]:
     """Where the indices of a source lie."""
-    return list(dict.fromkeys(_place(source, url) for url in _addresses(source)))
+    return list(dict.fromkeys(_place(source, url) for url in addresses_of(source)))
 
 
 def _place(source: Source, url: str) -> str:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import torch
+
 from hdm_lightning.errors import UserError
 
 Item = TypeVar("Item")
@@ -57,6 +59,15 @@ def require_room_for_sockets(folder: str) -> None:
         raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
 
 
+def ranks_here(world: int) -> int:
+    """How many of the ranks of a training run on this machine.
+
+    Launchers tell it; where nobody does, each GPU here may have one, and without GPUs all are taken to be here.
+    """
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(told) if told.isdecimal() else min(world, torch.cuda.device_count() or world)
+
+
 def free_shared_memory() -> int | None:
     """Bytes free where workers put their samples, None where nobody knows."""
     try:
@@ -66,16 +77,24 @@ def free_shared_memory() -> int | None:
     return state.f_bavail * state.f_frsize
 
 
-def require_shared_memory(workers: int, chunk_bytes: int, free: int | None) -> None:
-    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs."""
-    each = (PREFETCHED + 1) * chunk_bytes  # and the one that is being made
+def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, loaders: int = 1) -> None:
+    """Raise UserError where the samples on their way would not fit: a worker that finds no room there hangs.
+
+    Args:
+        workers: of each loader.
+        chunk_bytes: of the samples that a worker sends together.
+        free: bytes, None where nobody knows.
+        loaders: that run side by side on this machine: one a rank, and as many that validate.
+    """
+    each = (PREFETCHED + 1) * chunk_bytes * loaders
     if free is not None and workers * each > free:
-        fit = free // each
+        several = f" in each of {loaders} loaders, of all ranks, training and validation," if loaders > 1 else ""
         raise UserError(
-            f"{workers} data workers need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} has "
-            f"{free / 1e6:.0f} MB free",
+            f"{workers} data workers{several} need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} "
+            f"has {free / 1e6:.0f} MB free",
             where="data.workers",
-            hint=f"set data.workers={fit}, or give more: docker run --shm-size={max(1, 2 * workers * each >> 30)}g",
+            hint=f"set data.workers={free // each}, or give more: docker run "
+            f"--shm-size={max(1, 2 * workers * each >> 30)}g",
         )
 
 

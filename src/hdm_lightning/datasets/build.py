@@ -259,7 +259,7 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, _Row]:
     for name in ("items", "max_repeats"):  # of earlier versions
         found.pop(name, None)
     if "follow_links" in header:
-        found.setdefault("follow_links", False)  # which earlier versions did not note
+        found.setdefault("follow_links", header["follow_links"])  # which earlier versions did not note
     if json.dumps(found, sort_keys=True) != json.dumps(header, sort_keys=True):
         raise UserError(
             "the folder holds a build of another folder or with other options",

@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+LARGEST_SHIFT = 1e6
+"""Of a time grid; beyond, all steps but the last are taken in pure noise."""
+
 
 def uniform_grid(steps: int, *, start: float = 1.0) -> Tensor:
     """Equal steps from `start` to 0.
@@ -31,7 +34,7 @@ def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
 
     Args:
         steps: number of steps, at least 1.
-        shift: above 0; 1 leaves the grid uniform, above 1 spends more steps near noise.
+        shift: above 0, at most `LARGEST_SHIFT`; 1 leaves the grid uniform, above 1 spends more steps near noise.
         start: first time after the shift, in (0, 1].
 
     Returns:
@@ -40,11 +43,11 @@ def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
     Raises:
         ValueError: if an argument is out of its range.
     """
-    if not shift > 0.0 or not math.isfinite(shift):
-        raise ValueError(f"shift: got {shift}, expected above 0")
+    if not 0.0 < shift <= LARGEST_SHIFT:
+        raise ValueError(f"shift: got {shift}, expected above 0 and at most {LARGEST_SHIFT:g}")
     if not 0.0 < start <= 1.0:
         raise ValueError(f"start: got {start}, expected 0 < start ≤ 1")
-    start_before_shift = start / (shift - (shift - 1.0) * start)
+    start_before_shift = start / (shift * (1.0 - start) + start)  # no difference of two large shifts
     grid = uniform_grid(steps, start=start_before_shift)
     return shift * grid / (1.0 + (shift - 1.0) * grid)
 

@@ -27,8 +27,14 @@ _unreachable: dict[str, str] = {}
 OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 """Left open, `trust_remote_code` asks on the terminal, and one `y` runs the folder's Python files."""
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, pickle.UnpicklingError)
-"""What the readers raise for folders that transformers and diffusers cannot read, or only by code that lies there."""
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError),
+    pickle.UnpicklingError,
+)
+"""What the readers raise for folders that transformers and diffusers cannot read, or only by code that lies there.
+
+Both take the values of a config.json as they stand: `act_fn: true` is an AttributeError, groups of 0 divide by zero.
+"""
 
 
 @contextmanager
@@ -37,8 +43,12 @@ def readable(reading: str, folder: Path, *, where: str, hint: str | None = None)
     try:
         yield
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{reading} from {folder} ({reason})", where=where, hint=hint) from error
+        raise UserError(f"{reading} from {folder} ({first_line(error)})", where=where, hint=hint) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 NO_SDPA = "scaled_dot_product_attention"

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import FINAL, RUNS, locate_model, readable
+from hdm_lightning.encoders.pretrained import FINAL, RUNS, UNREADABLE, first_line, locate_model, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import move_in, replacing
@@ -165,8 +165,8 @@ def check_shapes(model: AutoencoderKL, *, where: str) -> None:
             empty = AutoencoderKL.from_config(model.config)
             latent = empty.encode(torch.empty(1, 3, side, side)).latent_dist.mode()
             shape = tuple(empty.decode(latent).sample.shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"cannot encode an image ({str(error).splitlines()[0]})", where=where, hint=hint) from error
+    except UNREADABLE as error:
+        raise UserError(f"cannot encode an image ({first_line(error)})", where=where, hint=hint) from error
     if shape != (1, 3, side, side):
         what = f"gives back {shape} of an image of {(1, 3, side, side)}"
         raise UserError(what, where=where, hint=hint)

@@ -51,14 +51,20 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     Args:
         solver: a name in `diffusion.sampling.SOLVERS`.
         shift: of the time grid; above 1 spends more steps near noise.
+
+    Raises:
+        ValueError: there is no such solver, or the shift is out of its range.
     """
 
     config: Any
 
     @register_to_config
     def __init__(self, solver: str = "ab2", shift: float = 1.0) -> None:
-        if solver not in sampling.SOLVERS:
+        if not isinstance(solver, str) or solver not in sampling.SOLVERS:
             raise ValueError(f"solver: got {solver!r}, expected one of {', '.join(sampling.SOLVERS)}")
+        if not isinstance(shift, int | float):
+            raise ValueError(f"shift: got {shift!r}, expected a number")
+        times.shifted_grid(1, shift)
 
     def grid(self, steps: int, *, start: float = 1.0) -> Tensor:
         """`steps` + 1 decreasing times from `start` to 0, float64 on the CPU."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
-from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
+from hdm_lightning.encoders.pretrained import first_line, locate_model, read_transformer, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
@@ -75,10 +75,6 @@ def read_vision_model(folder: Path, where: str = WHERE) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def pooled(output: Any) -> Tensor:
     """The one vector an image of a transformers output, which is a tensor or carries `pooler_output`."""
     return output if isinstance(output, Tensor) else output.pooler_output
@@ -104,7 +100,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
     try:
         network: Any = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
     except Exception as error:  # the download raises errors of urllib, ssl and torch.hub
-        what = f"the weights of FID's network cannot be had ({_reason(error)})"
+        what = f"the weights of FID's network cannot be had ({first_line(error)})"
         raise UserError(what, where=WHERE, hint=_NEAREST) from error
     preprocessing = Preprocessing(None, note="the network itself resizes to 299 px as TensorFlow 1 did")
     source = "torch-fidelity inception-v3-compat, 2048 pooled features"
@@ -120,7 +116,7 @@ def _timm(name: str, device: torch.device) -> FeatureNetwork:
     try:
         network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # timm, the hub client and the HTTP library raise their own errors
-        what = f"timm has no pretrained {name!r} here ({_reason(error)})"
+        what = f"timm has no pretrained {name!r} here ({first_line(error)})"
         raise UserError(what, where=WHERE, hint=_NEAREST) from error
     network = network.eval().requires_grad_(False).to(device)
     facts = timm.data.resolve_model_data_config(network)

@@ -1,6 +1,5 @@
 """How an image is drawn, what `hdm-sample` can be asked, and whether it can be done; light, as flags are made of it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from numbers import Integral, Real
@@ -21,6 +20,9 @@ OnIndivisible = Literal["refuse", "pad"]
 MAX_SEED = 2**63 - 1
 MOST_PIXELS, MOST_STEPS = 2**26, 100_000
 """Of an image; beyond what any model draws, so that a record of somebody else's does not fill the memory."""
+LARGEST = 1e6
+"""Of guidance, shift and camera: JSON may hold whole numbers beyond all floats."""
+
 _KINDS: Mapping[Any, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
@@ -83,7 +85,7 @@ class SamplingSettings:
         pixels = self.height * self.width
         self._require(pixels <= MOST_PIXELS, "height", f"at most {MOST_PIXELS:,} pixels with the width {self.width}")
         for name in ("shift", "guidance_scale", "routing_scale", "x_shift", "y_shift", "zoom"):
-            self._require(math.isfinite(getattr(self, name)), name, "a finite number")
+            self._require(abs(getattr(self, name)) <= LARGEST, name, f"a number of at most {LARGEST:g}")
         for name in ("shift", "zoom"):
             self._require(getattr(self, name) > 0.0, name, "above 0")
         for name in ("conditional_rate", "unconditional_rate", "weak_rate"):

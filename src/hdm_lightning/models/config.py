@@ -57,6 +57,9 @@ _MINIMUM = {
     "blocks_before": 0,
     "blocks_after": 0,
 }
+LARGEST = 1 << 30
+"""Of a side: JSON may hold whole numbers beyond all that torch takes."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "residual": get_args(Residual),
     "skips": get_args(Skips),
@@ -118,8 +121,8 @@ class XUTConfig:
     def __post_init__(self) -> None:
         for name, least in _MINIMUM.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}, at most {LARGEST}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")

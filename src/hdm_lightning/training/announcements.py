@@ -37,6 +37,8 @@ def announce_start(run: Run, plan: StagePlan, start: StartPoint, data: Any) -> N
         say(
             "\n".join(f"{name:<7} {text}" for name, text in zip(("model", "device", "data", "run"), lines, strict=True))
         )
+        for note in getattr(data, "notes", list)():
+            say(f"warning: {note}")
         if run.config.hardware.compile:
             say("the first steps compile the network, which takes a minute or two")
 

@@ -16,7 +16,7 @@ from hdm_lightning.metrics.autoencoder_quality import SMALLEST_SIDE
 from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of
-from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.continued import check_continued, has_begun
 from hdm_lightning.training.modules.autoencoder_network import build_vae
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import Count, Decay, Interval, NotNegative, Positive, StagePlan, Validation, settings
@@ -127,7 +127,7 @@ class AutoencoderValidation(Validation):
 
 
 def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
-    """Check a configuration; nothing but indices and configurations is read.
+    """Check a configuration; indices and configurations are read, and of shards that look changed a few samples.
 
     Raises:
         UserError: naming the key or file and what to do.
@@ -145,7 +145,7 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
         raise UserError(what, where="data.alpha", hint="set data.alpha=white; masks are for hdm-train")
     if target_of(stage.data, "data") is ShardDataModule:
         data = build(stage, "data", tokenizer=None)
-        data.prepare()
+        data.prepare(unchanged=not has_begun(config, [plan]))
         data.train_plan.require_images("data.train")
         if data.validation_samples:
             data.validation_plan.require_images("data.validation")

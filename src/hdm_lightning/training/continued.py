@@ -63,6 +63,12 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
         _check_finished(run_dir, began, now, course)
 
 
+def has_begun(config: DictConfig, plans: list[StagePlan]) -> bool:
+    """Whether the run's folder holds a checkpoint of any of the stages."""
+    run_dir = Path(config.run_dir)
+    return any(newest_position(run_folder.checkpoint_folder(run_dir, plan)) for plan in plans)
+
+
 def configuration_of(run_dir: Path) -> DictConfig | None:
     """The configuration that the run last started with, in the present spelling, or None where it has not started.
 
@@ -97,7 +103,7 @@ def _may_be(key: str, before: Any, now: Any) -> bool:
         return bool(before) == bool(now)
     if key == AVERAGES:  # one of another half-life starts from the nearest
         return bool(before) or not now
-    if key in ENCODERS and before and now:
+    if key in ENCODERS and all(each and isinstance(each, str) for each in (before, now)):
         return same_model(before, now)
     return bool(before == now)
 

@@ -21,7 +21,7 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.averaging.averages import check_averages
 from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.composition import build, check_call, plain, target_of
-from hdm_lightning.training.continued import check_continued
+from hdm_lightning.training.continued import check_continued, has_begun
 from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
 from hdm_lightning.training.modules.flow_step import other_autoencoder, other_text_encoder
@@ -34,8 +34,8 @@ from hdm_lightning.training.stages import StagePlan
 def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], course: Iterable[str]) -> None:
     """Check a configuration.
 
-    Nothing but indices, configurations and the text encoder's vocabulary is read, and of an autoencoder whose latents
-    lie on disk the encoder's weights, for their hash.
+    Nothing but indices, configurations and the text encoder's vocabulary is read, of an autoencoder whose latents
+    lie on disk the encoder's weights, for their hash, and of shards that look changed a few samples.
 
     Args:
         config: composed.
@@ -50,12 +50,13 @@ def check(config: DictConfig, plans: list[StagePlan], kept: Iterable[str], cours
     model = _check_model(first)
     _check_averages(first)
     formats: list[LatentFormat] = []
+    fresh = not has_begun(config, plans)
     for plan in plans:
         stage = with_stage(config, plan)
         check_call(stage, "data", supplied=["tokenizer"])
         supplied = ("network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler")
         check_call(stage, "module", supplied=supplied)
-        formats += _check_data(stage)
+        formats += _check_data(stage, fresh=fresh)
     check_stops(first, plans)
     check_init(config, plans)
     hub = Hub(**(plain(config, "hub") or {}))
@@ -94,12 +95,16 @@ def _check_averages(config: DictConfig) -> None:
         check_averages(averages.get("halflife_samples", ()), averages.get("sigma_rel", ()))
 
 
-def _check_data(config: DictConfig) -> list[LatentFormat]:
-    """The streams exist and have samples; reads indices, no shard. Returns what is said of latents from disk."""
+def _check_data(config: DictConfig, *, fresh: bool) -> list[LatentFormat]:
+    """The streams exist and have samples; reads indices, and of shards that look changed a few samples.
+
+    A run that has begun goes on with what there is, as another index would mean other positions.
+    Returns what is said of latents from disk.
+    """
     if target_of(config.data, "data") is not ShardDataModule:
         return []
     data = build(config, "data", tokenizer=lambda caption: ([0], 1))
-    data.prepare()
+    data.prepare(unchanged=fresh)
     _check_kind(config, data.train_plan.latents)
     plans = [data.train_plan, *([data.validation_plan] if data.validation_samples else [])]
     return [plan.latents for plan in plans if plan.latents is not None]

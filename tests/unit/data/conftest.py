@@ -141,7 +141,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if trouble in ("capped", "shifted"):
             start += 512 * (trouble == "shifted")
             body = body[:3000]
-            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{whole}")
+        self.tell_version(status, trouble in ("capped", "shifted"), start, len(body), whole)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if "trickle" in (trouble or ""):
@@ -152,6 +152,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.leave.wait(30)
         if trouble == "cut":
             self.close_connection = True
+
+    def tell_version(self, status, partly, start, size, whole):
+        if self.server.tag:
+            self.send_header("ETag", self.server.tag)
+        if partly or (status == 206 and self.server.tag):
+            self.send_header("Content-Range", f"bytes {start}-{start + size - 1}/{whole}")
 
     def trickle(self, body):
         """Never silent for long, and never done; whoever has heard enough hangs up."""
@@ -169,7 +175,7 @@ def server(shards, monkeypatch):
     monkeypatch.setattr(shard_bytes, "PAUSE_S", 0.01)
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     instance.folder, instance.requests, instance.lock = shards, [], threading.Lock()
-    instance.trouble, instance.unlucky = lambda path, attempt: None, None
+    instance.trouble, instance.unlucky, instance.tag = lambda path, attempt: None, None, None
     instance.daemon_threads, instance.leave = True, threading.Event()
     source_shards.known_shards.cache_clear()  # another server may have had the same port
     instance.url = f"http://127.0.0.1:{instance.server_address[1]}"

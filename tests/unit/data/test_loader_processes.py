@@ -141,20 +141,43 @@ def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, sh
     assert caught.value.where == "TMPDIR" and set(multiprocessing.active_children()) <= others
 
 
+@pytest.mark.parametrize("loaders", [1, 2, 16])
 @pytest.mark.parametrize("free_mb", [1, 16, 64, 500])
 @pytest.mark.parametrize("workers", [1, 4, 8, 64])
-def test_workers_without_shared_memory_are_refused_and_the_hint_helps(kit, shards, monkeypatch, free_mb, workers):
+def test_workers_without_shared_memory_are_refused_and_the_hint_helps(workers, free_mb, loaders):
     free, chunk = free_mb << 20, 4 << 20
-    needed = workers * 3 * chunk
+    needed = workers * 3 * chunk * loaders
     if needed <= free:
-        return worker_processes.require_shared_memory(workers, chunk, free)
+        return worker_processes.require_shared_memory(workers, chunk, free, loaders)
     with pytest.raises(UserError, match="of shared memory") as caught:
-        worker_processes.require_shared_memory(workers, chunk, free)
+        worker_processes.require_shared_memory(workers, chunk, free, loaders)
     fit = int(re.search(r"data\.workers=(\d+)", caught.value.hint)[1])
-    worker_processes.require_shared_memory(fit, chunk, free)
+    worker_processes.require_shared_memory(fit, chunk, free, loaders)
     gigabytes = int(re.search(r"--shm-size=(\d+)g", caught.value.hint)[1])
-    worker_processes.require_shared_memory(workers, chunk, gigabytes << 30)
-    worker_processes.require_shared_memory(workers, chunk, None)
-    monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: 100)
+    worker_processes.require_shared_memory(workers, chunk, gigabytes << 30, loaders)
+    worker_processes.require_shared_memory(workers, chunk, None, loaders)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("validated", [True, False])
+def test_shared_memory_is_counted_for_all_ranks_here_and_for_validation(kit, shards, monkeypatch, ranks, validated):
+    """Of 16 × 16 pixels: 5461 samples fit a chunk, 16 are sent."""
+    config = kit.stream_config(shards, workers=2)
+    needed = 2 * 3 * 16 * 3 * 16 * 16 * ranks * (2 if validated else 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    made = StreamLoader(config, Plan(config), kit.letters, batch_size=4, validated=validated)
+    assert made.workers == 2
+    monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: needed - 1)
     with pytest.raises(UserError, match=r"data\.workers"):
-        next(iter(kit.data_module(shards, num_workers=2, batch_size=5).train_dataloader()))
+        next(iter(made))
+    monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: needed)
+    assert next(iter(made))["image"].shape == (4, 3, 16, 16)
+
+
+def test_ranks_on_this_machine(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for gpus, world, here in ((0, 1, 1), (0, 4, 4), (8, 4, 4), (8, 16, 8)):
+        monkeypatch.setattr(worker_processes.torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert worker_processes.ranks_here(world) == here
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert worker_processes.ranks_here(12) == 3

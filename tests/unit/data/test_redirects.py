@@ -46,7 +46,7 @@ def servers():
 
 def test_a_redirect_within_one_network_is_followed(servers):
     first, second = servers
-    assert read_whole(f"http://127.0.0.1:{first.port}/a") == b"data"
+    assert read_whole(f"http://127.0.0.1:{first.port}/a", 1000) == b"data"
     assert second.paths == ["/moved"]
 
 
@@ -57,7 +57,7 @@ def test_none_from_outside_leads_into_the_own_network(servers, monkeypatch):
     monkeypatch.setattr(
         shard_bytes, "numbers_of", lambda host: {"93.184.216.34"} if host == "localhost" else real(host)
     )
-    for read in (read_whole, lambda url: read_range(url, 0, 4)):
+    for read in (lambda url: read_whole(url, 1000), lambda url: read_range(url, 0, 4)):
         first.paths.clear()
         with pytest.raises(RefusedRedirect, match="private network"):
             read(f"http://localhost:{first.port}/a")
@@ -70,7 +70,7 @@ def test_other_protocols_are_not_followed(servers, monkeypatch, target):
     monkeypatch.setattr(shard_bytes, "PAUSE_S", 0.0)
     first.target = target.format(port=second.port)
     with pytest.raises(OSError):
-        read_whole(f"http://127.0.0.1:{first.port}/a")
+        read_whole(f"http://127.0.0.1:{first.port}/a", 1000)
     assert second.paths == []
 
 

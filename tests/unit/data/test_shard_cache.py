@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from hdm_lightning.data import shard_bytes
+from hdm_lightning.data import shard_cache
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.samples import stream
-from hdm_lightning.data.shard_bytes import ShardCache
+from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.errors import UserError
 
 
@@ -92,21 +92,21 @@ def test_copies_under_way_count_and_files_that_go_disturb_nobody(server, tmp_pat
         == (server.folder / "002.tar").read_bytes()[:512]
     )
     assert len(list(tmp_path.glob("*.tar"))) == 1  # nothing was given up for a copy that does not fit all the same
-    fetch = shard_bytes._fetch
+    fetch = shard_cache._fetch
 
     def watched(*arguments):
         sizes.extend(path.stat().st_size for path in tmp_path.glob("*.part*") if path.exists())
         fetch(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_bytes, "_fetch", watched)
+        patch.setattr(shard_cache, "_fetch", watched)
         assert cache.path(f"{server.url}/001.tar", *content(records[1]))
     assert sum(sizes) == cache.limit  # room is taken before the first byte comes
 
 
 def test_copies_that_differ_from_the_index_are_not_kept(kit, server, tmp_path, monkeypatch):
     record = load_index(server.folder).shards[0]
-    monkeypatch.setattr(shard_bytes, "COPIED_BYTES", 10_000)
+    monkeypatch.setattr(shard_cache, "COPIED_BYTES", 10_000)
     cache = ShardCache(str(tmp_path), 1.0)
     with pytest.raises(OSError, match="wrong checksum"):
         cache.path(f"{server.url}/000.tar", record.bytes, "0" * 64)

@@ -330,6 +330,13 @@ def test_a_build_that_followed_links_loses_no_shard_to_one_that_does_not(kit, tm
     with pytest.raises(UserError, match="other options"):
         builder(root, out, samples_per_shard=1, processes=1)
     assert len(list(out.glob("*.tar"))) == 2 == load_index(out).samples
+    header, *rows = (out / "build.jsonl").read_text().splitlines()
+    older = json.loads(header)
+    del older["follow_links"]  # as earlier versions wrote it
+    (out / "build.jsonl").write_text("\n".join([json.dumps(older), *rows]) + "\n")
+    lines = []
+    assert builder(root, out, follow_links=True, samples_per_shard=1, processes=1, say=lines.append).images == 2
+    assert "nothing to do" in lines[-1]
 
 
 def test_png_with_much_text_or_a_large_profile_is_taken(kit, tmp_path):
