@@ -72,3 +72,8 @@ def by_solver(graph: Graph, solver: str, steps: int, shift: float = 0.0, strengt
         "times": node("HDMTimes", model=["model", 0], steps=steps, shift=shift, strength=strength),
         "sampler": node("SamplerCustom", **inputs),
     }
+
+
+def without_dates(graph: Graph) -> Graph:
+    """A workflow as it was sent: in pictures ComfyUI adds what a node said of changes of its files."""
+    return {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in graph.items()}
