@@ -61,14 +61,19 @@ def with_model(graph: Graph, changed: Graph) -> Graph:
     return {**graph, "changed": changed, "sampler": node("KSampler", **inputs)}
 
 
-def by_solver(graph: Graph, solver: str, steps: int, shift: float) -> Graph:
-    """The same with a solver and times of this project in place of KSampler."""
+def by_solver(graph: Graph, solver: str, steps: int, shift: float = 0.0, strength: float = 1.0) -> Graph:
+    """The same with a solver and times of this project in place of KSampler; shift 0 is the model's own."""
     known = graph["sampler"]["inputs"]
     inputs = {key: known[key] for key in ("model", "positive", "negative", "latent_image", "cfg")}
     inputs |= {"noise_seed": known["seed"], "add_noise": True, "sampler": ["solver", 0], "sigmas": ["times", 0]}
     return {
         **graph,
         "solver": node("HDMSolver", solver=solver),
-        "times": node("HDMTimes", steps=steps, shift=shift, strength=1.0),
+        "times": node("HDMTimes", model=["model", 0], steps=steps, shift=shift, strength=strength),
         "sampler": node("SamplerCustom", **inputs),
     }
+
+
+def without_dates(graph: Graph) -> Graph:
+    """A workflow as it was sent: in pictures ComfyUI adds what a node said of changes of its files."""
+    return {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in graph.items()}

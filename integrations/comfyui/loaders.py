@@ -1,6 +1,6 @@
 """Nodes that load: a model as MODEL, CLIP and VAE, and a LoRA beside it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sd
@@ -8,9 +8,6 @@ import torch
 
 from hdm_lightning.encoders.autoencoder import KLAutoencoder
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.loading import LoadOptions, load_pipeline
-from hdm_lightning.generation.pipeline import HDMPipeline
-from hdm_lightning.generation.pipeline_adapters import find_adapter
 from hdm_lightning.interop.adapter_files import PREFIXES, adapter_folder, is_adapter, named_tensors, read_adapter
 from hdm_lightning.interop.adapters import check_adapter, weights_sha256
 from hdm_lightning.precision import default_dtype
@@ -19,6 +16,9 @@ from . import files
 from .autoencoder import PictureVAE
 from .model import DiffusionModel, Facts, HDMModel, LatentFormat, facts_of, patcher_of
 from .text_encoder import TextClip
+
+if TYPE_CHECKING:
+    from hdm_lightning.generation.pipeline import HDMPipeline
 
 CATEGORY = "hdm-lightning"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -63,6 +63,8 @@ class LoadModel:
         self, name: str, path: str = "", precision: str = "auto", text_encoder: str = "", vae: str = ""
     ) -> tuple[Any, Any, Any]:
         """The three parts."""
+        from hdm_lightning.generation.loading import LoadOptions, load_pipeline  # noqa: PLC0415  (seconds to import)
+
         place = files.chosen(name, path, files.MODEL_FOLDERS)
         if is_adapter(place):
             hint = "load its base here, and it with HDM Load LoRA"
@@ -84,7 +86,7 @@ class LoadModel:
         return parts_of(loaded.pipeline, dict(loaded.sampling))
 
 
-def parts_of(pipeline: HDMPipeline, sampling: dict[str, Any]) -> tuple[Any, Any, Any]:
+def parts_of(pipeline: "HDMPipeline", sampling: dict[str, Any]) -> tuple[Any, Any, Any]:
     """A pipeline as MODEL, CLIP and VAE."""
     autoencoder, network = pipeline.autoencoder, pipeline.network
     assert isinstance(autoencoder, KLAutoencoder)
@@ -137,6 +139,8 @@ class LoadLora:
 
     def load(self, model: Any, name: str, weight: float, path: str = "", any_base: bool = False) -> tuple[Any]:
         """The model with the adapter in its weights."""
+        from hdm_lightning.generation.pipeline_adapters import find_adapter  # noqa: PLC0415  (seconds to import)
+
         facts, place = facts_of(model), find_adapter(str(files.chosen(name, path, files.ADAPTER_FOLDERS)))
         if not is_adapter(place):
             hint = "give the folder of a LoRA run, a peft folder, or a .safetensors file with lora_A and lora_B"

@@ -76,16 +76,19 @@ class Times:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """What ComfyUI shows."""
+        own = "above 1 spends more steps near noise; 0 takes the shift that the model records"
         return {
             "required": {
+                "model": ("MODEL",),
                 "steps": ("INT", {"default": 28, "min": 1, "max": 10000}),
-                "shift": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 100.0, "step": 0.01}),
+                "shift": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.01, "tooltip": own}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}),
             }
         }
 
-    def make(self, steps: int, shift: float, strength: float) -> tuple[Tensor]:
+    def make(self, model: Any, steps: int, shift: float, strength: float) -> tuple[Tensor]:
         """`steps` + 1 decreasing times."""
+        shift = shift or float(facts_of(model).sampling.get("shift", 1.0))
         return (shifted_grid(steps, shift, start=strength).float(),)
 
 

@@ -18,7 +18,7 @@ from real_comfyui import started
 OWN = XUTConfig(
     channels=4, patch_size=2, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=1
 )
-SETTINGS = {"height": 64, "width": 64, "steps": 10, "guidance_scale": 3.0}
+SETTINGS = {"height": 64, "width": 64, "steps": 10, "guidance_scale": 3.0, "shift": 1.6}
 LAYERS = ("decoder.0.0.cross_attention.key_value", "text_projection", "modulation.feed_forward.output")
 
 
