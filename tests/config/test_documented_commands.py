@@ -55,7 +55,7 @@ def inline(text):
     """Whole commands in the middle of a sentence: they give a path, a value or a number, and have no gap to fill in."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for command in re.findall(r"`(hdm-[a-z-]+ [^`]+)`", prose):
-        if "…" not in command and re.search(r"[/=\d]", command):
+        if "…" not in command and re.search(r"[/=]|\s\d", command):
             yield " ".join(command.split())
 
 
