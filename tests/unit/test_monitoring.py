@@ -2,6 +2,7 @@
 
 import ast
 import mmap
+import re
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hdm_lightning.profiling.operations import training_flops
 from hdm_lightning.training.callbacks import throughput
 from hdm_lightning.training.callbacks.progress_bar import duration, fitting
 from hdm_lightning.training.callbacks.throughput import memory_gb, peak_tflops, stage_flops
-from hdm_lightning.training.loggers import flat_settings
+from hdm_lightning.training.loggers import VAE_LAYOUT, flat_settings, flow_layout
 from hdm_lightning.training.modules.flow_step import fed_tokens
 from hdm_lightning.training.stages import StageSettings
 
@@ -90,6 +91,25 @@ def test_settings_are_flattened_without_what_says_nothing_about_the_run():
     assert flat == {"seed": 1, "model.width": 8, "model.skips": "last", "betas": "[0.9, 0.98]", "init": "null"} | {
         "schedule.stages.px64.samples": 100
     }
+
+
+def test_charts_of_an_autoencoder_and_of_a_network_below_one_folder_are_apart():
+    """TensorBoard joins categories of one title, and takes in every tag that a pattern matches from its beginning."""
+    network = flow_layout(8)
+    assert not set(network) & set(VAE_LAYOUT)
+
+    def shown(chart, tags):
+        _, patterns = chart
+        return [tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns)]
+
+    terms = VAE_LAYOUT["Autoencoder: is it learning?"]["training: loss terms"]
+    assert shown(terms, ["train/loss", "train/loss_mean", "train/kl"]) == ["train/kl"]
+    rate = network["Is it learning?"]["learning rate"]
+    assert shown(rate, ["lr", "lr-AdamW/pg1"]) == ["lr"]
+    evaluated = ["evaluation/loss/flow_loss", "evaluation/loss/flow_loss/low"]
+    assert not any(
+        shown(chart, evaluated) for page in (network, VAE_LAYOUT) for each in page.values() for chart in each.values()
+    )
 
 
 def test_the_line_beside_the_bar_fits_and_keeps_the_samples():

@@ -51,7 +51,7 @@ def flow_layout(time_bins: int) -> Layout:
             "loss: training, validation": lines("train/loss_mean", "val/loss.*"),
             "loss at times t: near data, middle, near noise": lines(*(tag.replace(".", r"\.") for tag in shown)),
             "gradient norm before clipping": lines("optimizer/gradient_norm"),
-            "learning rate": lines("lr"),
+            "learning rate": lines("lr$"),
             "weight norm": lines("optimizer/weight_norm"),
         },
         "Is it fast?": {
@@ -69,16 +69,16 @@ def flow_layout(time_bins: int) -> Layout:
 
 
 VAE_LAYOUT: Layout = {
-    "Is it learning?": {
-        "training: loss terms": lines("train/.*"),
+    "Autoencoder: is it learning?": {
+        "training: loss terms": lines(r"train/(?!loss(_mean)?$).*"),
         "validation: PSNR (dB)": lines("reconstruction/psnr_db"),
         "validation: L1 error": lines("reconstruction/l1"),
         "validation: equivariance errors": lines("equivariance/(en|de)coder_(rotation|scale|scale_antialiased)$"),
-        "learning rate": lines("lr"),
+        "learning rate": lines("lr$"),
     },
-    "Is it fast?": {"images a second": lines("speed/images_per_s")},
+    "Autoencoder: is it fast?": {"images a second": lines("speed/images_per_s")},
 }
-"""The page of an autoencoder's training."""
+"""The page of an autoencoder's training; beside a network's, below one folder, it keeps its own charts."""
 
 
 def write_page(logger: TensorBoardLogger, layout: Layout, config_text: str, sample: int) -> None:
