@@ -78,7 +78,7 @@ def lora(run, comfyui):
     for number, name in enumerate(LAYERS):
         (out, size), rank = state[f"{name}.weight"].shape, number + 1
         down, up = (torch.randn(shape, generator=generator) for shape in ((rank, size), (out, rank)))
-        layers[name] = LowRank(down, 0.1 * up, 1.5 * rank)
+        layers[name] = LowRank(down, 0.03 * up, 1.5 * rank)
     network = read_pipeline_folder(run / "final").load_network()
     adapter = Adapter(layers, Base(str(run), weights_sha256(network.state_dict())))
     folder = comfyui.folder / "models" / "loras"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hdm_lightning.cli import convert, sample
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.text import load_text_encoder
+from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
@@ -170,6 +172,44 @@ def test_a_file_written_here_remembers_its_text_encoder_and_settings(tmp_path, t
     for place, model in (("a", tmp_path / "final"), ("b", tmp_path / "hdm.safetensors")):
         assert sample.main([str(model), PROMPT, "--out", str(tmp_path / place)]) == 0
     assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
+
+
+def test_a_single_file_of_any_wiring_draws_as_its_folder(tmp_path, tiny_text_encoder, tiny_autoencoder):
+    own = XUT(replace(CONFIG, residual="input", skips="mirrored", positions="area"))
+    save_final(
+        tmp_path / "final",
+        {name: value + 0.05 * torch.randn_like(value) for name, value in own.state_dict().items()},
+        xut=own.config,
+        text_encoder=TextEncoderSource(str(tiny_text_encoder), layer=1, context_length=6),
+        autoencoder=load_autoencoder(str(tiny_autoencoder), mean=MEAN, std=STD),
+        sampling={"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0, "solver": "heun", "shift": 1.7},
+    )
+    file = tmp_path / "own.safetensors"
+    assert convert.main([str(tmp_path / "final"), str(file)]) == 0
+    for place, model in (("a", tmp_path / "final"), ("b", file)):
+        assert sample.main([str(model), PROMPT, "--out", str(tmp_path / place)]) == 0
+    assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
+    assert read_record(next((tmp_path / "b").glob("*.png"))).settings.shift == 1.7
+
+
+def test_with_local_only_no_hub_is_asked(tmp_path, tiny_autoencoder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options["local_files_only"]))
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    vae = load_autoencoder(str(tiny_autoencoder))
+    source = TextEncoderSource("OWNER/ELSEWHERE")
+    save_final(tmp_path / "final", network().state_dict(), xut=CONFIG, text_encoder=source, autoencoder=vae)
+    with pytest.raises(UserError, match="OWNER/ELSEWHERE") as told:
+        load_pipeline(tmp_path, LoadOptions(local_only=True))
+    assert told.value.where == "text_encoder" and "hf download OWNER/ELSEWHERE" in told.value.hint
+    assert asked == [("OWNER/ELSEWHERE", True)]
+    with pytest.raises(UserError, match="does not exist"):
+        load_pipeline(Path("OWNER/MODEL"), LoadOptions(local_only=True))
+    assert len(asked) == 1
 
 
 def test_another_text_encoder_s_name_leaves_layer_and_context_length_as_recorded(

@@ -9,6 +9,8 @@ import torch
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
+from hdm_lightning.interop.layouts import write_single
+from hdm_lightning.interop.release import Release
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.initial_weights import load_initial_weights, require_whole
@@ -127,3 +129,14 @@ def test_what_is_not_whole_is_no_base(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model.safetensors", state)
     with pytest.raises(UserError, match=r"1 of another shape \(patch_embedding.weight\)"):
         require_whole(load_initial_weights(network(1), str(tmp_path)))
+
+
+def test_a_single_file_states_its_wiring(tmp_path: Path) -> None:
+    own, path = XUT(replace(CONFIG, skips="mirrored", positions="area")), tmp_path / "own.safetensors"
+    write_single(path, Release(own))
+    report = load_initial_weights(network(1), str(path))
+    assert report.wiring == ["skips=mirrored (model.skips is last)", "positions=area (model.positions is long_side)"]
+    assert (report.missing, report.reshaped, report.unused) == ([], [], [])
+    other = XUT(own.config)
+    assert load_initial_weights(other, str(path)).wiring == []
+    same_values(other, own)
