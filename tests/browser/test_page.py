@@ -15,7 +15,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.generation.image_files import read_record
 
 HACK = "<img src=x onerror='hacked=1'>"
-SLOW_MS = 120_000
+SLOW_MS = 60_000
 
 
 def tab(page, name):
@@ -27,9 +27,10 @@ def field(page, name):
 
 
 def choose(page, name, option):
-    field(page, name).click()
+    field(page, name).blur()
+    field(page, name).fill(option)
     page.get_by_role("option", name=option, exact=True).click()
-    page.keyboard.press("Escape")
+    field(page, name).blur()
 
 
 def draw(page, prompt, count="1"):
@@ -127,6 +128,8 @@ def test_a_dropped_picture_brings_its_settings(page, served):
     page.locator("#dropped button").first.dispatch_event("drop", {"dataTransfer": transfer})
     page.wait_for_function("document.querySelector('#prompt textarea').value == 'a green square'", timeout=SLOW_MS)
     assert "all of its settings" in field(page, "notes").input_value()
+    for title in ("Camera", "Routing and guidance"):
+        page.get_by_role("button", name=title).click()
     shown = {
         name: field(page, name).input_value() for name in ("seed", "width", "height", "zoom", "low", "high", "negative")
     }
