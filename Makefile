@@ -33,11 +33,11 @@ demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes o
 
 .PHONY: test
 test: install ## the default tests: two cores, offline, under eight minutes
-	$(PYTEST) -m 'not slow and not gpu and not comfyui'
+	$(PYTEST) -m 'not slow and not gpu and not comfyui and not browser'
 
 .PHONY: test-slow
 test-slow: install ## the slow tier
-	$(PYTEST) -m 'slow and not gpu and not comfyui'
+	$(PYTEST) -m 'slow and not gpu and not comfyui and not browser'
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
@@ -46,6 +46,11 @@ test-gpu: install ## the tests that need a CUDA device
 .PHONY: test-comfyui
 test-comfyui: install ## the nodes in ComfyUI itself: COMFYUI=/path/to/ComfyUI [COMFYUI_PYTHON=/its/python]
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m comfyui tests/comfyui
+
+.PHONY: test-browser
+test-browser: install ## the page of hdm-app in Chromium, which must be installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 .PHONY: lint
 lint: install ## ruff, the import contracts, spelling

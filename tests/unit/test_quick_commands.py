@@ -16,6 +16,7 @@ SETUP = configparser.ConfigParser()
 SETUP.read(Path(__file__).parents[2] / "setup.cfg")
 COMMANDS = dict(line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines())
 SLOW = {"torch", "lightning", "transformers", "diffusers", "torchmetrics", "webdataset", "numpy", "matplotlib"}
+SLOW |= {"gradio"}
 
 
 def told(command, flag):

@@ -137,14 +137,14 @@ class DrawTab:
         found = {self.models: gr.update(choices=models, value=models[:1])}
         return found | {name: gr.update(choices=loras) for name, _ in self.loras}
 
-    def own_settings(self, models: Sequence[str] | None) -> dict[Any, Any]:
+    def own_settings(self, models: Sequence[str] | None) -> Any:
         """What the first of the chosen models is drawn with by itself."""
-        return self._values(self.studio.settings_of(models[0])) if models else {}
+        return self._values(self.studio.settings_of(models[0])) if models else gr.skip()
 
-    def from_picture(self, file: str | None) -> dict[Any, Any]:
+    def from_picture(self, file: str | None) -> Any:
         """The form as a picture's record has it, and what of it cannot be had here."""
         if not file:
-            return {}
+            return gr.skip()
         wanted, notes = self.studio.settings_from(Path(file))
         if len(wanted.loras) > LORA_ROWS:
             notes.append(f"it was drawn with {len(wanted.loras)} LoRAs, of which this form has {LORA_ROWS}")

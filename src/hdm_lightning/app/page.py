@@ -18,6 +18,7 @@ from hdm_lightning.app.plan_tab import PlanTab
 from hdm_lightning.app.run_tab import RunTab
 from hdm_lightning.app.shard_tab import ShardTab
 from hdm_lightning.app.side_by_side import Studio
+from hdm_lightning.errors import UserError
 
 TITLE = "hdm-lightning"
 LARGEST_UPLOAD = "64mb"
@@ -66,10 +67,21 @@ def _only(folder: str) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def free_port(host: str) -> int:
-    """A port that nothing listens at."""
+def own_port(host: str, port: int) -> int:
+    """The port, or one that is free where it is 0.
+
+    Raises:
+        UserError: nothing can listen there.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
-        trial.bind((host, 0))
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            what = f"cannot be listened at ({error.strerror or error})"
+            raise UserError(
+                what, where=f"{host} port {port}", hint="give another --port; 0 takes a free one"
+            ) from error
         return int(trial.getsockname()[1])
 
 
@@ -83,7 +95,7 @@ def serving(settings: AppSettings, studio: Studio, auth: tuple[str, str] | None)
         options: dict[str, Any] = {"middleware": [Middleware(OwnOrigin, hosts=hosts)]}
         _, address, _ = blocks.launch(
             server_name=settings.host,
-            server_port=settings.port or free_port(settings.host),
+            server_port=own_port(settings.host, settings.port),
             auth=auth,
             app_kwargs={**options, "docs_url": None, "redoc_url": None, "openapi_url": None},
             theme=theme,

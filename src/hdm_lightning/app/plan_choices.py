@@ -69,8 +69,8 @@ def plan(experiment: str, card: str, count: float, budget_usd: float | None, mor
     name = chosen({name: name for name in experiments()}, experiment, "experiment")
     overrides = [*([] if name == PAPER else [f"experiment={name}"]), *overrides]
     if budget_usd:
-        overrides.append(f"budget_usd={_positive(budget_usd, 'budget'):g}")
-    overrides += [f"{key}={_positive(value, key):g}" for key, value in more.items() if value]
+        overrides.append(f"budget_usd={_positive(budget_usd, 'budget'):.15g}")
+    overrides += [f"{key}={_positive(value, key):.15g}" for key, value in more.items() if value]
     result, notes = _planned(overrides)
     console = Console(file=io.StringIO(), width=WIDTH, no_color=True)
     for note in notes:

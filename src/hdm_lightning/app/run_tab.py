@@ -60,10 +60,10 @@ class RunTab:
         runs = list(find_runs(self.folders))
         return gr.update(choices=runs) if runs else gr.update(choices=[], value=None)
 
-    def read(self, name: str | None) -> dict[Any, Any]:
+    def read(self, name: str | None) -> Any:
         """All of a run."""
         if not name:
-            return {}
+            return gr.skip()
         run = self._run(name)
         curves, left = run.curves(), remainder(run)
         usual = curves.usual()

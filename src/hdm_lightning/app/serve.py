@@ -4,6 +4,7 @@
 import getpass
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ def _serve(argv: Sequence[str] | None) -> None:
     if settings.is_open:
         what = f"warning: {settings.host} lets other machines in; the password and all else go unencrypted"
         print(f"{what}: put a server with TLS before it on any network but your own", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # and what is served goes, as after Ctrl-C
     with serving(settings, studio, auth) as address:
         print(f"hdm-app: {address} (Ctrl-C ends it)", flush=True)
         while True:

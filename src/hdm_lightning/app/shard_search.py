@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from hdm_lightning.data.captions import CaptionRules
@@ -143,8 +144,9 @@ class ShardSet:
             raise UserError(what, where=self.place, hint="look at the order from a place on instead")
         preparation = Preparation(config, plan, _words, training=True)
         name = self.shards[address.shard][1].name
-        places = (place for place in range(plan.samples * (count + 1)) if _is_at(plan, place, name, address.ordinal))
-        shown = [preview(preparation.sample(place)) for place in islice(places, count)]
+        keys = _keys_of(plan, name, address.ordinal)
+        places = (place for place in range(plan.samples * (count + 1)) if plan.locate(place).key in keys)
+        shown = [preview(preparation.sample(place)) for place in islice(places, count)] if keys else []
         if not shown:
             hint = "its size or shape is beyond the limits of data.crop"
             raise UserError("no training will see this sample", where=name, hint=hint)
@@ -226,10 +228,15 @@ def _hit(address: Address, row: int, record: ShardRecord, raw: RawSample, texts:
     return Hit(address, row, record.name, raw.key, tuple(texts), image, fault)
 
 
-def _is_at(plan: Plan, position: int, shard: str, ordinal: int) -> bool:
-    place = plan.locate(position)
-    planned = plan.parts[place.part].shards[place.shard]
-    return planned.record.name == shard and int(planned.table().ordinal[place.rank]) == ordinal
+def _keys_of(plan: Plan, shard: str, ordinal: int) -> set[tuple[int, int, int]]:
+    """What the places of a sample in a plan's order have for a key: one a part that holds it."""
+    return {
+        (number, place, rank)
+        for number, part in enumerate(plan.parts)
+        for place, planned in enumerate(part.shards)
+        if planned.record.name == shard
+        for rank in np.flatnonzero(planned.table().ordinal == ordinal).tolist()
+    }
 
 
 def _words(caption: str) -> tuple[list[int], int]:

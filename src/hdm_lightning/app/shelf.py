@@ -55,7 +55,7 @@ def chosen(known: Mapping[str, T], name: object, what: str) -> T:
     """
     if isinstance(name, str) and name in known:
         return known[name]
-    if not name:
+    if name in (None, ""):
         raise UserError("is not chosen", where=what, hint=f"choose one of the {len(known)} that there are")
     shown = in_one_line(name)[:80]
     hint = "choose one of the list; what may be looked at is named when hdm-app is started"

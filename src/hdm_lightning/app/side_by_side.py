@@ -186,6 +186,7 @@ class Studio:
             else:
                 loras.append((name, float(each["weight"])))
         size = {key: settings.pop(key) for key in ("width", "height")}
+        del settings["strength"]  # of the image that it was started from
         models = [] if model is None else [model]
         return Wanted(record.prompt, models, **size, seed=record.seed, loras=loras, settings=settings), notes
 
