@@ -149,7 +149,8 @@ def disk_full_error(path: Path | str) -> UserError:
     return UserError(
         "the disk is full; what was there before is intact",
         where=str(path),
-        hint="free space or set run_dir to another disk, then run the same command again",
+        hint="free space, or write to another disk (run_dir= of a training, --out of most others), then run the same "
+        "command again",
     )
 
 
@@ -161,6 +162,27 @@ def is_disk_full(error: BaseException) -> bool:
         return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     # torch's zip writer reports a short write as a RuntimeError about the stream's position.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
+
+
+_OF_THE_USER = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),
+}
+"""What helps where the file system refuses something, by its number."""
+
+
+def file_error(error: BaseException) -> UserError | None:
+    """What to tell the user where an exception is the file system's refusal of a place, None for all others."""
+    path = getattr(error, "filename", None)
+    if is_disk_full(error):
+        return disk_full_error(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "output")
+    if not isinstance(error, OSError) or not isinstance(path, str | bytes | os.PathLike):
+        return None
+    hint = _OF_THE_USER.get(error.errno or 0)
+    what = f"cannot be read or written ({error.strerror})"
+    return None if hint is None else UserError(what, where=os.fsdecode(path), hint=hint)
 
 
 def _sync_folder(folder: Path) -> None:

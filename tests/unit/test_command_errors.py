@@ -52,6 +52,31 @@ def test_defects_keep_their_stack_trace() -> None:
         run_command(defect)
 
 
+REFUSALS = {
+    "a folder in the place of a file": lambda root: root.write_bytes(b"x"),
+    "a file in the place of a folder": lambda root: (root / "file" / "x").write_text("x"),
+    "a name that is too long": lambda root: (root / ("x" * 300)).write_text("x"),
+    "a link to itself": lambda root: (root / "loop").read_text(),
+    "a full disk": lambda root: os.write(os.open("/dev/full", os.O_WRONLY), b"x"),
+    "a full disk, named": lambda root: Path("/dev/full").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_the_file_system_refuses_is_no_stack_trace(tmp_path: Path, capsys, kind: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert run_command(lambda: REFUSALS[kind](tmp_path)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "hint: " in told and "Traceback" not in told
+    assert "full" in told if "disk" in kind else str(tmp_path) in told
+
+
+def test_a_missing_file_that_nobody_checked_is_a_defect(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command((tmp_path / "none").read_text)
+
+
 def test_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt

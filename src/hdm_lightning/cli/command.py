@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import write_json
+from hdm_lightning.whole_files import file_error, write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,9 +29,9 @@ def run_command(function: Callable[[], int | None]) -> int:
         function: the body; returns an exit status, or None for 0.
 
     Returns:
-        The body's status; 2 for a `UserError`, printed to stderr without a stack trace unless the environment
-        has HDM_TRACEBACK=1; 130 when interrupted from the keyboard; 0 where whatever read the output has seen enough,
-        as in `| head`. Any other exception is a defect and passes.
+        The body's status; 2 for a `UserError` and where the file system refuses a place, printed to stderr without a
+        stack trace unless the environment has HDM_TRACEBACK=1; 130 when interrupted from the keyboard; 0 where
+        whatever read the output has seen enough, as in `| head`. Any other exception is a defect and passes.
     """
     try:
         require_platform(sys.platform)
@@ -42,14 +42,15 @@ def run_command(function: Callable[[], int | None]) -> int:
         if not reader_is_gone():
             raise
         return 0
-    except UserError as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_STATUS
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
+    except Exception as error:
+        told = error if isinstance(error, UserError) else file_error(error)
+        if told is None or os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return USER_ERROR_STATUS
 
 
 def reader_is_gone() -> bool:

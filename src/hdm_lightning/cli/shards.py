@@ -150,11 +150,13 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Verify, print one line a problem; status 1 where there is one."""
+    """Verify, print one line a problem; status 1 where there is one, 2 where the index has left out all samples."""
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.index import load_index
+    from hdm_lightning.data.index_report import left_out, require_samples
     from hdm_lightning.data.parallel import progress_bar
     from hdm_lightning.data.verification import leave_out, verify
+    from hdm_lightning.printable import in_one_line
 
     before = load_index(arguments.folder)
     with progress_bar("shards", len(before.shards)) as show:
@@ -170,7 +172,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.mark:
         index = leave_out(arguments.folder, problems)
         print(f"{before.samples - index.samples} samples left out, {index.samples} remain")
+    unused = left_out(before.shards)
+    if unused:
+        (reason, _), *others = unused.most_common()
+        more = f" and {len(others)} other reasons" if others else ""
+        print(f"{unused.total()} samples are left out by the index: {in_one_line(reason)}{more}")
     print(f"{len(problems)} problems")
+    require_samples(before, arguments.folder)
     return 1 if problems else 0
 
 
