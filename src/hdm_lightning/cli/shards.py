@@ -26,6 +26,8 @@ BUILDERS = {
     "folder": "images with captions beside them",
     "kohya": "a folder laid out for kohya's trainers: 10_name/, tags in captions",
     "img2dataset": "img2dataset's output as it is (CC12M, COYO-700M, …)",
+    "parquet": "parquet files with images in a column",
+    "hub": "a data set of the hub, or a folder laid out like one",
     "openclipart": "the Open Clip Art collection",
     "shapes": "synthetic scenes with known answers",
 }
