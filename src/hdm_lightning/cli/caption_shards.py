@@ -128,7 +128,7 @@ def start(model: str, dtype: str, max_tokens: int, device: str) -> "Describe":
     captioner = load_captioner(model, device=device, dtype=dtype, max_tokens=max_tokens, where="--model")
 
     def describe(images: "Sequence[Image.Image]", prompt: str) -> list[tuple[str, bool]]:
-        return [tuple(each) for each in captioner.describe(images, prompt)]
+        return [(said.text, said.cut) for said in captioner.describe(images, prompt)]
 
     return describe
 

@@ -4,7 +4,7 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.command import at_least, named_number, progress_bars
 from hdm_lightning.errors import UserError
@@ -27,10 +27,10 @@ def filter_arguments(command: argparse.ArgumentParser) -> None:
     to.add_argument("--out", type=Path, help="folder that gets new shards of the samples that stay")
     to.add_argument("--mark", action="store_true", help="leave the others out of the index (changes the order)")
     to.add_argument("--dry-run", action="store_true", help="tell how many would stay, and stop")
-    bound = {"type": named_number, "nargs": "+", "action": "extend", "default": []}
+    bound: dict[str, Any] = {"type": named_number, "nargs": "+", "action": "extend", "default": []}
     command.add_argument("--min", metavar="KEY=NUMBER", help=f"{MEASURED}, or a key of the records", **bound)
     command.add_argument("--max", metavar="KEY=NUMBER", help="the same", **bound)
-    value = {"type": _named_values, "nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE[,VALUE]"}
+    value: dict[str, Any] = {**bound, "type": _named_values, "metavar": "KEY=VALUE[,VALUE]"}
     command.add_argument("--is", dest="among", help="values that a key of the records must have", **value)
     command.add_argument("--is-not", dest="not_among", help="values that it must not have", **value)
     command.add_argument(

@@ -40,19 +40,23 @@ class TableRow(NamedTuple):
 
 
 class Table(Protocol):
-    """Where rows come from.
+    """Where rows come from."""
 
-    Attributes:
-        place: what it is called.
-        options: what tells it from another one.
-        state: changes when what lies in it does.
-        rows: how many there are; None where that is not known.
-    """
+    @property
+    def place(self) -> str:
+        """What it is called."""
 
-    place: str
-    options: Mapping[str, Any]
-    state: str
-    rows: int | None
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What tells it from another one."""
+
+    @property
+    def state(self) -> str:
+        """What changes when that which lies in it does."""
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows there are; None where that is not known."""
 
     def read(self, first: int) -> Iterator[TableRow]:
         """The rows from one on."""
