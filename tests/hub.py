@@ -100,20 +100,30 @@ class _Handler(BaseHTTPRequestHandler):
             {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{found[1]}/commit/{COMMIT}"}
         )
 
+    def _below(self, files, folder):
+        """What lies in a folder of a repository, the top one for None; with all below it where that is asked."""
+        prefix, found = f"{folder}/" if folder else "", {}
+        for name, content in files.items():
+            inside, deeper, _ = name.removeprefix(prefix).partition("/")
+            if not name.startswith(prefix):
+                continue
+            if deeper:
+                found[prefix + inside] = {"type": "directory", "path": prefix + inside, "oid": "0" * 40, "size": 0}
+            if not deeper or "recursive=True" in self.path or "recursive=true" in self.path:
+                found[name] = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+        return list(found.values())
+
     def do_GET(self):
         """Tell what a repository holds, give a file."""
         path = self.path.partition("?")[0]
-        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path)
+        listed = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(/revision/[^/]+)?", path)
         if listed and listed[1] in self.hub.files:
             siblings = [{"rfilename": name} for name in self.hub.files[listed[1]]]
             return self._answer({"id": listed[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
-        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path)
+        tree = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/[^/]+(?:/(.+))?", path)
         if tree and tree[1] in self.hub.files:
-            held = self.hub.files[tree[1]].items()
-            return self._answer(
-                [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in held]
-            )
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+            return self._answer(self._below(self.hub.files[tree[1]], tree[2]))
+        file = re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         content = self.hub.files.get(file[1], {}).get(file[2]) if file else None
         if content is None:
             missing = "RepoNotFound" if not file or file[1] not in self.hub.files else "EntryNotFound"

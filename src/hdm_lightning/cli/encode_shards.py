@@ -44,7 +44,8 @@ def encode_arguments(command: argparse.ArgumentParser) -> None:
 
 def encode(arguments: argparse.Namespace) -> int:
     """Tell what the sets will take, make them, and print one line each."""
-    from hdm_lightning.datasets.encoding import EncodedSet, require_room
+    from hdm_lightning.datasets.encoding import EncodedSet
+    from hdm_lightning.datasets.shard_work import require_room
 
     options, wanted = _options(arguments), sorted(set(arguments.resolution))
     formats = _formats(arguments.vae, wanted, 2 if arguments.std else 1)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.arguments import Parser
+from hdm_lightning.cli.caption_shards import caption, caption_arguments
 from hdm_lightning.cli.command import at_least, named_number, require_file, require_picture, run_command
 from hdm_lightning.cli.encode_captions import encode_captions, encode_captions_arguments
 from hdm_lightning.cli.encode_shards import encode, encode_arguments
+from hdm_lightning.cli.filter_shards import filter_arguments, filter_shards
 from hdm_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ BUILDERS = {
     "folder": "images with captions beside them",
     "kohya": "a folder laid out for kohya's trainers: 10_name/, tags in captions",
     "img2dataset": "img2dataset's output as it is (CC12M, COYO-700M, …)",
+    "parquet": "parquet files with images in a column",
+    "hub": "a data set of the hub, or a folder laid out like one",
     "openclipart": "the Open Clip Art collection",
     "shapes": "synthetic scenes with known answers",
 }
@@ -288,12 +292,14 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
+    "caption": ("captions by a vision-language model, beside those that are there", caption_arguments, caption),
     "encode": ("latents of images, to train without an autoencoder", encode_arguments, encode),
     "encode-captions": (
         "text-encoder states of captions, to train without encoding them",
         encode_captions_arguments,
         encode_captions,
     ),
+    "filter": ("samples within bounds, without near copies", filter_arguments, filter_shards),
     "index": ("write index.json: samples, bytes, sha256 of each shard", _index_arguments, _index),
     "verify": ("compare shards with their index; decode every sample", _verify_arguments, _verify),
     "stats": ("count samples, sizes, shapes and caption lengths", _stats_arguments, _stats),

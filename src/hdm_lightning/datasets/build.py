@@ -66,7 +66,7 @@ class _Shard(NamedTuple):
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A finished shard, as the journal has it: numbers of samples, of images and of captions in it, and the rest."""
 
     digest: str
@@ -157,7 +157,7 @@ def build_shards(
     if not items:
         raise nothing_to_build(Path(str(options.get("folder", out))), unused)
     out.mkdir(parents=True, exist_ok=True)
-    found = _open_journal(out, {**options, "samples_per_shard": samples_per_shard})
+    found = open_journal(out, {**options, "samples_per_shard": samples_per_shard})
     shards = list(_shards(items, samples_per_shard, prefix))
     rows = {} if anew else {shard.name: found[shard.name] for shard in shards if _is_done(out, shard, found)}
     missing = [shard for shard in shards if shard.name not in rows]
@@ -175,15 +175,15 @@ def build_shards(
             rows[shard.name] = row
             append_line(out / JOURNAL, {"shard": shard.name, **row._asdict()})
             show(len(rows))
-    return _finish(out, rows, unused, processes or available_cores())
+    return finish(out, rows, unused, processes or available_cores())
 
 
-def _is_done(out: Path, shard: _Shard, found: Mapping[str, _Row]) -> bool:
+def _is_done(out: Path, shard: _Shard, found: Mapping[str, Row]) -> bool:
     row = found.get(shard.name)
     return row is not None and row.digest == shard.digest and (not row.samples or (out / shard.name).is_file())
 
 
-def _what_was_found(kept: int, missing: Sequence[_Row | None], gone: int) -> str:
+def _what_was_found(kept: int, missing: Sequence[Row | None], gone: int) -> str:
     """What an earlier build has left: shards kept, the rows of those to be built, shards that are no longer wanted."""
     if not missing and not gone:
         return f"built before of these very files, {kept} shards: nothing to do (--anew builds them again)"
@@ -198,7 +198,8 @@ def _what_was_found(kept: int, missing: Sequence[_Row | None], gone: int) -> str
     return f"built before: {', '.join(told)} (--anew builds all of them again)"
 
 
-def _finish(out: Path, rows: dict[str, _Row], unused: Sequence[tuple[str, str]], jobs: int) -> Report:
+def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], jobs: int) -> Report:
+    """Write `rejected.tsv` and the index. Raises UserError: no sample was written."""
     rejected = sorted({(name, reason) for row in rows.values() for name, reason in row.rejected})
     left = sorted({*unused, *((name, reason) for row in rows.values() for name, reason in row.unused)})
     lines = (f"{in_one_line(name)}\t{in_one_line(' '.join(reason.split()))}\n" for name, reason in rejected + left)
@@ -221,7 +222,7 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
         yield _Shard(f"{prefix}-{number:05d}.tar", first, list(items[first : first + samples_per_shard]))
 
 
-def _write(out: Path, make: Make, shard: _Shard) -> _Row:
+def _write(out: Path, make: Make, shard: _Shard) -> Row:
     """Write one shard; returns its row of the journal."""
     samples: dict[str, dict[str, Field]] = {}
     rejected, unused, images, captions = [], [], 0, 0
@@ -234,21 +235,22 @@ def _write(out: Path, make: Make, shard: _Shard) -> _Row:
         samples[f"{number:08d}"] = fields
         unused += [[name, reason] for name, reason in left]
         images += item.repeat == 0
-        captions += item.repeat == 0 and _has_caption(fields)
+        captions += item.repeat == 0 and has_caption(fields)
     if samples:
         write_shard(out / shard.name, samples)
     else:
         (out / shard.name).unlink(missing_ok=True)
-    return _Row(shard.digest, len(samples), images, captions, rejected, unused)
+    return Row(shard.digest, len(samples), images, captions, rejected, unused)
 
 
-def _has_caption(fields: Mapping[str, Field]) -> bool:
+def has_caption(fields: Mapping[str, Field]) -> bool:
+    """Whether the fields of a sample hold a caption."""
     record = fields.get("json")
     in_record = isinstance(record, Mapping) and any(record.get(name) for name in CaptionRules().fields)
     return not is_blank(str(fields.get("txt", ""))) or in_record
 
 
-def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, _Row]:
+def open_journal(out: Path, header: dict[str, Any]) -> dict[str, Row]:
     """The rows of the shards that are finished."""
     path = out / JOURNAL
     if not path.exists():
@@ -266,11 +268,11 @@ def _open_journal(out: Path, header: dict[str, Any]) -> dict[str, _Row]:
             where=str(out),
             hint="name another folder, or delete this one",
         )
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     for entry in entries:
         name = str(entry.pop("shard", ""))
         if entry.get("gone"):
             rows.pop(name, None)
         elif name:
-            rows[name] = _Row(**entry) if entry.keys() == set(_Row._fields) else _Row("", 0, 0, 0, [], [])
+            rows[name] = Row(**entry) if entry.keys() == set(Row._fields) else Row("", 0, 0, 0, [], [])
     return rows

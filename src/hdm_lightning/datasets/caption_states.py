@@ -23,16 +23,14 @@ from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.samples import Tokenize
-from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import RawSample
 from hdm_lightning.data.text_states import FORMAT_NAME, FOUND, STATES, TextFormat, key_of, pieces_of, write_table
-from hdm_lightning.datasets.on_devices import alone_in, on_devices
+from hdm_lightning.datasets.shard_work import alone_in, samples_of, worked_off
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
 
 FAULTS_NAME = "faults.jsonl"
-SMALLER = "give a smaller --max-tokens, and start the same command again"
 
 EncodeText = Callable[[Tensor, Tensor], Tensor]
 """Tokens (B,L) and lengths (B,) on the CPU to states (B,L,W) on any device."""
@@ -104,14 +102,14 @@ class EncodedCaptions:
             UserError: the disk is full, the text encoder gives no finite numbers, or a process has died.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder):
+        with alone_in(self.folder, "encoding"):
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
             for folder in {_stem(self.folder, shard, FOUND).parent for shard in self.shards}:
                 remove_leftovers(folder)
             missing = self.missing()
             done = self.samples - sum(shard.samples for shard in missing)
-            worker = partial(_CaptionEncoder, self.folder, self.format, self.options)
-            for piece in on_devices(missing, self.options.devices, worker, hint=SMALLER):
+            start = partial(_start, self.folder, self.format, self.options)
+            for piece in worked_off(missing, self.options.devices, start, hint="give a smaller --max-tokens"):
                 done += piece.samples
                 if progress is not None:
                     progress(done)
@@ -141,6 +139,10 @@ def _stem(folder: Path, shard: PlannedShard, ending: str) -> Path:
     name = Path(shard.record.name).with_suffix("").name
     of_content = hashlib.sha256(f"{shard.record.name} {shard.record.sha256} {shard.samples}".encode()).hexdigest()[:12]
     return folder / f"{name}-{of_content}{ending}"
+
+
+def _start(folder: Path, form: TextFormat, options: CaptionOptions, device: str) -> Callable[[PlannedShard], Piece]:
+    return _CaptionEncoder(folder, form, options, device).encode
 
 
 class _CaptionEncoder:
@@ -186,23 +188,14 @@ class _CaptionEncoder:
         return new
 
     def _captions(self, shard: PlannedShard) -> Iterator[str]:
-        table = shard.table()
-        ends = (table.start + table.size).tolist()
-        rows = zip(table.ordinal.tolist(), table.start.tolist(), ends, table.forms(), strict=True)
-        for ordinal, start, end, form in rows:
-            raw = RawSample(f"#{ordinal}", {})
+        for row, found in samples_of(self._files, shard):
+            key = found.key if isinstance(found, RawSample) else f"#{row}"
             try:
-                raw = form.cut(self._read(shard.url, start, end))
-                yield from (text for text, _ in self.options.captions.all_of(raw.members))
+                if isinstance(found, str):
+                    raise SampleFault(found)
+                yield from (each.text for each in self.options.captions.of_every_place(found.members))
             except SampleFault as fault:
-                self._faults.add(shard=shard.url, key=raw.key, ordinal=ordinal, reason=str(fault), index=ordinal)
-
-    def _read(self, url: str, start: int, end: int) -> bytes:
-        try:
-            return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
-        except OSError as error:
-            hint = "look at the storage of the shards; the same command goes on"
-            raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
+                self._faults.add(shard=shard.url, key=key, ordinal=row, reason=str(fault), index=row)
 
     def _write(self, captions: Sequence[Ids], starts: Any, path: Path, shape: tuple[int, int]) -> None:
         """The states of captions, each at its start, to a file of this shape; those of near lengths together."""

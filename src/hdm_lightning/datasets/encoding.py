@@ -5,17 +5,14 @@ A set is made shard by shard, each written whole or not at all, so that an inter
 Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
 """
 
-import hashlib
 import json
-import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,17 +27,24 @@ from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
-from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, Form, RawSample
-from hdm_lightning.datasets.on_devices import alone_in, on_devices
+from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, RawSample
+from hdm_lightning.datasets.shard_work import (
+    Job,
+    ahead,
+    alone_in,
+    digest_of,
+    jobs_of,
+    read_job,
+    require_names_of_their_own,
+    worked_off,
+)
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import remove_leftovers, write_json
 
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
-SMALLER = "give a smaller --max-pixels, and start the same command again"
 MEMBER_HEAD = 256
 """Bytes of a latent's member besides its numbers, about."""
 
@@ -101,7 +105,7 @@ class EncodedSet:
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
                 raise UserError(what, where=url, hint=hint)
             self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
-        self._require_names_of_their_own(place)
+        require_names_of_their_own(self.shards, place)
         self._require_own_folder()
 
     def missing(self) -> list[PlannedShard]:
@@ -124,7 +128,7 @@ class EncodedSet:
             UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder):
+        with alone_in(self.folder, "encoding"):
             self._encode(progress)
             return self._index()
 
@@ -139,8 +143,8 @@ class EncodedSet:
             remove_leftovers(folder)
         missing = self.missing()
         done = self.samples - sum(shard.samples for shard in missing)
-        worker = partial(_Encoder, self.folder, self.format, self.options)
-        for record in on_devices(missing, self.options.devices, worker, hint=SMALLER):
+        start = partial(_start, self.folder, self.format, self.options)
+        for record in worked_off(missing, self.options.devices, start, hint="give a smaller --max-pixels"):
             note_scanned(self.folder, record)
             done += record.samples
             if progress is not None:
@@ -152,15 +156,6 @@ class EncodedSet:
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index
-
-    def _require_names_of_their_own(self, place: str) -> None:
-        known: dict[str, str] = {}
-        for shard in self.shards:
-            name = shard.record.name
-            if name in known:
-                what = f"{known[name]} and {shard.url} would both become {name}"
-                raise UserError(what, where=place, hint="encode each folder into an --out of its own")
-            known[name] = shard.url
 
     def _require_own_folder(self) -> None:
         require_no_shards(self.out)
@@ -182,10 +177,8 @@ class EncodedSet:
 
     def _made_of(self) -> dict[str, Any]:
         """What else is noted: how many shards, and a hash of them and of the options that decide what is written."""
-        digest = hashlib.sha256(repr((self.options.dtype, self.options.max_aspect)).encode())
-        for shard in self.shards:
-            digest.update(f"{shard.record.name} {shard.samples} {shard.record.sha256}\n".encode())
-        return {"shards": len(self.shards), "made_of": digest.hexdigest()[:32]}
+        made_of = digest_of(self.shards, self.options.dtype, self.options.max_aspect)
+        return {"shards": len(self.shards), "made_of": made_of}
 
 
 def _is_set(folder: Path) -> bool:
@@ -207,28 +200,11 @@ def encoded_bytes(shard: PlannedShard, form: LatentFormat) -> int:
     return int((-(-moments // BLOCK) * BLOCK + BLOCK).sum() + padded) + 20 * BLOCK
 
 
-def require_room(out: Path, missing: int) -> int:
-    """Free bytes where `out` is or will be. Raises UserError: they are fewer than `missing`."""
-    there = next(each for each in (out.absolute(), *out.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
-    if free < missing:
-        raise UserError(
-            f"the latents take {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free",
-            where="--out",
-            hint="name a folder on another disk, fewer resolutions, or free space",
-        )
-    return free
-
-
-class _Job(NamedTuple):
-    """One sample that is to be encoded: where it lies, and the size of the original, 0 where unknown."""
-
-    ordinal: int
-    start: int
-    end: int
-    form: Form
-    height: int
-    width: int
+def _start(
+    folder: Path, form: LatentFormat, options: EncodeOptions, device: str
+) -> Callable[[PlannedShard], ShardRecord]:
+    """What encodes and writes shards on a device, and gives what an index says of each when it is there."""
+    return _Encoder(folder, form, options, device).encode
 
 
 class _Loaded(NamedTuple):
@@ -252,13 +228,13 @@ class _Encoder:
 
     def encode(self, shard: PlannedShard) -> ShardRecord:
         """Encode a shard and write it; returns what an index says of it."""
-        jobs, samples = _jobs(shard), {}
+        jobs, samples = jobs_of(shard), {}
         # Images of one shape go together; the shard alone decides which, so that it comes out the same another time.
         in_turn = sorted(range(len(jobs)), key=lambda number: (*self._shape(jobs[number]), number))
         batches = _batches(in_turn, lambda number: self._shape(jobs[number]), self.options.max_pixels)
         with ThreadPoolExecutor(self.options.threads) as pool:
             loads = ((numbers, [pool.submit(self._load, shard, jobs[each]) for each in numbers]) for numbers in batches)
-            for numbers, coming in _ahead(loads):
+            for numbers, coming in ahead(loads, BATCHES_AHEAD):
                 loaded = [each.result() for each in coming]
                 for number, latent, one in zip(numbers, self._latents(loaded), loaded, strict=True):
                     samples[number] = one.raw.key, _fields(one.raw, latent)
@@ -269,28 +245,21 @@ class _Encoder:
         write_shard(self.folder / name, dict(ordered), names_as_they_are=True)
         return scan_shard(self.folder, name)
 
-    def _shape(self, job: _Job) -> tuple[int, int]:
+    def _shape(self, job: Job) -> tuple[int, int]:
         if not job.height:
             return 0, 0
         whole = self.format.whole(job.height, job.width)
         return whole.height, whole.width
 
-    def _load(self, shard: PlannedShard, job: _Job) -> _Loaded:
+    def _load(self, shard: PlannedShard, job: Job) -> _Loaded:
         raw, height, width = RawSample(f"#{job.ordinal}", {}), job.height, job.width
         try:
-            raw = job.form.cut(self._read(shard.url, job.start, job.end))
+            raw = job.form.cut(read_job(self._files, shard.url, job))
             height, width = upright_size(raw.image())
             pixels, _ = decode(raw.image(), self.format.whole)
         except SampleFault as fault:
             return _Loaded(raw, height, width, None, str(fault))
         return _Loaded(raw, height, width, np.ascontiguousarray(pixels))
-
-    def _read(self, url: str, start: int, end: int) -> bytes:
-        try:
-            return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
-        except OSError as error:
-            hint = "look at the storage of the images; the same command goes on"
-            raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
 
     def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
         """The members of samples, whose images are of one shape but where sizes were unknown."""
@@ -310,33 +279,11 @@ class _Encoder:
         self._faults.add(shard=shard.url, key=one.raw.key, ordinal=ordinal, reason=one.fault, index=ordinal)
 
 
-def _jobs(shard: PlannedShard) -> list[_Job]:
-    table, (height, width) = shard.table(), shard.shapes()
-    ends = (table.start + table.size).tolist()
-    rows = zip(
-        table.ordinal.tolist(), table.start.tolist(), ends, table.forms(), height.tolist(), width.tolist(), strict=True
-    )
-    return [_Job(*row) for row in rows]
-
-
 def _batches(numbers: Sequence[int], shape: Callable[[int], tuple[int, int]], max_pixels: int) -> Iterator[list[int]]:
     """Runs of numbers of one shape, as many as go at once; those of unknown shape alone."""
     for (height, width), group in groupby(numbers, key=shape):
         same, count = list(group), max(1, max_pixels // (height * width)) if height else 1
         yield from (same[first : first + count] for first in range(0, len(same), count))
-
-
-Numbered = TypeVar("Numbered")
-
-
-def _ahead(batches: Iterable[Numbered]) -> Iterator[Numbered]:
-    """The same, each taken from the source while the two before it are in use: images are read while others encode."""
-    waiting: deque[Numbered] = deque()
-    for batch in batches:
-        waiting.append(batch)
-        if len(waiting) > BATCHES_AHEAD:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _fields(raw: RawSample, latent: bytes) -> dict[str, Field]:

@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hdm_lightning.errors import UserError
@@ -22,14 +22,18 @@ def require_no_shards(folder: Path) -> None:
         )
 
 
-def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]], *, names_as_they_are: bool = False) -> None:
-    """Write one whole shard at `path` atomically, in the mapping's order.
+Samples = Mapping[str, Mapping[str, Field]] | Iterable[tuple[str, Mapping[str, Field]]]
+
+
+def write_shard(path: Path, samples: Samples, *, names_as_they_are: bool = False) -> None:
+    """Write one whole shard at `path` atomically, in the order in which samples come.
 
     Time stamps and owners are fixed, so that equal samples give equal files.
 
     Args:
         path: of the shard.
-        samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping.
+        samples: from key to fields: extensions ("webp", "txt", "json") and bytes, text or a mapping; as pairs they
+            are written as they come, and need not fit into memory together.
         names_as_they_are: keys may have folders and any length, as those that were read from other shards.
 
     Raises:
@@ -42,7 +46,7 @@ def write_shard(path: Path, samples: Mapping[str, Mapping[str, Field]], *, names
         temporary.open("wb") as file,
         tarfile.TarFile(fileobj=file, mode="w", format=kind) as tar,
     ):
-        for key, fields in samples.items():
+        for key, fields in samples.items() if isinstance(samples, Mapping) else samples:
             if not names_as_they_are and (not key or "." in key or "/" in key):
                 raise ValueError(f"key is {key!r}; expected a name without '.' and '/'")
             for extension, field in fields.items():

@@ -31,8 +31,9 @@ from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, scan_shard
 from hdm_lightning.data.verification import verify
-from hdm_lightning.datasets import encoding
-from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions, require_room
+from hdm_lightning.datasets import encoding, shard_work
+from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions
+from hdm_lightning.datasets.shard_work import require_room
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
@@ -338,7 +339,7 @@ def test_the_forecast_is_near_what_is_written(images, tiny_autoencoder, encoded)
 
 
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(shard_work.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     assert require_room(tmp_path / "a" / "b", 10**9) == 10**9
     with pytest.raises(UserError, match=r"2\.0 GB more, and 1\.0 GB are free"):
         require_room(tmp_path, 2 * 10**9)

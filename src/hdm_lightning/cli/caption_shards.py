@@ -1,0 +1,183 @@
+"""hdm-shards caption: further captions for shards of images, said by a vision-language model."""
+
+# ruff: noqa: PLC0415 (what loads torch is loaded when the command runs, for --help's sake)
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdm_lightning.cli.command import at_least
+from hdm_lightning.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from hdm_lightning.data.index import Index
+    from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions, Describe, Summary
+
+PROMPTS = {
+    "long": "Describe this image in detail in one paragraph: its subjects, what they do and how they look, where they "
+    "are in the image, the background, the light, the colours and the style. State only what can be seen.",
+    "short": "Describe this image in one short sentence.",
+    "tags": "List what can be seen in this image as short tags, parted by commas. Give the tags alone.",
+}
+"""What is asked for each kind of caption unless told otherwise."""
+
+KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+RESERVED = ("txt", "json")
+SAY_EVERY_S = 60.0
+MOST_REASONS = 8
+
+
+def caption_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
+    command.add_argument("--out", required=True, type=Path, help="folder that gets the shards with their captions")
+    command.add_argument("--model", required=True, help="vision-language model of transformers: a folder or a hub name")
+    command.add_argument(
+        "--prompt",
+        dest="prompts",
+        action="append",
+        metavar="KIND[=TEXT]",
+        help=f"a kind of caption and what to ask for it, repeatable; {', '.join(PROMPTS)} need no text (default long)",
+    )
+    command.add_argument("--batch-size", type=at_least(1), default=8, help="images at once (default %(default)s)")
+    command.add_argument("--max-tokens", type=at_least(1), default=256, help="of a caption (default %(default)s)")
+    command.add_argument(
+        "--max-side", type=at_least(16), default=1024, metavar="PX", help="larger images are shown shrunk (%(default)s)"
+    )
+    command.add_argument(
+        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
+    )
+    command.add_argument("--dtype", default="auto", help="of the model (default: bfloat16 on GPUs, else float32)")
+
+
+def caption(arguments: argparse.Namespace) -> int:
+    """Describe the images, and tell what was said and what was not."""
+    from hdm_lightning.datasets.captioning import CaptionedSet
+    from hdm_lightning.datasets.shard_work import require_room
+
+    made = CaptionedSet(arguments.shards, arguments.out, _options(arguments))
+    require_room(arguments.out, made.missing_bytes, "the shards with their captions")
+    waiting = sum(shard.samples for shard in made.missing())
+    if waiting < made.samples:
+        print(f"{made.samples - waiting:,} of {made.samples:,} images lie in finished shards", flush=True)
+    index, summary = _make(made)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(summary.captions.items())) or "no captions"
+    print(f"{arguments.out}: {index.samples:,} samples in {len(index.shards)} shards, captions: {told}")
+    for line in _faults(summary, arguments):
+        print(line)
+    kinds = ", ".join(f"{kind}: 1" for kind in sorted(summary.captions))
+    if kinds:
+        print(f"train on them, and on the texts that were there: 'data.captions.kinds={{{kinds}, txt: 1}}'")
+    return 0
+
+
+def prompts_from(given: Sequence[str] | None) -> dict[str, str]:
+    """Prompts by kind, of words KIND or KIND=TEXT.
+
+    Raises:
+        UserError: a kind has no text, a name of its own that cannot be one, or comes twice.
+    """
+    prompts: dict[str, str] = {}
+    for word in given or ["long"]:
+        kind, equals, text = word.partition("=")
+        if not KIND.fullmatch(kind) or kind in RESERVED:
+            what = f"{kind!r} cannot be a kind of caption"
+            raise UserError(what, where="--prompt", hint="give a word of letters and digits, such as long=TEXT")
+        if not equals and kind not in PROMPTS:
+            hint = f"{did_you_mean(kind, PROMPTS)} Or give its text: {kind}='Describe …'"
+            raise UserError(f"there is no ready prompt for {kind!r}", where="--prompt", hint=hint)
+        if kind in prompts:
+            raise UserError(f"{kind!r} comes twice", where="--prompt", hint="give each kind once")
+        prompts[kind] = text.strip() if equals else PROMPTS[kind]
+    return prompts
+
+
+def _options(arguments: argparse.Namespace) -> "CaptionOptions":
+    from hdm_lightning.cli.encode_shards import MOST_THREADS, chosen_devices
+    from hdm_lightning.data.parallel import available_cores
+    from hdm_lightning.datasets.captioning import CaptionOptions
+    from hdm_lightning.encoders.captioner import captioner_fingerprint
+    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
+
+    prompts, devices = prompts_from(arguments.prompts), chosen_devices(arguments.devices)
+    dtype = dtype_name(parse_dtype(arguments.dtype, where="--dtype") or encoder_dtype(devices[0]))
+    fingerprint = captioner_fingerprint(arguments.model, where="--model")
+    return CaptionOptions(
+        start=partial(start, arguments.model, dtype, arguments.max_tokens),
+        model=arguments.model,
+        fingerprint=f"{fingerprint} {dtype} {arguments.max_tokens}",
+        prompts=prompts,
+        batch_size=arguments.batch_size,
+        max_side_px=arguments.max_side,
+        devices=devices,
+        threads=max(1, min(MOST_THREADS, available_cores() // len(devices))),
+    )
+
+
+def start(model: str, dtype: str, max_tokens: int, device: str) -> "Describe":
+    """What describes images on a device."""
+    from hdm_lightning.encoders.captioner import load_captioner
+
+    captioner = load_captioner(model, device=device, dtype=dtype, max_tokens=max_tokens, where="--model")
+
+    def describe(images: "Sequence[Image.Image]", prompt: str) -> list[tuple[str, bool]]:
+        return [(said.text, said.cut) for said in captioner.describe(images, prompt)]
+
+    return describe
+
+
+def _make(made: "CaptionedSet") -> "tuple[Index, Summary]":
+    from hdm_lightning.data.parallel import progress_bar
+
+    with progress_bar("images", made.samples) as show:
+        tell = _every_minute(made.samples)
+
+        def progress(done: int) -> None:
+            show(done)
+            tell(done)
+
+        return made.make(progress)
+
+
+def _every_minute(total: int) -> Callable[[int], None]:
+    """Where no bar can be seen, a line a minute: how many are done, and how long the others will take."""
+    began: list[tuple[float, int]] = []
+    told = [time.monotonic()]
+
+    def tell(done: int) -> None:
+        now = time.monotonic()
+        if not began:
+            began.append((now, done))
+        (first, before), passed = began[0], now - told[0]
+        if sys.stderr.isatty() or passed < SAY_EVERY_S or done == before:
+            return
+        from hdm_lightning.training.callbacks.progress_bar import duration
+
+        told[0] = now
+        left = (now - first) / (done - before) * (total - done)
+        print(f"{done:,} of {total:,} images, {duration(left)} to go", flush=True)
+
+    return tell
+
+
+def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
+    """A line for each thing that did not go well."""
+    from hdm_lightning.datasets.build import REJECTED
+    from hdm_lightning.printable import in_one_line
+
+    lines = []
+    if summary.cut:
+        lines.append(f"  {summary.cut:,} captions end where --max-tokens {arguments.max_tokens} cut them off")
+    reasons = Counter(reason.partition(" at 0x")[0] for _, reason in summary.faults)
+    for reason, count in reasons.most_common(MOST_REASONS):
+        lines.append(f"  {count:,} times: {in_one_line(reason)}")
+    if summary.faults:
+        lines.append(f"  {arguments.out / REJECTED} names each with its reason")
+    return lines

@@ -1,0 +1,373 @@
+"""Shards of images to shards with further captions: the same samples, keys and order, what a model says in the record.
+
+A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay.
+The originals are only read. A call that was ended goes on at the batch where it was: what a shard's images were called
+so far lies in a journal beside it until the shard is written.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from hdm_lightning.data.alpha_masks import shrunk
+from hdm_lightning.data.captions import MAX_CAPTION_BYTES, MAX_RECORD_BYTES, clean, is_blank, parse_record
+from hdm_lightning.data.decode import load_upright
+from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index import Index, ShardRecord
+from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.source_shards import resolve
+from hdm_lightning.data.tar import LATENT, RawSample
+from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.shard_work import (
+    Job,
+    ahead,
+    alone_in,
+    digest_of,
+    jobs_of,
+    read_job,
+    require_names_of_their_own,
+    worked_off,
+)
+from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
+from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
+from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
+
+JOURNAL = "captions.jsonl"
+FIRST = 16
+"""Images of which a model must describe one at least: one that describes none has not understood what it is asked."""
+
+BATCHES_AHEAD = 1
+MODEL_FAULTS = (ValueError, RuntimeError, TypeError, LookupError, AssertionError, ArithmeticError)
+"""What models and processors raise for images that they cannot take, such as a strip of one pixel's height."""
+
+Describe = Callable[[Sequence[Image.Image], str], Sequence[tuple[str, bool]]]
+"""RGB images and a prompt to what is said of each, and whether it was cut off."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """How captions are made.
+
+    Attributes:
+        start: makes, of the name of a device, what describes images there; must be picklable for several devices.
+        model: its name, as the captions' origin has it.
+        fingerprint: what else of it, and of how it is run, decides what it says.
+        prompts: by kind of caption.
+        batch_size: images described at once.
+        max_side_px: of images as they are shown to the model.
+        devices: `cuda:0`, `cpu`, …: a process each.
+        threads: that decode images in each process.
+    """
+
+    start: Callable[[str], Describe]
+    model: str
+    fingerprint: str
+    prompts: Mapping[str, str]
+    batch_size: int = 8
+    max_side_px: int = 1024
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int = 1
+
+
+class Summary(NamedTuple):
+    """What became of a shard: samples, captions by kind, how many of them were cut off, (key, reason) of faults."""
+
+    samples: int
+    captions: dict[str, int]
+    cut: int
+    faults: list[list[str]]
+
+
+class CaptionedSet:
+    """The shards of a source with further captions.
+
+    Args:
+        place: folder, shard or pattern of indexed shards of images.
+        out: folder of the new shards.
+        options: how captions are made.
+
+    Raises:
+        UserError: the shards cannot be used, or the folder holds something else.
+    """
+
+    def __init__(self, place: str, out: Path, options: CaptionOptions) -> None:
+        self.folder, self.options = out, options
+        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,))) if record.samples]
+        for shard in self.shards:
+            if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
+                what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
+                raise UserError(what, where=shard.url, hint=hint)
+        require_names_of_their_own(self.shards, place)
+        self._done = self._of_earlier_calls()
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole set."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the shards that are not there yet, without their new captions."""
+        return sum(shard.record.bytes for shard in self.missing())
+
+    def missing(self) -> list[PlannedShard]:
+        """Shards that are not written yet."""
+        done = self._done
+        return [each for each in self.shards if not (each.record.name in done and self._file(each).is_file())]
+
+    def make(self, progress: Progress | None = None) -> tuple[Index, Summary]:
+        """Describe what is missing, and write the index; returns it and what became of the whole set.
+
+        Args:
+            progress: called with the samples done of the whole set.
+
+        Raises:
+            UserError: the disk is full, the model cannot be read or describes nothing, or a process has died.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder, "writing captions"):
+            if not (self.folder / JOURNAL).exists():
+                append_line(self.folder / JOURNAL, self._header())
+            for folder in {self._file(shard).parent for shard in self.shards}:
+                remove_leftovers(folder)
+            self._describe(progress or (lambda done: None))
+            names = [shard.record.name for shard in self.shards]
+            return index_shards(self.folder, new_only=True, names=names), self._summary()
+
+    def _describe(self, progress: Progress) -> None:
+        missing = self.missing()
+        done = self.samples - sum(shard.samples for shard in missing)
+        alone = len(self.options.devices[: max(1, len(missing))]) == 1
+        shown = partial(_shown, progress, [done]) if alone else None
+        start = partial(_start, self.folder, self.options, shown)
+        for record, summary in worked_off(missing, self.options.devices, start, hint="give a smaller --batch-size"):
+            note_scanned(self.folder, record)
+            append_line(self.folder / JOURNAL, {"shard": record.name, **summary._asdict()})
+            self._done[record.name] = summary
+            (self.folder / record.name).with_name(_journal_name(record.name)).unlink(missing_ok=True)
+            done += record.samples
+            if not alone:
+                progress(done)
+
+    def _summary(self) -> Summary:
+        """Of all shards; what could not be described goes into `rejected.tsv`."""
+        parts = [(shard.record.name, self._done[shard.record.name]) for shard in self.shards]
+        faults = [[f"{name}/{key}", reason] for name, each in parts for key, reason in each.faults]
+        lines = (f"{in_one_line(name)}\t{in_one_line(reason)}\n" for name, reason in faults)
+        write_text(self.folder / REJECTED, "".join(lines), errors="backslashreplace")
+        captions: Counter[str] = Counter()
+        for _, each in parts:
+            captions.update(each.captions)
+        samples, cut = (sum(getattr(each, name) for _, each in parts) for name in ("samples", "cut"))
+        return Summary(samples, dict(captions), cut, faults)
+
+    def _file(self, shard: PlannedShard) -> Path:
+        return self.folder / shard.record.name
+
+    def _header(self) -> dict[str, Any]:
+        options = self.options
+        made_of = digest_of(self.shards, options.fingerprint, options.max_side_px)
+        return {"model": options.model, "prompts": dict(options.prompts), "made_of": made_of}
+
+    def _of_earlier_calls(self) -> dict[str, Summary]:
+        if not (self.folder / JOURNAL).exists():
+            require_no_shards(self.folder)
+            return {}
+        header, *rows = read_lines(self.folder / JOURNAL) or [{}]
+        if header != self._header():
+            raise UserError(
+                "this folder holds captions of other images, of another model, or made with other options",
+                where=str(self.folder),
+                hint="name another --out, or delete this folder to make it anew",
+            )
+        fields = Summary._fields
+        whole = (row for row in rows if {"shard", *fields} <= set(row))
+        return {row["shard"]: Summary(*(row[name] for name in fields)) for row in whole}
+
+
+def _shown(progress: Progress, done: list[int], more: int) -> None:
+    done[0] += more
+    progress(done[0])
+
+
+def _journal_name(shard: str) -> str:
+    return f".{shard.rpartition('/')[2]}.captions.jsonl"
+
+
+def _start(
+    folder: Path, options: CaptionOptions, progress: Progress | None, device: str
+) -> Callable[[PlannedShard], tuple[ShardRecord, Summary]]:
+    """What describes the images of shards on a device and writes these."""
+    return _Captioner(folder, options, device, progress).caption
+
+
+class _Captioner:
+    """Describes the images of whole shards on one device. One a process.
+
+    What is said of an image is a mapping from a kind to its text, from `cut` to the kinds that were cut off, and from
+    `faults` to (kind, reason) of what could not be said; kind is empty for all of them.
+    """
+
+    def __init__(self, folder: Path, options: CaptionOptions, device: str, progress: Progress | None) -> None:
+        self.folder, self.options = folder, options
+        self._progress = progress or (lambda more: None)
+        self._describe = options.start(device)
+        self._files = LocalFiles()
+        self._asked = 0
+        self._failed: Counter[str] = Counter()
+
+    def caption(self, shard: PlannedShard) -> tuple[ShardRecord, Summary]:
+        """Describe the images of a shard and write it; returns what an index says of it, and what became of it."""
+        jobs = jobs_of(shard)
+        said = self._said(shard, jobs)
+        faults: list[list[str]] = []
+        path = self.folder / shard.record.name
+        write_shard(path, self._samples(shard, jobs, said, faults), names_as_they_are=True)
+        captions = Counter(kind for each in said for kind in each["said"])
+        cut = sum(len(each["cut"]) for each in said)
+        return scan_shard(self.folder, shard.record.name), Summary(len(jobs), dict(captions), cut, faults)
+
+    def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """What is said of each image, noted batch by batch."""
+        journal = (self.folder / shard.record.name).with_name(_journal_name(shard.record.name))
+        said = _noted(journal, len(jobs))
+        self._progress(len(said))
+        size = self.options.batch_size
+        batches = [jobs[first : first + size] for first in range(len(said), len(jobs), size)]
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            loads = ([pool.submit(self._load, shard, job) for job in batch] for batch in batches)
+            for coming in ahead(loads, BATCHES_AHEAD):
+                new = self._of_batch([each.result() for each in coming])
+                append_line(journal, {"first": len(said), "said": new})
+                said += new
+                self._progress(len(new))
+        return said
+
+    def _load(self, shard: PlannedShard, job: Job) -> Image.Image | str:
+        """The image of a sample, or why there is none."""
+        try:
+            image = load_upright(job.form.cut(read_job(self._files, shard.url, job)).image())
+        except SampleFault as fault:
+            return str(fault)
+        long = max(image.size)
+        most = self.options.max_side_px
+        return image if long <= most else shrunk(image, max(1, round(min(image.size) * most / long)))
+
+    def _of_batch(self, loaded: Sequence[Image.Image | str]) -> list[dict[str, Any]]:
+        images = [each for each in loaded if not isinstance(each, str)]
+        found: list[dict[str, Any]] = [{"said": {}, "cut": [], "faults": []} for _ in images]
+        for kind, prompt in self.options.prompts.items() if images else ():
+            for each, answer in zip(found, self._answers(images, prompt), strict=True):
+                _take(each, kind, answer)
+        self._require_some(found)
+        rest = iter(found)
+        return [
+            {"said": {}, "cut": [], "faults": [["", each]]} if isinstance(each, str) else next(rest) for each in loaded
+        ]
+
+    def _answers(self, images: Sequence[Image.Image], prompt: str) -> list[tuple[str, bool] | str]:
+        """What is said of each image, or why nothing is; where a batch fails, image by image."""
+        try:
+            return [*self._describe(images, prompt)]
+        except torch.OutOfMemoryError as error:
+            hint = "give a smaller --batch-size; what is described stays"
+            raise UserError("there is not enough memory on the device for a batch", hint=hint) from error
+        except MODEL_FAULTS as error:
+            if len(images) == 1:
+                lines = str(error).splitlines() or [""]
+                return [f"the model cannot take it: {type(error).__name__}: {lines[0][:200]}"]
+            return [answer for image in images for answer in self._answers([image], prompt)]
+
+    def _require_some(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Raise UserError where the first images all have no caption."""
+        if self._asked >= FIRST:
+            return
+        self._asked += len(found) if not any(each["said"] for each in found) else FIRST
+        self._failed.update(reason for each in found for _, reason in each["faults"])
+        if self._asked >= FIRST and self._failed.total() and not any(each["said"] for each in found):
+            ((reason, count),) = self._failed.most_common(1)
+            what = f"{self.options.model} describes none of the first {self._asked} images: {reason} ({count} times)"
+            raise UserError(what, where="--model", hint="give it another prompt, --prompt KIND=TEXT, or another model")
+
+    def _samples(
+        self,
+        shard: PlannedShard,
+        jobs: Sequence[Job],
+        said: Sequence[Mapping[str, Any]],
+        faults: list[list[str]],
+    ) -> Iterator[tuple[str, dict[str, Field]]]:
+        """The samples with their new captions; notes (key, reason) of those that lack some."""
+        prompts = self.options.prompts
+        for job, each in zip(jobs, said, strict=True):
+            try:
+                raw = job.form.cut(read_job(self._files, shard.url, job))
+            except SampleFault as fault:
+                faults.append([f"#{job.ordinal}", f"left out: {fault}"])
+                continue
+            faults += [[raw.key, f"{kind}: {reason}" if kind else reason] for kind, reason in each["faults"]]
+            new = [
+                {"text": text, "kind": kind, "model": self.options.model, "prompt": prompts[kind]}
+                for kind, text in each["said"].items()
+            ]
+            yield raw.key, with_captions(raw, new, faults)
+
+
+def _noted(journal: Path, samples: int) -> list[dict[str, Any]]:
+    """What a call that was ended has noted of a shard's images."""
+    said: list[dict[str, Any]] = []
+    for row in read_lines(journal):
+        if row.get("first") == len(said) and len(said) + len(row["said"]) <= samples:
+            said += row["said"]
+    return said
+
+
+def _take(found: dict[str, Any], kind: str, answer: tuple[str, bool] | str) -> None:
+    """Note an answer: its text cleaned, or why there is none."""
+    if isinstance(answer, str):
+        found["faults"].append([kind, answer])
+        return
+    text, cut = clean(answer[0]), answer[1]
+    if is_blank(text):
+        found["faults"].append([kind, "the model says nothing"])
+    elif len(text.encode()) > MAX_CAPTION_BYTES:
+        found["faults"].append([kind, "the model's caption is too long to be read"])
+    else:
+        found["said"][kind] = text
+        if cut:
+            found["cut"].append(kind)
+
+
+def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: list[list[str]]) -> dict[str, Field]:
+    """The members of a sample with captions added to the list `captions` of its record.
+
+    A record that cannot be read is left out for the new one, and noted in `faults`.
+    """
+    members: dict[str, Field] = dict(raw.members)
+    if not new:
+        return members
+    try:
+        record = parse_record(raw.members["json"]) if "json" in raw.members else {}
+    except SampleFault as fault:
+        record = {}
+        faults.append([raw.key, f"record left out: {fault}"])
+    present = record.get("captions") or []
+    record["captions"] = [*(present if isinstance(present, list) else [present]), *new]
+    content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    if len(content) > MAX_RECORD_BYTES:
+        faults.append([raw.key, "the record would be too long with its captions"])
+        return members
+    return {**members, "json": content}

@@ -1,0 +1,286 @@
+"""Samples that keep the rules of a filter: judged shard by shard, compared with each other, copied or marked.
+
+Each shard that is judged adds a line to a journal, so that a call that was ended goes on with the next one.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord
+from hdm_lightning.data.index_report import no_samples
+from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.data.reader import LocalFiles
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.source_shards import resolve
+from hdm_lightning.data.tar import LATENT
+from hdm_lightning.data.verification import Problem, leave_out
+from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.filter_judging import (
+    COPY,
+    COPY_OF_OTHERS,
+    Filter,
+    Judged,
+    judged_shard,
+    reasons_of,
+)
+from hdm_lightning.datasets.filter_rules import MEASURED, Rule
+from hdm_lightning.datasets.near_duplicates import better_copies
+from hdm_lightning.datasets.shard_work import (
+    alone_in,
+    digest_of,
+    require_names_of_their_own,
+    samples_of,
+)
+from hdm_lightning.datasets.writer import require_no_shards, write_shard
+from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_atomically
+
+JOURNAL = "filter.jsonl"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of a whole set: which samples stay.
+
+    Attributes:
+        shards: as they were judged.
+        codes: of each shard, as in `Judged`.
+        reasons: what the codes from 1 on mean.
+        lacking: how many samples stay though they lack something, by what.
+    """
+
+    shards: Sequence[PlannedShard]
+    codes: Sequence[NDArray[np.uint8]]
+    reasons: Sequence[str]
+    lacking: Counter[str]
+
+    @property
+    def samples(self) -> int:
+        """Samples that were judged."""
+        return sum(map(len, self.codes))
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many samples are left out, by reason, in the order of the rules."""
+        counts = np.zeros(len(self.reasons) + 1, dtype=np.int64)
+        for each in self.codes:
+            counts += np.bincount(each, minlength=len(counts))
+        return {reason: count for reason, count in zip(self.reasons, counts[1:].tolist(), strict=True) if count}
+
+    def chosen(self) -> list[PlannedShard]:
+        """The shards with the samples that stay."""
+        kept = [shard.only(codes == 0) for shard, codes in zip(self.shards, self.codes, strict=True)]
+        return [shard for shard in kept if shard.samples]
+
+
+class FilteredSet:
+    """The samples of a source that keep a filter.
+
+    Args:
+        place: folder, shard or pattern of indexed shards.
+        wanted: the filter.
+        against: shards whose images count as better copies; they are only read.
+        jobs: processes that read side by side.
+
+    Raises:
+        UserError: the shards cannot be used.
+    """
+
+    def __init__(self, place: str, wanted: Filter, *, against: Sequence[str] = (), jobs: int = 1) -> None:
+        self.place, self.filter, self.jobs = place, wanted, jobs
+        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,))) if record.samples]
+        if not self.shards:
+            raise no_samples((record for _, record in resolve(Source((place,)))), place)
+        others = resolve(Source(tuple(against))) if against else []
+        self.others = [PlannedShard(url, record) for url, record in others if record.samples]
+        for shard in (*self.shards, *self.others) if wanted.distance is not None else ():
+            if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
+                what, hint = "this shard holds latents, which have no perceptual hash", "name shards of images"
+                raise UserError(what, where=shard.url, hint=hint)
+
+    @property
+    def made_of(self) -> str:
+        """A hash of the shards and of all that decides which of their samples stay."""
+        return digest_of([*self.shards, *self.others], len(self.shards), self.filter)
+
+    def judge(self, journal: Path | None = None, progress: Progress | None = None) -> Judgement:
+        """Which samples stay.
+
+        Args:
+            journal: where shards that are judged are noted; None notes nothing.
+            progress: is told of shards, how many are done, of all.
+
+        Raises:
+            UserError: a rule is about a key that no sample has, or a shard cannot be read.
+        """
+        report = progress or (lambda what, done, total: None)
+        known = self._known(journal)
+        judged = self._judged(self.shards, self.filter, "shards", known, journal, report)
+        _require_keys(self.filter.rules, judged)
+        reasons = reasons_of(self.filter.rules)
+        codes = [each.codes.copy() for each in judged]
+        if self.filter.distance is not None:
+            hashed = Filter(distance=self.filter.distance)
+            others = self._judged(self.others, hashed, "shards of --against", known, journal, report)
+            _mark_copies(codes, judged, others, self.filter.distance, reasons)
+        lacking: Counter[str] = Counter()
+        for each in judged:
+            lacking.update(each.lacking)
+        return Judgement(self.shards, codes, reasons, lacking)
+
+    def write(self, out: Path, progress: Progress | None = None) -> tuple[Index | None, Judgement]:
+        """Judge, and write the samples that stay into shards of the same names; returns their index, None for none.
+
+        Raises:
+            UserError: the folder holds something else, or the disk is full.
+        """
+        require_names_of_their_own(self.shards, self.place)
+        header = {"made_of": self.made_of}
+        if not (out / JOURNAL).exists():
+            require_no_shards(out)
+        elif (read_lines(out / JOURNAL) or [{}])[0] != header:
+            hint = "name another --out, or delete this folder to make it anew"
+            raise UserError("this folder holds other samples, or by other rules", where=str(out), hint=hint)
+        out.mkdir(parents=True, exist_ok=True)
+        with alone_in(out, "filtering"):
+            if not (out / JOURNAL).exists():
+                append_line(out / JOURNAL, header)
+            judgement = self.judge(out / JOURNAL, progress)
+            return self._copy(judgement, out, progress or (lambda what, done, total: None)), judgement
+
+    def mark(self, progress: Progress | None = None) -> Judgement:
+        """Judge, and leave the samples that do not stay out of the index; returns what was judged.
+
+        Raises:
+            UserError: the source is no local folder with one index.
+        """
+        folder = Path(self.place)
+        if not (folder / INDEX_NAME).is_file():
+            what = "only a local folder of shards can be marked"
+            raise UserError(what, where=self.place, hint="name the folder that holds index.json, or give --out")
+        judgement = self.judge(None, progress)
+        if not judgement.chosen():
+            return judgement
+        problems = [
+            Problem(shard.record.name, judgement.reasons[code - 1], ordinal)
+            for shard, codes in zip(judgement.shards, judgement.codes, strict=True)
+            for ordinal, code in zip(shard.table().ordinal.tolist(), codes.tolist(), strict=True)
+            if code
+        ]
+        leave_out(folder, problems)
+        return judgement
+
+    def _known(self, journal: Path | None) -> dict[str, Judged]:
+        """What a call that was ended has noted."""
+        known = {}
+        for row in read_lines(journal) if journal is not None else ():
+            try:
+                known[row["shard"]] = Judged.from_json(row)
+            except (KeyError, ValueError, TypeError):
+                continue  # the header
+        return known
+
+    def _judged(
+        self,
+        shards: Sequence[PlannedShard],
+        wanted: Filter,
+        what: str,
+        known: Mapping[str, Judged],
+        journal: Path | None,
+        report: Progress,
+    ) -> list[Judged]:
+        found = {shard.url: known[key] for shard in shards if (key := _named(what, shard)) in known}
+        missing = [shard for shard in shards if shard.url not in found]
+        made = ordered_map(partial(judged_shard, wanted), missing, processes=min(self.jobs, max(1, len(missing))))
+        for shard, each in zip(missing, made, strict=True):
+            found[shard.url] = each
+            if journal is not None:
+                append_line(journal, {"shard": _named(what, shard), **each.to_json()})
+            report(what, len(found), len(shards))
+        return [found[shard.url] for shard in shards]
+
+    def _copy(self, judgement: Judgement, out: Path, report: Progress) -> Index | None:
+        for folder in {(out / shard.record.name).parent for shard in self.shards}:
+            remove_leftovers(folder)
+        _write_reasons(judgement, out / REJECTED)
+        chosen = judgement.chosen()
+        missing = [shard for shard in chosen if not (out / shard.record.name).is_file()]
+        copied = ordered_map(partial(_copied, out), missing, processes=min(self.jobs, max(1, len(missing))))
+        for done, record in enumerate(copied, start=1 + len(chosen) - len(missing)):
+            note_scanned(out, record)
+            report("shards written", done, len(chosen))
+        names = [shard.record.name for shard in chosen]
+        return index_shards(out, new_only=True, names=names, jobs=self.jobs) if names else None
+
+
+def _named(what: str, shard: PlannedShard) -> str:
+    return f"{what}: {hashlib.sha256(f'{shard.url} {shard.record.sha256}'.encode()).hexdigest()[:32]}"
+
+
+def _require_keys(rules: Sequence[Rule], judged: Sequence[Judged]) -> None:
+    """Raise UserError where a rule is about something that no sample has: it is more likely mistyped than missing."""
+    for rule in rules:
+        if judged and rule.key not in MEASURED and not any(each.having.get(rule.key) for each in judged):
+            keys = [*dict.fromkeys(key for each in judged for key in each.keys), *MEASURED]
+            what = f"no sample has {rule.key!r} with a value that can be compared"
+            raise UserError(what, where="--min, --max, --is, --is-not", hint=did_you_mean(rule.key, keys))
+
+
+def _mark_copies(
+    codes: Sequence[NDArray[np.uint8]],
+    judged: Sequence[Judged],
+    others: Sequence[Judged],
+    distance: int,
+    reasons: Sequence[str],
+) -> None:
+    """Leave out the worse of near copies: other sets are better than this one, more pixels better than fewer, and of
+    as many the earlier one."""
+    stay = np.concatenate([each == 0 for each in codes]) if codes else np.zeros(0, dtype=bool)
+    usable = np.concatenate([each.codes == 0 for each in others]) if others else np.zeros(0, dtype=bool)
+    hashes = np.concatenate([each.hashes for each in (*judged, *others)])[np.r_[stay, usable]]
+    pixels = np.concatenate([each.pixels for each in (*judged, *others)])[np.r_[stay, usable]]
+    own = np.arange(len(hashes)) < stay.sum()
+    by_rank = np.lexsort((np.arange(len(hashes)), -pixels, own))
+    order = np.empty(len(hashes), dtype=np.int64)
+    order[by_rank] = np.arange(len(hashes))
+    best = better_copies(hashes, order, distance)[own]
+    own_rows = np.flatnonzero(stay)
+    marks = np.zeros(len(stay), dtype=np.uint8)
+    marks[own_rows[best >= 0]] = 1 + reasons.index(COPY)
+    marks[own_rows[best >= stay.sum()]] = 1 + reasons.index(COPY_OF_OTHERS)
+    first = 0
+    for each in codes:
+        part = marks[first : first + len(each)]
+        each[part > 0] = part[part > 0]
+        first += len(each)
+
+
+def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
+    """Write a shard of the planned samples of another."""
+    samples = (sample for _, sample in samples_of(LocalFiles(), shard))
+    kept = ((each.key, each.members) for each in samples if not isinstance(each, str))
+    write_shard(out / shard.record.name, kept, names_as_they_are=True)
+    return scan_shard(out, shard.record.name)
+
+
+def _write_reasons(judgement: Judgement, path: Path) -> None:
+    """A line for each sample that is left out, by its place in its shard."""
+
+    def lines(file: Any) -> None:
+        for shard, codes in zip(judgement.shards, judgement.codes, strict=True):
+            for ordinal, code in zip(shard.table().ordinal[codes > 0].tolist(), codes[codes > 0].tolist(), strict=True):
+                line = f"{shard.record.name}#{ordinal}\t{judgement.reasons[code - 1]}\n"
+                file.write(line.encode("utf-8", "backslashreplace"))
+
+    write_atomically(path, lines)

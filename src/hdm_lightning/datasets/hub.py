@@ -1,0 +1,143 @@
+"""Builds shards from a data set of the hub, or a folder laid out like one, as the package `datasets` streams it."""
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
+from hdm_lightning.errors import UserError, did_you_mean
+
+
+class HubTable:
+    """The rows of one split of a data set, streamed in their order; see `rows.Table`.
+
+    A data set of the hub is pinned to the commit that its revision names now, so that a build that goes on later has
+    the same rows. Code that lies in a data set is never run: `datasets` refuses such sets by itself.
+
+    Args:
+        name: OWNER/NAME, or a folder.
+        columns: that are used.
+        config: which of several configurations.
+        split: such as `train`.
+        revision: branch, tag or commit.
+
+    Raises:
+        UserError: `datasets` is missing, or there is no such data set, configuration, split or column.
+    """
+
+    def __init__(
+        self, name: str, columns: Columns, *, config: str | None = None, split: str = "train", revision: str = "main"
+    ) -> None:
+        datasets = _package()
+        self.place, self.columns, self.rows = name, columns, None
+        folder = Path(name).expanduser()
+        self.state = _state_of(folder) if folder.is_dir() else _commit(name, revision)
+        self.options: dict[str, Any] = {"hub": name, "config": config, "split": split, "revision": revision}
+        pinned = {} if folder.is_dir() else {"revision": self.state}
+        try:
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config, streaming=True, **pinned)
+        except Exception as error:  # the client's own, its HTTP library's and those of pyarrow alike
+            raise _refused(name, error) from error
+        if split not in found:
+            raise UserError(f"there is no split {split!r}", where="--split", hint=did_you_mean(split, list(found)))
+        self._stream = self._prepared(found[split])
+
+    def read(self, first: int) -> Iterator[TableRow]:
+        """The rows from one on."""
+        try:
+            for number, values in enumerate(self._stream.skip(first), start=first):
+                yield TableRow(f"{self.place}#{number}", values)
+        except UserError:
+            raise
+        except Exception as error:  # as above: files are fetched and read as the rows are asked for
+            raise _refused(self.place, error) from error
+
+    def _prepared(self, stream: Any) -> Any:
+        """The stream, whose images come as the bytes that they are in."""
+        datasets = _package()
+        features = stream.features or stream._resolve_features().features
+        for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
+            if name not in features:
+                hint = did_you_mean(name, list(features))
+                raise UserError(f"there is no column {name!r}", where=self.place, hint=hint)
+        image = features[self.columns.image]
+        if isinstance(image, datasets.Image):
+            stream = stream.cast_column(self.columns.image, datasets.Image(decode=False))
+        else:
+            _require_images(self.columns.image, image, self.place)
+        heavy = (datasets.Image, datasets.Audio, datasets.Video)
+        others = [name for name, each in features.items() if isinstance(each, heavy) and name != self.columns.image]
+        return stream.remove_columns(others) if others else stream
+
+
+def _require_images(name: str, feature: Any, place: str) -> None:
+    """Raise UserError where a column cannot hold the bytes of images."""
+    kind = getattr(feature, "dtype", None) or ("struct" if isinstance(feature, dict) and "bytes" in feature else None)
+    if kind in ("binary", "large_binary", "struct"):
+        return
+    what = f"the column {name!r} holds {kind or type(feature).__name__}, not images"
+    hint = (
+        "name a column of images or bytes; addresses are fetched by img2dataset "
+        f"(hf download --repo-type dataset {place}, then --input_format parquet --url_col {name}), whose output "
+        "`hdm-shards build img2dataset` takes"
+    )
+    raise UserError(what, where=place, hint=hint)
+
+
+def _package() -> Any:
+    try:
+        import datasets  # noqa: PLC0415  (optional, and slow to import)
+    except ImportError as error:
+        hint = "pip install 'hdm-lightning[tables]'"
+        raise UserError("data sets of the hub need the package datasets", where="hub", hint=hint) from error
+    return datasets
+
+
+def _state_of(folder: Path) -> str:
+    """What changes with the files of a folder."""
+    files = sorted(each for each in folder.rglob("*") if each.is_file())
+    states = [(str(each.relative_to(folder)), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    return hashlib.sha256(repr(states).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _commit(name: str, revision: str) -> str:
+    """The commit that a revision of a data set is now."""
+    from huggingface_hub import HfApi  # noqa: PLC0415  (slow import, not needed for folders)
+
+    if name.count("/") != 1 or name[:1] in "./~":
+        what, hint = "there is no such folder", "give OWNER/NAME of a data set of the hub, or a folder"
+        raise UserError(what, where=name, hint=hint)
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:  # as above
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> UserError:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    hint = f"look at the name; gated sets need `hf auth login`; elsewhere `hf download --repo-type dataset {name}` "
+    hint += "and give the folder; several configurations are told apart by --config"
+    return UserError(f"cannot be read ({type(error).__name__}: {lines[0][:200]})", where=name, hint=hint)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hdm-shards build hub`."""
+    parser.add_argument("name", metavar="OWNER/NAME", help="a data set of the hub, or a folder laid out like one")
+    parser.add_argument("--config", help="which of several configurations")
+    parser.add_argument("--split", default="train", help="(default %(default)s)")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit (default %(default)s)")
+    add_row_arguments(parser, image="image")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build as the arguments say and print what was written."""
+    table = HubTable(
+        arguments.name,
+        columns_of(arguments),
+        config=arguments.config,
+        split=arguments.split,
+        revision=arguments.revision,
+    )
+    return build_as_asked(table, arguments)

@@ -1,0 +1,157 @@
+"""Builds shards from parquet files with a column of images: a stream of rows, a few of which are in memory."""
+
+import argparse
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
+from hdm_lightning.errors import UserError, did_you_mean
+
+ROWS_AT_ONCE = 64
+BUFFER_BYTES = 1 << 20
+
+
+class ParquetTable:
+    """The rows of parquet files, one file after the other; see `rows.Table`.
+
+    Args:
+        places: files, and folders whose `*.parquet` files count, by name.
+        columns: that are read.
+
+    Raises:
+        UserError: pyarrow is missing, a file cannot be read, or has not these columns.
+    """
+
+    def __init__(self, places: Sequence[str], columns: Columns) -> None:
+        self.files, self.columns = _files(places), columns
+        self.place = ", ".join(places)
+        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        self.state = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+        self.options = {"parquet": [str(file.resolve()) for file in self.files]}
+        self._counts = [self._checked(file) for file in self.files]
+        self.rows = sum(self._counts)
+
+    def read(self, first: int) -> Iterator[TableRow]:
+        """The rows from one on."""
+        for file, count in zip(self.files, self._counts, strict=True):
+            if first < count:
+                yield from self._of_file(file, first)
+            first = max(0, first - count)
+
+    def _checked(self, file: Path) -> int:
+        """How many rows a file has, whose columns can be used."""
+        with opened(file) as table:
+            schema = table.schema_arrow
+            for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
+                if name not in schema.names:
+                    hint = did_you_mean(name, schema.names)
+                    raise UserError(f"there is no column {name!r}", where=str(file), hint=hint)
+            require_images(schema.field(self.columns.image), str(file))
+            return int(table.metadata.num_rows)
+
+    def _of_file(self, file: Path, first: int) -> Iterator[TableRow]:
+        import pyarrow  # noqa: PLC0415  (optional)
+
+        with opened(file) as table:
+            wanted, begin = self._wanted(table.schema_arrow), 0
+            for group in range(table.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                if begin + count > first:
+                    try:
+                        yield from self._of_group(table, group, wanted, file.name, begin, first)
+                    except (pyarrow.ArrowException, OSError, ValueError) as error:
+                        raise _unreadable(file, error) from error
+                begin += count
+
+    def _of_group(
+        self, table: Any, group: int, wanted: list[str], name: str, begin: int, first: int
+    ) -> Iterator[TableRow]:
+        """The rows from `first` on of a group of rows that begins at row `begin`."""
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted):
+            if begin + len(batch) > first:
+                skipped = max(0, first - begin)
+                for row, values in enumerate(batch.slice(skipped).to_pylist(), start=begin + skipped):
+                    yield TableRow(f"{name}#{row}", values)
+            begin += len(batch)
+
+    def _wanted(self, schema: Any) -> list[str]:
+        own = [self.columns.image, *self.columns.captions]
+        if self.columns.kept is not None:
+            return [*own, *self.columns.kept]
+        return own + [field.name for field in schema if field.name not in own and _is_plain(field.type)]
+
+
+def opened(file: Path) -> Any:
+    """A parquet file whose pages are read as they are needed. Raises UserError: pyarrow is missing, or it is none."""
+    try:
+        import pyarrow  # noqa: PLC0415  (optional)
+        from pyarrow.parquet import ParquetFile  # noqa: PLC0415
+    except ImportError as error:
+        hint = "pip install 'hdm-lightning[tables]'"
+        raise UserError("parquet files need pyarrow", where=str(file), hint=hint) from error
+    try:
+        return ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return UserError(f"cannot be read ({reason})", where=str(file), hint="get the file again, or name the others")
+
+
+def require_images(field: Any, place: str) -> None:
+    """Raise UserError where a column cannot hold the bytes of images."""
+    from pyarrow import types  # noqa: PLC0415  (optional)
+
+    kind = field.type
+    if types.is_struct(kind) and any(each.name == "bytes" for each in kind):
+        kind = kind.field("bytes").type
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind):
+        return
+    if types.is_string(kind) or types.is_large_string(kind):
+        what = f"the column {field.name!r} holds texts, not images"
+        hint = (
+            f"addresses are fetched by img2dataset --url_list {place} --input_format parquet --url_col {field.name}, "
+            "whose output `hdm-shards build img2dataset` takes; files beside a table by `hdm-shards build folder`"
+        )
+        raise UserError(what, where=place, hint=hint)
+    what = f"the column {field.name!r} holds {kind}, not the bytes of images"
+    raise UserError(what, where=place, hint="name a column of bytes, or of structs with bytes")
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types  # noqa: PLC0415  (optional)
+
+    return any(
+        is_one(kind)
+        for is_one in (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    )
+
+
+def _files(places: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(each for each in place.rglob("*.parquet") if each.is_file())
+            if not inside:
+                raise UserError("there is no .parquet file here", where=str(place), hint="name the files")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError("there is no such file", where=str(place), hint="name parquet files, or a folder of them")
+    return list(dict.fromkeys(found))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `hdm-shards build parquet`."""
+    parser.add_argument("files", nargs="+", metavar="FILES", help="parquet files, or folders of them")
+    add_row_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build as the arguments say and print what was written."""
+    return build_as_asked(ParquetTable(arguments.files, columns_of(arguments)), arguments)

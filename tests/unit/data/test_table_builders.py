@@ -1,0 +1,309 @@
+"""Shards from tables: parquet files and data sets of the hub, their columns, faulty rows, and builds that go on."""
+
+import hashlib
+import io
+import json
+import os
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import hub
+from hdm_lightning.cli.shards import main
+from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.source_shards import resolve
+from hdm_lightning.datasets import rows as row_builder
+from hdm_lightning.datasets.hub import HubTable
+from hdm_lightning.datasets.parquet import ParquetTable
+from hdm_lightning.datasets.rows import Columns, build_rows
+from hdm_lightning.errors import UserError
+
+
+def members_of(folder):
+    found = {}
+    for url, record in resolve(Source((str(folder),))):
+        table = record.table()
+        with open(url, "rb") as file:
+            data = file.read()
+        for start, size, form in zip(table.start.tolist(), table.size.tolist(), table.forms(), strict=True):
+            sample = form.cut(data[start : start + size])
+            found[sample.key] = sample.members
+    return found
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.tar"))}
+
+
+def write(path, columns, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+@pytest.fixture
+def table(kit, tmp_path):
+    """Two files of 13 and 12 rows in small groups: bytes, a text, a score."""
+    for number, (first, count) in enumerate(((0, 13), (13, 12))):
+        each = range(first, first + count)
+        columns = {
+            "picture": [kit.coloured(row) for row in each],
+            "text": [f"number {row}" for row in each],
+            "aesthetic": [row / 2 for row in each],
+        }
+        write(tmp_path / "table" / f"{number}.parquet", columns, row_group_size=5)
+    return tmp_path / "table"
+
+
+PICTURES = Columns("picture", ("text",))
+
+
+def build(place, out, columns=PICTURES, **options):
+    return build_rows(ParquetTable([str(place)], columns), out, columns, **{"samples_per_shard": 7, **options})
+
+
+def test_rows_become_samples_in_their_order_with_what_else_they_say(kit, table, tmp_path):
+    report = build(table, tmp_path / "out")
+    assert (report.images, report.captions, report.rejected) == (25, 25, [])
+    found = members_of(tmp_path / "out")
+    assert list(found) == [f"{row:08d}" for row in range(25)]
+    for row, members in enumerate(found.values()):
+        assert members["png"] == kit.coloured(row) and members["txt"] == f"number {row}".encode()
+        place = f"0.parquet#{row}" if row < 13 else f"1.parquet#{row - 13}"
+        assert json.loads(members["json"]) == {"aesthetic": row / 2, "source": place}
+    assert [shard.samples for shard in load_index(tmp_path / "out").shards] == [7, 7, 7, 4]
+
+
+@pytest.mark.parametrize("first", [0, 4, 5, 12, 13, 14, 24, 25, 30])
+def test_reading_begins_at_any_row(table, first):
+    rows = list(ParquetTable([str(table)], Columns("picture", ("text",))).read(first))
+    assert [row.values["text"] for row in rows] == [f"number {row}" for row in range(first, 25)]
+
+
+def test_large_groups_are_read_a_few_rows_at_a_time(kit, tmp_path):
+    columns = {"picture": [kit.coloured(row) for row in range(300)], "text": [f"{row}" for row in range(300)]}
+    file = write(tmp_path / "one.parquet", columns)
+    rows = list(ParquetTable([str(file)], Columns("picture", ("text",))).read(130))
+    assert [row.name for row in rows] == [f"one.parquet#{row}" for row in range(130, 300)]
+
+
+def test_several_captions_go_into_the_record_with_their_columns_as_kinds(kit, tmp_path):
+    columns = {
+        "image": [{"bytes": kit.coloured(row), "path": f"{row}.png"} for row in range(3)],
+        "short": ["a", "b", None],
+        "long": [["one", "two"], [], ["three"]],
+        "caption": ["not used", "x", "y"],
+    }
+    file = write(tmp_path / "t.parquet", columns)
+    words = [
+        "build",
+        "parquet",
+        str(file),
+        "--image",
+        "image",
+        "--caption",
+        "short",
+        "long",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*words, "--threads", "1"]) == 0
+    records = [json.loads(members["json"]) for members in members_of(tmp_path / "o").values()]
+    assert records[0]["captions"] == [
+        {"text": "a", "kind": "short"},
+        {"text": "one", "kind": "long"},
+        {"text": "two", "kind": "long"},
+    ]
+    assert records[1] == {"captions": [{"text": "b", "kind": "short"}], "hdm_caption": "x", "source": "t.parquet#1"}
+    rules = CaptionRules(kinds={"long": 1.0}, drop=0.0)
+    config = kit.stream_config(tmp_path / "o", captions=rules)
+    assert {each.caption for each in stream(config, kit.letters, stop=60)} == {"one", "two", "b", "three"}
+
+
+def test_what_cannot_be_used_is_named_with_its_reason(kit, tmp_path):
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    cells = [
+        ({"bytes": kit.coloured(1), "path": None}, "good", None),
+        ({"bytes": None, "path": "/etc/passwd"}, "x", "the row names a file and does not hold it"),
+        ({"bytes": b"", "path": None}, "x", "the row holds no image"),
+        (None, "x", "the row holds no image"),
+        ({"bytes": b"<html>", "path": None}, "x", "undecodable image"),
+        ({"bytes": bomb.getvalue(), "path": None}, "x", "too many pixels"),
+        ({"bytes": kit.coloured(2), "path": None}, "", "no caption"),
+        ({"bytes": kit.coloured(3), "path": None}, "\u200b\u2800", "no caption"),
+        ({"bytes": kit.coloured(4), "path": None}, "x" * 70_000, "caption too long"),
+        ({"bytes": kit.coloured(5), "path": None}, "bell \x07 \x1b[2J", None),
+    ]
+    file = write(
+        tmp_path / "t\x1b.parquet",
+        {
+            "image": [image for image, _, _ in cells],
+            "text": [text for _, text, _ in cells],
+            "score": [float("nan")] * len(cells),
+            "blob": [b"x"] * len(cells),
+        },
+    )
+    report = build(file, tmp_path / "out", Columns("image", ("text",)))
+    assert report.samples == 2 and len(report.rejected) == sum(reason is not None for _, _, reason in cells)
+    for row, (_, _, reason) in enumerate(cells):
+        told = dict(report.rejected).get(f"t\x1b.parquet#{row}")
+        assert told is None if reason is None else told.startswith(reason)
+    found = list(members_of(tmp_path / "out").values())
+    assert [json.loads(each["json"]) for each in found] == [{"source": f"t\x1b.parquet#{row}"} for row in (0, 9)]
+    assert "\x1b" not in (tmp_path / "out" / "rejected.tsv").read_text()
+    report = build(file, tmp_path / "more", Columns("image"), allow_missing=True)
+    assert report.samples == 5
+
+
+def test_columns_that_hold_no_images_are_refused_with_the_way_to_fetch_them(table, capsys, tmp_path):
+    words = ["build", "parquet", str(table), "--out", str(tmp_path / "o"), "--caption", "text"]
+    assert main([*words, "--image", "text"]) == 2
+    assert "img2dataset" in capsys.readouterr().err
+    assert main([*words, "--image", "aesthetic"]) == 2 and "double" in capsys.readouterr().err
+    assert main([*words, "--image", "pictur"]) == 2 and "did you mean 'picture'?" in capsys.readouterr().err
+    assert main([*words[:5], "--image", "picture"]) == 2 and "--allow-missing" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 not PAR1")
+    for place in ("empty", "no.parquet", "nowhere"):
+        assert main([*words[:2], str(tmp_path / place), *words[3:], "--image", "picture"]) == 2
+        assert place in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("*.tar"))
+
+
+def test_damage_in_the_middle_of_a_file_stops_the_build_and_a_mended_file_goes_on(table, tmp_path, capsys):
+    whole = (table / "1.parquet").read_bytes()
+    place = whole.rindex(b"\x89PNG", 0, len(whole) // 2)
+    (table / "1.parquet").write_bytes(whole[:4] + os.urandom(place) + whole[4 + place :])
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        build(table, tmp_path / "out")
+    assert raised.value.where.endswith("1.parquet")
+    (table / "1.parquet").write_bytes(whole)
+    said = []
+    build(table, tmp_path / "out", say=said.append)
+    build(table, tmp_path / "whole")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "built again" in said[0]
+
+
+def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_path):
+    build(table, tmp_path / "whole")
+    pid = os.fork()
+    if pid == 0:
+        append, seen = row_builder.append_line, []
+
+        def dying(*given):
+            append(*given)
+            seen.append(1)
+            if len(seen) == 2:
+                os._exit(9)
+
+        row_builder.append_line = dying
+        build(table, tmp_path / "out")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    second = (tmp_path / "out" / "shard-00001.tar").stat().st_mtime_ns
+    said = []
+    build(table, tmp_path / "out", say=said.append)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole") and "2 shards, which stay" in said[0]
+    assert (tmp_path / "out" / "shard-00001.tar").stat().st_mtime_ns == second
+    (tmp_path / "out" / "shard-00002.tar").unlink()
+    build(table, tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    with pytest.raises(UserError, match="other options"):
+        build(table, tmp_path / "out", allow_missing=True)
+    (table / "1.parquet").unlink()
+    with pytest.raises(UserError, match="another"):
+        build(table, tmp_path / "out")
+
+
+def data_set(kit, folder):
+    """A folder as `datasets` writes it: 25 rows in two files, features that say which column holds images."""
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "score": datasets.Value("float32")}
+    )
+    columns = {
+        "image": [{"bytes": kit.coloured(row), "path": None} for row in range(25)],
+        "text": [f"number {row}" for row in range(25)],
+        "score": [float(row) for row in range(25)],
+    }
+    whole = datasets.Dataset.from_dict(columns, features=features)
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate((range(13), range(13, 25))):
+        whole.select(part).to_parquet(folder / "data" / f"train-{number:05d}-of-00002.parquet")
+    return folder
+
+
+def check_hub_build(kit, name, out):
+    assert main(["build", "hub", name, "--caption", "text", "--out", str(out), "--samples-per-shard", "10"]) == 0
+    found = members_of(out)
+    assert [members["png"] for members in found.values()] == [kit.coloured(row) for row in range(25)]
+    assert [members["txt"] for members in found.values()] == [f"number {row}".encode() for row in range(25)]
+    record = json.loads(found["00000024"]["json"])
+    assert record == {"score": 24.0, "source": f"{name}#24"}
+
+
+def test_a_folder_laid_out_like_a_data_set(kit, tmp_path, capsys):
+    place = data_set(kit, tmp_path / "set")
+    check_hub_build(kit, str(place), tmp_path / "out")
+    first = digests(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.tar").unlink()
+    check_hub_build(kit, str(place), tmp_path / "out")
+    assert digests(tmp_path / "out") == first
+    words = ["build", "hub", str(place), "--out", str(tmp_path / "o"), "--caption", "text"]
+    for more, told in (
+        (["--split", "trai"], "did you mean 'train'?"),
+        (["--image", "imag"], "did you mean 'image'?"),
+        (["--image", "text"], "img2dataset"),
+    ):
+        capsys.readouterr()
+        assert main([*words, *more]) == 2 and told in capsys.readouterr().err
+
+
+def test_code_in_a_data_set_is_not_run(kit, tmp_path):
+    place = tmp_path / "evil"
+    place.mkdir()
+    (place / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError):
+        HubTable(str(place), Columns("image", ("text",)))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def stand_in(kit, tmp_path, monkeypatch):
+    """A hub on loopback with the data set OWNER/SET, as `datasets` sees it, too."""
+    import datasets
+
+    place = data_set(kit, tmp_path / "set")
+    with hub.standing_in(tmp_path / "cache") as found:
+        files = (file for file in place.rglob("*") if file.is_file())
+        found.files["OWNER/SET"] = {str(file.relative_to(place)): file.read_bytes() for file in files}
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", found.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False, raising=False)
+        monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"), raising=False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "sets"))
+        yield found
+
+
+def test_a_data_set_of_the_hub_is_streamed_at_one_commit(kit, stand_in, tmp_path):
+    check_hub_build(kit, "OWNER/SET", tmp_path / "out")
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        HubTable("OWNER/NOTHING", Columns("image", ("text",)))
+    assert "hf download" in raised.value.hint
+
+
+def test_without_the_packages_the_extra_is_named(table, tmp_path, monkeypatch):
+    for package in ("pyarrow.parquet", "datasets"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for make in (lambda: ParquetTable([str(table)], Columns("picture")), lambda: HubTable("A/B", Columns("image"))):
+        with pytest.raises(UserError) as raised:
+            make()
+        assert "hdm-lightning[tables]" in raised.value.hint
