@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from experiments.scales.law import Interval, Law, best_rate_interval, fit, interval, predicted, resampled
+from experiments.scales.law import Interval, Law, best_rate_interval, fit, interval, predicted, resampled, seed_spread
 from experiments.scales.plan import BATCHES, RATE_WIDTHS, jobs, trainings
 from experiments.synergy.analyse import plain, put_between, read
 
@@ -122,8 +122,12 @@ def best_rates(rows: list[Result], rule: str) -> dict[str, Interval]:
     for width in RATE_WIDTHS:
         mine = [row for row in rows if row["width"] == width and row["rule"] == rule]
         rate, loss, seed = (column(mine, name) for name in ("rate", "loss", "seed"))
-        if len(set(rate)) >= 3:
-            found[str(width)] = best_rate_interval(rate, loss, seed)
+        other = [row for row in rows if row["width"] == width and row["rule"] != rule]
+        own = seed_spread(rate, loss, seed) if len(mine) else np.nan
+        if np.isnan(own) and other:  # one seed: the spread of the other rule's trainings
+            own = seed_spread(*(column(other, name) for name in ("rate", "loss", "seed")))
+        if len(set(rate)) >= 3 and not np.isnan(own):
+            found[str(width)] = best_rate_interval(rate, loss, seed, spread=own)
     return found
 
 
@@ -133,7 +137,7 @@ def batches(rows: list[Result]) -> dict[str, Any]:
     for batch in BATCHES:
         mine = [row for row in rows if row["batch"] == batch]
         rate, loss, seed = (column(mine, name) for name in ("rate", "loss", "seed"))
-        if len(set(rate)) >= 3:
+        if len(set(rate)) >= 3 and len(set(seed)) > 1:
             means = {float(each): float(loss[rate == each].mean()) for each in np.unique(rate)}
             best = min(means, key=lambda each: means[each])
             found[str(batch)] = {"rate": best_rate_interval(rate, loss, seed), "tried": best, "loss": means[best]}

@@ -128,20 +128,26 @@ def best_rate(rate: Vector, loss: Vector) -> float:
     return float(np.exp(np.clip(-slope / (2 * bend), *np.log(values[[0, -1]]))))
 
 
-def best_rate_interval(rate: Vector, loss: Vector, seeds: Vector, *, count: int = 500) -> Interval:
-    """The best rate with a bootstrap over seeds, each with all its rates, and over residuals where seeds are few."""
+def best_rate_interval(
+    rate: Vector, loss: Vector, seeds: Vector, *, spread: float | None = None, count: int = 500
+) -> Interval:
+    """The best rate with a parametric bootstrap: normal noise of the trainings' own spread on every loss.
+
+    Args:
+        rate, loss, seeds: (K,) of each training.
+        spread: standard deviation of a training's loss, for a single seed, which has none of its own.
+        count: R.
+    """
     random = np.random.default_rng(0)
-    names = np.unique(seeds)
-    found = []
-    spread = _seed_spread(rate, loss)
-    for _ in range(count):
-        rows = np.concatenate([np.flatnonzero(seeds == each) for each in random.choice(names, len(names))])
-        found.append(best_rate(rate[rows], loss[rows] + spread * random.standard_normal(len(rows))))
+    own = seed_spread(rate, loss, seeds) if spread is None else spread
+    found = [best_rate(rate, loss + own * random.standard_normal(len(loss))) for _ in range(count)]
     return interval(best_rate(rate, loss), found)
 
 
-def _seed_spread(rate: Vector, loss: Vector) -> float:
-    """Standard deviation of the loss among trainings of one rate."""
-    left = [loss[rate == each] - loss[rate == each].mean() for each in np.unique(rate) if (rate == each).sum() > 1]
-    freedom = sum(len(each) - 1 for each in left)
-    return float(np.sqrt(sum(float(each @ each) for each in left) / freedom)) if freedom else 0.0
+def seed_spread(rate: Vector, loss: Vector, seeds: Vector) -> float:
+    """Standard deviation of the loss beside what rates and seeds have in common; nan with one seed."""
+    rates, names = np.unique(rate), np.unique(seeds)
+    columns = np.column_stack([*(rate == each for each in rates), *(seeds == each for each in names[1:])]).astype(float)
+    left = loss - columns @ np.linalg.lstsq(columns, loss, rcond=None)[0]
+    freedom = len(loss) - int(np.linalg.matrix_rank(columns))
+    return float(np.sqrt(left @ left / freedom)) if freedom else float("nan")
