@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
-from hdm_lightning.cli import bench, convert, evaluate, evaluate_recorded, sample, shards
+from hdm_lightning.cli import bench, challenge, convert, evaluate, evaluate_recorded, sample, shards
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.training.former_keys import present_keys
 
@@ -107,7 +107,7 @@ def parses(program, words):
     elif program == "hdm-shards":
         shards.read(words)
     else:
-        {"hdm-convert": convert, "hdm-bench": bench}[program].parser().parse_args(words)
+        {"hdm-convert": convert, "hdm-bench": bench, "hdm-challenge": challenge}[program].parser().parse_args(words)
 
 
 @pytest.mark.parametrize("words", documented())
