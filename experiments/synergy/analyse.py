@@ -175,12 +175,8 @@ def tables(analysis: dict[str, Any]) -> str:
         others = [
             name for name, each in analysis["endpoints"].items() if name != PRIMARY and each["holm"].get(term, 1) < 0.05
         ]
-        lines.append(f"| {term} | {primary['terms'][term]:.3f} | {primary['holm'][term]:.3f} | {', '.join(others)} |")
-    lines += ["", "| endpoint | effect | change | 95% interval | p |", "|---|---|---:|---:|---:|"]
-    for name, each in analysis["endpoints"].items():
-        if name == PRIMARY:
-            continue
-        lines += [f"| {name} {_row(effect)}" for effect in each["effects"]["main"] if _is_short(name, effect)]
+        lines.append(f"| {term} | {_p(primary['terms'][term])} | {_p(primary['holm'][term])} | {', '.join(others)} |")
+    lines += ["", *_other_endpoints(analysis)]
     lines += ["", "| level | operations a sample (M) | processor seconds of the training, median |", "|---|---:|---:|"]
     for level, cost in analysis["cost"].items():
         lines.append(f"| {level} | {cost['operations_per_sample'] / 1e6:.0f} | {cost['training_cpu_seconds']:.0f} |")
@@ -194,15 +190,26 @@ def tables(analysis: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + verdicts(analysis)
 
 
-def _is_short(endpoint: str, effect: Effect) -> bool:
-    """What the table of the other endpoints shows: having a technique against not having it."""
-    return "buckets: shifted" not in effect.name and not (
-        endpoint == "log latent loss" and effect.name.startswith("eq")
-    )
+def _other_endpoints(analysis: dict[str, Any]) -> list[str]:
+    """Main effects on the other endpoints: the change and half of its 95% interval, one column an effect."""
+    others = {name: each for name, each in analysis["endpoints"].items() if name != PRIMARY}
+    names = list(dict.fromkeys(effect.name for each in others.values() for effect in each["effects"]["main"]))
+    lines = ["| endpoint (better) | mean | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
+    for endpoint, each in others.items():
+        by_name = {effect.name: effect for effect in each["effects"]["main"]}
+        if endpoint == "log latent loss":  # of other latents with and without EQ-VAE
+            by_name = {name: effect for name, effect in by_name.items() if not name.startswith("eq")}
+        told = (f"{e.value:+.3f} ± {(e.high - e.low) / 2:.3f}" if (e := by_name.get(name)) else "" for name in names)
+        lines.append(f"| {endpoint} ({each['better']}) | {each['mean']:.3f} | " + " | ".join(told) + " |")
+    return lines
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _row(effect: Effect) -> str:
-    return f"| {effect.name} | {effect.value:+.3f} | {effect.low:+.3f} to {effect.high:+.3f} | {effect.p:.3f} |"
+    return f"| {effect.name} | {effect.value:+.3f} | {effect.low:+.3f} to {effect.high:+.3f} | {_p(effect.p)} |"
 
 
 def verdicts(analysis: dict[str, Any]) -> str:
@@ -220,7 +227,7 @@ def verdicts(analysis: dict[str, Any]) -> str:
         kind = "interaction" if ":" in term else "main"
         own = [each for each in primary["effects"][kind] if _belongs(each.name, term)]
         told = "; ".join(f"{each.name}: {each.value:+.3f} ({each.low:+.3f} to {each.high:+.3f})" for each in own)
-        lines.append(f"- `{term}`: {'shown' if p < 0.05 else 'not shown'} (p {p:.3f}). {told}.{saved.get(term, '')}")
+        lines.append(f"- `{term}`: {'shown' if p < 0.05 else 'not shown'} (p {_p(p)}). {told}.{saved.get(term, '')}")
     return "\n".join(lines) + "\n"
 
 

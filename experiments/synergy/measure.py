@@ -39,12 +39,12 @@ VARIATION = 0.5
 
 def measure(pipeline: HDMPipeline) -> dict[str, Any]:
     """All measures of one training's averaged weights."""
-    errors = {f"{height}x{width}": _errors(pipeline, height, width) for height, width in SHAPES}
+    errors = {f"{height}x{width}": one_step_errors(pipeline, height, width) for height, width in SHAPES}
     return {"errors": errors, **_drawn(pipeline)}
 
 
 @torch.no_grad()
-def _errors(pipeline: HDMPipeline, height: int, width: int) -> dict[str, Any]:
+def one_step_errors(pipeline: HDMPipeline, height: int, width: int) -> dict[str, Any]:
     """Errors of one-step estimates on held-out scenes of one size, each seen whole, by bin of the time."""
     images, captions = _scenes(height, width, SCENES)
     latent = pipeline.autoencoder.encode(images).float()

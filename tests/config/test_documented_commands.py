@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
 from hdm_lightning.app import serve
-from hdm_lightning.cli import bench, convert, evaluate, evaluate_recorded, sample, shards
+from hdm_lightning.cli import bench, challenge, convert, evaluate, evaluate_recorded, sample, shards
 from hdm_lightning.cli.explained import explain
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.overrides import EXPLAIN
@@ -122,7 +122,8 @@ def parses(program, words):
     elif program == "hdm-shards":
         shards.read(words)
     else:
-        {"hdm-convert": convert, "hdm-bench": bench, "hdm-app": serve}[program].parser().parse_args(words)
+        others = {"hdm-convert": convert, "hdm-bench": bench, "hdm-app": serve, "hdm-challenge": challenge}
+        others[program].parser().parse_args(words)
 
 
 @pytest.mark.parametrize("words", documented())

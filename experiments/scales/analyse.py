@@ -1,0 +1,247 @@
+"""What the trainings so far say: `python -m experiments.scales.analyse`.
+
+It writes analysis.json, figure.png and the tables of README.md.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from experiments.scales.law import Interval, Law, best_rate_interval, fit, interval, predicted, resampled, seed_spread
+from experiments.scales.plan import BATCHES, RATE_WIDTHS, jobs, trainings
+from experiments.synergy.analyse import plain, put_between, read
+
+from hdm_lightning.profiling.duration import CALIBRATED_UTILISATION
+from hdm_lightning.profiling.gpus import GPUS
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+CARD = "5090"
+PAPER = {"parameters": 343e6, "samples": 207e6}
+"""XUT-base and the images that the paper's four stages see."""
+Result = dict[str, Any]
+
+
+def of_kind(results: dict[str, Result], kind: str) -> list[Result]:
+    """Results of the trainings of a purpose that are there."""
+    return [results[each.name] for each in trainings() if each.kind == kind and each.name in results]
+
+
+def column(rows: list[Result], name: str) -> np.ndarray:
+    """One number of each result."""
+    return np.array([row[name] for row in rows], dtype=np.float64)
+
+
+def analyse(results: dict[str, Result]) -> dict[str, Any]:
+    """The law with its predictions, the best rate of each width and batch, and what each training costs."""
+    found: dict[str, Any] = {
+        "trainings": sum(each.name in results for each in jobs()),
+        "planned": len(jobs()),
+        "commits": sorted({each["made"]["commit"] for each in results.values()}),
+        "processors": sorted({each["made"]["processor"] for each in results.values()}),
+        "cells": cells(of_kind(results, "law") + of_kind(results, "held out")),
+        "rates": {rule: best_rates(of_kind(results, "rates"), rule) for rule in ("mup", "constant")},
+        "batches": batches(of_kind(results, "batches")),
+    }
+    rows = of_kind(results, "law")
+    if len({row["width"] for row in rows}) >= 3 and len({row["samples"] for row in rows}) >= 3:
+        found["law"] = law_of(rows, of_kind(results, "held out"))
+    return found
+
+
+def cells(rows: list[Result]) -> list[dict[str, float]]:
+    """Mean loss of each width and length, beside its cost."""
+    found = []
+    for width, samples in sorted({(row["width"], row["samples"]) for row in rows}):
+        mine = [row for row in rows if (row["width"], row["samples"]) == (width, samples)]
+        loss = column(mine, "loss")
+        operations = mine[0]["operations_per_sample"] * samples
+        found.append(
+            {
+                "width": width,
+                "samples": samples,
+                "parameters": mine[0]["parameters"],
+                "operations": operations,
+                "usd": dollars(operations),
+                "cpu_seconds": float(np.median([row["cpu_seconds"]["training"] for row in mine])),
+                "loss": float(loss.mean()),
+                "std": float(loss.std(ddof=1)) if len(loss) > 1 else 0.0,
+                "trainings": len(mine),
+            }
+        )
+    return found
+
+
+def dollars(operations: float) -> float:
+    """What the network's operations cost on the paper's card at the utilisation that plans are made with."""
+    card = GPUS[CARD]
+    return operations / (card.peak_tflops * 1e12 * CALIBRATED_UTILISATION) / 3600 * card.usd_per_hour
+
+
+def law_of(rows: list[Result], held_out: list[Result]) -> dict[str, Any]:
+    """The law with intervals, its residuals, and held-out points beside what it predicts."""
+    size, samples, loss = (column(rows, name) for name in ("parameters", "samples", "loss"))
+    law, laws = fit(size, samples, loss), resampled(size, samples, loss)
+    noise = spread(rows)
+    points = [checked(law, laws, noise, part) for part in cells(held_out)]
+    names = ("floor", "of_size", "of_samples", "alpha", "beta")
+    return {
+        "coefficients": {name: interval(getattr(law, name), [getattr(each, name) for each in laws]) for name in names},
+        "relative_residual": float(np.std(law(size, samples) / loss - 1)),
+        "relative_noise": noise,
+        "held_out": points,
+        "far_beyond": predicted(law, laws, PAPER["parameters"], PAPER["samples"], 0.0),
+    }
+
+
+def spread(rows: list[Result]) -> float:
+    """Relative standard deviation among trainings that differ in their seed alone."""
+    groups: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["width"], row["samples"]), []).append(row["loss"])
+    several = [np.log(each) for each in groups.values() if len(each) > 1]
+    freedom = sum(len(each) - 1 for each in several)
+    return float(np.sqrt(sum(((each - each.mean()) ** 2).sum() for each in several) / freedom)) if freedom else 0.0
+
+
+def checked(law: Law, laws: list[Law], noise: float, cell: dict[str, float]) -> dict[str, Any]:
+    """A held-out point beside its prediction, which is of a mean of as many trainings."""
+    told = predicted(law, laws, cell["parameters"], cell["samples"], noise / cell["trainings"] ** 0.5)
+    return {**cell, "predicted": told, "inside": told.low <= cell["loss"] <= told.high}
+
+
+def best_rates(rows: list[Result], rule: str) -> dict[str, Interval]:
+    """The rate of least loss of each width, where three rates or more are in."""
+    found = {}
+    for width in RATE_WIDTHS:
+        mine = [row for row in rows if row["width"] == width and row["rule"] == rule]
+        rate, loss, seed = (column(mine, name) for name in ("rate", "loss", "seed"))
+        other = [row for row in rows if row["width"] == width and row["rule"] != rule]
+        own = seed_spread(rate, loss, seed) if len(mine) else np.nan
+        if np.isnan(own) and other:  # one seed: the spread of the other rule's trainings
+            own = seed_spread(*(column(other, name) for name in ("rate", "loss", "seed")))
+        if len(set(rate)) >= 3 and not np.isnan(own):
+            found[str(width)] = best_rate_interval(rate, loss, seed, spread=own)
+    return found
+
+
+def batches(rows: list[Result]) -> dict[str, Any]:
+    """Of each batch the best rate and the mean loss at the best rate tried, at equal samples."""
+    found = {}
+    for batch in BATCHES:
+        mine = [row for row in rows if row["batch"] == batch]
+        rate, loss, seed = (column(mine, name) for name in ("rate", "loss", "seed"))
+        if len(set(rate)) >= 3 and len(set(seed)) > 1:
+            means = {float(each): float(loss[rate == each].mean()) for each in np.unique(rate)}
+            best = min(means, key=lambda each: means[each])
+            found[str(batch)] = {"rate": best_rate_interval(rate, loss, seed), "tried": best, "loss": means[best]}
+    return found
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The part of the README that is made of numbers."""
+    lines = [
+        f"**{found['trainings']} of {found['planned']} trainings are in.** Commits "
+        f"{', '.join(each[:7] for each in found['commits'])}; {', '.join(found['processors'])}.",
+        "",
+        "| width | samples | parameters (M) | operations (10¹²) | dollars | processor seconds | loss | trainings |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [_cell_row(cell) for cell in found["cells"]]
+    if "law" in found:
+        lines += ["", *_law_lines(found["law"])]
+    lines += ["", "| rule | width | best base rate | 95% interval |", "|---|---:|---:|---:|"]
+    for rule, by_width in found["rates"].items():
+        lines += [f"| {rule} | {width} | {_span(each)} |" for width, each in by_width.items()]
+    lines += ["", "| batch | best base rate | 95% interval | loss at the best rate tried |", "|---:|---:|---:|---:|"]
+    lines += [f"| {batch} | {_span(each['rate'])} | {each['loss']:.4f} |" for batch, each in found["batches"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell_row(cell: dict[str, float]) -> str:
+    cost = f"{cell['parameters'] / 1e6:.2f} | {cell['operations'] / 1e12:.2f} | {cell['usd']:.1e}"
+    loss = f"{cell['loss']:.4f} ± {cell['std']:.4f} | {cell['trainings']}"
+    return f"| {cell['width']} | {cell['samples']:,} | {cost} | {cell['cpu_seconds']:.0f} | {loss} |"
+
+
+def _law_lines(law: dict[str, Any]) -> list[str]:
+    told = {name: f"{each.value:.3g} ({each.low:.3g} to {each.high:.3g})" for name, each in law["coefficients"].items()}
+    far = law["far_beyond"]
+    lines = [
+        f"L = E + A·(N/10⁶)^−α + B·(D/10⁴)^−β: E {told['floor']}, A {told['of_size']}, α {told['alpha']}, B "
+        f"{told['of_samples']}, β {told['beta']}. Relative residual {law['relative_residual']:.1%}; trainings that "
+        f"differ in their seed spread by {law['relative_noise']:.1%}.",
+        "",
+        "| held out: width | samples | loss | predicted | 95% interval | inside |",
+        "|---:|---:|---:|---:|---:|---|",
+    ]
+    for point in law["held_out"]:
+        told_ = point["predicted"]
+        lines.append(
+            f"| {point['width']} | {point['samples']:,} | {point['loss']:.4f} | {told_.value:.4f} | "
+            f"{told_.low:.4f} to {told_.high:.4f} | {'yes' if point['inside'] else '**no**'} |"
+        )
+    lines += [
+        "",
+        f"Put into the law, the paper's 343M parameters and 207M samples come to {far.value:.3g} ({far.low:.3g} to "
+        f"{far.high:.3g}): 150 times the largest network and 16,000 times the longest training that were fitted, of "
+        "another set and other encoders. **It must not be used for that.**",
+    ]
+    return lines
+
+
+def _span(each: Interval) -> str:
+    return f"{each.value:.3g} | {each.low:.3g} to {each.high:.3g}"
+
+
+def draw(found: dict[str, Any], results: dict[str, Result], path: Path) -> None:
+    """Loss over operations for each length, and over the base rate for each width under both rules."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), sharey=True)
+    for samples in sorted({cell["samples"] for cell in found["cells"]}):
+        mine = [cell for cell in found["cells"] if cell["samples"] == samples]
+        numbers = [[cell[name] for cell in mine] for name in ("operations", "loss", "std")]
+        axes[0].errorbar(*numbers, marker="o", capsize=3, label=f"{samples:,} samples")
+    axes[0].set(xscale="log", yscale="log", xlabel="operations of the network", ylabel="loss", title="size and samples")
+    for axis, rule in zip(axes[1:], ("mup", "constant"), strict=True):
+        for width in RATE_WIDTHS:
+            mine = [row for row in of_kind(results, "rates") if row["width"] == width and row["rule"] == rule]
+            rates = sorted({row["rate"] for row in mine})
+            means = [float(np.mean([row["loss"] for row in mine if row["rate"] == rate])) for rate in rates]
+            axis.plot(rates, means, marker="o", label=f"width {width}")
+        axis.set(xscale="log", xlabel="base rate", title=f"rule={rule}")
+    for axis in axes:
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def simple(value: Any) -> Any:
+    """For JSON."""
+    if isinstance(value, dict):
+        return {key: simple(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [simple(each) for each in value]
+    return plain(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
+
+
+def main() -> None:
+    """Analyse what there is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    results = read(parser.parse_args().results)
+    found = analyse(results)
+    (HERE / "analysis.json").write_text(json.dumps(simple(found), indent=1) + "\n")
+    draw(found, results, HERE / "figure.png")
+    put_between(HERE / "README.md", tables(found))
+    print(tables(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""hdm-challenge: a low-budget benchmark with fixed data, prompts and budgets, which any model can enter."""
+
+# ruff: noqa: PLC0415 (what loads numpy and torch is loaded by the command that needs it, for --help's sake)
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdm_lightning.cli.arguments import Parser
+from hdm_lightning.cli.command import require_file, require_folder, run_command
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import write_json, write_text
+
+if TYPE_CHECKING:
+    from hdm_lightning.evaluation.challenge_tasks import Task
+
+TASK_NAMES = ("small", "medium", "large")
+BOARD_FORMAT = "hdm-lightning leaderboard 1"
+REFUSED_STATUS = 1
+
+_DESCRIPTION = """Enter the low-budget challenge, or check its leaderboard.
+
+Train on the task's data within its budget, draw its prompts into a folder, enter the folder with what it cost.
+docs/challenge.md has the rules, and why each is as it is."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        arguments = parser().parse_args(words)
+        return int(COMMANDS[arguments.command][2](arguments))
+
+    return run_command(run)
+
+
+def parser() -> Parser:
+    """The arguments of all commands."""
+    result = Parser(prog="hdm-challenge", description=_DESCRIPTION)
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, add_arguments, _) in COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
+    return result
+
+
+def _task_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task", choices=TASK_NAMES, metavar="TASK", help=", ".join(TASK_NAMES))
+
+
+def _task(arguments: argparse.Namespace) -> "Task":
+    from hdm_lightning.evaluation.challenge_tasks import task_of
+
+    return task_of(arguments.task)
+
+
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    """A command without any."""
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    from hdm_lightning.evaluation.challenge_tasks import TASKS
+
+    del arguments
+    for task in TASKS.values():
+        prompts = len(task.captions())
+        budget = f"{task.operations:.2g} operations, or ${task.usd:g}"
+        print(f"{task.name:8}{task.about}: {task.scenes:,} scenes, {prompts} prompts, at most {budget}")
+    return 0
+
+
+def _data_arguments(command: argparse.ArgumentParser) -> None:
+    _task_argument(command)
+    command.add_argument("--out", type=Path, required=True, help="folder for the shards and their index")
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    task = _task(arguments)
+    print(f"{task.scenes:,} scenes: {task.build(require_folder(arguments.out, '--out'))}")
+    return 0
+
+
+def _prompts_arguments(command: argparse.ArgumentParser) -> None:
+    _task_argument(command)
+    command.add_argument("--out", type=Path, required=True, help="file, one prompt a line")
+
+
+def _prompts(arguments: argparse.Namespace) -> int:
+    captions = _task(arguments).captions()
+    write_text(require_file(arguments.out, "--out"), "\n".join(captions) + "\n")
+    print(f"{len(captions)} prompts: {arguments.out}")
+    return 0
+
+
+def _enter_arguments(command: argparse.ArgumentParser) -> None:
+    _task_argument(command)
+    command.add_argument(
+        "--images", type=Path, required=True, help="folder of images, numbered from 0000 as the prompts"
+    )
+    command.add_argument("--name", required=True, help="of the entry")
+    command.add_argument("--by", required=True, help="who enters it")
+    command.add_argument("--board", type=Path, required=True, help="leaderboard, made where there is none")
+    command.add_argument("--run", type=Path, help="run of hdm-train that drew them, whose cost is counted")
+    stated = command.add_argument_group("instead of --run, for any other model")
+    stated.add_argument("--operations", type=float, help="of all trainings on the task, two a multiply-add")
+    stated.add_argument("--usd", type=float, help="rent of the machine, where nobody can count operations")
+    stated.add_argument("--hours", type=float, help="of training")
+    stated.add_argument("--hardware", help="it ran on")
+    stated.add_argument("--commit", help="of the code, or its address")
+    stated.add_argument("--pretrained", action="append", default=[], help="network that was not trained; repeat")
+
+
+def _enter(arguments: argparse.Namespace) -> int:
+    from hdm_lightning.evaluation import challenge_entry as entries
+
+    task, board = _task(arguments), _read_board(arguments.board)
+    if any((one.get("task"), one.get("name")) == (task.name, arguments.name) for one in board["entries"]):
+        what = f"there is an entry {arguments.name!r} for the task {task.name}"
+        raise UserError(what, where="--name", hint="give another name")
+    paths = entries.numbered_images(arguments.images, task)
+    images = entries.read_images(paths, task)
+    cost, maker = _counted(arguments, task, paths) if arguments.run else _stated(arguments)
+    entry = json.loads(json.dumps(entries.make_entry(arguments.name, task, images, cost, maker)))
+    if reasons := entries.refusals(entry):
+        hint = "docs/challenge.md has the rules"
+        raise UserError("is refused: " + "; ".join(reasons), where=arguments.name, hint=hint)
+    board["entries"].append(entry)
+    write_json(require_file(arguments.board, "--board"), board)
+    return _show(board)
+
+
+def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path]) -> tuple[Any, Any]:
+    """Cost and maker of a run of this package, whose images have to be its own."""
+    from hdm_lightning.evaluation.challenge_cost import count_run
+    from hdm_lightning.evaluation.challenge_entry import Maker, require_by_the_rules
+    from hdm_lightning.training.run_folder import read_environment
+
+    given = [name for name in ("operations", "usd", "hours", "hardware") if getattr(arguments, name) is not None]
+    if given:
+        raise UserError("is counted from the run", where=f"--{given[0]}", hint="leave it out, or leave out --run")
+    run = count_run(arguments.run, task)
+    require_by_the_rules(paths, task, run)
+    commit = arguments.commit or read_environment(arguments.run).get("commit") or ""
+    return run.cost, Maker(arguments.by, commit, run.pretrained, run.weights, run.settings)
+
+
+def _stated(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Cost and maker as the entrant says."""
+    from hdm_lightning.evaluation.challenge_cost import Cost
+    from hdm_lightning.evaluation.challenge_entry import Maker
+
+    for name in ("hours", "hardware", "commit"):
+        if getattr(arguments, name) is None:
+            raise UserError(
+                "is needed where there is no --run", where=f"--{name}", hint="see hdm-challenge enter --help"
+            )
+    cost = Cost(arguments.operations, arguments.usd, arguments.hours, arguments.hardware, "entrant")
+    return cost, Maker(arguments.by, arguments.commit, tuple(arguments.pretrained))
+
+
+def _board_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("board", type=Path, metavar="FILE", help="leaderboard")
+    command.add_argument("--images", type=Path, help="folder of one entry's images, to grade again")
+    command.add_argument("--name", help="of that entry")
+
+
+def _board(arguments: argparse.Namespace) -> int:
+    """Show the leaderboard, every entry checked again; 1 where one is refused."""
+    if not arguments.board.is_file():
+        raise UserError("is not there", where=str(arguments.board), hint="give a file that `enter --board` wrote")
+    board = _read_board(arguments.board)
+    if (arguments.images is None) != (arguments.name is None):
+        raise UserError("go together", where="--images, --name", hint="give both or neither")
+    if arguments.images is not None:
+        _grade_again(board, arguments.name, arguments.images)
+    return _show(board)
+
+
+def _grade_again(board: dict[str, Any], name: str, folder: Path) -> None:
+    from hdm_lightning.evaluation import challenge_entry as entries
+    from hdm_lightning.evaluation.challenge_tasks import task_of
+
+    mine = [entry for entry in board["entries"] if entry.get("name") == name]
+    if not mine:
+        raise UserError(f"there is no entry {name!r}", where="--name", hint="see hdm-challenge board FILE")
+    for entry in mine:
+        task = task_of(str(entry.get("task")), where=name)
+        images = entries.read_images(entries.numbered_images(folder, task), task)
+        if reasons := entries.differs_from_images(entry, images):
+            raise UserError("; ".join(reasons), where=name, hint="give the folder that was entered")
+
+
+def _read_board(path: Path) -> dict[str, Any]:
+    from hdm_lightning.json_files import read_object
+
+    if not path.is_file():
+        return {"format": BOARD_FORMAT, "entries": []}
+    board = read_object(path)
+    entries = board.get("entries")
+    if board.get("format") != BOARD_FORMAT or not isinstance(entries, list) or not all(map(_is_mapping, entries)):
+        raise UserError("is no leaderboard", where=str(path), hint="give a file that `enter --board` wrote")
+    return board
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _show(board: dict[str, Any]) -> int:
+    """Print a table a task, best first, and what is refused."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hdm_lightning.evaluation.challenge_entry import refusals
+
+    console, status = Console(width=None if sys.stdout.isatty() else 140), 0
+    judged = [(entry, refusals(entry)) for entry in board["entries"]]
+    for name in TASK_NAMES:
+        mine = [entry for entry, reasons in judged if not reasons and entry["task"] == name]
+        if not mine:
+            continue
+        table = Table(
+            "", "entry", "everything right, unseen", "95% interval", "operations", "rent", "hours", "on", "told by"
+        )
+        table.title = f"{name}: intervals that overlap do not rank"
+        for place, entry in enumerate(sorted(mine, key=lambda one: -one["scores"]["headline"]["value"]), start=1):
+            table.add_row(str(place), *_row(entry))
+        console.print(table)
+    for entry, reasons in judged:
+        if reasons:
+            status = REFUSED_STATUS
+            print(f"refused: {entry.get('name')!r}: {'; '.join(reasons)}", file=sys.stderr)
+    return status
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    score, cost = entry["scores"]["headline"], entry["cost"]
+    operations = "" if cost["operations"] is None else f"{cost['operations']:.3g}"
+    rent = "" if cost["usd"] is None else f"${cost['usd']:.2f}"
+    interval = f"{score['low']:.1%} to {score['high']:.1%}"
+    made = (operations, rent, f"{cost['hours']:.2f}", cost["hardware"], cost["told_by"])
+    return [entry["name"], f"{score['value']:.1%}", interval, *made]
+
+
+COMMANDS = {
+    "tasks": ("the tasks and their budgets", _no_arguments, _tasks),
+    "data": ("draw a task's training set", _data_arguments, _data),
+    "prompts": ("write a task's prompts", _prompts_arguments, _prompts),
+    "enter": ("score a folder of images and add it to a leaderboard", _enter_arguments, _enter),
+    "board": ("show a leaderboard, every entry checked again", _board_arguments, _board),
+}
+"""Name → help, what adds its arguments, what runs it."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""What a run has cost, counted from what its folder records: operations of the network and of the autoencoder it made.
+
+Counted are matrix products and convolutions, two operations a multiply-add, a training step three times a forward pass.
+Encoders that were not trained for the task are named instead: they are the same for everybody.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.challenge_tasks import Task
+from hdm_lightning.generation.image_files import sha256_of
+from hdm_lightning.interop.layouts import FINAL_FOLDER
+from hdm_lightning.interop.pipeline_folder import WEIGHT_KINDS, read_pipeline_folder
+from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture
+from hdm_lightning.profiling.operations import TRAINING_FACTOR, training_flops
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.recorded import TrainSettings, model_config_from, read_recorded, recorded_settings
+from hdm_lightning.training.stages import plan_stages
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an entry was trained for.
+
+    Attributes:
+        operations: of all trainings on the task; None where nobody counted them.
+        usd: rent of the machine; None where it had none.
+        hours: on the wall's clock, all trainings together.
+        hardware: what it ran on.
+        told_by: "run", counted from the run's own folder, or "entrant".
+    """
+
+    operations: float | None
+    usd: float | None
+    hours: float
+    hardware: str
+    told_by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CountedRun:
+    """A finished run of `hdm-train` on a task's data.
+
+    Attributes:
+        cost: of its trainings.
+        weights: SHA-256 of each kind of weights that it has.
+        pretrained: encoders that were not trained for the task.
+        settings: of the run, for the record.
+    """
+
+    cost: Cost
+    weights: Mapping[str, str]
+    pretrained: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def count_run(run: Path, task: Task) -> CountedRun:
+    """What a run records, checked against the rules: whole, from random weights, on the task's data alone.
+
+    Raises:
+        UserError: it is not finished, or not by the rules.
+    """
+    if not run_folder.is_finished(run):
+        raise UserError(
+            "is no finished run of hdm-train", where=str(run), hint="give the folder that the training wrote"
+        )
+    settings = recorded_settings(run / run_folder.CONFIG)
+    if settings.init or settings.adapter:
+        raise UserError("did not begin from random weights", where=str(run), hint="train without init and adapter")
+    task.require_data(_training_folder(settings))
+    operations, ledgers = _network_operations(run, settings), [Ledger(run / run_folder.LEDGER)]
+    pretrained = [settings.text_encoder.name]
+    autoencoder = Path(settings.vae.name).parent
+    if Path(settings.vae.name).name == FINAL_FOLDER and (autoencoder / run_folder.CONFIG).is_file():
+        operations += _autoencoder_operations(autoencoder, task)
+        ledgers.append(Ledger(autoencoder / run_folder.LEDGER))
+    else:
+        pretrained.append(settings.vae.name)
+    usd = sum(ledger.spent("cost_usd") for ledger in ledgers)
+    hours = sum(ledger.spent("seconds") for ledger in ledgers) / 3600
+    hardware = _hardware(run_folder.read_environment(run))
+    folder = read_pipeline_folder(run / FINAL_FOLDER)
+    present = [kind for kind in WEIGHT_KINDS if folder.has(kind)]
+    weights: dict[str, str] = {kind: sha256_of(*folder.weight_files(kind)) for kind in present}
+    told = {"model": settings.model, "seed": settings.seed, "schedule": asdict(settings.schedule)}
+    cost = Cost(float(operations), usd or None, hours, hardware, "run")
+    return CountedRun(cost, weights, tuple(pretrained), told)
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    devices = [str(each) for each in environment.get("devices") or ()]
+    return ", ".join(devices) or f"CPU, {environment.get('cpu_count', '?')} cores"
+
+
+def _training_folder(settings: TrainSettings) -> Path:
+    source = settings.data.get("train")
+    if not isinstance(source, str) or settings.data.get("validation") is not None:
+        raise UserError("is more than one folder", where="data.train", hint="train on the task's folder alone")
+    return Path(source)
+
+
+def _network_operations(run: Path, settings: TrainSettings) -> int:
+    config, total = model_config_from(settings.model), 0
+    folder = read_pipeline_folder(run / FINAL_FOLDER)
+    factor = AutoencoderArchitecture.from_config(json.loads((folder.vae / "config.json").read_text())).factor
+    for plan in plan_stages(settings.schedule, 1):
+        stage, cells = plan.settings, plan.settings.resolution // factor
+        samples = int(run_folder.read_done(run, plan)["samples"])
+        total += samples * training_flops(config, (cells, cells), stage.context_length, stage.routing_rate)
+    return total
+
+
+def _autoencoder_operations(run: Path, task: Task) -> int:
+    """Encoding and decoding of every image and patch; what judges the reconstruction is not counted."""
+    recorded = read_recorded(run / run_folder.CONFIG)
+    task.require_data(Path(str(recorded["data"]["train"])))
+    architecture = AutoencoderArchitecture.from_config(json.loads((run / FINAL_FOLDER / "config.json").read_text()))
+    samples, side = int(recorded["stage"]["samples"]), int(recorded["stage"]["resolution"])
+    patches = recorded.get("patches") or {}
+    size = patches.get("size_px")
+    small = min(samples, int(patches.get("samples") or 0)) if size else 0
+    sizes = [(small, int(size or side)), (samples - small, side)]
+    return sum(
+        TRAINING_FACTOR * count * (architecture.encode_flops(px, px) + architecture.decode_flops(px, px))
+        for count, px in sizes
+    )

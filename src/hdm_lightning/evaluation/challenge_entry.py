@@ -1,0 +1,247 @@
+"""Entries of the challenge: a folder of images and a cost, scored the same for every model, and checked by the rules.
+
+An entry keeps what each image had right, so that whoever has only the leaderboard can score it again.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.decode import load_upright
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation.challenge_cost import Cost, CountedRun
+from hdm_lightning.evaluation.challenge_tasks import SEED, TASKS, VERSION, Task
+from hdm_lightning.generation.image_files import read_record
+from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
+from hdm_lightning.metrics.prompt_following import CRITERIA, Seen, grade, grade_images
+from hdm_lightning.version import __version__
+
+FORMAT = "hdm-lightning challenge 1"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+HEADLINE, HEADLINE_PARTS = "everything", ("unseen one", "unseen two")
+"""What ranks entries: images of combinations that were never shown in which everything is right."""
+_BOOTSTRAP = Bootstrap()
+_NOTHING = Seen((), {}, None)
+
+Pixels = NDArray[np.uint8]
+Outcomes = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who stands behind an entry and what it rests on.
+
+    Attributes:
+        by: who entered it.
+        commit: of the code that trained it, or its address.
+        pretrained: networks that were not trained for the task.
+        weights: SHA-256 of the weights, where the run is here.
+        settings: of the run, where it is here.
+    """
+
+    by: str
+    commit: str
+    pretrained: Sequence[str] = ()
+    weights: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def numbered_images(folder: Path, task: Task) -> list[Path]:
+    """The images of a folder by their numbers, which begin their names: `0000.png`, `0001-a-large-red-circle-0.png`, ….
+
+    Raises:
+        UserError: one is missing, or there are two of a number.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        begins = re.match(r"(\d{4,})(?=\D)", path.name)
+        if begins is None or path.suffix.lower() not in ENDINGS:
+            continue
+        if int(begins[1]) in found:
+            what = f"{path.name} and {found[int(begins[1])].name} have the same number"
+            raise UserError(what, where=str(folder), hint="draw into an empty folder")
+        found[int(begins[1])] = path
+    count = len(task.captions())
+    missing = [number for number in range(count) if number not in found]
+    if missing or len(found) != count:
+        what = f"has {len(found)} numbered images of {count}" + (f"; {missing[0]:04d} is missing" if missing else "")
+        hint = f"draw each prompt of `hdm-challenge prompts {task.name}` once, in that order"
+        raise UserError(what, where=str(folder), hint=hint)
+    return [found[number] for number in range(count)]
+
+
+def read_images(paths: Sequence[Path], task: Task) -> list[Pixels]:
+    """The images, uint8 (H,W,3). Raises UserError: one has another size or cannot be read."""
+    side, images = task.options.resolution, []
+    for path in paths:
+        try:
+            image = np.asarray(load_upright(path.read_bytes()))
+        except Exception as error:  # a damaged file makes Pillow raise whatever it likes
+            raise UserError(f"cannot be read ({error})", where=str(path), hint="write it again") from error
+        if image.shape != (side, side, 3):
+            what = f"is {image.shape[1]}x{image.shape[0]} px, expected {side}x{side}"
+            raise UserError(what, where=str(path), hint=f"draw at --size {side}x{side}")
+        images.append(image)
+    return images
+
+
+def require_by_the_rules(paths: Sequence[Path], task: Task, run: CountedRun) -> None:
+    """Check what `hdm-sample` wrote into the images: the run's weights, the task's prompts and seed, equal settings.
+
+    Raises:
+        UserError: an image was drawn otherwise.
+    """
+    hint = f"hdm-sample RUN --prompts PROMPTS --seed {SEED} --out FOLDER"
+    first = read_record(paths[0]).settings
+    for path, caption in zip(paths, task.captions(), strict=True):
+        record = read_record(path)
+        wrong = [
+            name
+            for name, differs in (
+                ("prompt", record.prompt != caption),
+                ("seed", record.seed != SEED),
+                ("weights", record.fingerprint not in run.weights.values()),
+                ("settings", record.settings != first),
+                ("start image or LoRA", bool(record.image or record.loras)),
+                ("encoders", bool({"text_encoder", "vae"} & set(record.loaded_with))),
+            )
+            if differs
+        ]
+        if wrong:
+            raise UserError(f"was not drawn by the rules: other {', '.join(wrong)}", where=str(path), hint=hint)
+
+
+def make_entry(name: str, task: Task, images: Sequence[Pixels], cost: Cost, maker: Maker) -> dict[str, Any]:
+    """An entry from all images in the order of the prompts."""
+    outcomes, begin = {}, 0
+    for part, prompts in task.asked().items():
+        mine = images[begin : begin + len(prompts)]
+        outcomes[part] = grade_images([prompt.spec for prompt in prompts], mine).to_json()
+        begin += len(prompts)
+    return {
+        "format": FORMAT,
+        "task": task.name,
+        "version": VERSION,
+        "name": name,
+        "scores": scores(outcomes),
+        "cost": cost.to_json(),
+        "maker": {**asdict(maker), "pretrained": list(maker.pretrained)},
+        "scored_by": __version__,
+        "images_sha256": digest(images),
+        "outcomes": outcomes,
+    }
+
+
+def digest(images: Sequence[Pixels]) -> str:
+    """SHA-256 of all pixels."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(image).tobytes() for image in images)).hexdigest()
+
+
+def scores(outcomes: Outcomes) -> dict[str, Any]:
+    """Shares with 95% intervals over combinations of colour and shape, of every part and of the headline."""
+    found: dict[str, Any] = {"headline": _share(outcomes, HEADLINE_PARTS, HEADLINE)}
+    for part, graded in outcomes.items():
+        found[part] = {criterion: _share(outcomes, (part,), criterion) for criterion in graded["right"]}
+    return found
+
+
+def _share(outcomes: Outcomes, parts: Sequence[str], criterion: str) -> dict[str, float]:
+    estimate = _estimate(outcomes, parts, criterion)
+    return {name: round(float(getattr(estimate, name)), 6) for name in ("value", "low", "high")}
+
+
+def _estimate(outcomes: Outcomes, parts: Sequence[str], criterion: str) -> Estimate:
+    right = [value for part in parts for value in outcomes[part]["right"][criterion]]
+    trials = [value for part in parts for value in outcomes[part]["trials"][criterion]]
+    units = [tuple(names) for part in parts for names in outcomes[part]["units"]]
+    return _BOOTSTRAP.clustered_share(right, trials, units)
+
+
+def refusals(entry: Mapping[str, Any]) -> list[str]:
+    """Why an entry does not count; empty where it was made by the rules, as far as the entry itself can tell."""
+    reasons: list[str] = []
+    for check in _CHECKS:  # each relies on those before
+        try:
+            reasons += check(entry)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            return [*reasons, f"is no whole entry ({type(error).__name__}: {error})"]
+    return reasons
+
+
+def _of_this_version(entry: Mapping[str, Any]) -> list[str]:
+    if entry["format"] != FORMAT or entry["task"] not in TASKS or entry["version"] != VERSION:
+        raise ValueError(f"{entry['format']!r}, task {entry['task']!r}, version {entry['version']!r}")
+    return [] if isinstance(entry["name"], str) and entry["name"].strip() else ["has no name"]
+
+
+def _of_these_prompts(entry: Mapping[str, Any]) -> list[str]:
+    """Units and trials are those of the task's prompts, and no more is right than was asked."""
+    wrong, task = [], TASKS[entry["task"]]
+    asked = task.asked()
+    if set(entry["outcomes"]) != set(asked):
+        return ["has not the parts of the task"]
+    for part, prompts in asked.items():
+        graded = entry["outcomes"][part]
+        units = [[f"{thing['colour']} {thing['shape']}" for thing in prompt.spec["objects"]] for prompt in prompts]
+        if [list(each) for each in graded["units"]] != units:
+            wrong.append(f"{part}: is not of the task's prompts")
+            continue
+        blank = np.array([grade(prompt.spec, _NOTHING)[:, 1] for prompt in prompts])
+        asked_for = np.asarray(blank.any(axis=0))
+        names, expected = [name for name, each in zip(CRITERIA, asked_for, strict=True) if each], blank[:, asked_for].T
+        right, trials = (np.array([graded[kind][name] for name in names]) for kind in ("right", "trials"))
+        if trials.shape != expected.shape or (trials != expected).any() or (right < 0).any() or (right > trials).any():
+            wrong.append(f"{part}: its counts cannot be")
+    return wrong
+
+
+def _scored_right(entry: Mapping[str, Any]) -> list[str]:
+    return (
+        [] if entry["scores"] == scores(entry["outcomes"]) else ["its scores do not follow from its images' outcomes"]
+    )
+
+
+def _within_budget(entry: Mapping[str, Any]) -> list[str]:
+    task, cost = TASKS[entry["task"]], Cost(**entry["cost"])
+    if cost.told_by not in ("run", "entrant") or not cost.hardware or not cost.hours > 0:
+        return ["does not say what it ran on, for how long, and who counted"]
+    if cost.operations is None:
+        if cost.usd is None or not cost.usd > 0:
+            return ["has neither operations nor dollars"]
+        return [] if cost.usd <= task.usd else [f"cost ${cost.usd:g}, more than ${task.usd:g}"]
+    if not cost.operations > 0:
+        return ["has no operations"]
+    over = cost.operations > task.operations
+    return [f"took {cost.operations:.3g} operations, more than {task.operations:.3g}"] if over else []
+
+
+def _says_who(entry: Mapping[str, Any]) -> list[str]:
+    maker, wrong = Maker(**entry["maker"]), []
+    if not maker.by or not maker.commit:
+        wrong.append("does not say who made it from what code")
+    if entry["cost"]["told_by"] == "run" and not (maker.weights and maker.settings):
+        wrong.append("claims a counted run without its weights and settings")
+    return wrong
+
+
+_CHECKS: tuple[Callable[[Mapping[str, Any]], list[str]], ...] = (
+    _of_this_version,
+    _of_these_prompts,
+    _scored_right,
+    _within_budget,
+    _says_who,
+)
+
+
+def differs_from_images(entry: Mapping[str, Any], images: Sequence[Pixels]) -> list[str]:
+    """Why an entry is not of these images; empty where it is."""
+    if entry["images_sha256"] != digest(images):
+        return ["is of other images"]
+    again = make_entry(entry["name"], TASKS[entry["task"]], images, Cost(**entry["cost"]), Maker(**entry["maker"]))
+    return [] if again["outcomes"] == entry["outcomes"] else ["its images are graded otherwise"]

@@ -1,0 +1,239 @@
+"""hdm-challenge: right answers score as such, what breaks a rule is refused, runs are counted from their folder."""
+
+import copy
+import dataclasses
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from composed import check_job, run_job
+from hdm_lightning.cli import challenge, sample
+from hdm_lightning.datasets.shapes import build_shapes
+from hdm_lightning.errors import UserError
+from hdm_lightning.evaluation import challenge_entry
+from hdm_lightning.evaluation.challenge_cost import Cost, count_run
+from hdm_lightning.evaluation.challenge_tasks import SPLITS, TASKS
+from hdm_lightning.models import XUTConfig
+from hdm_lightning.profiling.operations import training_flops
+
+PROMPTS, SCENES = 6, 48
+STATED = ["--operations", "1e12", "--hours", "0.5", "--hardware", "a desk", "--commit", "abc", "--by", "me"]
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """The small task with few scenes and prompts."""
+    few = dataclasses.replace(TASKS["small"], scenes=SCENES, prompts=PROMPTS)
+    monkeypatch.setitem(TASKS, "small", few)
+    return few
+
+
+@pytest.fixture
+def answers(task, tmp_path):
+    """A folder of right answers to all prompts."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    scenes = [prompt for part in task.asked().values() for prompt in part]
+    for number, prompt in enumerate(scenes):
+        Image.fromarray(prompt.image(64)).save(folder / f"{number:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def board(answers, tmp_path):
+    """A leaderboard with the right answers on it."""
+    path = tmp_path / "board.json"
+    assert enter(answers, path) == 0
+    return path
+
+
+def enter(images, board, name="right", stated=STATED):
+    words = ["enter", "small", "--images", str(images), "--name", name, "--board", str(board), *stated]
+    return challenge.main(words)
+
+
+def entry_of(board):
+    return json.loads(board.read_text())["entries"][0]
+
+
+def test_right_answers_are_right_and_answers_to_other_prompts_are_not(task, answers, board, tmp_path):
+    scores = entry_of(board)["scores"]
+    assert scores["headline"]["value"] >= 0.9
+    assert scores["headline"]["low"] < scores["headline"]["value"] <= scores["headline"]["high"]
+    assert min(scores[part]["colour"]["value"] for part, _, _ in SPLITS) >= 0.9
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    count = len(task.captions())
+    for number in range(count):
+        shutil.copy(answers / f"{number:04d}.png", shifted / f"{(number + 1) % count:04d}-moved.png")
+    assert enter(shifted, board, name="shifted") == 0
+    moved = json.loads(board.read_text())["entries"][1]["scores"]["headline"]["value"]
+    assert moved <= 0.1
+
+
+def test_the_leaderboard_ranks_and_refuses_a_second_entry_of_a_name(answers, board, capsys):
+    assert challenge.main(["board", str(board)]) == 0
+    assert "right" in capsys.readouterr().out
+    assert enter(answers, board) == 2
+    assert "there is an entry 'right'" in capsys.readouterr().err
+    assert len(json.loads(board.read_text())["entries"]) == 1
+
+
+def changed(path, value):
+    def change(entry):
+        *way, last = path
+        for key in way:
+            entry = entry[key]
+        entry[last] = value(entry[last]) if callable(value) else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (changed(("version",), 0), "is no whole entry"),
+        (changed(("task",), "tiny"), "is no whole entry"),
+        (changed(("scores", "headline", "value"), 1.5), "scores do not follow"),
+        (changed(("outcomes", "unseen one", "right", "everything"), lambda old: [2, *old[1:]]), "counts cannot be"),
+        (
+            changed(("outcomes", "unseen one", "right", "everything"), lambda old: [1 - old[0], *old[1:]]),
+            "do not follow",
+        ),
+        (changed(("outcomes", "unseen two", "units"), lambda old: old[::-1]), "not of the task's prompts"),
+        (changed(("outcomes",), lambda old: {"unseen one": old["unseen one"]}), "has not the parts"),
+        (changed(("cost", "operations"), 4e13), "took 4e+13 operations, more than 3.5e+13"),
+        (changed(("cost", "operations"), -1), "has no operations"),
+        (changed(("cost",), lambda old: {**old, "operations": None, "usd": 5}), "cost $5, more than $0.02"),
+        (changed(("cost",), lambda old: {**old, "operations": None}), "neither operations nor dollars"),
+        (changed(("cost", "hardware"), ""), "does not say what it ran on"),
+        (changed(("cost", "told_by"), "run"), "without its weights"),
+        (changed(("maker", "commit"), ""), "who made it from what code"),
+        (changed(("maker",), lambda old: {}), "is no whole entry"),
+    ],
+)
+def test_what_was_not_made_by_the_rules_is_refused(task, board, capsys, change, reason):
+    entry = entry_of(board)
+    assert challenge_entry.refusals(entry) == []
+    wrong = copy.deepcopy(entry)
+    change(wrong)
+    assert any(reason in each for each in challenge_entry.refusals(wrong)), challenge_entry.refusals(wrong)
+    board.write_text(json.dumps({"format": challenge.BOARD_FORMAT, "entries": [wrong]}))
+    assert challenge.main(["board", str(board)]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_an_entry_over_the_budget_does_not_get_onto_the_board(answers, board, capsys):
+    over = ["--operations", "1e14", *STATED[2:]]
+    assert enter(answers, board, name="dear", stated=over) == 2
+    assert "more than 3.5e+13" in capsys.readouterr().err
+    assert len(json.loads(board.read_text())["entries"]) == 1
+
+
+def test_images_are_graded_again_and_others_are_told(task, answers, board, capsys):
+    assert challenge.main(["board", str(board), "--images", str(answers), "--name", "right"]) == 0
+    image = np.array(Image.open(answers / "0003.png"))
+    image[0, 0] ^= 1
+    Image.fromarray(image).save(answers / "0003.png")
+    assert challenge.main(["board", str(board), "--images", str(answers), "--name", "right"]) == 2
+    assert "is of other images" in capsys.readouterr().err
+
+
+def test_missing_doubled_and_other_sized_images_are_named(task, answers):
+    shutil.copy(answers / "0002.png", answers / "0002-again.png")
+    with pytest.raises(UserError, match="same number"):
+        challenge_entry.numbered_images(answers, task)
+    (answers / "0002-again.png").unlink()
+    (answers / "sheet-0000.png").write_bytes(b"")  # what hdm-sample lays beside its images
+    paths = challenge_entry.numbered_images(answers, task)
+    Image.new("RGB", (32, 32)).save(paths[5])
+    with pytest.raises(UserError, match="is 32x32 px, expected 64x64"):
+        challenge_entry.read_images(paths, task)
+    paths[5].unlink()
+    with pytest.raises(UserError, match="23 numbered images of 24; 0005 is missing"):
+        challenge_entry.numbered_images(answers, task)
+
+
+def test_the_training_set_is_the_same_everywhere_and_another_is_refused(task, tmp_path, capsys):
+    assert challenge.main(["data", "small", "--out", str(tmp_path / "one")]) == 0
+    task.build(tmp_path / "two")
+    shard = "shapes-00000.tar"
+    assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "two" / shard).read_bytes()
+    task.require_data(tmp_path / "one")
+    build_shapes(tmp_path / "other", count=SCENES, seed=7)
+    with pytest.raises(UserError, match="is not the training set"):
+        task.require_data(tmp_path / "other")
+    with pytest.raises(UserError, match="is not the training set"):
+        task.require_data(tmp_path / "nothing")
+    dataclasses.replace(task, scenes=SCENES + 1).build(tmp_path / "more")
+    with pytest.raises(UserError, match="not all or other shards"):
+        task.require_data(tmp_path / "more")
+    with_other_image(tmp_path / "two" / shard)
+    with pytest.raises(UserError, match="scene 2 is not the task's"):
+        task.require_data(tmp_path / "two")
+
+
+def with_other_image(shard):
+    """Put the image of scene 0 into the place of scene 2's."""
+    members = {}
+    with tarfile.open(shard) as archive:
+        for member in archive:
+            members[member.name] = archive.extractfile(member).read()
+    members["00000002.png"] = members["00000000.png"]
+    folder = shard.parent / "unpacked"
+    folder.mkdir()
+    with tarfile.open(shard, "w") as archive:
+        for name, content in members.items():
+            (folder / name).write_bytes(content)
+            archive.add(folder / name, name)
+
+
+def test_a_run_is_counted_from_its_folder_and_draws_its_own_images(task, toy_job, tmp_path, capsys):
+    shards, run, drawn = tmp_path / "shards", tmp_path / "run", tmp_path / "drawn"
+    task.build(shards)
+    config = toy_job(run, px16={}, px32={"resolution": 32, "routing_rate": 0.0, "samples": 16})
+    config["data"]["train"] = str(shards)
+    assert run_job(check_job(config)) == 0
+    counted = count_run(run, task)
+    network = XUTConfig.from_json(config["model"])
+    factor = counted_factor(run)
+    expected = 48 * training_flops(network, (16 // factor,) * 2, 8, 0.5) + 16 * training_flops(
+        network, (32 // factor,) * 2, 8, 0.0
+    )
+    assert counted.cost.operations == expected
+    assert counted.cost.hours > 0
+    assert counted.pretrained == (config["text_encoder"]["name"], config["vae"]["name"])
+    prompts = tmp_path / "prompts.txt"
+    assert challenge.main(["prompts", "small", "--out", str(prompts)]) == 0
+    words = [str(run), "--prompts", str(prompts), "--seed", "0", "--steps", "1", "--size", "64x64", "--out", str(drawn)]
+    assert sample.main(words) == 0
+    board = tmp_path / "board.json"
+    ours = ["--run", str(run), "--by", "me", "--commit", "abc"]
+    assert enter(drawn, board, name="toy", stated=ours) == 0
+    entry = entry_of(board)
+    assert entry["cost"]["told_by"] == "run"
+    assert set(entry["maker"]["weights"]) == {"ema", "raw"}
+    capsys.readouterr()
+    paths = challenge_entry.numbered_images(drawn, task)
+    other = dataclasses.replace(counted, weights={"ema": "0" * 64})
+    with pytest.raises(UserError, match="other weights"):
+        challenge_entry.require_by_the_rules(paths, task, other)
+    with pytest.raises(UserError, match="other prompt"):
+        challenge_entry.require_by_the_rules(paths[::-1], task, counted)
+    assert enter(drawn, board, name="twice told", stated=[*ours, "--operations", "1"]) == 2
+    assert "is counted from the run" in capsys.readouterr().err
+
+
+def counted_factor(run):
+    """Pixels a latent cell of the run's autoencoder."""
+    config = json.loads((run / "final" / "vae" / "config.json").read_text())
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def test_a_cost_is_plain_values():
+    cost = Cost(1e12, None, 0.5, "a desk", "entrant")
+    assert Cost(**json.loads(json.dumps(cost.to_json()))) == cost
