@@ -345,7 +345,7 @@ class _Encoder:
         try:
             return self._files.read(url, start, end) if is_local(url) else read_range(url, start, end)
         except OSError as error:
-            hint = "look at the storage of the images; the same command goes on"
+            hint = "look at the storage of the images; the same command resumes"
             raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
 
     def _latents(self, loaded: Sequence[_Loaded]) -> list[bytes]:
