@@ -10,7 +10,7 @@ import yaml
 import hdm_lightning
 from hdm_lightning.cli.conf_comments import first_paragraph
 from hdm_lightning.cli.docstrings import find, parameters
-from hdm_lightning.cli.explained import BUILDS, GROUPS, OF_AUTOENCODERS, SETTINGS
+from hdm_lightning.cli.explained import BUILDS, GROUPS, OF_AUTOENCODERS, SETTINGS, as_typed
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -26,10 +26,10 @@ def targets(node: Any) -> list[str]:
 def table(name: str) -> str:
     """The keys that a class or function of this package takes, with their meaning from its docstring."""
     taker = find(BUILDS.get(name, name)) if name.startswith("hdm_lightning") else None
-    rows = [
-        f"| `{key}` | {taken.kind()} | {taken.default and f'`{taken.default}`'} | {taken.meaning.replace('|', '/')} |"
-        for key, taken in (parameters(taker) if taker else {}).items()
-    ]
+    rows = []
+    for key, taken in (parameters(taker) if taker else {}).items():
+        default, meaning = as_typed(taken.default), as_typed(taken.meaning).replace("|", "/")
+        rows.append(f"| `{key}` | {taken.kind()} | {default and f'`{default}`'} | {meaning} |")
     return (
         "\n".join([f"`{name}`", "", "| key | takes | default | meaning |", "|---|---|---|---|", *rows, ""])
         if rows

@@ -42,10 +42,30 @@ def test_help_and_version_load_nothing_slow(command):
     assert told(command, "--version") == (f"hdm-lightning {__version__}", 0, [])
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_windows_is_refused_in_the_first_line(command):
+    """As there: no fcntl and resource, no SIGUSR1, no poll; nothing is imported that needs them."""
+    module, _, function = COMMANDS[command].partition(":")
+    program = (
+        "import select, signal, sys\n"
+        "sys.platform = 'win32'; sys.modules |= {'fcntl': None, 'resource': None}\n"
+        "del signal.SIGUSR1, select.poll\n"
+        f"sys.argv = [{command!r}, 'shards']\n"
+        f"from {module} import {function} as main\n"
+        "sys.exit(main())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: system: ") and "WSL2" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_the_nearest_key_is_found_part_by_part():
     config = OmegaConf.create({"data": {"train": "???", "crop": {"flip": False}}, "model": {"width": 1}})
     assert nearest_key("data.trian", config) == "data.train"
     assert nearest_key("dta.crop.flp", config) == "data.crop.flip"
+    assert (
+        nearest_key("modle.width", OmegaConf.create({"module": {"width": 1}, "model": {"width": 1}})) == "model.width"
+    )
     assert nearest_key("data.crop.qqqq", config) is None and nearest_key("model.width.deep", config) is None
 
 

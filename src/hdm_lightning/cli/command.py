@@ -78,10 +78,10 @@ def require_platform(name: str) -> None:
         UserError: it is Windows.
     """
     if name in ("win32", "cygwin"):
-        what = "file locks, signals and forked processes of Linux are needed, which Windows has not"
+        what = "Windows lacks the file locks, signals and forked processes that hdm-lightning needs"
         raise UserError(what, where="system", hint="install WSL2 (`wsl --install`) and run the command inside it")
     if not name.startswith("linux"):
-        print(f"note: hdm-lightning is tested on Linux alone, not on {name}; only the CPU is used", file=sys.stderr)
+        print(f"note: hdm-lightning is tested on Linux only, not on {name}; it uses the CPU alone", file=sys.stderr)
 
 
 @contextmanager

@@ -154,7 +154,7 @@ class Reference:
         own = parameter is not None and parameter.is_within(CONF.partition(".")[0])
         said = (documented or beside) if own else (beside or documented)
         said = GROUPS.get(key, "") or said or (summary(taker) if taker else "") or _OF_HYDRA.get(key.split(".")[-1], "")
-        return _as_typed(said)
+        return as_typed(said)
 
     def places(self, key: str) -> Iterator[tuple[ConfFile, str]]:
         """The files of `conf/` that have a key, and as what; the one that counts comes first."""
@@ -186,7 +186,7 @@ class Reference:
             default = (
                 "" if self.has(key) or not parameter or not parameter.default else f"; {parameter.default} if not set"
             )
-            yield f"  takes: {kind}{_as_typed(default)}"
+            yield f"  takes: {kind}{as_typed(default)}"
         if isinstance(value, str) and value.startswith("${") and not value.startswith("${hydra"):
             yield f"  follows: {value[2:-1].replace('stage.', self._stage_keys(), 1)}"
         places = list(self.places(key))
@@ -251,6 +251,6 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _as_typed(text: str) -> str:
+def as_typed(text: str) -> str:
     """A docstring with the constants as a configuration spells them."""
     return re.sub(r"\b(None|True|False)\b", lambda word: {"None": "null"}.get(word[0], word[0].lower()), text)

@@ -32,7 +32,7 @@ def hint_for(message: str, config_name: str) -> str:
 
 
 def nearest_key(key: str, config: DictConfig) -> str | None:
-    """The key of a configuration that is spelt most alike, looked for part by part from the left; None for none.
+    """The key of a configuration that is spelled most alike, looked for part by part from the left; None for none.
 
     Args:
         key: dotted, as it was typed.
@@ -44,7 +44,8 @@ def nearest_key(key: str, config: DictConfig) -> str | None:
         if not isinstance(node, Mapping):
             return None
         names = [str(name) for name in node]
-        close = [part] if part in names else difflib.get_close_matches(part, names, n=1)
+        swapped = [name for name in names if sorted(name) == sorted(part)]  # two letters in the other order
+        close = [part] if part in names else swapped or difflib.get_close_matches(part, names, n=1)
         if not close:
             return None
         found.append(close[0])

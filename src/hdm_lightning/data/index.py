@@ -32,7 +32,7 @@ INDEX_NAME = "index.json"
 LATENTS_NAME = "latents.json"
 """Beside shards of latents, from the first one on: what their index will say of them."""
 
-ENCODE_ON = "start the same `hdm-shards encode` again, which goes on where it was"
+ENCODE_ON = "start the same `hdm-shards encode` again, which resumes where it was"
 
 MOST_SAMPLES = 1 << 24
 """Of one shard; the numbers of more, which a small file can claim, would fill the memory."""

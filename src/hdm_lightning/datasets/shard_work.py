@@ -163,7 +163,7 @@ def read_job(files: LocalFiles, url: str, job: Job) -> bytes:
     try:
         return files.read(url, job.start, job.end) if is_local(url) else read_range(url, job.start, job.end)
     except OSError as error:
-        hint = "look at the storage of the images; the same command goes on"
+        hint = "look at the storage of the images; the same command resumes"
         raise UserError(f"the shard cannot be read ({error})", where=url, hint=hint) from error
 
 

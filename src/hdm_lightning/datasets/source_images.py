@@ -142,7 +142,9 @@ def caption_fields(
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all builders from image files share."""
     parser.add_argument("folder", help="folder with the images, searched to any depth")
-    parser.add_argument("--out", required=True, help="folder for the shards; a build there goes on, or takes changes")
+    parser.add_argument(
+        "--out", required=True, help="folder for the shards; a build there is resumed, or takes changes"
+    )
     parser.add_argument("--anew", action="store_true", help="build all shards again")
     parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
     parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave files as they are")

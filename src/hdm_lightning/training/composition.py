@@ -70,6 +70,8 @@ HINTS = {
     "less_than": "give less than {lt:g}",
     "less_than_equal": "give {le:g} or less",
     "literal_error": "give {expected}",
+    "dict_type": "give its keys one by one, as in GROUP.KEY=VALUE",
+    "dataclass_type": "give its keys one by one, as in GROUP.KEY=VALUE",
 }
 """By pydantic's name of a mistake."""
 
