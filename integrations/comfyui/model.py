@@ -89,6 +89,11 @@ class DiffusionModel(XUT):
     ) -> Tensor:
         """The velocity (B,C,H,W) of latents at times (B,), for texts (B,L,D) of which `lengths` (B,) tokens count."""
         require_latent(x, self.facts)
+        if control is not None:
+            what = "is for a model of another kind: none is known for these networks"
+            raise UserError(what, where="ControlNet", hint="leave its node out")
+        # Of a model that is moved in parts, ComfyUI moves what has parameters.
+        self.time_embedding.frequencies = self.time_embedding.frequencies.to(x.device)
         if float(timesteps.max()) > LATEST_TIME:
             hint = "shift the times with ModelSamplingAuraFlow instead of ModelSamplingSD3"
             raise UserError(
