@@ -59,7 +59,7 @@ class DrawTab:
                     label="one row a seed, one column a model",
                     elem_id="drawn",
                     columns=2,
-                    height="auto",
+                    height=720,
                     object_fit="contain",
                     buttons=["download", "fullscreen"],
                     interactive=False,
@@ -179,7 +179,8 @@ class DrawTab:
         progress: Any = gr.Progress(),  # noqa: B008  (as gradio wants it)
     ) -> Iterator[dict[Any, Any]]:
         """Draw what the form says; pictures come a model at a time."""
-        session, notes = str(request.session_hash), []
+        session = str(request.session_hash)
+        notes: list[str] = []
         self._stopped.discard(session)
 
         def report(what: str, done: int, total: int) -> None:
