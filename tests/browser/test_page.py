@@ -80,7 +80,6 @@ def test_what_is_drawn_is_what_hdm_sample_draws(page, served):
     ours = [fetched(page, source) for source in sources]
     options = ["--steps", "4", "--x-shift", "0.25", "--zoom", "1.2", "--count", "2", "--no-sheet"]
     theirs = sample(served, "runs/two", "a red circle", *options)
-    assert [np.array_equal(pixels(one), pixels(other.read_bytes())) for one, other in zip(ours, theirs, strict=True)]
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(pixels(one), pixels(other.read_bytes()))
     # The file that can be downloaded is the one that was written, with its record.
