@@ -80,7 +80,6 @@ def test_what_is_drawn_is_what_hdm_sample_draws(page, served):
     ours = [fetched(page, source) for source in sources]
     options = ["--steps", "4", "--x-shift", "0.25", "--zoom", "1.2", "--count", "2", "--no-sheet"]
     theirs = sample(served, "runs/two", "a red circle", *options)
-    assert [np.array_equal(pixels(one), pixels(other.read_bytes())) for one, other in zip(ours, theirs, strict=True)]
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(pixels(one), pixels(other.read_bytes()))
     # The file that can be downloaded is the one that was written, with its record.
@@ -167,7 +166,7 @@ def test_a_run_shows_its_stages_curves_samples_and_ledger(page):
     page.locator("#plot canvas, #plot svg").first.wait_for(timeout=SLOW_MS)
     assert "train/loss_mean" in page.locator("#curves").inner_text()
     page.get_by_role("button", name="Ledger").click()
-    page.locator("#ledger").get_by_text("progress").first.wait_for()
+    page.locator("#ledger").get_by_text("progress").filter(visible=True).first.wait_for(timeout=SLOW_MS)
 
 
 def test_a_sample_is_found_shown_and_left_out(page, served):
@@ -192,7 +191,7 @@ def test_a_sample_is_found_shown_and_left_out(page, served):
     (record,) = [each for each in load_index(served.folder / "shards").shards if each.skip]
     assert (record.name, dict(record.skip)) == ("shard-00001.tar", {5: f"marked by hand: {HACK}"})
     page.get_by_role("button", name="Left out of this set").click()
-    page.locator("#marks").get_by_text(HACK).first.wait_for()
+    page.locator("#marks").get_by_text(HACK).filter(visible=True).first.wait_for(timeout=SLOW_MS)
     field(page, "unmark-shard").fill("shard-00001.tar")
     field(page, "unmark-sample").fill("5")
     page.locator("#unmark").click()

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from hdm_lightning.app.page_errors import told
-from hdm_lightning.app.side_by_side import Drawn, Studio, Wanted, seed_from, settings_from_fields
+from hdm_lightning.app.side_by_side import Drawn, Studio, Wanted, number_from, seed_from, settings_from_fields
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.sampling_settings import OnIndivisible, SamplingSettings, Solver
 
@@ -59,7 +59,7 @@ class DrawTab:
                     label="one row a seed, one column a model",
                     elem_id="drawn",
                     columns=2,
-                    height="auto",
+                    height=720,
                     object_fit="contain",
                     buttons=["download", "fullscreen"],
                     interactive=False,
@@ -179,7 +179,8 @@ class DrawTab:
         progress: Any = gr.Progress(),  # noqa: B008  (as gradio wants it)
     ) -> Iterator[dict[Any, Any]]:
         """Draw what the form says; pictures come a model at a time."""
-        session, notes = str(request.session_hash), []
+        session = str(request.session_hash)
+        notes: list[str] = []
         self._stopped.discard(session)
 
         def report(what: str, done: int, total: int) -> None:
@@ -194,20 +195,19 @@ class DrawTab:
         numbers = {name: form[part] for name, part in self.numbers.items()}
         interval = numbers.pop("low"), numbers.pop("high")
         settings = settings_from_fields(numbers) | {
-            "guidance_interval": tuple(settings_from_fields({"zoom": time})["zoom"] for time in interval),
+            "guidance_interval": tuple(float(number_from(time, "guidance times")) for time in interval),
             "negative_prompt": str(form[self.negative] or ""),
             "solver": form[self.solver],
             "on_indivisible": form[self.indivisible],
         }
-        size = settings_from_fields({"width": form[self.width], "height": form[self.height], "steps": form[self.count]})
-        rows = [(form[name], settings_from_fields({"zoom": form[weight]})["zoom"]) for name, weight in self.loras]
+        rows = [(form[name], float(number_from(form[weight], "weight of a LoRA"))) for name, weight in self.loras]
         return Wanted(
             prompt=str(form[self.prompt] or ""),
             models=form[self.models] or [],
-            width=size["width"],
-            height=size["height"],
+            width=int(number_from(form[self.width], "width", whole=True)),
+            height=int(number_from(form[self.height], "height", whole=True)),
             seed=seed_from(form[self.seed]),
-            count=size["steps"],
+            count=int(number_from(form[self.count], "images", whole=True)),
             loras=[(name, weight) for name, weight in rows if name and name != NO_LORA],
             settings=settings,
         )

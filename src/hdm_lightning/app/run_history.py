@@ -183,7 +183,8 @@ def _vae_stage(file: Path) -> AutoencoderStageSettings:
     stage = read_recorded(file).get("stage")
     try:
         known = AutoencoderStageSettings.__dataclass_fields__
-        return AutoencoderStageSettings(**{key: stage[key] for key in known if key in stage})  # type: ignore[index]
+        given = {key: value for key, value in dict(stage or {}).items() if key in known}
+        return AutoencoderStageSettings(**given)
     except (TypeError, ValueError) as error:
         hint = "choose a run of hdm-train or hdm-train-vae"
         raise UserError("holds no stage", where=str(file), hint=hint) from error

@@ -213,16 +213,17 @@ def settings_from_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         if kinds[name] in (int, float):
-            found[name] = _number(value, name, kinds[name] is int)
+            found[name] = number_from(value, name.replace("_", " "), whole=kinds[name] is int)
         else:
             found[name] = value
     return found
 
 
-def _number(value: Any, name: str, whole: bool) -> float | int:
+def number_from(value: Any, where: str, *, whole: bool = False) -> float | int:
+    """A number of a form. Raises UserError, naming the field: it is none, or not whole where it must be."""
     if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
         kind = "whole number" if whole else "number"
-        raise UserError(f"{value!r} is no {kind}", where=name.replace("_", " "), hint="give one")
+        raise UserError(f"{value!r} is no {kind}", where=where, hint="give one")
     return int(value) if whole else float(value)
 
 
