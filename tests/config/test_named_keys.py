@@ -16,6 +16,8 @@ from hdm_lightning.training.former_keys import RENAMED
 SOURCE = Path(hdm_lightning.__file__).parent
 OTHERS = {
     "data.tokenizer",  # of `ShardDataModule` alone
+    "autoencoder.config.block_out_channels",  # where a configuration is given
+    "logger.trackio",  # of logger=trackio
     "data.captions.tags.group_drop",
     "data.captions.tags.tag_drop",
     "stage.written_at",
