@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hdm_lightning.cli.hydra_app import LONGEST_FOLDER_NAME, run_hydra, short_name
-from hdm_lightning.cli.overrides import EXCLUDED, SUBDIR, arranged, unparsable
+from hdm_lightning.cli.overrides import EXCLUDED, MODES, SUBDIR, arranged, unparsable
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.former_keys import present_keys
 
@@ -50,7 +50,7 @@ def test_the_hint_of_an_override_that_cannot_be_parsed_is_one_that_means_what_wa
 def test_flags_stand_anywhere():
     lot = random.Random(0)
     overrides = ["seed=0,1", "data.train=x", "~callbacks.guard"]
-    flags = [["-m"], ["--config-dir", "here"], ["--cfg", "job"]]
+    flags = [["-m"], ["--config-dir", "here"], ["--config-name", "train"]]
     for _ in range(50):
         mixed = [[each] for each in overrides] + flags
         lot.shuffle(mixed)
@@ -59,6 +59,22 @@ def test_flags_stand_anywhere():
         assert sorted(found[:first]) == sorted(word for words in flags for word in words)
         assert found.index("here") == found.index("--config-dir") + 1
         assert [each for each in found[first:] if each in overrides] == [e[0] for e in mixed if e[0] in overrides]
+
+
+@pytest.mark.parametrize("first", ["-m", "--multirun", "--info", "--cfg=job", "-c"])
+@pytest.mark.parametrize("second", ["--cfg", "--info=all", "--run"])
+def test_flags_that_contradict_each_other_are_named_and_the_hint_helps(first, second):
+    given = {"-c": ["-c", "job"], "--cfg": ["--cfg", "job"]}
+    arguments = [*given.get(first, [first]), "seed=0,1", *given.get(second, [second])]
+    if MODES[first.partition("=")[0]] == MODES[second.partition("=")[0]]:
+        assert arranged(arguments)
+        return
+    with pytest.raises(UserError) as caught:
+        arranged(arguments)
+    for left_out in caught.value.hint.removeprefix("leave ").removesuffix(" out").split(" or "):
+        flags = {flag for flag, mode in MODES.items() if mode == left_out}
+        kept = [each for each in arguments if each.partition("=")[0] not in flags and each != "job"]
+        assert arranged(kept)
 
 
 def test_jobs_are_named_by_what_differs_and_other_sweeps_by_another_name():

@@ -12,6 +12,13 @@ from hdm_lightning.errors import UserError
 WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 """Flags of Hydra that are followed by a value."""
 MULTIRUN = ("-m", "--multirun")
+MODES = {
+    **dict.fromkeys(MULTIRUN, "-m"),
+    **dict.fromkeys(("-c", "--cfg"), "--cfg"),
+    **dict.fromkeys(("-i", "--info"), "--info"),
+    **dict.fromkeys(("-r", "--run"), "--run"),
+}
+"""What Hydra does one of, by its flags; it ends in a stack trace where it is given two."""
 SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
 
 EXPLAIN = "--explain"
@@ -25,9 +32,12 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     another one does not.
 
     Raises:
-        UserError: an argument cannot be parsed; the hint is the argument quoted.
+        UserError: an argument cannot be parsed, where the hint is the argument quoted; flags contradict each other.
     """
     flags, rest = _apart(arguments)
+    modes = list(dict.fromkeys(MODES[name] for flag in flags if (name := flag.partition("=")[0]) in MODES))
+    if len(modes) > 1:
+        raise UserError(f"does not go with {modes[1]}", where=modes[0], hint=f"leave {modes[0]} or {modes[1]} out")
     overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
     fixed = [override for override in overrides if not _varies(override)]
     if not set(MULTIRUN) & set(flags) or not fixed or any(each.startswith((SUBDIR, EXCLUDED)) for each in overrides):

@@ -97,7 +97,7 @@ def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[Planned
     if len(given) < len(sources) or min(given) <= 0:
         raise UserError(
             "some sources have a positive weight and some have not",
-            where="data.sources",
+            where="data.train",
             hint="give every source a positive weight, or none",
         )
     return given
@@ -161,7 +161,7 @@ class Plan:
 
     def __init__(self, config: StreamConfig) -> None:
         if not config.sources:
-            raise UserError("there is no source", where="data.sources", hint="name at least one folder of shards")
+            raise UserError("there is no source", where="data.train", hint="name at least one folder of shards")
         self.sources = places = [at_resolution(source, config.resolution) for source in config.sources]
         self.latents = common_latents(places)
         sources = [planned_shards(source, config.crop, config.resolution) for source in places]

@@ -56,7 +56,9 @@ def require_room_for_sockets(folder: str) -> None:
     name = f"{folder}/pymp-12345678/listener-12345678"
     if len(os.fsencode(name)) > LONGEST_SOCKET_NAME:
         what = f"the folder for temporary files, {folder}, has too long a name for the data workers' sockets"
-        raise UserError(what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.workers=0")
+        raise UserError(
+            what, where="TMPDIR", hint="start the command as TMPDIR=/tmp COMMAND, or set data.num_workers=0"
+        )
 
 
 def ranks_here(world: int) -> int:
@@ -92,8 +94,8 @@ def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, load
         raise UserError(
             f"{workers} data workers{several} need {workers * each / 1e6:.0f} MB of shared memory, and {SHARED_MEMORY} "
             f"has {free / 1e6:.0f} MB free",
-            where="data.workers",
-            hint=f"set data.workers={free // each}, or give more: docker run "
+            where="data.num_workers",
+            hint=f"set data.num_workers={free // each}, or give more: docker run "
             f"--shm-size={max(1, 2 * workers * each >> 30)}g",
         )
 

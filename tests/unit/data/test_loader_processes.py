@@ -136,7 +136,7 @@ def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, sh
     shutil.rmtree(short)
     others = set(multiprocessing.active_children())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("y" * 90)))
-    with pytest.raises(UserError, match=r"data\.workers=0") as caught:
+    with pytest.raises(UserError, match=r"data\.num_workers=0") as caught:
         next(iter(StreamLoader(config, Plan(config), kit.letters, batch_size=4)))
     assert caught.value.where == "TMPDIR" and set(multiprocessing.active_children()) <= others
 
@@ -151,7 +151,7 @@ def test_workers_without_shared_memory_are_refused_and_the_hint_helps(workers, f
         return worker_processes.require_shared_memory(workers, chunk, free, loaders)
     with pytest.raises(UserError, match="of shared memory") as caught:
         worker_processes.require_shared_memory(workers, chunk, free, loaders)
-    fit = int(re.search(r"data\.workers=(\d+)", caught.value.hint)[1])
+    fit = int(re.search(r"data\.num_workers=(\d+)", caught.value.hint)[1])
     worker_processes.require_shared_memory(fit, chunk, free, loaders)
     gigabytes = int(re.search(r"--shm-size=(\d+)g", caught.value.hint)[1])
     worker_processes.require_shared_memory(workers, chunk, gigabytes << 30, loaders)
@@ -168,7 +168,7 @@ def test_shared_memory_is_counted_for_all_ranks_here_and_for_validation(kit, sha
     made = StreamLoader(config, Plan(config), kit.letters, batch_size=4, validated=validated)
     assert made.workers == 2
     monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: needed - 1)
-    with pytest.raises(UserError, match=r"data\.workers"):
+    with pytest.raises(UserError, match=r"data\.num_workers"):
         next(iter(made))
     monkeypatch.setattr(worker_processes, "free_shared_memory", lambda: needed)
     assert next(iter(made))["image"].shape == (4, 3, 16, 16)
