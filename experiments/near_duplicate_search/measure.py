@@ -1,6 +1,7 @@
 """Time and memory of the exact search for near copies, by number of hashes and distance.
 
-Hashes are random, as those of unlike images are, but for one in ten, which is a copy of another with up to six bits changed.
+Hashes are random, as those of unlike images are, but for one in ten, which is a copy of another with up to six bits
+changed.
 """
 
 import argparse
