@@ -28,7 +28,7 @@ def main() -> None:
     """Print a line a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", nargs="+", type=int, default=[100_000, 1_000_000, 4_000_000])
-    parser.add_argument("--distances", nargs="+", type=int, default=[0, 4, 8])
+    parser.add_argument("--distances", nargs="+", type=int, default=[0, 4])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for count in arguments.counts:

@@ -69,8 +69,8 @@ class Judged(NamedTuple):
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Judged":
         """What `to_json` gave. Raises ValueError, KeyError, TypeError: it is none."""
-        columns = (np.frombuffer(base64.b64decode(plain[name]), kind) for name, kind in _COLUMNS.items())
-        return cls(*columns, plain["having"], plain["lacking"], plain["keys"])
+        codes, hashes, pixels = (np.frombuffer(base64.b64decode(plain[name]), kind) for name, kind in _COLUMNS.items())
+        return cls(codes, hashes, pixels, plain["having"], plain["lacking"], plain["keys"])
 
 
 _COLUMNS: dict[str, Any] = {"codes": np.uint8, "hashes": np.uint64, "pixels": np.int64}
