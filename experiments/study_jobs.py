@@ -2,8 +2,12 @@
 
 A job is a function that returns plain numbers. Its result is written whole or not at all, beside where and when it was
 made; a job whose result is there is passed over, and one that fails is noted and tried again by the next start.
+
+`python -m experiments.study_jobs FROM TO` copies the results of another checkout.
 """
 
+import argparse
+import json
 import os
 import platform
 import shutil
@@ -25,7 +29,7 @@ from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.schedule import run_schedule
-from hdm_lightning.whole_files import write_json
+from hdm_lightning.whole_files import write_text
 
 TOP = Path(__file__).parents[1]
 
@@ -69,11 +73,17 @@ def run_jobs(jobs: dict[str, Callable[[], dict[str, Any]]], results: Path, *, sc
             print(traceback.format_exc(), flush=True)
             continue
         made = {**circumstances(), "wall_seconds": round(time.monotonic() - begun, 1), "load_before": round(load, 2)}
-        write_json(path, {"job": name, **found, "made": made})
+        write_result(path, {"job": name, **found, "made": made})
         shutil.rmtree(scratch / name, ignore_errors=True)
     print(
         f"{datetime.now(UTC):%H:%M:%S} {len(jobs) - len(failed)} of {len(jobs)} jobs done; failed: {failed}", flush=True
     )
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """A key a line, so that a hundred results stay small and can be compared."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items())
+    write_text(path, f"{{\n{lines}\n}}\n")
 
 
 @contextmanager
@@ -112,3 +122,17 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def main() -> None:
+    """Copy results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, metavar="FROM")
+    parser.add_argument("target", type=Path, metavar="TO")
+    arguments = parser.parse_args()
+    for path in sorted(arguments.source.glob("*.json")):
+        write_result(arguments.target / path.name, json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

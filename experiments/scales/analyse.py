@@ -9,7 +9,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from experiments.scales.law import Interval, Law, best_rate_interval, fit, interval, predicted, resampled, seed_spread
 from experiments.scales.plan import BATCHES, RATE_WIDTHS, jobs, trainings
@@ -17,9 +16,6 @@ from experiments.synergy.analyse import plain, put_between, read
 
 from hdm_lightning.profiling.duration import CALIBRATED_UTILISATION
 from hdm_lightning.profiling.gpus import GPUS
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 CARD = "5090"
@@ -148,7 +144,9 @@ def tables(found: dict[str, Any]) -> str:
     """The part of the README that is made of numbers."""
     lines = [
         f"**{found['trainings']} of {found['planned']} trainings are in.** Commits "
-        f"{', '.join(each[:7] for each in found['commits'])}; {', '.join(found['processors'])}.",
+        f"{', '.join(each[:7] for each in found['commits'])}; {', '.join(found['processors'])}, one core.",
+        "",
+        "![loss over operations, and over the base rate under both rules](figure.png)",
         "",
         "| width | samples | parameters (M) | operations (10¹²) | dollars | processor seconds | loss | trainings |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -202,6 +200,11 @@ def _span(each: Interval) -> str:
 
 def draw(found: dict[str, Any], results: dict[str, Result], path: Path) -> None:
     """Loss over operations for each length, and over the base rate for each width under both rules."""
+    import matplotlib as mpl  # noqa: PLC0415 (tests of the tables do without it)
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), sharey=True)
     for samples in sorted({cell["samples"] for cell in found["cells"]}):
         mine = [cell for cell in found["cells"] if cell["samples"] == samples]

@@ -16,16 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from experiments.synergy.design import Planned, planned
 from experiments.synergy.effects import PRIMARY_TERMS, Effect, Fit, interactions, main_effects, over_autoencoders
 from experiments.synergy.run import BASELINE, SHARES
 
 from hdm_lightning.metrics.comparisons import holm
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 PRIMARY = "log pixel error"
@@ -155,8 +151,12 @@ def tables(analysis: dict[str, Any]) -> str:
     primary = analysis["endpoints"][PRIMARY]
     lines = [
         f"**{analysis['trainings']} of {analysis['planned']} trainings are in.** Commits "
-        f"{', '.join(each[:7] for each in analysis['commits'])}; {', '.join(analysis['processors'])}.",
+        f"{', '.join(each[:7] for each in analysis['commits'])}; {', '.join(analysis['processors'])}, one core.",
         "",
+    ]
+    if primary["freedom"] < 1:
+        return lines[0] + " That is fewer than there are coefficients: no effect is estimated yet.\n"
+    lines += [
         f"Primary endpoint, {PRIMARY} (mean {primary['mean']:.3f}; a residual has a standard deviation of "
         f"{primary['residual']:.3f} on {primary['freedom']} degrees of freedom). −0.1 is an error lower by 10%.",
         "",
@@ -164,6 +164,8 @@ def tables(analysis: dict[str, Any]) -> str:
         "|---|---:|---:|---:|",
         *(_row(each) for each in primary["effects"]["main"]),
         *(_row(each) for each in primary["effects"]["interaction"]),
+        "",
+        "![effects on the primary endpoint with their intervals](figure.png)",
         "",
         "| term | p | p by Holm, primary | other endpoints with p below 0.05 by Holm |",
         "|---|---:|---:|---|",
@@ -255,6 +257,11 @@ def equal_time(analysis: dict[str, Any]) -> dict[str, str]:
 
 def draw(analysis: dict[str, Any], path: Path) -> None:
     """Effects on the primary endpoint with their intervals."""
+    import matplotlib as mpl  # noqa: PLC0415 (tests of the tables do without it)
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
     effects = analysis["endpoints"][PRIMARY]["effects"]
     shown = [*effects["main"], *effects["interaction"]]
     figure, axis = plt.subplots(figsize=(8, 0.26 * len(shown) + 1.2))
@@ -287,7 +294,9 @@ def plain(value: Any) -> Any:
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list):
         return [plain(each) for each in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
 
 
 def main() -> None:
@@ -296,7 +305,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     analysis = analyse(read(parser.parse_args().results))
     (HERE / "analysis.json").write_text(json.dumps(plain(analysis), indent=1) + "\n")
-    draw(analysis, HERE / "figure.png")
+    if analysis["endpoints"][PRIMARY]["freedom"] >= 1:
+        draw(analysis, HERE / "figure.png")
     put_between(HERE / "README.md", tables(analysis))
     print(tables(analysis))
 

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.study_jobs import run_jobs
-from experiments.synergy import design, effects
+from experiments.synergy import analyse, design, effects
 
 
 def test_the_design_holds_every_main_effect_and_two_way_interaction() -> None:
@@ -97,6 +97,12 @@ def test_contrasts_are_orthogonal_and_of_unit_mean_square() -> None:
     full = np.column_stack(list(design.terms(design.all_cells()).values()))
     assert full.T @ full == pytest.approx(48 * np.eye(24))
     assert len(list(itertools.product(*design.FACTORS.values()))) == 48
+
+
+def test_the_page_says_what_its_results_say() -> None:
+    folder = Path(analyse.__file__).parent
+    found = analyse.analyse(analyse.read(folder / "results"))
+    assert analyse.tables(found) in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_jobs_go_on_where_they_stopped(tmp_path) -> None:
