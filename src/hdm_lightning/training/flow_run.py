@@ -36,8 +36,9 @@ from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init, require_whole
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
+from hdm_lightning.training.modules.adapted_layers import is_adapted
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.modules.low_rank import adapter_of, is_adapted
+from hdm_lightning.training.modules.low_rank import adapter_of
 from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
