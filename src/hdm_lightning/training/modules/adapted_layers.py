@@ -44,6 +44,10 @@ class LayerAdapter:
         """How many numbers are trained beside a layer (out, size)."""
         raise NotImplementedError
 
+    def elements_beside(self, size: int, out: int) -> int:
+        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        raise NotImplementedError
+
     def layers(self, network: nn.Module) -> list[str]:
         """Names of the layers that are adapted, in the network's order.
 

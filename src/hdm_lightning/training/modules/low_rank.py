@@ -50,6 +50,10 @@ class LoRA(LayerAdapter):
         """How many numbers are trained beside a layer (out, size)."""
         return self.rank * (size + out)
 
+    def elements_beside(self, size: int, out: int) -> int:
+        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        return self.parameters_beside(size, out)
+
     def __call__(self, network: nn.Module) -> Any:
         """The same network, adapted; the adapters are drawn from torch's default generator."""
         self.require_packages()

@@ -75,6 +75,14 @@ class LyCORIS(LayerAdapter):
         """How many numbers are trained beside a layer (out, size)."""
         return sum(tensor.numel() for tensor in self.tensors(out, size, torch.device("meta")).values())
 
+    def elements_beside(self, size: int, out: int) -> int:
+        """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
+        if self.kind == "loha":
+            rank = self.rank**2
+        else:
+            rank = kronecker_rank(*kronecker_parts(self.tensors(out, size, torch.device("meta"))))
+        return min(rank * (out + size), out * size)
+
     def tensors(self, out: int, size: int, device: torch.device) -> dict[str, Tensor]:
         """The first values of a layer's factors by their names, which lycoris-lora has as well."""
         rank = self.rank
