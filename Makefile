@@ -33,15 +33,19 @@ demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes o
 
 .PHONY: test
 test: install ## the default tests: two cores, offline, under eight minutes
-	$(PYTEST) -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu and not loggers'
 
 .PHONY: test-slow
 test-slow: install ## the slow tier
-	$(PYTEST) -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu and not loggers'
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+.PHONY: test-loggers
+test-loggers: install ## the tests of other packages' loggers: pip install wandb mlflow-skinny trackio
+	$(PYTEST) -m loggers
 
 .PHONY: lint
 lint: install ## ruff and the import contracts

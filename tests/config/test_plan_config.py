@@ -198,7 +198,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["+host.coers=3"], "host.coers", "cores"),
         (["gpus=[]"], "gpus", "gpus=4x5090"),
         (["adapter=lora", "adapter.targets=[atention]"], "adapter.targets", "attention"),
-        (["adapter=lora", "adapter.dropout=0.1"], "adapter.dropout", "rank"),
+        (["adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "rank"),
         (["trainer.precision=16-true"], "trainer.precision", "auto"),
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),

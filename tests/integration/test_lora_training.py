@@ -218,3 +218,22 @@ def test_blocks_that_are_run_again_give_an_adapter_its_gradients(recomputed):
     kept, again = gradients(network, False), gradients(network, recomputed)
     assert all(torch.equal(again[name], value) for name, value in kept.items())
     assert all(value.abs().max() > 0 for value in kept.values())
+
+
+@pytest.mark.parametrize("target", ["LoRA", "LyCORIS"])
+def test_two_processes_train_an_adapter_as_one_does(lora_job, target):
+    """The same samples in every step; what differs is the order in which float32 is summed."""
+    one, two = lora_job("one"), lora_job("two")
+    for config in (one, two):
+        config["adapter"] = {"_target_": f"hdm_lightning.{target}", "rank": RANK}
+        config["optimizer"] = {"eps": 1e-3}  # small gradients would be scaled up with their rounding
+    two["trainer"] = {**two["trainer"], "devices": 2}
+    for config in (one, two):
+        assert run_job(check_job(config)) == 0
+    first, second = (load_file(final(config) / "adapter_model.safetensors") for config in (one, two))
+    assert first.keys() == second.keys()
+    moved = 0.0
+    for name, value in first.items():
+        assert torch.allclose(second[name], value, rtol=1e-3, atol=1e-5), name
+        moved = max(moved, float(value.abs().max()))
+    assert moved > 0

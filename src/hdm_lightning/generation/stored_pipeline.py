@@ -193,6 +193,14 @@ class StoredPipeline(DiffusionPipeline):
         _require_accelerate("enable_sequential_cpu_offload")
         super().enable_sequential_cpu_offload(*arguments, **options)
 
+    def enable_vae_tiling(self) -> None:
+        """Let the autoencoder encode and decode large images in tiles, which takes less memory."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Let it take images whole again."""
+        self.vae.disable_tiling()
+
     @contextmanager
     def _with_text_encoder(self, included: bool) -> Iterator[None]:
         """Inside the with statement the configuration names text encoder and tokenizer only if they are included.
