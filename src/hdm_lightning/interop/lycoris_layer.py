@@ -55,7 +55,8 @@ class Hadamard(AdapterLayer):
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Hadamard:
         """The same of other tensors under these names."""
-        return Hadamard(*(tensors[name] for name in HADAMARD), alpha=self.alpha)
+        w1_a, w1_b, w2_a, w2_b = (tensors[name] for name in HADAMARD)
+        return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=self.alpha)
 
     def product(self) -> Tensor:
         """(out, in), in float64."""
@@ -107,7 +108,7 @@ class Kronecker(AdapterLayer):
 
     def tensors(self) -> dict[str, Tensor]:
         """By the ends of their names in files."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, part in (("lokr_w1", self.w1), ("lokr_w2", self.w2)):
             found |= {name: part[0]} if len(part) == 1 else {f"{name}_a": part[0], f"{name}_b": part[1]}
         return found

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from hdm_lightning.interop.low_rank_layer import AdapterLayer
 from hdm_lightning.interop.lycoris_layer import (
+    HADAMARD,
     Hadamard,
     Kronecker,
     divisors,
@@ -98,7 +99,7 @@ class LyCORIS(LayerAdapter):
                 "hada_w2_b": nn.init.normal_(empty(rank, size), std=1.0),
             }
         (a, b), (c, d) = divisors(out, self.factor), divisors(size, self.factor)
-        found = {}
+        found: dict[str, Tensor] = {}
         if self.decompose_both and rank < max(a, c) / 2:
             found |= {"lokr_w1_a": _uniform(empty(a, rank)), "lokr_w1_b": _uniform(empty(rank, c))}
         else:
@@ -122,7 +123,8 @@ class FactoredLinear(nn.Module):
         super().__init__()
         self.base_layer, self.kind = base_layer, adapter.kind
         weight = base_layer.weight
-        for name, tensor in adapter.tensors(*weight.shape, weight.device).items():
+        out, size = weight.shape
+        for name, tensor in adapter.tensors(out, size, weight.device).items():
             setattr(self, name, nn.Parameter(tensor.to(weight.dtype)))
         self.rank = adapter.rank
         whole = {"lokr_w1", "lokr_w2"} <= self.own().keys()
@@ -159,14 +161,16 @@ class FactoredLinear(nn.Module):
     def layer(self, values: dict[str, Tensor]) -> AdapterLayer:
         """What these values of the factors add to the layer."""
         if self.kind == "loha":
-            return Hadamard(*values.values(), alpha=self.scale * self.rank)
+            w1_a, w1_b, w2_a, w2_b = (values[name] for name in HADAMARD)
+            return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=self.scale * self.rank)
         found = Kronecker(*kronecker_parts(values), alpha=self.scale)
         return Kronecker(found.w1, found.w2, alpha=self.scale * found.rank)
 
     def _added(self, x: Tensor) -> Tensor:
         out, size = self.base_layer.weight.shape
         if self.kind == "loha":
-            factors = [self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b]
+            own = self.own()
+            factors = [own[name] for name in HADAMARD]
             if self.rank**2 * (out + size) < out * size:
                 down, up = hadamard_pair(*factors)
                 return linear(linear(x, down), up)
