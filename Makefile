@@ -33,11 +33,11 @@ demo: install ## shards, EQ-VAE, XUT, pictures and their score, in ten minutes o
 
 .PHONY: test
 test: install ## the default tests: two cores, offline, under eight minutes
-	$(PYTEST) -m 'not slow and not gpu and not comfyui and not browser'
+	$(PYTEST) -m 'not slow and not gpu and not comfyui and not browser and not loggers'
 
 .PHONY: test-slow
 test-slow: install ## the slow tier
-	$(PYTEST) -m 'slow and not gpu and not comfyui and not browser'
+	$(PYTEST) -m 'slow and not gpu and not comfyui and not browser and not loggers'
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
@@ -51,6 +51,10 @@ test-comfyui: install ## the nodes in ComfyUI itself: COMFYUI=/path/to/ComfyUI [
 test-browser: install ## the page of hdm-app in Chromium, which must be installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,browser]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+
+.PHONY: test-loggers
+test-loggers: install ## the tests of other packages' loggers: pip install wandb mlflow-skinny trackio
+	$(PYTEST) -m loggers
 
 .PHONY: lint
 lint: install ## ruff, the import contracts, spelling

@@ -22,10 +22,12 @@ class Hub:
         files: repository → path → content.
         messages: of all commits, in order.
         refuses: whether it lets nobody write.
+        status: repository → what it answers instead of what it holds.
     """
 
     def __init__(self):
         self.files, self.messages, self.refuses, self.url = {}, [], False, ""
+        self.status = {}
 
 
 @contextmanager
@@ -116,6 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """Tell what a repository holds, give a file."""
         path = self.path.partition("?")[0]
+        for name, status in self.hub.status.items():
+            if f"/{name}/" in f"{path}/":
+                headers = {"Location": "http://127.0.0.1:9/elsewhere"} if 300 <= status < 400 else {}
+                headers |= {"X-Error-Code": "GatedRepo"} if status == 403 else {}
+                return self._answer({"error": "no"}, status=status, headers=headers)
         listed = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(/revision/[^/]+)?", path)
         if listed and listed[1] in self.hub.files:
             siblings = [{"rfilename": name} for name in self.hub.files[listed[1]]]

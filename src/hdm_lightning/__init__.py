@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hdm_lightning.training.modules.autoencoder_module import AutoencoderModule
     from hdm_lightning.training.modules.flow_module import FlowModule
     from hdm_lightning.training.modules.low_rank import LoRA
+    from hdm_lightning.training.modules.lycoris import LyCORIS
 
 __all__ = [
     "XUT",
@@ -21,6 +22,7 @@ __all__ = [
     "FlowModule",
     "HDMPipeline",
     "LoRA",
+    "LyCORIS",
     "ShardDataModule",
     "XUTConfig",
     "__version__",
@@ -33,6 +35,7 @@ _PLACES = {
     "FlowModule": "hdm_lightning.training.modules.flow_module",
     "HDMPipeline": "hdm_lightning.generation.pipeline",
     "LoRA": "hdm_lightning.training.modules.low_rank",
+    "LyCORIS": "hdm_lightning.training.modules.lycoris",
     "ShardDataModule": "hdm_lightning.data.datamodule",
     "XUT": "hdm_lightning.models",
     "XUTConfig": "hdm_lightning.models",

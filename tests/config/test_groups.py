@@ -26,7 +26,7 @@ OF_THE_OTHER = {
     "train": [("callbacks", "autoencoder"), ("module", "autoencoder")],
     "train_vae": [("callbacks", "default")],
 }
-OF_INIT = ("of_init", "finetune", "lora")
+OF_INIT = ("of_init", "finetune", "lora", "lycoris")
 """Choices that leave something to the model of `init`, or stand beside it."""
 OF_AN_ADAPTER = ["module.rule=constant", "model=of_init", "text_encoder=of_init", "vae=of_init", "schedule=lora"]
 """What an adapter trains with: the network and the encoders of its base."""

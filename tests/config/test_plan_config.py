@@ -136,6 +136,18 @@ def test_muon_keeps_one_moment_of_the_blocks_matrices():
     assert muon["weights"] == adamw["weights"]
 
 
+def test_an_adapter_takes_less_memory_disk_and_time_than_all_weights():
+    whole, lora = planned().content, planned("adapter=lora", "module.rule=constant").content
+    trained = lora["recipe"]["trained"]
+    assert whole["recipe"]["trained"] == whole["recipe"]["parameters"] == lora["recipe"]["parameters"] - trained
+    assert lora["stages"][0]["memory"]["optimizer"] == 8 * trained
+    assert lora["stages"][0]["memory"]["weights"] == 4 * lora["recipe"]["parameters"]
+    assert lora["storage"]["checkpoint_gb"] < 0.1 * whole["storage"]["checkpoint_gb"]
+    assert 0.5 < lora["total"]["hours"] / whole["total"]["hours"] < 0.9
+    smaller = planned("adapter=lycoris", "module.rule=constant").content
+    assert smaller["recipe"]["trained"] < 0.2 * trained
+
+
 def test_several_machines_are_compared():
     result = planned("gpus=[4x5090,4x4090,4x3090,1x4090]")
     hours = [plan["total"]["hours"] for plan in result.content["plans"]]
@@ -185,6 +197,8 @@ def test_a_sharded_run_names_what_it_gathers():
         (["vae.name=/nowhere/at/all"], "vae.name", "KBlueLeaf/EQ-SDXL-VAE"),
         (["+host.coers=3"], "host.coers", "cores"),
         (["gpus=[]"], "gpus", "gpus=4x5090"),
+        (["adapter=lora", "adapter.targets=[atention]"], "adapter.targets", "attention"),
+        (["adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "rank"),
         (["trainer.precision=16-true"], "trainer.precision", "auto"),
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from composed import check_job, run_job
-from hdm_lightning import HDMPipeline
+from hdm_lightning import HDMPipeline, load_text_encoder
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders import pretrained
 from hdm_lightning.errors import UserError
@@ -40,8 +41,8 @@ def test_a_run_is_pushed_at_its_stages_and_draws_from_the_hub_as_from_here(hub, 
     assert run_job(check_job(job)) == 0
     assert hub.messages == ["toy: stage px16", "toy: final"]
     final = Path(job["run_dir"]) / "final"
-    here = {str(path.relative_to(final)): path.read_bytes() for path in final.rglob("*") if path.is_file()}
-    assert hub.files["me/toy"] == here and "model_index.json" in here
+    weights = {str(path.relative_to(final)) for path in final.rglob("*.safetensors")}
+    assert weights and all(hub.files["me/toy"][name] == (final / name).read_bytes() for name in weights)
     assert f"{hub.url}/me/toy" in capsys.readouterr().out
     settings = {"seed": 3, "num_inference_steps": 2, "output_type": "pt"}
     ours = HDMPipeline.from_pretrained(final)("a red circle", **settings).images
@@ -58,6 +59,37 @@ def _pixels(path):
     from PIL import Image
 
     return Image.open(path).tobytes()
+
+
+def texts_on(hub, name):
+    """What of a repository is no tensor and no picture, by the file's name."""
+    return {path: held.decode() for path, held in hub.files[name].items() if not path.endswith(("safetensors", "png"))}
+
+
+def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path):
+    """Neither from a run whose text encoder lies here, which goes along, nor from a pipeline that pushes itself."""
+    job["callbacks"] = {"sample_images": {"prompts": ["a *star* | <b>"], "steps": 1, "aspect_ratios": [1.0]}}
+    job["hub"] |= {"licence": "cc-by-sa-4.0"}
+    assert run_job(check_job(job)) == 0
+    HDMPipeline.from_pretrained(Path(job["run_dir"]) / "final").push_to_hub("me/again")
+    HDMPipeline.from_pretrained("me/toy").push_to_hub("me/third")
+    for name in ("me/toy", "me/again", "me/third"):
+        texts = texts_on(hub, name)
+        assert {"README.md", "model_index.json", "vae/config.json", "text_encoder/config.json"} <= texts.keys()
+        lines = [f"{path}: {line}" for path, text in texts.items() for line in text.splitlines()]
+        assert not [line for line in lines if str(Path(job["run_dir"]).parent.parent) in line]
+        assert "license: cc-by-sa-4.0" in texts["README.md"] and "40 samples in all" in texts["README.md"]
+        assert "validation loss, raw" in texts["README.md"]
+    assert hub.files["me/toy"]["samples.png"].startswith(b"\x89PNG")
+    assert "- a \\*star\\* \\| &lt;b&gt;" in texts_on(hub, "me/toy")["README.md"]
+    assert "samples.png" not in texts_on(hub, "me/again")["README.md"]
+
+
+@pytest.mark.parametrize("licence", ["", "a licence", "mit\nname: x"])
+def test_what_is_no_licence_s_name_is_refused(job, licence):
+    with pytest.raises(UserError, match="no licence") as refused:
+        check_job({**job, "hub": {"push": None, "licence": licence}})
+    assert refused.value.where == "hub.licence"
 
 
 def test_a_fine_tuning_begins_from_the_hub(hub, job, toy_job, tmp_path):
@@ -118,6 +150,51 @@ def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_l
     assert "does not say under which license" in capsys.readouterr().err
     first, second = sorted((tmp_path / "out").glob("0*.png"))
     assert _pixels(first) == _pixels(second)
+
+
+def test_the_pipeline_reads_what_was_published_and_says_its_licence(hub, published, tiny_text_encoder, tmp_path):
+    own = {"text_encoder": load_text_encoder(str(tiny_text_encoder))}
+    hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
+    hub.files["them/silent"] = {"net.safetensors": published}
+    settings = {"seed": 0, "height": 16, "width": 16, "num_inference_steps": 1, "guidance_scale": 1.0}
+    with pytest.warns(UserWarning, match=r"cc-by-nc-sa-4\.0, by its card.*forbids commercial use"):
+        pipeline = HDMPipeline.from_pretrained("them/net", **own)
+    with pytest.warns(UserWarning, match="does not say under which licence.*released.*CC-BY-NC-SA"):
+        again = HDMPipeline.from_pretrained("them/silent", **own)
+    assert sample.main(["them/net", *published.options(tmp_path)]) == 0
+    drawn = [each("a star", **settings).images[0].tobytes() for each in (pipeline, again)]
+    assert drawn == [_pixels(tmp_path / "out" / "0000-a-star-0.png")] * 2
+    (tmp_path / "here.safetensors").write_bytes(published)
+    here = HDMPipeline.from_pretrained(tmp_path / "here.safetensors", **own)
+    assert here("a star", **settings).images[0].tobytes() == drawn[0]
+    with pytest.raises(UserError, match="variant"):
+        HDMPipeline.from_pretrained(tmp_path / "here.safetensors", variant="raw", **own)
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 429, 500, 503])
+def test_a_hub_that_does_not_give_a_model_is_told_on_one_screen(hub, status, monkeypatch, capsys):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it asks again
+    hub.status["them/net"] = status
+    with pytest.raises(UserError, match=r"them/net.* could not be downloaded") as refused:
+        HDMPipeline.from_pretrained("them/net")
+    assert refused.value.where == "model" and "hf auth login" in refused.value.hint
+    pretrained._unreachable.clear()
+    assert sample.main(["them/net", "a star", "--device", "cpu"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_that_are_no_numbers_are_named(job, tmp_path, part):
+    assert run_job(check_job({**job, "hub": {"push": None}})) == 0
+    HDMPipeline.from_pretrained(Path(job["run_dir"]) / "final").save_pretrained(tmp_path / "saved")
+    file = next((tmp_path / "saved" / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{part}.*NaN"):
+        HDMPipeline.from_pretrained(tmp_path / "saved")
+    assert sample.main([str(tmp_path / "saved"), "a star", "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
 
 
 @pytest.fixture

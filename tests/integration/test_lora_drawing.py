@@ -17,15 +17,11 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.image_files import read_record
 from hdm_lightning.generation.pipeline_adapters import AdapterUse
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.interop.adapter_files import (
-    named_tensors,
-    peft_config,
-    read_adapter,
-    write_adapter_folder,
-    write_lora,
-    write_lora_comfyui,
-)
-from hdm_lightning.interop.adapters import Adapter, Base, LowRank, merged, weights_sha256
+from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_folder, write_lora, write_lora_comfyui
+from hdm_lightning.interop.adapter_tensors import named_tensors
+from hdm_lightning.interop.adapters import Adapter, Base, merged, weights_sha256
+from hdm_lightning.interop.low_rank_layer import LowRank
+from hdm_lightning.interop.peft_config import peft_config
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from hub import standing_in

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from composed import check_job, run_job
 from crash import crashing_at
-from hdm_lightning import LoRA
+from hdm_lightning import HDMPipeline, LoRA
+from hdm_lightning.cli import convert
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import read_adapter
 from hdm_lightning.interop.adapters import weights_sha256
@@ -89,6 +90,30 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(lora_job):
     assert run_job(check_job(killed)) == 0
     one, other = (load_file(final(config) / "adapter_model.safetensors") for config in (whole, killed))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["lokr", "loha"])
+def test_lycoris_is_trained_killed_drawn_and_merged_as_a_lora_is(lora_job, base, kind, tmp_path):
+    whole, killed = lora_job("whole"), lora_job("killed")
+    for config in (whole, killed):
+        config["adapter"] = {"_target_": "hdm_lightning.LyCORIS", "kind": kind, "rank": RANK, "alpha": 3.0}
+    assert run_job(check_job(whole)) == 0
+    with crashing_at(3, "tune"):
+        run_job(check_job(killed))
+    assert run_job(check_job(killed)) == 0
+    one, other = (load_file(final(config) / "adapter_model.safetensors") for config in (whole, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    adapter = read_adapter(final(whole))
+    assert {layer.kind for layer in adapter.layers.values()} == {kind.upper()}
+    assert all(layer.scale == 1.5 and layer.delta().abs().max() > 0 for layer in adapter.layers.values())
+    pipeline = HDMPipeline.from_pretrained(base)
+    settings = {"seed": 3, "output_type": "latent", "num_inference_steps": 2}
+    plain = pipeline("a star", **settings).images
+    pipeline.load_lora_weights(final(whole))
+    beside = pipeline("a star", **settings).images
+    assert convert.main([whole["run_dir"], str(tmp_path / "merged")]) == 0
+    summed = HDMPipeline.from_pretrained(tmp_path / "merged")("a star", **settings).images
+    assert float((beside - summed).norm() / summed.norm()) < 1e-4 < float((beside - plain).norm() / plain.norm())
 
 
 def test_a_run_does_not_go_on_over_another_base(lora_job, base, toy_job, tmp_path):
@@ -193,3 +218,22 @@ def test_blocks_that_are_run_again_give_an_adapter_its_gradients(recomputed):
     kept, again = gradients(network, False), gradients(network, recomputed)
     assert all(torch.equal(again[name], value) for name, value in kept.items())
     assert all(value.abs().max() > 0 for value in kept.values())
+
+
+@pytest.mark.parametrize("target", ["LoRA", "LyCORIS"])
+def test_two_processes_train_an_adapter_as_one_does(lora_job, target):
+    """The same samples in every step; what differs is the order in which float32 is summed."""
+    one, two = lora_job("one"), lora_job("two")
+    for config in (one, two):
+        config["adapter"] = {"_target_": f"hdm_lightning.{target}", "rank": RANK}
+        config["optimizer"] = {"eps": 1e-3}  # small gradients would be scaled up with their rounding
+    two["trainer"] = {**two["trainer"], "devices": 2}
+    for config in (one, two):
+        assert run_job(check_job(config)) == 0
+    first, second = (load_file(final(config) / "adapter_model.safetensors") for config in (one, two))
+    assert first.keys() == second.keys()
+    moved = 0.0
+    for name, value in first.items():
+        assert torch.allclose(second[name], value, rtol=1e-3, atol=1e-5), name
+        moved = max(moved, float(value.abs().max()))
+    assert moved > 0

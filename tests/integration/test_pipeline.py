@@ -255,7 +255,7 @@ def test_lower_precision_and_tiles_are_diffusers_own(final, expected):
     difference = (half.draw(PROMPTS, [5, 6], SETTINGS).float() - expected.float()).abs().mean()
     assert 0 < difference < 8
     tiled = HDMPipeline.from_pretrained(final)
-    tiled.vae.enable_tiling()
+    tiled.enable_vae_tiling()
     tiled.vae.tile_sample_min_size, tiled.vae.tile_latent_min_size = 16, 4
     drawn = tiled.draw(PROMPTS, [5, 6], SETTINGS)
     assert drawn.shape == expected.shape and not torch.equal(drawn, expected)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
+from hdm_lightning import HDMPipeline
 from hdm_lightning.cli import sample
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
@@ -206,10 +207,12 @@ def test_prompts_that_are_longer_than_the_model_reads_are_warned_of(run_folder, 
     long, short = " ".join(["a red star"] * 6), " ".join(["a red star"] * 5)
     assert sample.main([str(run_folder), long, short, long, "--out", str(tmp_path)]) == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    expected = (
-        f"warning: {long[:40]!r}… fills the 16 tokens of text that the model reads; whatever comes after is left out"
-    )
-    assert warnings == [expected]
+    assert len(warnings) == 1
+    tokenizer = HDMPipeline.from_pretrained(run_folder).caption_tokenizer
+    whole = tokenizer.tokenizer.transformers(long)["input_ids"]
+    assert f"the last {len(whole) - 16} are left out" in warnings[0] and "'star'" in warnings[0]
+    with pytest.warns(UserWarning, match=f"the last {len(whole) - 16} are left out"):
+        HDMPipeline.from_pretrained(run_folder)(long, num_inference_steps=1)
 
 
 def test_without_model_or_with_a_plain_picture(tmp_path, capsys):

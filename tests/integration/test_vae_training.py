@@ -19,6 +19,7 @@ from crash import crashing_at
 from damage import flip_a_bit
 from hdm_lightning.autoencoding.branches import Branch, draw_branch
 from hdm_lightning.encoders.autoencoder import load_autoencoder
+from hdm_lightning.errors import UserError
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator, build_network
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
@@ -26,6 +27,7 @@ from hdm_lightning.training.composition import build
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.autoencoder_module import NOISE_PURPOSE
 from hdm_lightning.training.run_recipe import group, with_stage
+from hub import standing_in
 
 ADVERSARIAL = {"weight": 0.5, "start_samples": 16, "channels": 4, "layers": 1, "gradient_clip": 0.0}
 # Groups of two channels or more, or the bias before a norm has no gradient; and wide enough that with this seed some
@@ -379,3 +381,26 @@ def test_progress_is_counted_in_samples_and_measures_are_written(config, changed
     measured = events.Scalars("equivariance/encoder_rotation")
     assert [event.step for event in measured] == [0, 24, 48]
     assert all(math.isfinite(event.value) for event in measured)
+
+
+def test_the_result_is_pushed_without_the_places_of_this_machine(config, changed, tmp_path):
+    pushed = changed(config, hub={"push": "me/vae", "licence": "apache-2.0"})
+    source = tmp_path / "source"
+    AutoencoderKL(**config["autoencoder"]["config"]).save_pretrained(source)
+    pushed = changed(pushed, autoencoder={"config": None, "source": str(source)})
+    with standing_in(tmp_path / "cache") as hub:
+        assert run_vae_job(check_vae_job(pushed)) == 0
+        final = Path(pushed["run_dir"]) / "final"
+        held = hub.files["me/vae"]
+        assert (
+            held["diffusion_pytorch_model.safetensors"] == (final / "diffusion_pytorch_model.safetensors").read_bytes()
+        )
+        texts = {name: content.decode() for name, content in held.items() if not name.endswith("safetensors")}
+        assert not [name for name, text in texts.items() if str(tmp_path) in text or pushed["run_dir"] in text]
+        assert 'from_pretrained("me/vae")' in texts["README.md"] and "license: apache-2.0" in texts["README.md"]
+        hub.refuses = True
+        other = changed(pushed, hub={"push": "me/other"}) | {"run_dir": str(tmp_path / "other")}
+        with pytest.raises(UserError, match="the hub refused"):
+            run_vae_job(check_vae_job(other))
+    with pytest.raises(UserError, match="OWNER/NAME"):
+        check_vae_job(changed(config, hub={"push": "vae"}))

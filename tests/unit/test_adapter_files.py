@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.pipeline_adapters import AdapterUse
 from hdm_lightning.interop.adapter_files import BASE, CONFIG, WEIGHTS, is_adapter, read_adapter, write_lora
-from hdm_lightning.interop.adapters import Adapter, LowRank, merged
+from hdm_lightning.interop.adapters import Adapter, merged
+from hdm_lightning.interop.low_rank_layer import LowRank
 
 DOWN, UP = "base_model.model.a.b.lora_A.weight", "base_model.model.a.b.lora_B.weight"
 NAN = torch.full((2, 4), float("nan"))
@@ -56,6 +58,49 @@ def test_patterns_that_are_names_give_their_layers_alpha(folder, key):
 @pytest.mark.parametrize("key", ["^b", ".b", "a", "aXb", "x.a.b"])
 def test_patterns_of_other_layers_do_not(folder, key):
     assert read_adapter(folder(alpha_pattern={key: 5})).layers["a.b"].alpha == pytest.approx(6)
+
+
+@pytest.mark.parametrize("key", ["network.a.b", r"network\.a\.b", r"^network\.a\.b", "a.b"])
+def test_patterns_of_an_adapter_of_the_whole_transformer_have_its_prefix(tmp_path, key):
+    """As peft writes it for `pipeline.transformer`, whose layers are all below `network`."""
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {key: 2}, "alpha_pattern": {key: 5}}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    named = {name.replace("model.a", "model.network.a"): name for name in (DOWN, UP)}
+    save_file(dict(zip(named, (torch.ones(2, 4), torch.ones(3, 2)), strict=True)), tmp_path / WEIGHTS)
+    assert read_adapter(tmp_path).layers["a.b"].scale == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"init_lora_weights": "olora"}, "other weights"),
+        ({"modules_to_save": ["a"]}, "modules_to_save"),
+        ({"bias": "all"}, "LORA"),
+        ({"peft_type": "VERA"}, "VERA"),
+    ],
+)
+def test_forms_that_compute_something_else_are_refused(folder, changes, word):
+    with pytest.raises(UserError, match=word):
+        read_adapter(folder(**changes))
+    assert read_adapter(folder(init_lora_weights="gaussian", use_dora=False)).layers
+
+
+@pytest.mark.parametrize(("text", "name", "weight"), [("a:0.7", "a", 0.7), ("a:-1e-1", "a", -0.1), ("a:b", "a:b", 1.0)])
+def test_names_and_weights_of_adapters(text, name, weight):
+    assert AdapterUse.parse(text) == AdapterUse(name, weight)
+
+
+@pytest.mark.parametrize("text", ["a:1e999", "a:-1e999", "a:nan", "a:inf", "a:-Infinity", ":0.7", ""])
+def test_weights_that_are_no_numbers_are_refused(text):
+    with pytest.raises(UserError, match="--lora"):
+        AdapterUse.parse(text)
+
+
+def test_a_path_with_a_colon_is_a_name(tmp_path):
+    (tmp_path / "ink:2").mkdir()
+    assert AdapterUse.parse(f"{tmp_path}/ink:2") == AdapterUse(f"{tmp_path}/ink:2")
 
 
 def test_alpha_follows_the_root_of_the_rank_where_peft_says_so(folder):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hdm_lightning.interop.release import Release
     from hdm_lightning.models import XUTConfig
 
-Target = Literal["project", "single", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui"]
+Target = Literal[
+    "project", "single", "published", "comfyui", "diffusers", "bare", "peft", "lora", "lora_comfyui", "lycoris"
+]
 TARGETS = {
     "project": "a pipeline's folder, for HDMPipeline, hdm-sample and hdm-train init=",
     "single": "one .safetensors of any wiring, all it needs inside: for this project's ComfyUI nodes and commands",
@@ -29,9 +31,10 @@ TARGETS = {
     "peft": "of a LoRA: peft's folder, for PeftModel, load_lora_weights and --lora",
     "lora": "of a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
     "lora_comfyui": "of a LoRA: one file under ComfyUI's names (diffusion_model.….lora_A.weight)",
+    "lycoris": "of a LoRA, LoHa or LoKr: one file under lycoris-lora's names (lycoris_….lokr_w1)",
 }
-SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui")
-ADAPTERS = ("peft", "lora", "lora_comfyui")
+SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui", "lycoris")
+ADAPTERS = ("peft", "lora", "lora_comfyui", "lycoris")
 """Layouts of a LoRA alone; the others have it merged into its base."""
 _OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "average", "samples")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -165,13 +168,13 @@ def _convert_adapter(asked: Conversion) -> None:
             raise UserError(what, where=option, hint=hint)
     adapter, destination = files.read_adapter(asked.source), asked.destination
     if destination is None:
-        print(f"{in_one_line(asked.source)}: LoRA\n{files.describe_adapter(adapter)}")
+        print(f"{in_one_line(asked.source)}: adapter\n{files.describe_adapter(adapter)}")
         return
     if destination.exists() and not asked.force:
         raise UserError("is there already", where=str(destination), hint="choose another name, or add --force")
     _check_destination(destination, str(asked.to))
     cast = adapter if asked.dtype is None else adapter.cast(getattr(torch, asked.dtype))
-    written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora}
+    written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
     write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     try:
         write(destination, cast)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import progress_bars, require_folder, run_command
 from hdm_lightning.cli.evaluate_recorded import compare, count, trainings
+from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.request import (
     PARTS,
     Counts,
@@ -143,7 +144,24 @@ def _evaluate_model(request: ModelRequest, command: str) -> int:
     )
     with progress_bars() as progress:
         evaluation, samples_seen = evaluate(request, options, progress, lambda found: keep_partial(found, folder))
-    return _show(evaluation, command, folder, samples_seen)
+    status = _show(evaluation, command, folder, samples_seen)
+    _put_on_card(evaluation, request.model)
+    return status
+
+
+def _put_on_card(evaluation: "Evaluation", model: Path) -> None:
+    """Put the headline figures of the averaged weights on the model's card, where its folder has one."""
+    from hdm_lightning.evaluation.report import headline  # noqa: PLC0415  (seconds to import)
+    from hdm_lightning.interop.pipeline_folder import INDEX, record_measures  # noqa: PLC0415
+
+    folder = next((each for each in (model / "final", model) if (each / INDEX).is_file()), None)
+    figures = headline(evaluation, "ema")
+    if folder is None or not figures:
+        return
+    try:
+        record_measures(folder, figures)
+    except (OSError, UserError) as error:  # the result stands in its own files
+        print(f"warning: the model's card has no measures: {in_one_line(str(error))}", file=sys.stderr)
 
 
 def _evaluate_vae(request: VaeRequest, command: str) -> int:

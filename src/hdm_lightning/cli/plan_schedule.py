@@ -3,11 +3,13 @@
 Imports neither lightning nor transformers, of which either takes longer than the forecast; a probe needs them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Group, RenderableType
 
@@ -15,17 +17,20 @@ from hdm_lightning.cli.command import require_file
 from hdm_lightning.data.caption_lengths import padded_lengths
 from hdm_lightning.data.index import holds_latents
 from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.profiling.bench_settings import ProbeSettings
 from hdm_lightning.profiling.duration import Assumptions
 from hdm_lightning.profiling.encoder_costs import EncoderConfigs
 from hdm_lightning.profiling.forecast import Forecast, forecast, propose
 from hdm_lightning.profiling.gpus import CPU, HERE, Host, Machine, override, parse_gpus
+from hdm_lightning.profiling.operations import AdapterCost
 from hdm_lightning.profiling.plan_report import comparison_report, plan_report, presets_line, proposal_report
 from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 from hdm_lightning.profiling.system import machine_at_hand
 from hdm_lightning.training.base_model import fill_from_init
-from hdm_lightning.training.composition import parse
+from hdm_lightning.training.composition import build, check_call, parse
 from hdm_lightning.training.hardware import PRECISIONS, SHARDED
+from hdm_lightning.training.modules.adapted_layers import LayerAdapter
 from hdm_lightning.training.recorded import TrainSettings, model_config_from, train_settings_from
 from hdm_lightning.training.stages import StagePlan, plan_stages
 
@@ -172,7 +177,37 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         mixed=_is_mixed(trainer.get("precision", "auto"), machine),
         checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
         text_stored=settings.data.get("text_states") is not None,
+        adapter=adapter_cost(settings.adapter, network),
     )
+
+
+def adapter_cost(adapter_keys: Mapping[str, Any] | None, network: XUTConfig) -> AdapterCost | None:
+    """What the `adapter` group of a run trains beside its network; None where there is none.
+
+    Raises:
+        UserError: naming the key: it has an unknown one, fits no layer, or is a class that nobody knows the size of.
+    """
+    if adapter_keys is None:
+        return None
+    config = OmegaConf.create({"adapter": dict(adapter_keys)})
+    check_call(config, "adapter")
+    adapter = build(config, "adapter")
+    if not isinstance(adapter, LayerAdapter):
+        hint = "plan with hdm_lightning.LoRA or LyCORIS, or with adapter=null as if all weights were trained"
+        raise UserError(f"nobody knows how large a {type(adapter).__name__} is", where="adapter", hint=hint)
+    with torch.device("meta"):
+        whole = XUT(network)
+    parameters: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    try:
+        for name in adapter.layers(whole):
+            out, size = whole.get_submodule(name).weight.shape
+            part = name.partition(".")[0]
+            parameters[part] += adapter.parameters_beside(size, out)
+            elements[part] += adapter.elements_beside(size, out)
+    except UserError as error:
+        raise UserError(error.what, where=f"adapter.{error.where}", hint=error.hint) from error
+    return AdapterCost(dict(parameters), dict(elements))
 
 
 def _is_cached(settings: TrainSettings, plan: StagePlan, dataset: Dataset) -> bool:

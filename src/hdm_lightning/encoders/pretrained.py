@@ -4,6 +4,7 @@ A model lies in a folder, an installed package, the hub's cache, or is downloade
 """
 
 import importlib.util
+import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import write_json
 
 PACKAGE_SCHEME = "package:"
 RUNS, FINAL = "runs", "final"
 """Where trainings write unless told otherwise, and the folder of what they made."""
 LONGEST_CONTEXT = 1_000_000
 """Tokens of text; of a file that says more it is not believed."""
+_NAMED = ("_name_or_path", "name_or_path")
 # A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
 _LEVELS_ABOVE = 3
 # Names that could not be had, with the reason: a second request does not wait for the network again.
@@ -274,3 +277,31 @@ class TextEncoderSource:
         above = folder.resolve().parents[:_LEVELS_ABOVE]
         places = [place / self.name for place in (folder.resolve(), *above) if (place / self.name).is_dir()]
         return replace(self, name=str(places[0])) if places else self
+
+
+def require_finite_model(model: Any, name: str, where: str) -> None:
+    """Raise UserError unless all weights of a model are numbers; `name` says in the error which one it is."""
+    for key, value in model.state_dict().items():
+        if not value.is_floating_point() or value.is_meta:
+            continue
+        if not (value.float() if value.dtype.itemsize < 2 else value).isfinite().all():
+            hint = "get it again, or take an earlier checkpoint of its training"
+            raise UserError(f"the weights of {name} hold NaN or infinity, in {key}", where=where, hint=hint)
+
+
+def forget_places(folder: Path) -> None:
+    """Take out of the JSON files below a folder from where on this machine its models were read.
+
+    Libraries note that where they save, under `_name_or_path` and `name_or_path`; a hub's name stays.
+    """
+    for path in folder.rglob("*.json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # not for us to mend
+            continue
+        if not isinstance(content, dict):
+            continue
+        named = {key: content[key] for key in _NAMED if isinstance(content.get(key), str)}
+        kept = {key: value for key, value in content.items() if key not in named or not is_local_path(named[key])}
+        if len(kept) < len(content):
+            write_json(path, kept)

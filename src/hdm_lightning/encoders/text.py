@@ -22,6 +22,7 @@ from hdm_lightning.encoders.pretrained import (
     read_transformer,
     read_transformer_config,
     readable,
+    require_finite_model,
 )
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError, sibling_key
@@ -264,7 +265,9 @@ def read_text_model(name: str, dtype: torch.dtype, *, where: str) -> nn.Module:
     Raises UserError: it cannot be had or read.
     """
     folder = locate_model(name, where=where, required=MODEL_FILES, download=MODEL_DOWNLOAD)
-    return _text_tower(_read_model(folder, dtype, where))
+    model = _text_tower(_read_model(folder, dtype, where))
+    require_finite_model(model, str(folder), where)
+    return model
 
 
 def cut_after(model: Any, layer: int, *, where: str = "text_encoder.name") -> nn.Module:

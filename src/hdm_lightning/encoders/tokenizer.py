@@ -84,13 +84,28 @@ class CaptionTokenizer:
                 self._remembered[caption] = known
         return known
 
+    def left_out(self, caption: str) -> tuple[int, str]:
+        """How many tokens of a caption do not fit, and the text that they stand for, as far as that is known."""
+        if self(caption)[1] < self.context_length:
+            return 0, ""
+        tokenizer = self.tokenizer.transformers
+        whole = tokenizer(_characters(caption), truncation=False, verbose=False)["input_ids"]
+        beyond = len(whole) - self.context_length
+        if beyond <= 0:
+            return 0, ""
+        return beyond, str(tokenizer.decode(whole[-beyond:], skip_special_tokens=True)).strip()
+
     def _tokenize(self, caption: str) -> tuple[list[int], int]:
         tokenizer = self.tokenizer.transformers
-        # Halves of pairs, as a JSON text may escape them, are no characters.
-        caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        caption = _characters(caption)
         ids = tokenizer(caption, truncation=True, max_length=self.context_length)["input_ids"]
         padding = next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         return ids + [padding] * (self.context_length - len(ids)), max(1, len(ids))
+
+
+def _characters(caption: str) -> str:
+    """A caption without halves of pairs, which a JSON text may escape and which are no characters."""
+    return caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _load(name: str, where: str) -> Any:

@@ -17,7 +17,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import FINAL, RUNS, UNREADABLE, first_line, locate_model, readable
+from hdm_lightning.encoders.pretrained import (
+    FINAL,
+    RUNS,
+    UNREADABLE,
+    first_line,
+    forget_places,
+    locate_model,
+    readable,
+    require_finite_model,
+)
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import move_in, replacing
@@ -123,6 +132,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype, *, where: str) -> Autoenc
         what = f"{folder} lacks {len(missing)} weights, {missing[0]} among them"
         raise UserError(what, where=where, hint=_HINT)
     check_shapes(model, where=where)
+    require_finite_model(model, str(folder), where)
     return model
 
 
@@ -140,6 +150,7 @@ def write_autoencoder(model: AutoencoderKL, folder: Path, weights: Path | None =
             model.save_pretrained(inside, safe_serialization=True)
         else:
             model.save_config(inside)
+        forget_places(Path(inside))
         move_in(Path(inside), folder, last="config.json")
 
 

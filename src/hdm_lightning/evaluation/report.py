@@ -49,6 +49,19 @@ def report_page(evaluation: Evaluation) -> str:
     )
 
 
+def headline(evaluation: Evaluation, weights: str) -> dict[str, dict[str, float]]:
+    """The figures that were to be looked at first: `part.measure` → value, and low and high of its interval."""
+    found = {}
+    for part, result in evaluation.results.get(weights, {}).items():
+        for measure in result.measures:
+            name = f"{part}.{measure.name}"
+            if name in evaluation.settings.get("primary", ()) and math.isfinite(measure.estimate.value):
+                interval = {key: getattr(measure.estimate, key) for key in ("low", "high")}
+                numbers = {key: value for key, value in interval.items() if value is not None and math.isfinite(value)}
+                found[name] = {"value": measure.estimate.value, **(numbers if len(numbers) == 2 else {})}
+    return found
+
+
 def result_table(evaluation: Evaluation) -> Table:
     """One row a measure; value and interval for each set of weights."""
     table = Table(title=None, header_style="bold")

@@ -10,6 +10,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from hdm_lightning.diffusion import sampling, times
+from hdm_lightning.encoders.autoencoder import KLAutoencoder
+from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
+from hdm_lightning.encoders.text import TransformersTextEncoder
 from hdm_lightning.models import XUT, XUTConfig
 
 
@@ -76,3 +79,12 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The state at the grid's last time, from `x` (B, …) at its first; see `diffusion.sampling`."""
         solver = sampling.SOLVERS[self.config.solver]
         return solver(velocity, x, grid) if on_step is None else solver(velocity, x, grid, on_step)
+
+
+def model_of(encoder: Any) -> Any:
+    """The model in a frozen encoder, which diffusers can move and save; anything else as it is."""
+    if isinstance(encoder, CachedAutoencoder):
+        encoder = encoder.autoencoder
+    if isinstance(encoder, CachedTextEncoder):
+        encoder = encoder.encoder
+    return encoder.model if isinstance(encoder, KLAutoencoder | TransformersTextEncoder) else encoder

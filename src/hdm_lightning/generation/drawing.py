@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.guided_branches import cut_prompts
 from hdm_lightning.generation.image_files import ImageRecord, image_size, is_cropped, read_record, sha256_of
 from hdm_lightning.generation.image_writer import DrawJob, ImageWriter, draw_jobs, plan_jobs
 from hdm_lightning.generation.loading import LoadedModel, LoadOptions, load_pipeline
@@ -225,9 +226,6 @@ def _check_size(settings: SamplingSettings, multiple: int) -> None:
 
 
 def _warn_of_cut_prompts(prompts: list[str], loaded: LoadedModel, warn: Callable[[str], None]) -> None:
-    """Say which prompts reach the end of what the network reads."""
-    tokenizer = loaded.pipeline.caption_tokenizer
-    for prompt in dict.fromkeys(prompts):
-        if tokenizer(prompt)[1] == tokenizer.context_length:
-            what = f"{prompt[:40]!r}… fills the {tokenizer.context_length} tokens of text that the model reads"
-            warn(f"{what}; whatever comes after is left out")
+    """Say which prompts are longer than what the network reads."""
+    for told in cut_prompts(prompts, loaded.pipeline.caption_tokenizer):
+        warn(told)

@@ -32,6 +32,17 @@ class EncodedText:
         return torch.full((batch,), length, device=self.context.device) if self.lengths is None else self.lengths
 
 
+def cut_prompts(prompts: Sequence[str], tokenizer: CaptionTokenizer) -> list[str]:
+    """A sentence for each prompt that is longer than what the network reads: how much of it is left out."""
+    told = []
+    for prompt in dict.fromkeys(prompts):
+        count, text = tokenizer.left_out(prompt) if hasattr(tokenizer, "left_out") else (0, "")
+        if count:
+            what = f"{prompt[:40]!r}… is longer than the {tokenizer.context_length} tokens of text that the model reads"
+            told.append(f"{what}: the last {count} are left out" + (f", {text[-60:]!r}" if text else ""))
+    return told
+
+
 def encode_texts(
     texts: Sequence[str], text_encoder: TextEncoder, tokenizer: CaptionTokenizer, device: torch.device
 ) -> EncodedText:

@@ -1,6 +1,7 @@
 """Models of the hub, of this project's layout or published otherwise, and what their cards say of their licence."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,28 @@ from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNLOAD
-from hdm_lightning.generation.stored_pipeline import DOWNLOAD
 from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from hdm_lightning.interop.layouts import UNET_FOLDER
-from hdm_lightning.interop.pipeline_folder import CARD, INDEX
+from hdm_lightning.interop.model_card import CARD
+from hdm_lightning.interop.pipeline_folder import DOWNLOAD, INDEX
 from hdm_lightning.json_files import require_shallow
+from hdm_lightning.printable import in_one_line
 
 _UNET = f"{UNET_FOLDER}/{WEIGHTS}.safetensors"
+_NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+_NO_COMMERCE = ", and forbids commercial use"
+_RELEASED = "the HDM weights that were released in this layout are under CC-BY-NC-SA-4.0, which forbids commercial use"
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
 
-def hub_model(name: str, *, where: str = "MODEL") -> Path:
+def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
     """The folder or file of a model of the hub, or of a LoRA, downloaded at most once.
 
     Args:
         name: OWNER/NAME, or OWNER/NAME/FILE.safetensors of a repository with several files.
         where: names the argument in errors.
+        hub: further options of `huggingface_hub.snapshot_download`, such as `revision`.
 
     Raises:
         UserError: there is no such model, it cannot be had, or the repository has several.
@@ -34,29 +40,35 @@ def hub_model(name: str, *, where: str = "MODEL") -> Path:
     parts = name.split("/")
     repository, file = "/".join(parts[:2]), "/".join(parts[2:])
     if file.endswith(".safetensors"):
-        return _file(repository, file, where)
+        return _file(repository, file, where, hub)
     try:
-        return locate_model(name, where=where, required=[INDEX], download=DOWNLOAD)
+        return locate_model(name, where=where, required=[INDEX], download=DOWNLOAD, **hub)
     except UserError as error:
-        files = _listed(repository)
+        files = _listed(repository, hub)
         if file or not files or INDEX in files:
             raise
         lacking = error
     if ADAPTER in files:
-        return locate_model(name, where=where, required=[ADAPTER, ADAPTER_WEIGHTS], download=ADAPTER_DOWNLOAD)
+        return locate_model(name, where=where, required=[ADAPTER, ADAPTER_WEIGHTS], download=ADAPTER_DOWNLOAD, **hub)
     if _UNET in files:
-        return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD)
+        return locate_model(name, where=where, required=[_UNET], download=DOWNLOAD, **hub)
     single = [each for each in files if each.endswith(".safetensors") and "/" not in each]
     if not single:
         raise UserError(f"{name} holds neither {INDEX} nor a .safetensors file", where=where) from lacking
     if len(single) > 1:
         choice = " or ".join(f"{name}/{each}" for each in single[:3])
         raise UserError(f"{name} has {len(single)} files of weights", where=where, hint=f"name one: {choice}")
-    return _file(repository, single[0], where)
+    return _file(repository, single[0], where, hub)
 
 
-def licence_note(path: Path, name: str) -> str:
-    """What the card beside a downloaded model says of its licence."""
+def licence_note(path: Path, name: str, *, published: bool = False) -> str:
+    """What the card beside a downloaded model says of its licence.
+
+    Args:
+        path: where it lies.
+        name: on the hub.
+        published: whether it has the layout of the released HDM weights, whose licence is then named, too.
+    """
     folder = path if path.is_dir() else path.parent
     try:
         front = _FRONT.match((folder / CARD).read_text(encoding="utf-8"))
@@ -66,17 +78,21 @@ def licence_note(path: Path, name: str) -> str:
         told = card.get("license_name") or card.get("license")
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         told = None
+    released = f"; {_RELEASED}" if published else ""
     if not isinstance(told, str):
-        return f"{name} does not say under which license it is: ask its owner before images of it are used"
-    return f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
+        return f"{name} does not say under which licence it is: ask its owner before images of it are used{released}"
+    told = in_one_line(told)
+    kept = f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
+    return kept + (_NO_COMMERCE if _NON_COMMERCIAL.search(told) else "")
 
 
-def _file(repository: str, file: str, where: str) -> Path:
+def _file(repository: str, file: str, where: str, hub: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  (slow import, not needed for local models)
 
-    _card(repository)
+    hub = {key: value for key, value in hub.items() if key != "proxies"}
+    _card(repository, hub)
     try:
-        return Path(hf_hub_download(repository, file))
+        return Path(hf_hub_download(repository, file, **hub))
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
         what = (
             f"{repository}/{file} could not be had ({type(error).__name__}: {str(error).strip().splitlines()[0][:120]})"
@@ -84,21 +100,21 @@ def _file(repository: str, file: str, where: str) -> Path:
         raise UserError(what, where=where, hint=f"download it by hand, hf download {repository} {file}") from error
 
 
-def _card(repository: str) -> None:
+def _card(repository: str, hub: Mapping[str, Any]) -> None:
     """Have the card beside the file, if there is one."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415  (as above)
 
     try:
-        hf_hub_download(repository, CARD)
+        hf_hub_download(repository, CARD, **hub)
     except Exception:  # without a card the note says so
         return
 
 
-def _listed(repository: str) -> list[str]:
+def _listed(repository: str, hub: Mapping[str, Any]) -> list[str]:
     """The files of a repository; none where the hub does not say."""
     from huggingface_hub import HfApi  # noqa: PLC0415  (as above)
 
     try:
-        return list(HfApi().list_repo_files(repository))
+        return list(HfApi(token=hub.get("token")).list_repo_files(repository, revision=hub.get("revision")))
     except Exception:  # whoever asked has an error of its own to tell
         return []

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path, locate_model
 from hdm_lightning.encoders.text import MODEL_DOWNLOAD, MODEL_FILES, load_text_encoder
@@ -20,6 +20,12 @@ from hdm_lightning.generation.hub_models import hub_model, licence_note
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
+from hdm_lightning.generation.published_parts import (
+    autoencoder_of,
+    is_published,
+    published_text_encoder,
+    text_encoder_of,
+)
 from hdm_lightning.generation.sampling_settings import require_fit
 from hdm_lightning.interop import published
 from hdm_lightning.interop.adapter_files import adapter_folder, is_adapter, read_adapter
@@ -35,8 +41,7 @@ from hdm_lightning.interop.pipeline_folder import (
     is_pipeline_folder,
     read_pipeline_folder,
 )
-from hdm_lightning.interop.release import Release
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
 from hdm_lightning.models.compiled_blocks import compile_blocks
 
 _HERE = {"local_files_only": True}
@@ -167,7 +172,7 @@ def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
     if here or find_pipeline_folder(path) is not None:
         return path, None
     found = hub_model(name)
-    return found, licence_note(found, name)
+    return found, licence_note(found, name, published=is_published(found) and not is_adapter(found))
 
 
 def _load_model(path: Path, options: LoadOptions) -> LoadedModel:
@@ -206,7 +211,7 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
         require_fit("vae", "pixels a latent cell", autoencoder.factor, 2 ** (levels - 1))
     source = found.text_encoder
     if source is None:
-        source = _published_text_encoder(found.xut, found.folder, options)
+        source = published_text_encoder(found.xut, found.folder, named=options.text_encoder)
     network, sampling = found.load_network(weights), found.sampling
     pipeline = build_pipeline(network, source, autoencoder, sampling, options, tokenizer=found.tokenizer)
     return LoadedModel(pipeline, found.sampling, files[0], files)
@@ -227,49 +232,15 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
             hint="give the folder of a finished run, its final/ folder, a diffusers folder or a single file",
         )
     release = read_release(path)
-    written = release.settings.get("text_encoder")
-    if written:
-        source = _source(written, path)
-    else:
-        source = _published_text_encoder(release.network.config, path, options)
+    source = text_encoder_of(release, path, named=options.text_encoder)
     if options.vae:
         autoencoder = load_autoencoder(options.vae, dtype=torch.float32, where="vae")
     else:
-        autoencoder = _published_autoencoder(release, path)
+        autoencoder = autoencoder_of(release, path)
     sampling = release.settings.get("sampling") or published.SAMPLING
     pipeline = build_pipeline(release.network, source, autoencoder, sampling, options)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
     return LoadedModel(pipeline, sampling, path, tuple(files))
-
-
-def _source(written: Any, path: Path) -> TextEncoderSource:
-    try:
-        return TextEncoderSource.from_json(written)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error), where=str(path), hint="name one with --text-encoder") from error
-
-
-def _published_autoencoder(release: Release, path: Path) -> ImageAutoencoder:
-    """The autoencoder beside a published network in float32, normalised as the file says."""
-    if path.is_dir() and release.vae:
-        return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
-    if not release.vae or release.vae_mean is None or release.vae_std is None:
-        raise UserError(
-            "holds no autoencoder with its normalization (vae., vae_mean, vae_std, or a folder vae/)",
-            where=str(path),
-            hint="name one with --vae, the one the network was trained with",
-        )
-    mean, std = release.vae_mean.flatten().tolist(), release.vae_std.flatten().tolist()
-    try:
-        return autoencoder_from_tensors(release.vae, mean, std, config=release.vae_config)
-    except ValueError as error:
-        raise UserError(str(error), where=str(path)) from error
-
-
-def _published_text_encoder(config: XUTConfig, path: Path, options: LoadOptions) -> TextEncoderSource:
-    """The text encoder that was named, or that of the published network of this context width."""
-    name = options.text_encoder or published.text_encoder_name(config, where=str(path))
-    return TextEncoderSource(name, context_length=published.CONTEXT_LENGTH)
 
 
 def build_pipeline(

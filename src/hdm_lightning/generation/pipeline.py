@@ -3,6 +3,7 @@
 Shapes: B images, H×W pixels, C latent channels, h×w latent, N image tokens.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,12 +18,19 @@ from hdm_lightning.diffusion import flow, sampling
 from hdm_lightning.diffusion.guidance import Guide, guided
 from hdm_lightning.encoders.autoencoder import KLAutoencoder, cut_to, latent_statistics, pad_to_multiple, padded_size
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
-from hdm_lightning.encoders.caches import CachedAutoencoder, CachedTextEncoder
 from hdm_lightning.encoders.text import TransformersTextEncoder, cut_after
 from hdm_lightning.encoders.tokenizer import CaptionTokenizer, Tokenizer
 from hdm_lightning.errors import UserError
-from hdm_lightning.generation.components import FlowScheduler, XUTTransformer
-from hdm_lightning.generation.guided_branches import Branch, EncodedText, View, encode_texts, generators_of, velocities
+from hdm_lightning.generation.components import FlowScheduler, XUTTransformer, model_of
+from hdm_lightning.generation.guided_branches import (
+    Branch,
+    EncodedText,
+    View,
+    cut_prompts,
+    encode_texts,
+    generators_of,
+    velocities,
+)
 from hdm_lightning.generation.image_files import OUTPUT_TYPES, converted, start_images, start_size, to_uint8, upright
 from hdm_lightning.generation.pipeline_adapters import AdapterLoading
 from hdm_lightning.generation.sampling_settings import SamplingSettings, check_request, check_seeds, require_fit
@@ -93,9 +101,9 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             tokenizer = getattr(text_encoder, "tokenizer", None)
         self.register_modules(
             transformer=transformer,
-            vae=_model_of(vae),
+            vae=model_of(vae),
             scheduler=scheduler or FlowScheduler(),
-            text_encoder=_model_of(text_encoder),
+            text_encoder=model_of(text_encoder),
             tokenizer=tokenizer,
         )
         self.register_to_config(
@@ -241,6 +249,8 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             image = upright(image)
         chosen = self._chosen(settings, start_size(image))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        for told in cut_prompts([*prompts, chosen.negative_prompt], self.caption_tokenizer):
+            warnings.warn(told, stacklevel=3)
         prompts = [each for each in prompts for _ in range(num_images_per_prompt)]
         generators = generators_of(len(prompts), num_images_per_prompt, seed, generator)
         images = start_images(image, chosen, len(prompts))
@@ -379,12 +389,3 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
             zoom=settings.zoom,
             device=self._execution_device,
         )
-
-
-def _model_of(encoder: Any) -> Any:
-    """The model in a frozen encoder, which diffusers can move and save; anything else as it is."""
-    if isinstance(encoder, CachedAutoencoder):
-        encoder = encoder.autoencoder
-    if isinstance(encoder, CachedTextEncoder):
-        encoder = encoder.encoder
-    return encoder.model if isinstance(encoder, KLAutoencoder | TransformersTextEncoder) else encoder

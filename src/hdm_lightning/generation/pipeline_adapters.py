@@ -1,5 +1,6 @@
-"""Adapters (LoRA) of a pipeline's network, several at once with a weight each, as diffusers' pipelines have them."""
+"""Adapters of a pipeline's network, LoRA, LoHa or LoKr, several at once with a weight each, as in diffusers."""
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,18 +13,14 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 
 from hdm_lightning.encoders.pretrained import is_local_path, locate_model
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.adapter_files import (
-    CONFIG,
-    PREFIXES,
-    adapter_folder,
-    named_tensors,
-    peft_config,
-    read_adapter,
-)
+from hdm_lightning.interop.adapter_files import CONFIG, adapter_folder, read_adapter
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
+from hdm_lightning.interop.adapter_tensors import PREFIXES, named_tensors
 from hdm_lightning.interop.adapters import Adapter, base_state, check_adapter, require_peft
+from hdm_lightning.interop.peft_config import peft_config
 
 DOWNLOAD = ["*.json", "*.safetensors"]
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,18 @@ class AdapterUse:
 
     @classmethod
     def parse(cls, text: str) -> "AdapterUse":
-        """What NAME or NAME:WEIGHT means. Raises UserError: there is no name."""
+        """What NAME or NAME:WEIGHT means; a path that is there is a name, whatever colons are in it.
+
+        Raises UserError: there is no name, or the weight is no number that a float holds.
+        """
         name, colon, weight = text.rpartition(":")
-        if colon and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", weight):
+        found, hint = cls(text), "give NAME or NAME:WEIGHT, runs/mine:0.7"
+        if colon and _NUMBER.fullmatch(weight) and not Path(text).exists():
             found = cls(name, float(weight))
-        else:
-            found = cls(text)
         if not found.name:
-            raise UserError(
-                f"{text!r} names no adapter", where="--lora", hint="give NAME or NAME:WEIGHT, runs/mine:0.7"
-            )
+            raise UserError(f"{text!r} names no adapter", where="--lora", hint=hint)
+        if not math.isfinite(found.weight):
+            raise UserError(f"{weight} is no weight to draw with", where="--lora", hint=hint)
         return found
 
 
@@ -125,7 +124,7 @@ class AdapterLoading(LoraBaseMixin):
         state = base_state(self.transformer.network.state_dict())
         exact = next(iter(self.transformer.parameters())).dtype == torch.float32
         check_adapter(source, state, where=where, any_base=any_base or not exact)
-        prefix = "transformer"
+        source, prefix = source.low_rank(), "transformer"
         metadata = {f"{prefix}.{key}": value for key, value in peft_config(source, "network.").items()}
         self.transformer.load_lora_adapter(
             named_tensors(source.layers, PREFIXES["lora"]),

@@ -1,6 +1,7 @@
 """A pipeline in folders, on the hub and on devices, as diffusers has it; what it may take from a folder."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,29 @@ from typing import Any, Self
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import is_accelerate_available
-from torch import Tensor
+from torch import Tensor, nn
 
 from hdm_lightning.encoders.base import ImageAutoencoder
-from hdm_lightning.encoders.pretrained import PACKAGE_SCHEME, TextEncoderSource, is_local_path, locate_model
+from hdm_lightning.encoders.pretrained import (
+    PACKAGE_SCHEME,
+    TextEncoderSource,
+    forget_places,
+    is_local_path,
+    locate_model,
+    require_finite_model,
+)
 from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
+from hdm_lightning.generation.components import FlowScheduler
+from hdm_lightning.generation.hub_models import hub_model, licence_note
+from hdm_lightning.generation.published_parts import autoencoder_of, is_published, text_encoder_of
+from hdm_lightning.interop.adapter_files import is_adapter
+from hdm_lightning.interop.layouts import read_release
+from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
 from hdm_lightning.interop.pipeline_folder import (
-    CARD,
     COMPONENTS,
+    DOWNLOAD,
     INDEX,
     PIPELINE_CLASS,
     TEXT_ENCODER,
@@ -27,15 +41,14 @@ from hdm_lightning.interop.pipeline_folder import (
     PipelineFolder,
     Weights,
     is_pipeline_folder,
-    model_card,
     read_pipeline_folder,
     write_pipeline_folder,
 )
+from hdm_lightning.interop.published import SAMPLING
 from hdm_lightning.json_files import read_object
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.whole_files import move_in, write_text
 
-DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 _KNOWN = {
     "transformer": {(COMPONENTS, "XUTTransformer")},
@@ -43,6 +56,8 @@ _KNOWN = {
     "vae": {("diffusers", "AutoencoderKL")},
 }
 _TEXT_PARTS = ("text_encoder", "tokenizer")
+_PASSED = "passed in Python"
+"""In place of the name of a text encoder that only its user knows."""
 
 
 class StoredPipeline(DiffusionPipeline):
@@ -61,7 +76,9 @@ class StoredPipeline(DiffusionPipeline):
         """Load a pipeline from a folder, a run's too, or from the hub.
 
         The parts are built from plain fields, by classes that this project knows: nothing that lies in the folder is
-        run. A text encoder that is not in the folder is had by its name.
+        run. A text encoder that is not in the folder is had by its name. Networks in the layout of the released HDM
+        weights are read, too: a single file, a folder with unet/, or a repository of the hub that holds either, whose
+        licence is told in a warning.
 
         Args:
             pretrained_model_name_or_path: folder or hub name.
@@ -78,9 +95,12 @@ class StoredPipeline(DiffusionPipeline):
             hint = f"hdm-convert {old[0]} FOLDER writes it anew; hdm-sample reads it as it is"
             raise UserError("has the layout of before diffusers' pipelines", where=str(old[0]), hint=hint)
         folder = path / "final"
+        if not (folder / INDEX).is_file() and (found := _released(path, name, hub)) is not None:
+            return cls._of_release(found, options)
         if not (folder / INDEX).is_file():
             required = [INDEX, *(f"{part}/*" for part in _KNOWN if part not in options)]
             folder = locate_model(name, where="model", required=required, download=DOWNLOAD, **hub)
+        passed = set(options)
         _check_parts(folder, options)
         found = read_pipeline_folder(folder)
         if not found.inside and "text_encoder" not in options and found.text_encoder is not None:
@@ -88,7 +108,40 @@ class StoredPipeline(DiffusionPipeline):
         if not found.inside and "tokenizer" not in options and found.text_encoder is not None:
             options["tokenizer"] = Tokenizer(found.text_encoder.name, where="text_encoder").transformers
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        return super().from_pretrained(str(folder), **options)
+        pipeline = super().from_pretrained(str(folder), **options)
+        for part in ("transformer", "vae", "text_encoder"):
+            if isinstance(model := getattr(pipeline, part), nn.Module) and part not in passed:
+                require_finite_model(model, f"{folder}/{part}", part)
+        return pipeline
+
+    @classmethod
+    def _of_release(cls, path: Path, options: dict[str, Any]) -> Self:
+        """A pipeline of a published file or folder; its own parts are as `from_pretrained` takes them."""
+        dtype = options.pop("torch_dtype", options.pop("dtype", None)) or torch.float32
+        given = {name: options.pop(name, None) for name in ("vae", "scheduler", *_TEXT_PARTS)}
+        if options:
+            what = f"holds a published network, for which {', '.join(options)} mean nothing"
+            raise UserError(what, where=str(path), hint=f"hdm-convert {path} FOLDER writes a pipeline's folder")
+        release = read_release(path)
+        text, tokenizer = given["text_encoder"], given["tokenizer"]
+        source = text_encoder_of(release, path, named=None if text is None else _PASSED)
+        if text is None:
+            text = _referred(source, {"torch_dtype": dtype})
+            tokenizer = tokenizer or Tokenizer(source.name, where="text_encoder").transformers
+        sampling = dict(release.settings.get("sampling") or SAMPLING)
+        solving = {key: sampling.pop(key) for key in ("solver", "shift") if key in sampling}
+        pipeline: Any = cls(
+            release.network.float().eval(),
+            given["vae"] or autoencoder_of(release, path),
+            given["scheduler"] or FlowScheduler(**solving),
+            text,
+            tokenizer,
+            text_encoder_name=None if source.name == _PASSED else source.name,
+            text_encoder_layer=source.layer,
+            context_length=source.context_length,
+            sampling=sampling,
+        )
+        return pipeline.to(dtype)
 
     def save_pretrained(
         self,
@@ -118,7 +171,8 @@ class StoredPipeline(DiffusionPipeline):
         with TemporaryDirectory(dir=folder, prefix=".") as inside:
             with self._with_text_encoder(include_text_encoder):
                 super().save_pretrained(inside, *arguments, **options)
-            write_text(Path(inside) / CARD, self._card(include_text_encoder))
+            forget_places(Path(inside))
+            write_text(Path(inside) / CARD, self._card(include_text_encoder, folder))
             move_in(Path(inside), folder, last=INDEX)
 
     def enable_model_cpu_offload(self, *arguments: Any, **options: Any) -> None:
@@ -139,12 +193,25 @@ class StoredPipeline(DiffusionPipeline):
         _require_accelerate("enable_sequential_cpu_offload")
         super().enable_sequential_cpu_offload(*arguments, **options)
 
+    def enable_vae_tiling(self) -> None:
+        """Let the autoencoder encode and decode large images in tiles, which takes less memory."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Let it take images whole again."""
+        self.vae.disable_tiling()
+
     @contextmanager
     def _with_text_encoder(self, included: bool) -> Iterator[None]:
-        """Inside the with statement the configuration names text encoder and tokenizer only if they are included."""
-        named = {part: self.config[part] for part in _TEXT_PARTS}
+        """Inside the with statement the configuration names text encoder and tokenizer only if they are included.
+
+        And by a place on this machine never: what is included is found in the folder.
+        """
+        named = {part: self.config[part] for part in (*_TEXT_PARTS, "text_encoder_name")}
         if not included:
             self.register_to_config(**dict.fromkeys(_TEXT_PARTS, (None, None)))
+        elif named["text_encoder_name"] and is_local_path(named["text_encoder_name"]):
+            self.register_to_config(text_encoder_name=None)
         try:
             yield
         finally:
@@ -153,14 +220,27 @@ class StoredPipeline(DiffusionPipeline):
     def _upload_folder(self, working_dir: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
         """Put the card where diffusers has put a template of its own, right before the folder goes to the hub."""
         folder = Path(working_dir)
-        write_text(folder / CARD, self._card((folder / TEXT_ENCODER).is_dir()))
+        write_text(folder / CARD, self._card((folder / TEXT_ENCODER).is_dir(), folder))
         return super()._upload_folder(working_dir, *arguments, **options)
 
-    def _card(self, included: bool) -> str:
+    def _card(self, included: bool, folder: Path) -> str:
         config = self.config
         text = {"layer": config.text_encoder_layer, "context_length": config.context_length}
         named = {"name": config.text_encoder_name, **text} if config.text_encoder_name else None
-        return model_card(dict(self.transformer.config), named, config.training, inside=included)
+        return model_card(
+            dict(self.transformer.config), named, config.training, inside=included, sampled=(folder / SAMPLES).is_file()
+        )
+
+
+def _released(path: Path, name: str, hub: dict[str, Any]) -> Path | None:
+    """The published file or folder that a path or a hub name means, None where it means a pipeline's folder."""
+    if path.exists() or "/" not in name or is_local_path(name):
+        return path if is_published(path) else None
+    found = hub_model(name, where="model", **hub)
+    if not is_published(found) or is_adapter(found):
+        return None
+    warnings.warn(licence_note(found, name, published=True), stacklevel=3)
+    return found
 
 
 def _is_old(folder: Path) -> bool:
@@ -252,5 +332,6 @@ def _write_text_encoder(folder: Path, source: TextEncoderSource) -> dict[str, li
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".") as inside:
             part.save_pretrained(inside)
+            forget_places(Path(inside))
             move_in(Path(inside), folder / name, last="config.json")
     return {name: ["transformers", type(part).__name__] for name, part in parts.items()}

@@ -1,7 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) as tensors: what one adds to a network, and which network it was made for.
-
-Shapes: r rank, in and out the sizes of a layer.
-"""
+"""Adapters of an XUT as tensors: what one adds to the layers of a network, and which network it was made for."""
 
 from __future__ import annotations
 
@@ -15,48 +12,13 @@ import torch
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.low_rank_layer import AdapterLayer
 from hdm_lightning.interop.tensor_files import require_finite
 
+OWN_PARTS = (".lora_", ".hada_", ".lokr_")
+"""In the names of an adapter's own tensors in a network that it has been put into."""
 ANY_BASE = "--any-base (any_base=True in Python)"
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """What is added to one layer's weight: scale · up @ down.
-
-    Args:
-        down: (r, in), called lora_A or lora_down.
-        up: (out, r), called lora_B or lora_up.
-        alpha: the scale is alpha / r.
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """Stands before the product."""
-        return self.alpha / self.rank
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in), of the weight that it is added to."""
-        return self.up.shape[0], self.down.shape[1]
-
-    def delta(self, weight: float = 1.0) -> Tensor:
-        """(out, in), in float64."""
-        return weight * self.scale * (self.up.double() @ self.down.double())
-
-    def folded(self) -> LowRank:
-        """The same with its scale inside `up`, so that alpha equals the rank and no reader needs to know it."""
-        return LowRank(self.down, self.up * self.scale, float(self.rank))
 
 
 @dataclass(frozen=True)
@@ -74,7 +36,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA of an XUT.
+    """A LoRA of an XUT, a LoHa or a LoKr, or layers of several of these kinds.
 
     Args:
         layers: the layer's name in an `XUT` → what is added to it.
@@ -82,16 +44,17 @@ class Adapter:
         settings: plain values that travel with it: `training`, `sampling`, `context_length`.
     """
 
-    layers: Mapping[str, LowRank]
+    layers: Mapping[str, AdapterLayer]
     base: Base = field(default_factory=Base)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cast(self, dtype: torch.dtype) -> Adapter:
         """The same with its tensors in another dtype."""
-        cast = {
-            name: LowRank(layer.down.to(dtype), layer.up.to(dtype), layer.alpha) for name, layer in self.layers.items()
-        }
-        return replace(self, layers=cast)
+        return replace(self, layers={name: layer.cast(dtype) for name, layer in self.layers.items()})
+
+    def low_rank(self) -> Adapter:
+        """The same as a LoRA, exact but for rounding."""
+        return replace(self, layers={name: layer.low_rank() for name, layer in self.layers.items()})
 
 
 def require_peft(where: str) -> None:
@@ -101,8 +64,12 @@ def require_peft(where: str) -> None:
 
 
 def base_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network as it was before peft has put adapters into it, of that of after."""
-    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    """The state dict of a network as it was before adapters were put into it, of that of after."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in state.items()
+        if not any(part in name for part in OWN_PARTS)
+    }
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,6 @@ Before, config.json held all descriptions, beside model.safetensors, model_raw.s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -21,16 +20,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
 from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, require_finite, shards, write_tensors
 from hdm_lightning.json_files import AGAIN, parse_object, read_object
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.whole_files import write_json, write_text
 
-INDEX, CONFIG, CARD = "model_index.json", "config.json", "README.md"
+INDEX, CONFIG = "model_index.json", "config.json"
 TRANSFORMER, SCHEDULER, TEXT_ENCODER, TOKENIZER = "transformer", "scheduler", "text_encoder", "tokenizer"
+DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja"]
+"""What of a repository is downloaded: nothing that could be run."""
 PIPELINE_CLASS = "HDMPipeline"
 COMPONENTS = "hdm_lightning.generation.components"
 """The module whose XUTTransformer and FlowScheduler read their folders."""
@@ -42,10 +44,6 @@ WEIGHT_KINDS: tuple[Weights, ...] = ("ema", "raw")
 _STEMS: Mapping[str, str] = {"ema": f"{TRANSFORMER}/{WEIGHTS}", "raw": f"{TRANSFORMER}/{WEIGHTS}.raw"}
 _OLD_STEMS: Mapping[str, str] = {"ema": "model", "raw": "model_raw"}
 _SOLVING = ("solver", "shift")
-_CARD = Path(__file__).with_name("model_card.md")
-_AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
-_BY_NAME = "The text encoder is not included; it is found by the name above."
-_INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
 
 
 @dataclass(frozen=True)
@@ -229,6 +227,7 @@ def write_pipeline_folder(
         training or {},
         keeps_raw="raw" in weights,
         inside=write_text_encoder is not None,
+        sampled=(folder / SAMPLES).is_file(),
     )
     write_text(folder / CARD, card)
     index = {
@@ -238,7 +237,7 @@ def write_pipeline_folder(
         "vae": absent if write_vae is None else ["diffusers", "AutoencoderKL"],
         "scheduler": [COMPONENTS, "FlowScheduler"],
         **text,
-        "text_encoder_name": kept.name if kept else None,
+        "text_encoder_name": kept.name if kept and not (write_text_encoder and is_local_path(kept.name)) else None,
         "text_encoder_layer": kept.layer if kept else -1,
         "context_length": kept.context_length if kept else 256,
         "sampling": {key: value for key, value in (sampling or {}).items() if key not in _SOLVING},
@@ -247,32 +246,30 @@ def write_pipeline_folder(
     write_json(folder / INDEX, index)
 
 
-def model_card(
-    xut: Mapping[str, Any],
-    text_encoder: Mapping[str, Any] | None,
-    training: Mapping[str, Any],
-    *,
-    keeps_raw: bool = False,
-    inside: bool = False,
-) -> str:
-    """The Markdown of a trained model's README.md: what it is, what it needs, how to draw with it.
+def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
+    """Put measures into a pipeline's folder: into its model_index.json and, made anew from that, into its card.
 
-    `text_encoder` has `name`, `layer` and `context_length` where they are known; of `training`, `name` and `resolution`
-    are used. `keeps_raw`: the last weights are kept beside the averaged ones; `inside`: so is the text encoder.
+    Args:
+        folder: of this layout.
+        measures: name → `value`, and `low` and `high` of its interval.
+
+    Raises:
+        UserError: it is no such folder.
+        OSError: it cannot be written.
     """
-    text = "not recorded"
-    if text_encoder:
-        text = "`{name}`, hidden state {layer}, up to {context_length} tokens".format(**text_encoder)
-    return _CARD.read_text(encoding="utf-8").format(
-        name=training.get("name", "A trained XUT"),
-        size=training.get("resolution", 512),
-        **{key: xut[key] for key in ("width", "depth", "patch_size", "residual", "skips", "channels")},
-        text_encoder=text,
-        inclusion=_INSIDE if inside else _BY_NAME,
-        folder="final/",
-        weights=_AVERAGED if keeps_raw else "the weights",
-        training=json.dumps(training, indent=2, ensure_ascii=False),
+    index, found = read_object(folder / INDEX), read_pipeline_folder(folder)
+    training = {**found.training, "measures": {**found.training.get("measures", {}), **measures}}
+    text = asdict(found.text_encoder.kept()) if found.text_encoder else None
+    card = model_card(
+        found.xut.to_json(),
+        text,
+        training,
+        keeps_raw=found.has("raw"),
+        inside=found.inside,
+        sampled=(folder / SAMPLES).is_file(),
     )
+    write_text(folder / CARD, card)
+    write_json(folder / INDEX, {**index, "training": training})
 
 
 def _json(path: Path) -> dict[str, Any]:

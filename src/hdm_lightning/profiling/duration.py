@@ -29,6 +29,8 @@ _PASSES = {True: 5, False: 10}
 _RECOMPUTE_PASSES = 2
 # Bytes a parameter per micro-batch: its half copy made (4 + 2), read twice (2 + 2), its gradient added (2 + 4 + 4).
 _WEIGHT_BYTES = 20
+# Of them those of a frozen parameter, which has no gradient.
+_FROZEN_BYTES = 10
 # Bytes a parameter per optimizer step: AdamW reads weight, gradient and moments and writes three (28), clipping
 # reads the gradient and scales it (12); an average reads two and writes one (12).
 _OPTIMIZER_BYTES = 28 + 12
@@ -100,8 +102,9 @@ def step_time(recipe: Recipe, stage: StageRecipe, machine: Machine, micro_batch:
     gpu, samples = machine.gpu, stage.batch_size / machine.count
     count, peak = recipe.operations(stage), machine.gpu.peak_tflops * 1e12
     between = samples * sample_traffic_bytes(recipe, stage)
-    between += samples / micro_batch * _WEIGHT_BYTES * recipe.parameters
-    own = recipe.parameters / (machine.count if recipe.sharded else 1)
+    weights = _WEIGHT_BYTES * recipe.trained + _FROZEN_BYTES * (recipe.parameters - recipe.trained)
+    between += samples / micro_batch * weights
+    own = recipe.trained / (machine.count if recipe.sharded else 1)
     optimizer = (_OPTIMIZER_BYTES + _AVERAGE_BYTES * recipe.averages) * own
     bandwidth = gpu.bandwidth_gb_s * 1e9
     exchanges = exchanges_of_step(recipe, stage, machine.count, micro_batch)
@@ -147,7 +150,7 @@ def exchange_seconds(recipe: Recipe, gpu: Gpu, devices: int) -> float:
     if recipe.sharded:
         size = (2 * recipe.element_bytes + 4) * recipe.parameters
     else:
-        size = 2 * (2 if recipe.half_gradients else 4) * recipe.parameters
+        size = 2 * (2 if recipe.half_gradients else 4) * recipe.trained
     return (devices - 1) / devices * size / (gpu.link_gb_s * 1e9)
 
 

@@ -260,8 +260,8 @@ def _savings(recipe: Recipe, stage: StageRecipe, machine: Machine, largest_plain
 
 def _storage(recipe: Recipe, machine: Machine) -> Storage:
     dataset = recipe.dataset.images * recipe.dataset.image_kb * 1e3
-    checkpoint = 4 * (recipe.parameters * (1 + recipe.averages) + recipe.moments)
-    exported = 4 * recipe.parameters * (1 + recipe.averages)
+    checkpoint = 4 * (recipe.trained * (1 + recipe.averages) + recipe.moments)
+    exported = 4 * recipe.trained * (1 + recipe.averages)
     kept = len(recipe.stages) * recipe.checkpoints_kept * checkpoint + exported
     latents = sum(recipe.autoencoder.latent_values(stage.resolution, stage.resolution) for stage in recipe.stages)
     context = max(stage.context_length for stage in recipe.stages) * recipe.text.width

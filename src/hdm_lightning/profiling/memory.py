@@ -69,15 +69,16 @@ def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reser
     gradients, moments and averages where the recipe is sharded. `reserve_gib` is memory that is not tensors.
     """
     samples, parameters, moments = stage.micro_batch_size, recipe.parameters, recipe.moments
+    trained = recipe.trained
     copies = 2 * parameters if recipe.mixed else 0
     if recipe.sharded:
-        parameters, moments = ceil(parameters / devices), ceil(moments / devices)
+        parameters, trained, moments = (ceil(each / devices) for each in (parameters, trained, moments))
         copies = gathered_bytes(recipe)
     return DeviceMemory(
         weights=4 * parameters,
-        gradients=4 * parameters,
+        gradients=4 * trained,
         optimizer=int(recipe.moment_bytes * moments),
-        averages=4 * parameters * recipe.averages,
+        averages=4 * trained * recipe.averages,
         half_copies=copies,
         encoders=recipe.element_bytes * (recipe.text.parameters + recipe.autoencoder.parameters),
         reserve=int(reserve_gib * GIB),

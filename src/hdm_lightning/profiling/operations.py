@@ -116,6 +116,19 @@ def attention_score_flops(config: XUTConfig, work: Workload) -> int:
 
 
 @dataclass(frozen=True)
+class AdapterCost:
+    """What is trained beside a frozen network, by the part of it that it stands in."""
+
+    parameters: Mapping[str, int]  # numbers that are trained
+    elements: Mapping[str, int]  # elements of the matrices that a token meets
+
+    @property
+    def trained(self) -> int:
+        """Numbers that are trained."""
+        return sum(self.parameters.values())
+
+
+@dataclass(frozen=True)
 class Operations:
     """Floating-point operations of one training sample, as the kernels do them."""
 
@@ -137,7 +150,7 @@ class Operations:
 
     @property
     def model(self) -> int:
-        """What model FLOPs utilisation (MFU, arXiv 2204.02311 appendix B) counts: no operation twice."""
+        """What model FLOPs utilisation (MFU, arXiv 2204.02311 appendix B) counts, with every weight trained."""
         return TRAINING_FACTOR * self.forward
 
 
@@ -161,6 +174,34 @@ def network_operations(
     if recompute == "selective" and fused_attention:  # the plain form is several operations, which run again
         again -= 2 * attention_score_flops(config, work)
     return Operations(forward, 2 * forward - spared + scores, again)
+
+
+def adapter_operations(
+    config: XUTConfig,
+    work: Workload,
+    adapter: AdapterCost,
+    *,
+    recompute: bool | Literal["selective"],
+    fused_attention: bool = True,
+) -> Operations:
+    """As `network_operations`, of a network whose weights are frozen with an adapter beside them.
+
+    A frozen matrix has a gradient of its input alone, and none where nothing that is trained comes before it; those of
+    the first block's attention are counted all the same.
+    """
+    parts, beside = (
+        forward_flops(config, work),
+        {name: 2 * work.through(name) * elements for name, elements in adapter.elements.items()},
+    )
+    attention, scores = 2 * attention_score_flops(config, work), 0
+    within = {name: parts[name] for name in (*BLOCKS, "output_projection")}
+    backward = sum(within.values()) + attention + 2 * sum(beside.values())
+    if fused_attention:
+        scores = attention // 2
+    again = sum(parts[name] + beside.get(name, 0) for name in BLOCKS) if recompute else 0
+    if recompute == "selective" and fused_attention:
+        again -= attention
+    return Operations(sum(parts.values()) + sum(beside.values()), backward + scores, again)
 
 
 @lru_cache(maxsize=1024)

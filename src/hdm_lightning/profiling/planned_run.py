@@ -15,8 +15,10 @@ from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture, TextA
 from hdm_lightning.profiling.operations import (
     BLOCKS,
     TRAINING_FACTOR,
+    AdapterCost,
     Operations,
     Workload,
+    adapter_operations,
     forward_flops,
     network_operations,
     network_parts,
@@ -95,18 +97,27 @@ class Recipe:
     mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
     checkpoints_kept: int = 2  # of each stage
     text_stored: bool = False  # whether text states come from disk, of which the forecast does not count the saving
+    adapter: AdapterCost | None = None  # what alone is trained, beside the frozen network; None trains all of it
 
     @property
     def parameters(self) -> int:
-        """Parameters of the network."""
-        return parameter_count(self.network)
+        """Parameters of the network, and of the adapter beside it."""
+        return parameter_count(self.network) + (self.adapter.trained if self.adapter else 0)
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have gradients, moments and averages, and are saved."""
+        return self.adapter.trained if self.adapter else self.parameters
 
     @property
     def moments(self) -> int:
         """Numbers that the optimizer keeps."""
-        parts = network_parts(self.network)
-        blocks = sum(parts[name].parameters for name in BLOCKS)
-        return 2 * self.parameters - (blocks if self.muon else 0)  # nearly all of a block is matrices
+        if self.adapter is not None:
+            blocks = sum(self.adapter.parameters.get(name, 0) for name in BLOCKS)
+        else:
+            parts = network_parts(self.network)
+            blocks = sum(parts[name].parameters for name in BLOCKS)  # nearly all of a block is matrices
+        return 2 * self.trained - (blocks if self.muon else 0)
 
     @property
     def element_bytes(self) -> int:
@@ -148,6 +159,12 @@ class Recipe:
     def useful_flops(self, stage: StageRecipe) -> float:
         """Mean model FLOPs of one sample in the network, padding left out: what MFU counts."""
         works = [self.work(replace(stage, context_length=length)) for length in self.true_lengths(stage)]
+        if self.adapter is not None:
+            plain = [
+                adapter_operations(self.network, work, self.adapter, recompute=False, fused_attention=False)
+                for work in works
+            ]
+            return sum(each.network for each in plain) / len(plain)
         flops = (TRAINING_FACTOR * sum(forward_flops(self.network, work).values()) for work in works)
         return sum(flops) / len(works)
 
@@ -157,7 +174,11 @@ class Recipe:
 
     def _operations(self, stage: StageRecipe, fused_attention: bool) -> Operations:
         work, side = self.work(stage), stage.resolution
-        network = network_operations(self.network, work, recompute=stage.checkpointing, fused_attention=fused_attention)
+        how: dict[str, Any] = {"recompute": stage.checkpointing, "fused_attention": fused_attention}
+        if self.adapter is None:
+            network = network_operations(self.network, work, **how)
+        else:
+            network = adapter_operations(self.network, work, self.adapter, **how)
         encode = 0 if stage.cached else self.autoencoder.encode_flops(side, side)
         text = self.text.flops(stage.context_length)
         return replace(network, autoencoder=encode, text=text)

@@ -11,7 +11,7 @@ from hdm_lightning.training import hardware, run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.progress_bar import duration
 from hdm_lightning.training.composition import plain
-from hdm_lightning.training.modules.low_rank import is_adapted
+from hdm_lightning.training.modules.adapted_layers import is_adapted
 from hdm_lightning.training.rewind import StartPoint
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import Run
@@ -85,7 +85,9 @@ def _model(run: Run) -> str:
     if is_adapted(run.network):
         trained = sum(each.numel() for each in run.network.parameters() if each.requires_grad)
         rank = OmegaConf.select(run.config, "adapter.rank") or "?"
-        return f"LoRA of rank {rank}, {_count(trained)} of {_count(parameters)} parameters, {begins}"
+        kind = str(OmegaConf.select(run.config, "adapter.kind") or "lora")
+        named = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}.get(kind, kind)
+        return f"{named} of rank {rank}, {_count(trained)} of {_count(parameters)} parameters, {begins}"
     return f"{run.recipe.kind(run)}, {_count(parameters)} parameters, {begins}"
 
 

@@ -17,6 +17,7 @@ from hdm_lightning.models.discriminator import smallest_side
 from hdm_lightning.training import hardware
 from hdm_lightning.training.composition import build, check_call, plain, target_of
 from hdm_lightning.training.continued import check_continued, has_begun
+from hdm_lightning.training.hub_upload import check_name
 from hdm_lightning.training.modules.autoencoder_network import build_vae
 from hdm_lightning.training.run_recipe import Recipe, group, with_stage
 from hdm_lightning.training.stages import Count, Decay, Interval, NotNegative, Positive, StagePlan, Validation, settings
@@ -133,6 +134,7 @@ def check(config: DictConfig, recipe: Recipe, plan: StagePlan) -> None:
         UserError: naming the key or file and what to do.
     """
     groups = {name: group(config, recipe, name) for name in recipe.groups}
+    check_name(groups["hub"])
     factor = autoencoder_factor(groups["autoencoder"])
     stage = with_stage(config, plan, **recipe.stage_values(config, plan))
     check_settings(groups, stage, plan, factor)

@@ -1,10 +1,10 @@
 """The end of an autoencoder's training: `final/`, a diffusers folder with latent statistics and a model card."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.interop.model_card import in_fence, plain_text
 from hdm_lightning.metrics.latents import LatentReport
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, save_vae
 from hdm_lightning.whole_files import write_json, write_text
@@ -13,7 +13,12 @@ MEASURES_FILE = "measures.json"
 _MEASURED = "(z - mean) / std with `latents_mean`, `latents_std` of config.json"
 _KEPT = "that of the autoencoder whose encoder this is, in config.json"
 
-_CARD = """# {name}
+_CARD = """---
+library_name: diffusers
+{front}tags: [autoencoder, latent-diffusion]
+---
+
+# {name}
 
 An AutoencoderKL (diffusers) trained with hdm-lightning{equivariance}.
 
@@ -59,6 +64,7 @@ def export_autoencoder(
     name: str,
     averaged: bool,
     keep_normalisation: bool = False,
+    found_as: str | None = None,
 ) -> None:
     """Write the diffusers folder, its measures as JSON and its card.
 
@@ -72,6 +78,7 @@ def export_autoencoder(
         averaged: whether the weights are averages over training.
         keep_normalisation: leave the normalisation in the config as it is, for models trained with it, in place of
             these statistics.
+        found_as: the card's name of it, else the folder's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     statistics = (latents.mean, [max(value, 1e-6) for value in latents.std])
@@ -79,18 +86,20 @@ def export_autoencoder(
     report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
     write_json(folder / MEASURES_FILE, report)
     share = training.get("equivariance", {}).get("equivariant", 0)
+    licence = training.get("licence")
     card = _CARD.format(
-        name=name,
-        equivariance=f" and EQ-VAE regularization (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
+        front=f"license: {licence}\n" if licence else "",
+        name=plain_text(name),
+        equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,
         factor=network.factor,
         normalisation=_KEPT if keep_normalisation else _MEASURED,
         weights="averaged over training" if averaged else "of the last step",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        folder=folder,
+        folder=found_as or folder,
         images=latents.images,
         measured_on=training.get("measured_on", "images"),
         measures="\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(measures.items())),
-        training=json.dumps(training, indent=2, ensure_ascii=False),
+        training=in_fence(dict(training)),
     )
     write_text(folder / "README.md", card)

@@ -2,8 +2,9 @@
 
 import shlex
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from hdm_lightning.autoencoding.branches import BranchSettings
 from hdm_lightning.autoencoding.perceptual import perceptual_distance
+from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.feature_networks import load_feature_network
 from hdm_lightning.metrics.latents import LatentReport
@@ -32,10 +34,12 @@ from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import parse, plain
+from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
 from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.modules.draws import sub_seed
+from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group
 from hdm_lightning.training.stages import AutoencoderStageSettings, Guard, Hardware, StagePlan, plans_of
 from hdm_lightning.training.strategies import processes
@@ -53,6 +57,7 @@ class AutoencoderRecipe(Recipe):
         "validation": AutoencoderValidation,
         "guard": Guard,
         "hardware": Hardware,
+        "hub": Hub,
     }
     others = COMMON
     sharded = False
@@ -86,6 +91,8 @@ class AutoencoderRecipe(Recipe):
     def build(self, run: Run) -> nn.Module:
         """The autoencoder, the discriminator and the perceptual distance."""
         config = run.config
+        if not run.is_trial:
+            processes.decided_by_first(partial(reserve, group(config, self, "hub")))
         torch.manual_seed(sub_seed(int(config.seed), "vae weights"))
         network = prepare_network(
             build_network(group(config, self, "autoencoder")),
@@ -180,28 +187,41 @@ class AutoencoderRecipe(Recipe):
         averaged = averages is not None and bool(averages["shadows"])
         weights = network_weights(saved) | (averages["shadows"][0] if averages and averaged else {})
         run.network.load_state_dict(weights)
+        final, hub = run.run_dir / run_folder.FINAL, group(run.config, self, "hub")
+        self._write(run, final, averaged)
+        if hub.push is None:
+            return
+        with TemporaryDirectory(dir=run.run_dir, prefix=".upload-") as folder:
+            self._write(run, Path(folder), averaged, public=hub.push)
+            say(f"{run.config.name} is on the hub: {upload(Path(folder), hub, f'{run.config.name}: final')}")
+
+    def _write(self, run: Run, folder: Path, averaged: bool, *, public: str | None = None) -> None:
+        """The network's weights as a diffusers folder; `public` is the hub's name of it, where it goes there."""
         done = run_folder.read_done(run.run_dir, run.plans[0])
+        network: Any = run.network
         export_autoencoder(
-            run.run_dir / run_folder.FINAL,
-            run.network,
+            folder,
+            network,
             LatentReport(**done["latents"]),
             done["measures"],
-            self._record(run, done),
+            self._record(run, done, public=public is not None),
             name=str(run.config.name),
+            found_as=public,
             averaged=averaged,
             keep_normalisation=autoencoder_checks.keeps_normalisation(group(run.config, self, "autoencoder")),
         )
 
-    def _record(self, run: Run, done: dict[str, Any]) -> dict[str, Any]:
-        """What the model card says about the training."""
+    def _record(self, run: Run, done: dict[str, Any], *, public: bool) -> dict[str, Any]:
+        """What the model card says about the training; of what lies on this machine, a `public` one has names alone."""
         environment, config = run_folder.read_environment(run.run_dir), run.config
         adversarial = group(config, self, "adversarial")
         return {
             "name": str(config.name),
             "seed": int(config.seed),
-            "start": group(config, self, "autoencoder").source or "from scratch",
+            "start": _start(group(config, self, "autoencoder").source, public),
             "samples": done["samples"],
             "resolution": run.plans[0].settings.resolution,
+            "licence": group(config, self, "hub").licence,
             "measured_on": "held-out images" if config.data.get("validation") else "images of the training set",
             "loss": asdict(group(config, self, "loss")),
             "equivariance": asdict(group(config, self, "equivariance")),
@@ -210,6 +230,12 @@ class AutoencoderRecipe(Recipe):
             "commit": environment["commit"],
             "hdm_lightning": environment["hdm_lightning"],
         }
+
+
+def _start(source: str | None, public: bool) -> str:
+    if source is None:
+        return "from scratch"
+    return Path(source).name if public and is_local_path(source) else source
 
 
 def build_network(source: AutoencoderSource) -> AutoencoderNetwork:

@@ -14,7 +14,6 @@ from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.encoders.text import load_text_encoder, text_fingerprint, text_width
 from hdm_lightning.encoders.vae_folder import folder_fingerprint, locate_autoencoder, read_config
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.adapters import require_peft
 from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import hardware, run_folder
@@ -24,8 +23,8 @@ from hdm_lightning.training.composition import build, check_call, plain, target_
 from hdm_lightning.training.continued import check_continued, has_begun
 from hdm_lightning.training.hub_upload import Hub, check_name
 from hdm_lightning.training.initial_weights import find_weights
+from hdm_lightning.training.modules.adapted_layers import LayerAdapter
 from hdm_lightning.training.modules.flow_step import other_autoencoder, other_text_encoder
-from hdm_lightning.training.modules.low_rank import LoRA
 from hdm_lightning.training.recorded import model_config_from
 from hdm_lightning.training.run_recipe import with_stage
 from hdm_lightning.training.stages import StagePlan
@@ -247,14 +246,14 @@ def check_adapter_run(config: DictConfig, model: XUTConfig | None, plans: list[S
         what = "mup has a rate for every matrix of an XUT, and none for an adapter's"
         raise UserError(what, where="module.rule", hint="set module.rule=constant, with a rate such as 2e-4")
     adapter = build(config, "adapter")
-    if model is not None and isinstance(adapter, LoRA):
+    if model is not None and isinstance(adapter, LayerAdapter):
         with torch.device("meta"):
             network = XUT(model)
         try:
             adapter.layers(network)
         except UserError as error:
             raise UserError(error.what, where=f"adapter.{error.where}", hint=error.hint) from error
-        require_peft("LoRA")
+        adapter.require_packages()
 
 
 def _check_base(config: DictConfig, model: XUTConfig | None, plans: list[StagePlan], base: PipelineFolder) -> None:

@@ -18,7 +18,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder, compile_encoders
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource
+from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.stored_pipeline import save_final
@@ -36,8 +36,10 @@ from hdm_lightning.training.continued import check_continued
 from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.initial_weights import InitReport, load_initial_weights, record_init, require_whole
 from hdm_lightning.training.loggers import FOLDER, Layout, flat_settings, flow_layout, write_row
+from hdm_lightning.training.model_record import sampling_of, training_record, write_samples
+from hdm_lightning.training.modules.adapted_layers import is_adapted
 from hdm_lightning.training.modules.draws import sub_seed
-from hdm_lightning.training.modules.low_rank import adapter_of, is_adapted
+from hdm_lightning.training.modules.low_rank import adapter_of
 from hdm_lightning.training.recorded import recorded_values
 from hdm_lightning.training.run_log import say
 from hdm_lightning.training.run_recipe import COMMON, Recipe, Run, group, with_stage
@@ -265,11 +267,16 @@ class FlowRecipe(Recipe):
 def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = None) -> str:
     """Upload what a run has made up to a stage's end; the address of the commit.
 
-    An adapter is written anew for it, without this machine's paths; a whole model's folder may be `written` already.
+    An adapter is written anew for it, without this machine's paths, and so is a model whose text encoder lies on this
+    machine, which then goes along. Any other model's folder may be `written` already.
     """
     hub = group(run.config, run.recipe, "hub")
     message = f"{run.config.name}: " + ("final" if plan is run.plans[-1] else f"stage {plan.name}")
-    if written is not None and not is_adapted(run.network):
+    if (
+        written is not None
+        and not is_adapted(run.network)
+        and not is_local_path(plain(run.config, "text_encoder.name"))
+    ):
         return upload(written, hub, message)
     with TemporaryDirectory(dir=run.run_dir, prefix=".upload-") as folder:
         export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder), public=hub.push)
@@ -332,6 +339,7 @@ def export_pipeline(
     if averages is not None and averages["shadows"]:
         averaged = folded(network_weights(checkpoint) | averages["shadows"][0], whitening)
     text = plain(config, "text_encoder")
+    write_samples(run, plan, folder)
     save_final(
         folder,
         raw if averaged is None else averaged,
@@ -339,8 +347,9 @@ def export_pipeline(
         text_encoder=TextEncoderSource(text["name"], text["layer"], last.context_length),
         autoencoder=run.parts["autoencoder"],
         raw_state=None if averaged is None else raw,
-        training=_record(run, plan),
-        sampling=_sampling(run, plan),
+        training=training_record(run, plan),
+        sampling=sampling_of(run, plan),
+        include_text_encoder=public is not None and is_local_path(text["name"]),
     )
 
 
@@ -359,32 +368,13 @@ def export_adapter(
         run.network,
         base=base if public is None or is_on_hub(base) else Path(base).name,
         weights=averaged or network_weights(checkpoint),
-        settings={"training": _record(run, plan), "sampling": _sampling(run, plan), "context_length": context},
+        settings={
+            "training": training_record(run, plan),
+            "sampling": sampling_of(run, plan),
+            "context_length": context,
+        },
     )
     write_adapter_folder(folder, adapter, name=str(run.config.name), found_as=public)
-
-
-def _sampling(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """How the run has drawn, as a model's folder keeps it."""
-    images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
-    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, plan.settings.resolution
-    return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
-
-
-def _record(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """What the model card says about the training up to a stage's end."""
-    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
-    environment = run_folder.read_environment(run.run_dir)
-    return {
-        "name": str(run.config.name),
-        "seed": int(run.config.seed),
-        "samples": sum(stage["samples"] for stage in stages),
-        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
-        "stages": stages,
-        "resolution": plan.settings.resolution,
-        "commit": environment.get("commit"),
-        "hdm_lightning": environment.get("hdm_lightning"),
-    }
 
 
 def write_hparams(run: Run) -> None:

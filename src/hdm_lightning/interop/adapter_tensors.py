@@ -1,0 +1,197 @@
+"""Tensors of adapters by the names that files have for them: peft's, diffusers', ComfyUI's, kohya's, lycoris-lora's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.low_rank_layer import AdapterLayer, LowRank
+from hdm_lightning.interop.lycoris_layer import HADAMARD, KRONECKER, Hadamard, Kronecker, kronecker_parts
+from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX
+from hdm_lightning.interop.tensor_files import require_finite
+from hdm_lightning.models import XUT, XUTConfig
+
+PEFT = "base_model.model."
+PREFIXES = {"lora": f"transformer.{NETWORK_PREFIX}", "lora_comfyui": "diffusion_model."}
+"""What stands before a layer's name in a single file, by the name of its layout."""
+_PREFIXES = (*PREFIXES.values(), "transformer.", f"unet.{NETWORK_PREFIX}", "unet.", NETWORK_PREFIX)
+LYCORIS = "lycoris_"
+"""Before a layer's name with underscores in place of dots, in files of lycoris-lora."""
+_UNDERSCORED = (LYCORIS, "lora_unet_", "lora_transformer_")
+_PARTS = {
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_A.default.weight": "down",
+    "lora_B.default.weight": "up",
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "alpha": "alpha",
+    **{name: name for name in (*HADAMARD, *KRONECKER)},
+}
+_FOREIGN = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_magnitude_vector.weight": "DoRA",
+    "lora_magnitude_vector.default.weight": "DoRA",
+    "scalar": "LyCORIS with use_scalar",
+    "diff": "LyCORIS full",
+    "diff_b": "LyCORIS full",
+    "w_norm": "LyCORIS with train_norm",
+    "b_norm": "LyCORIS with train_norm",
+    "oft_blocks": "OFT",
+    "a1.weight": "GLoRA",
+    "on_input": "IA3",
+    "lambda_layer": "T-LoRA",
+    "lora_mid.weight": "LoRA of convolutions",
+    "hada_t1": "LoHa of convolutions",
+    "lokr_t2": "LoKr of convolutions",
+    "lora_B.bias": "LoRA with biases",
+}
+"""What an adapter is in which a tensor's name ends so, and which is not read."""
+Scale = Callable[[str], float]
+"""Of a layer's name, as peft has it, its alpha over its rank."""
+
+
+def split_name(key: str) -> tuple[str, str | None]:
+    """The layer's part of a tensor's name, and which of the layer's tensors it is; None for one of no adapter."""
+    for ending, part in _PARTS.items():
+        if key.endswith(f".{ending}"):
+            return key.removesuffix(f".{ending}"), part
+    return key, None
+
+
+def are_of_adapter(keys: Iterable[str]) -> bool:
+    """Whether tensors of these names hold an adapter."""
+    return any(split_name(key)[1] not in (None, "alpha") for key in keys)
+
+
+def layers_of(
+    tensors: Mapping[str, Tensor], scale: Scale, where: str, config: XUTConfig | None = None
+) -> dict[str, AdapterLayer]:
+    """The layers of a file's tensors.
+
+    Args:
+        tensors: by their names in the file.
+        scale: of layers that state no alpha.
+        where: names the file in errors.
+        config: of the network that it is for; needed for names with underscores alone.
+
+    Raises:
+        UserError: they are no adapter of linear layers, or one of another kind, or not finite.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    peft_names: dict[str, str] = {}
+    underscored = _underscored(config) if config is not None else {}
+    for key, tensor in tensors.items():
+        stem, part = split_name(key)
+        if part is None:
+            raise _unknown([key], where)
+        stem = stem.removeprefix(PEFT)
+        name = _layer_name(stem, underscored)
+        parts.setdefault(name, {})[part] = tensor
+        peft_names[name] = stem
+    odd = [name for name, found in parts.items() if not found.keys() - {"alpha"}]
+    if odd or not parts:
+        raise _unknown(odd, where)
+    try:
+        require_finite(tensors)
+        return {name: _layer(name, found, scale(peft_names[name])) for name, found in parts.items()}
+    except ValueError as error:
+        raise UserError(str(error), where=where, hint="get it again, or an earlier one of its training") from error
+
+
+def named_tensors(layers: Mapping[str, AdapterLayer], prefix: str) -> dict[str, Tensor]:
+    """The tensors of layers under peft's names, with something before them."""
+    return {f"{prefix}{name}.{end}": value for name, layer in layers.items() for end, value in layer.tensors().items()}
+
+
+def lycoris_tensors(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
+    """The tensors of layers under the names of lycoris-lora, with an alpha for each layer."""
+    found = {}
+    for name, layer in layers.items():
+        stem = LYCORIS + name.replace(".", "_")
+        for end, tensor in layer.tensors().items():
+            of_lora = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+            found[f"{stem}.{of_lora.get(end, end)}"] = tensor
+        found[f"{stem}.alpha"] = torch.tensor(float(layer.alpha))
+    return found
+
+
+def _unknown(names: list[str], where: str) -> UserError:
+    kinds = [kind for name in names for end, kind in _FOREIGN.items() if name.endswith(f".{end}")]
+    if kinds:
+        hint = "merge it into its base with what has trained it, or train a LoRA, LoHa or LoKr without it"
+        return UserError(f"is {kinds[0]} ({names[0]}), and plain LoRA, LoHa and LoKr are read", where=where, hint=hint)
+    what = f"has tensors that are no plain LoRA of linear layers: {', '.join(names[:3])}" if names else "is empty"
+    return UserError(what, where=where, hint="give a LoRA of this kind of network, as hdm-convert writes it")
+
+
+def _layer(name: str, found: Mapping[str, Tensor], scale: float) -> AdapterLayer:
+    """What is added to a layer. Raises ValueError: its tensors do not belong together."""
+    alpha, own = found.get("alpha"), {key: tensor for key, tensor in found.items() if key != "alpha"}
+    shapes = f"{name} has " + ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in own.items())
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{name} has {alpha.numel()} values of alpha instead of one")
+    if not all(tensor.is_floating_point() for tensor in own.values()):
+        raise ValueError(f"{shapes} of {', '.join(str(each.dtype) for each in own.values())}, which are no floats")
+    if not all(tensor.ndim == 2 and tensor.numel() for tensor in own.values()):
+        raise ValueError(f"{shapes}, which are no matrices")
+    value = None if alpha is None else float(alpha)
+    if set(own) == {"down", "up"}:
+        return _low_rank(own["down"], own["up"], value, scale, shapes)
+    if set(own) == set(HADAMARD):
+        return _hadamard([own[key] for key in HADAMARD], value, scale, shapes)
+    if own.keys() <= set(KRONECKER):
+        return _kronecker(own, value, scale, shapes)
+    raise ValueError(f"{shapes}, which are neither of a LoRA (lora_A, lora_B) nor of a LoHa or a LoKr")
+
+
+def _low_rank(down: Tensor, up: Tensor, alpha: float | None, scale: float, shapes: str) -> LowRank:
+    if down.shape[0] != up.shape[1]:
+        raise ValueError(f"{shapes}, which are no (rank, in) and (out, rank)")
+    return LowRank(down, up, down.shape[0] * scale if alpha is None else alpha)
+
+
+def _hadamard(factors: list[Tensor], alpha: float | None, scale: float, shapes: str) -> Hadamard:
+    w1_a, w1_b, w2_a, w2_b = factors
+    (out, rank), size = w1_a.shape, w1_b.shape[1]
+    if w1_b.shape[0] != rank or w2_a.shape != (out, w2_b.shape[0]) or w2_b.shape[1] != size:
+        raise ValueError(f"{shapes}, which are no two pairs of (out, rank) and (rank, in)")
+    return Hadamard(*factors, alpha=rank * scale if alpha is None else alpha)
+
+
+def _kronecker(own: Mapping[str, Tensor], alpha: float | None, scale: float, shapes: str) -> Kronecker:
+    try:
+        w1, w2 = kronecker_parts(own)
+    except ValueError as error:
+        raise ValueError(f"{shapes}: {error}") from error
+    inner = {part[0].shape[1] for part in (w1, w2) if len(part) == 2}
+    if any(len(part) == 2 and part[0].shape[1] != part[1].shape[0] for part in (w1, w2)) or len(inner) > 1:
+        raise ValueError(f"{shapes}, whose pairs are no (size, rank) and (rank, size) of one rank")
+    found = Kronecker(w1, w2, alpha=0.0)
+    if alpha is not None and not inner:  # lycoris-lora scales what has no rank by 1, whatever it writes
+        alpha = 1.0
+    return Kronecker(w1, w2, alpha=found.rank * scale if alpha is None else alpha)
+
+
+def _layer_name(stem: str, underscored: Mapping[str, str]) -> str:
+    for prefix in _UNDERSCORED:
+        if stem.startswith(prefix):
+            return underscored.get(stem.removeprefix(prefix), stem)
+    for prefix in _PREFIXES:
+        if stem.startswith(prefix):
+            return stem.removeprefix(prefix)
+    return stem
+
+
+def _underscored(config: XUTConfig) -> dict[str, str]:
+    """The layers of a network by their names with underscores in place of dots."""
+    with torch.device("meta"):
+        network = XUT(config)
+    names = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)]
+    return {name.replace(".", "_"): name for name in names}

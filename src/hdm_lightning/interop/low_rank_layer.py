@@ -1,0 +1,116 @@
+"""What an adapter adds to one layer's weight: as any kind of adapter says it, and as a LoRA (arXiv 2106.09685) does.
+
+Shapes: r rank, in and out the sizes of a layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+
+class AdapterLayer(ABC):
+    """What is added to one layer's weight: scale · product.
+
+    Attributes:
+        kind: of the adapter, as peft names it.
+        alpha: the scale is alpha / rank.
+    """
+
+    kind: ClassVar[str]
+    alpha: float
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """By which the scale is divided."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in), of the weight that it is added to."""
+
+    @property
+    def scale(self) -> float:
+        """Stands before the product."""
+        return self.alpha / self.rank
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """By the ends of their names in files."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same of other tensors under these names."""
+
+    @abstractmethod
+    def product(self) -> Tensor:
+        """(out, in), in float64."""
+
+    @abstractmethod
+    def folded(self) -> Self:
+        """The same with its scale inside a tensor, so that alpha equals the rank and no reader needs to know it."""
+
+    @abstractmethod
+    def low_rank(self) -> LowRank:
+        """The same as two matrices, exact but for rounding."""
+
+    def delta(self, weight: float = 1.0) -> Tensor:
+        """(out, in), in float64."""
+        return weight * self.scale * self.product()
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """The same with its tensors in another dtype."""
+        return self.with_tensors({name: tensor.to(dtype) for name, tensor in self.tensors().items()})
+
+
+@dataclass(frozen=True)
+class LowRank(AdapterLayer):
+    """LoRA: scale · up @ down.
+
+    Args:
+        down: (r, in), called lora_A or lora_down.
+        up: (out, r), called lora_B or lora_up.
+        alpha: the scale is alpha / r.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    kind = "LORA"
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), of the weight that it is added to."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By the ends of their names in files."""
+        return {"lora_A.weight": self.down, "lora_B.weight": self.up}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> LowRank:
+        """The same of other tensors under these names."""
+        return LowRank(tensors["lora_A.weight"], tensors["lora_B.weight"], self.alpha)
+
+    def product(self) -> Tensor:
+        """(out, in), in float64."""
+        return self.up.double() @ self.down.double()
+
+    def folded(self) -> LowRank:
+        """The same with its scale inside `up`."""
+        return LowRank(self.down, self.up * self.scale, float(self.rank))
+
+    def low_rank(self) -> LowRank:
+        """Itself."""
+        return self

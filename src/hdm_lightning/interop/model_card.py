@@ -1,0 +1,123 @@
+"""The Markdown of a trained model's README.md, as hubs show it; what comes from data is shown as plain text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CARD, SAMPLES = "README.md", "samples.png"
+LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+"""What a licence's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
+_TEMPLATE = Path(__file__).with_name("model_card.md")
+_AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
+_BY_NAME = "The text encoder is not included; it is found by the name above."
+_INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
+_APART = ("data", "data_samples", "captions", "prompts", "measures", "licence", "name")
+"""Of the training's record, what the card says in words."""
+
+
+def model_card(
+    xut: Mapping[str, Any],
+    text_encoder: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+    *,
+    keeps_raw: bool = False,
+    inside: bool = False,
+    sampled: bool = False,
+) -> str:
+    """The Markdown of a trained model's README.md: what it is, what it needs, how to draw with it, how good it is.
+
+    Args:
+        xut: the network's configuration.
+        text_encoder: `name`, `layer` and `context_length` where they are known.
+        training: record of the training; `name`, `resolution`, `licence`, `data`, `captions`, `prompts`, `stages` and
+            `measures` of it are said in words.
+        keeps_raw: whether the last weights are kept beside the averaged ones.
+        inside: whether the text encoder is in the folder.
+        sampled: whether `SAMPLES` is.
+    """
+    text = "not recorded"
+    if text_encoder:
+        shown = {
+            **text_encoder,
+            "name": plain_text(Path(str(text_encoder["name"])).name if inside else text_encoder["name"]),
+        }
+        text = "{name}, hidden state {layer}, up to {context_length} tokens".format(**shown)
+    licence = training.get("licence")
+    fitting = isinstance(licence, str) and LICENCE.fullmatch(licence)
+    return _TEMPLATE.read_text(encoding="utf-8").format(
+        front=f"license: {licence}\n" if fitting else "",
+        name=plain_text(training.get("name", "A trained XUT")),
+        size=training.get("resolution", 512),
+        **{key: xut[key] for key in ("width", "depth", "patch_size", "residual", "skips", "channels")},
+        text_encoder=text,
+        inclusion=_INSIDE if inside else _BY_NAME,
+        folder="final/",
+        weights=_AVERAGED if keeps_raw else "the weights",
+        samples=_samples(training) if sampled else "",
+        measures=_measures(training),
+        data=_data(training),
+        licence=f"{licence}." if fitting else "Not stated. Ask its owner before the model or its images are used.",
+        training=in_fence({key: value for key, value in training.items() if key not in _APART}),
+    )
+
+
+def plain_text(value: Any) -> str:
+    """A text in one line that Markdown and HTML show as it is."""
+    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split())).replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def in_fence(value: Any) -> str:
+    """JSON that cannot end the fence it stands in."""
+    return json.dumps(value, indent=2, ensure_ascii=False).replace("`", "\\u0060")
+
+
+def _samples(training: Mapping[str, Any]) -> str:
+    prompts = [f"- {plain_text(prompt)}" for prompt in _list(training.get("prompts"))]
+    return "\n".join(["## Samples", "", f"Drawn at the end of training: ![samples]({SAMPLES})", "", *prompts, "", ""])
+
+
+def _measures(training: Mapping[str, Any]) -> str:
+    """Tables of the last validation and of what an evaluation has found; empty where there is neither."""
+    stages = _list(training.get("stages"))
+    last = stages[-1].get("validation") if stages and isinstance(stages[-1], Mapping) else None
+    rows = [f"| validation loss, {plain_text(key)} | {_number(value)} | |" for key, value in _mapping(last).items()]
+    for key, value in _mapping(training.get("measures")).items():
+        found = _mapping(value)
+        interval = f"{_number(found.get('low'))} to {_number(found.get('high'))}" if "low" in found else ""
+        rows.append(f"| {plain_text(key)} | {_number(found.get('value'))} | {interval} |")
+    return (
+        "\n".join(["## Measures", "", "| measure | value | interval |", "|---|---|---|", *rows, "", ""]) if rows else ""
+    )
+
+
+def _data(training: Mapping[str, Any]) -> str:
+    rows = []
+    for each in map(_mapping, _list(training.get("data"))):
+        weight = each.get("weight")
+        rows.append(f"- {plain_text(each.get('source'))}" + ("" if weight is None else f", weight {_number(weight)}"))
+    if isinstance(count := training.get("data_samples"), int):
+        rows.append(f"- {count:,} samples in all")
+    captions = _mapping(training.get("captions"))
+    if captions:
+        rows.append(
+            "- captions: " + ", ".join(f"{plain_text(key)} {plain_text(each)}" for key, each in captions.items())
+        )
+    return "\n".join(rows or ["Not recorded."])
+
+
+def _number(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.4g}" if number else plain_text(value)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,97 @@
+"""What a model's folder and its card say of the training: how long, on what, with which result."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import OmegaConf
+
+from hdm_lightning.errors import UserError
+from hdm_lightning.interop.model_card import SAMPLES
+from hdm_lightning.training import run_folder
+from hdm_lightning.training.callbacks.keep_ledger import Ledger
+from hdm_lightning.training.composition import build, plain
+from hdm_lightning.training.run_recipe import Run, group, with_stage
+from hdm_lightning.training.stages import StagePlan
+from hdm_lightning.whole_files import write_atomically
+
+SAMPLES_OF_STAGE = "samples"
+"""Folder of a stage's preview images."""
+
+
+def sampling_of(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """How the run has drawn, as a model's folder keeps it."""
+    images = OmegaConf.select(run.config, "callbacks.sample_images") or {}
+    solver, side = {"steps": 24, "guidance_scale": 4.0, "shift": 1.0}, plan.settings.resolution
+    return {"height": side, "width": side, **{key: images.get(key, value) for key, value in solver.items()}}
+
+
+def write_samples(run: Run, plan: StagePlan, folder: Path) -> None:
+    """Put the newest sheet of a stage's preview images, the squarest of them, into a model's folder for its card."""
+    drawn = sorted((run_folder.checkpoint_folder(run.run_dir, plan).parent / SAMPLES_OF_STAGE).glob("*-*x*.png"))
+    newest = [path for path in drawn if path.name.partition("-")[0] == drawn[-1].name.partition("-")[0]]
+    if newest:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = min(newest, key=_squareness).read_bytes()
+        write_atomically(folder / SAMPLES, lambda file: file.write(content))
+
+
+def _squareness(path: Path) -> float:
+    """0 for a sheet of square images, by its name, and more the longer they are."""
+    width, height = (int(side) for side in path.stem.rpartition("-")[2].split("x"))
+    return abs(math.log(width / height))
+
+
+def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """What the model card says about the training up to a stage's end, without a path of this machine."""
+    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
+    environment = run_folder.read_environment(run.run_dir)
+    return {
+        "name": str(run.config.name),
+        "seed": int(run.config.seed),
+        "samples": sum(stage["samples"] for stage in stages),
+        "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
+        "stages": stages,
+        "resolution": plan.settings.resolution,
+        **data_record(run, plan),
+        "prompts": list(OmegaConf.select(run.config, "callbacks.sample_images.prompts") or []),
+        "licence": group(run.config, run.recipe, "hub").licence,
+        "commit": environment.get("commit"),
+        "hdm_lightning": environment.get("hdm_lightning"),
+    }
+
+
+def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """Names of a stage's sources, how many samples they have together, and what is done with their captions."""
+    config = with_stage(run.config, plan)
+    given = plain(config, "data")
+    train, found = given.get("train"), {}
+    if train is not None:
+        found["data"] = [_source(each) for each in (train if isinstance(train, list) else [train])]
+    try:
+        data: Any = build(config, "data", **run.recipe.data_arguments(run))
+        found["data_samples"] = data.train_plan.samples
+    except (UserError, AttributeError, OSError):  # of a kind that does not tell, or not there any more
+        found["data_samples"] = None
+    rules = {key: value for key, value in (given.get("captions") or {}).items() if not key.startswith("_")}
+    found["captions"] = {"tokens at most": plan.settings.context_length, **rules}
+    return found
+
+
+def _source(given: Any) -> dict[str, Any]:
+    """A source by a name that says nothing of this machine, and its weight."""
+    if not isinstance(given, Mapping):
+        return {"source": public_name(given)}
+    urls = given.get("urls")
+    names = [public_name(each) for each in (urls if isinstance(urls, list) else [urls])]
+    return {"source": ", ".join(names), "weight": given.get("weight")}
+
+
+def public_name(url: Any) -> str:
+    """A source's address without what belongs to a machine or to a person: a folder's own name, a URL without login."""
+    parts = urlsplit(str(url))
+    if parts.scheme and parts.netloc:
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return Path(str(url)).name or str(url)
