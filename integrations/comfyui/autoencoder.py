@@ -27,7 +27,7 @@ class PictureVAE(comfy.sd.VAE):
     """VAE for ComfyUI's VAEDecode, VAEEncode and their tiled forms; it gives the posterior's mean, as hdm-sample.
 
     Args:
-        autoencoder: with mean 0 and std 1, as in ComfyUI the MODEL normalises latents.
+        autoencoder: with mean 0 and std 1, as in ComfyUI the MODEL normalizes latents.
     """
 
     def __init__(self, autoencoder: KLAutoencoder) -> None:
@@ -54,7 +54,7 @@ class PictureVAE(comfy.sd.VAE):
         return ((pictures + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1).to(self.output_device)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """Pictures (B, H, W, 3) in [0, 1], cut about their centre to multiples of f, to latents (B, C, H/f, W/f)."""
+        """Pictures (B, H, W, 3) in [0, 1], cut about their center to multiples of f, to latents (B, C, H/f, W/f)."""
         pictures = self.vae_encode_crop_pixels(pixel_samples)[..., :3].movedim(-1, 1)
         self._load("encode", pictures.shape[2] * pictures.shape[3])
         latent = self.autoencoder.encode(pictures.to(self.device).float() * 2.0 - 1.0)
@@ -76,7 +76,7 @@ class PictureVAE(comfy.sd.VAE):
             return self.encode(pixel_samples)
 
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, H, W, …) cut about their centre to multiples of f."""
+        """Pictures (B, H, W, …) cut about their center to multiples of f."""
         height, width = (side // self.downscale_ratio * self.downscale_ratio for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         return pixels[:, top : top + height, left : left + width]

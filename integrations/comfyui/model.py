@@ -1,4 +1,4 @@
-"""An XUT as ComfyUI's MODEL: what the samplers call, the normalisation of latents, text and camera on their way in.
+"""An XUT as ComfyUI's MODEL: what the samplers call, the normalization of latents, text and camera on their way in.
 
 Shapes: B rows (conditionings times images), C latent channels, H×W latent, L text tokens, D width of the text encoder.
 """
@@ -141,7 +141,7 @@ def require_latent(x: Tensor, facts: Facts) -> None:
 
 
 class LatentFormat(comfy.latent_formats.LatentFormat):
-    """From latents as the autoencoder has them to normalised ones, (z − mean) / std per channel, and back."""
+    """From latents as the autoencoder has them to normalized ones, (z − mean) / std per channel, and back."""
 
     def __init__(self, mean: Tensor, std: Tensor, factor: int) -> None:
         self.mean, self.std = mean.float().cpu().view(1, -1, 1, 1), std.float().cpu().view(1, -1, 1, 1)
@@ -149,7 +149,7 @@ class LatentFormat(comfy.latent_formats.LatentFormat):
         self.spacial_downscale_ratio = factor
 
     def process_in(self, latent: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalize."""
         return (latent - self.mean.to(latent)) / self.std.to(latent)
 
     def process_out(self, latent: Tensor) -> Tensor:

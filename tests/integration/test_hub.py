@@ -69,7 +69,7 @@ def texts_on(hub, name):
 def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path):
     """Neither from a run whose text encoder lies here, which goes along, nor from a pipeline that pushes itself."""
     job["callbacks"] = {"sample_images": {"prompts": ["a *star* | <b>"], "steps": 1, "aspect_ratios": [1.0]}}
-    job["hub"] |= {"licence": "cc-by-sa-4.0"}
+    job["hub"] |= {"license": "cc-by-sa-4.0"}
     assert run_job(check_job(job)) == 0
     HDMPipeline.from_pretrained(Path(job["run_dir"]) / "final").push_to_hub("me/again")
     HDMPipeline.from_pretrained("me/toy").push_to_hub("me/third")
@@ -85,11 +85,11 @@ def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path):
     assert "samples.png" not in texts_on(hub, "me/again")["README.md"]
 
 
-@pytest.mark.parametrize("licence", ["", "a licence", "mit\nname: x"])
-def test_what_is_no_licence_s_name_is_refused(job, licence):
-    with pytest.raises(UserError, match="no licence") as refused:
-        check_job({**job, "hub": {"push": None, "licence": licence}})
-    assert refused.value.where == "hub.licence"
+@pytest.mark.parametrize("license", ["", "a license", "mit\nname: x"])
+def test_what_is_no_license_s_name_is_refused(job, license):
+    with pytest.raises(UserError, match="no license") as refused:
+        check_job({**job, "hub": {"push": None, "license": license}})
+    assert refused.value.where == "hub.license"
 
 
 def test_a_fine_tuning_begins_from_the_hub(hub, job, toy_job, tmp_path):
@@ -137,7 +137,7 @@ def test_a_push_that_fails_at_the_end_loses_nothing(hub, tmp_path):
     assert "same command" in refused.value.hint
 
 
-def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_licence(
+def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_license(
     hub, published, tmp_path, capsys
 ):
     hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
@@ -152,14 +152,14 @@ def test_a_published_file_is_drawn_by_its_repository_s_name_with_a_word_on_its_l
     assert _pixels(first) == _pixels(second)
 
 
-def test_the_pipeline_reads_what_was_published_and_says_its_licence(hub, published, tiny_text_encoder, tmp_path):
+def test_the_pipeline_reads_what_was_published_and_says_its_license(hub, published, tiny_text_encoder, tmp_path):
     own = {"text_encoder": load_text_encoder(str(tiny_text_encoder))}
     hub.files["them/net"] = {"net.safetensors": published, "README.md": b"---\nlicense: cc-by-nc-sa-4.0\n---\n# A net"}
     hub.files["them/silent"] = {"net.safetensors": published}
     settings = {"seed": 0, "height": 16, "width": 16, "num_inference_steps": 1, "guidance_scale": 1.0}
     with pytest.warns(UserWarning, match=r"cc-by-nc-sa-4\.0, by its card.*forbids commercial use"):
         pipeline = HDMPipeline.from_pretrained("them/net", **own)
-    with pytest.warns(UserWarning, match="does not say under which licence.*released.*CC-BY-NC-SA"):
+    with pytest.warns(UserWarning, match="does not say under which license.*released.*CC-BY-NC-SA"):
         again = HDMPipeline.from_pretrained("them/silent", **own)
     assert sample.main(["them/net", *published.options(tmp_path)]) == 0
     drawn = [each("a star", **settings).images[0].tobytes() for each in (pipeline, again)]

@@ -384,7 +384,7 @@ def test_progress_is_counted_in_samples_and_measures_are_written(config, changed
 
 
 def test_the_result_is_pushed_without_the_places_of_this_machine(config, changed, tmp_path):
-    pushed = changed(config, hub={"push": "me/vae", "licence": "apache-2.0"})
+    pushed = changed(config, hub={"push": "me/vae", "license": "apache-2.0"})
     source = tmp_path / "source"
     AutoencoderKL(**config["autoencoder"]["config"]).save_pretrained(source)
     pushed = changed(pushed, autoencoder={"config": None, "source": str(source)})

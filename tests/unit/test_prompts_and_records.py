@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.drawing import LONGEST_PROMPT, _prompts
-from hdm_lightning.generation.hub_models import licence_note
+from hdm_lightning.generation.hub_models import license_note
 from hdm_lightning.generation.image_files import ImageRecord, read_record, write_png
 from hdm_lightning.generation.image_writer import slug
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
@@ -199,8 +199,8 @@ def test_a_lora_s_weight_beyond_all_floats_is_refused(weight):
 
 
 @pytest.mark.parametrize("front", ["license: " + "[" * 5_000, "license: " + "[" * 5_000 + "]" * 5_000, "[a", "- a"])
-def test_a_card_that_cannot_be_read_tells_no_licence(tmp_path, front):
+def test_a_card_that_cannot_be_read_tells_no_license(tmp_path, front):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert "is under mit" in licence_note(tmp_path, "me/net")
+    assert "is under mit" in license_note(tmp_path, "me/net")
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
-    assert "does not say" in licence_note(tmp_path, "me/net")
+    assert "does not say" in license_note(tmp_path, "me/net")

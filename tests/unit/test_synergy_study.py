@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.study_jobs import run_jobs
-from experiments.synergy import analyse, design, effects
+from experiments.synergy import analyze, design, effects
 
 
 def test_the_design_holds_every_main_effect_and_two_way_interaction() -> None:
@@ -101,7 +101,7 @@ def test_contrasts_are_orthogonal_and_of_unit_mean_square() -> None:
 
 def test_the_page_says_what_its_results_say() -> None:
     folder = Path(analyse.__file__).parent
-    found = analyse.analyse(analyse.read(folder / "results"))
+    found = analyse.analyze(analyse.read(folder / "results"))
     assert analyse.tables(found) in (folder / "README.md").read_text(encoding="utf-8")
 
 

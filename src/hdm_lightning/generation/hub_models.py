@@ -1,4 +1,4 @@
-"""Models of the hub, of this project's layout or published otherwise, and what their cards say of their licence."""
+"""Models of the hub, of this project's layout or published otherwise, and what their cards say of their license."""
 
 import re
 from collections.abc import Mapping
@@ -61,13 +61,13 @@ def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
     return _file(repository, single[0], where, hub)
 
 
-def licence_note(path: Path, name: str, *, published: bool = False) -> str:
-    """What the card beside a downloaded model says of its licence.
+def license_note(path: Path, name: str, *, published: bool = False) -> str:
+    """What the card beside a downloaded model says of its license.
 
     Args:
         path: where it lies.
         name: on the hub.
-        published: whether it has the layout of the released HDM weights, whose licence is then named, too.
+        published: whether it has the layout of the released HDM weights, whose license is then named, too.
     """
     folder = path if path.is_dir() else path.parent
     try:
@@ -80,7 +80,7 @@ def licence_note(path: Path, name: str, *, published: bool = False) -> str:
         told = None
     released = f"; {_RELEASED}" if published else ""
     if not isinstance(told, str):
-        return f"{name} does not say under which licence it is: ask its owner before images of it are used{released}"
+        return f"{name} does not say under which license it is: ask its owner before images of it are used{released}"
     told = in_one_line(told)
     kept = f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
     return kept + (_NO_COMMERCE if _NON_COMMERCIAL.search(told) else "")

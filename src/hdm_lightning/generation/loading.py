@@ -16,7 +16,7 @@ from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, read_config
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, licence_note
+from hdm_lightning.generation.hub_models import hub_model, license_note
 from hdm_lightning.generation.image_files import sha256_of
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.pipeline_adapters import AdapterUse, adapter_files
@@ -90,7 +90,7 @@ class LoadOptions:
 class LoadedModel:
     """A model ready to draw: settings that its training found good, what to load to have it again, weights.
 
-    `notice` is what its user should be told, of a model of the hub its licence.
+    `notice` is what its user should be told, of a model of the hub its license.
     """
 
     pipeline: HDMPipeline
@@ -166,13 +166,13 @@ def _base_of(adapter: Adapter, folder: Path) -> Path:
 
 
 def _located(path: Path, options: LoadOptions) -> tuple[Path, str | None]:
-    """A path as it is, or where what a hub name means lies, with what is to be told of its licence."""
+    """A path as it is, or where what a hub name means lies, with what is to be told of its license."""
     name = str(path)
     here = options.local_only or path.exists() or "/" not in name or is_local_path(name)
     if here or find_pipeline_folder(path) is not None:
         return path, None
     found = hub_model(name)
-    return found, licence_note(found, name, published=is_published(found) and not is_adapter(found))
+    return found, license_note(found, name, published=is_published(found) and not is_adapter(found))
 
 
 def _load_model(path: Path, options: LoadOptions) -> LoadedModel:

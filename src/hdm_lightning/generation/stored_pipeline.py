@@ -26,7 +26,7 @@ from hdm_lightning.encoders.text import cut_after, read_text_model
 from hdm_lightning.encoders.tokenizer import Tokenizer
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.components import FlowScheduler
-from hdm_lightning.generation.hub_models import hub_model, licence_note
+from hdm_lightning.generation.hub_models import hub_model, license_note
 from hdm_lightning.generation.published_parts import autoencoder_of, is_published, text_encoder_of
 from hdm_lightning.interop.adapter_files import is_adapter
 from hdm_lightning.interop.layouts import read_release
@@ -78,7 +78,7 @@ class StoredPipeline(DiffusionPipeline):
         The parts are built from plain fields, by classes that this project knows: nothing that lies in the folder is
         run. A text encoder that is not in the folder is had by its name. Networks in the layout of the released HDM
         weights are read, too: a single file, a folder with unet/, or a repository of the hub that holds either, whose
-        licence is told in a warning.
+        license is told in a warning.
 
         Args:
             pretrained_model_name_or_path: folder or hub name.
@@ -239,7 +239,7 @@ def _released(path: Path, name: str, hub: dict[str, Any]) -> Path | None:
     found = hub_model(name, where="model", **hub)
     if not is_published(found) or is_adapter(found):
         return None
-    warnings.warn(licence_note(found, name, published=True), stacklevel=3)
+    warnings.warn(license_note(found, name, published=True), stacklevel=3)
     return found
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 CARD, SAMPLES = "README.md", "samples.png"
-LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
-"""What a licence's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+"""What a license's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
 _BY_NAME = "The text encoder is not included; it is found by the name above."
 _INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
-_APART = ("data", "data_samples", "captions", "prompts", "measures", "licence", "name")
+_APART = ("data", "data_samples", "captions", "prompts", "measures", "license", "name")
 """Of the training's record, what the card says in words."""
 
 
@@ -34,7 +34,7 @@ def model_card(
     Args:
         xut: the network's configuration.
         text_encoder: `name`, `layer` and `context_length` where they are known.
-        training: record of the training; `name`, `resolution`, `licence`, `data`, `captions`, `prompts`, `stages` and
+        training: record of the training; `name`, `resolution`, `license`, `data`, `captions`, `prompts`, `stages` and
             `measures` of it are said in words.
         keeps_raw: whether the last weights are kept beside the averaged ones.
         inside: whether the text encoder is in the folder.
@@ -47,10 +47,10 @@ def model_card(
             "name": plain_text(Path(str(text_encoder["name"])).name if inside else text_encoder["name"]),
         }
         text = "{name}, hidden state {layer}, up to {context_length} tokens".format(**shown)
-    licence = training.get("licence")
-    fitting = isinstance(licence, str) and LICENCE.fullmatch(licence)
+    license = training.get("license")
+    fitting = isinstance(license, str) and LICENSE.fullmatch(license)
     return _TEMPLATE.read_text(encoding="utf-8").format(
-        front=f"license: {licence}\n" if fitting else "",
+        front=f"license: {license}\n" if fitting else "",
         name=plain_text(training.get("name", "A trained XUT")),
         size=training.get("resolution", 512),
         **{key: xut[key] for key in ("width", "depth", "patch_size", "residual", "skips", "channels")},
@@ -61,7 +61,7 @@ def model_card(
         samples=_samples(training) if sampled else "",
         measures=_measures(training),
         data=_data(training),
-        licence=f"{licence}." if fitting else "Not stated. Ask its owner before the model or its images are used.",
+        license=f"{license}." if fitting else "Not stated. Ask its owner before the model or its images are used.",
         training=in_fence({key: value for key, value in training.items() if key not in _APART}),
     )
 

@@ -86,9 +86,9 @@ def export_autoencoder(
     report = {"measures": dict(measures), "images": latents.images, "training": dict(training)}
     write_json(folder / MEASURES_FILE, report)
     share = training.get("equivariance", {}).get("equivariant", 0)
-    licence = training.get("licence")
+    license = training.get("license")
     card = _CARD.format(
-        front=f"license: {licence}\n" if licence else "",
+        front=f"license: {license}\n" if license else "",
         name=plain_text(name),
         equivariance=f" and EQ-VAE regularisation (arXiv 2502.09509) in {share:.0%} of the steps" if share else "",
         channels=network.channels,

@@ -221,7 +221,7 @@ class AutoencoderRecipe(Recipe):
             "start": _start(group(config, self, "autoencoder").source, public),
             "samples": done["samples"],
             "resolution": run.plans[0].settings.resolution,
-            "licence": group(config, self, "hub").licence,
+            "license": group(config, self, "hub").license,
             "measured_on": "held-out images" if config.data.get("validation") else "images of the training set",
             "loss": asdict(group(config, self, "loss")),
             "equivariance": asdict(group(config, self, "equivariance")),

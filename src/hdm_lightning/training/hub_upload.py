@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.model_card import LICENCE
+from hdm_lightning.interop.model_card import LICENSE
 from hdm_lightning.training.stages import settings
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -19,20 +19,20 @@ class Hub:
         push: OWNER/NAME of a repository, made where there is none; None keeps everything here.
         at: when `final/` is written; or also after every other stage, which the next one replaces.
         private: whether a repository that is made is seen by its owner alone.
-        licence: of the model, as the hub names it, e.g. apache-2.0; the card says it.
+        license: of the model, as the hub names it, e.g. apache-2.0; the card says it.
     """
 
     push: str | None = None
     at: Literal["end", "stages"] = "end"
     private: bool = True
-    licence: str | None = None
+    license: str | None = None
 
 
 def check_name(hub: Hub) -> None:
-    """Raise UserError unless `push` can be the name of a repository, and `licence` that of a licence."""
-    if hub.licence is not None and not LICENCE.fullmatch(hub.licence):
+    """Raise UserError unless `push` can be the name of a repository, and `license` that of a license."""
+    if hub.license is not None and not LICENSE.fullmatch(hub.license):
         hint = "give its identifier, e.g. apache-2.0, cc-by-sa-4.0 or other"
-        raise UserError(f"{hub.licence!r:.60} is no licence's name", where="hub.licence", hint=hint)
+        raise UserError(f"{hub.license!r:.60} is no license's name", where="hub.license", hint=hint)
     if hub.push is not None and not _NAME.fullmatch(hub.push):
         raise UserError(f"{hub.push!r} is no OWNER/NAME", where="hub.push", hint="give both, e.g. hub.push=me/my-model")
 

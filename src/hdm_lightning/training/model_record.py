@@ -57,7 +57,7 @@ def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
         "resolution": plan.settings.resolution,
         **data_record(run, plan),
         "prompts": list(OmegaConf.select(run.config, "callbacks.sample_images.prompts") or []),
-        "licence": group(run.config, run.recipe, "hub").licence,
+        "license": group(run.config, run.recipe, "hub").license,
         "commit": environment.get("commit"),
         "hdm_lightning": environment.get("hdm_lightning"),
     }

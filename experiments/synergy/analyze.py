@@ -1,4 +1,4 @@
-"""What the trainings so far say: `python -m experiments.synergy.analyse`.
+"""What the trainings so far say: `python -m experiments.synergy.analyze`.
 
 It writes analysis.json, figure.png and the tables of README.md.
 

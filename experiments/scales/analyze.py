@@ -1,4 +1,4 @@
-"""What the trainings so far say: `python -m experiments.scales.analyse`.
+"""What the trainings so far say: `python -m experiments.scales.analyze`.
 
 It writes analysis.json, figure.png and the tables of README.md.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from experiments.scales.law import Interval, Law, best_rate_interval, fit, interval, predicted, resampled, seed_spread
 from experiments.scales.plan import BATCHES, RATE_WIDTHS, jobs, trainings
-from experiments.synergy.analyse import plain, put_between, read
+from experiments.synergy.analyze import plain, put_between, read
 
 from hdm_lightning.profiling.duration import CALIBRATED_UTILISATION
 from hdm_lightning.profiling.gpus import GPUS
