@@ -34,7 +34,7 @@ def column(rows: list[Result], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 
-def analyse(results: dict[str, Result]) -> dict[str, Any]:
+def analyze(results: dict[str, Result]) -> dict[str, Any]:
     """The law with its predictions, the best rate of each width and batch, and what each training costs."""
     found: dict[str, Any] = {
         "trainings": sum(each.name in results for each in jobs()),
@@ -239,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     results = read(parser.parse_args().results)
-    found = analyse(results)
+    found = analyze(results)
     (HERE / "analysis.json").write_text(json.dumps(simple(found), indent=1) + "\n")
     draw(found, results, HERE / "figure.png")
     put_between(HERE / "README.md", tables(found))

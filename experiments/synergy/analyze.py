@@ -80,7 +80,7 @@ def read(folder: Path) -> dict[str, Result]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def analyse(results: dict[str, Result]) -> dict[str, Any]:
+def analyze(results: dict[str, Result]) -> dict[str, Any]:
     """Effects of every endpoint, with p over its family, and what equal time would change."""
     jobs = [each for each in planned() if each.name in results]
     found: dict[str, Any] = {}
@@ -303,7 +303,7 @@ def main() -> None:
     """Analyse what there is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    analysis = analyse(read(parser.parse_args().results))
+    analysis = analyze(read(parser.parse_args().results))
     (HERE / "analysis.json").write_text(json.dumps(plain(analysis), indent=1) + "\n")
     if analysis["endpoints"][PRIMARY]["freedom"] >= 1:
         draw(analysis, HERE / "figure.png")

@@ -100,9 +100,9 @@ def test_contrasts_are_orthogonal_and_of_unit_mean_square() -> None:
 
 
 def test_the_page_says_what_its_results_say() -> None:
-    folder = Path(analyse.__file__).parent
-    found = analyse.analyze(analyse.read(folder / "results"))
-    assert analyse.tables(found) in (folder / "README.md").read_text(encoding="utf-8")
+    folder = Path(analyze.__file__).parent
+    found = analyze.analyze(analyze.read(folder / "results"))
+    assert analyze.tables(found) in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_jobs_go_on_where_they_stopped(tmp_path) -> None:
