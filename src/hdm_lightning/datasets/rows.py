@@ -219,7 +219,8 @@ def _image_bytes(value: Any) -> bytes:
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes | bytearray | memoryview) or not len(data):
         path = isinstance(value, Mapping) and value.get("path")
-        raise SampleFault("the row names a file and does not hold it" if path else "the row holds no image")
+        named = "the row names a file and does not hold it (hdm-shards build folder takes files)"
+        raise SampleFault(named if path else "the row holds no image")
     if len(data) > MAX_FILE_BYTES:
         raise SampleFault(f"image file too large: {len(data)} bytes")
     return bytes(data)

@@ -65,7 +65,8 @@ PICTURES = Columns("picture", ("text",))
 
 
 def build(place, out, columns=PICTURES, **options):
-    return build_rows(ParquetTable([str(place)], columns), out, columns, **{"samples_per_shard": 7, **options})
+    chosen = {"samples_per_shard": 7, "threads": 1, **options}
+    return build_rows(ParquetTable([str(place)], columns), out, columns, **chosen)
 
 
 def test_rows_become_samples_in_their_order_with_what_else_they_say(kit, table, tmp_path):
@@ -242,7 +243,8 @@ def data_set(kit, folder):
 
 
 def check_hub_build(kit, name, out):
-    assert main(["build", "hub", name, "--caption", "text", "--out", str(out), "--samples-per-shard", "10"]) == 0
+    words = ["build", "hub", name, "--caption", "text", "--samples-per-shard", "10", "--threads", "1"]
+    assert main([*words, "--out", str(out)]) == 0
     found = members_of(out)
     assert [members["png"] for members in found.values()] == [kit.coloured(row) for row in range(25)]
     assert [members["txt"] for members in found.values()] == [f"number {row}".encode() for row in range(25)]
