@@ -210,7 +210,7 @@ def test_prompts_that_are_longer_than_the_model_reads_are_warned_of(run_folder, 
     assert len(warnings) == 1
     tokenizer = HDMPipeline.from_pretrained(run_folder).caption_tokenizer
     whole = tokenizer.tokenizer.transformers(long)["input_ids"]
-    assert f"the last {len(whole) - 16} are left out" in warnings[0] and "'star'" in warnings[0]
+    assert f"the last {len(whole) - 16} are left out" in warnings[0] and "red star'" in warnings[0]
     with pytest.warns(UserWarning, match=f"the last {len(whole) - 16} are left out"):
         HDMPipeline.from_pretrained(run_folder)(long, num_inference_steps=1)
 

@@ -1,0 +1,66 @@
+"""The card of a model: what it says of data, measures and licence, and that no text of theirs breaks out of it."""
+
+import json
+
+import pytest
+
+from hdm_lightning.evaluation.findings import Evaluation, Found, Measure
+from hdm_lightning.evaluation.report import headline
+from hdm_lightning.interop.model_card import model_card
+from hdm_lightning.interop.pipeline_folder import record_measures, write_pipeline_folder
+from hdm_lightning.metrics.bootstrap import Estimate
+from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.training.model_record import public_name
+
+CONFIG = XUTConfig(
+    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    training = {"name": "mine", "resolution": 64, "licence": "mit", "stages": [{"validation": {"raw": 0.5}}]}
+    weights = {"ema": XUT(CONFIG).state_dict()}
+    write_pipeline_folder(tmp_path, weights, xut=CONFIG, text_encoder=None, write_vae=None, training=training)
+    return tmp_path
+
+
+def test_measures_of_an_evaluation_stand_on_the_card_and_in_the_index(folder):
+    found = [Measure("clip", Estimate(0.25, 0.2, 0.3, 100)), Measure("other", Estimate(1.0, 1.0, 1.0, 1))]
+    evaluation = Evaluation({}, {"primary": ["text.clip"]}, {"ema": {"text": Found(found)}})
+    figures = headline(evaluation, "ema")
+    assert figures == {"text.clip": {"value": 0.25, "low": 0.2, "high": 0.3}} and headline(evaluation, "raw") == {}
+    record_measures(folder, figures)
+    card = (folder / "README.md").read_text()
+    assert (
+        "| text.clip | 0.25 | 0.2 to 0.3 |".replace("_", "\\_") in card and "| validation loss, raw | 0.5 | |" in card
+    )
+    assert json.loads((folder / "model_index.json").read_text())["training"]["measures"] == figures
+    record_measures(folder, {"text.clip": {"value": 0.5}})
+    assert "0.25" not in (folder / "README.md").read_text()
+
+
+def test_texts_of_data_stay_texts():
+    evil = "a|b `c` <script>\n# heading [x](y) ```\n"
+    training = {"name": evil, "data": [{"source": evil}], "captions": {evil: evil}, "prompts": [evil], "commit": evil}
+    training |= {"measures": {evil: {"value": evil}}, "licence": "mit\nname: x"}
+    card = model_card(CONFIG.to_json(), {"name": evil, "layer": -1, "context_length": 8}, training, sampled=True)
+    lines = card.splitlines()
+    assert "<script>" not in card.split("```json")[0] and "\n# heading" not in card
+    assert [line for line in lines if line.startswith("license")] == [] and "Not stated" in card
+    assert sum(line.startswith("```") for line in lines) == 6  # three fences, as of any other model
+    inside = card.split("```json\n")[1].split("\n```")[0]
+    assert json.loads(inside)["commit"] == evil
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/home/me/sets/shapes", "shapes"),
+        ("sets/shapes/", "shapes"),
+        ("https://me:secret@host.example/a/b.tar?token=x", "https://host.example/a/b.tar"),
+        ("s3://bucket/set", "s3://bucket/set"),
+    ],
+)
+def test_sources_are_named_without_what_is_private(given, shown):
+    assert public_name(given) == shown
