@@ -197,7 +197,7 @@ class ShardSet:
 
     def _captions(self, raw: RawSample) -> tuple[str, ...]:
         try:
-            return tuple(text for text, _ in self._rules.all_of(raw.members))
+            return tuple(each.text for each in self._rules.all_of(raw.members))
         except SampleFault:
             return ()
 
