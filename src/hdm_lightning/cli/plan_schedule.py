@@ -201,7 +201,8 @@ def adapter_cost(adapter_keys: Mapping[str, Any] | None, network: XUTConfig) -> 
     elements: Counter[str] = Counter()
     try:
         for name in adapter.layers(whole):
-            out, size = whole.get_submodule(name).weight.shape
+            layer: Any = whole.get_submodule(name)
+            out, size = layer.weight.shape
             part = name.partition(".")[0]
             parameters[part] += adapter.parameters_beside(size, out)
             elements[part] += adapter.elements_beside(size, out)

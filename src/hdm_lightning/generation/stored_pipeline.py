@@ -95,8 +95,8 @@ class StoredPipeline(DiffusionPipeline):
             hint = f"hdm-convert {old[0]} FOLDER writes it anew; hdm-sample reads it as it is"
             raise UserError("has the layout of before diffusers' pipelines", where=str(old[0]), hint=hint)
         folder = path / "final"
-        if not (folder / INDEX).is_file() and (found := _released(path, name, hub)) is not None:
-            return cls._of_release(found, options)
+        if not (folder / INDEX).is_file() and (release := _released(path, name, hub)) is not None:
+            return cls._of_release(release, options)
         if not (folder / INDEX).is_file():
             required = [INDEX, *(f"{part}/*" for part in _KNOWN if part not in options)]
             folder = locate_model(name, where="model", required=required, download=DOWNLOAD, **hub)
@@ -130,7 +130,8 @@ class StoredPipeline(DiffusionPipeline):
             tokenizer = tokenizer or Tokenizer(source.name, where="text_encoder").transformers
         sampling = dict(release.settings.get("sampling") or SAMPLING)
         solving = {key: sampling.pop(key) for key in ("solver", "shift") if key in sampling}
-        pipeline: Any = cls(
+        kind: Any = cls
+        pipeline: Any = kind(
             release.network.float().eval(),
             given["vae"] or autoencoder_of(release, path),
             given["scheduler"] or FlowScheduler(**solving),

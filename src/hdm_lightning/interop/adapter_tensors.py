@@ -162,7 +162,8 @@ def _hadamard(factors: list[Tensor], alpha: float | None, scale: float, shapes: 
     (out, rank), size = w1_a.shape, w1_b.shape[1]
     if w1_b.shape[0] != rank or w2_a.shape != (out, w2_b.shape[0]) or w2_b.shape[1] != size:
         raise ValueError(f"{shapes}, which are no two pairs of (out, rank) and (rank, in)")
-    return Hadamard(*factors, alpha=rank * scale if alpha is None else alpha)
+    total = rank * scale if alpha is None else alpha
+    return Hadamard(w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b, alpha=total)
 
 
 def _kronecker(own: Mapping[str, Tensor], alpha: float | None, scale: float, shapes: str) -> Kronecker:

@@ -67,7 +67,8 @@ def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
     """Names of a stage's sources, how many samples they have together, and what is done with their captions."""
     config = with_stage(run.config, plan)
     given = plain(config, "data")
-    train, found = given.get("train"), {}
+    train = given.get("train")
+    found: dict[str, Any] = {}
     if train is not None:
         found["data"] = [_source(each) for each in (train if isinstance(train, list) else [train])]
     try:
