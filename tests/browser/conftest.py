@@ -140,7 +140,8 @@ def page(served, browser):
     opened.on("request", lambda request: None if request.url.startswith(own) else elsewhere.append(request.url))
     opened.on("pageerror", lambda error: failed.append(str(error)))
     opened.goto(served.address)
-    opened.wait_for_function("document.querySelector('#models')?.innerText.includes('runs/')")
+    opened.wait_for_function("document.querySelector('#models')?.innerText.includes('runs/one')")
+    opened.wait_for_function("document.querySelector('#steps input').value == '3'")  # the model's own settings are in
     yield opened
     assert opened.evaluate("window.hacked") is None
     assert (elsewhere, failed) == ([], [])
