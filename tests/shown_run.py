@@ -71,7 +71,7 @@ def write_run(folder, text_encoder, autoencoder, *, seed=0, finished=True, tag="
 
 
 def write_model(folder, text_encoder, autoencoder, *, seed=0):
-    """A pipeline's folder with averaged and last weights."""
+    """A pipeline's folder with averaged and last weights, whose own settings tell it from one of another seed."""
     torch.manual_seed(seed)
     config = XUTConfig(**MODEL)
     state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(config).state_dict().items()}
@@ -82,5 +82,5 @@ def write_model(folder, text_encoder, autoencoder, *, seed=0):
         text_encoder=TextEncoderSource(str(text_encoder), context_length=16),
         autoencoder=load_autoencoder(str(autoencoder)),
         raw_state={name: 0.9 * value for name, value in state.items()},
-        sampling=SAMPLING,
+        sampling={**SAMPLING, "steps": SAMPLING["steps"] + seed},
     )

@@ -135,17 +135,18 @@ def browser():
 def page(served, browser):
     """The page, loaded; at the end nothing was asked of elsewhere, and no script failed or was somebody else's."""
     opened = browser.new_page(viewport={"width": 1400, "height": 1000})
-    elsewhere, failed = [], []
+    elsewhere, failed, logged = [], [], len(served.log.read_text())
     own = (served.address, "data:", "blob:")
     opened.on("request", lambda request: None if request.url.startswith(own) else elsewhere.append(request.url))
     opened.on("pageerror", lambda error: failed.append(str(error)))
     opened.goto(served.address)
-    opened.wait_for_function("document.querySelector('#models')?.innerText.includes('runs/')")
+    opened.wait_for_function("document.querySelector('#models')?.innerText.includes('runs/one')")
+    opened.wait_for_function("document.querySelector('#steps input').value == '3'")  # the model's own settings are in
     yield opened
     assert opened.evaluate("window.hacked") is None
     assert (elsewhere, failed) == ([], [])
     opened.close()
-    assert "Traceback" not in served.log.read_text()
+    assert "Traceback" not in served.log.read_text()[logged:]
 
 
 @pytest.fixture(scope="session")

@@ -71,14 +71,15 @@ def sample(served, *words):
 
 def test_what_is_drawn_is_what_hdm_sample_draws(page, served):
     choose_only(page, "runs/two")
-    field(page, "steps").fill("4")
+    page.wait_for_function("document.querySelector('#steps input').value == '4'", timeout=SLOW_MS)  # its own settings
+    field(page, "steps").fill("5")
     page.get_by_role("button", name="Camera").click()
     field(page, "x_shift").fill("0.25")
     field(page, "zoom").fill("1.2")
     draw(page, "a red circle", count="2")
     sources = [image.get_attribute("src") for image in images(page, "drawn", 2).all()]
     ours = [fetched(page, source) for source in sources]
-    options = ["--steps", "4", "--x-shift", "0.25", "--zoom", "1.2", "--count", "2", "--no-sheet"]
+    options = ["--steps", "5", "--x-shift", "0.25", "--zoom", "1.2", "--count", "2", "--no-sheet"]
     theirs = sample(served, "runs/two", "a red circle", *options)
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(pixels(one), pixels(other.read_bytes()))
