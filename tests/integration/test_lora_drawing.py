@@ -246,7 +246,9 @@ def test_a_single_file_is_drawn_over_its_base_or_names_the_way(base, adapter, tm
 
 def test_a_lora_on_the_hub_is_drawn_over_its_base(base, adapter, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrained, "_unreachable", {})
-    own = replace(adapter(1), settings={"sampling": DRAWN})
+    # A scale of 1 is folded into a file without rounding.
+    layers = {name: replace(each, alpha=float(each.rank)) for name, each in adapter(1).layers.items()}
+    own = replace(adapter(1), layers=layers, settings={"sampling": DRAWN})
     write_adapter_folder(tmp_path / "ink", own)
     write_lora(tmp_path / "ink.safetensors", own)
     options = ["a star", "--out", str(tmp_path / "out"), "--device", "cpu"]
@@ -301,7 +303,7 @@ def test_hdm_convert_merges_and_exports(base, adapter, tmp_path, capsys):
     found = read_pipeline_folder(tmp_path / "merged")
     expected = merged(read_pipeline_folder(base).load_network().state_dict(), [(adapter(1), 1.0)])
     assert all(torch.equal(value, expected[name]) for name, value in found.load_network().state_dict().items())
-    assert found.training["merged"] == [{"lora": str(folder), "weight": 1.0}]
+    assert found.training["merged"] == [{"lora": folder.name, "weight": 1.0}]
     assert convert.main([str(base), str(tmp_path / "half"), "--lora", f"{folder}:0.5"]) == 0
     half = read_pipeline_folder(tmp_path / "half").load_network().state_dict()
     key = "text_projection.weight"

@@ -1,6 +1,7 @@
 """Adapters of somebody else's, damaged or odd: a UserError names the file, and nothing in it takes for ever."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,16 @@ from safetensors.torch import save_file
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.pipeline_adapters import AdapterUse
-from hdm_lightning.interop.adapter_files import BASE, CONFIG, WEIGHTS, is_adapter, read_adapter, write_lora
-from hdm_lightning.interop.adapters import Adapter, merged
+from hdm_lightning.interop.adapter_files import (
+    BASE,
+    CONFIG,
+    WEIGHTS,
+    for_others,
+    is_adapter,
+    read_adapter,
+    write_lora,
+)
+from hdm_lightning.interop.adapters import Adapter, Base, merged
 from hdm_lightning.interop.low_rank_layer import LowRank
 
 DOWN, UP = "base_model.model.a.b.lora_A.weight", "base_model.model.a.b.lora_B.weight"
@@ -161,3 +170,15 @@ def test_what_is_a_lora_does_not_stand_in_its_name(tmp_path):
     assert is_adapter(tmp_path / "one.safetensors") and is_adapter(tmp_path / "one")
     assert not is_adapter(tmp_path / "text.safetensors") and not is_adapter(tmp_path)
     assert read_adapter(tmp_path / "one").layers.keys() == {"a"}
+
+
+def test_an_adapter_for_others_names_no_folder_of_this_machine(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = read_adapter(folder())
+    for name, told in {
+        "/home/me/runs/mine/final": "final",
+        str(tmp_path / "runs/mine"): "runs/mine",
+        "OWNER/NAME": "OWNER/NAME",
+        None: None,
+    }.items():
+        assert for_others(replace(given, base=Base(name, "0" * 64))).base == Base(told, "0" * 64)

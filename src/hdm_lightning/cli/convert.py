@@ -177,7 +177,7 @@ def _convert_adapter(asked: Conversion) -> None:
     written_by = {"peft": files.write_adapter_folder, "lora": files.write_lora, "lycoris": files.write_lycoris}
     write: Any = written_by.get(str(asked.to), files.write_lora_comfyui)
     try:
-        write(destination, cast)
+        write(destination, files.for_others(cast))
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be written ({error})", where=str(destination)) from error
     print(f"{destination}: {asked.to}, from LoRA {asked.source}")
@@ -200,7 +200,7 @@ def _merged(asked: Conversion) -> "Release":
     for adapter, _, name in found:
         adapters.check_adapter(adapter, state, where=name, any_base=asked.any_base)
     release.network.load_state_dict(adapters.merged(state, [(adapter, weight) for adapter, weight, _ in found]))
-    merged_in = [{"lora": name, "weight": weight} for _, weight, name in found]
+    merged_in = [{"lora": adapter_files.shown_name(name), "weight": weight} for _, weight, name in found]
     training = {**release.settings.get("training", {}), "merged": merged_in}
     return replace(release, settings={**release.settings, "training": training})
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,20 @@ def write_adapter_folder(folder: Path, adapter: Adapter, *, name: str = "A LoRA"
 def is_on_hub(base: str) -> bool:
     """Whether a base's name is a hub's OWNER/NAME, and no folder's."""
     return base.count("/") == 1 and not is_local_path(base) and not Path(base).exists()
+
+
+def shown_name(name: str) -> str:
+    """A model's name that may be read elsewhere: of a folder or file of this machine where it lies from here on."""
+    if not (is_local_path(name) or Path(name).exists()):
+        return name
+    path, here = Path(name).expanduser().absolute(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+
+
+def for_others(adapter: Adapter) -> Adapter:
+    """The same, its base named so that it tells nothing of this machine; its checksum stays."""
+    base = adapter.base
+    return adapter if base.name is None else replace(adapter, base=replace(base, name=shown_name(base.name)))
 
 
 def _write_single(path: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
