@@ -1,8 +1,8 @@
 """Kills at random places in a run of three stages: resumed by the same command, it ends as if nothing had been."""
 
 import itertools
-import signal
 import random
+import signal
 from collections import Counter
 
 import pytest
