@@ -10,7 +10,8 @@ from hdm_lightning.cli import convert
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.adapter_files import write_adapter_folder, write_lora_comfyui
-from hdm_lightning.interop.adapters import Adapter, Base, LowRank, weights_sha256
+from hdm_lightning.interop.adapters import Adapter, Base, weights_sha256
+from hdm_lightning.interop.low_rank_layer import LowRank
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
 from real_comfyui import started

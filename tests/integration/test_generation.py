@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_named(pipeline, tiny_text_encoder, tiny_autoencode
         ({"solver": "magic"}, "solver: got 'magic', expected one of euler, heun"),
         ({"steps": 0}, "steps"),
         ({"zoom": 0.0}, "zoom"),
-        ({"zoom": float("inf")}, "zoom: got inf, expected a finite number"),
+        ({"zoom": float("inf")}, "zoom: got inf, expected a number of at most"),
         ({"shift": float("inf")}, "shift: got inf"),
         ({"x_shift": float("nan")}, "x_shift: got nan"),
         ({"guidance_scale": float("nan")}, "guidance_scale: got nan"),

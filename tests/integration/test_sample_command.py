@@ -159,7 +159,7 @@ def test_a_picture_of_any_size_keeps_its_size_where_padding_is_asked_for(run_fol
     (repeated,) = (tmp_path / "b").glob("*.png")
     assert np.array_equal(pixels(original), pixels(repeated))
     assert sample.main([*command, "--out", str(tmp_path / "c")]) == 0
-    assert f"warning: {start} is scaled and cut about its centre to 32x32" in capsys.readouterr().err
+    assert f"warning: {start} is scaled and cut about its center to 32x32" in capsys.readouterr().err
 
 
 def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_neighbour_measures_agree_with_a_second_implementation():
     }
     found = neighbour_estimates(torch.from_numpy(real), torch.from_numpy(generated), FEW, k)
     assert {name: one.value for name, one in found.items()} == pytest.approx(expected)
-    with pytest.raises(ValueError, match="got 5 samples, expected more than the 5 neighbours"):
+    with pytest.raises(ValueError, match="got 5 samples, expected more than the 5 neighbors"):
         neighbour_estimates(torch.from_numpy(real), torch.from_numpy(generated[:5]), FEW, k)
 
 

@@ -47,7 +47,7 @@ def _source(written: Any, path: Path) -> TextEncoderSource:
 
 
 def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
-    """The autoencoder beside a published network in float32, normalised as the file says.
+    """The autoencoder beside a published network in float32, normalized as the file says.
 
     Raises:
         UserError: there is none, or it does not fit its configuration.
@@ -56,7 +56,7 @@ def autoencoder_of(release: Release, path: Path) -> ImageAutoencoder:
         return load_autoencoder(str(path / VAE_FOLDER), dtype=torch.float32, where=str(path))
     if not release.vae or release.vae_mean is None or release.vae_std is None:
         raise UserError(
-            "holds no autoencoder with its normalisation (vae., vae_mean, vae_std, or a folder vae/)",
+            "holds no autoencoder with its normalization (vae., vae_mean, vae_std, or a folder vae/)",
             where=str(path),
             hint="name one with --vae (vae= in Python), the one the network was trained with",
         )

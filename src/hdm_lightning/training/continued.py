@@ -42,7 +42,7 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
         UserError: naming the key; or a `batch_size`, which a stage keeps.
     """
     run_dir = Path(config.run_dir)
-    newest = [(plan, newest_position(run_folder.checkpoint_folder(run_dir, plan))) for plan in plans]
+    newest = [(plan, _newest_position(run_dir, plan)) for plan in plans]
     if not any(position for _, position in newest):
         return
     began, now = configuration_of(run_dir), OmegaConf.create(recorded_values(config))
@@ -64,9 +64,20 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
 
 
 def has_begun(config: DictConfig, plans: list[StagePlan]) -> bool:
-    """Whether the run's folder holds a checkpoint of any of the stages."""
-    run_dir = Path(config.run_dir)
-    return any(newest_position(run_folder.checkpoint_folder(run_dir, plan)) for plan in plans)
+    """Whether the run's folder holds a checkpoint of any of the stages.
+
+    Raises:
+        UserError: there can be no such folder.
+    """
+    return any(_newest_position(Path(config.run_dir), plan) for plan in plans)
+
+
+def _newest_position(run_dir: Path, plan: StagePlan) -> dict[str, Any] | None:
+    try:
+        return newest_position(run_folder.checkpoint_folder(run_dir, plan))
+    except OSError as error:
+        what = f"the run's folder cannot be looked into ({error.strerror})"
+        raise UserError(what, where="run_dir", hint="give a shorter name=, or another run_dir=") from error
 
 
 def configuration_of(run_dir: Path) -> DictConfig | None:
