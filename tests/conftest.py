@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TEXT = "a red green blue small large circle square star on the left of right dark light drawing"
 WORDS = list(TEXT.split())
+SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark as slow what `slow_tests.txt` lists; an entry that no test has any more is an error."""
+    listed = {line for line in SLOW_TESTS.read_text().splitlines() if line and not line.startswith("#")}
+    found = {item.nodeid: item for item in items}
+    for name in listed & found.keys():
+        found[name].add_marker("slow")
+    files = {name.partition("::")[0] for name in found} if not any("::" in each for each in config.args) else ()
+    if gone := sorted(name for name in listed - found.keys() if name.partition("::")[0] in files):
+        raise pytest.UsageError(f"{SLOW_TESTS} lists what is no test: {gone[0]}")
 
 
 @pytest.fixture(scope="session")
