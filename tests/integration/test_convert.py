@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hdm_lightning.cli.convert import main
+from hdm_lightning.cli.convert import main, parser
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
@@ -240,3 +240,11 @@ def test_mistakes_end_with_one_message(
     assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui") == 2
     assert "vae, vae_mean, vae_std is missing" in capsys.readouterr().err
     assert convert(bare, tmp_path / "comfy.safetensors", "--to", "comfyui", "--vae", tiny_autoencoder) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["x", "y", "--to", "single"], ["x", "--to", "single", "y"], ["--to", "single", "x", "y"]], ids=" ".join
+)
+def test_options_stand_before_between_and_behind_the_places(words):
+    given = parser().parse_args(words)
+    assert (str(given.source), str(given.destination), given.to) == ("x", "y", "single")

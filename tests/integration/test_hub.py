@@ -66,8 +66,13 @@ def texts_on(hub, name):
     return {path: held.decode() for path, held in hub.files[name].items() if not path.endswith(("safetensors", "png"))}
 
 
-def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path):
+@pytest.mark.parametrize("beside", [False, True], ids=["a path", "a plain name in the working folder"])
+def test_nothing_on_the_hub_names_a_place_of_this_machine(hub, job, tmp_path, monkeypatch, beside):
     """Neither from a run whose text encoder lies here, which goes along, nor from a pipeline that pushes itself."""
+    if beside:
+        encoder = Path(job["text_encoder"]["name"])
+        monkeypatch.chdir(encoder.parent)
+        job["text_encoder"] = {**job["text_encoder"], "name": encoder.name}
     job["callbacks"] = {"sample_images": {"prompts": ["a *star* | <b>"], "steps": 1, "aspect_ratios": [1.0]}}
     job["hub"] |= {"license": "cc-by-sa-4.0"}
     assert run_job(check_job(job)) == 0

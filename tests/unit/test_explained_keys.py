@@ -89,6 +89,15 @@ def test_groups_tell_their_choices():
     assert all(f"\n    {choice} " in text for choice in ("optimizer=muon", "experiment=weekend_24gb"))
 
 
+@pytest.mark.parametrize("key", ["adapter.rank", "adapter.factor", "optimizer.rounds", "logger.wandb.project"])
+def test_a_key_of_another_choice_is_described_where_the_hint_points(key):
+    """What the hint says to ask is asked, and answers."""
+    with pytest.raises(UserError) as raised:
+        explain([key], "train")
+    _, _, asked = raised.value.hint.partition("--explain ")
+    assert f"\n{key}" in "\n" + explain(asked.split(), "train")
+
+
 def test_it_loads_nothing_slow():
     program = (
         "import sys; sys.argv = ['hdm-train', '--explain', 'trainer', 'model', 'callbacks']\n"

@@ -60,6 +60,12 @@ def test_texts_of_data_stay_texts():
         ("sets/shapes/", "shapes"),
         ("https://me:secret@host.example/a/b.tar?token=x", "https://host.example/a/b.tar"),
         ("s3://bucket/set", "s3://bucket/set"),
+        ("file:///home/me/sets/shapes", "shapes"),
+        ("file://localhost/home/me/sets/shapes", "shapes"),
+        ("simplecache::https://me:secret@host.example/b.tar?token=x", "b.tar"),
+        ("pipe:curl -s https://me:secret@host.example/b.tar?token=x", "a command"),
+        ("pipe:ssh me@host cat /home/me/a.tar -i secret", "a command"),
+        ("..", "a folder"),
     ],
 )
 def test_sources_are_named_without_what_is_private(given, shown):

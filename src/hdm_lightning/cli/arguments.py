@@ -43,10 +43,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, but nothing unknown may be left; a subparser suggests from its own options."""
         given, rest = super().parse_known_args(args, namespace)
+        self._require_none_left(rest)
+        return given, rest
+
+    def _require_none_left(self, rest: list[str]) -> None:
         if rest:
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown argument {rest[0]!r}", where=self.prog, hint=did_you_mean(rest[0], known))
-        return given, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong as a `UserError` that names the argument."""
@@ -57,6 +60,23 @@ class Parser(argparse.ArgumentParser):
         if chosen:
             what, hint = f"{chosen[1]!r} is not known", did_you_mean(chosen[1], re.findall(r"[\w.-]+", chosen[2]))
         raise UserError(what, where=where, hint=hint)
+
+
+class IntermixedParser(Parser):
+    """Of a command with optional arguments that may stand before, between or behind its options.
+
+    argparse reads them in two turns, with arguments left over by the first.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """One turn, as in argparse."""
+        return super(Parser, self).parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Both turns, after which nothing unknown may be left."""
+        given, rest = self.parse_known_intermixed_args(args, namespace)
+        self._require_none_left(rest)
+        return given
 
 
 @dataclass(frozen=True)

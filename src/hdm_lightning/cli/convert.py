@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from hdm_lightning.cli.arguments import Flags, Parser
+from hdm_lightning.cli.arguments import Flags, IntermixedParser
 from hdm_lightning.cli.command import run_command
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line, printable
@@ -78,10 +78,10 @@ _CONVERSION = Flags(
 )
 
 
-def parser() -> Parser:
+def parser() -> IntermixedParser:
     """The command's arguments."""
     layouts = "\n".join(f"  {name:10} {text}" for name, text in TARGETS.items())
-    result = Parser(
+    result = IntermixedParser(
         prog="hdm-convert",
         description="Convert a trained network between layouts, bit for bit unless --dtype says otherwise.",
         epilog=f"layouts:\n{layouts}",

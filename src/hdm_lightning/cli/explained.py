@@ -129,9 +129,7 @@ class Reference:
         """
         choices = list(self._choices(key))
         if not choices and not self.has(key) and self._taken(key)[0] is None:
-            near = nearest_key(key, self.config)
-            hint = f"did you mean {near}?" if near else f"`{EXPLAIN}` alone shows the keys to begin with"
-            raise UserError("there is no such key", where=key, hint=hint)
+            raise UserError("there is no such key", where=key, hint=self._hint(key))
         known = self.has(key) or not choices
         lines = [self._head(key), *self._facts(key)] if known else [f"{key}: {GROUPS.get(key, 'a group')}"]
         if choices:
@@ -167,6 +165,15 @@ class Reference:
                     yield file, inside
         own = [*lineage(ROOT / f"{self.name}.yaml"), *([conf_file(ROOT / "train.yaml")] if self.name == "plan" else ())]
         yield from ((file, key) for file in own if key in file.comments)
+
+    def _hint(self, key: str) -> str:
+        """What to ask instead of a key that is not there: the same with another choice of its group, or one like it."""
+        group, _, inside = key.partition(".")
+        for path in sorted((ROOT / group).glob("*.yaml")) if group in self.choices and inside else ():
+            if any(not file.is_global and inside in file.comments for file in lineage(path)):
+                return f"it is one of {group}={path.stem}: {EXPLAIN} {key} {group}={path.stem}"
+        near = nearest_key(key, self.config)
+        return f"did you mean {near}?" if near else f"`{EXPLAIN}` alone shows the keys to begin with"
 
     def _head(self, key: str) -> str:
         value = self._raw(key)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from hdm_lightning.cli.arguments import Flags, Parser
+from hdm_lightning.cli.arguments import Flags, IntermixedParser
 from hdm_lightning.cli.command import progress_bars, run_command
-from hdm_lightning.errors import UserError, did_you_mean
 from hdm_lightning.generation.sampling_settings import DrawingMachine, DrawingRequest, SamplingChanges
 from hdm_lightning.printable import in_one_line
 
@@ -50,16 +49,9 @@ _OVERRIDES: Flags[Any] = Flags(
 _MACHINE = Flags(DrawingMachine, {"lora": "--lora NAME[:WEIGHT]"})
 
 
-class _IntermixedParser(Parser):
-    """Prompts may stand between options, which argparse reads in two turns, with arguments left over by the first."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super(Parser, self).parse_known_args(args, namespace)
-
-
-def parser() -> Parser:
+def parser() -> IntermixedParser:
     """The command's arguments."""
-    command = _IntermixedParser(prog="hdm-sample", description=_DESCRIPTION, epilog=_EXAMPLES)
+    command = IntermixedParser(prog="hdm-sample", description=_DESCRIPTION, epilog=_EXAMPLES)
     _REQUEST.add(command, only=["model", "prompts"])
     drawn = [each.name for each in fields(DrawingRequest) if each.name not in ("model", "prompts")]
     _REQUEST.add(command.add_argument_group("what to draw"), only=drawn)
@@ -75,10 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sample(argv: Sequence[str] | None) -> None:
     command = parser()
-    given, unknown = command.parse_known_intermixed_args(argv)
-    if unknown:
-        known = [option for action in command._actions for option in action.option_strings]
-        raise UserError(f"unknown argument {unknown[0]!r}", where="hdm-sample", hint=did_you_mean(unknown[0], known))
+    given = command.parse_args(argv)
     request, machine = _REQUEST.read(given), _MACHINE.read(given)
     overrides = {key: value for key, value in vars(_OVERRIDES.read(given)).items() if value is not None}
     from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (torch, for --help's sake)

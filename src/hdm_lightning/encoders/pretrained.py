@@ -163,6 +163,11 @@ def is_local_path(name: str) -> bool:
     return len(parts) > 1 and (parts[0] == RUNS or FINAL in parts or Path(parts[0]).is_dir())
 
 
+def lies_here(name: str) -> bool:
+    """Whether a model's name is a folder of this machine, which may have a hub's name or a plain one such as `bert`."""
+    return is_local_path(name) or Path(name).expanduser().is_dir()
+
+
 def _is_hub_name(name: str) -> bool:
     return "/" in name and not is_local_path(name)
 

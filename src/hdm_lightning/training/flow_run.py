@@ -18,7 +18,7 @@ from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.samples import stream
 from hdm_lightning.encoders.base import TextEncoder, compile_encoders
 from hdm_lightning.encoders.caches import CachedTextEncoder
-from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
+from hdm_lightning.encoders.pretrained import TextEncoderSource, lies_here
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.stored_pipeline import save_final
@@ -272,11 +272,7 @@ def push(run: Run, checkpoint: Path, plan: StagePlan, written: Path | None = Non
     """
     hub = group(run.config, run.recipe, "hub")
     message = f"{run.config.name}: " + ("final" if plan is run.plans[-1] else f"stage {plan.name}")
-    if (
-        written is not None
-        and not is_adapted(run.network)
-        and not is_local_path(plain(run.config, "text_encoder.name"))
-    ):
+    if written is not None and not is_adapted(run.network) and not lies_here(plain(run.config, "text_encoder.name")):
         return upload(written, hub, message)
     with TemporaryDirectory(dir=run.run_dir, prefix=".upload-") as folder:
         export_pipeline(run, read_checkpoint(checkpoint), plan, Path(folder), public=hub.push)
@@ -349,7 +345,7 @@ def export_pipeline(
         raw_state=None if averaged is None else raw,
         training=training_record(run, plan),
         sampling=sampling_of(run, plan),
-        include_text_encoder=public is not None and is_local_path(text["name"]),
+        include_text_encoder=public is not None and lies_here(text["name"]),
     )
 
 

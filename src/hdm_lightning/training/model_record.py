@@ -91,8 +91,16 @@ def _source(given: Any) -> dict[str, Any]:
 
 
 def public_name(url: Any) -> str:
-    """A source's address without what belongs to a machine or to a person: a folder's own name, a URL without login."""
-    parts = urlsplit(str(url))
-    if parts.scheme and parts.netloc:
+    """A source's address without what belongs to a machine or to a person.
+
+    A folder's or file's own name, a URL without login and query; of a command only that it is one, as its arguments may
+    be folders, logins or keys.
+    """
+    text = str(url)
+    if text.startswith("pipe:"):
+        return "a command"
+    parts = urlsplit(text)
+    if parts.scheme and parts.scheme != "file" and parts.netloc:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return Path(str(url)).name or str(url)
+    name = Path(text.partition("?")[0] if "://" in text else text).name
+    return name if name.strip(".") else "a folder"
