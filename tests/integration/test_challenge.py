@@ -15,7 +15,7 @@ from hdm_lightning.cli import challenge, sample
 from hdm_lightning.datasets.shapes import build_shapes
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation import challenge_entry
-from hdm_lightning.evaluation.challenge_cost import Cost, count_run
+from hdm_lightning.evaluation.challenge_cost import Cost, autoencoder_run, count_run
 from hdm_lightning.evaluation.challenge_tasks import SPLITS, TASKS
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import training_flops
@@ -110,6 +110,10 @@ def changed(path, value):
         (changed(("cost", "operations"), -1), "has no operations"),
         (changed(("cost",), lambda old: {**old, "operations": None, "usd": 5}), "cost $5, more than $0.02"),
         (changed(("cost",), lambda old: {**old, "operations": None}), "neither operations nor dollars"),
+        (changed(("cost", "usd"), "free"), "has a rent of 'free'"),
+        (changed(("cost", "usd"), -3), "has a rent of -3"),
+        (changed(("cost", "hours"), float("inf")), "does not say what it ran on"),
+        (changed(("cost", "hardware"), 5), "does not say what it ran on"),
         (changed(("cost", "hardware"), ""), "does not say what it ran on"),
         (changed(("cost", "told_by"), "run"), "without its weights"),
         (changed(("maker", "commit"), ""), "who made it from what code"),
@@ -141,6 +145,30 @@ def test_images_are_graded_again_and_others_are_told(task, answers, board, capsy
     Image.fromarray(image).save(answers / "0003.png")
     assert challenge.main(["board", str(board), "--images", str(answers), "--name", "right"]) == 2
     assert "is of other images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a[/]b", "[red]x", "a\x1b[2Jb"])
+def test_names_of_others_are_shown_as_text(board, capsys, name):
+    entry = {**entry_of(board), "name": name}
+    board.write_text(json.dumps({"format": challenge.BOARD_FORMAT, "entries": [entry]}))
+    capsys.readouterr()
+    assert challenge.main(["board", str(board)]) == 0
+    shown = capsys.readouterr().out
+    assert name.replace("\x1b", "\\x1b") in shown
+    assert "\x1b" not in shown
+
+
+def test_images_of_a_name_on_two_tasks_are_graded_by_the_task(task, answers, board, capsys):
+    first = entry_of(board)
+    broken = {"name": "right", "task": "medium"}
+    board.write_text(json.dumps({"format": challenge.BOARD_FORMAT, "entries": [first, broken]}))
+    again = ["board", str(board), "--images", str(answers), "--name", "right"]
+    assert challenge.main(again) == 2
+    assert "--task: small, medium" in capsys.readouterr().err
+    assert challenge.main([*again, "--task", "medium"]) == 2
+    assert "is no whole entry" in capsys.readouterr().err
+    assert challenge.main([*again, "--task", "small"]) == 1  # the other entry is refused
+    assert "right" in capsys.readouterr().out
 
 
 def test_missing_doubled_and_other_sized_images_are_named(task, answers):
@@ -226,6 +254,23 @@ def test_a_run_is_counted_from_its_folder_and_draws_its_own_images(task, toy_job
         challenge_entry.require_by_the_rules(paths[::-1], task, counted)
     assert enter(drawn, board, name="twice told", stated=[*ours, "--operations", "1"]) == 2
     assert "is counted from the run" in capsys.readouterr().err
+    assert enter(drawn, board, name="twice told", stated=[*ours, "--pretrained", "x"]) == 2
+    assert "--pretrained: is counted from the run" in capsys.readouterr().err
+
+
+def test_the_run_of_an_autoencoder_is_found_by_each_of_its_names(tmp_path, tiny_autoencoder, monkeypatch):
+    run = tmp_path / "autoencoder"
+    shutil.copytree(tiny_autoencoder, run / "final")
+    assert autoencoder_run(str(run / "final")) is None
+    (run / "config.yaml").write_text("stage: {}\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(run / "final")
+    for name in (run, run / "final", "autoencoder", "autoencoder/final", "link"):
+        assert autoencoder_run(str(name)) == run, name
+    monkeypatch.chdir(run)
+    with pytest.raises(UserError, match="there is no folder"):
+        autoencoder_run("autoencoder/final")
+    assert autoencoder_run(str(tiny_autoencoder)) is None
 
 
 def counted_factor(run):

@@ -65,6 +65,8 @@ async def page(scope, receive, send):
         ({"host": "127.0.0.1:7860", "origin": "http://elsewhere.example"}, 403),
         ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, 403),
         ({"host": "127.0.0.1:7860", "origin": "null"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://[::1"}, 403),
+        ({"host": "[::1"}, 403),
         ({"host": "rebound.example:7860", "origin": "http://rebound.example:7860"}, 403),
         ({}, 403),
     ],

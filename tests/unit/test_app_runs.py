@@ -52,6 +52,11 @@ def test_files_of_a_run_that_are_links_out_of_it_are_not_shown(tmp_path, tiny_te
     sample.rename(tmp_path / "outside.png")
     sample.symlink_to(tmp_path / "outside.png")
     assert [text for _, text in Run(run).samples()] == ["32 samples, 16x16 px"]
+    events = next((run / "02-px32" / "tensorboard").iterdir())
+    events.rename(tmp_path / events.name)
+    events.symlink_to(tmp_path / events.name)
+    with pytest.raises(UserError, match="leads out of"):
+        Run(run).curves()
     (run / "ledger.jsonl").rename(tmp_path / "ledger.jsonl")
     (run / "ledger.jsonl").symlink_to(tmp_path / "ledger.jsonl")
     with pytest.raises(UserError, match="leads out of"):

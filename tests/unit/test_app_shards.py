@@ -50,6 +50,21 @@ def test_a_search_goes_on_where_it_ended(shards):
     assert len(whole_set.search("", patience_s=0).hits) == 1  # out of time, and still a step ahead
 
 
+def test_a_search_goes_on_behind_a_sample_that_was_left_out_meanwhile(shards):
+    keys = [f"{hit.shard}/{hit.key}" for hit in ShardSet(shards).search("", limit=40).hits]
+    first = ShardSet(shards).search("", limit=7)
+    bad = first.hits[2]
+    mark(shards, bad.shard, bad.address.ordinal, bad.key, "blurred")
+    rest = ShardSet(shards).search("", start=first.without_one().next_row, limit=40)
+    assert [f"{hit.shard}/{hit.key}" for hit in rest.hits] == keys[7:]
+    assert rest.without_one().next_row is None
+
+
+def test_behind_the_last_sample_there_is_nothing(shards):
+    found = ShardSet(shards).search("", start=40)
+    assert (found.hits, found.looked_at, found.next_row) == ((), 0, None)
+
+
 def test_a_sample_is_found_by_its_key(shards):
     (hit,) = ShardSet(shards).search("00037").hits
     assert (hit.shard, hit.address, hit.key) == ("shard-00002.tar", Address(2, 5), "00037")

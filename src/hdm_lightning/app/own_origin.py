@@ -64,9 +64,12 @@ class OwnOrigin:
     def allows(self, headers: Mapping[str, str]) -> bool:
         """Whether a request with these headers comes from the page itself, or from no page."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+        try:
+            named = urlsplit(f"//{host}").hostname or ""
+            same = origin is None or urlsplit(origin).netloc == host
+        except ValueError:  # half a pair of brackets, as no browser sends
             return False
-        return origin is None or urlsplit(origin).netloc == host
+        return same and (not self.hosts or named in self.hosts)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The page: its tabs, how it is served, and to whom."""
 
+import errno
 import os
 import socket
 import tempfile
@@ -79,9 +80,10 @@ def own_port(host: str, port: int) -> int:
             trial.bind((host, port))
         except OSError as error:
             what = f"cannot be listened at ({error.strerror or error})"
-            raise UserError(
-                what, where=f"{host} port {port}", hint="give another --port; 0 takes a free one"
-            ) from error
+            hint = "give another --port; 0 takes a free one"
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                hint = "give --host an address or name of this machine, or leave it out"
+            raise UserError(what, where=f"{host} port {port}", hint=hint) from error
         return int(trial.getsockname()[1])
 
 
@@ -94,7 +96,7 @@ def serving(settings: AppSettings, studio: Studio, auth: tuple[str, str] | None)
         theme = gr.themes.Default(font=SANS, font_mono=MONO)
         options: dict[str, Any] = {"middleware": [Middleware(OwnOrigin, hosts=hosts)]}
         _, address, _ = blocks.launch(
-            server_name=settings.host,
+            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
             server_port=own_port(settings.host, settings.port),
             auth=auth,
             app_kwargs={**options, "docs_url": None, "redoc_url": None, "openapi_url": None},

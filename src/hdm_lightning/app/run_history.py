@@ -105,7 +105,7 @@ class Run:
         """All scalars of all stages, as far as TensorBoard's files have them."""
         found: dict[str, list[Point]] = {}
         for folder in sorted(self.folder.glob("*/tensorboard")):
-            for name, points in _scalars(inside(self.folder, folder)):
+            for name, points in _scalars(self.folder, inside(self.folder, folder)):
                 found.setdefault(name, []).extend(points)
         first = {name: sorted(found[name], key=lambda point: point.samples) for name in _FIRST if name in found}
         return Curves(first | {name: sorted(found[name], key=lambda p: p.samples) for name in sorted(found)})
@@ -153,8 +153,9 @@ class Run:
         return [[_cell(event.get(key)) for key in keys] for event in self.ledger.events()[-most:]]
 
 
-def _scalars(folder: Path) -> list[tuple[str, list[Point]]]:
-    if sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) > LARGEST_EVENTS:
+def _scalars(run: Path, folder: Path) -> list[tuple[str, list[Point]]]:
+    files = [inside(run, file) for file in folder.iterdir()]
+    if sum(file.stat().st_size for file in files if file.is_file()) > LARGEST_EVENTS:
         hint = "look at it with tensorboard"
         raise UserError("holds more than two gigabytes of events", where=str(folder), hint=hint)
     sizes = {"scalars": 0, "tensors": 1, "images": 1, "audio": 1, "histograms": 1, "compressedHistograms": 1}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +75,10 @@ class Found:
     samples: int
     next_row: int | None
 
+    def without_one(self) -> "Found":
+        """The same after one of its samples was left out of the set: what comes next has moved up by a row."""
+        return replace(self, samples=self.samples - 1, next_row=None if self.next_row is None else self.next_row - 1)
+
 
 class ShardSet:
     """A set of indexed shards.
@@ -98,7 +102,7 @@ class ShardSet:
 
         Where samples are many, the search ends after a while, and `next_row` says where it goes on.
         """
-        wanted, hits, row = words.casefold().split(), [], start
+        wanted, hits, row = words.casefold().split(), [], start - 1
         began = time.monotonic()
         for row, address, record, raw in self._rows(start):
             if isinstance(raw, RawSample):

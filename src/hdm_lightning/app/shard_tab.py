@@ -1,7 +1,7 @@
 """The tab that looks through shards, and leaves bad samples out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -119,7 +119,7 @@ class ShardTab:
         self.crops.click(told(self.crops_of), options, [self.seen])
         self.ordered.click(told(self.order_of), [self.place, *options[1:], self.start], [self.seen])
         marks = [self.state, self.marks]
-        self.bad.click(told(self.leave_out), [self.looking, self.reason], marks, api_name="mark")
+        self.bad.click(told(self.leave_out), [self.looking, self.reason], [self.looking, *marks], api_name="mark")
         self.back.click(told(self.take_back), [self.place, self.shard, self.ordinal], marks, api_name="unmark")
         self.place.change(told(self.list_marks), [self.place], [self.marks], show_progress="hidden")
         blocks.load(told(self.list_marks), [self.place], [self.marks], show_progress="hidden")
@@ -139,7 +139,8 @@ class ShardTab:
         shown = [(hit.image, hit.line) for hit in found.hits if hit.image is not None]
         hits = tuple(hit for hit in found.hits if hit.image is not None)
         broken = len(found.hits) - len(hits)
-        text = f"{len(found.hits)} among samples {start + 1:,} to {start + found.looked_at:,} of {found.samples:,}"
+        looked = f"{start + 1:,} to {start + found.looked_at:,}" if found.looked_at else "none"
+        text = f"{len(found.hits)} among samples {looked} of {found.samples:,}"
         text += f", {broken} of them unreadable: hdm-shards verify" if broken else ""
         kept = Found(hits, found.looked_at, found.samples, found.next_row)
         return {
@@ -170,11 +171,15 @@ class ShardTab:
 
     def leave_out(self, looking: Looking | None, reason: str) -> dict[Any, Any]:
         """Leave the chosen sample out of its set."""
-        hit = _hit(looking)
-        place = looking.place if looking else ""
+        if looking is None:
+            raise UserError("no sample is chosen", where="samples", hint="search, then click one")
+        hit, place = looking.hit, looking.place
         remain = mark(place, hit.shard, hit.address.ordinal, hit.key, str(reason or ""))
-        text = f"{hit.shard}/{hit.key} is left out, {remain:,} samples remain"
-        return {self.state: text, self.marks: self.list_marks(place)}
+        return {
+            self.looking: replace(looking, found=looking.found.without_one()),
+            self.state: f"{hit.shard}/{hit.key} is left out, {remain:,} samples remain",
+            self.marks: self.list_marks(place),
+        }
 
     def take_back(self, place: str, shard: str, ordinal: Any) -> dict[Any, Any]:
         """Take a sample back that was marked by hand."""

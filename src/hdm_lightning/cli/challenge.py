@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hdm_lightning.cli.arguments import Parser
 from hdm_lightning.cli.command import require_file, require_folder, run_command
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def _counted(arguments: argparse.Namespace, task: "Task", paths: Sequence[Path])
     from hdm_lightning.evaluation.challenge_entry import Maker, require_by_the_rules
     from hdm_lightning.training.run_folder import read_environment
 
-    given = [name for name in ("operations", "usd", "hours", "hardware") if getattr(arguments, name) is not None]
+    stated = ("operations", "usd", "hours", "hardware", "pretrained")
+    given = [name for name in stated if getattr(arguments, name) not in (None, [])]
     if given:
         raise UserError("is counted from the run", where=f"--{given[0]}", hint="leave it out, or leave out --run")
     run = count_run(arguments.run, task)
@@ -164,6 +166,7 @@ def _board_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("board", type=Path, metavar="FILE", help="leaderboard")
     command.add_argument("--images", type=Path, help="folder of one entry's images, to grade again")
     command.add_argument("--name", help="of that entry")
+    command.add_argument("--task", choices=TASK_NAMES, help="of that entry, where several tasks have one of this name")
 
 
 def _board(arguments: argparse.Namespace) -> int:
@@ -173,23 +176,36 @@ def _board(arguments: argparse.Namespace) -> int:
     board = _read_board(arguments.board)
     if (arguments.images is None) != (arguments.name is None):
         raise UserError("go together", where="--images, --name", hint="give both or neither")
+    if arguments.task is not None and arguments.images is None:
+        raise UserError("says which images are graded", where="--task", hint="give --images and --name too")
     if arguments.images is not None:
-        _grade_again(board, arguments.name, arguments.images)
+        _grade_again(_entry_of(board, arguments.name, arguments.task), arguments.images)
     return _show(board)
 
 
-def _grade_again(board: dict[str, Any], name: str, folder: Path) -> None:
+def _entry_of(board: dict[str, Any], name: str, task: str | None) -> dict[str, Any]:
+    """The one entry of a name, and of a task where several have it."""
+    mine = [one for one in board["entries"] if one.get("name") == name and task in (None, one.get("task"))]
+    if not mine:
+        of = f" for the task {task}" if task else ""
+        raise UserError(f"there is no entry {name!r}{of}", where="--name", hint="see hdm-challenge board FILE")
+    if len(mine) > 1:
+        tasks = ", ".join(in_one_line(one.get("task")) for one in mine)
+        raise UserError(f"{name!r} is the name of {len(mine)} entries", where="--name", hint=f"add --task: {tasks}")
+    return mine[0]
+
+
+def _grade_again(entry: dict[str, Any], folder: Path) -> None:
     from hdm_lightning.evaluation import challenge_entry as entries
     from hdm_lightning.evaluation.challenge_tasks import task_of
 
-    mine = [entry for entry in board["entries"] if entry.get("name") == name]
-    if not mine:
-        raise UserError(f"there is no entry {name!r}", where="--name", hint="see hdm-challenge board FILE")
-    for entry in mine:
-        task = task_of(str(entry.get("task")), where=name)
-        images = entries.read_images(entries.numbered_images(folder, task), task)
-        if reasons := entries.differs_from_images(entry, images):
-            raise UserError("; ".join(reasons), where=name, hint="give the folder that was entered")
+    name = str(entry.get("name"))
+    if reasons := entries.refusals(entry):
+        raise UserError("is refused: " + "; ".join(reasons), where=name, hint="docs/challenge.md has the rules")
+    task = task_of(entry["task"])
+    images = entries.read_images(entries.numbered_images(folder, task), task)
+    if reasons := entries.differs_from_images(entry, images):
+        raise UserError("; ".join(reasons), where=name, hint="give the folder that was entered")
 
 
 def _read_board(path: Path) -> dict[str, Any]:
@@ -211,6 +227,7 @@ def _is_mapping(value: Any) -> bool:
 def _show(board: dict[str, Any]) -> int:
     """Print a table a task, best first, and what is refused."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from hdm_lightning.evaluation.challenge_entry import refusals
@@ -226,12 +243,12 @@ def _show(board: dict[str, Any]) -> int:
         )
         table.title = f"{name}: intervals that overlap do not rank"
         for place, entry in enumerate(sorted(mine, key=lambda one: -one["scores"]["headline"]["value"]), start=1):
-            table.add_row(str(place), *_row(entry))
+            table.add_row(str(place), *(escape(in_one_line(cell)) for cell in _row(entry)))
         console.print(table)
     for entry, reasons in judged:
         if reasons:
             status = REFUSED_STATUS
-            print(f"refused: {entry.get('name')!r}: {'; '.join(reasons)}", file=sys.stderr)
+            print(in_one_line(f"refused: {entry.get('name')!r}: {'; '.join(reasons)}"), file=sys.stderr)
     return status
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hdm_lightning.encoders.vae_folder import locate_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.evaluation.challenge_tasks import Task
 from hdm_lightning.generation.image_files import sha256_of
@@ -19,7 +20,13 @@ from hdm_lightning.profiling.encoder_costs import AutoencoderArchitecture
 from hdm_lightning.profiling.operations import TRAINING_FACTOR, training_flops
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
-from hdm_lightning.training.recorded import TrainSettings, model_config_from, read_recorded, recorded_settings
+from hdm_lightning.training.recorded import (
+    TrainSettings,
+    is_training,
+    model_config_from,
+    read_recorded,
+    recorded_settings,
+)
 from hdm_lightning.training.stages import plan_stages
 
 
@@ -79,8 +86,7 @@ def count_run(run: Path, task: Task) -> CountedRun:
     task.require_data(_training_folder(settings))
     operations, ledgers = _network_operations(run, settings), [Ledger(run / run_folder.LEDGER)]
     pretrained = [settings.text_encoder.name]
-    autoencoder = Path(settings.vae.name).parent
-    if Path(settings.vae.name).name == FINAL_FOLDER and (autoencoder / run_folder.CONFIG).is_file():
+    if autoencoder := autoencoder_run(settings.vae.name):
         operations += _autoencoder_operations(autoencoder, task)
         ledgers.append(Ledger(autoencoder / run_folder.LEDGER))
     else:
@@ -94,6 +100,21 @@ def count_run(run: Path, task: Task) -> CountedRun:
     told = {"model": settings.model, "seed": settings.seed, "schedule": asdict(settings.schedule)}
     cost = Cost(float(operations), usd or None, hours, hardware, "run")
     return CountedRun(cost, weights, tuple(pretrained), told)
+
+
+def autoencoder_run(name: str) -> Path | None:
+    """The run that trained an autoencoder, by whichever of its names; None where none of this package did.
+
+    Raises:
+        UserError: it is not there, so that nobody can tell what it has cost.
+    """
+    folder = locate_autoencoder(name, where="vae.name").resolve()
+    if folder.parent.name == FINAL_FOLDER:  # the copy in a pipeline's folder
+        run = folder.parents[1]
+        copied = (run / run_folder.CONFIG).is_file() and is_training(run / run_folder.CONFIG)
+        return autoencoder_run(recorded_settings(run / run_folder.CONFIG).vae.name) if copied else None
+    run = folder.parent
+    return run if folder.name == FINAL_FOLDER and (run / run_folder.CONFIG).is_file() else None
 
 
 def _hardware(environment: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ An entry keeps what each image had right, so that whoever has only the leaderboa
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -177,7 +178,7 @@ def refusals(entry: Mapping[str, Any]) -> list[str]:
 def _of_this_version(entry: Mapping[str, Any]) -> list[str]:
     if entry["format"] != FORMAT or entry["task"] not in TASKS or entry["version"] != VERSION:
         raise ValueError(f"{entry['format']!r}, task {entry['task']!r}, version {entry['version']!r}")
-    return [] if isinstance(entry["name"], str) and entry["name"].strip() else ["has no name"]
+    return [] if _is_text(entry["name"]) else ["has no name"]
 
 
 def _of_these_prompts(entry: Mapping[str, Any]) -> list[str]:
@@ -209,21 +210,31 @@ def _scored_right(entry: Mapping[str, Any]) -> list[str]:
 
 def _within_budget(entry: Mapping[str, Any]) -> list[str]:
     task, cost = TASKS[entry["task"]], Cost(**entry["cost"])
-    if cost.told_by not in ("run", "entrant") or not cost.hardware or not cost.hours > 0:
+    if cost.told_by not in ("run", "entrant") or not _is_text(cost.hardware) or not _is_amount(cost.hours):
         return ["does not say what it ran on, for how long, and who counted"]
+    if cost.usd is not None and not _is_amount(cost.usd):
+        return [f"has a rent of {cost.usd!r}"]
     if cost.operations is None:
-        if cost.usd is None or not cost.usd > 0:
+        if cost.usd is None:
             return ["has neither operations nor dollars"]
         return [] if cost.usd <= task.usd else [f"cost ${cost.usd:g}, more than ${task.usd:g}"]
-    if not cost.operations > 0:
+    if not _is_amount(cost.operations):
         return ["has no operations"]
     over = cost.operations > task.operations
     return [f"took {cost.operations:.3g} operations, more than {task.operations:.3g}"] if over else []
 
 
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _says_who(entry: Mapping[str, Any]) -> list[str]:
     maker, wrong = Maker(**entry["maker"]), []
-    if not maker.by or not maker.commit:
+    if not _is_text(maker.by) or not _is_text(maker.commit):
         wrong.append("does not say who made it from what code")
     if entry["cost"]["told_by"] == "run" and not (maker.weights and maker.settings):
         wrong.append("claims a counted run without its weights and settings")
