@@ -233,7 +233,8 @@ def write_table(folder: Path, form: TextFormat) -> int:
     same = np.zeros(len(table), dtype=bool)
     same[1:] = (table[1:, 0] == table[:-1, 0]) & (table[1:, 2] == table[:-1, 2])  # of two processes at once
     table = table[~same]
-    write_atomically(folder / KEYS_NAME, lambda file: np.save(file, np.ascontiguousarray(table[:, 0])))
+    (folder / KEYS_NAME).unlink(missing_ok=True)  # written last: without it the table counts as unfinished
     write_atomically(folder / ROWS_NAME, lambda file: np.save(file, np.ascontiguousarray(table[:, 1:])))
+    write_atomically(folder / KEYS_NAME, lambda file: np.save(file, np.ascontiguousarray(table[:, 0])))
     write_json(folder / FORMAT_NAME, {**form.to_json(), "captions": len(table)})
     return len(table)

@@ -25,7 +25,16 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.samples import Tokenize
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import RawSample
-from hdm_lightning.data.text_states import FORMAT_NAME, FOUND, STATES, TextFormat, key_of, pieces_of, write_table
+from hdm_lightning.data.text_states import (
+    FORMAT_NAME,
+    FOUND,
+    KEYS_NAME,
+    STATES,
+    TextFormat,
+    key_of,
+    pieces_of,
+    write_table,
+)
 from hdm_lightning.datasets.shard_work import alone_in, samples_of, worked_off
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
@@ -107,6 +116,8 @@ class EncodedCaptions:
             for folder in {_stem(self.folder, shard, FOUND).parent for shard in self.shards}:
                 remove_leftovers(folder)
             missing = self.missing()
+            if missing:  # new pieces change the numbers of the old ones: the old table would give others' states
+                (self.folder / KEYS_NAME).unlink(missing_ok=True)
             done = self.samples - sum(shard.samples for shard in missing)
             start = partial(_start, self.folder, self.format, self.options)
             for piece in worked_off(missing, self.options.devices, start, hint="give a smaller --max-tokens"):
