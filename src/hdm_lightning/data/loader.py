@@ -340,6 +340,16 @@ def chunk_samples(sample_bytes: int) -> int:
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
 
 
+KILLED, STUCK = "a data worker was killed", "the data workers gave nothing"
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether an exception says that a data worker has died or is stuck; torch's own may come out of any line."""
+    said = str(error)
+    torch_s = said.startswith("DataLoader worker (pid")
+    return isinstance(error, RuntimeError) and (torch_s or said.startswith((KILLED, STUCK)))
+
+
 def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The chunks of worker processes, with an error that says so where one has died or is stuck.
 
@@ -355,13 +365,13 @@ def naming_dead_workers(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:
-            raise RuntimeError("a data worker was killed; was there enough memory?") from error
+            raise RuntimeError(f"{KILLED}; was there enough memory?") from error
         except RuntimeError as error:
             if not str(error).startswith(TIMED_OUT):
                 raise
             if time.monotonic() - asked < WORKER_TIMEOUT_S:
                 continue
-            what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+            what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
             raise RuntimeError(what) from error
         yield chunk
         asked = time.monotonic()
