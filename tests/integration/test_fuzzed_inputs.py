@@ -40,6 +40,7 @@ from hdm_lightning.training.former_keys import present_keys
 from hdm_lightning.training.initial_weights import load_initial_weights
 from hdm_lightning.training.recorded import recorded_settings, recorded_text
 from hdm_lightning.training.rewind import read_rewinds, start_point
+from hdm_lightning.whole_files import file_error
 from mutations import bytes_of, text_of, value_of
 
 SHAPE = {"width": 16, "mlp_width": 12, "heads": 1, "head_dim": 16, "context_width": 16, "depth": 1}
@@ -278,6 +279,9 @@ def test_values_of_a_training_s_keys(toy_job, tmp_path, numbers):
             config = composed(value_of(whole, lot))
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:  # which Hydra would refuse
             raise UserError(str(error) or "x", where="groups") from error
-        job.check_job(config)
+        try:
+            job.check_job(config)
+        except OSError as error:  # of a name that is too long, which every command tells so
+            raise (file_error(error) or error) from error
 
     survive("values", numbers, case)

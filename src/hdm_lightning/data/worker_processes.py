@@ -100,6 +100,16 @@ def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, load
         )
 
 
+KILLED, STUCK = "a data worker was killed", "the data workers gave nothing"
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether an exception says that a data worker has died or is stuck; torch's own may come out of any line."""
+    said = str(error)
+    torch_s = said.startswith("DataLoader worker (pid")
+    return isinstance(error, RuntimeError) and (torch_s or said.startswith((KILLED, STUCK)))
+
+
 def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
     """The chunks of worker processes, with an error that says so where one has died or is stuck.
 
@@ -115,13 +125,13 @@ def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
         except StopIteration:
             return
         except (ConnectionError, EOFError) as error:
-            raise RuntimeError("a data worker was killed; was there enough memory?") from error
+            raise RuntimeError(f"{KILLED}; was there enough memory?") from error
         except RuntimeError as error:
             if not str(error).startswith(TIMED_OUT):
                 raise
             if time.monotonic() - asked < WORKER_TIMEOUT_S:
                 continue
-            what = f"the data workers gave nothing for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+            what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
             raise RuntimeError(what) from error
         yield chunk
         asked = time.monotonic()

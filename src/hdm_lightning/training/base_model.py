@@ -99,7 +99,11 @@ def _open_keys(config: DictConfig) -> list[str]:
 
 
 def _stages(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (values.get("schedule") or {}).get("stages") or {}
+    for name in ("schedule", "stages"):
+        values = values.get(name)  # type: ignore[assignment]
+        if not isinstance(values, Mapping):  # which is refused later
+            return {}
+    return values
 
 
 def _is_null(values: Any, key: str) -> bool:

@@ -1,5 +1,6 @@
 """A training command before its first process: which kind of training it is, and everything that can be checked."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -63,6 +64,7 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
         UserError: naming the key or file and what to do.
     """
     composed = _own_copy(config)
+    _check_texts(OmegaConf.to_container(composed, resolve=False))
     recipe = recipe_of(composed)
     known = [*recipe.groups, *recipe.others]
     for name in map(str, composed):
@@ -84,14 +86,27 @@ def check_job(config: DictConfig | Mapping[str, Any]) -> Job:
     return Job(composed, recipe, plans, processes)
 
 
+def _check_texts(value: Any, key: str = "") -> None:
+    """No text holds what no file's name, no tokenizer and no terminal can take: a NUL, or half a pair of UTF-16."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_texts(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str):
+        try:
+            damaged = b"\0" in os.fsencode(value)
+        except UnicodeEncodeError:
+            damaged = True
+        if damaged:
+            what = f"holds a letter that cannot be written: {value[:80]!r}"
+            raise UserError(what, where=key, hint="type the value anew, in UTF-8 and without NUL")
+
+
 def _check_names(config: DictConfig) -> None:
     """Name, folder and seed are such; a name that Hydra has read as a number is its digits."""
     for key in ("name", "run_dir"):
         value = plain(config, key)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             raise UserError(f"is {value!r}, which is no name", where=key, hint=f"give one: {key}=NAME")
-        if "\0" in str(value):
-            raise UserError("holds a NUL, which no file's name can", where=key, hint=f"give another: {key}=NAME")
         config[key] = str(value)
     seed = plain(config, "seed")
     if type(seed) is not int or not 0 <= seed < 2**63:
@@ -137,7 +152,10 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
     check_call(config, "optimizer")
     check_call(config, "lr_scheduler")
     for groups in ("callbacks", "logger"):
-        for name, node in (config[groups] or {}).items():
+        nodes: Any = config[groups] or {}
+        if not isinstance(nodes, DictConfig | dict):
+            raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"choose one: {groups}=none")
+        for name, node in nodes.items():
             if node is None or name in _left_out(groups, config):
                 continue
             if not has_target(node):

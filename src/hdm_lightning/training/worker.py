@@ -22,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+from hdm_lightning.data.worker_processes import is_dead_worker
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import hardware, run_folder, world
@@ -220,6 +221,11 @@ def working(config: DictConfig) -> Iterator[Outcome]:
         except Exception as error:  # each library has one of its own for a full disk
             if is_disk_full(error):
                 raise disk_full_error(getattr(error, "filename", None) or "run_dir") from error
+            if is_dead_worker(error):
+                hint = (
+                    "free memory, or take fewer: data.num_workers=N; the same command resumes from the last checkpoint"
+                )
+                raise UserError(in_one_line(str(error)), where="data.num_workers", hint=hint) from error
             raise
         if several:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()

@@ -181,3 +181,18 @@ def test_ranks_on_this_machine(monkeypatch):
         assert worker_processes.ranks_here(world) == here
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert worker_processes.ranks_here(12) == 3
+
+
+def test_a_worker_that_is_killed_is_known_from_what_torch_says(kit, shards, monkeypatch):
+    monkeypatch.setattr(worker_processes, "POLL_S", 1)
+    config = kit.stream_config(shards, workers=2)
+    batches = iter(StreamLoader(config, Plan(config), kit.letters, batch_size=2))
+    others = {child.pid for child in multiprocessing.active_children()}
+    next(batches)
+    pid = next(child.pid for child in multiprocessing.active_children() if child.pid not in others)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError) as caught:
+        for _ in range(1000):
+            next(batches)
+    assert worker_processes.is_dead_worker(caught.value)
+    assert not worker_processes.is_dead_worker(RuntimeError("Caught UserError in DataLoader worker process 0."))
