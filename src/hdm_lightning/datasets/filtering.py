@@ -4,8 +4,9 @@ Each shard that is judged adds a line to a journal, so that a call that was ende
 """
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -267,11 +268,17 @@ def _mark_copies(
 
 
 def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
-    """Write a shard of the planned samples of another."""
-    samples = (sample for _, sample in samples_of(LocalFiles(), shard))
-    kept = ((each.key, each.members) for each in samples if not isinstance(each, str))
-    write_shard(out / shard.record.name, kept, names_as_they_are=True)
+    """Write a shard of the planned samples of another. Raises UserError: one of them cannot be read."""
+    write_shard(out / shard.record.name, _members(shard), names_as_they_are=True)
     return scan_shard(out, shard.record.name)
+
+
+def _members(shard: PlannedShard) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    for row, sample in samples_of(LocalFiles(), shard):
+        if isinstance(sample, str):  # rules about sizes alone have read none
+            hint = f"hdm-shards verify {os.path.dirname(shard.url) or '.'} --decode --mark leaves it out"
+            raise UserError(f"sample {row} cannot be copied: {sample}", where=shard.url, hint=hint)
+        yield sample.key, sample.members
 
 
 def _write_reasons(judgement: Judgement, path: Path) -> None:

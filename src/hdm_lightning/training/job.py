@@ -155,11 +155,11 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
         nodes: Any = config[groups] or {}
         if not isinstance(nodes, DictConfig | dict):
             raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"choose one: {groups}=none")
-        for name, node in nodes.items():
+        for name, node in ((str(key), value) for key, value in nodes.items()):
             if node is None or name in _left_out(groups, config):
                 continue
             if not has_target(node):
-                known = [each for each in config[groups] if has_target(config[groups][each])]
+                known = [str(each) for each in nodes if has_target(nodes[each])]
                 hint = f"give {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
                 raise UserError("says nothing that could be called", where=f"{groups}.{name}", hint=hint)
             check_call(config, f"{groups}.{name}")

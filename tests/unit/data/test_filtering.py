@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import time
 
 import numpy as np
@@ -18,6 +19,7 @@ from hdm_lightning.datasets.filter_judging import Filter
 from hdm_lightning.datasets.filter_rules import Rule
 from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, perceptual_hash
+from hdm_lightning.errors import UserError
 from same_files import without_times
 
 
@@ -269,3 +271,21 @@ def test_hostile_records_take_no_time_and_steer_no_terminal(kit, tmp_path, capsy
     said = capsys.readouterr()
     assert "4 samples: 1 stay" in said.out and "\x1b" not in said.out + said.err
     assert time.monotonic() - begin < 20
+
+
+def test_a_sample_that_cannot_be_copied_ends_the_call_and_the_hint_helps(kit, tmp_path):
+    """Rules about sizes read no sample, so that damage shows when it is copied."""
+    folder = kit.write_shards(tmp_path / "set", [4, 4])
+    shard = folder / "001.tar"
+    data = bytearray(shard.read_bytes())
+    data[516:536] = bytes(20)  # in the first member
+    shard.write_bytes(data)
+    words = ["filter", str(folder), "--out", str(tmp_path / "out"), "--min", "height=1"]
+    assert main(words) == 2
+    with pytest.raises(UserError) as caught:
+        FilteredSet(str(folder), Filter((Rule("height", least=1),))).write(tmp_path / "other")
+    assert caught.value.where == str(shard) and "verify" in caught.value.hint
+    command = re.search(r"hdm-shards (verify \S+ --decode --mark)", caught.value.hint)[1]
+    main(command.split())
+    assert main([*words[:3], str(tmp_path / "again"), *words[4:]]) == 0
+    assert load_index(tmp_path / "again").samples == 7
