@@ -212,7 +212,7 @@ def _finish(out: Path, rows: dict[str, _Row], unused: Sequence[tuple[str, str]],
             f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
         )
     if not (out / INDEX_NAME).is_file():
-        index_shards(out, jobs=jobs)
+        index_shards(out, jobs=jobs, times=False)
     return Report(samples, images, captions, rejected, left)
 
 
