@@ -50,6 +50,7 @@ def index_shards(
     new_only: bool = False,
     names: Sequence[str] | None = None,
     follow_links: bool = False,
+    times: bool = True,
     progress: Progress | None = None,
 ) -> Index:
     """Read every `*.tar` below a folder and write its `index.json`; resumes where an earlier call was interrupted.
@@ -60,6 +61,7 @@ def index_shards(
         new_only: keep what the present index says of shards that have the same size and time of change.
         names: the shards below the folder in the order that the index is to have; None is all by name.
         follow_links: look into folders that are links, too; each folder once.
+        times: note when each shard was last changed; builders leave that out, so that the same build is the same index.
         progress: called after each shard.
 
     Raises:
@@ -78,7 +80,8 @@ def index_shards(
     known = _unchanged(root) if new_only else {}
     unread = {name: name for name in names if name not in known}
     known |= _scan_all(unread, partial(scan_shard, root), root / PART_NAME, states, jobs, progress)
-    index = Index(str(root), tuple(known[name] for name in names), latents)
+    records = (known[name] for name in names)
+    index = Index(str(root), tuple(each if times else replace(each, changed=0) for each in records), latents)
     write_index(index, root / INDEX_NAME)
     (root / PART_NAME).unlink()
     return index

@@ -4,6 +4,7 @@ A look at size and time of each costs microseconds, so that thousands of shards 
 compared when it is first read; see `data.reader`.
 """
 
+import math
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from hdm_lightning.data.index import same_time
 from hdm_lightning.data.sample_plan import Plan, PlannedShard
 from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.data.shard_files import find_shards, is_shard
-from hdm_lightning.data.source_shards import addresses_of, known_index
+from hdm_lightning.data.source_shards import addresses_of, known_index, state_of
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -48,31 +49,44 @@ class Change:
     @classmethod
     def of(cls, shard: PlannedShard, what: str, *, certain: bool = True) -> "Change":
         """That of a shard of a plan."""
-        return cls(shard.url, shard.url.removesuffix(shard.record.name).rstrip("/") or ".", what, certain)
+        return cls(shard.url, _place(shard), what, certain)
+
+
+def _place(shard: PlannedShard) -> str:
+    return shard.url.removesuffix(shard.record.name).rstrip("/") or "."
 
 
 def changes(plans: Iterable[Plan]) -> list[Change]:
     """What has become of the local shards of plans since they were indexed.
 
-    A folder that was copied has other times everywhere: where its samples are the same, nothing has changed.
+    Where an index has no times, as those of builders, shards that are younger than the index are looked into. A folder
+    that was copied has other times everywhere: where its samples are the same, nothing has changed.
     """
     shards = {shard.url: shard for plan in plans for part in plan.parts for shard in part.shards}
     local = [shard for shard in shards.values() if is_local(shard.url)]
     with ThreadPoolExecutor(THREADS) as pool:
         states = list(pool.map(_state, local, chunksize=64))
-    found, touched = [], []
-    for shard, state in zip(local, states, strict=True):
-        if isinstance(state, str):
-            found.append(Change.of(shard, state))
-        elif state is not None and not same_time(shard.record.changed, state):
-            touched.append(shard)
-    looked_into = touched[:: max(1, len(touched) // LOOKED_INTO)]
-    others = [Change.of(shard, what) for shard in looked_into if (what := _other_samples(shard))]
+    known = [(shard, state) for shard, state in zip(local, states, strict=True) if isinstance(state, int)]
+    touched = [shard for shard, state in known if not same_time(shard.record.changed, state)]
+    younger = [shard for shard, state in known if not shard.record.changed and state > _indexed(shard)]
+    wrong = [Change.of(shard, state) for shard, state in zip(local, states, strict=True) if isinstance(state, str)]
+    suspects = touched + younger
+    others = [
+        Change.of(shard, what)
+        for shard in suspects[:: max(1, len(suspects) // LOOKED_INTO)]
+        if (what := _other_samples(shard))
+    ]
     if others or len(touched) < len(local):
         named = {change.url for change in others}
         what = "was written again after it was indexed; the samples looked at are the same"
         others += [Change.of(shard, what, certain=False) for shard in touched if shard.url not in named]
-    return found + others
+    return wrong + others
+
+
+def _indexed(shard: PlannedShard) -> float:
+    """When the index of a shard's folder was written, in ns; infinity where it lies elsewhere."""
+    state = state_of(_place(shard))
+    return math.inf if state is None else state[1]
 
 
 def _state(shard: PlannedShard) -> int | str | None:

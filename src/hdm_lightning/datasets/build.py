@@ -213,7 +213,7 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
             f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
         )
     if not (out / INDEX_NAME).is_file():
-        index_shards(out, jobs=jobs)
+        index_shards(out, jobs=jobs, times=False)
     return Report(samples, images, captions, rejected, left)
 
 

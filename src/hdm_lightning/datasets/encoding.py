@@ -152,7 +152,8 @@ class EncodedSet:
 
     def _index(self) -> Index:
         """The index of the set in the source's order, and the one of all sets."""
-        index = index_shards(self.folder, new_only=True, names=[shard.record.name for shard in self.shards])
+        order = [shard.record.name for shard in self.shards]
+        index = index_shards(self.folder, new_only=True, names=order, times=False)
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index

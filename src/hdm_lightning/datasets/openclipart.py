@@ -118,7 +118,7 @@ def build_openclipart(
         build = _Build(folder, options, Journal(folder, asdict(options)), progress)
         records = build.select(drawings)
         build.draw(records, drawings, processes)
-    index_shards(folder)
+    index_shards(folder, times=False)
     return build.tally()
 
 

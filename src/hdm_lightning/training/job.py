@@ -153,7 +153,7 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
     check_call(config, "lr_scheduler")
     for groups in ("callbacks", "logger"):
         nodes: Any = config[groups] or {}
-        if not isinstance(nodes, DictConfig | dict):
+        if nodes and not OmegaConf.is_dict(nodes):
             raise UserError(f"is {nodes!r}, expected keys and values", where=groups, hint=f"choose one: {groups}=none")
         for name, node in ((str(key), value) for key, value in nodes.items()):
             if node is None or name in _left_out(groups, config):

@@ -87,13 +87,21 @@ def test_a_copied_folder_has_not_changed_and_a_touched_shard_is_told(folder, kit
     require_unchanged([plan_of(kit, folder)])
 
 
-def test_an_index_of_an_earlier_version_tells_of_sizes_alone(folder, kit):
+def test_where_an_index_has_no_times_shards_younger_than_it_are_looked_into(folder, kit):
+    """So it is with indices of earlier versions and of builds."""
     index = json.loads((folder / INDEX_NAME).read_text())
     for entry in index["shards"]:
         del entry["changed"], entry["tag"]
     (folder / INDEX_NAME).write_text(json.dumps(index))
-    set_time(folder / "001.tar", 9)
-    assert not changes([plan_of(kit, folder)])
+    set_time(folder / INDEX_NAME, 2000)
+    for seconds in (9, 5000):
+        set_time(folder / "001.tar", seconds)
+        assert not changes([plan_of(kit, folder)])
+    other_samples(folder / "002.tar", random.Random(0), kit)
+    (change,) = changes([plan_of(kit, folder)])
+    assert change.url == str(folder / "002.tar") and change.certain
+    index_shards(folder, times=False)
+    assert not any(record.changed for record in load_index(folder).shards)
     longer(folder / "001.tar", random.Random(0), kit)
     assert [change.url for change in changes([plan_of(kit, folder)])] == [str(folder / "001.tar")]
 
