@@ -1,6 +1,7 @@
 """What the page gives to whom asks without a browser: nothing but what it was started with."""
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.parse
@@ -9,6 +10,8 @@ from http.cookiejar import CookieJar
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+
+from hdm_lightning.errors import UserError
 
 SECRET = "open-sesame"
 
@@ -146,3 +149,24 @@ def test_a_password_opens_the_page_and_nothing_else_does(locked):
         except urllib.error.HTTPError as error:
             assert error.code == status
     assert locked.get("config")[0] == 200
+
+
+@pytest.mark.parametrize(("host", "hint"), [("192.0.2.1", "--host"), ("nonsense.invalid", "--host")])
+def test_a_host_that_is_not_of_this_machine_is_told_so(host, hint):
+    from hdm_lightning.app.page import own_port
+
+    with pytest.raises(UserError) as caught:
+        own_port(host, 0)
+    assert hint in caught.value.hint and host in caught.value.where
+
+
+def test_a_port_that_is_taken_is_told_so_and_ipv6_can_be_listened_at():
+    from hdm_lightning.app.page import own_port
+
+    assert own_port("::1", 0) > 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=str(taken.getsockname()[1])) as caught:
+            own_port("127.0.0.1", taken.getsockname()[1])
+    assert "--port" in caught.value.hint

@@ -1,6 +1,8 @@
 """Text states from disk: each caption once, the states that the encoder gives, and trainings that encode no caption."""
 
 import json
+import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from composed import check_job, run_job
 from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.shards import main
-from hdm_lightning.data.text_states import KEYS_NAME, TextStates, pieces_of
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.text_states import PIECES_NAME, TABLE_NAME, TextStates, pieces_of
 from hdm_lightning.datasets import caption_states
+from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.encoders.text import TransformersTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
@@ -89,7 +93,7 @@ def test_states_are_those_of_each_caption_encoded_alone(states, tiny_shards, tin
 def test_each_different_caption_takes_up_room_once(states, tiny_shards, tiny_text_encoder):
     bind = load_text_encoder(str(tiny_text_encoder)).tokenizer.bind
     ids = {tuple(bind(n)(text)[0][: bind(n)(text)[1]]) for text in ["", *captions_of(tiny_shards)] for n in (4, 8)}
-    assert len(TextStates(states)) == len(ids) == json.loads((states / "text_states.json").read_text())["captions"]
+    assert len(TextStates(states)) == len(ids) == json.loads((states / PIECES_NAME).read_text())["captions"]
     assert sum(len(np.load(piece)) for piece in pieces_of(states)) == sum(map(len, ids))
 
 
@@ -100,7 +104,8 @@ def test_several_processes_find_the_same(states, tiny_shards, tiny_text_encoder,
     text, captions = load_text_encoder(str(tiny_text_encoder)), list(captions_of(tiny_shards))
     one, two = (looked_up(folder, captions, text.tokenizer, 8)[2] for folder in (states, tmp_path))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(np.load(tmp_path / KEYS_NAME), np.load(states / KEYS_NAME))
+    keys = (np.load(folder / TABLE_NAME)[[0, 2]] for folder in (states, tmp_path))
+    np.testing.assert_array_equal(*keys)
 
 
 def test_a_killed_call_goes_on_and_a_half_piece_is_made_anew(
@@ -239,11 +244,46 @@ def test_the_hint_for_other_captions_helps(states, tiny_text_encoder, tmp_path):
     assert len(TextStates(out)) == 4  # the empty one, the first, "red", "circle"
 
 
-def test_damaged_files_are_named(states, tiny_text_encoder, tmp_path):
-    import shutil
+def test_states_that_are_there_stay_true_while_others_come(
+    states, tiny_shards, tiny_text_encoder, tmp_path, monkeypatch
+):
+    """A further set whose pieces sort before the old ones: killed before its table, then done; for old readers, too."""
+    folder, text = shutil.copytree(states, tmp_path / "states"), load_text_encoder(str(tiny_text_encoder))
+    captions = list(captions_of(tiny_shards))
+    expected = looked_up(states, captions, text.tokenizer, 8)[2]
+    early = TextStates(folder)
+    write_shard(tmp_path / "other" / "aaa.tar", {"0": {"png": _white(), "txt": "circle circle circle red circle"}})
+    index_shards(tmp_path / "other")
+    words = ["--context-length", "4", "8"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(caption_states, "write_table", _raise_interrupt)
+        _captions(tmp_path / "other", folder, tiny_text_encoder).make()
+    assert len(pieces_of(folder)) > len(pieces_of(states)) and pieces_of(folder)[0].name.startswith("aaa")
+    tokens, lengths, found = looked_up(folder, captions, text.tokenizer, 8)
+    assert torch.equal(found, expected)
+    assert encode(tmp_path / "other", folder, tiny_text_encoder, *words) == 0
+    assert torch.equal(looked_up(folder, captions, text.tokenizer, 8)[2], expected)
+    for reader in (early, pickle.loads(pickle.dumps(early))):
+        assert torch.equal(reader.context(tokens, lengths, torch.ones(len(tokens)), captions), expected)
 
+
+def _raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_other_fields_of_the_same_shards_are_encoded_too(tiny_text_encoder, tmp_path):
+    with ShardWriter(tmp_path / "set") as writer:
+        writer.write("0", {"png": _white(), "json": {"caption": "red", "said": "blue circle"}})
+    out, words = tmp_path / "states", ["--context-length", "8"]
+    assert encode(tmp_path / "set", out, tiny_text_encoder, *words) == 0
+    assert len(TextStates(out)) == 2
+    assert encode(tmp_path / "set", out, tiny_text_encoder, *words, "--fields", "said") == 0
+    assert len(TextStates(out)) == 3
+
+
+def test_damaged_files_are_named(states, tiny_text_encoder, tmp_path):
     text = load_text_encoder(str(tiny_text_encoder))
-    for name in (KEYS_NAME, pieces_of(states)[0].name):
+    for name in (TABLE_NAME, PIECES_NAME, pieces_of(states)[0].name):
         folder = shutil.copytree(states, tmp_path / name)
         (folder / name).write_bytes(b"nothing")
         with pytest.raises(UserError) as caught:

@@ -95,7 +95,16 @@ def test_a_missing_extra_is_named():
 
 
 @pytest.mark.parametrize(
-    "words", [["--runs", "/nowhere"], ["--host", "0.0.0.0"], ["--keep", "0"], ["--port", "70000"], ["--prot", "1"]]
+    "words",
+    [
+        ["--runs", "/nowhere"],
+        ["--models", "/nowhere"],
+        ["--loras", "nowhere"],
+        ["--host", "0.0.0.0"],
+        ["--keep", "0"],
+        ["--port", "70000"],
+        ["--prot", "1"],
+    ],
 )
 def test_mistakes_of_the_command_line_end_before_anything_is_loaded(words, capsys):
     from hdm_lightning.app.serve import main

@@ -49,10 +49,12 @@ def _serve(argv: Sequence[str] | None) -> None:
     settings, machine = _SETTINGS.read(given), _MACHINE.read(given)
     require_auth(settings)
     require_folder(settings.out, "--out")
-    if hasattr(given, "runs"):
-        from hdm_lightning.app.shelf import require_folders
+    from hdm_lightning.app.shelf import require_folders, require_models
 
+    if hasattr(given, "runs"):
         require_folders(settings.runs, "--runs")
+    require_models(settings.models, "--models")
+    require_models(settings.loras, "--loras")
     auth = credentials(settings.auth, getpass.getpass)
     _require_gradio()
     print("hdm-app: starting", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
@@ -72,6 +73,14 @@ def inside(folder: Path, path: Path) -> Path:
         what = f"leads out of {folder}"
         raise UserError(what, where=str(path), hint="start hdm-app with the folder that it leads to")
     return path
+
+
+def require_models(names: Sequence[str], option: str) -> None:
+    """Raise UserError where a model that was named is neither here nor a hub's OWNER/NAME."""
+    for name in names:
+        if not Path(name).exists() and (is_local_path(name) or "/" not in name):
+            hint = "name a run, a model's folder, a file, or a hub's OWNER/NAME"
+            raise UserError(f"there is no {name}", where=option, hint=hint)
 
 
 def require_folders(folders: Sequence[Path], option: str) -> None:

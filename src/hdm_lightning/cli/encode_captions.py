@@ -23,7 +23,6 @@ def encode_captions_arguments(command: argparse.ArgumentParser) -> None:
         "--context-length", nargs="+", type=at_least(1), default=[256], help="of the stages (default 256)"
     )
     command.add_argument("--fields", nargs="+", help="as data.captions.fields (default: captions caption)")
-    command.add_argument("--prefer", choices=["txt", "json"], default="txt", help="as data.captions.prefer")
     command.add_argument(
         "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
     )
@@ -36,7 +35,7 @@ def encode_captions(arguments: argparse.Namespace) -> int:
     from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.data.parallel import progress_bar
     from hdm_lightning.data.text_states import TextFormat
-    from hdm_lightning.datasets.caption_states import CaptionOptions, EncodedCaptions
+    from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
     from hdm_lightning.encoders.text import MAX_TOKENS, text_fingerprint, text_width
     from hdm_lightning.encoders.tokenizer import Tokenizer
     from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
@@ -49,11 +48,11 @@ def encode_captions(arguments: argparse.Namespace) -> int:
     tokenizer = Tokenizer(name, where=where).load()
     max_tokens = arguments.max_tokens or MAX_TOKENS
     fields = CaptionRules.fields if arguments.fields is None else tuple(arguments.fields)
-    options = CaptionOptions(
+    options = StateOptions(
         start=partial(start, name, arguments.layer, dtype, max_tokens),
         tokenize=[tokenizer.bind(length) for length in lengths],
         max_tokens=max_tokens,
-        captions=CaptionRules(prefer=arguments.prefer, fields=fields),
+        captions=CaptionRules(fields=fields),
         devices=devices,
     )
     wanted = EncodedCaptions(arguments.shards, arguments.out, form, options)

@@ -106,12 +106,15 @@ def _other_samples(shard: PlannedShard) -> str:
     """What is wrong with the first sample of some of a shard that is not the indexed one; empty where none is."""
     table = shard.table()
     chosen = table.take(np.unique(np.linspace(0, len(table.start) - 1, SAMPLES_EACH).astype(np.int64)))
-    with open(shard.url, "rb") as handle:
-        for start, size, form in zip(chosen.start.tolist(), chosen.size.tolist(), chosen.forms(), strict=True):
-            try:
+    ranges = zip(chosen.start.tolist(), chosen.size.tolist(), chosen.forms(), strict=True)
+    try:
+        with open(shard.url, "rb") as handle:
+            for start, size, form in ranges:
                 form.cut(os.pread(handle.fileno(), size, start))
-            except SampleFault as fault:
-                return f"holds other samples than were indexed ({fault})"
+    except SampleFault as fault:
+        return f"holds other samples than were indexed ({fault})"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return ""
 
 
@@ -123,7 +126,7 @@ def require_unchanged(plans: Iterable[Plan]) -> None:
     certain = [change for change in changes(plans) if change.certain]
     if certain:
         more = f", and {len(certain) - 1} more shards have changed" if len(certain) > 1 else ""
-        raise UserError(f"{certain[0].what}{more}", where=certain[0].url, hint=_mend(certain[0]))
+        raise UserError(f"{certain[0].what}{more}", where=certain[0].url, hint=_way_out(certain[0]))
 
 
 def notes(plans: Sequence[Plan]) -> Iterator[str]:
@@ -133,13 +136,13 @@ def notes(plans: Sequence[Plan]) -> Iterator[str]:
         alike = [change for change in found if change.certain is kind]
         if alike:
             more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-            yield in_one_line(f"{alike[0].url}{more} {alike[0].what}") + f": {_mend(alike[0])}"
+            yield in_one_line(f"{alike[0].url}{more} {alike[0].what}") + f": {_way_out(alike[0])}"
     sources = [source for plan in plans for source in plan.sources if source.index is None]
     folders = [url for source in sources for url in addresses_of(source)]
     yield from unindexed(list(dict.fromkeys(folders)))
 
 
-def _mend(change: Change) -> str:
+def _way_out(change: Change) -> str:
     return _index_anew(change.place, [os.path.relpath(change.url, change.place)])
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import write_atomically, write_json
 
-FORMAT_NAME, KEYS_NAME, ROWS_NAME = "text_states.json", "keys.npy", "rows.npy"
+FORMAT_NAME, TABLE_NAME, PIECES_NAME = "text_states.json", "table.npy", "pieces.json"
 STATES, FOUND = ".states.npy", ".found.npy"
 COMMAND = "hdm-shards encode-captions"
 
@@ -34,8 +35,8 @@ _AS_STORED: dict[str, type[np.generic]] = {
     "bfloat16": np.uint16,
 }  # numpy has no bfloat16
 
-Rows = NDArray[np.int64]
-"""(N, 4): both halves of a key, first token in the piece, tokens; in the table a piece's number in place of a half."""
+Table = NDArray[np.int64]
+"""(5, N) by rising keys: first half of a caption's key, number of its piece, second half, first token there, tokens."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,18 @@ class TextStates:
     def __init__(self, folder: str | Path, *, where: str = "data.text_states") -> None:
         self.folder, self.where = Path(folder), where
         self.format = read_format(self.folder, where=where)
-        for name in (KEYS_NAME, ROWS_NAME):
-            if not (self.folder / name).is_file():
-                what = f"the states in {folder} are not complete: there is no {name}"
-                raise UserError(what, where=where, hint=f"start `{COMMAND}` again as before; it goes on where it was")
+        if not (self.folder / TABLE_NAME).is_file():
+            what = f"the states in {folder} are not complete: there is no {TABLE_NAME}"
+            raise UserError(what, where=where, hint=f"start `{COMMAND}` again as before; it resumes where it was")
+        self._table: Table = self._map(self.folder / TABLE_NAME, np.int64, 2)
+        self._names = known_pieces(self.folder)
+        self._pieces: dict[int, NDArray[Any]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "where": self.where, "format": self.format}  # maps are opened anew
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(TextStates, self.folder, where=self.where), ()  # files are mapped anew
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return int(self._table.shape[1])
 
     def check(self, context_length: int) -> None:
         """Check that captions of a context length were encoded.
@@ -149,9 +152,9 @@ class TextStates:
 
     def _states(self, ids: Sequence[int], caption: str) -> Tensor:
         first, second = key_of(ids)
-        begin = int(np.searchsorted(self._keys, first))
-        end = int(np.searchsorted(self._keys, first, side="right"))
-        for piece, half, start, length in self._rows[begin:end].tolist():
+        begin = int(np.searchsorted(self._table[0], first))
+        end = int(np.searchsorted(self._table[0], first, side="right"))
+        for piece, half, start, length in self._table[1:, begin:end].T.tolist():
             if half == second and length == len(ids):
                 stored = np.array(self._piece(piece)[start : start + length])  # a copy: pages may go again
                 if stored.shape == (length, self.format.width):
@@ -163,25 +166,11 @@ class TextStates:
             "or set data.text_states=null",
         )
 
-    @cached_property
-    def _keys(self) -> Rows:
-        return self._map(self.folder / KEYS_NAME, np.int64, 1)
-
-    @cached_property
-    def _rows(self) -> Rows:
-        return self._map(self.folder / ROWS_NAME, np.int64, 2)
-
-    @cached_property
-    def _pieces(self) -> dict[int, NDArray[Any]]:
-        return {}
-
-    @cached_property
-    def _names(self) -> list[Path]:
-        return pieces_of(self.folder)
-
     def _piece(self, number: int) -> NDArray[Any]:
+        if not 0 <= number < len(self._names):
+            raise self._damaged(self.folder / PIECES_NAME, f"it has no piece {number}")
         if number not in self._pieces:
-            self._pieces[number] = self._map(self._names[number], self.format.stored, 2)
+            self._pieces[number] = self._map(self.folder / self._names[number], self.format.stored, 2)
         return self._pieces[number]
 
     def _map(self, path: Path, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
@@ -214,27 +203,43 @@ def read_format(folder: Path, *, where: str) -> TextFormat:
         raise UserError(f"{folder / FORMAT_NAME} cannot be read ({error})", where=where, hint=hint) from error
 
 
+def found_file(piece: Path) -> Path:
+    """The file that says which captions a piece holds; a piece without it is of a call that was killed."""
+    return piece.with_name(piece.name.removesuffix(STATES) + FOUND)
+
+
 def pieces_of(folder: Path) -> list[Path]:
-    """The files of states, in the order in which the table numbers them."""
-    return sorted(folder.rglob(f"*{STATES}"))
+    """The files of states that are whole."""
+    return sorted(path for path in folder.glob(f"*{STATES}") if found_file(path).is_file())
 
 
-def write_table(folder: Path, form: TextFormat) -> int:
+def known_pieces(folder: Path) -> list[str]:
+    """The names of the pieces by their numbers in the table; a number is given once and for all.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path, hint = folder / PIECES_NAME, f"delete the folder and make it again with `{COMMAND}`"
+    names = read_object(path, hint=hint).get("pieces")
+    if not isinstance(names, list) or not all(isinstance(each, str) and Path(each).name == each for each in names):
+        raise UserError("names no pieces of text states", where=str(path), hint=hint)
+    return names
+
+
+def write_table(folder: Path) -> int:
     """Write the table over all pieces; returns how many captions there are."""
-    known: list[Rows] = []
-    for number, path in enumerate(pieces_of(folder)):
-        whole = path.with_name(path.name.removesuffix(STATES) + FOUND)
-        if not whole.is_file():  # of a call that was killed
-            continue
-        found: Rows = np.load(whole, allow_pickle=False)
-        known.append(np.column_stack([found[:, 0], np.full(len(found), number), found[:, 1:]]))
-    table = np.concatenate(known) if known else np.zeros((0, 5), dtype=np.int64)
+    known = known_pieces(folder) if (folder / PIECES_NAME).is_file() else []
+    names = known + [path.name for path in pieces_of(folder) if path.name not in known]
+    parts = [np.zeros((0, 5), dtype=np.int64)]
+    for number, name in enumerate(names):
+        found: NDArray[np.int64] = np.load(found_file(folder / name), allow_pickle=False)
+        parts.append(np.column_stack([found[:, 0], np.full(len(found), number), found[:, 1:]]))
+    table = np.concatenate(parts)
     table = table[np.lexsort((table[:, 2], table[:, 0]))]
     same = np.zeros(len(table), dtype=bool)
     same[1:] = (table[1:, 0] == table[:-1, 0]) & (table[1:, 2] == table[:-1, 2])  # of two processes at once
-    table = table[~same]
-    (folder / KEYS_NAME).unlink(missing_ok=True)  # written last: without it the table counts as unfinished
-    write_atomically(folder / ROWS_NAME, lambda file: np.save(file, np.ascontiguousarray(table[:, 1:])))
-    write_atomically(folder / KEYS_NAME, lambda file: np.save(file, np.ascontiguousarray(table[:, 0])))
-    write_json(folder / FORMAT_NAME, {**form.to_json(), "captions": len(table)})
-    return len(table)
+    table = np.ascontiguousarray(table[~same].T)
+    # First the names: a reader between the two then knows more pieces than its table has.
+    write_json(folder / PIECES_NAME, {"pieces": names, "captions": table.shape[1]})
+    write_atomically(folder / TABLE_NAME, lambda file: np.save(file, table))
+    return int(table.shape[1])

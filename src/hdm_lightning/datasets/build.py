@@ -271,6 +271,8 @@ def open_journal(out: Path, header: dict[str, Any]) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for entry in entries:
         name = str(entry.pop("shard", ""))
+        if Path(name).name != name:  # no name that a build gives; what is gone is deleted by it
+            continue
         if entry.get("gone"):
             rows.pop(name, None)
         elif name:

@@ -27,10 +27,9 @@ from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import RawSample
 from hdm_lightning.data.text_states import (
     FORMAT_NAME,
-    FOUND,
-    KEYS_NAME,
     STATES,
     TextFormat,
+    found_file,
     key_of,
     pieces_of,
     write_table,
@@ -48,7 +47,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class CaptionOptions:
+class StateOptions:
     """How the states of captions are made.
 
     Attributes:
@@ -87,7 +86,7 @@ class EncodedCaptions:
         UserError: the shards cannot be used, or the folder holds something else.
     """
 
-    def __init__(self, place: str, folder: Path, form: TextFormat, options: CaptionOptions) -> None:
+    def __init__(self, place: str, folder: Path, form: TextFormat, options: StateOptions) -> None:
         self.folder, self.format, self.options = folder, form, options
         self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,)))]
         self._require_own_folder()
@@ -99,7 +98,8 @@ class EncodedCaptions:
 
     def missing(self) -> list[PlannedShard]:
         """Shards whose captions are not encoded yet."""
-        return [shard for shard in self.shards if not _stem(self.folder, shard, FOUND).is_file()]
+        rules = self.options.captions
+        return [each for each in self.shards if not found_file(_piece_file(self.folder, each, rules)).is_file()]
 
     def make(self, progress: Callable[[int], None] | None = None) -> int:
         """Encode what is missing and write the table; returns how many different captions there are.
@@ -113,18 +113,15 @@ class EncodedCaptions:
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "encoding"):
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
-            for folder in {_stem(self.folder, shard, FOUND).parent for shard in self.shards}:
-                remove_leftovers(folder)
+            remove_leftovers(self.folder)
             missing = self.missing()
-            if missing:  # new pieces change the numbers of the old ones: the old table would give others' states
-                (self.folder / KEYS_NAME).unlink(missing_ok=True)
             done = self.samples - sum(shard.samples for shard in missing)
             start = partial(_start, self.folder, self.format, self.options)
             for piece in worked_off(missing, self.options.devices, start, hint="give a smaller --max-tokens"):
                 done += piece.samples
                 if progress is not None:
                     progress(done)
-            return write_table(self.folder, self.format)
+            return write_table(self.folder)
 
     def _require_own_folder(self) -> None:
         file = self.folder / FORMAT_NAME
@@ -145,37 +142,36 @@ class EncodedCaptions:
             )
 
 
-def _stem(folder: Path, shard: PlannedShard, ending: str) -> Path:
-    """The file of a shard's piece; what tells shards of one name apart is what they hold."""
-    name = Path(shard.record.name).with_suffix("").name
-    of_content = hashlib.sha256(f"{shard.record.name} {shard.record.sha256} {shard.samples}".encode()).hexdigest()[:12]
-    return folder / f"{name}-{of_content}{ending}"
+def _piece_file(folder: Path, shard: PlannedShard, rules: CaptionRules) -> Path:
+    """The file of a shard's states, named by what it holds and by where in it captions are looked for."""
+    looked_for = (shard.record.name, shard.record.sha256, shard.samples, rules.fields)
+    digest = hashlib.sha256(repr(looked_for).encode()).hexdigest()[:12]
+    return folder / f"{Path(shard.record.name).with_suffix('').name}-{digest}{STATES}"
 
 
-def _start(folder: Path, form: TextFormat, options: CaptionOptions, device: str) -> Callable[[PlannedShard], Piece]:
+def _start(folder: Path, form: TextFormat, options: StateOptions, device: str) -> Callable[[PlannedShard], Piece]:
     return _CaptionEncoder(folder, form, options, device).encode
 
 
 class _CaptionEncoder:
     """Encodes the captions of whole shards on one device. One a process."""
 
-    def __init__(self, folder: Path, form: TextFormat, options: CaptionOptions, device: str) -> None:
+    def __init__(self, folder: Path, form: TextFormat, options: StateOptions, device: str) -> None:
         self.folder, self.format, self.options = folder, form, options
         self._encode_text = options.start(device)
         self._files = LocalFiles()
         self._faults = Quarantine(str(folder / FAULTS_NAME))
         self._known: set[tuple[int, int]] = set()
         for path in pieces_of(folder):
-            found = path.with_name(path.name.removesuffix(STATES) + FOUND)
-            if found.is_file():
-                self._known.update(map(tuple, np.load(found, allow_pickle=False)[:, :2].tolist()))
+            self._known.update(map(tuple, np.load(found_file(path), allow_pickle=False)[:, :2].tolist()))
 
     def encode(self, shard: PlannedShard) -> Piece:
         """Encode the captions of a shard that are not known yet, and write them."""
         new = self._new(shard)
         lengths = [len(ids) for ids in new.values()]
         starts = np.cumsum([0, *lengths])
-        with replacing(_stem(self.folder, shard, STATES)) as temporary:
+        path = _piece_file(self.folder, shard, self.options.captions)
+        with replacing(path) as temporary:
             shape = (int(starts[-1]), self.format.width)
             self._write(list(new.values()), starts[:-1], temporary, shape)
         found = np.array(
@@ -183,7 +179,7 @@ class _CaptionEncoder:
             dtype=np.int64,
         ).reshape(-1, 4)
         # Written last: a shard counts as done by it.
-        write_atomically(_stem(self.folder, shard, FOUND), lambda file: np.save(file, found))
+        write_atomically(found_file(path), lambda file: np.save(file, found))
         self._known.update(new)
         return Piece(shard.samples, len(new), int(starts[-1]))
 

@@ -146,7 +146,7 @@ class CaptionedSet:
                 remove_leftovers(folder)
             self._describe(progress or (lambda done: None))
             names = [shard.record.name for shard in self.shards]
-            return index_shards(self.folder, new_only=True, names=names), self._summary()
+            return index_shards(self.folder, new_only=True, names=names, times=False), self._summary()
 
     def _describe(self, progress: Progress) -> None:
         missing = self.missing()
@@ -245,6 +245,8 @@ class _Captioner:
         """What is said of each image, noted batch by batch."""
         journal = (self.folder / shard.record.name).with_name(_journal_name(shard.record.name))
         said = _noted(journal, len(jobs))
+        if any(each["said"] for each in said):  # of an earlier call: the model has understood what it is asked
+            self._asked = FIRST
         self._progress(len(said))
         size = self.options.batch_size
         batches = [jobs[first : first + size] for first in range(len(said), len(jobs), size)]

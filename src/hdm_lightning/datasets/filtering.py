@@ -4,7 +4,7 @@ Each shard that is judged adds a line to a journal, so that a call that was ende
 """
 
 import hashlib
-import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,7 +222,7 @@ class FilteredSet:
             note_scanned(out, record)
             report("shards written", done, len(chosen))
         names = [shard.record.name for shard in chosen]
-        return index_shards(out, new_only=True, names=names, jobs=self.jobs) if names else None
+        return index_shards(out, new_only=True, names=names, jobs=self.jobs, times=False) if names else None
 
 
 def _named(what: str, shard: PlannedShard) -> str:
@@ -276,7 +276,8 @@ def _copied(out: Path, shard: PlannedShard) -> ShardRecord:
 def _members(shard: PlannedShard) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     for row, sample in samples_of(LocalFiles(), shard):
         if isinstance(sample, str):  # rules about sizes alone have read none
-            hint = f"hdm-shards verify {os.path.dirname(shard.url) or '.'} --decode --mark leaves it out"
+            folder = shard.url.removesuffix(shard.record.name).rstrip("/") or "."
+            hint = f"hdm-shards verify {shlex.quote(folder)} --decode --mark leaves it out"
             raise UserError(f"sample {row} cannot be copied: {sample}", where=shard.url, hint=hint)
         yield sample.key, sample.members
 

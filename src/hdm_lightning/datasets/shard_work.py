@@ -102,6 +102,9 @@ def alone_in(folder: Path, doing: str) -> Iterator[None]:
         except BlockingIOError as error:
             hint = "let it work; it uses all devices that it was given"
             raise UserError(f"another process is {doing} into this folder", where=str(folder), hint=hint) from error
+        except OSError as error:
+            hint = "name a folder on a file system with locks, such as a local disk"
+            raise UserError(f"cannot be locked ({error.strerror})", where=str(folder), hint=hint) from error
         yield
 
 

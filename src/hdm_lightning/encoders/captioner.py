@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, locate_model, readable
+from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, UNREADABLE, first_line, locate_model, readable
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import encoder_dtype, parse_dtype
 
@@ -140,9 +140,9 @@ def load_captioner(name: str, *, device: str, dtype: str = "auto", max_tokens: i
         )
     try:
         processor = AutoProcessor.from_pretrained(str(folder), **OWN_CODE_ONLY)
-    except ImportError as error:
-        if NO_TORCHVISION not in str(error):
-            raise UserError(f"{_READING} from {folder} ({error})", where=where) from error
+    except UNREADABLE as error:
+        if not isinstance(error, ImportError) or NO_TORCHVISION not in str(error):
+            raise UserError(f"{_READING} from {folder} ({first_line(error)})", where=where, hint=hint) from error
         what = "the model's processor needs torchvision, which is not installed"
         raise UserError(what, where=where, hint="pip install torchvision, of the version of your torch") from error
     return Captioner(model.eval().requires_grad_(False).to(device), processor, max_tokens)

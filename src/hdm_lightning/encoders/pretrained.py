@@ -302,7 +302,7 @@ def forget_places(folder: Path) -> None:
     for path in folder.rglob("*.json"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # not for us to mend
+        except ValueError:  # not for us to put right
             continue
         if not isinstance(content, dict):
             continue

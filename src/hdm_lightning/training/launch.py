@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,9 +124,7 @@ def end_with_parent() -> None:
 def wait_to_be_ended() -> None:
     """Leave it to the launcher to end this process, so that it sees the one first that has died of itself."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(PATIENCE_S)
-    signal.pause()
+    time.sleep(PATIENCE_S)
 
 
 def lost_connection(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import signal
 from collections import Counter
 
 import pytest
@@ -41,9 +40,7 @@ class Killer:
             kind, die = self.choose(ranks)
             statuses = self.attempt(toy, ranks, die=die)
             if any(statuses):
-                # On a busy machine a survivor is not ended in time, and ends itself by its alarm.
-                known = {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGALRM, 143}
-                assert set(statuses) <= known and {143, -signal.SIGKILL} & set(statuses), self.told(die)
+                assert set(statuses) <= {0, 1, -9, -15, 143} and {143, -9} & set(statuses), self.told(die)
                 self.counts[kind, die["how"]] += 1
         assert not any(self.attempt(toy, rank_counts[0])), self.told({})
 
