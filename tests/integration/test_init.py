@@ -98,6 +98,7 @@ def test_what_is_missing_of_another_shape_or_unused_is_told_and_recorded(config,
     tensors["text_projection.weight"] = torch.zeros(32, 5)
     missing = sorted(name for name in tensors if name.startswith("blocks_after"))
     save_file({name: value for name, value in tensors.items() if name not in missing}, path)
+    (path.parent / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# The base")
     config["init"] = str(path)
     assert len(missing) > 8 and run_job(check_job(config)) == 0
     told = capsys.readouterr().out
@@ -106,6 +107,8 @@ def test_what_is_missing_of_another_shape_or_unused_is_told_and_recorded(config,
     assert "in the file but not used: 1: stray" in told
     recorded = json.loads((Path(config["run_dir"]) / "init.json").read_text())
     assert (recorded["missing"], recorded["unused"], recorded["source"]) == (missing, ["stray"], str(path))
+    card = (Path(config["run_dir"]) / "final" / "README.md").read_text()
+    assert "\nlicense: cc-by-nc-sa-4.0\n" in card and str(path.parent) not in card  # its base binds it
     unset, report = first_network(composed({**config, "init": None}))
     again, _ = first_network(composed(config))
     assert report is None

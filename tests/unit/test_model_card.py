@@ -1,12 +1,13 @@
-"""The card of a model: what it says of data, measures and licence, and that no text of theirs breaks out of it."""
+"""The card of a model: what it says of data, measures and license, and that no text of theirs breaks out of it."""
 
 import json
 
 import pytest
+import yaml
 
 from hdm_lightning.evaluation.findings import Evaluation, Found, Measure
 from hdm_lightning.evaluation.report import headline
-from hdm_lightning.interop.model_card import model_card
+from hdm_lightning.interop.model_card import card_license, model_card
 from hdm_lightning.interop.pipeline_folder import record_measures, write_pipeline_folder
 from hdm_lightning.metrics.bootstrap import Estimate
 from hdm_lightning.models import XUT, XUTConfig
@@ -19,7 +20,7 @@ CONFIG = XUTConfig(
 
 @pytest.fixture
 def folder(tmp_path):
-    training = {"name": "mine", "resolution": 64, "licence": "mit", "stages": [{"validation": {"raw": 0.5}}]}
+    training = {"name": "mine", "resolution": 64, "license": "mit", "stages": [{"validation": {"raw": 0.5}}]}
     weights = {"ema": XUT(CONFIG).state_dict()}
     write_pipeline_folder(tmp_path, weights, xut=CONFIG, text_encoder=None, write_vae=None, training=training)
     return tmp_path
@@ -43,7 +44,7 @@ def test_measures_of_an_evaluation_stand_on_the_card_and_in_the_index(folder):
 def test_texts_of_data_stay_texts():
     evil = "a|b `c` <script>\n# heading [x](y) ```\n"
     training = {"name": evil, "data": [{"source": evil}], "captions": {evil: evil}, "prompts": [evil], "commit": evil}
-    training |= {"measures": {evil: {"value": evil}}, "licence": "mit\nname: x"}
+    training |= {"measures": {evil: {"value": evil}}, "license": "mit\nname: x"}
     card = model_card(CONFIG.to_json(), {"name": evil, "layer": -1, "context_length": 8}, training, sampled=True)
     lines = card.splitlines()
     assert "<script>" not in card.split("```json")[0] and "\n# heading" not in card
@@ -70,3 +71,32 @@ def test_texts_of_data_stay_texts():
 )
 def test_sources_are_named_without_what_is_private(given, shown):
     assert public_name(given) == shown
+
+
+@pytest.mark.parametrize(
+    ("own", "of_base", "stated"),
+    [
+        (None, "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("mit", "cc-by-nc-4.0", "mit"),
+        ("mit", None, "mit"),
+        (None, "my own", None),
+    ],
+)
+def test_the_license_of_a_base_is_said_and_is_the_model_s_where_no_other_is_given(tmp_path, own, of_base, stated):
+    training = {"license": own, "base": {"name": "them/net", "license": of_base, "hub": True}}
+    (tmp_path / "README.md").write_text(model_card(CONFIG.to_json(), None, training))
+    assert card_license(tmp_path / "README.md") == stated
+    card = (tmp_path / "README.md").read_text()
+    assert "\nbase_model: them/net\n" in card and "began with the weights of them/net" in card
+    assert of_base is None or of_base in card.split("## License")[1]
+
+
+def test_a_folder_or_what_is_no_name_is_no_base_model(tmp_path):
+    for base in (
+        {"name": "runs/mine", "hub": False},
+        {"name": "a/b\nlicense: mit", "hub": True},
+        {"name": 3, "hub": True},
+    ):
+        (tmp_path / "README.md").write_text(model_card(CONFIG.to_json(), None, {"base": base}))
+        front = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+        assert "base_model" not in front and "license" not in front

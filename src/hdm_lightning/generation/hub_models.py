@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
@@ -14,16 +12,13 @@ from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNL
 from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from hdm_lightning.interop.layouts import UNET_FOLDER
-from hdm_lightning.interop.model_card import CARD
+from hdm_lightning.interop.model_card import CARD, card_license
 from hdm_lightning.interop.pipeline_folder import DOWNLOAD, INDEX
-from hdm_lightning.json_files import require_shallow
-from hdm_lightning.printable import in_one_line
 
 _UNET = f"{UNET_FOLDER}/{WEIGHTS}.safetensors"
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 _NO_COMMERCE = ", and forbids commercial use"
 _RELEASED = "the HDM weights that were released in this layout are under CC-BY-NC-SA-4.0, which forbids commercial use"
-_FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
 
 def hub_model(name: str, *, where: str = "MODEL", **hub: Any) -> Path:
@@ -70,18 +65,10 @@ def license_note(path: Path, name: str, *, published: bool = False) -> str:
         published: whether it has the layout of the released HDM weights, whose license is then named, too.
     """
     folder = path if path.is_dir() else path.parent
-    try:
-        front = _FRONT.match((folder / CARD).read_text(encoding="utf-8"))
-        if front:
-            require_shallow(front[1])
-        card: Any = yaml.safe_load(front[1]) if front else {}
-        told = card.get("license_name") or card.get("license")
-    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
-        told = None
+    told = card_license(folder / CARD)
     released = f"; {_RELEASED}" if published else ""
-    if not isinstance(told, str):
+    if told is None:
         return f"{name} does not say under which license it is: ask its owner before images of it are used{released}"
-    told = in_one_line(told)
     kept = f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
     return kept + (_NO_COMMERCE if _NON_COMMERCIAL.search(told) else "")
 

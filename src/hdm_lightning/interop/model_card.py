@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from hdm_lightning.json_files import require_shallow
+from hdm_lightning.printable import in_one_line
+
 CARD, SAMPLES = "README.md", "samples.png"
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 """What a license's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
@@ -15,8 +20,11 @@ _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
 _BY_NAME = "The text encoder is not included; it is found by the name above."
 _INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_LONGEST_FRONT = 1 << 16
+_FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&])")
-_APART = ("data", "data_samples", "captions", "prompts", "measures", "license", "name")
+_APART = ("data", "data_samples", "captions", "prompts", "measures", "license", "name", "base")
 """Of the training's record, what the card says in words."""
 
 
@@ -34,8 +42,8 @@ def model_card(
     Args:
         xut: the network's configuration.
         text_encoder: `name`, `layer` and `context_length` where they are known.
-        training: record of the training; `name`, `resolution`, `license`, `data`, `captions`, `prompts`, `stages` and
-            `measures` of it are said in words.
+        training: record of the training; `name`, `resolution`, `license`, `base` (`name`, `license` and `hub`: whether
+            the name is one of the hub), `data`, `captions`, `prompts`, `stages` and `measures` of it are said in words.
         keeps_raw: whether the last weights are kept beside the averaged ones.
         inside: whether the text encoder is in the folder.
         sampled: whether `SAMPLES` is.
@@ -47,10 +55,9 @@ def model_card(
             "name": plain_text(Path(str(text_encoder["name"])).name if inside else text_encoder["name"]),
         }
         text = "{name}, hidden state {layer}, up to {context_length} tokens".format(**shown)
-    license = training.get("license")
-    fitting = isinstance(license, str) and LICENSE.fullmatch(license)
+    base = _mapping(training.get("base"))
     return _TEMPLATE.read_text(encoding="utf-8").format(
-        front=f"license: {license}\n" if fitting else "",
+        front=_front(training, base),
         name=plain_text(training.get("name", "A trained XUT")),
         size=training.get("resolution", 512),
         **{key: xut[key] for key in ("width", "depth", "patch_size", "residual", "skips", "channels")},
@@ -61,9 +68,47 @@ def model_card(
         samples=_samples(training) if sampled else "",
         measures=_measures(training),
         data=_data(training),
-        license=f"{license}." if fitting else "Not stated. Ask its owner before the model or its images are used.",
+        license=_license(training, base),
+        began=f"It began with the weights of {plain_text(base['name'])}.\n" if base.get("name") else "",
         training=in_fence({key: value for key, value in training.items() if key not in _APART}),
     )
+
+
+def card_license(card: Path) -> str | None:
+    """The license that a card names in its front matter; None where it names none or cannot be read."""
+    try:
+        with card.open(encoding="utf-8") as file:
+            front = _FRONT.match(file.read(_LONGEST_FRONT))
+        if front:
+            require_shallow(front[1])
+        said: Any = yaml.safe_load(front[1]) if front else {}
+        told = said.get("license_name") or said.get("license")
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
+        return None
+    return in_one_line(told) if isinstance(told, str) else None
+
+
+def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Lines of the front matter: the license, which is the base's where no other is given, and the base."""
+    license, name = training.get("license") or base.get("license"), base.get("name")
+    lines = [f"license: {license}\n"] if _is_license(license) else []
+    if base.get("hub") and isinstance(name, str) and _HUB_NAME.fullmatch(name):
+        lines.append(f"base_model: {name}\n")
+    return "".join(lines)
+
+
+def _license(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    own, given = training.get("license"), base.get("license")
+    if own and _is_license(own):
+        other = f" The model that it began with is under {plain_text(given)}." if given and given != own else ""
+        return f"{own}.{other}"
+    if given and not own:
+        return f"{plain_text(given)}, as the model that it began with."
+    return "Not stated. Ask its owner before the model or its images are used."
+
+
+def _is_license(given: Any) -> bool:
+    return isinstance(given, str) and LICENSE.fullmatch(given) is not None
 
 
 def plain_text(value: Any) -> str:

@@ -13,9 +13,11 @@ from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER, stated_config
+from hdm_lightning.interop.model_card import CARD, card_license
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
 from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
+from hdm_lightning.json_files import read_object
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
@@ -42,6 +44,7 @@ class InitReport:
         reshaped: in the file with another shape; they keep their fresh initialisation.
         unused: in the file but not in the network.
         wiring: fields of the wiring in which the file's network differs from this one, as described for each.
+        license: of the file's network, as the card beside it says.
     """
 
     source: str
@@ -50,6 +53,7 @@ class InitReport:
     reshaped: list[str]
     unused: list[str]
     wiring: list[str]
+    license: str | None = None
 
     def __str__(self) -> str:
         lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded; all names in the run's {RECORD}"]
@@ -68,6 +72,12 @@ class InitReport:
 def record_init(run_dir: Path, report: InitReport) -> None:
     """Write every name of the report into the run's folder."""
     write_json(run_dir / RECORD, asdict(report))
+
+
+def read_init(run_dir: Path) -> dict[str, Any]:
+    """What the run has recorded of the model it began with; empty where it began with none."""
+    path = run_dir / RECORD
+    return read_object(path) if path.is_file() else {}
 
 
 def load_initial_weights(network: nn.Module, source: str) -> InitReport:
@@ -104,6 +114,7 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
         reshaped=sorted((set(state) & set(found)) - fits),
         unused=sorted(set(found) - set(state)),
         wiring=_other_wiring(network.config, tensors, path) if isinstance(network, XUT) else [],
+        license=_license_of(path),
     )
 
 
@@ -124,6 +135,12 @@ def find_weights(source: str) -> tuple[Path, ...]:
         where="init",
         hint=f"give the folder of a finished run, a folder with {MODEL_FILE}, or a file of weights",
     )
+
+
+def _license_of(path: Path) -> str | None:
+    """The license of the card beside weights, or of the folder that theirs lies in."""
+    cards = (folder / CARD for folder in path.absolute().parents[:2])
+    return next((license for card in cards if (license := card_license(card))), None)
 
 
 def require_whole(report: InitReport) -> None:

@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.interop.adapter_files import is_on_hub, shown_name
 from hdm_lightning.interop.model_card import SAMPLES
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.composition import build, plain
+from hdm_lightning.training.initial_weights import read_init
 from hdm_lightning.training.run_recipe import Run, group, with_stage
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import write_atomically
@@ -57,10 +59,20 @@ def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
         "resolution": plan.settings.resolution,
         **data_record(run, plan),
         "prompts": list(OmegaConf.select(run.config, "callbacks.sample_images.prompts") or []),
+        **base_record(run),
         "license": group(run.config, run.recipe, "hub").license,
         "commit": environment.get("commit"),
         "hdm_lightning": environment.get("hdm_lightning"),
     }
+
+
+def base_record(run: Run) -> dict[str, Any]:
+    """Name and license of the model that the run began with, under `base`; empty where it began from scratch."""
+    began = read_init(run.run_dir)
+    if not (source := began.get("source")):
+        return {}
+    name = str(source)
+    return {"base": {"name": shown_name(name), "license": began.get("license"), "hub": is_on_hub(name)}}
 
 
 def data_record(run: Run, plan: StagePlan) -> dict[str, Any]:
