@@ -155,6 +155,27 @@ def test_mistakes_are_messages(page):
     assert "33x32 is not made of multiples of" in toast.inner_text() and "Traceback" not in toast.inner_text()
 
 
+def test_stop_ends_what_draws_and_what_waits(page, served, browser):
+    other = browser.new_page(viewport={"width": 1400, "height": 1000})
+    other.goto(served.address)
+    other.wait_for_function("document.querySelector('#steps input')?.value == '3'", timeout=SLOW_MS)
+    field(page, "steps").fill("900")
+    draw(page, "a star", count="4")
+    page.get_by_text("drawing").first.wait_for(timeout=SLOW_MS)
+    before = set(served.folder.rglob("*.png"))
+    draw(other, "a circle")  # behind the other page's
+    other.locator("#drawn").get_by_text("queue").first.wait_for(timeout=SLOW_MS)
+    for each in (other, page):
+        each.locator("#stop").click()
+    for each in (other, page):
+        each.locator(".toast-body").get_by_text("stopped").wait_for(timeout=SLOW_MS)
+    assert set(served.folder.rglob("*.png")) == before
+    other.locator(".toast-close").first.click()
+    other.locator("#draw").click()  # a stop does not outlast what it ended
+    images(other, "drawn", 1)
+    other.close()
+
+
 def test_a_run_shows_its_stages_curves_samples_and_ledger(page):
     tab(page, "Runs")
     choose(page, "run", "runs/one")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from hdm_lightning.app.app_settings import AppSettings, credentials, require_auth
 from hdm_lightning.app.own_origin import HEADERS, OwnOrigin
 from hdm_lightning.app.plan_choices import PAPER, cards, experiments, plan
+from hdm_lightning.app.side_by_side import number_from
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import run_plan
 from hdm_lightning.errors import UserError
@@ -157,3 +158,11 @@ def test_every_choice_of_the_page_is_one_of_the_command():
         experiments()[0] == PAPER and "paper_cached" in experiments() and not any("." in each for each in experiments())
     )
     assert "4090" in cards() and "cpu" not in cards()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "3", True])
+def test_what_is_no_finite_number_in_a_field_is_named(value, whole):
+    with pytest.raises(UserError) as caught:
+        number_from(value, "steps", whole=whole)
+    assert caught.value.where == "steps"

@@ -15,6 +15,9 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.sampling_settings import OnIndivisible, SamplingSettings, Solver
 
 LORA_ROWS = 3
+KEPT_COPIES = 512
+"""Drawn images that pages may fetch at one time; all stay in the folder of what was drawn."""
+_DRAWN = "-drawn"
 NO_LORA = "none"
 DEFAULTS = SamplingSettings()
 _NUMBERS = {
@@ -121,7 +124,8 @@ class DrawTab:
         )
         self.models.input(told(self.own_settings), [self.models], own, show_progress="hidden")
         self.dropped.upload(told(self.from_picture), [self.dropped], [*form, self.notes])
-        self.go.click(
+        begun = self.go.click(told(self.begin), None, None, queue=False, show_progress="hidden")
+        begun.then(
             told(self.draw),
             set(form),
             [self.gallery, self.files, self.commands, self.notes],
@@ -181,15 +185,22 @@ class DrawTab:
         """Draw what the form says; pictures come a model at a time."""
         session = str(request.session_hash)
         notes: list[str] = []
-        self._stopped.discard(session)
 
         def report(what: str, done: int, total: int) -> None:
-            if session in self._stopped:
-                raise UserError("stopped", hint="what was drawn before is in the folder")
+            self._require_wanted(session)
             progress((done, total), desc="drawing")
 
+        self._require_wanted(session)
         for drawn in self.studio.draw(self._wanted(form), warn=notes.append, progress=report):
             yield self._shown(drawn, notes)
+
+    def begin(self, request: gr.Request) -> None:
+        """Forget an earlier Stop of this page; outside the queue, so that a Stop while drawing waits there counts."""
+        self._stopped.discard(str(request.session_hash))
+
+    def _require_wanted(self, session: str) -> None:
+        if session in self._stopped:
+            raise UserError("stopped", hint="what was drawn before is in the folder")
 
     def _wanted(self, form: dict[Any, Any]) -> Wanted:
         numbers = {name: form[part] for name, part in self.numbers.items()}
@@ -227,8 +238,10 @@ class DrawTab:
         }
 
     def _served(self, path: Path) -> str:
-        """A copy of a picture where the page may fetch it, byte for byte and with its name."""
-        folder = self.served / secrets.token_hex(16)
+        """A copy of a picture where the page may fetch it, byte for byte and with its name; the oldest are deleted."""
+        for old in sorted(self.served.glob(f"*{_DRAWN}"), key=lambda each: each.stat().st_mtime)[: 1 - KEPT_COPIES]:
+            shutil.rmtree(old, ignore_errors=True)
+        folder = self.served / f"{secrets.token_hex(16)}{_DRAWN}"
         folder.mkdir()
         return str(shutil.copy(path, folder / path.name))
 

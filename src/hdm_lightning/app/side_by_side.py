@@ -1,5 +1,6 @@
 """Drawing for the page: the same prompt, seeds and settings with several models, as `hdm-sample` would draw each."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -220,8 +221,9 @@ def settings_from_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_from(value: Any, where: str, *, whole: bool = False) -> float | int:
-    """A number of a form. Raises UserError, naming the field: it is none, or not whole where it must be."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or (whole and value != int(value)):
+    """A finite number of a form. Raises UserError, naming the field: it is none, or not whole where it must be."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (whole and value != int(value)):
         kind = "whole number" if whole else "number"
         raise UserError(f"{value!r} is no {kind}", where=where, hint="give one")
     return int(value) if whole else float(value)
