@@ -66,25 +66,43 @@ class Buckets:
     def nearest(
         self, height: NDArray[np.int64], width: NDArray[np.int64], shapes: Sequence[Shape]
     ) -> NDArray[np.int64]:
-        """The number of the shape whose aspect ratio is nearest, in its logarithm; (n,), (n,) -> (n,)."""
+        """The number of the shape whose aspect ratio is nearest, in its logarithm; (n,), (n,) -> (n,).
+
+        Args:
+            height, width: sizes in pixels.
+            shapes: (height, width) each, from the tallest to the widest; of two that are as near the first is taken.
+        """
         ratios = np.array([log(wide / high) for high, wide in shapes])
         own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
-        return np.abs(own[:, None] - ratios).argmin(axis=1)
+        above = np.searchsorted(ratios, own).clip(1, max(1, len(ratios) - 1))
+        wider = np.minimum(above, len(ratios) - 1)
+        return np.where(own - ratios[above - 1] <= ratios[wider] - own, above - 1, wider)
 
-    def shapes_in_use(self, height: NDArray[np.int64], width: NDArray[np.int64], resolution: int) -> tuple[Shape, ...]:
+    def shapes_in_use(
+        self,
+        height: NDArray[np.int64],
+        width: NDArray[np.int64],
+        resolution: int,
+        images: NDArray[np.int64] | None = None,
+    ) -> tuple[Shape, ...]:
         """The shapes that at least a block of the images is nearest to; the smallest is given up until all do.
+
+        Args:
+            height, width: sizes in pixels, (n,) each.
+            resolution: of the training.
+            images: how many have each size, (n,); None for one.
 
         Raises:
             UserError: there are fewer images than a block.
         """
         shapes = list(self.shapes(resolution))
         while True:
-            counts = np.bincount(self.nearest(height, width, shapes), minlength=len(shapes))
+            counts = np.bincount(self.nearest(height, width, shapes), images, minlength=len(shapes))
             if counts.min() >= self.block:
                 return tuple(shapes)
             if len(shapes) == 1:
                 raise UserError(
-                    f"there are {len(height)} images, fewer than a block of {self.block}",
+                    f"there are {int(counts.sum())} images, fewer than a block of {self.block}",
                     where="data.crop.buckets.block",
                     hint="make it smaller (in a training it is the stage's batch size)",
                 )

@@ -1,7 +1,8 @@
 """What the shards of a folder hold: `index.json`, beside them, and the records in it.
 
 The index says for each shard how many usable samples it has, its size and SHA-256, and where each sample and each of
-its members begins, so that any sample of any shard is one read of a known range. Samples that can never be used (no
+its members begins, so that any sample of any shard is one read of a known range. The columns of a large set lie in a
+file of their own, see `index_columns`. Samples that can never be used (no
 image, unsafe names, a key that stands twice, or found bad by `hdm-shards verify`) are named in `skip` and belong to
 no plan.
 """
@@ -10,16 +11,26 @@ import base64
 import json
 import os
 import shlex
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hdm_lightning.data.index_columns import (
+    Integers,
+    Packed,
+    map_columns,
+    pack,
+    remove_other_columns,
+    unpack,
+    write_columns,
+)
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.shard_bytes import is_local, read_whole
 from hdm_lightning.data.shard_files import find_shards, no_shards
@@ -27,7 +38,8 @@ from hdm_lightning.data.tar import BLOCK, MOST_MEMBERS, Form, Layout, is_unsafe
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
 
-FORMAT = 2
+FORMAT = 3
+_READ = (2, 3)
 INDEX_NAME = "index.json"
 LATENTS_NAME = "latents.json"
 """Beside shards of latents, from the first one on: what their index will say of them."""
@@ -38,12 +50,13 @@ MOST_SAMPLES = 1 << 24
 """Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
 
 MOST_BYTES = 8 << 30
-"""Of an index: that of 700 million samples, the largest set that is known, has 5 GB."""
+"""Of an index; without a file of columns that of a hundred million samples has 1 GB."""
 
+INLINE_BYTES = 16 << 20
+"""Of columns that are kept in the index itself, so that a set of some millions of samples has one file."""
+
+_COLUMNS = ("height", "width", "layout", "key_length", "check", "sizes")
 _SECOND = 1_000_000_000
-Integers = NDArray[np.int64]
-Packed = bytes
-"""A column of numbers as `pack` wrote it."""
 
 
 class SampleTable(NamedTuple):
@@ -108,6 +121,15 @@ class ShardRecord:
     others: Mapping[str, int] = field(default_factory=dict)
     changed: int = field(default=0, compare=False)
     tag: str = field(default="", compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With columns of its own in the place of those that are mapped, for another process."""
+        own = {name: bytes(getattr(self, name)) for name in _COLUMNS[:-1]} | {"sizes": tuple(map(bytes, self.sizes))}
+        return ShardRecord, tuple(own.get(each.name, getattr(self, each.name)) for each in fields(self))
+
+    def columns(self) -> tuple[Packed, ...]:
+        """All columns, in the order in which they lie in a file of columns."""
+        return self.height, self.width, self.layout, self.key_length, self.check, *self.sizes
 
     @property
     def count(self) -> int:
@@ -176,33 +198,6 @@ def columns_of(forms: Sequence[Form], shapes: Sequence[tuple[int, int]]) -> dict
     }
 
 
-def pack(column: Sequence[int] | Integers) -> bytes:
-    """A column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
-    numbers = np.asarray(column, dtype="<u8")
-    width = 4 if not len(numbers) or numbers.max() < 1 << 32 else 8
-    planes = numbers.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
-    return zlib.compress(planes.tobytes(), 6)
-
-
-def unpack(packed: bytes, count: int) -> Integers:
-    """The column of `count` numbers that `pack` wrote.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:  # with a limit, as a small file can unpack to gigabytes
-        raw = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * count + 1), dtype=np.uint8)
-    except zlib.error as error:
-        raise ValueError(f"a column cannot be unpacked ({error})") from error
-    width = 8 if len(raw) > 4 * count else 4
-    if len(raw) != width * count:
-        raise ValueError("a column has not as many entries as there are samples")
-    numbers = np.ascontiguousarray(raw.reshape(width, count).T).view(f"<u{width}")[:, 0]
-    if width == 8 and numbers.max() >> 62:
-        raise ValueError("a column holds a number beyond all sizes")
-    return numbers.astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Index:
     """The shards of one folder.
@@ -248,13 +243,22 @@ def _naming(shard: str) -> Iterator[None]:
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index so that a reader sees the old one or the new one, never a part."""
-    latents = {} if index.latents is None else {"latents": index.latents.to_json()}
-    more = {**latents, **({"resolutions": list(index.resolutions)} if index.resolutions else {})}
+    more: dict[str, Any] = {} if index.latents is None else {"latents": index.latents.to_json()}
+    if index.resolutions:
+        more["resolutions"] = list(index.resolutions)
+    columns = sum(len(column) for shard in index.shards for column in shard.columns())
+    if columns > INLINE_BYTES:
+        name = write_columns(lambda: (each for shard in index.shards for each in shard.columns()), path)
+        more["columns"] = {"file": name, "bytes": columns}
     head = json.dumps({"format": FORMAT, "samples": index.samples, **more})[:-1]
+    entry = _beside if "columns" in more else as_entry
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.write(f'{head}, "shards": [\n')
-        handle.write(",\n".join(json.dumps(as_entry(shard)) for shard in index.shards))
+        handle.write(f'{head}, "shards": [')
+        for number, shard in enumerate(index.shards):
+            handle.write(",\n" if number else "\n")
+            handle.write(json.dumps(entry(shard)))
         handle.write("\n]}\n")
+    remove_other_columns(path, kept=more.get("columns", {}).get("file"))
 
 
 def load_index(location: str | os.PathLike[str]) -> Index:
@@ -270,13 +274,15 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         raise _no_index(os.fspath(location), file, error) from error
     try:
         document = json.loads(raw)
-        if document["format"] == FORMAT:
-            shards = tuple(from_entry(entry) for entry in document["shards"])
+        if document["format"] in _READ:
+            shards = tuple(_records(document, file))
             latents = document.get("latents")
             resolutions = tuple(_natural(each, 1) for each in document.get("resolutions", ()))
             described = None if latents is None else LatentFormat.from_json(latents)
             return Index(file.rpartition("/")[0] or ".", shards, described, resolutions)
         what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
+    except OSError as error:
+        what = f"the columns of the index cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"the index cannot be read ({error!r})"
     raise UserError(
@@ -320,31 +326,63 @@ def same_time(recorded_ns: int, changed_ns: int) -> bool:
 
 
 def as_entry(shard: ShardRecord) -> dict[str, Any]:
-    """A record as JSON has it."""
+    """A record as JSON has it, with its columns."""
     return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
 
 
+def _beside(shard: ShardRecord) -> dict[str, Any]:
+    """A record as JSON has it, of each column the number of its bytes."""
+    plain = {each.name: getattr(shard, each.name) for each in fields(shard)}
+    return {name: _length(value) if name in _COLUMNS else _plain(value) for name, value in plain.items()}
+
+
+def _length(value: Any) -> Any:
+    return [len(each) for each in value] if isinstance(value, tuple) else len(value)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | memoryview):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
 
 
-def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
-    """The record of an entry.
+def _records(document: Mapping[str, Any], file: str) -> Iterator[ShardRecord]:
+    """The records of an index, with the columns that it has or that lie beside it."""
+    entries, columns = document["shards"], document.get("columns")
+    if columns is None:
+        yield from map(from_entry, entries)
+        return
+    mapped, begin = map_columns(file, columns["file"], _natural(columns["bytes"])), 0
+    for entry in entries:
+        ends = accumulate(_lengths(entry), initial=begin)
+        cut = [mapped[start:end] for start, end in pairwise(ends)]
+        begin += sum(map(len, cut))
+        yield from_entry(entry, cut)
+    if begin != len(mapped):
+        raise ValueError(f"the shards have {begin} bytes of columns, and there are {len(mapped)}")
+
+
+def _lengths(entry: Mapping[str, Any]) -> list[int]:
+    return [_natural(each) for each in (*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]])]
+
+
+def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None) -> ShardRecord:
+    """The record of an entry, whose columns are in it unless they are given.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
     plain: dict[str, Any] = {name: _natural(entry[name]) for name in ("samples", "bytes", "first_block")}
-    plain |= {name: _decoded(entry[name]) for name in ("height", "width", "layout", "key_length", "check")}
+    if columns is None:
+        columns = [_decoded(each) for each in (*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]])]
+    plain |= dict(zip(_COLUMNS[:-1], columns, strict=False))
     record = ShardRecord(
         name=str(entry["name"]),
         sha256=str(entry["sha256"]),
-        layouts=tuple(_layout(*layout) for layout in entry["layouts"]),
-        sizes=tuple(map(_decoded, entry["sizes"])),
+        layouts=tuple(_shared(_layout(*layout)) for layout in entry["layouts"]),
+        sizes=tuple(columns[len(_COLUMNS) - 1 :]),
         skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
         note=str(entry.get("note", "")),
         others={str(kind): _natural(number) for kind, number in (entry.get("others") or {}).items()},
@@ -359,6 +397,12 @@ def from_entry(entry: Mapping[str, Any]) -> ShardRecord:
     if record.count > MOST_SAMPLES or len(record.sizes) > MOST_MEMBERS:
         raise ValueError(f"{record.name!r} is no shard: {record.count} samples, {len(record.sizes)} members each")
     return record
+
+
+@lru_cache(maxsize=1 << 12)
+def _shared(layout: Layout) -> Layout:
+    """The same layout once for all shards that have it."""
+    return layout
 
 
 def _layout(key_at: Any, members: Any, tail: Any) -> Layout:

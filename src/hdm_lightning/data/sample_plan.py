@@ -1,54 +1,132 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
 from hdm_lightning.data.index import SampleTable, ShardRecord
+from hdm_lightning.data.index_columns import let_go
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
 from hdm_lightning.errors import UserError
 
+Integers = NDArray[np.int64]
 Rows = NDArray[np.int32]
+
+SHARDS_MAPPED = 1 << 10
+SIZES_SORTED = 1 << 20
+"""Samples whose sizes are sorted at one time."""
+
+
+class Choice(Protocol):
+    """Which of a shard's usable samples a plan holds; what numbers it needs it takes from the record each time."""
+
+    def of(self, record: ShardRecord) -> Rows:
+        """Their numbers among the usable samples, rising."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The samples that crop rules accept at a resolution; with `only_known` none whose size is unknown."""
+
+    limits: CropRules
+    resolution: int
+    only_known: bool
+
+    def mask(self, height: Integers, width: Integers) -> NDArray[np.bool_]:
+        """Whether each of some sizes in pixels is accepted, (n,), (n,) -> (n,)."""
+        accepted = self.limits.accepts(height, width, self.resolution)
+        return accepted & (height > 0) if self.only_known else accepted
+
+    def of(self, record: ShardRecord) -> Rows:
+        """Their numbers."""
+        return _numbers(self.mask(*record.shapes()))
+
+
+@dataclass(frozen=True)
+class OfShape:
+    """Those of the accepted samples whose aspect ratio is nearest to one of the shapes in use."""
+
+    accepted: Accepted
+    buckets: Buckets
+    shapes: tuple[Shape, ...]
+    shape: int
+
+    def of(self, record: ShardRecord) -> Rows:
+        """Their numbers."""
+        height, width = record.shapes()
+        chosen = self.accepted.mask(height, width)
+        chosen[chosen] = self.buckets.nearest(height[chosen], width[chosen], self.shapes) == self.shape
+        return _numbers(chosen)
+
+
+class Listed(NamedTuple):
+    """Samples by their numbers."""
+
+    rows: Rows
+
+    def of(self, record: ShardRecord) -> Rows:
+        """These."""
+        return self.rows
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard and which of its usable samples the plan holds (all where `rows` is None)."""
+    """A shard and which of its usable samples the plan holds (all where `choice` is None).
+
+    Rows are not kept but chosen again where they are asked for: those of hundreds of millions of samples would fill
+    gigabytes.
+
+    Attributes:
+        url: its address.
+        record: what its index says.
+        choice: of samples.
+        samples: how many are planned.
+    """
 
     url: str
     record: ShardRecord
-    rows: Rows | None = None
+    samples: int
+    choice: Choice | None = None
 
-    @property
-    def samples(self) -> int:
-        """Planned samples of this shard."""
-        return self.record.samples if self.rows is None else len(self.rows)
+    @classmethod
+    def whole(cls, url: str, record: ShardRecord) -> "PlannedShard":
+        """With all usable samples."""
+        return cls(url, record, record.samples)
+
+    def rows(self) -> Rows | slice:
+        """The numbers of the planned samples among the usable ones."""
+        return slice(None) if self.choice is None else self.choice.of(self.record)
 
     def table(self) -> SampleTable:
         """Where the planned samples lie."""
         table = self.record.table()
-        return table if self.rows is None else table.take(self.rows)
+        return table if self.choice is None else table.take(self.choice.of(self.record))
 
     def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Height and width in pixels of the planned samples."""
         height, width = self.record.shapes()
-        return (height, width) if self.rows is None else (height[self.rows], width[self.rows])
+        rows = self.rows()
+        return height[rows], width[rows]
 
     def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
         """The same shard with those of its planned samples that are chosen, bool (samples,)."""
         if chosen.all():
             return self
-        rows = np.arange(self.record.samples, dtype=np.int32) if self.rows is None else self.rows
-        return PlannedShard(self.url, self.record, rows[chosen])
+        rows = np.arange(self.record.samples, dtype=np.int32)[self.rows()][chosen]
+        return PlannedShard(self.url, self.record, len(rows), Listed(rows))
+
+
+def _numbers(chosen: NDArray[np.bool_]) -> Rows:
+    return np.flatnonzero(chosen).astype(np.int32)
 
 
 def planned_shards(source: Source, crop: CropRules, resolution: int) -> Sequence[PlannedShard]:
@@ -57,9 +135,24 @@ def planned_shards(source: Source, crop: CropRules, resolution: int) -> Sequence
     Raises:
         UserError: an index is missing or cannot be read, or no sample may be used.
     """
-    limits = CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
     states = tuple(state_of(place) for place in places_of(source))
-    return _planned(source, limits, crop.buckets is not None, resolution, states)
+    return _planned(source, _limits(crop), crop.buckets is not None, resolution, states)
+
+
+def _limits(crop: CropRules) -> CropRules:
+    """What of the rules decides which images may be used."""
+    return CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
+
+
+T = TypeVar("T", bound="tuple[str, ShardRecord] | PlannedShard")
+
+
+def _sparing(shards: Iterable[T]) -> Iterator[T]:
+    """The shards, whose columns are looked at one after the other and do not stay in the memory of the process."""
+    for number, shard in enumerate(shards, 1):
+        yield shard
+        if number % SHARDS_MAPPED == 0:
+            let_go((shard.record if isinstance(shard, PlannedShard) else shard[1]).height)
 
 
 @lru_cache(maxsize=4)
@@ -70,11 +163,10 @@ def _planned(
     resolved = resolve(source)
     if not any(record.samples for _, record in resolved):
         raise no_samples((record for _, record in resolved), ", ".join(source.urls))
-    for url, record in resolved:
-        shard = PlannedShard(url, record)
-        height, width = shard.shapes()
-        accepted = limits.accepts(height, width, resolution)
-        shards.append(shard.only(accepted & (height > 0) if only_known else accepted))
+    accepted = Accepted(limits, resolution, only_known)
+    for url, record in _sparing(resolved):
+        count = int(np.count_nonzero(accepted.mask(*record.shapes())))
+        shards.append(PlannedShard(url, record, count, None if count == record.samples else accepted))
     kept = tuple(shard for shard in shards if shard.samples)
     if not kept:
         raise UserError(
@@ -241,7 +333,7 @@ class Plan:
         config: StreamConfig,
     ) -> list[_Mixed]:
         """One mixture a bucket; a bucket's share of a pass is what the weights of the sources make of it."""
-        parted = _parted(buckets, sources, config.resolution)
+        parted = _parted(config, buckets, sources)
         totals = [sum(shard.samples for shard in shards) for shards in sources]
         unit = self.samples / sum(weights)
         mixed, sizes = [], []
@@ -255,24 +347,44 @@ class Plan:
 
 
 def _parted(
-    buckets: Buckets, sources: Sequence[Sequence[PlannedShard]], resolution: int
+    config: StreamConfig, buckets: Buckets, sources: Sequence[Sequence[PlannedShard]]
 ) -> dict[Shape, list[list[PlannedShard]]]:
     """For each shape in use, the shards of each source with the samples of that shape."""
-    sizes = [[shard.shapes() for shard in shards] for shards in sources]
-    every = [size for of_source in sizes for size in of_source]
-    height, width = (np.concatenate(column) for column in zip(*every, strict=True))
-    shapes = buckets.shapes_in_use(height, width, resolution)
-    parted: dict[Shape, list[list[PlannedShard]]] = {}
-    for number, shape in enumerate(shapes):
-        per_source = []
-        for shards, of_source in zip(sources, sizes, strict=True):
-            chosen = [
-                shard.only(buckets.nearest(*size, shapes) == number)
-                for shard, size in zip(shards, of_source, strict=True)
-            ]
-            per_source.append([shard for shard in chosen if shard.samples])
-        parted[shape] = per_source
+    height, width, counts = _sizes(shard for shards in sources for shard in shards)
+    shapes = buckets.shapes_in_use(height, width, config.resolution, counts)
+    accepted = Accepted(_limits(config.crop), config.resolution, only_known=True)
+    parted: dict[Shape, list[list[PlannedShard]]] = {shape: [[] for _ in sources] for shape in shapes}
+    for source, shards in enumerate(sources):
+        for shard in _sparing(shards):
+            counts = np.bincount(buckets.nearest(*shard.shapes(), shapes), minlength=len(shapes))
+            for number, (shape, count) in enumerate(zip(shapes, counts.tolist(), strict=True)):
+                if count:
+                    choice = shard.choice if count == shard.samples else OfShape(accepted, buckets, shapes, number)
+                    parted[shape][source].append(PlannedShard(shard.url, shard.record, count, choice))
     return parted
+
+
+def _sizes(shards: Iterable[PlannedShard]) -> tuple[Integers, Integers, Integers]:
+    """The different sizes of all planned samples, height and width in pixels, and how many samples have each."""
+    found = counts = np.empty(0, dtype=np.int64)
+    for sizes in _joined(shards):
+        new, times = np.unique(sizes, return_counts=True)
+        found, place = np.unique(np.concatenate([found, new]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, times]), minlength=len(found)).astype(np.int64)
+    return found >> 31, found & (1 << 31) - 1, counts
+
+
+def _joined(shards: Iterable[PlannedShard]) -> Iterator[Integers]:
+    """The sizes of all planned samples, each as one number, about `SIZES_SORTED` at a time."""
+    waiting: list[Integers] = []
+    for shard in _sparing(shards):
+        height, width = shard.shapes()
+        waiting.append(height << 31 | width)
+        if sum(map(len, waiting)) >= SIZES_SORTED:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:

@@ -88,7 +88,7 @@ class EncodedCaptions:
 
     def __init__(self, place: str, folder: Path, form: TextFormat, options: StateOptions) -> None:
         self.folder, self.format, self.options = folder, form, options
-        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,)))]
+        self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
         self._require_own_folder()
 
     @property

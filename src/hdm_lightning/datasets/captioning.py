@@ -106,7 +106,7 @@ class CaptionedSet:
 
     def __init__(self, place: str, out: Path, options: CaptionOptions) -> None:
         self.folder, self.options = out, options
-        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,))) if record.samples]
+        self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
         for shard in self.shards:
             if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"

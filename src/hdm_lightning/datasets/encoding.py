@@ -100,7 +100,7 @@ class EncodedSet:
         limits = CropRules(max_aspect=options.max_aspect)
         self.shards: list[PlannedShard] = []
         for url, record in resolve(Source((place,))):
-            shard = PlannedShard(url, record)
+            shard = PlannedShard.whole(url, record)
             if any(extension == LATENT for layout in record.layouts for extension, _ in layout.members):
                 what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
                 raise UserError(what, where=url, hint=hint)

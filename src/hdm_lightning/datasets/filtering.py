@@ -100,11 +100,11 @@ class FilteredSet:
 
     def __init__(self, place: str, wanted: Filter, *, against: Sequence[str] = (), jobs: int = 1) -> None:
         self.place, self.filter, self.jobs = place, wanted, jobs
-        self.shards = [PlannedShard(url, record) for url, record in resolve(Source((place,))) if record.samples]
+        self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
         if not self.shards:
             raise no_samples((record for _, record in resolve(Source((place,)))), place)
         others = resolve(Source(tuple(against))) if against else []
-        self.others = [PlannedShard(url, record) for url, record in others if record.samples]
+        self.others = [PlannedShard.whole(url, record) for url, record in others if record.samples]
         for shard in (*self.shards, *self.others) if wanted.distance is not None else ():
             if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
                 what, hint = "this shard holds latents, which have no perceptual hash", "name shards of images"

@@ -1,7 +1,7 @@
 """Crops as arithmetic."""
 
 from collections import Counter
-from math import inf
+from math import inf, log
 
 import numpy as np
 import pytest
@@ -95,6 +95,19 @@ def test_bucket_shapes_have_about_the_area_and_the_limits():
         assert max(height, width) <= 2 * min(height, width)
     with pytest.raises(UserError, match="multiples of 64"):
         buckets.shapes(32)
+
+
+@pytest.mark.parametrize(("step", "resolution", "aspect"), [(64, 512, 2.0), (8, 64, 3.0), (16, 256, 1.0), (1, 40, 2.0)])
+def test_the_nearest_shape_is_the_first_of_those_with_the_least_distance(step, resolution, aspect):
+    random, buckets = np.random.default_rng(step), Buckets(step, aspect, 1)
+    shapes = list(buckets.shapes(resolution))
+    height, width = random.integers(0, 600, (2, 20_000))
+    height[: len(shapes)], width[: len(shapes)] = zip(*shapes, strict=True)
+    for _ in range(3):
+        ratios = np.array([log(wide / high) for high, wide in shapes])
+        own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
+        assert np.array_equal(buckets.nearest(height, width, shapes), np.abs(own[:, None] - ratios).argmin(axis=1))
+        shapes = shapes[:: 2 if len(shapes) > 2 else 1]
 
 
 def test_images_go_to_the_nearest_bucket_and_rare_buckets_are_given_up():

@@ -211,7 +211,7 @@ def test_positions_on_the_sheet_are_those_of_the_network(kit, folder, convention
 
 def test_index_json_is_plain(folder):
     document = json.loads((folder / "index.json").read_text())
-    assert document["format"] == 2 and document["samples"] == 18
+    assert document["format"] == 3 and document["samples"] == 18
     assert {"name", "samples", "bytes", "sha256"} <= set(document["shards"][0])
     lines = (folder / "index.json").read_text().splitlines()
     assert len(lines) == 3 + 2 and all(json.loads(line.strip(","))["name"] for line in lines[1:-1])  # a line a shard

@@ -1,0 +1,130 @@
+"""Columns of an index, a number a sample: how they are packed, and the file of their own that a large index has.
+
+That file lies beside the index and is mapped into memory, not read: it takes no memory of a process but for the pages
+that are looked at, which all processes of a machine share.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.whole_files import write_atomically
+
+Integers = NDArray[np.int64]
+Packed = bytes | memoryview
+"""A column of numbers as `pack` wrote it."""
+
+SUFFIX = ".columns"
+FETCHED_BYTES = 64 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.columns")
+
+
+def pack(column: Sequence[int] | Integers) -> bytes:
+    """A column of numbers in [0, 2^62): all lowest bytes, then all second ones, and so on, deflated."""
+    numbers = np.asarray(column, dtype="<u8")
+    most = int(numbers.max()) if len(numbers) else 0
+    width = 2 if most < 1 << 16 else 4 if most < 1 << 32 else 8
+    planes = numbers.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
+    return zlib.compress(planes.tobytes(), 6)
+
+
+def unpack(packed: Packed, count: int) -> Integers:
+    """The column of `count` numbers that `pack` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:  # with a limit, as a small file can unpack to gigabytes
+        raw = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * count + 1), dtype=np.uint8)
+    except zlib.error as error:
+        raise ValueError(f"a column cannot be unpacked ({error})") from error
+    width = len(raw) // count if count else 2
+    if len(raw) != width * count or width not in (2, 4, 8):
+        raise ValueError("a column has not as many entries as there are samples")
+    bytewise = np.empty((count, width), dtype=np.uint8)
+    for place, plane in enumerate(raw.reshape(width, count)):
+        bytewise[:, place] = plane
+    numbers = bytewise.view(f"<u{width}")[:, 0]
+    if width == 8 and numbers.max() >> 62:
+        raise ValueError("a column holds a number beyond all sizes")
+    return numbers.astype(np.int64)
+
+
+def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
+    """Write columns one behind the other into a file beside an index; returns its name, which their bytes decide.
+
+    So an index never has the columns of another: whoever reads the old index meanwhile has the old file, too.
+
+    Args:
+        columns: gives them, each time anew.
+        index: the file of the index.
+    """
+    digest = hashlib.sha256()
+    for column in columns():
+        digest.update(column)
+    file = index.with_name(f"{index.stem}-{digest.hexdigest()[:12]}{SUFFIX}")
+
+    def write(handle: IO[bytes]) -> None:
+        handle.writelines(columns())
+
+    write_atomically(file, write)
+    return file.name
+
+
+def remove_other_columns(index: Path, kept: str | None) -> None:
+    """Delete the columns of earlier indices of this name."""
+    for other in index.parent.glob(f"{index.stem}-????????????{SUFFIX}"):
+        if other.name != kept:
+            other.unlink(missing_ok=True)
+
+
+def map_columns(index: str, name: object, size: int) -> memoryview:
+    """The columns beside an index, local or remote, read only; remote ones are copied to an unnamed file here.
+
+    Args:
+        index: path or address of the index.
+        name: of the file of columns, as the index gives it.
+        size: its bytes, as the index gives them.
+
+    Raises:
+        OSError: it is not there, or has another size.
+        ValueError: it has no such name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no file of columns")
+    folder = index.rpartition("/")[0]
+    place = f"{folder}/{name}" if folder else name
+    if is_local(place):
+        with open(place, "rb") as handle:
+            return _mapped(handle.fileno(), size, place)
+    with tempfile.TemporaryFile(prefix="hdm-index-") as handle:
+        while handle.tell() < size:
+            part = read_range(place, handle.tell(), min(size, handle.tell() + FETCHED_BYTES))
+            if not part:
+                break
+            handle.write(part)
+        handle.flush()
+        return _mapped(handle.fileno(), size, place)
+
+
+def let_go(column: Packed) -> None:
+    """Take the pages of a mapped file that a column lies in off this process; the next look at them maps them anew."""
+    if isinstance(column, memoryview) and isinstance(column.obj, mmap.mmap):
+        column.obj.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapped(descriptor: int, size: int, place: str) -> memoryview:
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise OSError(f"{place} has {found:,} bytes, and the index says {size:,}")
+    return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)) if size else memoryview(b"")

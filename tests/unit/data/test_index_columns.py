@@ -1,0 +1,176 @@
+"""Columns in a file of their own: the same plan as with columns in the index, local and remote, and what is refused."""
+
+import base64
+import json
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+
+from hdm_lightning.data import index as index_module
+from hdm_lightning.data import sample_plan
+from hdm_lightning.data.crops import Buckets, CropRules
+from hdm_lightning.data.index import load_index, write_index
+from hdm_lightning.data.rules import Source
+from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.samples import stream
+from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.errors import UserError
+
+
+@pytest.fixture
+def folder(kit, tmp_path, monkeypatch):
+    """150 samples of three sizes, whose index has its columns beside it."""
+    monkeypatch.setattr(index_module, "INLINE_BYTES", 0)
+    folder, number = tmp_path / "set", 0
+    for shard, counts in enumerate([(20, 20, 20), (0, 50, 0), (13, 7, 20)]):
+        entries = []
+        for count, (width, height) in zip(counts, [(16, 16), (40, 20), (20, 47)], strict=True):
+            entries += kit.entries_of(number, count, width=width, height=height)
+            number += count
+        kit.write_tar(folder / f"{shard:03d}.tar", entries)
+    index_shards(folder)
+    return folder
+
+
+def columns_file(folder):
+    (file,) = folder.glob("*.columns")
+    return file
+
+
+def written_inline(folder, monkeypatch, to):
+    with monkeypatch.context() as context:
+        context.setattr(index_module, "INLINE_BYTES", 1 << 30)
+        write_index(load_index(folder), to)
+    return to
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [{}, {"min_size_px": 18}, {"max_aspect": 2.1}, {"buckets": {"step_px": 8, "block": 20}}, {"max_upscale": 0.8}],
+)
+def test_a_plan_is_the_same_wherever_the_columns_are(kit, folder, monkeypatch, crop):
+    beside = load_index(folder)
+    inline = written_inline(folder, monkeypatch, folder / "inline.json")
+    assert load_index(inline).shards == beside.shards and "columns" not in json.loads(inline.read_text())
+    configs = [
+        kit.stream_config(sources=(Source((str(folder),), index=place),), crop=crop_rules(crop))
+        for place in (None, str(inline))
+    ]
+    plans = [Plan(config) for config in configs]
+    assert plans[0].fingerprint == plans[1].fingerprint and plans[0].samples == plans[1].samples
+    for position in range(0, 400, 7):
+        assert plans[0].locate(position).key == plans[1].locate(position).key
+    keys = [[sample.key for sample in stream(config, kit.letters, stop=60)] for config in configs]
+    assert keys[0] == keys[1] and len(set(keys[0])) > 30
+
+
+def crop_rules(crop):
+    buckets = crop.get("buckets")
+    return CropRules(**{**crop, "buckets": Buckets(**buckets) if buckets else None})
+
+
+@pytest.mark.parametrize("sorted_at_once", [1, 50, 1 << 20])
+def test_samples_of_a_plan_are_those_that_the_rules_name_one_by_one(kit, folder, monkeypatch, sorted_at_once):
+    """By the pictures' own sizes, in squares and in buckets."""
+    monkeypatch.setattr(sample_plan, "SIZES_SORTED", sorted_at_once)
+    shapes = [record.shapes() for record in load_index(folder).shards]
+    squares = Plan(kit.stream_config(folder, crop=crop_rules({"min_size_px": 18, "max_aspect": 2.2})))
+    expected = [
+        np.flatnonzero((np.minimum(h, w) >= 18) & (np.maximum(h, w) <= 2.2 * np.minimum(h, w))) for h, w in shapes
+    ]
+    (part,) = squares.parts
+    found = {shard.url[-7:]: np.arange(shard.record.samples)[shard.rows()].tolist() for shard in part.shards}
+    assert found == {f"{n:03d}.tar": rows.tolist() for n, rows in enumerate(expected) if len(rows)}
+    for shard in part.shards:
+        assert (np.minimum(*shard.shapes()) >= 18).all() and len(shard.table().start) == shard.samples
+    buckets = Plan(
+        kit.stream_config(folder, crop=crop_rules({"buckets": {"step_px": 8, "block": 20, "max_aspect": 4.0}}))
+    )
+    shown = set()
+    for shape, part in zip(buckets.shapes, buckets.parts, strict=True):
+        for shard in part.shards:
+            own = np.log(np.divide(*shard.shapes()[::-1]))
+            nearest = [
+                min(buckets.shapes, key=lambda each, ratio=ratio: abs(np.log(each[1] / each[0]) - ratio))
+                for ratio in own
+            ]
+            assert set(nearest) == {shape} and len(own) == shard.samples
+            shown |= {(shard.url, row) for row in np.arange(shard.record.samples)[shard.rows()].tolist()}
+    assert len(shown) == 150 == sum(buckets.shapes.values())
+
+
+def test_rewriting_leaves_one_file_and_the_same_set_has_the_same_bytes(folder, monkeypatch):
+    first, content = columns_file(folder).name, (folder / "index.json").read_bytes()
+    before = load_index(folder)
+    index_shards(folder, times=True)
+    assert columns_file(folder).name == first and (folder / "index.json").read_bytes() == content
+    (folder / "000.tar").unlink()
+    index_shards(folder)
+    assert columns_file(folder).name != first and load_index(folder).samples == 90
+    assert before.shards[0].shapes()[0].tolist() == [16] * 20 + [20] * 20 + [47] * 20  # a reader of the old one goes on
+    written_inline(folder, monkeypatch, folder / "index.json")
+    assert not list(folder.glob("*.columns")) and load_index(folder).samples == 90
+
+
+def test_a_record_goes_to_another_process_with_columns_of_its_own(folder):
+    record = load_index(folder).shards[2]
+    again = pickle.loads(pickle.dumps(record))
+    assert again == record and isinstance(again.height, bytes) and isinstance(again.sizes[0], bytes)
+    assert again.table().start.tolist() == record.table().start.tolist()
+
+
+def test_columns_of_a_remote_index_are_fetched(kit, folder, server):
+    server.folder = folder
+    remote = kit.stream_config(sources=(Source((server.url,)),))
+    local = kit.stream_config(folder)
+    keys = [[sample.key for sample in stream(config, kit.letters, stop=20)] for config in (remote, local)]
+    assert keys[0] == keys[1]
+    assert {path for path, _ in server.requests} >= {f"/{columns_file(folder).name}", "/index.json"}
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths"])
+def test_damage_is_a_message_that_helps(folder, damage):
+    file, document = columns_file(folder), json.loads((folder / "index.json").read_text())
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flipped":
+        file.write_bytes(bytes(len(content)))
+    elif damage in ("short", "long"):
+        file.write_bytes(content[:-3] if damage == "short" else content + b"xyz")
+    elif damage == "lengths":
+        document["shards"][0]["height"] += 1
+    else:
+        document["columns"] |= {
+            "name": {"file": 7},
+            "outside": {"file": "../set/x.columns"},
+            "bytes": {"bytes": -1},
+        }[damage]
+    (folder / "index.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="index") as caught:
+        [record.shapes() for record in load_index(folder).shards]
+    assert "hdm-shards index" in caught.value.hint
+    index_shards(folder)  # as the hint says
+    assert load_index(folder).shards[0].shapes()[0].sum() == 20 * (16 + 20 + 47)
+
+
+def test_an_index_of_the_version_before_is_read(folder, monkeypatch):
+    """Which had four or eight bytes a number, and all columns inside."""
+    whole = load_index(folder)
+    document = json.loads(written_inline(folder, monkeypatch, folder / "index.json").read_text())
+
+    def older(column, count):
+        numbers = index_module.unpack(base64.b64decode(column), count).astype("<u4")
+        planes = numbers.view(np.uint8).reshape(-1, 4).T.tobytes()
+        return base64.b64encode(zlib.compress(planes)).decode()
+
+    for entry in document["shards"]:
+        for name in ("height", "width", "layout", "key_length", "check"):
+            entry[name] = older(entry[name], entry["samples"])
+        entry["sizes"] = [older(column, entry["samples"]) for column in entry["sizes"]]
+    (folder / "index.json").write_text(json.dumps({**document, "format": 2}))
+    for old, new in zip(load_index(folder).shards, whole.shards, strict=True):
+        assert np.array_equal(old.shapes(), new.shapes())
+        assert np.array_equal(old.table().sizes, new.table().sizes)
