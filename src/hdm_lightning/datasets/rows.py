@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,12 +19,11 @@ from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
-from hdm_lightning.datasets.build import JOURNAL, Report, Row, finish, has_caption, open_journal
+from hdm_lightning.datasets.build import Report, Row, ShardJournal, finish, has_caption
 from hdm_lightning.datasets.shard_work import ahead
 from hdm_lightning.datasets.source_images import ENCODINGS, ImageOptions, image_field, whole_number
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import append_line
 
 MOST_TEXT = 1 << 12
 """Letters of a text column that is no caption and goes into the record."""
@@ -104,10 +103,9 @@ def build_rows(
         UserError: no row can be used, or the folder holds another build.
     """
     images = images or ImageOptions()
-    out.mkdir(parents=True, exist_ok=True)
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
-    header |= {"captions": list(columns.captions), "kept": columns.kept and list(columns.kept)}
-    found = open_journal(out, {**header, "samples_per_shard": samples_per_shard})
+    journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
+    found = journal.shards
     done = {} if anew else _finished(out, found, table.state)
     if found and say is not None:
         say(_what_was_found(len(done), len(found), anew))
@@ -120,21 +118,14 @@ def build_rows(
             rows = table.read(len(done) * samples_per_shard)
             while part := list(islice(rows, 1)):
                 number, name = len(done), SHARD.format(len(done))
-                stream = _chained(part, islice(rows, samples_per_shard - 1))
+                stream = chain(part, islice(rows, samples_per_shard - 1))
                 done[name] = _write(out / name, number * samples_per_shard, stream, make, pool, table.state)
-                append_line(out / JOURNAL, {"shard": name, **done[name]._asdict()})
+                journal.note(shard=name, **done[name]._asdict())
                 show(len(done))
-    for name in found.keys() - done.keys():
-        (out / name).unlink(missing_ok=True)
-        append_line(out / JOURNAL, {"shard": name, "gone": True})
+    journal.remove(found.keys() - done.keys())
     if not done:
         raise UserError("has no rows", where=table.place, hint="name another table")
     return finish(out, done, (), threads or available_cores())
-
-
-def _chained(first: list[TableRow], rest: Iterator[TableRow]) -> Iterator[TableRow]:
-    yield from first
-    yield from rest
 
 
 def _finished(out: Path, found: Mapping[str, Row], state: str) -> dict[str, Row]:
