@@ -101,19 +101,11 @@ class WeightAverages(StepWatcher, Callback):
             self._exchanged.__enter__()
 
     @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Add up the losses of every average."""
         if self._sums is None:
             return
-        losses: Callable[..., Tensor] = pl_module.validation_losses  # type: ignore[assignment]
+        losses: Callable[..., Tensor] = pl_module.validation_losses
         with trainer.precision_plugin.val_step_context():
             for which, row in enumerate(self._sums):
                 loss = losses(batch, self._averages.bound(which))
