@@ -25,27 +25,8 @@ from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.training.checkpoint_io import DamagedCheckpoint, checkpoints_in
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.recorded_data import recorded_validation_stream
+from toy_run import run_config
 
-STAGE = {
-    "resolution": 16,
-    "samples": 32,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "learning_rate": 0.2,
-    "context_length": 8,
-    "save_every": 16,
-}
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-}
 LOSS = ["--parts", "loss", "--loss-samples", "12", "--time-bins", "3", "--resamples", "40", "--samples", "8"]
 
 
@@ -53,19 +34,16 @@ LOSS = ["--parts", "loss", "--loss-samples", "12", "--time-bins", "3", "--resamp
 def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     """Folder of a finished run of 64 samples in two stages."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    config = {
-        "name": "toy",
-        "run_dir": str(folder),
-        "model": MODEL,
-        "text_encoder": {"name": str(tiny_text_encoder)},
-        "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-        "validation": {"samples": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-        "hardware": {"threads": 1},
-        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
-        "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
-    }
+    stage = {"samples": 32, "validate_every": 0, "warmup_samples": 0}
+    config = run_config(
+        folder,
+        tiny_text_encoder,
+        tiny_autoencoder,
+        tiny_shards,
+        {"first": stage, "second": {**stage, "learning_rate": 0.1}},
+        validation={"samples": 4, "batch_size": 4},
+        callbacks={"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
+    )
     assert run_job(check_job(config)) == 0
     return folder
 

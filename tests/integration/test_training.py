@@ -18,53 +18,17 @@ from hdm_lightning.cli.train import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-
-STAGE = {
-    "samples": 48,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "learning_rate": 0.2,
-    "routing_rate": 0.5,
-    "context_length": 8,
-    "validate_every": 24,
-    "save_every": 16,
-    "warmup_samples": 16,
-}
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-    "blocks_after": 1,
-}
+from toy_run import MODEL, STAGE, run_config
 
 
 @pytest.fixture
 def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
-    return {
-        "name": "toy",
-        "run_dir": str(tmp_path / "run"),
-        "model": MODEL,
-        "text_encoder": {"name": str(tiny_text_encoder)},
-        "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-        "validation": {"samples": 8, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-        "hardware": {"threads": 1},
-        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16, 64]}},
-        "schedule": {
-            "stages": {
-                "px16": {**STAGE, "resolution": 16},
-                "px24": {**STAGE, "resolution": 24, "batch_size": 16, "samples": 32},
-                "px32": {**STAGE, "resolution": 32, "routing_rate": 0.0, "samples": 16},
-            }
-        },
+    stages = {
+        "px16": {},
+        "px24": {"resolution": 24, "batch_size": 16, "samples": 32},
+        "px32": {"resolution": 32, "routing_rate": 0.0, "samples": 16},
     }
+    return run_config(tmp_path / "run", tiny_text_encoder, tiny_autoencoder, tiny_shards, stages)
 
 
 def final_weights(config, stage="03-px32"):

@@ -212,10 +212,8 @@ def write_pipeline_folder(
         tensors = {NETWORK_PREFIX + name: value for name, value in state.items()}
         write_tensors(folder / f"{_STEMS[kind]}.safetensors", tensors)
     diffusers = {"_diffusers_version": version("diffusers")}
-    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
     solving = {key: value for key, value in (sampling or {}).items() if key in _SOLVING}
-    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
-    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
+    _write_configs(folder, diffusers, xut, solving)
     if write_vae is not None:
         write_vae(folder / VAE_FOLDER)
     absent = [None, None]
@@ -240,10 +238,16 @@ def write_pipeline_folder(
         "text_encoder_name": kept.name if kept and not (write_text_encoder and is_local_path(kept.name)) else None,
         "text_encoder_layer": kept.layer if kept else -1,
         "context_length": kept.context_length if kept else 256,
-        "sampling": {key: value for key, value in (sampling or {}).items() if key not in _SOLVING},
+        "sampling": {key: value for key, value in (sampling or {}).items() if key not in solving},
         "training": dict(training or {}),
     }
     write_json(folder / INDEX, index)
+
+
+def _write_configs(folder: Path, diffusers: Mapping[str, str], xut: XUTConfig, solving: Mapping[str, Any]) -> None:
+    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
+    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
+    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
 
 
 def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
