@@ -147,6 +147,12 @@ def samples_trained(trainer: Trainer, module: LightningModule) -> int:
     return int(getattr(module, "samples_trained", trainer.global_step))
 
 
+def rename_state(checkpoint: dict[str, Any], old: str, name: str) -> None:
+    """Let a callback find its state in an older version's checkpoint, where it has another name."""
+    if old in checkpoint["callbacks"]:
+        checkpoint["callbacks"].setdefault(name, checkpoint["callbacks"][old])
+
+
 def find_callback(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback | None:
     """The trainer's first callback of a kind, or None."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from hdm_lightning.training.callbacks.steps import (
     due,
     find_callback,
     last_step,
+    rename_state,
     samples_trained,
     trained_network,
 )
@@ -146,9 +147,7 @@ class WeightAverages(StepWatcher, Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Find the averages of an older version's checkpoint."""
-        states = checkpoint["callbacks"]
-        if OLD_KEY in states:
-            states.setdefault(KEY, states[OLD_KEY])
+        rename_state(checkpoint, OLD_KEY, KEY)
 
     @property
     def _averages(self) -> ParameterAverages:
