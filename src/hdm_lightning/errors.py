@@ -34,6 +34,12 @@ class UserError(ValueError):
         return printable("\n".join(lines))
 
 
+def first_line(error: BaseException | str, longest: int = 200) -> str:
+    """The first line of what an error says that is not blank; its kind where it says nothing."""
+    said = (line.strip() for line in str(error).splitlines())
+    return next((line for line in said if line), type(error).__name__)[:longest]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a name that is not known: the closest known one, or all of them."""
     names = list(known)

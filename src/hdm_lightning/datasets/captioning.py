@@ -42,7 +42,7 @@ from hdm_lightning.datasets.shard_work import (
     worked_off,
 )
 from hdm_lightning.datasets.writer import Field, write_shard
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
 
@@ -276,8 +276,7 @@ class _Captioner:
             raise UserError("there is not enough memory on the device for a batch", hint=hint) from error
         except MODEL_FAULTS as error:
             if len(images) == 1:
-                lines = str(error).splitlines() or [""]
-                return [f"the model cannot take it: {type(error).__name__}: {lines[0][:200]}"]
+                return [f"the model cannot take it: {type(error).__name__}: {first_line(error)}"]
             return [answer for image in images for answer in self._answers([image], prompt)]
 
     def _require_some(self, found: Sequence[Mapping[str, Any]]) -> None:

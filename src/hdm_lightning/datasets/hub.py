@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line
 
 
 class HubTable:
@@ -116,10 +116,9 @@ def _commit(name: str, revision: str) -> str:
 
 
 def _refused(name: str, error: Exception) -> UserError:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     hint = f"look at the name; gated sets need `hf auth login`; elsewhere `hf download --repo-type dataset {name}` "
     hint += "and give the folder; several configurations are told apart by --config"
-    return UserError(f"cannot be read ({type(error).__name__}: {lines[0][:200]})", where=name, hint=hint)
+    return UserError(f"cannot be read ({type(error).__name__}: {first_line(error)})", where=name, hint=hint)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line
 
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 1 << 20
@@ -98,8 +98,9 @@ def opened(file: Path) -> Any:
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return UserError(f"cannot be read ({reason})", where=str(file), hint="get the file again, or name the others")
+    return UserError(
+        f"cannot be read ({first_line(error)})", where=str(file), hint="get the file again, or name the others"
+    )
 
 
 def require_images(field: Any, place: str) -> None:

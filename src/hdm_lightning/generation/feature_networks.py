@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
-from hdm_lightning.encoders.pretrained import first_line, locate_model, read_transformer, readable
-from hdm_lightning.errors import UserError
+from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
 WHERE = "--features"
