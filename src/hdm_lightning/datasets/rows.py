@@ -21,7 +21,13 @@ from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.datasets.build import Report, Row, ShardJournal, finish, has_caption
 from hdm_lightning.datasets.shard_work import ahead
-from hdm_lightning.datasets.source_images import ENCODINGS, ImageOptions, image_field, whole_number
+from hdm_lightning.datasets.source_images import (
+    ImageOptions,
+    add_shared_arguments,
+    image_field,
+    image_options,
+    whole_number,
+)
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 
@@ -249,19 +255,12 @@ def _plain(value: Any) -> object:
 
 def add_row_arguments(parser: argparse.ArgumentParser, *, image: str | None = None) -> None:
     """Options that all builders from tables share; `image` is the column unless told otherwise."""
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards; a build there goes on")
     parser.add_argument(
         "--image", required=image is None, default=image, metavar="COLUMN", help="bytes of an image file"
     )
     parser.add_argument("--caption", nargs="+", default=[], metavar="COLUMN", help="texts; of several each is a kind")
     parser.add_argument("--keep", nargs="*", metavar="COLUMN", help="others for the records (default: plain values)")
-    parser.add_argument("--anew", action="store_true", help="build all shards again")
-    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
-    parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave images as they are")
-    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew")
-    parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
-    parser.add_argument("--min-size", type=whole_number(1), default=1, metavar="PX", help="reject smaller images")
-    parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
+    add_shared_arguments(parser)
     parser.add_argument("--threads", type=whole_number(1), help="that check images (default: one a core)")
 
 
@@ -284,7 +283,7 @@ def build_as_asked(table: Table, arguments: argparse.Namespace) -> int:
         table,
         arguments.out,
         columns_of(arguments),
-        images=ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size),
+        images=image_options(arguments),
         allow_missing=arguments.allow_missing,
         samples_per_shard=arguments.samples_per_shard,
         threads=arguments.threads,
