@@ -108,6 +108,13 @@ def last_step(trainer: Trainer) -> int:
     return trainer.global_step if trainer.should_stop else trainer.max_steps
 
 
+def steps_between(module: LightningModule, steps: int, samples: int) -> int:
+    """So many steps; where that is 0, so many samples of all processes in steps, rounded up."""
+    if steps or not samples:
+        return steps
+    return -(-samples // int(module.samples_per_step))  # type: ignore[arg-type]
+
+
 def due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps (0: never) and at the last step is due at `step`."""
     return step == last or (every > 0 and step % every == 0)

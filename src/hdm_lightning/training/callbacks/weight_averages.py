@@ -18,6 +18,7 @@ from hdm_lightning.training.callbacks.steps import (
     last_step,
     rename_state,
     samples_trained,
+    steps_between,
     trained_network,
 )
 from hdm_lightning.training.strategies.processes import rank, summed
@@ -204,9 +205,7 @@ class StoreAverages(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Store where due."""
-        every = self.every_n_steps
-        if self.every_n_samples and not every:
-            every = -(-self.every_n_samples // int(module.samples_per_step))  # type: ignore[arg-type]
+        every = steps_between(module, self.every_n_steps, self.every_n_samples)
         if due(step, every, last_step(trainer)):
             self.store(_averages(trainer))
 
