@@ -12,12 +12,11 @@ import yaml
 from lightning.pytorch import Trainer
 
 import hdm_lightning
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job, saved_in, weights_of
 from crash import Crash, crashing_at
 from hdm_lightning.cli.train import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from toy_run import MODEL, STAGE, run_config
 
 
@@ -31,9 +30,8 @@ def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     return run_config(tmp_path / "run", tiny_text_encoder, tiny_autoencoder, tiny_shards, stages)
 
 
-def final_weights(config, stage="03-px32"):
-    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
-    return network_weights(read_checkpoint(newest))
+def final_weights(config):
+    return weights_of(config, "03-px32")
 
 
 def test_three_stages_run_and_export(config):
@@ -101,7 +99,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypa
     told = capfd.readouterr()
     assert "interrupted; the same command resumes from step 3" in told.out
     assert ("Ctrl-C again ends at once" in told.err) == (number == signal.SIGINT)
-    saved = [path.name for path in checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")]
+    saved = [path.name for path in saved_in(config, "01-px16")]
     assert saved[-1] == "step-00000003.ckpt"
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
@@ -113,7 +111,7 @@ def test_a_checkpoint_is_written_after_so_many_minutes(config, minutes, steps):
     stage = {**config["schedule"]["stages"]["px16"], "samples": 48, "batch_size": 8, "save_every": 0}
     callbacks = {**config["callbacks"], "checkpoint": {"keep": 9, "every_minutes": minutes}}
     assert run_job(check_job({**config, "callbacks": callbacks, "schedule": {"stages": {"px16": stage}}})) == 0
-    saved = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
+    saved = saved_in(config, "01-px16")
     assert [int(path.stem.removeprefix("step-")) for path in saved] == steps
 
 
@@ -125,8 +123,7 @@ def test_resume_never_refuses_a_folder_with_a_run(config):
 
 
 def first_moments(config):
-    newest = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1]
-    states = read_checkpoint(newest)["optimizer_states"][0]["state"]
+    states = end_of(config)["optimizer_states"][0]["state"]
     return {number: state["exp_avg"] for number, state in states.items()}
 
 
