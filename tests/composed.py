@@ -1,11 +1,13 @@
 """Trainings at toy size: a few groups of keys, laid over what the commands compose without any override."""
 
 import functools
+from pathlib import Path
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
 from hdm_lightning.training import job
+from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.launch import launch
 from hdm_lightning.training.schedule import run_schedule
 
@@ -41,6 +43,21 @@ def check_job(groups):
 def run_job(checked):
     """Train as the command does; returns the exit status."""
     return launch(run_schedule, checked.order(), checked.processes)
+
+
+def saved_in(run, stage):
+    """Paths of a stage's checkpoints, the newest last; a run is its configuration or its folder."""
+    return checkpoints_in(Path(run if isinstance(run, Path) else run["run_dir"], stage, "checkpoints"))
+
+
+def end_of(run, stage="01-px16"):
+    """What the newest checkpoint of a stage holds."""
+    return read_checkpoint(saved_in(run, stage)[-1])
+
+
+def weights_of(run, stage="01-px16"):
+    """The network's weights in the newest checkpoint of a stage."""
+    return network_weights(end_of(run, stage))
 
 
 OPTIMIZERS = ("torch.optim.AdamW", "hdm_lightning.training.optimization.muon.MuonAdamW")

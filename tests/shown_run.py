@@ -10,19 +10,9 @@ from torch.utils.tensorboard import SummaryWriter
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
+from toy_run import CONFIG, MODEL
 
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-}
 STAGE = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.2, "routing_rate": 0.0, "context_length": 8}
 SAMPLING = {"height": 32, "width": 32, "steps": 3, "guidance_scale": 2.0}
 
@@ -73,12 +63,11 @@ def write_run(folder, text_encoder, autoencoder, *, seed=0, finished=True, tag="
 def write_model(folder, text_encoder, autoencoder, *, seed=0):
     """A pipeline's folder with averaged and last weights, whose own settings tell it from one of another seed."""
     torch.manual_seed(seed)
-    config = XUTConfig(**MODEL)
-    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(config).state_dict().items()}
+    state = {name: value + 0.02 * torch.randn_like(value) for name, value in XUT(CONFIG).state_dict().items()}
     save_final(
         folder,
         state,
-        xut=config,
+        xut=CONFIG,
         text_encoder=TextEncoderSource(str(text_encoder), context_length=16),
         autoencoder=load_autoencoder(str(autoencoder)),
         raw_state={name: 0.9 * value for name, value in state.items()},

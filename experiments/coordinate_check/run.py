@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.training.optimization.coordinate_check import CoordinateCheck, width_exponent
+from experiments.coordinate_check.check import CoordinateCheck, width_exponent
 
 Scales = dict[str, dict[int, list[float]]]
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from hdm_lightning.datasets.shapes import heldout_prompts
+from hdm_lightning.datasets.shapes import scene_prompts
 from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score
@@ -29,7 +29,7 @@ def measure(job: Path, prompts: int, rule: str) -> dict[str, object]:
     config = yaml.safe_load((job / "config.yaml").read_text())
     done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
     loaded = load_pipeline(job, LoadOptions(max_batch=64))
-    asked = heldout_prompts(prompts, rule=rule)
+    asked = scene_prompts(prompts, rule=rule, split="heldout")
     settings = SamplingSettings.from_json(loaded.sampling)
     scored = draw_and_score(loaded.pipeline, [p.caption for p in asked], [p.spec for p in asked], settings)
     scores = scored.graded.scores()

@@ -1,6 +1,7 @@
 """The one exception for what a user can fix: it names the place, what is wrong and the hint."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -32,6 +33,32 @@ class UserError(ValueError):
         if self.hint:
             lines.append(f"  hint: {self.hint}")
         return printable("\n".join(lines))
+
+
+def first_line(error: BaseException | str, longest: int = 200) -> str:
+    """The first line of what an error says that is not blank; its kind where it says nothing."""
+    said = (line.strip() for line in str(error).splitlines())
+    return next((line for line in said if line), type(error).__name__)[:longest]
+
+
+def import_optional(module: str, extra: str, *, where: str, instead: str = "") -> Any:
+    """A module of an optional package, imported.
+
+    Args:
+        module: such as `pyarrow.parquet`.
+        extra: the extra of this package that brings it, `hdm-lightning[…]`.
+        where: the configuration key, file or argument that needs it.
+        instead: the other way out, after "or".
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        what = f"needs the package {module.partition('.')[0]} ({first_line(error)})"
+        hint = f"pip install 'hdm-lightning[{extra}]'" + (f", or {instead}" if instead else "")
+        raise UserError(what, where=where, hint=hint) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

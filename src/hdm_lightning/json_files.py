@@ -31,6 +31,14 @@ def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
         raise UserError(f"is no JSON object ({error})", where=str(path), hint=hint) from error
 
 
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none, or a kill or a full disk has left half of one."""
+    try:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def parse_object(text: str | bytes) -> dict[str, Any]:
     """The object in a JSON text. Raises ValueError: it is no JSON, in no known encoding, or no object."""
     if not text.strip():

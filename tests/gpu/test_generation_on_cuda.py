@@ -7,13 +7,9 @@ from hdm_lightning import HDMPipeline, load_autoencoder, load_text_encoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
 from hdm_lightning.precision import encoder_dtype
-
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
-
+from toy_run import CONFIG
 
 PROMPTS = ["a red circle", "a star"]
 

@@ -4,29 +4,7 @@ import copy
 
 import pytest
 
-TOY_STAGE = {
-    "samples": 48,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "learning_rate": 0.2,
-    "routing_rate": 0.5,
-    "context_length": 8,
-    "validate_every": 24,
-    "save_every": 16,
-    "warmup_samples": 16,
-}
-TOY_MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-    "blocks_after": 1,
-}
+from toy_run import run_config
 
 
 @pytest.fixture(scope="session")
@@ -35,21 +13,7 @@ def toy_job(tiny_text_encoder, tiny_autoencoder, tiny_shards):
 
     def configuration(folder, **stages):
         stages = stages or {"px16": {}, "px24": {"resolution": 24, "batch_size": 16, "samples": 32}}
-        return {
-            "name": "toy",
-            "run_dir": str(folder),
-            "model": dict(TOY_MODEL),
-            "text_encoder": {"name": str(tiny_text_encoder)},
-            "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-            "validation": {"samples": 8, "batch_size": 4},
-            "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-            "hardware": {"threads": 1},
-            "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16, 64]}},
-            "schedule": {
-                "stages": {name: {**TOY_STAGE, "resolution": 16, **changes} for name, changes in stages.items()}
-            },
-        }
+        return run_config(folder, tiny_text_encoder, tiny_autoencoder, tiny_shards, stages)
 
     return configuration
 

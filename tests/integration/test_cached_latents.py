@@ -2,20 +2,18 @@
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from composed import check_job, run_job
+from composed import check_job, run_job, weights_of
 from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.shards import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.modules.flow_step import FrozenEncoders
 from shard_writer import ShardWriter
 
@@ -44,11 +42,6 @@ def cached_job(toy_job, latents):
         return config
 
     return configuration
-
-
-def weights(config, stage):
-    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
-    return network_weights(read_checkpoint(newest))
 
 
 def recorded_encodings(monkeypatch):
@@ -103,7 +96,7 @@ def test_killed_and_resumed_equals_uninterrupted(cached_job, tmp_path, monkeypat
     with crashing_at(5):
         run_job(check_job(killed))
     assert run_job(check_job(killed)) == 0
-    expected, got = weights(whole, "01-px16"), weights(killed, "01-px16")
+    expected, got = weights_of(whole), weights_of(killed)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 

@@ -27,12 +27,10 @@ from hdm_lightning.evaluation.evaluate_model import measuring
 from hdm_lightning.evaluation.image_sets import real_images
 from hdm_lightning.evaluation.request import PARTS
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.models import PUBLISHED, XUT
 from shard_writer import ShardWriter
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 SMALL = ["--samples", "12", "--loss-samples", "10", "--time-bins", "4", "--resamples", "50", "--set-resamples", "10"]
 WORDS = ("red", "green", "blue", "small", "large", "star", "dark", "light")
 FEW = ["--aspect-prompts", "3", "--camera-prompts", "3", "--diversity-prompts", "3", "--diversity-seeds", "2"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from scipy.special import logit
 from scipy.stats import norm
 
-from composed import check_job, run_job
+from composed import check_job, run_job, saved_in
 from damage import flip_a_bit
 from hdm_lightning.cli import evaluate
 from hdm_lightning.data.loader import ValidationLoader
@@ -22,30 +22,11 @@ from hdm_lightning.evaluation.flow_loss import bin_shares, loss_table, times_in_
 from hdm_lightning.evaluation.image_sets import middle_crops, real_images
 from hdm_lightning.evaluation.subject import find_run, load_subject
 from hdm_lightning.generation.loading import LoadOptions
-from hdm_lightning.training.checkpoint_io import DamagedCheckpoint, checkpoints_in
+from hdm_lightning.training.checkpoint_io import DamagedCheckpoint
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.recorded_data import recorded_validation_stream
+from toy_run import run_config
 
-STAGE = {
-    "resolution": 16,
-    "samples": 32,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "learning_rate": 0.2,
-    "context_length": 8,
-    "save_every": 16,
-}
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-}
 LOSS = ["--parts", "loss", "--loss-samples", "12", "--time-bins", "3", "--resamples", "40", "--samples", "8"]
 
 
@@ -53,19 +34,16 @@ LOSS = ["--parts", "loss", "--loss-samples", "12", "--time-bins", "3", "--resamp
 def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     """Folder of a finished run of 64 samples in two stages."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    config = {
-        "name": "toy",
-        "run_dir": str(folder),
-        "model": MODEL,
-        "text_encoder": {"name": str(tiny_text_encoder)},
-        "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-        "validation": {"samples": 4, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-        "hardware": {"threads": 1},
-        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
-        "schedule": {"stages": {"first": STAGE, "second": {**STAGE, "learning_rate": 0.1}}},
-    }
+    stage = {"samples": 32, "validate_every": 0, "warmup_samples": 0}
+    config = run_config(
+        folder,
+        tiny_text_encoder,
+        tiny_autoencoder,
+        tiny_shards,
+        {"first": stage, "second": {**stage, "learning_rate": 0.1}},
+        validation={"samples": 4, "batch_size": 4},
+        callbacks={"progress": None, "weight_averages": {"halflife_samples": [16]}, "checkpoint": {"keep": 4}},
+    )
     assert run_job(check_job(config)) == 0
     return folder
 
@@ -82,7 +60,7 @@ def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
     assert set(whole) == {"ema", "raw"}
     assert whole["ema"] != whole["raw"]
     assert (result["subject"]["name"], result["subject"]["samples_seen"]) == ("toy", 64)
-    last = checkpoints_in(run / "02-second" / "checkpoints")[-1]
+    last = saved_in(run, "02-second")[-1]
     checkpoint, result = losses_of(last, tmp_path / "checkpoint")
     assert checkpoint == pytest.approx(whole, rel=1e-5)
     assert result["subject"]["samples_seen"] == 64
@@ -91,7 +69,7 @@ def test_a_run_its_last_checkpoint_and_its_weights_files_agree(run, tmp_path):
 
 
 def test_checkpoints_on_the_way_count_their_samples_and_stand_for_a_run_without_final(run, tmp_path):
-    first = checkpoints_in(run / "01-first" / "checkpoints")[0]
+    first = saved_in(run, "01-first")[0]
     losses, result = losses_of(first, tmp_path / "first", "--weights", "ema")
     assert result["subject"]["samples_seen"] == 16
     assert set(losses) == {"ema"}
@@ -109,7 +87,7 @@ def test_damaged_checkpoints_are_passed_over_or_refused_and_stay_where_they_are(
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run, unfinished)
     shutil.rmtree(unfinished / "final")
-    kept = checkpoints_in(unfinished / "02-second" / "checkpoints")
+    kept = saved_in(unfinished, "02-second")
     flip_a_bit(kept[-1])
     with pytest.raises(DamagedCheckpoint, match="checksum"):
         load_subject(kept[-1], LoadOptions())
@@ -137,7 +115,7 @@ def test_a_checkpoint_takes_the_encoders_that_are_named_as_the_finished_model_do
     run, tiny_text_encoder, tiny_autoencoder, tmp_path
 ):
     options = other_encoders(tiny_text_encoder, tiny_autoencoder, tmp_path)
-    checkpoint = checkpoints_in(run / "02-second" / "checkpoints")[-1]
+    checkpoint = saved_in(run, "02-second")[-1]
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     found = {}
     for path in (checkpoint, run / "final"):
@@ -174,7 +152,7 @@ def test_a_checkpoint_of_another_network_is_told_by_its_file(run, tmp_path):
     config = OmegaConf.load(moved / "config.yaml")
     config.model.mlp_width = 64
     OmegaConf.save(config, moved / "config.yaml")
-    newest = checkpoints_in(moved / "02-second" / "checkpoints")[-1]
+    newest = saved_in(moved, "02-second")[-1]
     with pytest.raises(UserError, match="mis-shaped") as caught:
         load_subject(moved, LoadOptions())
     assert caught.value.where == str(newest)
@@ -195,7 +173,7 @@ def test_a_run_whose_training_set_is_not_here_is_measured_without_it(run, tiny_s
 
 def test_a_checkpoint_away_from_its_run_is_told(run, tmp_path):
     lost = tmp_path / "step-00000004.ckpt"
-    lost.write_bytes(checkpoints_in(run / "02-second" / "checkpoints")[-1].read_bytes())
+    lost.write_bytes(saved_in(run, "02-second")[-1].read_bytes())
     with pytest.raises(UserError, match="lies in no run's folder"):
         load_subject(lost, LoadOptions())
 

@@ -10,11 +10,9 @@ from hdm_lightning.datasets.shapes import build_shapes, scene_prompts
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 SMALL = ["--parts", "shapes", "--weights", "ema", "--shapes-prompts", "8", "--shapes-pairs", "4"]
 
 

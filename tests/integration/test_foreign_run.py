@@ -26,6 +26,7 @@ from hdm_lightning.training.recorded import (
 )
 from hdm_lightning.training.recorded_data import recorded_training_stream
 from hdm_lightning.training.stages import plan_stages
+from toy_run import MODEL
 
 LOSS = ["--parts", "loss", "--loss-samples", "4", "--time-bins", "2", "--resamples", "10", "--samples", "4"]
 SECRET = "AKIA-not-for-you"
@@ -35,11 +36,7 @@ SECRET = "AKIA-not-for-you"
 def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     """A run's folder with a final model, as downloaded, and its configuration."""
     folder = tmp_path_factory.mktemp("downloaded") / "run"
-    model = {
-        "channels": 4, "patch_size": 1, "width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16,
-        "context_width": 16, "depth": 1, "decoder_blocks": 1,
-    }  # fmt: skip
-    config: XUTConfig = model_config_from(model)
+    config: XUTConfig = model_config_from(MODEL)
     torch.manual_seed(0)
     save_final(
         folder / "final",
@@ -53,7 +50,7 @@ def run(tmp_path_factory, tiny_text_encoder, tiny_autoencoder, tiny_shards):
     record = {
         "name": "toy",
         "run_dir": str(folder),
-        "model": model,
+        "model": MODEL,
         "text_encoder": {"name": str(tiny_text_encoder), "max_batch": 8},
         "vae": {"name": str(tiny_autoencoder), "max_batch": 8},
         "data": {"train": str(tiny_shards), "workers": 0, "lanes": 4, "window": 4},

@@ -29,10 +29,8 @@ from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.positions import token_positions
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 PROMPTS = ["a red circle", "a large blue star on the left of a small green square", "", "a dark drawing"]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 SETTINGS = SamplingSettings(height=32, width=48, steps=4, guidance_scale=2.0)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job, saved_in
 from crash import crashing_at
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 @pytest.fixture
@@ -25,8 +24,7 @@ def interrupted(toy_job, tmp_path, monkeypatch):
 
 def groups(config):
     """Settings of each parameter's group in the newest checkpoint, by the parameter's name."""
-    newest = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1]
-    saved = read_checkpoint(newest)["optimizer_states"][0]
+    saved = end_of(config)["optimizer_states"][0]
     found = {}
     for group in saved["param_groups"]:
         for name, number in zip(group["names"], group["params"], strict=True):
@@ -177,7 +175,7 @@ def test_a_stage_added_to_a_finished_run_is_trained(toy_job, tmp_path):
     first = {"samples": 16}
     assert run_job(check_job(toy_job(tmp_path / "run", px16=first))) == 0
     assert run_job(check_job(toy_job(tmp_path / "run", px16=first, px24={"samples": 16, "resolution": 24}))) == 0
-    assert checkpoints_in(tmp_path / "run" / "02-px24" / "checkpoints")
+    assert saved_in(tmp_path / "run", "02-px24")
     with pytest.raises(UserError, match="is over and had") as caught:  # its final/ would become that of the first stage
         check_job(toy_job(tmp_path / "run", px16=first))
     assert caught.value.where == "schedule.stages"

@@ -19,9 +19,7 @@ from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training import flow_run
 from hdm_lightning.training.hub_upload import Hub, upload
 from hub import standing_in
-
-PUBLISHED_SIZES = {"patch_size": 1, "width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16, "context_width": 16}
-PUBLISHED_SIZES |= {"depth": 1, "decoder_blocks": 1}
+from toy_run import MODEL
 
 
 @pytest.fixture
@@ -205,7 +203,7 @@ def test_weights_that_are_no_numbers_are_named(job, tmp_path, part):
 @pytest.fixture
 def published(tiny_text_encoder, tiny_autoencoder, tmp_path):
     """The bytes of a single file with an autoencoder inside, and the options to draw with it."""
-    config = XUTConfig(**PUBLISHED_SIZES, **PUBLISHED)
+    config = XUTConfig(**MODEL, **PUBLISHED)
     vae = read_vae_folder(Path(tiny_autoencoder))
     write_published(tmp_path / "net.safetensors", Release(XUT(config), **vae))
 

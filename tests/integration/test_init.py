@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from composed import check_job, composed, run_job
+from composed import check_job, composed, end_of, run_job, saved_in, weights_of
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.published import export_state_dict, load_xut
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.flow_run import first_network
 from hdm_lightning.training.initial_weights import load_initial_weights
 from hdm_lightning.training.recorded import model_config_from
@@ -85,9 +84,8 @@ def test_published_names_and_half_precision_are_read(config, tmp_path, file):
 
 def test_a_training_checkpoint_is_read(config):
     assert run_job(check_job(config)) == 0
-    newest = checkpoints_in(Path(config["run_dir"]) / "02-px24" / "checkpoints")[-1]
-    network, _ = first_network(composed({**config, "init": str(newest)}))
-    trained = network_weights(read_checkpoint(newest))
+    network, _ = first_network(composed({**config, "init": str(saved_in(config, "02-px24")[-1])}))
+    trained = weights_of(config, "02-px24")
     assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
 
 
@@ -138,11 +136,10 @@ def test_the_model_is_not_asked_for_once_the_first_stage_is_done(config, given):
     config["init"] = str(path)
     assert run_job(check_job(config)) == 0
     run_dir = Path(config["run_dir"])
-    second = checkpoints_in(run_dir / "02-px24" / "checkpoints")[-1]
-    expected = read_checkpoint(second)["state_dict"]
+    expected = end_of(config, "02-px24")["state_dict"]
     (run_dir / "02-px24" / "done.json").unlink()
-    second.unlink()
+    saved_in(config, "02-px24")[-1].unlink()
     path.unlink()
     assert run_job(check_job(config)) == 0
-    got = read_checkpoint(second)["state_dict"]
+    got = end_of(config, "02-px24")["state_dict"]
     assert all(torch.equal(got[name], value) for name, value in expected.items())

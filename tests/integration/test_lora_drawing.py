@@ -24,12 +24,10 @@ from hdm_lightning.interop.adapters import Adapter, Base, merged, weights_sha256
 from hdm_lightning.interop.low_rank_layer import LowRank
 from hdm_lightning.interop.peft_config import peft_config
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
 from hub import standing_in
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 DRAWN = {"height": 16, "width": 16, "steps": 2, "guidance_scale": 2.0}
 LAYERS = ("decoder.0.0.cross_attention.key_value", "text_projection", "modulation.feed_forward.output")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job
 from crash import crashing_at
 from hdm_lightning import HDMPipeline, LoRA
 from hdm_lightning.cli import convert
@@ -17,7 +17,6 @@ from hdm_lightning.interop.adapter_files import read_adapter
 from hdm_lightning.interop.adapters import weights_sha256
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
 RANK = 2
@@ -74,7 +73,7 @@ def test_only_the_adapter_is_trained_and_saved(lora_job, base, capsys):
     assert all(layer.up.abs().max() > 0 and layer.rank == RANK for layer in adapter.layers.values())
     assert {"text_projection", "modulation.feed_forward.output"} <= set(adapter.layers)
     assert adapter.settings["sampling"]["height"] == 16 and adapter.settings["context_length"] == 8
-    checkpoint = read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-tune/checkpoints")[-1])
+    checkpoint = end_of(config, "01-tune")
     assert checkpoint["state_dict"] and all("lora_" in name for name in checkpoint["state_dict"])
     moments = checkpoint["optimizer_states"][0]["state"]
     assert len(moments) == len(checkpoint["state_dict"])

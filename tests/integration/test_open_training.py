@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job, saved_in
 from hdm_lightning import FlowModule
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.cli.train import train
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
+from hdm_lightning.training.checkpoint_io import read_checkpoint
 
 FOREIGN = """
 import torch
@@ -157,7 +157,7 @@ def test_without_callbacks_a_stage_still_ends_whole(job):
     final = Path(config["run_dir"]) / "final"
     weights = final / "transformer" / "diffusion_pytorch_model.safetensors"
     assert weights.exists() and not weights.with_suffix(".raw.safetensors").exists()
-    assert checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
+    assert saved_in(config, "01-px16")
 
 
 def test_lightning_s_early_stopping_and_best_checkpoint_as_callbacks(job, tmp_path):
@@ -180,7 +180,7 @@ def test_a_stage_s_own_keys_of_the_trainer_and_the_module(job):
     stage = {"samples": 16, "trainer": {"gradient_clip_val": 0.25}, "module": {"weight_decay": 0.5}}
     config = job(stages={"px16": stage})
     assert run_job(check_job(config)) == 0
-    saved = read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1])
+    saved = end_of(config)
     assert {group["weight_decay"] for group in saved["optimizer_states"][0]["param_groups"]} >= {0.5}
 
 
@@ -201,10 +201,7 @@ def test_three_stages_on_four_processes_are_those_on_one(toy_job, tmp_path):
     assert run_job(check_job(one)) == run_job(check_job(four)) == 0
     losses = [done(config, "03-px32")["validation"] for config in (one, four)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    states = [
-        read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "03-px32" / "checkpoints")[-1])["state_dict"]
-        for config in (one, four)
-    ]
+    states = [end_of(config, "03-px32")["state_dict"] for config in (one, four)]
     assert all(torch.allclose(states[1][name], value, atol=1e-3) for name, value in states[0].items())
 
 

@@ -28,11 +28,9 @@ from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings, Solver
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 SAMPLING = {"height": 32, "width": 48, "steps": 3, "guidance_scale": 2.0, "solver": "heun", "shift": 1.5}
 SETTINGS = SamplingSettings(**SAMPLING)
 PROMPTS = ["a red circle", "a large blue star on the left of a small green square"]

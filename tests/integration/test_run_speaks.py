@@ -10,28 +10,23 @@ from hdm_lightning.cli import sample
 from hdm_lightning.data.index import load_index
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.training import run_log
-
-NETWORK = {"channels": 4, "patch_size": 1, "width": 32, "mlp_width": 48, "heads": 2, "head_dim": 16}
-NETWORK |= {"context_width": 16, "depth": 1, "decoder_blocks": 1, "blocks_after": 1}
-STAGE = {"resolution": 16, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 0.2, "context_length": 8}
+from toy_run import run_config
 
 
 @pytest.fixture
 def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return {
-        "name": "toy",
-        "run_dir": str(tmp_path / "my runs" / "toy"),
-        "model": NETWORK,
-        "text_encoder": {"name": str(tiny_text_encoder)},
-        "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-        "validation": {"samples": 8, "batch_size": 4},
-        "trainer": {"accelerator": "cpu"},
-        "hardware": {"threads": 1, "usd_per_device_hour": 3600.0},
-        "callbacks": {"weight_averages": {"halflife_samples": [16]}},
-        "schedule": {"stages": {"one": {**STAGE, "samples": 16}, "two": {**STAGE, "samples": 8}}},
-    }
+    stage = {"micro_batch_size": 8, "validate_every": 0, "save_every": 0, "warmup_samples": 0}
+    return run_config(
+        tmp_path / "my runs" / "toy",
+        tiny_text_encoder,
+        tiny_autoencoder,
+        tiny_shards,
+        {"one": {**stage, "samples": 16}, "two": {**stage, "samples": 8}},
+        trainer={"accelerator": "cpu"},
+        hardware={"threads": 1, "usd_per_device_hour": 3600.0},
+        callbacks={"weight_averages": {"halflife_samples": [16]}},
+    )
 
 
 def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, capsys):
@@ -42,7 +37,7 @@ def test_a_run_says_what_it_does_and_keeps_it(config, tmp_path, tiny_shards, cap
     assert [line.split(" ", 2)[2] for line in kept] == lines
 
     told = {line.split()[0]: line for line in lines}
-    parameters = sum(each.numel() for each in XUT(XUTConfig(**NETWORK)).parameters())
+    parameters = sum(each.numel() for each in XUT(XUTConfig(**config["model"])).parameters())
     assert f"{parameters:,} parameters" in told["model"] and "from scratch" in told["model"]
     assert "CPU, 1 process, 32-true" in told["device"]
     samples = load_index(str(tiny_shards)).samples

@@ -18,11 +18,8 @@ from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.generation.image_files import ImageRecord, read_record
 from hdm_lightning.generation.stored_pipeline import save_final
-from hdm_lightning.models import XUT, XUTConfig
-
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
+from hdm_lightning.models import XUT
+from toy_run import CONFIG
 
 
 @pytest.fixture(scope="module")

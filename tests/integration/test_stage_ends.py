@@ -7,11 +7,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from composed import check_job, run_job
+from composed import check_job, run_job, saved_in, weights_of
 from crash import Crash
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 
 NEVER_GOOD_ENOUGH = {"validate_every": 8, "stop": {"plateau_samples": 8, "plateau_delta": 1e9}}
 
@@ -34,11 +33,6 @@ def done(config, stage="01-px16"):
     return json.loads((Path(config["run_dir"]) / stage / "done.json").read_text())
 
 
-def end(config, stage="01-px16"):
-    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
-    return network_weights(read_checkpoint(newest))
-
-
 def test_a_plateau_ends_a_stage_with_all_that_a_stage_s_end_has(job):
     """Steps of 8 samples: the best loss counts from the first one, 8 samples on the second one ends the stage."""
     config = job(px16={**NEVER_GOOD_ENOUGH, "validate_every": 8, "sample_every": 0}, px24={"samples": 8})
@@ -49,7 +43,7 @@ def test_a_plateau_ends_a_stage_with_all_that_a_stage_s_end_has(job):
     run_dir = Path(config["run_dir"])
     assert [path.name for path in (run_dir / "01-px16" / "samples").iterdir()] == ["000000000016-16x16.png"]
     assert sorted(path.name[:12] for path in (run_dir / "ema_snapshots").iterdir()) == ["000000000016", "000000000024"]
-    assert [path.name for path in checkpoints_in(run_dir / "01-px16" / "checkpoints")] == ["step-00000002.ckpt"]
+    assert [path.name for path in saved_in(run_dir, "01-px16")] == ["step-00000002.ckpt"]
     events = EventAccumulator(str(run_dir / "01-px16" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [0, 8, 16]
@@ -88,8 +82,8 @@ def test_killed_before_the_end_was_noted(job, stage, monkeypatch):
     kept = ("steps", "ended_by", "validation")
     assert {key: done(whole)[key] for key in kept} == {key: done(killed)[key] for key in kept}
     assert set(done(killed)["validation"]) == {"raw", "ema_16", "ema_64", "power_0.100"}
-    weights = end(killed)
-    assert all(torch.equal(weights[name], value) for name, value in end(whole).items())
+    weights = weights_of(killed)
+    assert all(torch.equal(weights[name], value) for name, value in weights_of(whole).items())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from composed import check_job, run_job
+from composed import check_job, run_job, weights_of
 from crash import crashing_at
 from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.cli.shards import main
@@ -21,7 +21,6 @@ from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.encoders.text import TransformersTextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from shard_writer import ShardWriter
 
 
@@ -74,11 +73,6 @@ def looked_up(folder, captions, tokenizer, length):
     ids, counts = zip(*map(tokenizer.bind(length), captions), strict=True)
     tokens, lengths = torch.tensor(ids), torch.tensor(counts)
     return tokens, lengths, TextStates(folder).context(tokens, lengths, torch.ones(len(tokens)), captions)
-
-
-def weights(config, stage):
-    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
-    return network_weights(read_checkpoint(newest))
 
 
 @pytest.mark.parametrize("length", [4, 8])
@@ -190,7 +184,7 @@ def test_killed_and_resumed_equals_uninterrupted(stored_job, tmp_path):
     with crashing_at(5):
         run_job(check_job(killed))
     assert run_job(check_job(killed)) == 0
-    expected, got = weights(whole, "01-px16"), weights(killed, "01-px16")
+    expected, got = weights_of(whole), weights_of(killed)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from composed import check_job, composed, run_job
+from composed import check_job, composed, run_job, saved_in, weights_of
 from hdm_lightning.encoders.text import load_text_encoder
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
 from hdm_lightning.encoders.tokenizer import Tokenizer
@@ -13,7 +13,6 @@ from hdm_lightning.evaluation.subject import load_subject
 from hdm_lightning.generation.loading import LoadOptions
 from hdm_lightning.interop.pipeline_folder import read_pipeline_folder
 from hdm_lightning.models import XUT
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
 from hdm_lightning.training.flow_run import first_network
 
 CAPTIONS = ["a red square", "two blue circles on white", ""]
@@ -43,14 +42,13 @@ def test_the_exported_model_reads_plain_states(run):
     plain, tokenize = load_text_encoder(run["text_encoder"]["name"]), Tokenizer(run["text_encoder"]["name"]).bind(8)
     exported = read_pipeline_folder(folder / "final").load_network("raw")
     trained = XUT(exported.config)
-    newest = checkpoints_in(folder / "01-px16" / "checkpoints")[-1]
-    trained.load_state_dict(network_weights(read_checkpoint(newest)))
+    trained.load_state_dict(weights_of(run))
     torch.nn.init.normal_(trained.output_projection.weight, generator=torch.Generator().manual_seed(2))
     exported.output_projection.load_state_dict(trained.output_projection.state_dict())
     expected = velocity(trained, WhitenedTextEncoder(plain, whitening), tokenize)
     assert torch.allclose(velocity(exported, plain, tokenize), expected, atol=1e-4)
     assert not torch.allclose(velocity(exported, WhitenedTextEncoder(plain, whitening), tokenize), expected, atol=1e-2)
-    evaluated = load_subject(newest, LoadOptions()).networks["raw"]()
+    evaluated = load_subject(saved_in(run, "01-px16")[-1], LoadOptions()).networks["raw"]()
     assert torch.allclose(evaluated.text_projection.weight, exported.text_projection.weight)
 
 

@@ -12,64 +12,26 @@ import yaml
 from lightning.pytorch import Trainer
 
 import hdm_lightning
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job, saved_in, weights_of
 from crash import Crash, crashing_at
 from hdm_lightning.cli.train import main
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-
-STAGE = {
-    "samples": 48,
-    "batch_size": 8,
-    "micro_batch_size": 4,
-    "learning_rate": 0.2,
-    "routing_rate": 0.5,
-    "context_length": 8,
-    "validate_every": 24,
-    "save_every": 16,
-    "warmup_samples": 16,
-}
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-    "blocks_after": 1,
-}
+from toy_run import MODEL, STAGE, run_config
 
 
 @pytest.fixture
 def config(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
-    return {
-        "name": "toy",
-        "run_dir": str(tmp_path / "run"),
-        "model": MODEL,
-        "text_encoder": {"name": str(tiny_text_encoder)},
-        "vae": {"name": str(tiny_autoencoder)},
-        "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
-        "validation": {"samples": 8, "batch_size": 4},
-        "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-        "hardware": {"threads": 1},
-        "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16, 64]}},
-        "schedule": {
-            "stages": {
-                "px16": {**STAGE, "resolution": 16},
-                "px24": {**STAGE, "resolution": 24, "batch_size": 16, "samples": 32},
-                "px32": {**STAGE, "resolution": 32, "routing_rate": 0.0, "samples": 16},
-            }
-        },
+    stages = {
+        "px16": {},
+        "px24": {"resolution": 24, "batch_size": 16, "samples": 32},
+        "px32": {"resolution": 32, "routing_rate": 0.0, "samples": 16},
     }
+    return run_config(tmp_path / "run", tiny_text_encoder, tiny_autoencoder, tiny_shards, stages)
 
 
-def final_weights(config, stage="03-px32"):
-    newest = checkpoints_in(Path(config["run_dir"]) / stage / "checkpoints")[-1]
-    return network_weights(read_checkpoint(newest))
+def final_weights(config):
+    return weights_of(config, "03-px32")
 
 
 def test_three_stages_run_and_export(config):
@@ -137,7 +99,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypa
     told = capfd.readouterr()
     assert "interrupted; the same command resumes from step 3" in told.out
     assert ("Ctrl-C again ends at once" in told.err) == (number == signal.SIGINT)
-    saved = [path.name for path in checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")]
+    saved = [path.name for path in saved_in(config, "01-px16")]
     assert saved[-1] == "step-00000003.ckpt"
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
@@ -149,7 +111,7 @@ def test_a_checkpoint_is_written_after_so_many_minutes(config, minutes, steps):
     stage = {**config["schedule"]["stages"]["px16"], "samples": 48, "batch_size": 8, "save_every": 0}
     callbacks = {**config["callbacks"], "checkpoint": {"keep": 9, "every_minutes": minutes}}
     assert run_job(check_job({**config, "callbacks": callbacks, "schedule": {"stages": {"px16": stage}}})) == 0
-    saved = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")
+    saved = saved_in(config, "01-px16")
     assert [int(path.stem.removeprefix("step-")) for path in saved] == steps
 
 
@@ -161,8 +123,7 @@ def test_resume_never_refuses_a_folder_with_a_run(config):
 
 
 def first_moments(config):
-    newest = checkpoints_in(Path(config["run_dir"]) / "01-px16" / "checkpoints")[-1]
-    states = read_checkpoint(newest)["optimizer_states"][0]["state"]
+    states = end_of(config)["optimizer_states"][0]["state"]
     return {number: state["exp_avg"] for number, state in states.items()}
 
 

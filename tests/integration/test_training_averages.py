@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from composed import check_job, run_job
+from composed import check_job, end_of, run_job
 from crash import crashing_at
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.training.averaging.power_function import FOLDER, gamma_of
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import network_weights
 
 NAME = "output_projection.weight"
 
@@ -48,8 +48,7 @@ def runs(toy_job, tmp_path_factory):
 
 def test_interrupted_equals_whole_bit_for_bit(runs):
     whole, broken, _ = runs
-    newest = [checkpoints_in(run / "02-px24" / "checkpoints")[-1] for run in (whole, broken)]
-    states = [read_checkpoint(path) for path in newest]
+    states = [end_of(run, "02-px24") for run in (whole, broken)]
     one, two = (network_weights(state) for state in states)
     assert all(torch.equal(two[name], value) for name, value in one.items())
     kinds = {key for state in states[0]["optimizer_states"][0]["state"].values() for key in state}
@@ -76,7 +75,7 @@ def test_an_average_of_another_width_is_the_sum_over_the_run_s_own_steps(runs, t
 def test_a_stored_width_and_time_is_what_the_file_holds(runs, tmp_path):
     whole, _, _ = runs
     assert convert([str(whole), str(tmp_path / "model"), "--average", "0.05", "--samples", "48"]) == 0
-    averaged = read_checkpoint(checkpoints_in(whole / "01-px16" / "checkpoints")[-1])["callbacks"]["WeightAverages"]
+    averaged = end_of(whole)["callbacks"]["WeightAverages"]
     expected = averaged["shadows"][len(averaged["halflives"])][NAME]
     got = dict(read_release(tmp_path / "model").network.named_parameters())[NAME]
     assert torch.equal(got, expected)

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from composed import check_job as check_vae_job
+from composed import end_of
 from composed import run_job as run_vae_job
-from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 from shard_writer import ShardWriter
 
 SDXL = {
@@ -70,7 +70,7 @@ def test_one_adversarial_step_at_the_size_of_sdxl(tmp_path, two_pictures, random
         "trainer": {"accelerator": "cpu"},
     }
     assert run_vae_job(check_vae_job(config)) == 0
-    checkpoint = read_checkpoint(checkpoints_in(tmp_path / "run" / "01-vae" / "checkpoints")[-1])
+    checkpoint = end_of(config, "01-vae")
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("network.")}
     assert sum(value.numel() for value in weights.values()) == PARAMETERS
     assert all(bool(torch.isfinite(value).all()) for value in checkpoint["state_dict"].values())

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from composed import check_job as check_vae_job
+from composed import end_of
 from composed import run_job as run_vae_job
 from crash import crashing_at
 from hdm_lightning.errors import UserError
-from hdm_lightning.training.checkpoint_io import checkpoints_in, read_checkpoint
 
 
 @pytest.fixture
@@ -29,8 +29,7 @@ def averaging(halflives):
 
 
 def optimizers(config):
-    newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
-    return read_checkpoint(newest)["optimizer_states"]
+    return end_of(config, "01-vae")["optimizer_states"]
 
 
 def cosine(progress):

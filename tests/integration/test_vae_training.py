@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from composed import check_job as check_vae_job
-from composed import composed
+from composed import composed, end_of, saved_in
 from composed import run_job as run_vae_job
 from crash import crashing_at
 from damage import flip_a_bit
@@ -22,7 +22,7 @@ from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.autoencoder_run import AutoencoderRecipe, build_discriminator, build_network
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
-from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
+from hdm_lightning.training.checkpoint_io import network_weights
 from hdm_lightning.training.composition import build
 from hdm_lightning.training.modules import draws
 from hdm_lightning.training.modules.autoencoder_module import NOISE_PURPOSE
@@ -62,7 +62,7 @@ def filled_config(config, tmp_path, changed):
 
 
 def last_checkpoint(config):
-    return read_checkpoint(checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1])
+    return end_of(config, "01-vae")
 
 
 def first_moments(config, optimizer=0):
@@ -272,8 +272,7 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path, monkeypatch, 
 
 def test_a_damaged_end_is_trained_over_from_the_checkpoint_before(config, capsys):
     assert run_vae_job(check_vae_job(config)) == 0
-    newest = checkpoints_in(Path(config["run_dir"]) / "01-vae" / "checkpoints")[-1]
-    whole = last_checkpoint(config)["state_dict"]
+    whole, newest = last_checkpoint(config)["state_dict"], saved_in(config, "01-vae")[-1]
     flip_a_bit(newest)
     assert run_vae_job(check_vae_job(config)) == 0
     assert f"{newest} is damaged (the checksum of" in capsys.readouterr().out

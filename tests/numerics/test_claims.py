@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from hdm_lightning.datasets.shapes import heldout_prompts
+from hdm_lightning.datasets.shapes import scene_prompts
 from hdm_lightning.metrics.comparisons import (
     holm,
     images_to_tell,
@@ -116,7 +116,7 @@ def test_two_equal_models_on_pairs_differ_as_often_as_the_level_says(alike, leas
 
     With no effect the level holds; where a dozen combinations decide nearly all, it is up to twice as often.
     """
-    random, units = np.random.default_rng(11), named_pairs(heldout_prompts(48, objects=2))
+    random, units = np.random.default_rng(11), named_pairs(scene_prompts(48, objects=2, split="heldout"))
     number = {name: row for row, name in enumerate(sorted({name for names in units for name in names}))}
     named = np.array([[number[name] for name in names] for names in units])
     shown = missed = 0

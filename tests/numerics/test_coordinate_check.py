@@ -1,10 +1,14 @@
 """Coordinate check: under the default rule activations keep their scale when the width grows; a constant rate fails."""
 
 import statistics
+import sys
+from pathlib import Path
 
 import pytest
 
-from hdm_lightning.training.optimization.coordinate_check import CoordinateCheck, width_exponent
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.coordinate_check.check import CoordinateCheck, width_exponent
 
 
 def exponents(check: CoordinateCheck, widths: list[int], seed: int = 0) -> dict[str, float]:

@@ -17,20 +17,13 @@ from hdm_lightning.models.routing import (
     with_text,
 )
 from hdm_lightning.profiling.operations import Workload, forward_flops
+from toy_run import filled_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=12, depth=2, decoder_blocks=2)
 
 
 def filled() -> XUT:
-    torch.manual_seed(0)
-    model = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.double()
+    return filled_network(CONFIG)
 
 
 @settings(deadline=None, max_examples=60)

@@ -92,7 +92,6 @@ def test_grids() -> None:
     late = times.shifted_grid(6, 3.0, start=0.75)
     assert float(late[0]) == pytest.approx(0.75)
     assert float(late[3]) == pytest.approx(0.5)  # the middle of [0, 0.5], which the shift maps to [0, 0.75]
-    assert times.resolution_shift(4096, 1024) == 2.0
 
 
 def test_bad_grids_are_named() -> None:

@@ -6,20 +6,13 @@ from torch import Tensor
 
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.models.positions import token_positions
+from toy_run import filled_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=12, depth=2, decoder_blocks=2)
 
 
 def filled(**changes: object) -> XUT:
-    torch.manual_seed(0)
-    model = XUT(XUTConfig.from_json(CONFIG.to_json() | changes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.double()
+    return filled_network(XUTConfig.from_json(CONFIG.to_json() | changes))
 
 
 def sample(batch: int = 3, text: int = 6, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:

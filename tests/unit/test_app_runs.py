@@ -11,7 +11,8 @@ from hdm_lightning.app.shelf import chosen, find_runs, inside
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.profiling.operations import training_flops
-from shown_run import MODEL, write_run
+from shown_run import write_run
+from toy_run import MODEL
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.profiling.live_memory import LiveMemory
 from hdm_lightning.training.strategies.parallelize import checkpoint_blocks
+from toy_run import shaken_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2)
 
 
 def filled_network() -> XUT:
-    torch.manual_seed(0)
-    network = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
+    return shaken_network(CONFIG)
 
 
 def gradients(network: XUT) -> list[torch.Tensor]:

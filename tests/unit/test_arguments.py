@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from annotated_types import Ge, Interval, Lt
 
-from hdm_lightning.cli.arguments import Flags, Parser, check_group
+from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.errors import UserError
 
 
@@ -157,12 +157,6 @@ def test_one_field_changed_by_text():
             JOB.changed(Job(), change, where="--against", only=["batch_size", "fast"])
         assert caught.value.where == "--against"
         assert hint in caught.value.hint
-
-
-def test_limits_of_a_group_of_keys_name_the_key():
-    with pytest.raises(UserError) as caught:
-        check_group(Job(batch_size=0), "data")
-    assert caught.value.where == "data.batch_size"
 
 
 def test_a_namespace_of_other_flags_is_left_alone():

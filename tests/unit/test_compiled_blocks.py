@@ -13,11 +13,12 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from hdm_lightning.data.caption_lengths import padded_lengths
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.strategies.parallelize import prepare_network
+from toy_run import shaken_network
 
 CONFIG = XUTConfig(
     width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=2, decoder_blocks=2, blocks_after=1
@@ -38,12 +39,7 @@ def graphs(monkeypatch):
 
 
 def filled_network(seed=0):
-    torch.manual_seed(seed)
-    network = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
+    return shaken_network(CONFIG, seed)
 
 
 def velocity(network, batch=2, height=8, width=8, *, rate=0.5, text=5, masked=True):

@@ -7,7 +7,7 @@ from lycoris.functional import factorization
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from hdm_lightning import XUT, LyCORIS, XUTConfig
+from hdm_lightning import XUT, LyCORIS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import read_adapter, write_adapter_folder, write_lora, write_lycoris
 from hdm_lightning.interop.adapters import merged
@@ -15,10 +15,8 @@ from hdm_lightning.interop.lycoris_layer import divisors
 from hdm_lightning.models.compiled_blocks import compile_blocks
 from hdm_lightning.training.modules.low_rank import adapter_of
 from hdm_lightning.training.strategies.parallelize import prepare_network
+from toy_run import CONFIG
 
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
 KINDS = {
     "loha": {"kind": "loha", "rank": 2},
     "loha of full rank": {"kind": "loha", "rank": 6},

@@ -10,12 +10,9 @@ from hdm_lightning.evaluation.report import headline
 from hdm_lightning.interop.model_card import card_license, model_card
 from hdm_lightning.interop.pipeline_folder import record_measures, write_pipeline_folder
 from hdm_lightning.metrics.bootstrap import Estimate
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUT
 from hdm_lightning.training.model_record import public_name
-
-CONFIG = XUTConfig(
-    channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
+from toy_run import CONFIG
 
 
 @pytest.fixture

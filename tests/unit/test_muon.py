@@ -15,6 +15,7 @@ from hdm_lightning.training.optimization.muon import (
     orthogonalised,
     packed_matrices,
 )
+from toy_run import shaken_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 
@@ -30,12 +31,7 @@ def schedule_of(optimizer):
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
-    network = XUT(CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return network
+    return shaken_network(CONFIG, by=0.02)
 
 
 def gradients(network, seed):

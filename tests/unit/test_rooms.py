@@ -9,6 +9,8 @@ from pathlib import Path
 
 import hdm_lightning
 
+LINES = 4
+"""Of a function's body, below which two may be alike."""
 PACKAGE = Path(hdm_lightning.__file__).parent
 FILES = {
     ".".join(("hdm_lightning", *file.relative_to(PACKAGE).with_suffix("").parts)): file
@@ -38,6 +40,37 @@ def test_no_file_needs_itself() -> None:
 def test_each_name_stands_once() -> None:
     names = Counter(name.rpartition(".")[2] for name in FILES)
     assert [name for name, count in names.items() if count > 1] == []
+
+
+class Renamed(ast.NodeTransformer):
+    """Variables by the order in which they come, without annotations."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.names.setdefault(node.id, str(len(self.names)))
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.arg, node.annotation = self.names.setdefault(node.arg, str(len(self.names))), None
+        return node
+
+
+def written(function: ast.FunctionDef) -> str:
+    """What a function does, whatever it and its variables are called."""
+    said = 1 if ast.get_docstring(function) else 0
+    return ast.dump(Renamed().visit(ast.Module([function.args, *function.body[said:]], [])))
+
+
+def test_no_function_is_written_twice() -> None:
+    found: dict[str, list[str]] = {}
+    for name, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and len(ast.unparse(node.body).splitlines()) >= LINES:
+                found.setdefault(written(node), []).append(f"{name}.{node.name}")
+    assert len(found) > 1000
+    assert [places for places in found.values() if len(places) > 1] == []
 
 
 def test_what_experiments_and_documents_import_is_there() -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.tensor import DTensor
 
-from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.optimization.learning_rates import parameter_groups
 from hdm_lightning.training.strategies.parallelize import checkpoint_blocks, prepare_network, shard_network
@@ -21,6 +21,7 @@ from hdm_lightning.training.strategies.sharded_tensors import (
     total_norm,
     whole,
 )
+from toy_run import shaken_network
 
 CONFIG = XUTConfig(width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, blocks_after=1)
 
@@ -35,12 +36,7 @@ def group():
 
 def filled_network(seed=0, config=CONFIG):
     """Weights and frequencies that bfloat16 cannot hold."""
-    torch.manual_seed(seed)
-    network = XUT(config)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network
+    return shaken_network(config, seed)
 
 
 def velocity(network):

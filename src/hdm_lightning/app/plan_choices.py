@@ -16,7 +16,7 @@ from rich.console import Console
 from hdm_lightning.app.shelf import chosen
 from hdm_lightning.cli.hydra_app import short_name
 from hdm_lightning.cli.plan_schedule import PlanResult, run_plan
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.profiling.gpus import CPU, GPUS
 from hdm_lightning.training.recorded import recorded_values
 
@@ -89,7 +89,7 @@ def _planned(overrides: Sequence[str]) -> tuple[PlanResult, list[str]]:
             with initialize_config_module(CONF, version_base="1.3"):
                 config = recorded_values(compose("plan", overrides=list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(str(error).splitlines()[0], where="experiment", hint="choose another") from error
+            raise UserError(first_line(error), where="experiment", hint="choose another") from error
     return run_plan(config, log=notes.append), notes
 
 

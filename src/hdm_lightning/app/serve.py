@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from hdm_lightning.app.app_settings import AppSettings, credentials, require_auth
 from hdm_lightning.cli.arguments import Flags, Parser
 from hdm_lightning.cli.command import require_folder, run_command
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import import_optional
 from hdm_lightning.generation.sampling_settings import DrawingMachine
 
 _DESCRIPTION = """A web page on this machine: draw with the models of your runs, several side by side; look through runs
@@ -93,10 +93,7 @@ def _check_shards(settings: AppSettings) -> None:
 def _require_gradio() -> None:
     """Raise UserError where the extra is missing; and have gradio phone nobody, whatever the environment says."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError("needs gradio", where="hdm-app", hint="pip install 'hdm-lightning[app]'") from error
+    import_optional("gradio", "app", where="hdm-app")
 
 
 if __name__ == "__main__":

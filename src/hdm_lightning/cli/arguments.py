@@ -161,16 +161,6 @@ class Flags(Generic[Settings]):
         parser.add_argument(entry.name, **options)
 
 
-def check_group(values: Any, group: str) -> None:
-    """Check the limits of a dataclass whose fields are keys of a configuration's group.
-
-    Raises:
-        UserError: a number is outside the limits of its annotation; names the key.
-    """
-    for entry, annotation in _annotated_fields(type(values)):
-        _valid(annotation, getattr(values, entry.name), f"{group}.{entry.name}" if group else entry.name)
-
-
 def _valid(annotation: Any, given: Any, where: str) -> Any:
     """What was given, read from its text or texts and within its limits."""
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (a tenth of a second, for --help's sake)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.command import at_least
+from hdm_lightning.cli.encode_shards import MOST_THREADS, chosen_devices, chosen_dtype, device_arguments
 from hdm_lightning.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-side", type=at_least(16), default=1024, metavar="PX", help="larger images are shown shrunk (%(default)s)"
     )
-    command.add_argument(
-        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
-    )
-    command.add_argument("--dtype", default="auto", help="of the model (default: bfloat16 on GPUs, else float32)")
+    device_arguments(command, "model")
 
 
 def caption(arguments: argparse.Namespace) -> int:
@@ -100,14 +98,12 @@ def prompts_from(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def _options(arguments: argparse.Namespace) -> "CaptionOptions":
-    from hdm_lightning.cli.encode_shards import MOST_THREADS, chosen_devices
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.captioning import CaptionOptions
     from hdm_lightning.encoders.captioner import captioner_fingerprint
-    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
     prompts, devices = prompts_from(arguments.prompts), chosen_devices(arguments.devices)
-    dtype = dtype_name(parse_dtype(arguments.dtype, where="--dtype") or encoder_dtype(devices[0]))
+    dtype = chosen_dtype(arguments.dtype, devices[0])
     fingerprint = captioner_fingerprint(arguments.model, where="--model")
     return CaptionOptions(
         start=partial(start, arguments.model, dtype, arguments.max_tokens),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from hdm_lightning.cli.arguments import Flags, IntermixedParser
 from hdm_lightning.cli.command import run_command
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.printable import in_one_line, printable
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _averaged(release: "Release", asked: Conversion, width: float) -> "Release":
         network.load_state_dict({**network.state_dict(), **found.tensors})
     except RuntimeError as error:
         raise UserError(
-            f"the stored averages are of another network than the run's model: {str(error).splitlines()[0]}",
+            f"the stored averages are of another network than the run's model: {first_line(error)}",
             where=str(asked.source / FOLDER),
             hint="give the folder of the run that stored them",
         ) from error

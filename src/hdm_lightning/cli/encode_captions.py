@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdm_lightning.cli.command import at_least
-from hdm_lightning.cli.encode_shards import chosen_devices
+from hdm_lightning.cli.encode_shards import chosen_devices, chosen_dtype, device_arguments
 
 if TYPE_CHECKING:
     from hdm_lightning.datasets.caption_states import EncodeText
@@ -23,10 +23,7 @@ def encode_captions_arguments(command: argparse.ArgumentParser) -> None:
         "--context-length", nargs="+", type=at_least(1), default=[256], help="of the stages (default 256)"
     )
     command.add_argument("--fields", nargs="+", help="as data.captions.fields (default: captions caption)")
-    command.add_argument(
-        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
-    )
-    command.add_argument("--dtype", default="auto", help="of the states (default: bfloat16 on GPUs, else float32)")
+    device_arguments(command, "states")
     command.add_argument("--max-tokens", type=at_least(1), help="of captions encoded at once (default 65536)")
 
 
@@ -38,11 +35,10 @@ def encode_captions(arguments: argparse.Namespace) -> int:
     from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
     from hdm_lightning.encoders.text import MAX_TOKENS, text_fingerprint, text_width
     from hdm_lightning.encoders.tokenizer import Tokenizer
-    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
     name, where, lengths = arguments.text_encoder, "--text-encoder", tuple(sorted(set(arguments.context_length)))
     devices = chosen_devices(arguments.devices)
-    dtype = dtype_name(parse_dtype(arguments.dtype, where="--dtype") or encoder_dtype(devices[0]))
+    dtype = chosen_dtype(arguments.dtype, devices[0])
     fingerprint = text_fingerprint(name, arguments.layer, where=where)
     form = TextFormat(fingerprint, text_width(name, where=where), dtype, lengths, name)
     tokenizer = Tokenizer(name, where=where).load()

@@ -18,6 +18,20 @@ MOST_THREADS = 16
 """That decode images in each process."""
 
 
+def device_arguments(command: argparse.ArgumentParser, of: str) -> None:
+    """Where a model computes, and in what."""
+    devices = "auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
+    command.add_argument("--devices", default="auto", help=devices)
+    command.add_argument("--dtype", default="auto", help=f"of the {of} (default: bfloat16 on GPUs, else float32)")
+
+
+def chosen_dtype(wanted: str, device: str) -> str:
+    """The name of the dtype that `--dtype` stands for on a device. Raises UserError: it is none."""
+    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
+
+    return dtype_name(parse_dtype(wanted, where="--dtype") or encoder_dtype(device))
+
+
 def encode_arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     command.add_argument("shards", metavar="SHARDS", help="folder or pattern of indexed shards of images")
@@ -26,10 +40,7 @@ def encode_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resolution", required=True, nargs="+", type=at_least(1), help="short sides of the resized images in pixels"
     )
-    command.add_argument(
-        "--devices", default="auto", help="auto (all GPUs, else the CPU), cpu, or how many (default %(default)s)"
-    )
-    command.add_argument("--dtype", default="auto", help="of the autoencoder (default: bfloat16 on GPUs, else float32)")
+    device_arguments(command, "autoencoder")
     command.add_argument(
         "--max-pixels", type=at_least(1), help="of images encoded at once (default: that of vae.max_pixels)"
     )
@@ -74,13 +85,11 @@ def _options(arguments: argparse.Namespace) -> "EncodeOptions":
     from hdm_lightning.data.parallel import available_cores
     from hdm_lightning.datasets.encoding import EncodeOptions
     from hdm_lightning.encoders.autoencoder import MAX_PIXELS
-    from hdm_lightning.precision import dtype_name, encoder_dtype, parse_dtype
 
-    chosen = parse_dtype(arguments.dtype, where="--dtype")
     if not arguments.max_aspect >= 1:
         raise UserError(f"is {arguments.max_aspect}", where="--max-aspect", hint="give 1 or more")
     devices = chosen_devices(arguments.devices)
-    dtype, max_pixels = dtype_name(chosen or encoder_dtype(devices[0])), arguments.max_pixels or MAX_PIXELS
+    dtype, max_pixels = chosen_dtype(arguments.dtype, devices[0]), arguments.max_pixels or MAX_PIXELS
     return EncodeOptions(
         start=partial(start, arguments.vae, dtype, max_pixels),
         dtype=dtype,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hdm_lightning.cli.command import at_least, named_number, progress_bars
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, import_optional
 
 if TYPE_CHECKING:
     from hdm_lightning.datasets.filter_judging import Filter
@@ -87,7 +87,7 @@ def filter_shards(arguments: argparse.Namespace) -> int:
 
 def _wanted(arguments: argparse.Namespace) -> "Filter":
     from hdm_lightning.datasets.filter_judging import Filter
-    from hdm_lightning.datasets.near_duplicates import MOST_BITS, require_imagehash
+    from hdm_lightning.datasets.near_duplicates import MOST_BITS
 
     rules, distance = tuple(_rules(arguments)), arguments.near_duplicates
     if not rules and distance is None:
@@ -96,7 +96,7 @@ def _wanted(arguments: argparse.Namespace) -> "Filter":
         hint = f"add --near-duplicates, perhaps with a number of bits (default {NEAR_BITS})"
         raise UserError("other sets are compared by near copies alone", where="--against", hint=hint)
     if distance is not None:
-        require_imagehash()
+        import_optional("imagehash", "filter", where="--near-duplicates")
         if distance > MOST_BITS:
             raise UserError(f"is {distance}", where="--near-duplicates", hint=f"give {MOST_BITS} at most")
     return Filter(rules, arguments.lacking == "keep", distance)

@@ -18,7 +18,6 @@ from hdm_lightning.autoencoding.efficientnet_lite0 import EfficientNetLite0
 from hdm_lightning.autoencoding.losses import adaptive_weight, discriminator_hinge, generator_adversarial
 from hdm_lightning.autoencoding.perceptual import lite0_distance
 from hdm_lightning.autoencoding.reconstruction import Reconstruction
-from hdm_lightning.cli.arguments import check_group
 from hdm_lightning.cli.command import require_file
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling.encoder_costs import AUTOENCODERS
@@ -92,7 +91,6 @@ def plan_autoencoder(
 
 def _room_gib(wanted: AutoencoderPlanSettings, of_the_table: float) -> float:
     room = of_the_table if wanted.gpu_memory_gib is None else wanted.gpu_memory_gib
-    check_group(wanted, "")
     if room <= wanted.reserve_gib:
         what = f"{room:g} GiB leave nothing beside the {wanted.reserve_gib:g} that are not tensors"
         raise UserError(what, where="gpu_memory_gib", hint="give more, or a smaller reserve_gib")

@@ -20,7 +20,7 @@ from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Preparation, Sample, Tokenize
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import import_optional
 from hdm_lightning.printable import in_one_line
 
 SIDES_PX = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -195,12 +195,8 @@ def draw(found: Statistics, path: str | Path) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 (optional)
-    except ImportError as error:
-        hint = "pip install 'hdm-lightning[plots]', or leave --picture out"
-        raise UserError("histograms need matplotlib", where="--picture", hint=hint) from error
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    library = import_optional("matplotlib.figure", "plots", where="--picture", instead="leave --picture out")
+    figure = library.Figure(figsize=(12, 3.6), layout="constrained")
     sides, shapes, captions = figure.subplots(1, 3)
     _histogram(sides, found.short_side, "short side [pixels]")
     _histogram(shapes, np.log2(np.maximum(found.aspect, 1e-3)), "log₂(width / height)")

@@ -5,9 +5,8 @@ line a finished shard; what it does not name, and what was made of files that ha
 """
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,18 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.source_files import kinds_of
-from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
+from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import append_line, read_lines, write_text
+from hdm_lightning.whole_files import write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
 MOST_KINDS = 10
+RETIRED = ("items", "max_repeats")
+"""Keys of journals of earlier versions, which say nothing."""
 
 
 class Item(NamedTuple):
@@ -156,8 +158,8 @@ def build_shards(
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
         raise nothing_to_build(Path(str(options.get("folder", out))), unused)
-    out.mkdir(parents=True, exist_ok=True)
-    found = open_journal(out, {**options, "samples_per_shard": samples_per_shard})
+    journal = ShardJournal(out, {**options, "samples_per_shard": samples_per_shard})
+    found = journal.shards
     shards = list(_shards(items, samples_per_shard, prefix))
     rows = {} if anew else {shard.name: found[shard.name] for shard in shards if _is_done(out, shard, found)}
     missing = [shard for shard in shards if shard.name not in rows]
@@ -166,14 +168,12 @@ def build_shards(
         say(_what_was_found(len(rows), [found.get(shard.name) for shard in missing], len(gone)))
     if missing or gone:
         (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
-    for name in gone:
-        (out / name).unlink(missing_ok=True)
-        append_line(out / JOURNAL, {"shard": name, "gone": True})
+    journal.remove(gone)
     with progress_bar("shards", len(shards)) as show:
         made = ordered_map(partial(_write, out, make), missing, processes=processes)
         for shard, row in zip(missing, made, strict=True):
             rows[shard.name] = row
-            append_line(out / JOURNAL, {"shard": shard.name, **row._asdict()})
+            journal.note(shard=shard.name, **row._asdict())
             show(len(rows))
     return finish(out, rows, unused, processes or available_cores())
 
@@ -250,31 +250,35 @@ def has_caption(fields: Mapping[str, Field]) -> bool:
     return not is_blank(str(fields.get("txt", ""))) or in_record
 
 
-def open_journal(out: Path, header: dict[str, Any]) -> dict[str, Row]:
-    """The rows of the shards that are finished."""
-    path = out / JOURNAL
-    if not path.exists():
-        require_no_shards(out)
-        append_line(path, header)
-        return {}
-    found, *entries = read_lines(path) or [{}]
-    for name in ("items", "max_repeats"):  # of earlier versions
-        found.pop(name, None)
-    if "follow_links" in header:
-        found.setdefault("follow_links", header["follow_links"])  # which earlier versions did not note
-    if json.dumps(found, sort_keys=True) != json.dumps(header, sort_keys=True):
-        raise UserError(
-            "the folder holds a build of another folder or with other options",
-            where=str(out),
-            hint="name another folder, or delete this one",
+class ShardJournal(Journal):
+    """What is known of the shards of a build, which begins with it.
+
+    Attributes:
+        shards: rows by name, of those that are finished.
+    """
+
+    def __init__(self, out: Path, header: dict[str, Any]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        added = {name: header[name] for name in ("follow_links",) if name in header}
+        super().__init__(
+            out / JOURNAL,
+            header,
+            other="the folder holds a build of another folder or with other options",
+            present=lambda found: added | {key: found[key] for key in found if key not in RETIRED},
         )
-    rows: dict[str, Row] = {}
-    for entry in entries:
-        name = str(entry.pop("shard", ""))
-        if Path(name).name != name:  # no name that a build gives; what is gone is deleted by it
-            continue
-        if entry.get("gone"):
-            rows.pop(name, None)
-        elif name:
-            rows[name] = Row(**entry) if entry.keys() == set(Row._fields) else Row("", 0, 0, 0, [], [])
-    return rows
+        self.begin()
+        self.shards: dict[str, Row] = {}
+        for entry in self.rows:
+            name = str(entry.pop("shard", ""))
+            if not name or Path(name).name != name:  # no name that a build gives; what is gone is deleted by it
+                continue
+            if entry.get("gone"):
+                self.shards.pop(name, None)
+            else:
+                self.shards[name] = Row(**entry) if entry.keys() == set(Row._fields) else Row("", 0, 0, 0, [], [])
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete shards that are no longer wanted."""
+        for name in names:
+            self.path.with_name(name).unlink(missing_ok=True)
+            self.note(shard=name, gone=True)

@@ -6,7 +6,6 @@ Shapes: N captions, L token places, T tokens of a piece, W width of the text enc
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +33,7 @@ from hdm_lightning.data.text_states import (
     pieces_of,
     write_table,
 )
-from hdm_lightning.datasets.shard_work import alone_in, samples_of, worked_off
+from hdm_lightning.datasets.shard_work import alone_in, is_begun, samples_of, worked_off
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
 
@@ -89,7 +88,11 @@ class EncodedCaptions:
     def __init__(self, place: str, folder: Path, form: TextFormat, options: StateOptions) -> None:
         self.folder, self.format, self.options = folder, form, options
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
-        self._require_own_folder()
+        holds = "states of another text encoder, or made with other options"
+        begun = is_begun(folder / FORMAT_NAME, lambda found: TextFormat.from_json(found) == form, holds)
+        if not begun and folder.is_dir() and any(folder.iterdir()):
+            hint = "name an empty folder, or a new one"
+            raise UserError("this folder holds something else", where=str(folder), hint=hint)
 
     @property
     def samples(self) -> int:
@@ -122,24 +125,6 @@ class EncodedCaptions:
                 if progress is not None:
                     progress(done)
             return write_table(self.folder)
-
-    def _require_own_folder(self) -> None:
-        file = self.folder / FORMAT_NAME
-        if not file.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                what, hint = "this folder holds something else", "name an empty folder, or a new one"
-                raise UserError(what, where=str(self.folder), hint=hint)
-            return
-        try:
-            same = TextFormat.from_json(json.loads(file.read_text(encoding="utf-8"))) == self.format
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise UserError(
-                "this folder holds states of another text encoder, or made with other options",
-                where=str(self.folder),
-                hint="name another --out, or delete this folder to make it anew",
-            )
 
 
 def _piece_file(folder: Path, shard: PlannedShard, rules: CaptionRules) -> Path:

@@ -27,8 +27,9 @@ from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import LATENT, RawSample
+from hdm_lightning.data.tar import RawSample
 from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.shard_work import (
     Job,
     ahead,
@@ -36,11 +37,12 @@ from hdm_lightning.datasets.shard_work import (
     digest_of,
     jobs_of,
     read_job,
+    require_images,
     require_names_of_their_own,
     worked_off,
 )
-from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
-from hdm_lightning.errors import UserError
+from hdm_lightning.datasets.writer import Field, write_shard
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
 
@@ -107,12 +109,12 @@ class CaptionedSet:
     def __init__(self, place: str, out: Path, options: CaptionOptions) -> None:
         self.folder, self.options = out, options
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
-        for shard in self.shards:
-            if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
-                what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
-                raise UserError(what, where=shard.url, hint=hint)
+        require_images(self.shards)
         require_names_of_their_own(self.shards, place)
-        self._done = self._of_earlier_calls()
+        other = "this folder holds captions of other images, of another model, or made with other options"
+        self._journal = Journal(out / JOURNAL, self._header(), other=other)
+        whole = (row for row in self._journal.rows if {"shard", *Summary._fields} <= set(row))
+        self._done = {row["shard"]: Summary(*(row[name] for name in Summary._fields)) for row in whole}
 
     @property
     def samples(self) -> int:
@@ -140,8 +142,7 @@ class CaptionedSet:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(self.folder, "writing captions"):
-            if not (self.folder / JOURNAL).exists():
-                append_line(self.folder / JOURNAL, self._header())
+            self._journal.begin()
             for folder in {self._file(shard).parent for shard in self.shards}:
                 remove_leftovers(folder)
             self._describe(progress or (lambda done: None))
@@ -156,7 +157,7 @@ class CaptionedSet:
         start = partial(_start, self.folder, self.options, shown)
         for record, summary in worked_off(missing, self.options.devices, start, hint="give a smaller --batch-size"):
             note_scanned(self.folder, record)
-            append_line(self.folder / JOURNAL, {"shard": record.name, **summary._asdict()})
+            self._journal.note(shard=record.name, **summary._asdict())
             self._done[record.name] = summary
             (self.folder / record.name).with_name(_journal_name(record.name)).unlink(missing_ok=True)
             done += record.samples
@@ -182,21 +183,6 @@ class CaptionedSet:
         options = self.options
         made_of = digest_of(self.shards, options.fingerprint, options.max_side_px)
         return {"model": options.model, "prompts": dict(options.prompts), "made_of": made_of}
-
-    def _of_earlier_calls(self) -> dict[str, Summary]:
-        if not (self.folder / JOURNAL).exists():
-            require_no_shards(self.folder)
-            return {}
-        header, *rows = read_lines(self.folder / JOURNAL) or [{}]
-        if header != self._header():
-            raise UserError(
-                "this folder holds captions of other images, of another model, or made with other options",
-                where=str(self.folder),
-                hint="name another --out, or delete this folder to make it anew",
-            )
-        fields = Summary._fields
-        whole = (row for row in rows if {"shard", *fields} <= set(row))
-        return {row["shard"]: Summary(*(row[name] for name in fields)) for row in whole}
 
 
 def _shown(progress: Progress, done: list[int], more: int) -> None:
@@ -290,8 +276,7 @@ class _Captioner:
             raise UserError("there is not enough memory on the device for a batch", hint=hint) from error
         except MODEL_FAULTS as error:
             if len(images) == 1:
-                lines = str(error).splitlines() or [""]
-                return [f"the model cannot take it: {type(error).__name__}: {lines[0][:200]}"]
+                return [f"the model cannot take it: {type(error).__name__}: {first_line(error)}"]
             return [answer for image in images for answer in self._answers([image], prompt)]
 
     def _require_some(self, found: Sequence[Mapping[str, Any]]) -> None:

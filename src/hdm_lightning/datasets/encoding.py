@@ -5,7 +5,6 @@ A set is made shard by shard, each written whole or not at all, so that an inter
 Shapes: H×W pixels of the resized image, C latent channels, h×w cells.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,8 +33,10 @@ from hdm_lightning.datasets.shard_work import (
     ahead,
     alone_in,
     digest_of,
+    is_begun,
     jobs_of,
     read_job,
+    require_images,
     require_names_of_their_own,
     worked_off,
 )
@@ -97,16 +98,15 @@ class EncodedSet:
 
     def __init__(self, place: str, out: Path, form: LatentFormat, options: EncodeOptions) -> None:
         self.out, self.format, self.options, self.folder = out, form, options, out / set_folder(form.resolution)
+        found = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
+        require_images(found)
         limits = CropRules(max_aspect=options.max_aspect)
-        self.shards: list[PlannedShard] = []
-        for url, record in resolve(Source((place,))):
-            shard = PlannedShard.whole(url, record)
-            if any(extension == LATENT for layout in record.layouts for extension, _ in layout.members):
-                what, hint = "this shard holds latents", "name the shards of images that they were encoded from"
-                raise UserError(what, where=url, hint=hint)
-            self.shards.append(shard.only(limits.accepts(*shard.shapes(), form.resolution)))
+        self.shards = [shard.only(limits.accepts(*shard.shapes(), form.resolution)) for shard in found]
         require_names_of_their_own(self.shards, place)
-        self._require_own_folder()
+        require_no_shards(out)
+        holds = "latents of other images, of another autoencoder, or made with other options"
+        if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):
+            require_no_shards(self.folder)
 
     def missing(self) -> list[PlannedShard]:
         """Shards that are not encoded yet."""
@@ -158,23 +158,8 @@ class EncodedSet:
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index
 
-    def _require_own_folder(self) -> None:
-        require_no_shards(self.out)
-        file = self.folder / LATENTS_NAME
-        if not file.is_file():
-            require_no_shards(self.folder)
-            return
-        try:
-            written = json.loads(file.read_text(encoding="utf-8"))
-            same = LatentFormat.from_json(written) == self.format
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same or not self._made_of().items() <= written.items():
-            raise UserError(
-                "this folder holds latents of other images, of another autoencoder, or made with other options",
-                where=str(self.folder),
-                hint="name another --out, or delete this folder to make it anew",
-            )
+    def _is_described_by(self, written: dict[str, Any]) -> bool:
+        return LatentFormat.from_json(written) == self.format and self._made_of().items() <= written.items()
 
     def _made_of(self) -> dict[str, Any]:
         """What else is noted: how many shards, and a hash of them and of the options that decide what is written."""

@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,6 @@ from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import LATENT
 from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets.build import REJECTED
 from hdm_lightning.datasets.filter_judging import (
@@ -35,16 +35,18 @@ from hdm_lightning.datasets.filter_judging import (
     reasons_of,
 )
 from hdm_lightning.datasets.filter_rules import MEASURED, Rule
+from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.near_duplicates import better_copies
 from hdm_lightning.datasets.shard_work import (
     alone_in,
     digest_of,
+    require_images,
     require_names_of_their_own,
     samples_of,
 )
-from hdm_lightning.datasets.writer import require_no_shards, write_shard
+from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_atomically
+from hdm_lightning.whole_files import remove_leftovers, write_atomically
 
 JOURNAL = "filter.jsonl"
 Progress = Callable[[str, int, int], None]
@@ -105,17 +107,15 @@ class FilteredSet:
             raise no_samples((record for _, record in resolve(Source((place,)))), place)
         others = resolve(Source(tuple(against))) if against else []
         self.others = [PlannedShard.whole(url, record) for url, record in others if record.samples]
-        for shard in (*self.shards, *self.others) if wanted.distance is not None else ():
-            if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
-                what, hint = "this shard holds latents, which have no perceptual hash", "name shards of images"
-                raise UserError(what, where=shard.url, hint=hint)
+        if wanted.distance is not None:
+            require_images((*self.shards, *self.others), "name shards of images", ", which have no perceptual hash")
 
     @property
     def made_of(self) -> str:
         """A hash of the shards and of all that decides which of their samples stay."""
         return digest_of([*self.shards, *self.others], len(self.shards), self.filter)
 
-    def judge(self, journal: Path | None = None, progress: Progress | None = None) -> Judgement:
+    def judge(self, journal: Journal | None = None, progress: Progress | None = None) -> Judgement:
         """Which samples stay.
 
         Args:
@@ -126,7 +126,7 @@ class FilteredSet:
             UserError: a rule is about a key that no sample has, or a shard cannot be read.
         """
         report = progress or (lambda what, done, total: None)
-        known = self._known(journal)
+        known = {} if journal is None else _known(journal)
         judged = self._judged(self.shards, self.filter, "shards", known, journal, report)
         _require_keys(self.filter.rules, judged)
         reasons = reasons_of(self.filter.rules)
@@ -147,17 +147,12 @@ class FilteredSet:
             UserError: the folder holds something else, or the disk is full.
         """
         require_names_of_their_own(self.shards, self.place)
-        header = {"made_of": self.made_of}
-        if not (out / JOURNAL).exists():
-            require_no_shards(out)
-        elif (read_lines(out / JOURNAL) or [{}])[0] != header:
-            hint = "name another --out, or delete this folder to make it anew"
-            raise UserError("this folder holds other samples, or by other rules", where=str(out), hint=hint)
+        other = "this folder holds other samples, or by other rules"
+        journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
         out.mkdir(parents=True, exist_ok=True)
         with alone_in(out, "filtering"):
-            if not (out / JOURNAL).exists():
-                append_line(out / JOURNAL, header)
-            judgement = self.judge(out / JOURNAL, progress)
+            journal.begin()
+            judgement = self.judge(journal, progress)
             return self._copy(judgement, out, progress or (lambda what, done, total: None)), judgement
 
     def mark(self, progress: Progress | None = None) -> Judgement:
@@ -182,23 +177,13 @@ class FilteredSet:
         leave_out(folder, problems)
         return judgement
 
-    def _known(self, journal: Path | None) -> dict[str, Judged]:
-        """What a call that was ended has noted."""
-        known = {}
-        for row in read_lines(journal) if journal is not None else ():
-            try:
-                known[row["shard"]] = Judged.from_json(row)
-            except (KeyError, ValueError, TypeError):
-                continue  # the header
-        return known
-
     def _judged(
         self,
         shards: Sequence[PlannedShard],
         wanted: Filter,
         what: str,
         known: Mapping[str, Judged],
-        journal: Path | None,
+        journal: Journal | None,
         report: Progress,
     ) -> list[Judged]:
         found = {shard.url: known[key] for shard in shards if (key := _named(what, shard)) in known}
@@ -207,7 +192,7 @@ class FilteredSet:
         for shard, each in zip(missing, made, strict=True):
             found[shard.url] = each
             if journal is not None:
-                append_line(journal, {"shard": _named(what, shard), **each.to_json()})
+                journal.note(shard=_named(what, shard), **each.to_json())
             report(what, len(found), len(shards))
         return [found[shard.url] for shard in shards]
 
@@ -223,6 +208,15 @@ class FilteredSet:
             report("shards written", done, len(chosen))
         names = [shard.record.name for shard in chosen]
         return index_shards(out, new_only=True, names=names, jobs=self.jobs, times=False) if names else None
+
+
+def _known(journal: Journal) -> dict[str, Judged]:
+    """What a call that was ended has noted."""
+    known = {}
+    for row in journal.rows:
+        with suppress(KeyError, ValueError, TypeError):  # damaged
+            known[row["shard"]] = Judged.from_json(row)
+    return known
 
 
 def _named(what: str, shard: PlannedShard) -> str:

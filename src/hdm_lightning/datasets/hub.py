@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line, import_optional
 
 
 class HubTable:
@@ -30,7 +30,7 @@ class HubTable:
     def __init__(
         self, name: str, columns: Columns, *, config: str | None = None, split: str = "train", revision: str = "main"
     ) -> None:
-        datasets = _package()
+        datasets = import_optional("datasets", "tables", where="hub")
         self.place, self.columns, self.rows = name, columns, None
         folder = Path(name).expanduser()
         self.state = _state_of(folder) if folder.is_dir() else _commit(name, revision)
@@ -56,7 +56,7 @@ class HubTable:
 
     def _prepared(self, stream: Any) -> Any:
         """The stream, whose images come as the bytes that they are in."""
-        datasets = _package()
+        datasets = import_optional("datasets", "tables", where="hub")
         features = stream.features or stream._resolve_features().features
         for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
             if name not in features:
@@ -86,15 +86,6 @@ def _require_images(name: str, feature: Any, place: str) -> None:
     raise UserError(what, where=place, hint=hint)
 
 
-def _package() -> Any:
-    try:
-        import datasets  # noqa: PLC0415  (optional, and slow to import)
-    except ImportError as error:
-        hint = "pip install 'hdm-lightning[tables]'"
-        raise UserError("data sets of the hub need the package datasets", where="hub", hint=hint) from error
-    return datasets
-
-
 def _state_of(folder: Path) -> str:
     """What changes with the files of a folder."""
     files = sorted(each for each in folder.rglob("*") if each.is_file())
@@ -116,10 +107,9 @@ def _commit(name: str, revision: str) -> str:
 
 
 def _refused(name: str, error: Exception) -> UserError:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     hint = f"look at the name; gated sets need `hf auth login`; elsewhere `hf download --repo-type dataset {name}` "
     hint += "and give the folder; several configurations are told apart by --config"
-    return UserError(f"cannot be read ({type(error).__name__}: {lines[0][:200]})", where=name, hint=hint)
+    return UserError(f"cannot be read ({type(error).__name__}: {first_line(error)})", where=name, hint=hint)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

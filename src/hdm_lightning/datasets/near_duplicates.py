@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Crop, covering_size
 from hdm_lightning.data.decode import decode
-from hdm_lightning.errors import UserError
 
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -38,15 +37,6 @@ CLUSTER = 1 / 32
 """Share of copies among the pairs that are looked at, from which on comparing all of a group is no waste."""
 
 COMPARED_AT_ONCE = 1 << 21
-
-
-def require_imagehash() -> None:
-    """Raise UserError where the package for perceptual hashes is not installed."""
-    try:
-        import imagehash  # noqa: F401, PLC0415  (optional)
-    except ImportError as error:
-        hint = "pip install 'hdm-lightning[filter]'"
-        raise UserError("perceptual hashes need imagehash", where="--near-duplicates", hint=hint) from error
 
 
 def perceptual_hash(data: bytes) -> int:

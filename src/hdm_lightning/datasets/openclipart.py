@@ -34,7 +34,7 @@ from hdm_lightning.datasets.openclipart_source import (
     refusal,
 )
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, import_optional
 from hdm_lightning.whole_files import no_follow
 
 PREFIX = "openclipart"
@@ -287,7 +287,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build as the arguments say and print how many drawings were kept and refused, by reason."""
-    _require_renderer()
+    import_optional("resvg_py", "builders", where="hdm-shards build openclipart")  # renders the drawings
     names = OpenClipArtOptions.__dataclass_fields__
     options = OpenClipArtOptions(**{name: value for name, value in vars(args).items() if name in names})
     with progress_bar("drawings", args.count) as progress:
@@ -302,17 +302,6 @@ def run(args: argparse.Namespace) -> int:
     for reason, number in tally.most_common():
         print(f"{number:6d}  {reason}")
     return 0
-
-
-def _require_renderer() -> None:
-    try:
-        import resvg_py  # noqa: F401, PLC0415  an optional dependency that only this builder needs
-    except ImportError as error:
-        raise UserError(
-            "the package resvg-py, which renders the drawings, is not installed",
-            where="hdm-shards build openclipart",
-            hint="pip install 'hdm-lightning[builders]'",
-        ) from error
 
 
 def _draw(drawings: Path, options: OpenClipArtOptions, record: Record) -> _Drawn | str:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hdm_lightning.errors import first_line
+
 Pixels = NDArray[np.uint8]
 
 # Without a resolution resvg cannot size the drawings that are measured in millimetres.
@@ -71,7 +73,7 @@ def _render_page(file: Path, fit_px: int) -> Pixels:
             skip_system_fonts=True,
         )
     except ValueError as error:
-        raise Unusable(f"cannot be rendered: {str(error).splitlines()[0][:80]}") from error
+        raise Unusable(f"cannot be rendered: {first_line(error, 80)}") from error
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line, import_optional
 
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 1 << 20
@@ -85,21 +85,19 @@ class ParquetTable:
 
 def opened(file: Path) -> Any:
     """A parquet file whose pages are read as they are needed. Raises UserError: pyarrow is missing, or it is none."""
+    parquet = import_optional("pyarrow.parquet", "tables", where=str(file))
+    import pyarrow  # noqa: PLC0415  (with it)
+
     try:
-        import pyarrow  # noqa: PLC0415  (optional)
-        from pyarrow.parquet import ParquetFile  # noqa: PLC0415
-    except ImportError as error:
-        hint = "pip install 'hdm-lightning[tables]'"
-        raise UserError("parquet files need pyarrow", where=str(file), hint=hint) from error
-    try:
-        return ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        return parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return UserError(f"cannot be read ({reason})", where=str(file), hint="get the file again, or name the others")
+    return UserError(
+        f"cannot be read ({first_line(error)})", where=str(file), hint="get the file again, or name the others"
+    )
 
 
 def require_images(field: Any, place: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,12 +19,17 @@ from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
-from hdm_lightning.datasets.build import JOURNAL, Report, Row, finish, has_caption, open_journal
+from hdm_lightning.datasets.build import Report, Row, ShardJournal, finish, has_caption
 from hdm_lightning.datasets.shard_work import ahead
-from hdm_lightning.datasets.source_images import ENCODINGS, ImageOptions, image_field, whole_number
+from hdm_lightning.datasets.source_images import (
+    ImageOptions,
+    add_shared_arguments,
+    image_field,
+    image_options,
+    whole_number,
+)
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import append_line
 
 MOST_TEXT = 1 << 12
 """Letters of a text column that is no caption and goes into the record."""
@@ -104,10 +109,9 @@ def build_rows(
         UserError: no row can be used, or the folder holds another build.
     """
     images = images or ImageOptions()
-    out.mkdir(parents=True, exist_ok=True)
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
-    header |= {"captions": list(columns.captions), "kept": columns.kept and list(columns.kept)}
-    found = open_journal(out, {**header, "samples_per_shard": samples_per_shard})
+    journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
+    found = journal.shards
     done = {} if anew else _finished(out, found, table.state)
     if found and say is not None:
         say(_what_was_found(len(done), len(found), anew))
@@ -120,21 +124,14 @@ def build_rows(
             rows = table.read(len(done) * samples_per_shard)
             while part := list(islice(rows, 1)):
                 number, name = len(done), SHARD.format(len(done))
-                stream = _chained(part, islice(rows, samples_per_shard - 1))
+                stream = chain(part, islice(rows, samples_per_shard - 1))
                 done[name] = _write(out / name, number * samples_per_shard, stream, make, pool, table.state)
-                append_line(out / JOURNAL, {"shard": name, **done[name]._asdict()})
+                journal.note(shard=name, **done[name]._asdict())
                 show(len(done))
-    for name in found.keys() - done.keys():
-        (out / name).unlink(missing_ok=True)
-        append_line(out / JOURNAL, {"shard": name, "gone": True})
+    journal.remove(found.keys() - done.keys())
     if not done:
         raise UserError("has no rows", where=table.place, hint="name another table")
     return finish(out, done, (), threads or available_cores())
-
-
-def _chained(first: list[TableRow], rest: Iterator[TableRow]) -> Iterator[TableRow]:
-    yield from first
-    yield from rest
 
 
 def _finished(out: Path, found: Mapping[str, Row], state: str) -> dict[str, Row]:
@@ -258,19 +255,12 @@ def _plain(value: Any) -> object:
 
 def add_row_arguments(parser: argparse.ArgumentParser, *, image: str | None = None) -> None:
     """Options that all builders from tables share; `image` is the column unless told otherwise."""
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards; a build there goes on")
     parser.add_argument(
         "--image", required=image is None, default=image, metavar="COLUMN", help="bytes of an image file"
     )
     parser.add_argument("--caption", nargs="+", default=[], metavar="COLUMN", help="texts; of several each is a kind")
     parser.add_argument("--keep", nargs="*", metavar="COLUMN", help="others for the records (default: plain values)")
-    parser.add_argument("--anew", action="store_true", help="build all shards again")
-    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
-    parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave images as they are")
-    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew")
-    parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
-    parser.add_argument("--min-size", type=whole_number(1), default=1, metavar="PX", help="reject smaller images")
-    parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
+    add_shared_arguments(parser)
     parser.add_argument("--threads", type=whole_number(1), help="that check images (default: one a core)")
 
 
@@ -293,7 +283,7 @@ def build_as_asked(table: Table, arguments: argparse.Namespace) -> int:
         table,
         arguments.out,
         columns_of(arguments),
-        images=ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size),
+        images=image_options(arguments),
         allow_missing=arguments.allow_missing,
         samples_per_shard=arguments.samples_per_shard,
         threads=arguments.threads,

@@ -181,11 +181,6 @@ def scene_prompts(
     return prompts
 
 
-def heldout_prompts(count: int = 128, *, objects: int = 1, seed: int = 0, rule: HeldOut = "pairs") -> list[Prompt]:
-    """Return prompts of combinations that the train split never shows; see `scene_prompts`."""
-    return scene_prompts(count, split="heldout", objects=objects, seed=seed, rule=rule)
-
-
 def make_fields(options: ShapesOptions, index: int) -> dict[str, Field]:
     """Return sample `index` as members of a shard: the encoded image, its plainest caption and its truth."""
     image, facts = make_image(options, index)

@@ -5,13 +5,14 @@ Several devices work side by side, a process each, on shards of their own.
 
 import fcntl
 import hashlib
+import json
 import multiprocessing
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +22,8 @@ from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.data.tar import Form, RawSample
+from hdm_lightning.data.tar import LATENT, Form, RawSample
+from hdm_lightning.datasets.journal import ANEW
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import no_follow
 
@@ -106,6 +108,25 @@ def alone_in(folder: Path, doing: str) -> Iterator[None]:
             hint = "name a folder on a file system with locks, such as a local disk"
             raise UserError(f"cannot be locked ({error.strerror})", where=str(folder), hint=hint) from error
         yield
+
+
+def require_images(
+    shards: Iterable[PlannedShard], hint: str = "name the shards of images that they were encoded from", why: str = ""
+) -> None:
+    """Raise UserError where a shard holds latents."""
+    for shard in shards:
+        if any(extension == LATENT for layout in shard.record.layouts for extension, _ in layout.members):
+            raise UserError(f"this shard holds latents{why}", where=shard.url, hint=hint)
+
+
+def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) -> bool:
+    """Whether there is a set that `file` describes. Raises UserError: it `holds` something else than is to be made."""
+    if not file.is_file():
+        return False
+    with suppress(ValueError, KeyError, TypeError):
+        if is_same(json.loads(file.read_text(encoding="utf-8"))):
+            return True
+    raise UserError(f"this folder holds {holds}", where=str(file.parent), hint=ANEW)
 
 
 def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> None:

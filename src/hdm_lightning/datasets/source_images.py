@@ -28,6 +28,7 @@ from hdm_lightning.datasets.writer import Field
 
 KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 ENCODINGS = ("keep", "webp", "jpeg")
+_OF_A_BUILD = ("allow_missing", "follow_links", "samples_per_shard", "processes", "anew")
 MOST_WEBP_PX = 16383
 """Longest side of a WebP."""
 
@@ -139,23 +140,27 @@ def caption_fields(
     return {**fields, "json": {**theirs, **own}}, unused
 
 
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that all builders of images share."""
+    parser.add_argument("--out", required=True, type=Path, help="folder for the shards; a build there goes on")
+    parser.add_argument("--anew", action="store_true", help="build all shards again")
+    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
+    parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave images as they are")
+    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew")
+    parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
+    parser.add_argument("--min-size", type=whole_number(1), default=1, metavar="PX", help="reject smaller images")
+    parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
+
+
+def image_options(arguments: argparse.Namespace) -> ImageOptions:
+    """How images go into shards, as `add_shared_arguments` asked."""
+    return ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size)
+
+
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all builders from image files share."""
     parser.add_argument("folder", help="folder with the images, searched to any depth")
-    parser.add_argument(
-        "--out", required=True, help="folder for the shards; a build there is resumed, or takes changes"
-    )
-    parser.add_argument("--anew", action="store_true", help="build all shards again")
-    parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
-    parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave files as they are")
-    parser.add_argument(
-        "--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew (default %(default)s)"
-    )
-    parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
-    parser.add_argument(
-        "--min-size", type=whole_number(1), default=1, metavar="PX", help="reject images with a smaller side"
-    )
-    parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
+    add_shared_arguments(parser)
     parser.add_argument("--follow-links", action="store_true", help="take what links out of the folder lead to")
     parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
 
@@ -163,12 +168,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 def build_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_image_arguments` asked for, as the builders take it."""
     return {
-        "images": ImageOptions(arguments.encoding, arguments.quality, arguments.short_side, arguments.min_size),
-        "allow_missing": arguments.allow_missing,
-        "follow_links": arguments.follow_links,
-        "samples_per_shard": arguments.samples_per_shard,
-        "processes": arguments.processes,
-        "anew": arguments.anew,
+        "images": image_options(arguments),
+        **{name: getattr(arguments, name) for name in _OF_A_BUILD},
     }
 
 

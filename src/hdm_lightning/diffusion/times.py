@@ -1,7 +1,5 @@
 """The times at which a sampler evaluates the velocity: decreasing grids from noise (1) to the image (0)."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -50,17 +48,3 @@ def shifted_grid(steps: int, shift: float, *, start: float = 1.0) -> Tensor:
     start_before_shift = start / (shift * (1.0 - start) + start)  # no difference of two large shifts
     grid = uniform_grid(steps, start=start_before_shift)
     return shift * grid / (1.0 + (shift - 1.0) * grid)
-
-
-def resolution_shift(tokens: int, base_tokens: int) -> float:
-    """The shift √(tokens / base_tokens) that keeps the uncertainty at a time equal across resolutions.
-
-    An image of more tokens needs more noise for the same loss of information (arXiv 2403.03206, equation 23).
-
-    Args:
-        tokens: image tokens (or pixels) at the resolution to sample.
-        base_tokens: image tokens (or pixels) at which shift 1 is right.
-    """
-    if tokens < 1 or base_tokens < 1:
-        raise ValueError(f"tokens, base_tokens: got {tokens}, {base_tokens}, expected at least 1")
-    return math.sqrt(tokens / base_tokens)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, UNREADABLE, first_line, locate_model, readable
-from hdm_lightning.errors import UserError
+from hdm_lightning.encoders.pretrained import OWN_CODE_ONLY, UNREADABLE, locate_model, readable
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.precision import encoder_dtype, parse_dtype
 
 FILES = ["config.json", "*.safetensors|*.bin", "preprocessor_config.json|processor_config.json"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.whole_files import write_json
 
 PACKAGE_SCHEME = "package:"
@@ -47,11 +47,6 @@ def readable(reading: str, folder: Path, *, where: str, hint: str | None = None)
         yield
     except UNREADABLE as error:
         raise UserError(f"{reading} from {folder} ({first_line(error)})", where=where, hint=hint) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 NO_SDPA = "scaled_dot_product_attention"
@@ -237,8 +232,7 @@ def _snapshot(repo_id: str, subfolder: str, patterns: Sequence[str], **hub: Any)
             **{"etag_timeout": 10, **hub},
         )
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
-        message = str(error).strip() or "no message"
-        return None, f"{type(error).__name__}: {message.splitlines()[0][:120]}"
+        return None, f"{type(error).__name__}: {first_line(error, 120)}"
     folder = Path(root) / subfolder
     return (folder if folder.is_dir() else None), "the repository lacks the files needed"
 

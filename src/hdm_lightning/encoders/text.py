@@ -25,7 +25,7 @@ from hdm_lightning.encoders.pretrained import (
     require_finite_model,
 )
 from hdm_lightning.encoders.tokenizer import Tokenizer
-from hdm_lightning.errors import UserError, sibling_key
+from hdm_lightning.errors import UserError, first_line, sibling_key
 from hdm_lightning.precision import parse_dtype
 
 MAX_TOKENS = 65_536
@@ -212,9 +212,8 @@ def text_width(name: str, *, where: str = "text_encoder.name") -> int:
     try:
         width = int(read_transformer_config(folder).get_text_config().hidden_size)
     except (*UNREADABLE, AttributeError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"transformers cannot read the configuration of a text encoder from {folder} ({reason})",
+            f"transformers cannot read the configuration of a text encoder from {folder} ({first_line(error)})",
             where=where,
             hint="give a folder written by save_pretrained, of an architecture that transformers knows",
         ) from error

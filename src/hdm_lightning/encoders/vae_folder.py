@@ -21,13 +21,12 @@ from hdm_lightning.encoders.pretrained import (
     FINAL,
     RUNS,
     UNREADABLE,
-    first_line,
     forget_places,
     locate_model,
     readable,
     require_finite_model,
 )
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import move_in, replacing
 

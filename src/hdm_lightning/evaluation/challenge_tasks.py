@@ -4,6 +4,7 @@ Whatever entries depend on stands here; with a change of it `VERSION` changes, a
 """
 
 import itertools
+import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -80,7 +81,7 @@ class Task:
         """
         hint = f"draw it: hdm-challenge data {self.name} --out FOLDER"
         lines = read_lines(folder / JOURNAL) if (folder / JOURNAL).is_file() else []
-        if not lines or not _same(lines[0], self.header()):
+        if not lines or lines[0] != json.loads(json.dumps(self.header())):
             raise UserError(f"is not the training set of the task {self.name}", where=str(folder), hint=hint)
         rows = {str(line.get("shard")): int(line.get("samples", 0)) for line in lines[1:] if not line.get("gone")}
         shards = sorted(path.name for path in folder.glob("*.tar"))
@@ -89,13 +90,6 @@ class Task:
         for index, image in enumerate(_images(folder / shards[0])):
             if not np.array_equal(image, make_image(self.options, index)[0]):
                 raise UserError(f"scene {index} is not the task's", where=str(folder / shards[0]), hint=hint)
-
-
-def _same(found: Mapping[str, object], expected: Mapping[str, object]) -> bool:
-    def plain(value: object) -> object:
-        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-    return {key: plain(value) for key, value in found.items()} == {key: plain(each) for key, each in expected.items()}
 
 
 def _images(shard: Path) -> Iterator[NDArray[np.uint8]]:

@@ -72,12 +72,26 @@ def draw_request(
     if loaded.notice:
         warn(loaded.notice)
     jobs = _jobs(request, overrides, prompts, loaded, record, image, warn)
+    writer = _writer(request.out, loaded, image, loaded_with, uses)
+    for told in cut_prompts(prompts, loaded.pipeline.caption_tokenizer):
+        warn(told)
+    for what in writer.differences_from(record) if record else []:
+        warn(f"{request.repeat}: {what}")
+    what = f"{len(jobs)} images"
+    for job, drawn in draw_jobs(loaded.pipeline, jobs, image=image, progress=lambda *steps: progress(what, *steps)):
+        writer.add(job, drawn)
+    return [*writer.paths, *([writer.write_sheet()] if request.sheet and len(jobs) > 1 else [])]
+
+
+def _writer(
+    folder: Path, loaded: LoadedModel, image: Path | None, loaded_with: dict[str, str], uses: tuple[AdapterUse, ...]
+) -> ImageWriter:
+    """What writes the images, and what they were made with."""
     try:
-        fingerprint = loaded.fingerprint
-        writer = ImageWriter(
-            request.out,
+        return ImageWriter(
+            folder,
             model=str(loaded.path),
-            fingerprint=fingerprint,
+            fingerprint=loaded.fingerprint,
             image=image,
             loaded_with=loaded_with,
             loras=[
@@ -86,14 +100,7 @@ def draw_request(
             ],
         )
     except OSError as error:
-        raise UserError(f"cannot be made ({error})", where=f"--out {request.out}", hint="give a folder") from error
-    _warn_of_cut_prompts(prompts, loaded, warn)
-    for what in writer.differences_from(record) if record else []:
-        warn(f"{request.repeat}: {what}")
-    what = f"{len(jobs)} images"
-    for job, drawn in draw_jobs(loaded.pipeline, jobs, image=image, progress=lambda *steps: progress(what, *steps)):
-        writer.add(job, drawn)
-    return [*writer.paths, *([writer.write_sheet()] if request.sheet and len(jobs) > 1 else [])]
+        raise UserError(f"cannot be made ({error})", where=f"--out {folder}", hint="give a folder") from error
 
 
 def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable[[str], None]) -> list[str]:
@@ -223,9 +230,3 @@ def _check_size(settings: SamplingSettings, multiple: int) -> None:
         near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in (settings.width, settings.height))
         what = f"{settings.width}x{settings.height} is not made of multiples of {multiple}"
         raise UserError(what, where="--size", hint=f"give {near}, or add --on-indivisible pad")
-
-
-def _warn_of_cut_prompts(prompts: list[str], loaded: LoadedModel, warn: Callable[[str], None]) -> None:
-    """Say which prompts are longer than what the network reads."""
-    for told in cut_prompts(prompts, loaded.pipeline.caption_tokenizer):
-        warn(told)

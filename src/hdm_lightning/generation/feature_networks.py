@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hdm_lightning.autoencoding.perceptual import lite0_network
-from hdm_lightning.encoders.pretrained import first_line, locate_model, read_transformer, readable
-from hdm_lightning.errors import UserError
+from hdm_lightning.encoders.pretrained import locate_model, read_transformer, readable
+from hdm_lightning.errors import UserError, first_line, import_optional
 from hdm_lightning.metrics.features import DEFAULT_NETWORK, INCEPTION, FeatureNetwork, Preprocessing
 
 WHERE = "--features"
@@ -88,13 +88,7 @@ def _lite0(device: torch.device) -> FeatureNetwork:
 
 
 def _inception(device: torch.device) -> FeatureNetwork:
-    try:
-        importlib.import_module("torch_fidelity")
-    except ImportError as error:
-        hint = f"pip install 'hdm-lightning[fid]', or {_NEAREST}"
-        raise UserError(
-            "FID proper needs the package torch-fidelity, which is not installed", where=WHERE, hint=hint
-        ) from error
+    import_optional("torch_fidelity", "fid", where=WHERE, instead=_NEAREST)
     from torchmetrics.image.fid import NoTrainInceptionV3  # noqa: PLC0415  (needs torch-fidelity)
 
     try:

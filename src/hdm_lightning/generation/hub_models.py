@@ -7,7 +7,7 @@ from typing import Any
 
 from hdm_lightning.encoders.pretrained import locate_model
 from hdm_lightning.encoders.vae_folder import WEIGHTS
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNLOAD
 from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
@@ -81,9 +81,7 @@ def _file(repository: str, file: str, where: str, hub: Mapping[str, Any]) -> Pat
     try:
         return Path(hf_hub_download(repository, file, **hub))
     except Exception as error:  # the hub client raises its own errors, its HTTP library's and OSError alike
-        what = (
-            f"{repository}/{file} could not be had ({type(error).__name__}: {str(error).strip().splitlines()[0][:120]})"
-        )
+        what = f"{repository}/{file} could not be had ({type(error).__name__}: {first_line(error, 120)})"
         raise UserError(what, where=where, hint=f"download it by hand, hf download {repository} {file}") from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, infer_config
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.interop import published
 from hdm_lightning.interop.pipeline_folder import (
     TEXT_ENCODER,
@@ -251,7 +251,7 @@ def _statistic(values: Any, dtype: torch.dtype, file: Path) -> Tensor | None:
     try:
         return None if values is None else torch.tensor(values, dtype=torch.float64).to(dtype).view(1, -1, 1, 1)
     except (TypeError, ValueError, RuntimeError) as error:
-        what = f"latents_mean and latents_std are to be lists of numbers ({str(error).splitlines()[0]})"
+        what = f"latents_mean and latents_std are to be lists of numbers ({first_line(error)})"
         raise UserError(what, where=str(file), hint=AGAIN) from error
 
 

@@ -25,7 +25,7 @@ from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
 from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, require_finite, shards, write_tensors
-from hdm_lightning.json_files import AGAIN, parse_object, read_object
+from hdm_lightning.json_files import AGAIN, object_or_empty, read_object
 from hdm_lightning.models import XUT, XUTConfig
 from hdm_lightning.whole_files import write_json, write_text
 
@@ -128,7 +128,8 @@ def network_from_tensors(config: XUTConfig, tensors: Mapping[str, Tensor]) -> XU
 
 def is_pipeline_folder(folder: Path) -> bool:
     """Whether a folder is that of a pipeline with an XUT, in this layout or in that of before."""
-    return _json(folder / INDEX).get("_class_name") == PIPELINE_CLASS or "xut" in _json(folder / CONFIG)
+    index, config = (object_or_empty(folder / name) for name in (INDEX, CONFIG))
+    return index.get("_class_name") == PIPELINE_CLASS or "xut" in config
 
 
 def holding(path: Path) -> tuple[Path, Weights] | None:
@@ -165,7 +166,7 @@ def _read_index(folder: Path, index: Mapping[str, Any]) -> PipelineFolder:
     name = str(folder / TEXT_ENCODER) if inside else index.get("text_encoder_name")
     written = {"name": name, "layer": index.get("text_encoder_layer"), "context_length": index.get("context_length")}
     source = TextEncoderSource.from_json(written) if name else None
-    solving = _json(folder / SCHEDULER / "scheduler_config.json")
+    solving = object_or_empty(folder / SCHEDULER / "scheduler_config.json")
     sampling = {**(index.get("sampling") or {}), **{key: solving[key] for key in _SOLVING if key in solving}}
     training = dict(index.get("training") or {})
     return PipelineFolder(folder, xut, source.found_from(folder) if source else None, inside, training, sampling)
@@ -212,10 +213,8 @@ def write_pipeline_folder(
         tensors = {NETWORK_PREFIX + name: value for name, value in state.items()}
         write_tensors(folder / f"{_STEMS[kind]}.safetensors", tensors)
     diffusers = {"_diffusers_version": version("diffusers")}
-    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
     solving = {key: value for key, value in (sampling or {}).items() if key in _SOLVING}
-    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
-    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
+    _write_configs(folder, diffusers, xut, solving)
     if write_vae is not None:
         write_vae(folder / VAE_FOLDER)
     absent = [None, None]
@@ -240,10 +239,16 @@ def write_pipeline_folder(
         "text_encoder_name": kept.name if kept and not (write_text_encoder and is_local_path(kept.name)) else None,
         "text_encoder_layer": kept.layer if kept else -1,
         "context_length": kept.context_length if kept else 256,
-        "sampling": {key: value for key, value in (sampling or {}).items() if key not in _SOLVING},
+        "sampling": {key: value for key, value in (sampling or {}).items() if key not in solving},
         "training": dict(training or {}),
     }
     write_json(folder / INDEX, index)
+
+
+def _write_configs(folder: Path, diffusers: Mapping[str, str], xut: XUTConfig, solving: Mapping[str, Any]) -> None:
+    write_json(folder / TRANSFORMER / CONFIG, {"_class_name": "XUTTransformer", **diffusers, **xut.to_json()})
+    scheduler = {"_class_name": "FlowScheduler", **diffusers, "solver": "ab2", "shift": 1.0, **solving}
+    write_json(folder / SCHEDULER / "scheduler_config.json", scheduler)
 
 
 def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
@@ -270,11 +275,3 @@ def record_measures(folder: Path, measures: Mapping[str, Any]) -> None:
     )
     write_text(folder / CARD, card)
     write_json(folder / INDEX, {**index, "training": training})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        return parse_object(path.read_bytes())
-    except (OSError, ValueError):
-        return {}

@@ -15,13 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import read_object
 from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
 
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of files that torch.save writes."""
 
 _AGAIN = "download the file again, and compare its size with what the page says"
@@ -98,12 +97,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, *_UNREADABLE) as error:
-        what = f"is no whole safetensors file ({_first_line(error)})"
+        what = f"is no whole safetensors file ({first_line(error)})"
         raise UserError(what, where=str(path), hint=_AGAIN) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:

@@ -30,12 +30,12 @@ from hdm_lightning.training.autoencoder_checks import (
 )
 from hdm_lightning.training.autoencoder_export import export_autoencoder
 from hdm_lightning.training.callbacks.autoencoder_report import AutoencoderReport
-from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
 from hdm_lightning.training.composition import parse, plain
 from hdm_lightning.training.hub_upload import Hub, reserve, upload
 from hdm_lightning.training.loggers import VAE_LAYOUT, Layout
+from hdm_lightning.training.model_record import run_record
 from hdm_lightning.training.modules.adversarial import PerceptualDistance
 from hdm_lightning.training.modules.autoencoder_network import AutoencoderNetwork, build_vae, load_vae
 from hdm_lightning.training.modules.draws import sub_seed
@@ -213,22 +213,17 @@ class AutoencoderRecipe(Recipe):
 
     def _record(self, run: Run, done: dict[str, Any], *, public: bool) -> dict[str, Any]:
         """What the model card says about the training; of what lies on this machine, a `public` one has names alone."""
-        environment, config = run_folder.read_environment(run.run_dir), run.config
+        config = run.config
         adversarial = group(config, self, "adversarial")
         return {
-            "name": str(config.name),
-            "seed": int(config.seed),
+            **run_record(run),
             "start": _start(group(config, self, "autoencoder").source, public),
             "samples": done["samples"],
             "resolution": run.plans[0].settings.resolution,
-            "license": group(config, self, "hub").license,
             "measured_on": "held-out images" if config.data.get("validation") else "images of the training set",
             "loss": asdict(group(config, self, "loss")),
             "equivariance": asdict(group(config, self, "equivariance")),
             "adversarial": asdict(adversarial) if adversarial.weight else None,
-            "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
-            "commit": environment["commit"],
-            "hdm_lightning": environment["hdm_lightning"],
         }
 
 

@@ -18,7 +18,6 @@ from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder, is_pipe
 from hdm_lightning.models import XUTConfig
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors"]
-_TARGET = "_target_"
 _OF_A_STAGE = ("resolution", "context_length")
 
 

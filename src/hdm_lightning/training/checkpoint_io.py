@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.training.run_log import say
 from hdm_lightning.whole_files import write_atomically
 
@@ -96,8 +96,7 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     except OSError as error:
         raise DamagedCheckpoint(path, error.strerror or "it cannot be read") from error
     except (RuntimeError, ValueError, TypeError, LookupError, EOFError) as error:
-        message = str(error).strip() or type(error).__name__
-        raise DamagedCheckpoint(path, message.splitlines()[0][:160]) from error
+        raise DamagedCheckpoint(path, first_line(error, 160)) from error
     return loaded
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.printable import in_one_line
 
@@ -117,7 +117,7 @@ def plain(config: Any, path: str) -> Any:
         key = _written(config, error.full_key or path)
         raise UserError("a value is required and none was given", where=key, hint=f"give one: {key}=VALUE") from error
     except OmegaConfBaseException as error:
-        what = (error.msg or str(error)).splitlines()[0]
+        what = first_line(error.msg or error)
         raise UserError(what, where=error.full_key or path, hint="`--cfg job` shows the whole configuration") from error
 
 
@@ -149,7 +149,7 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = hydra.utils.get_object(str(node[TARGET]))
     except Exception as error:  # whatever the foreign module raises while it is imported
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         hint = "give the dotted name of a class or function in an installed package, or in the folder of PYTHONPATH"
         if (extra := EXTRAS.get(str(node[TARGET]).partition(".")[0])) is not None:
             hint = f"pip install 'hdm-lightning[{extra}]'"
@@ -286,5 +286,5 @@ def _placed(config: DictConfig, path: str, arguments: Mapping[str, Any], error: 
             where = _written(config, f"{path}.{where}")
         return UserError(error.what, where=where, hint=error.hint)
     if isinstance(error, ValueError | TypeError):
-        return UserError(str(error).splitlines()[0], where=path, hint="`--cfg job` shows the whole configuration")
+        return UserError(first_line(error), where=path, hint="`--cfg job` shows the whole configuration")
     return error

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.interop.model_card import LICENSE
 from hdm_lightning.training.stages import settings
 
@@ -74,5 +74,4 @@ def _api() -> Any:
 
 
 def _refused(error: Exception, hint: str) -> UserError:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return UserError(f"the hub refused: {lines[0][:200]}", where="hub.push", hint=hint)
+    return UserError(f"the hub refused: {first_line(error)}", where="hub.push", hint=hint)

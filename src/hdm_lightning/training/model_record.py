@@ -46,23 +46,30 @@ def _squareness(path: Path) -> float:
     return abs(math.log(width / height))
 
 
-def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
-    """What the model card says about the training up to a stage's end, without a path of this machine."""
-    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
+def run_record(run: Run) -> dict[str, Any]:
+    """What the card of any trained model says: its run's name, seed, time and version, and its license."""
     environment = run_folder.read_environment(run.run_dir)
     return {
         "name": str(run.config.name),
         "seed": int(run.config.seed),
-        "samples": sum(stage["samples"] for stage in stages),
         "seconds": round(Ledger(run.run_dir / run_folder.LEDGER, writes=False).spent("seconds"), 1),
+        "license": group(run.config, run.recipe, "hub").license,
+        "commit": environment.get("commit"),
+        "hdm_lightning": environment.get("hdm_lightning"),
+    }
+
+
+def training_record(run: Run, plan: StagePlan) -> dict[str, Any]:
+    """What the model card says about the training up to a stage's end, without a path of this machine."""
+    stages = [run_folder.read_done(run.run_dir, each) for each in run.plans[: plan.number]]
+    return {
+        **run_record(run),
+        "samples": sum(stage["samples"] for stage in stages),
         "stages": stages,
         "resolution": plan.settings.resolution,
         **data_record(run, plan),
         "prompts": list(OmegaConf.select(run.config, "callbacks.sample_images.prompts") or []),
         **base_record(run),
-        "license": group(run.config, run.recipe, "hub").license,
-        "commit": environment.get("commit"),
-        "hdm_lightning": environment.get("hdm_lightning"),
     }
 
 

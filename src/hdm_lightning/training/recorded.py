@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdm_lightning.encoders.autoencoder import MAX_PIXELS
 from hdm_lightning.encoders.text import MAX_TOKENS
-from hdm_lightning.errors import UserError, did_you_mean
+from hdm_lightning.errors import UserError, did_you_mean, first_line
 from hdm_lightning.json_files import require_shallow
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training.composition import OF_HYDRA, parse
@@ -109,8 +109,7 @@ def _parsed(file: Path) -> dict[str, Any]:
     except UserError:
         raise
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot be read ({reason})", where=str(file), hint=RESTORE) from error
+        raise UserError(f"cannot be read ({first_line(error)})", where=str(file), hint=RESTORE) from error
     if not isinstance(content, dict):
         raise UserError("is no mapping of keys to values", where=str(file), hint=RESTORE)
     return {str(key): value for key, value in content.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.json_files import parse_object, read_object
+from hdm_lightning.json_files import object_or_empty, read_object
 from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, is_intact
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import disk_full_error, is_disk_full, write_json
@@ -52,10 +52,8 @@ def stage_end(run_dir: Path, plan: StagePlan) -> Path | None:
 
 def _steps_done(run_dir: Path, plan: StagePlan) -> int | None:
     """The steps of a stage that has ended; None where it has not, or what says so is damaged."""
-    try:
-        return int(parse_object((plan.folder(run_dir) / DONE).read_bytes())["steps"])
-    except (OSError, ValueError, LookupError, TypeError):  # killed before it was written, or damaged
-        return None
+    steps = object_or_empty(plan.folder(run_dir) / DONE).get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _is_cleared(run_dir: Path, plan: StagePlan) -> bool:
@@ -155,10 +153,7 @@ def read_done(run_dir: Path, plan: StagePlan) -> dict[str, Any]:
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
     """Versions, commit and devices of the run's last start; empty where they cannot be read, which ends no run."""
-    try:
-        return parse_object((run_dir / ENVIRONMENT).read_bytes())
-    except (OSError, ValueError):
-        return {}
+    return object_or_empty(run_dir / ENVIRONMENT)
 
 
 def check_resume(run_dir: Path, resume: str) -> None:

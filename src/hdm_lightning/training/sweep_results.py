@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from hdm_lightning.json_files import parse_object, require_shallow
+from hdm_lightning.json_files import object_or_empty, require_shallow
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.whole_files import write_atomically
@@ -90,18 +90,10 @@ def final_losses(run_dir: Path) -> dict[str, float]:
     done = sorted(run_dir.glob(f"*/{run_folder.DONE}"))
     if not done:
         return {}
-    found = _written(done[-1])
+    found = object_or_empty(done[-1])
     figures = found.get("measures") or found.get("validation") or {}
     numbers = figures.items() if isinstance(figures, dict) else ()
     return {name: float(value) for name, value in numbers if isinstance(value, int | float)}
-
-
-def _written(file: Path) -> dict[str, Any]:
-    """The object in a job's file; empty where a kill or a full disk has left half of one."""
-    try:
-        return parse_object(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def read_results(sweep_dir: Path, base: Mapping[str, Any] | None = None) -> list[JobResult]:
@@ -154,7 +146,7 @@ def _result(folder: Path, settings: dict[str, str], varied: set[str], base: Mapp
         losses=final_losses(folder) if status == "done" else {},
         device_hours=book.spent("device_hours"),
         cost_usd=book.spent("cost_usd"),
-        error=str(_written(failed).get("error", "")) if status == "failed" else "",
+        error=str(object_or_empty(failed).get("error", "")) if status == "failed" else "",
         baseline=base is not None and all(_same(settings.get(k), base.get(k)) for k in varied - {SEED}),
     )
 

@@ -14,31 +14,7 @@ from omegaconf import OmegaConf
 from composed import composed
 from hdm_lightning.training.callbacks.weight_averages import averages_state
 from hdm_lightning.training.checkpoint_io import checkpoints_in, network_weights, read_checkpoint
-
-STAGE = {
-    "resolution": 16,
-    "samples": 48,
-    "batch_size": 8,
-    "micro_batch_size": 2,
-    "learning_rate": 0.1,
-    "routing_rate": 0.5,
-    "context_length": 8,
-    "validate_every": 24,
-    "save_every": 16,
-    "warmup_samples": 16,
-}
-MODEL = {
-    "channels": 4,
-    "patch_size": 1,
-    "width": 32,
-    "mlp_width": 48,
-    "heads": 2,
-    "head_dim": 16,
-    "context_width": 16,
-    "depth": 1,
-    "decoder_blocks": 1,
-    "blocks_after": 1,
-}
+from toy_run import run_config
 
 
 @dataclass
@@ -75,20 +51,14 @@ def toy(tmp_path, tiny_text_encoder, tiny_autoencoder, tiny_shards):
 
     def make(name="run", stages=None, **changes):
         folder = tmp_path / name
-        config = {
-            "name": "toy",
-            "run_dir": str(folder),
-            "model": MODEL,
-            "text_encoder": {"name": str(tiny_text_encoder)},
-            "vae": {"name": str(tiny_autoencoder)},
-            "data": {"train": str(tiny_shards), "num_workers": 0, "lanes": 4, "window": 4},
+        own = {"micro_batch_size": 2, "learning_rate": 0.1}
+        named = {key: {**own, **stage} for key, stage in (stages or {"px16": {}}).items()}
+        usual = {
             "validation": {"samples": 8, "batch_size": 2},
-            "trainer": {"accelerator": "cpu", "log_every_n_steps": 2},
-            "hardware": {"threads": 1},
             "callbacks": {"progress": None, "weight_averages": {"halflife_samples": [16]}},
-            "schedule": {"stages": {key: {**STAGE, **stage} for key, stage in (stages or {"px16": {}}).items()}},
-            **changes,
         }
+        parts = (tiny_text_encoder, tiny_autoencoder, tiny_shards)
+        config = run_config(folder, *parts, named, **{**usual, **changes})
         return Toy(config, folder)
 
     return make

@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 from hdm_lightning.datasets.shapes import (
     ShapesOptions,
     build_shapes,
-    heldout_prompts,
     make_image,
     make_scene,
     rule_of,
     rule_of_build,
+    scene_prompts,
     truth,
 )
 from hdm_lightning.datasets.shapes_drawing import DISTANCES, EXTENTS, draw
@@ -243,11 +243,11 @@ def test_a_build_that_was_cut_short_goes_on_and_another_one_is_refused(tmp_path)
 
 
 def test_heldout_prompts_cover_every_held_out_combination():
-    prompts = heldout_prompts(96)
+    prompts = scene_prompts(96, split="heldout")
     seen = [Combination(**p.spec["objects"][0]) for p in prompts]
     assert all(seen.count(c) == 3 for c in combinations("heldout"))
-    assert prompts == heldout_prompts(128)[:96]
-    triple = heldout_prompts(5, objects=3)[4]
+    assert prompts == scene_prompts(128, split="heldout")[:96]
+    triple = scene_prompts(5, objects=3, split="heldout")[4]
     assert len(triple.spec["objects"]) == 3 and len(triple.spec["relations"]) == 2
     assert all(is_held_out(Combination(**thing)) for thing in triple.spec["objects"])
 

@@ -18,7 +18,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.datasets import rows as row_builder
+from hdm_lightning.datasets.build import ShardJournal
 from hdm_lightning.datasets.hub import HubTable
 from hdm_lightning.datasets.parquet import ParquetTable
 from hdm_lightning.datasets.rows import Columns, build_rows
@@ -196,15 +196,15 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_pat
     build(table, tmp_path / "whole")
     pid = os.fork()
     if pid == 0:
-        append, seen = row_builder.append_line, []
+        note, seen = ShardJournal.note, []
 
-        def dying(*given):
-            append(*given)
+        def dying(journal, **row):
+            note(journal, **row)
             seen.append(1)
             if len(seen) == 2:
                 os._exit(9)
 
-        row_builder.append_line = dying
+        ShardJournal.note = dying
         build(table, tmp_path / "out")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9

@@ -97,15 +97,7 @@ class AutoencoderReport(Callback):
         self._distances = None if self.features is None else ReconstructionDistances(self.features)
 
     @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Measure a batch."""
         network, image = pl_module.network, signed(batch["image"])
         assert isinstance(network, AutoencoderNetwork)

@@ -175,15 +175,7 @@ class ReconstructionImages(Callback):
         """Begin empty."""
         self._images = []
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Keep images until there are enough."""
         if trainer.is_global_zero and sum(map(len, self._images)) < self.count:
             self._images.append(batch["image"][batch["weight"] > 0])

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from hdm_lightning.training.callbacks.steps import StepWatcher
+from hdm_lightning.training.callbacks.steps import StepWatcher, rename_state
 from hdm_lightning.training.strategies.processes import gathered, summed
 from hdm_lightning.training.strategies.sharded_tensors import local_parts
 
@@ -238,9 +238,7 @@ class LossGuard(StepWatcher, Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Find the detector of an older version's checkpoint."""
-        states = checkpoint["callbacks"]
-        if OLD_KEY in states:
-            states.setdefault(KEY, states[OLD_KEY])
+        rename_state(checkpoint, OLD_KEY, KEY)
 
 
 def guard_streak(checkpoint: Mapping[str, Any]) -> int:

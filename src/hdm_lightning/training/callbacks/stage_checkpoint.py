@@ -12,6 +12,7 @@ from hdm_lightning.training.callbacks.steps import (
     StepWatcher,
     due,
     last_step,
+    steps_between,
     validation_follows,
     validation_metrics,
 )
@@ -97,7 +98,8 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save where due, or after the validation that is due too."""
-        if due(step, self._every(module), last_step(trainer)) or self._clock.has_run_out(trainer, step):
+        every = steps_between(module, self.every_n_steps, self.every_n_samples)
+        if due(step, every, last_step(trainer)) or self._clock.has_run_out(trainer, step):
             self._waiting = validation_follows(trainer)
             if not self._waiting:
                 self.save(trainer)
@@ -146,11 +148,6 @@ class StageCheckpoint(StepWatcher, ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the last validation's metrics."""
         self.metrics = dict(state_dict["metrics"])
-
-    def _every(self, module: LightningModule) -> int:
-        if self.every_n_steps or not self.every_n_samples:
-            return self.every_n_steps
-        return -(-self.every_n_samples // int(module.samples_per_step))  # type: ignore[arg-type]
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """What Lightning takes for `ckpt_path="last"`."""

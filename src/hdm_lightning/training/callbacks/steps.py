@@ -83,13 +83,13 @@ class SharedClock:
 
     def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
-        self._begun_at = self._asked_at = 0.0
-        self._asked_step = self._ask_at = 0
+        self._begun_at = 0.0
+        self._pace = Pace(min(CLOCK_S, self.seconds / 10))
 
     def begin(self, step: int) -> None:
         """Begin with a fit, at its first step."""
-        self._begun_at = self._asked_at = time.monotonic()
-        self._asked_step = self._ask_at = step
+        self._pace.restart(step)
+        self.restart()
 
     def restart(self) -> None:
         """Count from now."""
@@ -97,19 +97,22 @@ class SharedClock:
 
     def has_run_out(self, trainer: Trainer, step: int) -> bool:
         """Whether the time has passed; asked every few steps only, as asking takes an exchange."""
-        if not self.seconds or step < self._ask_at:
+        if not self.seconds or not self._pace.is_due(step):
             return False
-        now = time.monotonic()
-        step_s = (now - self._asked_at) / max(1, step - self._asked_step)
-        ahead = max(1, int(min(CLOCK_S, self.seconds / 10) / max(step_s, 1e-9)))
-        passed, ahead = trainer.strategy.broadcast((now - self._begun_at >= self.seconds, ahead))
-        self._asked_at, self._asked_step, self._ask_at = now, step, step + ahead
-        return bool(passed)
+        passed = trainer.is_global_zero and time.monotonic() - self._begun_at >= self.seconds
+        return self._pace.exchange(passed, step, trainer.strategy.root_device)
 
 
 def last_step(trainer: Trainer) -> int:
     """The step that ends the fit, as far as is known: the present one where a budget has just been spent."""
     return trainer.global_step if trainer.should_stop else trainer.max_steps
+
+
+def steps_between(module: LightningModule, steps: int, samples: int) -> int:
+    """So many steps; where that is 0, so many samples of all processes in steps, rounded up."""
+    if steps or not samples:
+        return steps
+    return -(-samples // int(module.samples_per_step))  # type: ignore[arg-type]
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -149,6 +152,12 @@ def trained_network(module: LightningModule) -> nn.Module:
 def samples_trained(trainer: Trainer, module: LightningModule) -> int:
     """`module.samples_trained`, or optimizer steps where it does not count samples."""
     return int(getattr(module, "samples_trained", trainer.global_step))
+
+
+def rename_state(checkpoint: dict[str, Any], old: str, name: str) -> None:
+    """Let a callback find its state in an older version's checkpoint, where it has another name."""
+    if old in checkpoint["callbacks"]:
+        checkpoint["callbacks"].setdefault(name, checkpoint["callbacks"][old])
 
 
 def find_callback(trainer: Trainer, kind: type[AnyCallback]) -> AnyCallback | None:

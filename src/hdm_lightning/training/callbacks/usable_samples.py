@@ -114,15 +114,7 @@ class UsableSamples(StepWatcher, Callback):
         self._validated = None
         self.look(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Count a batch, on the device."""
         counts = _counts(batch)
         if counts is not None:

@@ -16,7 +16,9 @@ from hdm_lightning.training.callbacks.steps import (
     due,
     find_callback,
     last_step,
+    rename_state,
     samples_trained,
+    steps_between,
     trained_network,
 )
 from hdm_lightning.training.strategies.processes import rank, summed
@@ -101,19 +103,11 @@ class WeightAverages(StepWatcher, Callback):
             self._exchanged.__enter__()
 
     @torch.no_grad()
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *place: Any) -> None:
         """Add up the losses of every average."""
         if self._sums is None:
             return
-        losses: Callable[..., Tensor] = pl_module.validation_losses  # type: ignore[assignment]
+        losses: Callable[..., Tensor] = pl_module.validation_losses
         with trainer.precision_plugin.val_step_context():
             for which, row in enumerate(self._sums):
                 loss = losses(batch, self._averages.bound(which))
@@ -154,9 +148,7 @@ class WeightAverages(StepWatcher, Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Find the averages of an older version's checkpoint."""
-        states = checkpoint["callbacks"]
-        if OLD_KEY in states:
-            states.setdefault(KEY, states[OLD_KEY])
+        rename_state(checkpoint, OLD_KEY, KEY)
 
     @property
     def _averages(self) -> ParameterAverages:
@@ -213,9 +205,7 @@ class StoreAverages(StepWatcher, Callback):
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Store where due."""
-        every = self.every_n_steps
-        if self.every_n_samples and not every:
-            every = -(-self.every_n_samples // int(module.samples_per_step))  # type: ignore[arg-type]
+        every = steps_between(module, self.every_n_steps, self.every_n_samples)
         if due(step, every, last_step(trainer)):
             self.store(_averages(trainer))
 

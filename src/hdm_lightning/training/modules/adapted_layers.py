@@ -1,6 +1,7 @@
 """Which layers of a network an adapter stands beside: words and patterns for them."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -20,7 +21,7 @@ TARGETS: Mapping[str, str] = {
 """Words for the layers of an XUT, by their names."""
 
 
-class LayerAdapter:
+class LayerAdapter(ABC):
     """What puts something small beside linear layers of a network, which alone is trained.
 
     Args:
@@ -37,16 +38,17 @@ class LayerAdapter:
             raise UserError(f"{rank} is no rank", where="rank", hint="give 1 or more; without an adapter, adapter=null")
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
 
+    @abstractmethod
     def require_packages(self) -> None:
         """Raise UserError unless the packages are there that it needs."""
 
+    @abstractmethod
     def parameters_beside(self, size: int, out: int) -> int:
         """How many numbers are trained beside a layer (out, size)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def elements_beside(self, size: int, out: int) -> int:
         """Elements of the matrices that a token is multiplied with beside a layer (out, size)."""
-        raise NotImplementedError
 
     def layers(self, network: nn.Module) -> list[str]:
         """Names of the layers that are adapted, in the network's order.

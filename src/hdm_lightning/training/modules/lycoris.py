@@ -72,6 +72,9 @@ class LyCORIS(LayerAdapter):
             setattr(holder, own, FactoredLinear(getattr(holder, own), self))
         return network
 
+    def require_packages(self) -> None:
+        """None are needed."""
+
     def parameters_beside(self, size: int, out: int) -> int:
         """How many numbers are trained beside a layer (out, size)."""
         return sum(tensor.numel() for tensor in self.tensors(out, size, torch.device("meta")).values())

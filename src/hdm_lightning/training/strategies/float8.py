@@ -1,12 +1,9 @@
 """The blocks' matrices multiplied in FP8 (arXiv 2209.05433), by torchao; weights, gradients and checkpoints stay."""
 
-import importlib
-from typing import Any
-
 import torch
 from torch import nn
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, import_optional
 from hdm_lightning.models import XUT
 from hdm_lightning.models.attention import Linear
 
@@ -34,7 +31,7 @@ def require_float8(kind: str, device: torch.device | None = None) -> None:
         card, needed = f"{torch.cuda.get_device_name(device)} ({found[0]}.{found[1]})", ".".join(map(str, CAPABILITY))
         what = f"{card} does not multiply in FP8, as cards of compute capability {needed} and later do"
         raise UserError(what, where=WHERE, hint=f"leave {WHERE}=false: bfloat16 or float16 is this card's fastest")
-    _library()
+    import_optional("torchao.float8", "lowbit", where=WHERE)
 
 
 def use_float8(network: XUT) -> None:
@@ -45,7 +42,7 @@ def use_float8(network: XUT) -> None:
     Raises:
         UserError: torchao is not installed.
     """
-    library = _library()
+    library = import_optional("torchao.float8", "lowbit", where=WHERE)
     # The gradient of a weight multiplies over rows, whose number may be any: it is filled up to what the units take.
     config = library.Float8LinearConfig(pad_inner_dim=True)
     for block in network.blocks():
@@ -61,11 +58,3 @@ def _is_suitable(module: nn.Module, name: str) -> bool:
     if type(module) is not Linear or not module.weight.requires_grad:
         return False
     return not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("torchao.float8")
-    except ImportError as error:
-        hint = "pip install 'hdm-lightning[lowbit]'"
-        raise UserError(f"needs torchao, which cannot be imported ({error})", where=WHERE, hint=hint) from error

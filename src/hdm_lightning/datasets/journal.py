@@ -1,0 +1,53 @@
+"""The journal in a set's folder: a header that says what the set is made of, then a line for each finished part.
+
+By it a call that was ended goes on where it was, and one that would make something else is refused.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hdm_lightning.datasets.writer import require_no_shards
+from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import append_line, read_lines
+
+ANEW = "name another --out, or delete this folder to make it anew"
+
+
+class Journal:
+    """Lines of JSON below a header.
+
+    Args:
+        path: of the file, in the set's folder; nothing is written before `begin`.
+        header: plain values that say what the set is made of.
+        other: what to say of a folder whose header is another one.
+        present: the header of an earlier version as one of now.
+
+    Attributes:
+        rows: what earlier calls have noted.
+
+    Raises:
+        UserError: the folder holds something else: another header, or shards without a journal.
+    """
+
+    def __init__(
+        self, path: Path, header: dict[str, Any], *, other: str, present: Callable[[Any], Any] = lambda found: found
+    ) -> None:
+        self.path, self.header = path, header
+        self.rows: list[dict[str, Any]] = []
+        if not path.exists():
+            require_no_shards(path.parent)
+            return
+        found, *self.rows = read_lines(path) or [{}]
+        if present(found) != json.loads(json.dumps(header)):
+            raise UserError(other, where=str(path.parent), hint=ANEW)
+
+    def begin(self) -> None:
+        """Write the header, unless an earlier call has."""
+        if not self.path.exists():
+            append_line(self.path, self.header)
+
+    def note(self, **values: Any) -> None:
+        """Add a line, synced."""
+        append_line(self.path, values)
