@@ -279,6 +279,24 @@ def test_a_set_without_its_tokenizer_counts_full_captions(tiny_shards, monkeypat
     assert content["recipe"]["dataset"]["caption_tokens"] is None
 
 
+def test_text_states_on_disk_are_told_by_the_run_s_own_keys():
+    """Of all stages, but for one that encodes its captions as they come."""
+    online = planned("gpus=4x5090", "dataset.caption_tokens=64").content
+    own = "+schedule.stages.px1024.data.text_states=null"
+    found = planned("gpus=4x5090", "dataset.caption_tokens=64", "data.text_states=/states", own).content
+    assert [stage["operations"]["text"] > 0 for stage in found["stages"]] == [False, False, False, True]
+    assert not online["encodings"] and [each["resolution"] for each in found["encodings"]] == [None]
+    assert found["total"]["rent_usd"]["expected"] < online["total"]["rent_usd"]["expected"]
+
+
+def test_overlapped_encoders_are_told_by_the_run_s_own_key():
+    apart, together = (
+        planned("gpus=4x5090", f"hardware.overlap_encoders={overlapped}").content["stages"][0]["memory"]
+        for overlapped in ("false", "true")
+    )
+    assert together["total"] - apart["total"] == apart["inputs"] + apart["encoding"]
+
+
 def test_few_samples_of_a_resolution_are_no_reason_to_encode_all():
     stages = planned("gpus=4x5090", "dataset.latents=true").content["stages"]
     told = [any("images in the place of latents" in text for text in stage["savings"]) for stage in stages]
