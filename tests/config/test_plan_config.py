@@ -40,6 +40,7 @@ def test_the_paper_s_schedule_from_the_configuration():
     json.dumps(content)
 
 
+ROOT = Path(__file__).parents[2]
 OF_THE_PAPER = ["experiment=paper_small", "model=xut_base", "experiment=paper_large", "experiment=paper_cached"]
 
 
@@ -327,12 +328,40 @@ def test_presets_are_proposed_where_none_was_chosen():
     assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")
 
 
-def test_what_the_documents_name_for_each_card_fits():
+CACHED = ("experiment=paper_cached", "dataset.caption_tokens=64")
+
+
+def test_what_the_documents_name_for_each_card_fits_and_takes_what_they_say():
     """The rows of docs/performance.md, with the overrides that stand in them."""
-    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
-    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \|.*\| (.*) \|$", text, flags=re.MULTILINE)
+    text = (ROOT / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \| (.*) \| (\d+) \| (.*) \|$", text, flags=re.MULTILINE)
     assert len(rows) == 4
-    for gpus, more in rows:
+    for gpus, peaks, hours, more in rows:
         overrides = more.strip("`").split() if more.startswith("`schedule.") else []
-        stages = planned("experiment=paper_cached", "dataset.caption_tokens=64", gpus, *overrides).content["stages"]
-        assert all(stage["fits"] and not stage["notes"] for stage in stages), gpus
+        content = planned(*CACHED, gpus, *overrides).content
+        assert all(stage["fits"] and not stage["notes"] for stage in content["stages"]), gpus
+        found = [stage["memory"]["total"] / 2**30 for stage in content["stages"]]
+        assert [float(each) for each in peaks.split(" · ")] == pytest.approx(found, abs=0.051)
+        assert int(hours) == round(content["total"]["hours"])
+
+
+def test_the_documents_tell_the_rents_that_the_command_does():
+    """Of docs/performance.md and of "What the same samples could cost" in experiments/plans."""
+
+    def rent(*overrides):
+        return planned("gpus=4x5090", *overrides).content["total"]["rent_usd"]
+
+    page = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    cached, paper, stored = rent(*CACHED), rent("schedule=paper"), rent(*CACHED, "data.text_states=/states")
+    assert "takes ${expected:.0f} on four RTX 5090 (${low:.0f} to ${high:.0f}, encoding".format(**cached) in page
+    assert f"`schedule=paper` with full captions ${paper['expected']:.0f}" in page
+    assert f"${stored['expected']:.0f} in the place of ${cached['expected']:.0f}" in page
+    padded = rent("schedule=paper", CACHED[1])
+    assert f"average ${padded['expected']:.0f} instead of ${paper['expected']:.0f}" in page
+
+    readme = (ROOT / "experiments" / "plans" / "README.md").read_text().partition("could cost")[2]
+    lines = re.findall(r"^\| (… )?`([^`]+)`.* \| \**(\d+)\**[^|]*\|$", readme, flags=re.MULTILINE)
+    assert len(lines) == 10
+    for more, overrides, dollars in lines:
+        found = rent(CACHED[1], *(CACHED[:1] if more else ()), *overrides.split())
+        assert found["expected"] == pytest.approx(int(dollars), abs=0.5), overrides
