@@ -51,19 +51,19 @@ def captions_forecast(
     recipe: Recipe, machine: Machine, assumptions: Assumptions, utilisation: float
 ) -> EncodingForecast:
     """Forecast the encoding of one caption an image, those of near lengths together, so that there is no padding."""
-    lengths, images = [each for part in recipe.stored_lengths() for each in part], recipe.dataset.images
+    lengths, images = recipe.stored_lengths(), recipe.dataset.images
     flops = sum(map(recipe.text.flops, lengths)) / LENGTHS
     traffic = sum(recipe.text.traffic_bytes(each, recipe.element_bytes) for each in lengths) / LENGTHS
     encoded = _rate(machine, flops, traffic, utilisation)
-    written = machine.host.disk_mb_s * 1e6 * images / (1e3 * recipe.state_kb(stored_tokens(recipe)))
     disk_gb = recipe.state_kb(stored_tokens(recipe)) / 1e6
+    written = machine.host.disk_mb_s * images / (1e3 * disk_gb)
     binds = "data" if written < encoded else "compute (text encoder)"
     return _billed(None, images, flops, disk_gb, min(encoded, written), binds, machine, assumptions)
 
 
 def stored_tokens(recipe: Recipe) -> float:
     """Tokens of all captions whose states are on disk."""
-    return sum(map(sum, recipe.stored_lengths())) / LENGTHS * recipe.dataset.images
+    return sum(recipe.stored_lengths()) / LENGTHS * recipe.dataset.images
 
 
 def _rate(machine: Machine, flops: float, traffic: float, utilisation: float) -> float:

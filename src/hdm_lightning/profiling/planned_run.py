@@ -186,17 +186,17 @@ class Recipe:
         text = 0 if stage.text_stored else self.text.flops(stage.context_length)
         return replace(network, autoencoder=encode, text=text)
 
-    def stored_lengths(self) -> list[list[int]]:
-        """Tokens of the captions that are encoded before the training, for each context length that reads states.
+    def stored_lengths(self) -> list[int]:
+        """Tokens of the captions that are encoded before the training, for every `LENGTHS` images.
 
-        All captions are, evenly spaced over how long they are; those that two context lengths leave alike once, with
-        the shorter one.
+        Each caption is encoded as every context length that reads states cuts it, once where two leave it alike.
         """
         contexts = sorted({stage.context_length for stage in self.stages if stage.text_stored})
         captions = self.dataset.caption_tokens
         cut = [[each] * LENGTHS if captions is None else even_lengths(captions, each, LENGTHS) for each in contexts]
         before = [[0] * LENGTHS, *cut]
-        return [[new for new, old in zip(*pair, strict=True) if new != old] for pair in zip(cut, before, strict=False)]
+        pairs = (zip(*each, strict=True) for each in zip(cut, before, strict=False))
+        return [new for pair in pairs for new, old in pair if new != old]
 
     def state_kb(self, tokens: float) -> float:
         """Stored states of so many tokens, 10^3 bytes."""
