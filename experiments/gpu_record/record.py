@@ -272,6 +272,8 @@ def drawings(session: Session, seconds: float) -> int:
     return next(filter(None, statuses), 0)
 
 
+OVERLAP: dict[str, object] = {"resolution": 256, "batch": 32, "context": 256, "caption-tokens": 64, "accumulation": 4}
+OVERLAP |= {"repeats": 6, "compile": True, "against": "overlap=true"}
 PARTS: dict[str, Part] = {
     "tests": Part(90, gpu_tests),
     "network": Part(60, bench("xut", "network", resolution=256, batch=64, context=256, repeats=10, compile=True)),
@@ -288,6 +290,7 @@ PARTS: dict[str, Part] = {
     "network_1024": Part(
         60, bench("xut", "network_1024", resolution=1024, batch=4, context=512, repeats=4, compile=True)
     ),
+    "overlap": Part(60, bench("step", "overlap", **OVERLAP)),
     "drawings": Part(600, drawings),
 }
 """In their order."""

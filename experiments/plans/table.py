@@ -65,10 +65,11 @@ def stages(name: str, plan: dict[str, Any]) -> list[list[str]]:
 
 
 def encodings(plan: dict[str, Any]) -> list[list[str]]:
-    """A row for each set of latents that is made before the first stage."""
+    """A row for each set of latents, and for the text states, that are made before the first stage."""
     found = []
     for each in plan["encodings"]:
-        name, power = f"encoding, {each['resolution']} px", [f"{each[key]:.0f}" for key in MONEY]
+        what = "captions" if each["resolution"] is None else f"{each['resolution']} px"
+        name, power = f"encoding, {what}", [f"{each[key]:.0f}" for key in MONEY]
         found.append([name, f"{each['hours']:.0f}", f"{each['images_per_s']:.1f}", "", "", "", *power, each["binds"]])
     return found
 

@@ -40,6 +40,7 @@ def test_the_paper_s_schedule_from_the_configuration():
     json.dumps(content)
 
 
+ROOT = Path(__file__).parents[2]
 OF_THE_PAPER = ["experiment=paper_small", "model=xut_base", "experiment=paper_large", "experiment=paper_cached"]
 
 
@@ -279,6 +280,24 @@ def test_a_set_without_its_tokenizer_counts_full_captions(tiny_shards, monkeypat
     assert content["recipe"]["dataset"]["caption_tokens"] is None
 
 
+def test_text_states_on_disk_are_told_by_the_run_s_own_keys():
+    """Of all stages, but for one that encodes its captions as they come."""
+    online = planned("gpus=4x5090", "dataset.caption_tokens=64").content
+    own = "+schedule.stages.px1024.data.text_states=null"
+    found = planned("gpus=4x5090", "dataset.caption_tokens=64", "data.text_states=/states", own).content
+    assert [stage["operations"]["text"] > 0 for stage in found["stages"]] == [False, False, False, True]
+    assert not online["encodings"] and [each["resolution"] for each in found["encodings"]] == [None]
+    assert found["total"]["rent_usd"]["expected"] < online["total"]["rent_usd"]["expected"]
+
+
+def test_overlapped_encoders_are_told_by_the_run_s_own_key():
+    apart, together = (
+        planned("gpus=4x5090", f"hardware.overlap_encoders={overlapped}").content["stages"][0]["memory"]
+        for overlapped in ("false", "true")
+    )
+    assert together["total"] - apart["total"] == apart["inputs"] + apart["encoding"]
+
+
 def test_few_samples_of_a_resolution_are_no_reason_to_encode_all():
     stages = planned("gpus=4x5090", "dataset.latents=true").content["stages"]
     told = [any("images in the place of latents" in text for text in stage["savings"]) for stage in stages]
@@ -309,12 +328,40 @@ def test_presets_are_proposed_where_none_was_chosen():
     assert "presets" not in shown("gpus=1x4090", "experiment=weekend_24gb")
 
 
-def test_what_the_documents_name_for_each_card_fits():
+CACHED = ("experiment=paper_cached", "dataset.caption_tokens=64")
+
+
+def test_what_the_documents_name_for_each_card_fits_and_takes_what_they_say():
     """The rows of docs/performance.md, with the overrides that stand in them."""
-    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
-    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \|.*\| (.*) \|$", text, flags=re.MULTILINE)
+    text = (ROOT / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| \d+ GB, `(gpus=\w+)` \| (.*) \| (\d+) \| (.*) \|$", text, flags=re.MULTILINE)
     assert len(rows) == 4
-    for gpus, more in rows:
+    for gpus, peaks, hours, more in rows:
         overrides = more.strip("`").split() if more.startswith("`schedule.") else []
-        stages = planned("experiment=paper_cached", "dataset.caption_tokens=64", gpus, *overrides).content["stages"]
-        assert all(stage["fits"] and not stage["notes"] for stage in stages), gpus
+        content = planned(*CACHED, gpus, *overrides).content
+        assert all(stage["fits"] and not stage["notes"] for stage in content["stages"]), gpus
+        found = [stage["memory"]["total"] / 2**30 for stage in content["stages"]]
+        assert [float(each) for each in peaks.split(" · ")] == pytest.approx(found, abs=0.051)
+        assert int(hours) == round(content["total"]["hours"])
+
+
+def test_the_documents_tell_the_rents_that_the_command_does():
+    """Of docs/performance.md and of "What the same samples could cost" in experiments/plans."""
+
+    def rent(*overrides):
+        return planned("gpus=4x5090", *overrides).content["total"]["rent_usd"]
+
+    page = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    cached, paper, stored = rent(*CACHED), rent("schedule=paper"), rent(*CACHED, "data.text_states=/states")
+    assert "takes ${expected:.0f} on four RTX 5090 (${low:.0f} to ${high:.0f}, encoding".format(**cached) in page
+    assert f"`schedule=paper` with full captions ${paper['expected']:.0f}" in page
+    assert f"${stored['expected']:.0f} in the place of ${cached['expected']:.0f}" in page
+    padded = rent("schedule=paper", CACHED[1])
+    assert f"average ${padded['expected']:.0f} instead of ${paper['expected']:.0f}" in page
+
+    readme = (ROOT / "experiments" / "plans" / "README.md").read_text().partition("could cost")[2]
+    lines = re.findall(r"^\| (… )?`([^`]+)`.* \| \**(\d+)\**[^|]*\|$", readme, flags=re.MULTILINE)
+    assert len(lines) == 10
+    for more, overrides, dollars in lines:
+        found = rent(CACHED[1], *(CACHED[:1] if more else ()), *overrides.split())
+        assert found["expected"] == pytest.approx(int(dollars), abs=0.5), overrides

@@ -8,6 +8,7 @@ import torch
 from hdm_lightning import XUT, FlowModule, XUTConfig, load_autoencoder, load_text_encoder
 from hdm_lightning.encoders.base import compile_encoders
 from hdm_lightning.encoders.text_whitening import TextWhitening, WhitenedTextEncoder
+from hdm_lightning.training.modules.side_stream import SideStream
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
 pytestmark = pytest.mark.gpu
@@ -49,8 +50,12 @@ def batch_on_device(module, places=8, full=False):
     }
     drawn = module.on_before_batch_transfer(batch, 0)
     assert drawn["noise"].is_pinned()
+    return moved(drawn)
+
+
+def moved(batch):
     return {
-        key: value.to("cuda", non_blocking=True) if torch.is_tensor(value) else value for key, value in drawn.items()
+        key: value.to("cuda", non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
     }
 
 
@@ -79,6 +84,26 @@ def test_a_training_step_does_not_wait_for_the_device(module, compiled, full):
         step(module, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_encoding_ahead_of_a_step_does_not_wait_for_the_device(module):
+    stream = SideStream(torch.device("cuda", torch.cuda.current_device()))
+    on_device = batch_on_device(module)
+    batch = {key: value.cpu().pin_memory() if torch.is_tensor(value) else value for key, value in on_device.items()}
+
+    def taken():
+        autocast = torch.autocast("cuda", torch.bfloat16)
+        return step(module, module.encoded_ahead(stream, lambda: moved(batch), autocast))["sample_losses"]
+
+    for _ in range(2):  # kernels and moments are made in the first
+        taken()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = taken()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(torch.isfinite(losses).all())
 
 
 def test_columns_of_padding_change_nothing(module):

@@ -8,6 +8,7 @@ import pytest
 
 from hdm_lightning.cli import bench_parts
 from hdm_lightning.cli.bench import bench
+from hdm_lightning.cli.bench_training import BUILDERS
 from hdm_lightning.errors import UserError
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings
@@ -186,3 +187,13 @@ def test_mistakes_are_named(arguments, where, monkeypatch):
     with pytest.raises(UserError) as caught:
         bench(arguments)
     assert caught.value.where == where
+
+
+def test_a_step_with_overlapped_encoders_has_the_losses_of_one_without():
+    """Three steps of two micro-batches of different lengths, in bfloat16."""
+    given = CaseSettings(size="tiny", batch=2, context_length=40, caption_tokens=12, accumulation=2, dtype="bfloat16")
+    steps = [
+        BUILDERS["step"](Setup.of(replace(given, overlap=overlap, device="cpu"))).call for overlap in (False, True)
+    ]
+    losses = [[float(step()) for _ in range(3)] for step in steps]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3

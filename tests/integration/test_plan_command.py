@@ -95,7 +95,7 @@ def test_a_probe_recalibrates_with_measured_steps(tiny_text_encoder, tiny_autoen
     assert 0.9 * rate < first["images_per_s"] < 3 * rate
 
 
-def test_a_probe_s_steps_encode_pixels_also_of_a_stage_that_will_read_latents(
+def test_a_probe_s_steps_encode_all_also_of_a_stage_that_will_read_latents_or_states(
     tiny_text_encoder, tiny_autoencoder, monkeypatch
 ):
     """The same steps in the same time are the same utilisation, whatever the training will read."""
@@ -104,9 +104,10 @@ def test_a_probe_s_steps_encode_pixels_also_of_a_stage_that_will_read_latents(
     monkeypatch.setattr("hdm_lightning.cli.probe.time_call", lambda *_, **__: Timing((1.0,)))
     encoders = [f"text_encoder.name={tiny_text_encoder}", "vae=folder", f"vae.name={tiny_autoencoder}"]
     probe = ["probe=true", "probe_settings.stages=[px1024]", "probe_settings.micro_batch=2"]
-    pixels, latents = (
-        run_plan(composed(*encoders, *probe, f"dataset.latents={cached}"), log=lambda _: None).content
-        for cached in ("false", "true")
+    pixels, latents, states = (
+        run_plan(composed(*encoders, *probe, *read), log=lambda _: None).content
+        for read in ([], ["dataset.latents=true"], ["data.text_states=/states"])
     )
     assert pixels["assumptions"]["utilisation"] > 0
-    assert latents["assumptions"]["utilisation"] == pixels["assumptions"]["utilisation"]
+    for each in (latents, states):
+        assert each["assumptions"]["utilisation"] == pixels["assumptions"]["utilisation"]

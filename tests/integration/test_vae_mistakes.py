@@ -104,6 +104,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, c
         ({"validation": {"perceptual_network": "vgg"}}, "validation.perceptual_network"),
         ({"adversarial": ADVERSARIAL, "trainer": {"precision": "16-mixed"}}, "trainer.precision"),
         ({"trainer": {"strategy": "fsdp2"}}, "trainer.strategy"),
+        ({"hardware": {"overlap_encoders": True}}, "hardware.overlap_encoders"),
         ({"patches": {"size_px": 7, "samples": 8}}, "patches.size_px"),
         ({"patches": {"size_px": 32, "samples": 8}}, "patches.size_px"),
         ({"validation": {"samples": 0}}, "validation.samples"),

@@ -34,7 +34,7 @@ from hdm_lightning.profiling.memory import (
     usable_micro_batch,
 )
 from hdm_lightning.profiling.operations import attention_score_flops, training_flops
-from hdm_lightning.profiling.padding import SPREAD
+from hdm_lightning.profiling.padding import SPREAD, even_lengths
 from hdm_lightning.profiling.planned_run import Dataset, Recipe, StageRecipe
 
 PAPER = Recipe(
@@ -91,6 +91,66 @@ def test_encoding_is_billed_by_hand():
     assert plan.total("hours") == pytest.approx(sum(each.hours for each in (*plan.encodings, *plan.stages)))
     slow = forecast(recipe, replace(machine, host=Host(cores=1, decode_mpx_per_core_s=4))).encodings
     assert {each.binds for each in slow} == {"data"} and slow[0].images_per_s == pytest.approx(40)
+
+
+@pytest.mark.parametrize("captions", [None, 64.0])
+def test_stored_text_states_are_encoded_once_and_read(captions):
+    """By hand: a stage has no operations, traffic or room of the text encoder.
+
+    Captions longer than 256 tokens are stored twice: cut to 256 and to 512.
+    """
+    dataset = Dataset(images=1_000_000, caption_tokens=captions)
+    online = replace(PAPER, dataset=dataset, text_lengths="bucketed")
+    stored = replace(online, stages=tuple(replace(stage, text_stored=True) for stage in PAPER.stages))
+    machine, assumed = Machine(replace(GPUS["5090"], peak_tflops=100.0, bandwidth_gb_s=1000.0), 4), Assumptions(0.5)
+    before, after = (forecast(recipe, machine, assumed) for recipe in (online, stored))
+    for old, new in zip(before.stages, after.stages, strict=True):
+        stage, text = old.stage, online.text
+        assert new.operations == replace(old.operations, text=0) and old.operations.text > 0
+        traffic = sum(share * text.traffic_bytes(each.context_length) for share, each in online.padded(stage))
+        spared = old.operations.text / 1e14 + traffic / 1e12
+        assert old.hours - new.hours == pytest.approx(stage.samples * spared / 0.5 / 4 / 3600, rel=1e-3)
+        lengths = online.true_lengths(stage)
+        read = [each.read_mb_s / each.images_per_s * 1e6 for each in (old, new)]
+        assert read[1] - read[0] == pytest.approx(2 * 1024 * sum(lengths) / len(lengths))
+        states = stage.micro_batch_size * 2 * 1024 * stage.context_length
+        assert new.memory.inputs - old.memory.inputs == states and new.memory.activations == old.memory.activations
+    (encoding,) = after.encodings
+    cut = [512] * 64 if captions is None else even_lengths(captions, 512, 64)
+    lengths = [*(min(256, length) for length in cut), *(length for length in cut if length > 256)]
+    assert encoding.flops == pytest.approx(sum(map(PAPER.text.flops, lengths)) / 64)
+    traffic = sum(map(PAPER.text.traffic_bytes, lengths)) / 64
+    assert encoding.hours == pytest.approx(1e6 * (encoding.flops / 1e14 + traffic / 1e12) / 0.5 / 4 / 3600)
+    assert after.storage.text_states_gb == pytest.approx(2 * 1024 * sum(lengths) / 64 * 1e6 / 1e9)
+    assert encoding.resolution is None and encoding.disk_gb == after.storage.text_states_gb
+    assert after.total("rent_usd") == pytest.approx(encoding.rent_usd + sum(each.rent_usd for each in after.stages))
+
+
+def test_a_stage_whose_captions_are_encoded_as_they_come_counts_them():
+    stages = (replace(PAPER.stages[0], text_stored=True), *PAPER.stages[1:])
+    found = forecast(replace(PAPER, stages=stages), PAPER_MACHINE)
+    assert [stage.operations.text > 0 for stage in found.stages] == [False, True, True, True]
+    assert found.encodings[0].flops == PAPER.text.flops(256)
+    online = forecast(PAPER, PAPER_MACHINE)
+    assert not online.encodings and not online.storage.text_states_gb
+
+
+def test_text_states_and_latents_leave_the_encoders_nothing_to_do():
+    stage = replace(PAPER.stages[0], cached=True, text_stored=True)
+    assert device_memory(PAPER, stage).encoding == 0
+    assert PAPER.operations(stage).total == PAPER.operations(stage).network
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_overlapped_encoders_take_their_memory_beside_the_network_s(devices):
+    """And the inputs of the micro-batch that is encoded ahead."""
+    overlapped = replace(PAPER, overlapped=True)
+    for stage in (PAPER.stages[0], replace(PAPER.stages[0], batch_size=32, micro_batch_size=32)):
+        apart, together = (device_memory(recipe, stage, devices=devices) for recipe in (PAPER, overlapped))
+        assert together.fixed == apart.fixed and apart.activations > apart.encoding > 0
+        assert apart.inputs + apart.activations > apart.gradients
+        assert together.total - apart.total == apart.inputs + apart.encoding
+    assert largest_micro_batch(overlapped, PAPER.stages[0], 24) < largest_micro_batch(PAPER, PAPER.stages[0], 24)
 
 
 def test_a_budget_pays_for_the_encoding_first():

@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   hdm-bench data /my/shards --resolution 256 512 --workers 4
   hdm-bench step --size xut_base --resolution 256 --batch 32 --compile
   hdm-bench step --size xut_base --batch 32 --compile --caption-tokens 64 --accumulation 16
+  hdm-bench step --size xut_base --batch 32 --compile --accumulation 4 --against overlap=true
   hdm-bench xut --size xut_base --batch 32 --against compile=true
   hdm-bench vae --resolution 512 --batch 8 --against dtype=float16
 """
@@ -43,7 +44,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "step": Part(
         "a whole training step: encoders, network, backward pass, optimizer, average",
-        ("resolution", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile"),
+        ("resolution", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile", "overlap"),
     ),
     "sample": Part(
         "images from prompts: text encoder, guided solver steps, decoding",

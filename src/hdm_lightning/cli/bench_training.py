@@ -1,6 +1,7 @@
 """Cases of `hdm-bench` that need training or sampling: a step as hdm-train runs it, images, the network."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from hdm_lightning.training.averaging.averages import ParameterAverages
 from hdm_lightning.training.callbacks.throughput import SectionClock
 from hdm_lightning.training.modules.draws import draw
 from hdm_lightning.training.modules.flow_module import FlowModule
-from hdm_lightning.training.modules.flow_step import latent_grid
+from hdm_lightning.training.modules.flow_step import latent_grid, pinned
+from hdm_lightning.training.modules.side_stream import SideStream
 from hdm_lightning.training.optimization.muon import MuonAdamW
 from hdm_lightning.training.stages import StageSettings
 from hdm_lightning.training.strategies.parallelize import prepare_network
@@ -63,6 +65,7 @@ def step_case(setup: Setup) -> Case:
         autoencoder_max_pixels=batch * side**2,
         text_max_tokens=batch * settings.context_length,
         captions=setup.micro_batches,
+        overlapped=settings.overlap,
     )
 
     def sections() -> Mapping[str, Any]:
@@ -107,6 +110,14 @@ BUILDERS: Mapping[str, Callable[[Setup], Case]] = {
 """Sub-command to case."""
 
 
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on the device, to where it is copied as in training: without the host waiting."""
+    held = pinned(batch) if device.type == "cuda" else batch
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in held.items()
+    }
+
+
 class TrainingStep:
     """Micro-batches through encoders, network, backward pass, then clipping, optimizer and averages at each call.
 
@@ -122,6 +133,7 @@ class TrainingStep:
         averages: weight averages kept.
         muon: train the blocks' matrices by Muon instead of AdamW.
         captions: of each micro-batch; None is one whose captions fill the context.
+        overlapped: whether a micro-batch is encoded while the network works on the one before.
     """
 
     def __init__(
@@ -139,6 +151,7 @@ class TrainingStep:
         averages: int = 1,
         muon: bool = False,
         captions: Sequence[Captions] | None = None,
+        overlapped: bool = False,
     ) -> None:
         self.stage, self.device, self.dtype = stage, device, dtype
         self.network = random_network(network, seed=SEED).to(device)
@@ -155,6 +168,7 @@ class TrainingStep:
         self.clock = SectionClock()
         self.module.section = lambda name: self.clock.section(SECTIONS[name])  # type: ignore[method-assign]
         self.module.encoders.to(device)
+        self.module.side_stream = SideStream(device) if overlapped else None
         groups: list[Any] = [*self.module.parameter_groups()]
         self.optimizer = MuonAdamW(groups) if muon else torch.optim.AdamW(groups, betas=stage.betas, fused=True)
         self.loss: Tensor | None = None
@@ -174,15 +188,19 @@ class TrainingStep:
         return self.loss
 
     def _micro_batch(self, batch: dict[str, Any]) -> Tensor:
-        drawn = self._with_draws(batch)
-        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in drawn.items()}
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        drawn, stream = self._with_draws(batch), self.module.side_stream
+        move = partial(on_device, drawn, self.device)
+        batch = move() if stream is None else self.module.encoded_ahead(stream, move, self._autocast())
+        with self._autocast():
             losses = self.module.losses(batch, self.network, logit_normal_times(batch["uniform"]))
             loss = (losses * batch["weight"]).mean() / len(self.batches)
         del batch, drawn
         with self.clock.section("backward"):
             loss.backward()
         return loss.detach() * len(self.batches)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def _with_draws(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the random numbers that training draws on the CPU."""

@@ -158,7 +158,11 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
     return Recipe(
         network=network,
         stages=tuple(
-            replace(_stage(plan, autoencoder.factor * network.patch_size), cached=_is_cached(settings, plan, dataset))
+            replace(
+                _stage(plan, autoencoder.factor * network.patch_size),
+                cached=_is_cached(settings, plan, dataset),
+                text_stored={**settings.data, **plan.settings.data}.get("text_states") is not None,
+            )
             for plan in plans
         ),
         text=text,
@@ -176,7 +180,7 @@ def recipe_from(settings: TrainSettings, dataset: Dataset, encoders: EncoderConf
         sharded=trainer.get("strategy") == SHARDED and machine.count > 1,
         mixed=_is_mixed(trainer.get("precision", "auto"), machine),
         checkpoints_kept=settings.callback("checkpoint").get("keep", 2),
-        text_stored=settings.data.get("text_states") is not None,
+        overlapped=settings.hardware.overlap_encoders and machine.gpu.name != CPU,
         adapter=adapter_cost(settings.adapter, network),
     )
 

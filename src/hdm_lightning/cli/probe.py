@@ -57,8 +57,8 @@ class Probe:
             if not micro:
                 raise UserError("not one sample fits", where=f"schedule.stages.{name}", hint=" ".join(expected.notes))
             seconds = self._seconds(expected.stage, micro)
-            # The steps encode pixels, also those of a stage that will read latents.
-            single = replace(expected.stage, cached=False, batch_size=micro, micro_batch_size=micro)
+            # The steps encode pixels and captions, also those of a stage that will read latents and states.
+            single = replace(expected.stage, cached=False, text_stored=False, batch_size=micro, micro_batch_size=micro)
             found[name] = step_time(self.recipe, single, one, micro, 1.0).ideal / seconds
             log(f"{name}: {micro / seconds:.2f} images/s on one device, utilization {found[name]:.3f}")
         mean = sum(found.values()) / len(found)

@@ -133,7 +133,8 @@ def _traffic_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     passes = _PASSES[recipe.compiled] + (_RECOMPUTE_PASSES if stage.checkpointing else 0)
     side = stage.resolution
     encoders = 0 if stage.cached else recipe.autoencoder.encode_traffic_bytes(side, side, recipe.element_bytes)
-    encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
+    if not stage.text_stored:
+        encoders += recipe.text.traffic_bytes(stage.context_length, recipe.element_bytes)
     return int(passes * share * kept) + encoders
 
 

@@ -13,7 +13,7 @@ from hdm_lightning.profiling.duration import (
     exchanges_of_step,
     step_time,
 )
-from hdm_lightning.profiling.encoding_time import EncodingForecast, encoding_forecast
+from hdm_lightning.profiling.encoding_time import EncodingForecast, captions_forecast, encoding_forecast, stored_tokens
 from hdm_lightning.profiling.gpus import GPUS, Machine
 from hdm_lightning.profiling.memory import (
     GIB,
@@ -83,6 +83,7 @@ class Storage:
     checkpoint_gb: float  # one training checkpoint
     checkpoints_gb: float  # all that stay, with the exported weights
     latents_gb: float  # the sets of latents that the stages read
+    text_states_gb: float  # the text states that they read
     cache_gb: float  # what latents (half precision, every resolution) and captions would take instead of encoding anew
     download_hours: float  # the shards over the network
 
@@ -95,7 +96,7 @@ class Forecast:
     recipe: Recipe
     assumptions: Assumptions
     measured: Mapping[str, float]  # utilisation by stage, where it is not the assumed one
-    encodings: tuple[EncodingForecast, ...]  # of the sets of latents that stages read, before the first stage
+    encodings: tuple[EncodingForecast, ...]  # of the latents and text states that stages read, before the first one
     stages: tuple[StageForecast, ...]
     storage: Storage
 
@@ -151,6 +152,8 @@ def forecast(
         encoding_forecast(recipe, resolution, machine, assumed, assumed.utilisation)
         for resolution in recipe.encoded_resolutions()
     )
+    if any(stage.text_stored for stage in recipe.stages):
+        encodings += (captions_forecast(recipe, machine, assumed, assumed.utilisation),)
     return Forecast(machine, recipe, assumed, measured, encodings, stages, _storage(recipe, machine))
 
 
@@ -237,8 +240,6 @@ def _notes(
     ):
         if batch < min(asked, micro):
             notes.append(f"set {setting}={batch * each} so that the encoder's own activations fit")
-    if recipe.text_stored:
-        notes.append("text states come from disk: the captions are counted as if they were encoded, which is too much")
     return tuple(notes)
 
 
@@ -270,6 +271,7 @@ def _storage(recipe: Recipe, machine: Machine) -> Storage:
         checkpoint_gb=checkpoint / 1e9,
         checkpoints_gb=kept / 1e9,
         latents_gb=sum(recipe.latent_kb(each) * recipe.dataset.images for each in recipe.encoded_resolutions()) / 1e6,
+        text_states_gb=recipe.state_kb(stored_tokens(recipe)) / 1e6,
         cache_gb=2 * (latents + context) * recipe.dataset.images / 1e9,
         download_hours=dataset / (machine.host.network_mb_s * 1e6) / 3600,
     )

@@ -34,7 +34,8 @@ class DeviceMemory:
     What stays from one micro-batch to the next: `weights`, `optimizer` (its moments), `averages`, `half_copies`
     (half-precision weights of autocast; sharded, what is gathered of the network at once), `encoders`, `reserve`,
     and `gradients` where `gradients_stay`. Beside it `inputs` of a micro-batch and the largest of three that do not
-    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay.
+    meet: its `activations`, what the encoders need while they run (`encoding`), and gradients that do not stay. Where
+    the encoders are `overlapped` with the network they do meet, with the inputs of the next micro-batch.
     """
 
     weights: int
@@ -48,6 +49,7 @@ class DeviceMemory:
     activations: int
     encoding: int
     gradients_stay: bool
+    overlapped: bool = False
 
     @property
     def fixed(self) -> int:
@@ -58,7 +60,10 @@ class DeviceMemory:
     @property
     def total(self) -> int:
         """The peak."""
-        passing = self.inputs + max(self.activations, self.encoding)
+        network, encoders = self.inputs + self.activations, self.inputs + self.encoding
+        if self.overlapped:
+            return self.fixed + encoders + (network if self.gradients_stay else max(network, self.gradients))
+        passing = max(network, encoders)
         return self.fixed + (passing if self.gradients_stay else max(passing, self.gradients))
 
 
@@ -86,6 +91,7 @@ def device_memory(recipe: Recipe, stage: StageRecipe, *, devices: int = 1, reser
         activations=samples * sample_activation_bytes(recipe, stage),
         encoding=_encoding_bytes(recipe, stage),
         gradients_stay=devices > 1 or stage.batch_size > devices * samples,
+        overlapped=recipe.overlapped,
     )
 
 
@@ -211,9 +217,11 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _input_bytes(recipe: Recipe, stage: StageRecipe) -> int:
-    """The image as bytes or its moments, its latent, noise and target, the context and the positions of one sample."""
+    """Of one sample the image as bytes or its moments, its latent, noise and target, stored states, the context and the
+    positions.
+    """
     latent = 4 * recipe.autoencoder.latent_values(stage.resolution, stage.resolution)
-    context = 4 * stage.context_length * recipe.text.width
+    context = (4 + stage.text_stored * recipe.element_bytes) * stage.context_length * recipe.text.width
     given = latent if stage.cached else 3 * stage.resolution**2  # both moments in half precision, or pixels
     return given + 4 * latent + context + 8 * recipe.work(stage).full
 
@@ -225,5 +233,7 @@ def _encoding_bytes(recipe: Recipe, stage: StageRecipe) -> int:
     if not stage.cached:
         images += samples * 3 * side**2 * 4
         images += min(samples, recipe.images_at_once(stage)) * recipe.autoencoder.encode_peak_bytes(side, side, element)
+    if stage.text_stored:
+        return images
     captions = min(samples, recipe.captions_at_once(stage)) * recipe.text.peak_bytes(stage.context_length, element)
     return max(images, captions)

@@ -144,12 +144,16 @@ def _stage_table(title: str, plan: Forecast, rows: Sequence[Row]) -> Table:
 
 
 def _encoding_table(plan: Forecast) -> Table:
-    table = Table(title="before: hdm-shards encode, each image once", title_justify="left")
-    for column in ("", "images, 10^6", "images/s", "hours", "rent, $", "disk, GB", "binds"):
+    table = Table(
+        title="before: hdm-shards encode and encode-captions, each image and caption once",
+        title_justify="left",
+    )
+    for column in ("", "10^6 of them", "a second", "hours", "rent, $", "disk, GB", "binds"):
         table.add_column(column, justify="right" if column else "left")
     for each in plan.encodings:
         row = (f"{each.images / 1e6:.3f}", f"{each.images_per_s:.1f}", _hours(each.hours), f"{each.rent_usd:.2f}")
-        table.add_row(f"{each.resolution} px", *row, f"{each.disk_gb:,.0f}", each.binds)
+        name = "captions" if each.resolution is None else f"{each.resolution} px"
+        table.add_row(name, *row, f"{each.disk_gb:,.0f}", each.binds)
     return table
 
 
@@ -171,6 +175,7 @@ def _storage_table(plan: Forecast) -> Table:
         ("one training checkpoint", f"{storage.checkpoint_gb:.1f} GB"),
         ("all that stay", f"{storage.checkpoints_gb:.1f} GB"),
         *([("latents that stages read", f"{storage.latents_gb:,.0f} GB")] if storage.latents_gb else []),
+        *([("text states that stages read", f"{storage.text_states_gb:,.0f} GB")] if storage.text_states_gb else []),
         ("latents and captions of all stages, if cached", f"{storage.cache_gb:,.0f} GB"),
     ):
         table.add_row(label, value)
@@ -240,6 +245,7 @@ _EITHER_WAY = "  plain / checkpointed"
 
 def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
     copies = "gathered weights" if plan.recipe.sharded else "half-precision weights"
+    encoding = "and while encoding" if plan.recipe.overlapped else "or while encoding"
     return (
         ("micro-batch", lambda s: f"{s.stage.micro_batch_size}", None),
         ("with checkpointing", lambda s: _CHECKPOINTING[s.stage.checkpointing], None),
@@ -249,7 +255,7 @@ def _memory_rows(plan: Forecast) -> tuple[Row, ...]:
         ("encoders", lambda s: _gib(s.memory.encoders), None),
         ("activations", lambda s: _gib(s.memory.activations), None),
         (_EITHER_WAY, lambda s: f"{_gib(s.activations_plain)} / {_gib(s.activations_checkpointed)}", None),
-        ("or while encoding", lambda s: _gib(s.memory.encoding), None),
+        (encoding, lambda s: _gib(s.memory.encoding), None),
         ("peak", lambda s: _gib(s.memory.total) + ("" if s.fits else " !"), None),
         ("largest micro-batch", lambda s: f"{s.largest_micro_batch}", None),
         (_EITHER_WAY, lambda s: f"{s.largest_plain} / {s.largest_checkpointed}", None),

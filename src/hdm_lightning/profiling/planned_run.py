@@ -28,6 +28,8 @@ from hdm_lightning.profiling.padding import even_lengths, padded_shares
 
 WHOLE_IMAGE = 1.3
 """Cells or pixels of a whole resized image over those of its square crop, about."""
+LENGTHS = 64
+"""Captions that stand for all, evenly spaced over how long they are."""
 HEADERS = 3000
 """Bytes of a sample of latents besides its moments, about: headers, caption, record."""
 
@@ -47,6 +49,7 @@ class StageRecipe:
     checkpointing: bool | Literal["selective"] = False
     warmup_samples: int = 0  # samples of the warm-up
     cached: bool = False  # whether it reads latents from disk, so that no image is decoded or encoded
+    text_stored: bool = False  # whether it reads text states from disk, so that no caption is encoded
     accumulation: int = 1  # micro-batches of a step on one device, which are made by the length of captions
 
     @property
@@ -96,7 +99,7 @@ class Recipe:
     sharded: bool = False  # whether weights, gradients, moments and averages are split over the devices (FSDP2)
     mixed: bool = True  # bfloat16 autocast over float32 weights; otherwise everything is float32
     checkpoints_kept: int = 2  # of each stage
-    text_stored: bool = False  # whether text states come from disk, of which the forecast does not count the saving
+    overlapped: bool = False  # whether a micro-batch is encoded while the network works on the one before
     adapter: AdapterCost | None = None  # what alone is trained, beside the frozen network; None trains all of it
 
     @property
@@ -180,12 +183,30 @@ class Recipe:
         else:
             network = adapter_operations(self.network, work, self.adapter, **how)
         encode = 0 if stage.cached else self.autoencoder.encode_flops(side, side)
-        text = self.text.flops(stage.context_length)
+        text = 0 if stage.text_stored else self.text.flops(stage.context_length)
         return replace(network, autoencoder=encode, text=text)
+
+    def stored_lengths(self) -> list[int]:
+        """Tokens of the captions that are encoded before the training, for every `LENGTHS` images.
+
+        Each caption is encoded as every context length that reads states cuts it, once where two leave it alike.
+        """
+        contexts = sorted({stage.context_length for stage in self.stages if stage.text_stored})
+        captions = self.dataset.caption_tokens
+        cut = [[each] * LENGTHS if captions is None else even_lengths(captions, each, LENGTHS) for each in contexts]
+        before = [[0] * LENGTHS, *cut]
+        pairs = (zip(*each, strict=True) for each in zip(cut, before, strict=False))
+        return [new for pair in pairs for new, old in pair if new != old]
+
+    def state_kb(self, tokens: float) -> float:
+        """Stored states of so many tokens, 10^3 bytes."""
+        return tokens * self.text.width * self.element_bytes / 1e3
 
     def sample_kb(self, stage: StageRecipe) -> float:
         """What is read from disk of a sample, 10^3 bytes."""
-        return self.latent_kb(stage.resolution) if stage.cached else self.dataset.image_kb
+        image = self.latent_kb(stage.resolution) if stage.cached else self.dataset.image_kb
+        lengths = self.true_lengths(stage)
+        return image + (self.state_kb(sum(lengths) / len(lengths)) if stage.text_stored else 0)
 
     def latent_kb(self, resolution: int) -> float:
         """A sample of a set of latents, the means in half precision, 10^3 bytes."""

@@ -192,6 +192,21 @@ def check_float8(config: DictConfig, *, possible: bool) -> None:
             raise UserError(what, where=key, hint=f"set {key}={instead}, or {float8.WHERE}=false")
 
 
+def check_overlap(config: DictConfig, *, possible: bool) -> None:
+    """What overlapped encoders do not go with.
+
+    Args:
+        config: with the machine's answers.
+        possible: whether the training has frozen encoders.
+
+    Raises:
+        UserError: naming `hardware.overlap_encoders`.
+    """
+    where = "hardware.overlap_encoders"
+    if plain(config, where) and not possible:
+        raise UserError("an autoencoder is trained without frozen encoders", where=where, hint=f"leave {where}=false")
+
+
 def prepare_host(kind: str, threads: int, processes: int) -> None:
     """CPU threads of this process (as asked for, else an even share of the cores) and its use of memory."""
     if kind == "cpu":

@@ -144,6 +144,7 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
     """The groups that every training has: what they call takes what they say."""
     hardware.check_sharded(config, possible=recipe.sharded)
     hardware.check_float8(config, possible=recipe.sharded)
+    hardware.check_overlap(config, possible=recipe.sharded)
     strategy = plain(config, "trainer.strategy")
     known = [*hardware.STRATEGIES, *StrategyRegistry.available_strategies()]
     if isinstance(strategy, str) and strategy not in known:

@@ -39,6 +39,7 @@ class Hardware:
         usd_per_device_hour: price for the ledger.
         peak_tflops: a device's peak rate for the MFU in 10^12 operations a second; None looks a known GPU up.
         compress_gradients: exchange gradients in bfloat16 under DDP (CUDA only).
+        overlap_encoders: encode a micro-batch while the network still works on the one before (CUDA only).
     """
 
     compile: bool = False
@@ -48,6 +49,7 @@ class Hardware:
     usd_per_device_hour: NotNegative = 0.0
     peak_tflops: Positive | None = None
     compress_gradients: bool = False
+    overlap_encoders: bool = False
 
 
 @settings

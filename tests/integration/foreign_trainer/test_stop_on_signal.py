@@ -65,6 +65,21 @@ def test_a_signal_to_one_process_stops_both(flow_module, shard_data, trainer, on
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000002.ckpt"]
 
 
+def test_processes_do_not_wait_for_each_other_s_signals_before_a_batch(
+    flow_module, shard_data, trainer, on_processes, monkeypatch
+):
+    """Lightning has the first process tell the others at every batch, for which the host would wait for the device."""
+
+    def fit(**processes):
+        told = []
+        monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, *_args, **_kwargs: told.append(tensor))
+        run = trainer(callbacks=[StopOnSignal()], limit_val_batches=0, **processes)
+        run.fit(flow_module(), shard_data(2))
+        return run.global_step, len(told)
+
+    assert on_processes(2, fit) == [(6, 0), (6, 0)]
+
+
 def test_a_signal_in_a_validation_stops_at_its_end(flow_module, shard_data, trainer, tmp_path):
     callbacks = [Send(signal.SIGTERM, 4, "on_validation_batch_start"), StopOnSignal(), StageCheckpoint(tmp_path)]
     run = trainer(callbacks=callbacks, enable_checkpointing=True, num_sanity_val_steps=0)

@@ -52,6 +52,9 @@ class StopOnSignal(StepWatcher, Callback):
         """Listen, unless the process does so already."""
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+            # Before every batch the processes would tell each other of a signal that those handlers have seen, and
+            # the host would wait for the device to read the answer.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             if not STOP.is_listening:
                 self._listening.enter_context(STOP.listening())
 

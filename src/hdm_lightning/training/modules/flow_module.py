@@ -3,7 +3,8 @@
 Shapes: B batch, C latent channels, H x W image in pixels, f autoencoder factor, N image tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hdm_lightning.models.positions import PositionConvention
 from hdm_lightning.training.modules.draws import draw, strata
 from hdm_lightning.training.modules.flow_step import (
     Conditioning,
+    Encoded,
     FrozenEncoders,
     Network,
     crop_geometry,
@@ -41,6 +43,7 @@ from hdm_lightning.training.modules.resumable_module import (
     call_optimizer,
     plain_learning_rate,
 )
+from hdm_lightning.training.modules.side_stream import SideStream
 from hdm_lightning.training.optimization.learning_rates import ParameterGroup, Rule, parameter_groups
 from hdm_lightning.training.strategies.processes import averaged
 
@@ -78,6 +81,8 @@ class FlowModule(ResumableModule):
         validation_seed: noise and times of the validation follow from it.
         patch_size: side of an image token in latent cells; None asks `network.config`.
         positions: convention of the token positions; None asks `network.config`.
+        overlap_encoders: encode a training batch on a CUDA stream of its own, while the device is still busy with the
+            batch before it. Takes the encoders' memory on top of the network's; changes nothing on a CPU.
 
     Raises:
         UserError: a value is out of range, or the network does not say its patch size.
@@ -103,6 +108,7 @@ class FlowModule(ResumableModule):
         validation_seed: int = 0,
         patch_size: int | None = None,
         positions: PositionConvention | None = None,
+        overlap_encoders: bool = False,
     ) -> None:
         super().__init__(seed=seed, stage=stage)
         self.save_hyperparameters(ignore=["network", "text_encoder", "autoencoder", "optimizer", "lr_scheduler"])
@@ -120,6 +126,8 @@ class FlowModule(ResumableModule):
         self.optimizer_factory = optimizer or partial(AdamW, betas=(betas[0], betas[1]))
         self.scheduler_factory = lr_scheduler
         self.validation_loss = WeightedMean()
+        self.overlap_encoders = overlap_encoders
+        self.side_stream: SideStream | None = None
 
     @property
     def text_encoder(self) -> TextEncoder:
@@ -134,7 +142,14 @@ class FlowModule(ResumableModule):
     def setup(self, stage: str) -> None:
         """Move the frozen encoders, which Lightning does not know, to the device."""
         super().setup(stage)
-        self.encoders.to(self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        self.encoders.to(device)
+        self.side_stream = SideStream(device) if self.overlap_encoders else None
+
+    def teardown(self, stage: str) -> None:
+        """Give up the stream, which cannot be copied."""
+        super().teardown(stage)
+        self.side_stream = None
 
     # Steps
 
@@ -143,6 +158,33 @@ class FlowModule(ResumableModule):
         drawn = self.with_draws(batch, validation=not self.trainer.training)
         drawn["caption_tokens"] = batch["lengths"].tolist()
         return pinned(drawn) if self.device.type == "cuda" else drawn
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; where encoders overlap with the network, also encode a training batch, ahead of its step."""
+        move = partial(super().transfer_batch_to_device, batch, device, dataloader_idx)
+        if self.side_stream is None or not self.trainer.training:
+            return move()
+        return self.encoded_ahead(self.side_stream, move, self.trainer.precision_plugin.train_step_context())
+
+    def encoded_ahead(
+        self, stream: SideStream, move: Callable[[], dict[str, Any]], autocast: AbstractContextManager[Any]
+    ) -> dict[str, Any]:
+        """A batch on the device, with what the encoders make of it as `encoded`, made on a stream of its own.
+
+        The host comes here while the device still has the step before to do, as nothing in a step waits for it. So the
+        next batch is encoded ahead without one being fetched ahead, and the position in the data stays what it is.
+
+        Args:
+            stream: to copy and encode on; taken over before this returns.
+            move: copies the batch to the device.
+            autocast: that of a training step.
+        """
+        with stream.put(), autocast:
+            batch = move()
+            encoded = self.encoded(batch)
+        given = (value for value in batch.values() if torch.is_tensor(value))
+        stream.take_over([*given, *encoded.tensors()])
+        return {**batch, "encoded": encoded}
 
     def with_draws(self, batch: Mapping[str, Any], *, validation: bool = False) -> dict[str, Any]:
         """The batch with `noise` (B,C,H/f,W/f), stratified `uniform` (B,) and, where it is routed, `scores` (B,N)."""
@@ -196,17 +238,21 @@ class FlowModule(ResumableModule):
             return self.losses(batch, network or self.network, t)
 
     def losses(self, batch: dict[str, Any], network: Network, t: Tensor) -> Tensor:
-        """Loss (B,) at times t (B,) of a batch that has its draws."""
-        with self.section("encode_images"):
-            latent = self.encoders.latents_of_batch(batch)
-        with self.section("encode_text"):
-            conditioning = self.conditioning(batch)
+        """Loss (B,) at times t (B,) of a batch that has its draws; it is encoded unless it has been."""
+        encoded: Encoded = batch["encoded"] if "encoded" in batch else self.encoded(batch)
         keep = routed(batch.get("scores"), self.routing_rate)
         with self.section("network"):
             weight = loss_weight(batch, self.autoencoder.factor)
-            return flow_loss(network, latent, batch["noise"], t, conditioning, keep, weight)
+            return flow_loss(network, encoded.latent, batch["noise"], t, encoded.conditioning, keep, weight)
 
-    def conditioning(self, batch: dict[str, Any]) -> Conditioning:
+    def encoded(self, batch: Mapping[str, Any]) -> Encoded:
+        """What the encoders make of a batch on the device."""
+        with self.section("encode_images"):
+            latent = self.encoders.latents_of_batch(batch)
+        with self.section("encode_text"):
+            return Encoded(latent, self.conditioning(batch))
+
+    def conditioning(self, batch: Mapping[str, Any]) -> Conditioning:
         """Encode the captions and place the crops."""
         token_px, lengths = self.patch_size * self.autoencoder.factor, batch["lengths"]
         rows, columns = latent_grid(batch, self.autoencoder.factor)

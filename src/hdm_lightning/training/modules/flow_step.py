@@ -123,6 +123,25 @@ class Conditioning:
     log_aspect_ratio: Tensor
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the frozen encoders make of a batch.
+
+    Attributes:
+        latent: (B, C, h, w) normalised, float32.
+        conditioning: the captions and the crops' places.
+    """
+
+    latent: Tensor
+    conditioning: Conditioning
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        given = self.conditioning
+        parts = (self.latent, given.context, given.context_lengths, given.positions, given.log_aspect_ratio)
+        return [each for each in parts if each is not None]
+
+
 def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch with its tensors in page-locked memory, from where a device fetches them while the host goes on."""
     return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
