@@ -227,12 +227,12 @@ class CaptionRules:
 
     def _from_record(self, data: bytes) -> list[Caption]:
         record = parse_record(data)
-        return next((_weighted(record[name], name) for name in self.fields if record.get(name)), [])
+        return next((captions_under(record[name], name) for name in self.fields if record.get(name)), [])
 
     def _from_every_key(self, data: bytes) -> list[Caption]:
         record = parse_record(data)
         names = dict.fromkeys((*self.fields, *(self.kinds or {})))
-        return [each for name in names if record.get(name) for each in _weighted(record[name], name)]
+        return [each for name in names if record.get(name) for each in captions_under(record[name], name)]
 
 
 def parse_record(data: bytes) -> dict[str, object]:
@@ -252,8 +252,12 @@ def parse_record(data: bytes) -> dict[str, object]:
     return record
 
 
-def _weighted(value: object, key: str) -> list[Caption]:
-    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key."""
+def captions_under(value: object, key: str) -> list[Caption]:
+    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key of a record.
+
+    Raises:
+        SampleFault: it is something else, or one is too long to be read.
+    """
     items: Sequence[object] = value if isinstance(value, list) else [value]
     captions = []
     for item in items:

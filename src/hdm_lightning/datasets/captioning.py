@@ -1,6 +1,7 @@
 """Shards of images to shards with further captions: the same samples, keys and order, what a model says in the record.
 
-A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay.
+A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay,
+those under `caption` in that list: a training reads the first key of the two alone, so that they would be hidden.
 The originals are only read. A call that was ended goes on at the batch where it was: what a shard's images were called
 so far lies in a journal beside it until the shard is written.
 """
@@ -18,7 +19,15 @@ import torch
 from PIL import Image
 
 from hdm_lightning.data.alpha_masks import shrunk
-from hdm_lightning.data.captions import MAX_CAPTION_BYTES, MAX_RECORD_BYTES, clean, is_blank, parse_record
+from hdm_lightning.data.captions import (
+    MAX_CAPTION_BYTES,
+    MAX_RECORD_BYTES,
+    CaptionRules,
+    captions_under,
+    clean,
+    is_blank,
+    parse_record,
+)
 from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index, ShardRecord
@@ -354,7 +363,7 @@ def _take(found: dict[str, Any], kind: str, answer: tuple[str, bool] | str) -> N
 
 
 def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: list[list[str]]) -> dict[str, Field]:
-    """The members of a sample with captions added to the list `captions` of its record.
+    """The members of a sample with captions added to the list `captions` of its record, behind those it has.
 
     A record that cannot be read is left out for the new one, and noted in `faults`.
     """
@@ -366,10 +375,34 @@ def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: l
     except SampleFault as fault:
         record = {}
         faults.append([raw.key, f"record left out: {fault}"])
-    present = record.get("captions") or []
-    record["captions"] = [*(present if isinstance(present, list) else [present]), *new]
+    record["captions"] = [*_taken_over(record, raw.key, faults), *new]
     content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if len(content) > MAX_RECORD_BYTES:
         faults.append([raw.key, "the record would be too long with its captions"])
         return members
     return {**members, "json": content}
+
+
+def _taken_over(record: dict[str, Any], key: str, faults: list[list[str]]) -> list[object]:
+    """The captions of a record that a training reads, taken out of it: beside new ones they have to be in one list.
+
+    What cannot be read as captions would make the new ones unreadable; it is left out, and noted in `faults`.
+    """
+    there = [name for name in CaptionRules().fields if record.get(name) and _are_captions(record, name, key, faults)]
+    if not there:
+        return []
+    present = record.pop(there[0])
+    items = present if isinstance(present, list) else [present]
+    if there[0] == "captions":
+        return items
+    return [{"kind": there[0], **(each if isinstance(each, dict) else {"text": each})} for each in items]
+
+
+def _are_captions(record: dict[str, Any], name: str, key: str, faults: list[list[str]]) -> bool:
+    try:
+        captions_under(record[name], name)
+    except SampleFault as fault:
+        del record[name]
+        faults.append([key, f"{name} of the record left out: {fault}"])
+        return False
+    return True
