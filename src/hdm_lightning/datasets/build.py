@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Len
 
 from hdm_lightning.data.captions import CaptionRules, is_blank
 from hdm_lightning.data.faults import SampleFault
@@ -21,6 +23,7 @@ from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, write_text
 
@@ -66,6 +69,10 @@ class _Shard(NamedTuple):
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+Pair = Annotated[list[str], Len(2, 2)]
+"""A name and a reason."""
+
+
 class Row(NamedTuple):
     """A finished shard, as the journal has it: numbers of samples, of images and of captions in it, and the rest."""
 
@@ -73,8 +80,8 @@ class Row(NamedTuple):
     samples: int
     images: int
     captions: int
-    rejected: list[list[str]]
-    unused: list[list[str]]
+    rejected: list[Pair]
+    unused: list[Pair]
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,9 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
 def _write(out: Path, make: Make, shard: _Shard) -> Row:
     """Write one shard; returns its row of the journal."""
     samples: dict[str, dict[str, Field]] = {}
-    rejected, unused, images, captions = [], [], 0, 0
+    rejected: list[Pair] = []
+    unused: list[Pair] = []
+    images = captions = 0
     for number, item in enumerate(shard.items, start=shard.first):
         try:
             fields, left = make(item)
@@ -276,5 +285,5 @@ def open_journal(out: Path, header: dict[str, Any]) -> dict[str, Row]:
         if entry.get("gone"):
             rows.pop(name, None)
         elif name:
-            rows[name] = Row(**entry) if entry.keys() == set(Row._fields) else Row("", 0, 0, 0, [], [])
+            rows[name] = typed(Row, entry) or Row("", 0, 0, 0, [], [])
     return rows

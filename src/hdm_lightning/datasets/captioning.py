@@ -37,7 +37,7 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import LATENT, RawSample
-from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.build import REJECTED, Pair
 from hdm_lightning.datasets.shard_work import (
     Job,
     ahead,
@@ -50,6 +50,7 @@ from hdm_lightning.datasets.shard_work import (
 )
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
 
@@ -98,7 +99,19 @@ class Summary(NamedTuple):
     samples: int
     captions: dict[str, int]
     cut: int
-    faults: list[list[str]]
+    faults: list[Pair]
+
+
+class _Noted(NamedTuple):
+    """What became of an image: captions by kind, the kinds that were cut off, and (kind, reason) of faults."""
+
+    said: dict[str, str]
+    cut: list[str]
+    faults: list[Pair]
+
+
+Said = dict[str, Any]
+"""The same, as it is written."""
 
 
 class CaptionedSet:
@@ -203,9 +216,8 @@ class CaptionedSet:
                 where=str(self.folder),
                 hint="name another --out, or delete this folder to make it anew",
             )
-        fields = Summary._fields
-        whole = (row for row in rows if {"shard", *fields} <= set(row))
-        return {row["shard"]: Summary(*(row[name] for name in fields)) for row in whole}
+        found = ((str(row.pop("shard", "")), typed(Summary, row)) for row in rows)
+        return {name: summary for name, summary in found if summary is not None}
 
 
 def _shown(progress: Progress, done: list[int], more: int) -> None:
@@ -250,7 +262,7 @@ class _Captioner:
         cut = sum(len(each["cut"]) for each in said)
         return scan_shard(self.folder, shard.record.name), Summary(len(jobs), dict(captions), cut, faults)
 
-    def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[Said]:
         """What is said of each image, noted batch by batch."""
         journal = (self.folder / shard.record.name).with_name(_journal_name(shard.record.name))
         said = _noted(journal, len(jobs))
@@ -278,9 +290,9 @@ class _Captioner:
         most = self.options.max_side_px
         return image if long <= most else shrunk(image, max(1, round(min(image.size) * most / long)))
 
-    def _of_batch(self, loaded: Sequence[Image.Image | str]) -> list[dict[str, Any]]:
+    def _of_batch(self, loaded: Sequence[Image.Image | str]) -> list[Said]:
         images = [each for each in loaded if not isinstance(each, str)]
-        found: list[dict[str, Any]] = [{"said": {}, "cut": [], "faults": []} for _ in images]
+        found: list[Said] = [{"said": {}, "cut": [], "faults": []} for _ in images]
         for kind, prompt in self.options.prompts.items() if images else ():
             for each, answer in zip(found, self._answers(images, prompt), strict=True):
                 _take(each, kind, answer)
@@ -303,7 +315,7 @@ class _Captioner:
                 return [f"the model cannot take it: {type(error).__name__}: {lines[0][:200]}"]
             return [answer for image in images for answer in self._answers([image], prompt)]
 
-    def _require_some(self, found: Sequence[Mapping[str, Any]]) -> None:
+    def _require_some(self, found: Sequence[Said]) -> None:
         """Raise UserError where the first images all have no caption."""
         if self._asked >= FIRST:
             return
@@ -318,7 +330,7 @@ class _Captioner:
         self,
         shard: PlannedShard,
         jobs: Sequence[Job],
-        said: Sequence[Mapping[str, Any]],
+        said: Sequence[Said],
         faults: list[list[str]],
     ) -> Iterator[tuple[str, dict[str, Field]]]:
         """The samples with their new captions; notes (key, reason) of those that lack some."""
@@ -337,16 +349,17 @@ class _Captioner:
             yield raw.key, with_captions(raw, new, faults)
 
 
-def _noted(journal: Path, samples: int) -> list[dict[str, Any]]:
+def _noted(journal: Path, samples: int) -> list[Said]:
     """What a call that was ended has noted of a shard's images."""
-    said: list[dict[str, Any]] = []
+    said: list[Said] = []
     for row in read_lines(journal):
-        if row.get("first") == len(said) and len(said) + len(row["said"]) <= samples:
-            said += row["said"]
+        new = typed(list[_Noted], row.get("said"))
+        if new is not None and row.get("first") == len(said) and len(said) + len(new) <= samples:
+            said += [each._asdict() for each in new]
     return said
 
 
-def _take(found: dict[str, Any], kind: str, answer: tuple[str, bool] | str) -> None:
+def _take(found: Said, kind: str, answer: tuple[str, bool] | str) -> None:
     """Note an answer: its text cleaned, or why there is none."""
     if isinstance(answer, str):
         found["faults"].append([kind, answer])
