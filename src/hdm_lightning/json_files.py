@@ -61,11 +61,11 @@ def require_shallow(text: str) -> None:
 def typed(kind: type[Kind], values: object) -> Kind | None:
     """Values as a type whose annotations they fit to the letter, such as a NamedTuple; None where they do not."""
     try:
-        return _adapter(kind).validate_python(values, strict=True)  # type: ignore[no-any-return]
+        return _adapter(kind).validate_python(values, strict=True)  # type: ignore[arg-type]
     except ValidationError:
         return None
 
 
 @cache
-def _adapter(kind: Any) -> Any:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

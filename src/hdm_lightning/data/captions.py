@@ -230,9 +230,17 @@ class CaptionRules:
         return next((captions_under(record[name], name) for name in self.fields if record.get(name)), [])
 
     def _from_every_key(self, data: bytes) -> list[Caption]:
-        record = parse_record(data)
-        names = dict.fromkeys((*self.fields, *(self.kinds or {})))
-        return [each for name in names if record.get(name) for each in captions_under(record[name], name)]
+        """Of all keys that may hold some; one that cannot be read counts for nothing beside one that can."""
+        record, found = parse_record(data), []
+        faults: list[SampleFault] = []
+        for name in dict.fromkeys((*self.fields, *(self.kinds or {}))):
+            try:
+                found += captions_under(record[name], name) if record.get(name) else []
+            except SampleFault as fault:
+                faults.append(fault)
+        if faults and not found:
+            raise faults[0]
+        return found
 
 
 def parse_record(data: bytes) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""What builders and other commands leave beside their shards, damaged as disks and editors do it.
+"""What builders and other commands leave beside their shards, and tables, damaged as disks and editors do it.
 
-The same command again goes on, with every sample there, or says what is wrong with which file. Each case follows from
-its number.
+A command goes on, with every sample there or named, or says what is wrong with which file. Each case follows from its
+number.
 """
 
 import json
@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from hdm_lightning.data.index import load_index
+from hdm_lightning.data.inspection import collect
+from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, note_scanned
 from hdm_lightning.data.text_states import TextFormat
+from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
 from hdm_lightning.datasets.filter_judging import Filter
@@ -101,26 +104,91 @@ def damaged(folder, name, lot):
             each.unlink()
 
 
-@numbers
-@pytest.mark.parametrize("name", ["folder", "rows", "caption", "filter", "states", "index"])
-def test_a_command_goes_on_over_damaged_files_of_its_own_or_names_them(kit, commands, tmp_path, name, numbers):
-    whole, make, failed, went_on = tmp_path / "whole", commands[name], [], 0
-    make(whole)
+def survived(name, numbers, case):
+    """Run `case(lot)` for every number, which returns or raises UserError; returns how many returned."""
+    failed, well = [], 0
     for number in numbers:
-        lot, folder = random.Random(f"{name} {number}"), tmp_path / "out"
-        shutil.copytree(whole, folder)
-        damaged(folder, name, lot)
         try:
-            make(folder)
-            went_on += 1
-            if name != "states":
-                there = load_index(folder).samples
-                assert there == SAMPLES, f"{there} samples"
+            case(random.Random(f"{name} {number}"))
+            well += 1
         except UserError as error:
             assert str(error).strip()
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             failed.append(f"{number}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"[:300])
-        shutil.rmtree(folder)
-    assert not failed, "\n".join(failed)
-    assert went_on > len(numbers) / 8
+    assert not failed, "\n".join([name, *failed])
+    return well
+
+
+@numbers
+@pytest.mark.parametrize("name", ["folder", "rows", "caption", "filter", "states", "index"])
+def test_a_command_goes_on_over_damaged_files_of_its_own_or_names_them(commands, tmp_path, name, numbers):
+    whole, make, out = tmp_path / "whole", commands[name], tmp_path / "out"
+    make(whole)
+
+    def case(lot):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(whole, out)
+        damaged(out, name, lot)
+        make(out)
+        assert name == "states" or load_index(out).samples == SAMPLES
+
+    assert survived(name, numbers, case) > len(numbers) / 8
+
+
+@numbers
+def test_an_index_that_is_damaged_is_refused_or_read(kit, tmp_path, numbers):
+    folder = kit.write_shards(tmp_path / "set", [4, 2])
+    file = folder / "index.json"
+    content = file.read_bytes()
+
+    def case(lot):
+        changed = json.dumps(value_of(json.loads(content), lot)).encode()
+        file.write_bytes(changed if lot.random() < 0.6 else bytes_of(content, lot))
+        list(verify(folder, decode=True))
+        collect([str(folder)])
+        list(stream(kit.stream_config(folder), kit.letters, stop=SAMPLES))
+
+    survived("index", numbers, case)
+    file.write_bytes(json.dumps({**json.loads(content), "shards": []}).encode())
+    with pytest.raises(UserError, match="empty"):
+        collect([str(folder)])
+
+
+CELLS = {
+    "bytes": [b"", b"x", None],
+    "text": ["a red star", "", "\x1b[2J\u202e", "x" * 70_000, None],
+    "texts": [["a", "b"], [], [None], None],
+    "number": [0, -1, 2**62, None],
+    "fraction": [float("nan"), 1e308, None],
+    "struct": [{"bytes": None, "path": "/etc/hostname"}, {"bytes": b"", "path": None}, None],
+}
+
+
+@numbers
+def test_tables_of_all_kinds_have_every_row_used_or_named(kit, tmp_path, numbers):
+    columns, file = Columns("image", ("text",)), tmp_path / "t.parquet"
+    good = {"image": [kit.coloured(n) for n in range(SAMPLES)], "text": [f"number {n}" for n in range(SAMPLES)]}
+    pq.write_table(pa.table(good), file, row_group_size=2)
+    content = file.read_bytes()
+
+    def case(lot):
+        out, rows = tmp_path / "out", None
+        shutil.rmtree(out, ignore_errors=True)
+        if lot.random() < 0.5:
+            file.write_bytes(bytes_of(content, lot))
+        else:
+            kinds = ("bytes", "bytes", "struct", "text"), ("text", "text", *CELLS), (*CELLS,)
+            names = ("image", "text", lot.choice(("score", "source", "caption", "\x1b[2J")))
+            picked = {name: CELLS[lot.choice(each)] for name, each in zip(names, kinds, strict=True)}
+            rows = lot.randint(1, 5)
+            table = {name: [lot.choice(cells) for _ in range(rows)] for name, cells in picked.items()}
+            if picked["image"] is CELLS["bytes"]:
+                table["image"][0] = kit.coloured(1)
+            pq.write_table(pa.table(table), file)
+        report = build_rows(
+            ParquetTable([str(file)], columns), out, columns, threads=1, allow_missing=lot.random() < 0.5
+        )
+        assert report.samples + len(report.rejected) == (rows or SAMPLES)
+
+    assert survived("table", numbers, case) > len(numbers) / 20
