@@ -2,10 +2,15 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from hdm_lightning.errors import UserError
+
+Kind = TypeVar("Kind")
 
 LARGEST_BYTES = 100_000_000
 DEEPEST = 64
@@ -59,3 +64,16 @@ def require_shallow(text: str) -> None:
         depth = depth + 1 if found[0] in "[{" else max(0, depth - 1)
         if depth > DEEPEST:
             raise ValueError("it is nested too deeply")
+
+
+def typed(kind: type[Kind], values: object) -> Kind | None:
+    """Values as a type whose annotations they fit to the letter, such as a NamedTuple; None where they do not."""
+    try:
+        return _adapter(kind).validate_python(values, strict=True)  # type: ignore[arg-type]
+    except ValidationError:
+        return None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

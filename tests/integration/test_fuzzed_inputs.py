@@ -31,6 +31,7 @@ from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
+from hdm_lightning.interop.adapter_files import BASE, CONFIG, WEIGHTS, describe_adapter, is_adapter, read_adapter
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training import job
@@ -44,7 +45,7 @@ from hdm_lightning.whole_files import file_error
 from mutations import bytes_of, text_of, value_of
 
 SHAPE = {"width": 16, "mlp_width": 12, "heads": 1, "head_dim": 16, "context_width": 16, "depth": 1}
-CONFIG = XUTConfig(**SHAPE, decoder_blocks=1, blocks_after=1, **PUBLISHED)
+NETWORK = XUTConfig(**SHAPE, decoder_blocks=1, blocks_after=1, **PUBLISHED)
 LONGEST_S = 20.0
 ALL = 600
 tiers = pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def survive(kind, numbers, case):
 @pytest.fixture(scope="module")
 def weights():
     torch.manual_seed(0)
-    return published.export_state_dict(XUT(CONFIG))
+    return published.export_state_dict(XUT(NETWORK))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ def final(tmp_path_factory, tiny_text_encoder, tiny_autoencoder):
     folder = tmp_path_factory.mktemp("run") / "final"
     save_final(
         folder,
-        XUT(CONFIG).state_dict(),
-        xut=CONFIG,
+        XUT(NETWORK).state_dict(),
+        xut=NETWORK,
         text_encoder=TextEncoderSource(str(tiny_text_encoder), context_length=16),
         autoencoder=load_autoencoder(str(tiny_autoencoder)),
         training={"name": "toy", "samples": 7},
@@ -104,7 +105,7 @@ def test_weight_files(weights, tmp_path, suffix, numbers):
         save_file(weights, whole, metadata={"hdm_lightning": '{"text_encoder": {"name": "a", "layer": -1}}'})
     else:
         torch.save({"state_dict": weights}, whole, _use_new_zipfile_serialization=suffix == ".ckpt")
-    content, path, network = whole.read_bytes(), tmp_path / f"broken{suffix}", XUT(CONFIG)
+    content, path, network = whole.read_bytes(), tmp_path / f"broken{suffix}", XUT(NETWORK)
 
     def case(lot):
         path.write_bytes(bytes_of(content, lot))
@@ -231,6 +232,46 @@ def test_rewinds(tmp_path, numbers):
         start_point(tmp_path / "checkpoints", read_rewinds(tmp_path))
 
     survive("rewinds", numbers, case)
+
+
+PARTS = ("lora_A", "lora_B", "lora_up", "lora_down", "alpha", "hada_w1_a", "hada_w2_b", "lokr_w1", "lokr_w2", "diff")
+DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.int64)
+
+
+def _some_tensors(lot):
+    found = {}
+    for _ in range(lot.randint(0, 5)):
+        layer = lot.choice(("base_model.model.", "transformer.", "lora_unet_", "")) + lot.choice(("a.b", "a_b", "x"))
+        name = layer + lot.choice((".", "_", "")) + lot.choice(PARTS) + lot.choice((".weight", ""))
+        shape, fill = (
+            lot.choice(((2, 4), (3, 2), (2,), (), (0, 4), (2, 4, 1))),
+            lot.choice((1, 1, 1, 0, float("nan"), 9e9)),
+        )
+        found[name] = torch.full(shape, fill).to(lot.choice(DTYPES))
+    return found
+
+
+@tiers
+def test_adapters(tmp_path, numbers):
+    down, up = "base_model.model.a.b.lora_A.weight", "base_model.model.a.b.lora_B.weight"
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "rank_pattern": {"a.b": 2}, "alpha_pattern": {}}
+    base = {"base": {"name": "x", "sha256": "0" * 64}, "settings": {"training": {}, "sampling": {}}}
+    save_file({down: torch.ones(2, 4), up: torch.ones(3, 2)}, tmp_path / WEIGHTS)
+    content = (tmp_path / WEIGHTS).read_bytes()
+
+    def case(lot):
+        for name, values in ((CONFIG, settings), (BASE, base)):
+            (tmp_path / name).write_text(json.dumps(value_of(values, lot) if lot.random() < 0.4 else values))
+        if lot.random() < 0.4:
+            record = {"hdm_lightning_adapter": json.dumps(value_of(base, lot))}
+            save_file(_some_tensors(lot), tmp_path / WEIGHTS, metadata=record)
+        else:
+            (tmp_path / WEIGHTS).write_bytes(bytes_of(content, lot) if lot.random() < 0.4 else content)
+        path = lot.choice((tmp_path, tmp_path / WEIGHTS))
+        assert is_adapter(path) in (True, False)
+        describe_adapter(read_adapter(path))
+
+    assert survive("adapter", numbers, case) < len(numbers)
 
 
 @tiers

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,9 @@ from lightning.pytorch import Trainer
 import hdm_lightning
 from composed import check_job, end_of, run_job, saved_in, weights_of
 from crash import Crash, crashing_at
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.cli.train import main
+from hdm_lightning.data import worker_processes
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.callbacks.ends import ValidateAtEnds
 from toy_run import MODEL, STAGE, run_config
@@ -104,6 +107,31 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, tmp_path, monkeypa
     assert run_job(check_job(config)) == 0
     expected, got = final_weights(whole), final_weights(config)
     assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+def test_a_data_worker_that_is_killed_ends_the_command_with_status_2_and_the_same_command_goes_on(
+    config, monkeypatch, capsys
+):
+    config["data"]["num_workers"], config["validation"]["samples"] = 1, 0
+    config["schedule"]["stages"] = {"px16": {**STAGE, "resolution": 16, "samples": 64}}
+    monkeypatch.setattr(worker_processes, "POLL_S", 1)
+    original, others = ValidateAtEnds.on_step_end, {child.pid for child in multiprocessing.active_children()}
+
+    def kill(self, trainer, module, at):
+        original(self, trainer, module, at)
+        if at == 3:
+            for child in multiprocessing.active_children():
+                if child.pid not in others:
+                    os.kill(child.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ValidateAtEnds, "on_step_end", kill)
+        assert run_command(lambda: run_job(check_job(config))) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: data.num_workers: ") and "resumes" in told.err and "Traceback" not in told.err
+    assert list((Path(config["run_dir"]) / "01-px16" / "checkpoints").iterdir())
+    assert run_job(check_job(config)) == 0
+    assert "resumes px16 after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(0.0, [6]), (20.0, [6]), (1e-9, [1, 2, 3, 4, 5, 6])])

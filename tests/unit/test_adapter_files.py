@@ -46,6 +46,8 @@ def folder(tmp_path):
         {"lora_alpha": float("nan")},
         {"lora_alpha": "6"},
         {"peft_type": None},
+        {"peft_type": {"LORA": 1}},
+        {"peft_type": ["LORA"]},
         {"base_model_name_or_path": 5},
         {"rank_pattern": [3]},
         {"rank_pattern": {"(": 3}},

@@ -75,4 +75,5 @@ def test_hints_for_what_hydra_complains_of():
     )
     message = "In 'train': Could not find 'model/xut_bas'\n\nAvailable options in 'model':\n\tpublished\n\txut_base\n"
     assert hint_for(message, "train") == "did you mean model=xut_base?"
+    assert "'data.captions.kinds={a: {b: VALUE}}'" in hint_for("Could not override 'data.captions.kinds.a.b'.", "train")
     assert hint_for("something else", "train") == USUAL

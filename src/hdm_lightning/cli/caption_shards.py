@@ -57,6 +57,7 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
 
 def caption(arguments: argparse.Namespace) -> int:
     """Describe the images, and tell what was said and what was not."""
+    from hdm_lightning.data.captions import CaptionRules
     from hdm_lightning.datasets.captioning import CaptionedSet
     from hdm_lightning.datasets.shard_work import require_room
 
@@ -70,9 +71,9 @@ def caption(arguments: argparse.Namespace) -> int:
     print(f"{arguments.out}: {index.samples:,} samples in {len(index.shards)} shards, captions: {told}")
     for line in _faults(summary, arguments):
         print(line)
-    kinds = ", ".join(f"{kind}: 1" for kind in sorted(summary.captions))
-    if kinds:
-        print(f"train on them, and on the texts that were there: 'data.captions.kinds={{{kinds}, txt: 1}}'")
+    if summary.captions:
+        kinds = ", ".join(f"{kind}: 1" for kind in (*sorted(summary.captions), "txt", *CaptionRules().fields))
+        print(f"train on them, and on the texts that were there: 'data.captions.kinds={{{kinds}}}'")
     return 0
 
 

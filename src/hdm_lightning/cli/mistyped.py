@@ -26,7 +26,12 @@ def hint_for(message: str, config_name: str) -> str:
         choices = difflib.get_close_matches(chosen[2], OPTION.findall(message), n=1)
         return f"did you mean {chosen[1]}={choices[0]}?" if choices else USUAL
     if typed:
-        key = _nearest(typed[1], config_name)
+        config, wanted = _composed(config_name), typed[1].lstrip("+~")
+        if (above := _null_above(wanted, config)) is not None:
+            below = wanted[len(above) + 1 :].split(".")
+            value = "".join(f"{{{part}: " for part in below) + "VALUE" + "}" * len(below)
+            return f"{above} is null; give its keys at once: '{above}={value}'"
+        key = nearest_key(wanted, config)
         return f"did you mean {key}? {USUAL}" if key else USUAL
     return USUAL
 
@@ -53,7 +58,20 @@ def nearest_key(key: str, config: DictConfig) -> str | None:
     return ".".join(found)
 
 
-def _nearest(key: str, config_name: str) -> str | None:
+def _null_above(key: str, config: DictConfig) -> str | None:
+    """The key above a key where nothing is, so that it has no keys below it; None for none."""
+    node: object = OmegaConf.to_container(config, resolve=False)
+    parts = key.split(".")
+    for count, part in enumerate(parts):
+        if node is None:
+            return ".".join(parts[:count])
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return None
+
+
+def _composed(config_name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
-        return nearest_key(key.lstrip("+~"), compose(config_name))
+        return compose(config_name)

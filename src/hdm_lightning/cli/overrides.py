@@ -1,6 +1,7 @@
 """Arguments of the Hydra commands before Hydra sees them: flags in any place, a sweep's names, what to quote."""
 
 import hashlib
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -21,6 +22,9 @@ MODES = {
 """What Hydra does one of, by its flags; it ends in a stack trace where it is given two."""
 SUBDIR, EXCLUDED = "hydra.sweep.subdir", "hydra.job.config.override_dirname.exclude_keys"
 
+MOST_DIGITS = re.compile(r"\d{4300}")
+"""What Python reads as no number any more."""
+
 EXPLAIN = "--explain"
 """The flag that asks what keys mean; words beside it are keys and overrides."""
 
@@ -35,6 +39,8 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         UserError: an argument cannot be parsed, where the hint is the argument quoted; flags contradict each other.
     """
     flags, rest = _apart(arguments)
+    for argument in filter(MOST_DIGITS.search, arguments):
+        raise UserError("has thousands of digits", where=argument[:60], hint="give a number of fewer digits")
     modes = list(dict.fromkeys(MODES[name] for flag in flags if (name := flag.partition("=")[0]) in MODES))
     if len(modes) > 1:
         raise UserError(f"does not go with {modes[1]}", where=modes[0], hint=f"leave {modes[0]} or {modes[1]} out")

@@ -9,8 +9,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
@@ -21,6 +20,8 @@ MAX_CAPTION_BYTES = 1 << 16
 """Longest caption that is read: putting Unicode in order can take time that grows with the square of the length."""
 
 MAX_RECORD_BYTES = 4 << 20
+MOST_WEIGHT = 1e9
+"""Of a kind of captions; sums of what is near the largest number are infinite, and draw the last kind alone."""
 
 LONGEST_RUN = 30
 GRAPHEME_JOINER = "\u034f"
@@ -124,7 +125,7 @@ class CaptionRules:
 
     prefer: str = "txt"
     fields: tuple[str, ...] = ("captions", "caption")
-    kinds: Mapping[str, float] | None = None
+    kinds: Mapping[str, float] | None = field(default=None, hash=False)  # a mapping has none
     drop: float = 0.1
     tags: TagGrammar | None = None
     clean: bool = True
@@ -134,12 +135,8 @@ class CaptionRules:
         if self.prefer not in ("txt", "json"):
             raise UserError(f"is {self.prefer!r}", where="data.captions.prefer", hint="give txt or json")
         require_share("data.captions.drop", self.drop)
-        for kind, weight in (self.kinds or {}).items():
-            if not (isfinite(weight) and weight >= 0):
-                raise UserError(f"is {weight}", where=f"data.captions.kinds.{kind}", hint="give 0 or more")
-        if self.kinds is not None and not any(self.kinds.values()):
-            hint = "give one a positive weight, or data.captions.kinds=null"
-            raise UserError("no kind of caption has a positive weight", where="data.captions.kinds", hint=hint)
+        if self.kinds is not None:
+            _require_weights(self.kinds, "data.captions.kinds")
 
     def choose(self, members: Mapping[str, bytes], draws: Draws) -> str:
         """One caption of the sample, before the chance of dropping it.
@@ -230,12 +227,20 @@ class CaptionRules:
 
     def _from_record(self, data: bytes) -> list[Caption]:
         record = parse_record(data)
-        return next((_weighted(record[name], name) for name in self.fields if record.get(name)), [])
+        return next((captions_under(record[name], name) for name in self.fields if record.get(name)), [])
 
     def _from_every_key(self, data: bytes) -> list[Caption]:
-        record = parse_record(data)
-        names = dict.fromkeys((*self.fields, *(self.kinds or {})))
-        return [each for name in names if record.get(name) for each in _weighted(record[name], name)]
+        """Of all keys that may hold some; one that cannot be read counts for nothing beside one that can."""
+        record, found = parse_record(data), []
+        faults: list[SampleFault] = []
+        for name in dict.fromkeys((*self.fields, *(self.kinds or {}))):
+            try:
+                found += captions_under(record[name], name) if record.get(name) else []
+            except SampleFault as fault:
+                faults.append(fault)
+        if faults and not found:
+            raise faults[0]
+        return found
 
 
 def parse_record(data: bytes) -> dict[str, object]:
@@ -255,8 +260,12 @@ def parse_record(data: bytes) -> dict[str, object]:
     return record
 
 
-def _weighted(value: object, key: str) -> list[Caption]:
-    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key."""
+def captions_under(value: object, key: str) -> list[Caption]:
+    """Captions of a string, or of a list of strings and `{"text", "weight", "kind"}` objects, under a key of a record.
+
+    Raises:
+        SampleFault: it is something else, or one is too long to be read.
+    """
     items: Sequence[object] = value if isinstance(value, list) else [value]
     captions = []
     for item in items:
@@ -280,10 +289,28 @@ def _require_short(size: int) -> None:
         raise SampleFault(f"caption too long: {size} bytes or letters")
 
 
+def _require_weights(kinds: object, where: str) -> None:
+    """Raise `UserError` for anything but names with finite weights, one of which is positive."""
+    if not isinstance(kinds, Mapping):
+        raise UserError(f"is {kinds!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
+    for kind, weight in kinds.items():
+        if not (_is_number(weight) and 0 <= weight <= MOST_WEIGHT):
+            raise UserError(
+                f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"give 0 or more, up to {MOST_WEIGHT:g}"
+            )
+    if not any(kinds.values()):
+        hint = f"give one a positive weight, or {where}=null"
+        raise UserError("no kind of caption has a positive weight", where=where, hint=hint)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require_share(where: str, value: float) -> None:
-    """Raise `UserError` for a chance that is not from 0 to 1."""
-    if not 0 <= value <= 1:
-        raise UserError(f"is {value}", where=where, hint="give a share from 0 to 1")
+    """Raise `UserError` for what is no chance, from 0 to 1."""
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise UserError(f"is {str(value)[:80]}", where=where, hint="give a share from 0 to 1")
 
 
 def clean(text: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.faults import SampleFault
+from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
@@ -91,6 +92,8 @@ def collect(
     """
     source = Source(tuple(urls))
     records = [record for _, record in resolve(source)]
+    if not records:
+        raise no_samples(records, ", ".join(urls))
     heights, widths = zip(*(record.shapes() for record in records), strict=True)
     lengths, kinds, bad = _caption_lengths(source, captions or CaptionRules(), caption_samples, length_of or _words)
     return Statistics(
@@ -123,10 +126,11 @@ def _caption_lengths(
         try:
             members = reader.read(plan.locate(position)).members
             lengths.append(length_of(captions.first(members)))
+            every = captions.of_every_place(members)
         except SampleFault:
             bad += 1
             continue
-        for caption in captions.of_every_place(members):
+        for caption in every:
             kinds[caption.kind].append(length_of(caption.text))
     found = {kind: np.asarray(kinds[kind], dtype=np.int64) for kind in sorted(kinds)}
     return np.asarray(lengths, dtype=np.int64), found, bad

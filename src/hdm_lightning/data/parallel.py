@@ -5,11 +5,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
+
+from hdm_lightning.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,6 +29,9 @@ def ordered_map(
     Args:
         function, items: the function must be importable by name, the items and results picklable.
         processes: workers; None means as many as this process may use cores.
+
+    Raises:
+        UserError: a process was ended from outside, as systems do where memory is out.
     """
     workers = processes if processes is not None else available_cores()
     if workers <= 1:
@@ -34,12 +40,16 @@ def ordered_map(
     # Spawned, because forking a process that holds threads (torch, say) can deadlock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending: deque[Future[Result]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= workers * IN_FLIGHT_PER_PROCESS:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= workers * IN_FLIGHT_PER_PROCESS:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            hint = "free memory, or take fewer processes; what is done stays, and the same command goes on"
+            raise UserError("a process was killed; was there enough memory?", hint=hint) from error
 
 
 def available_cores() -> int:

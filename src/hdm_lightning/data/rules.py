@@ -156,4 +156,7 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
         names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
         raise UserError(f"is {value!r}", where=where, hint=f"give {names[wanted]}")
-    return wanted(value)
+    try:
+        return wanted(value)
+    except OverflowError as error:
+        raise UserError("is beyond all numbers", where=where, hint="give a smaller one") from error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hdm_lightning.data.archive_record import scanned
 from hdm_lightning.data.index import (
@@ -37,6 +37,7 @@ from hdm_lightning.data.tar import (
     LATENT,
 )
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import read_lines
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
@@ -177,12 +178,11 @@ def _note(handle: IO[str], record: ShardRecord, state: list[int] | None) -> None
 def _read_part(part: Path, states: Mapping[str, list[int]]) -> dict[str, ShardRecord]:
     """The records that an interrupted call has left, of shards that have not changed since."""
     found = {}
-    for line in part.read_text(encoding="utf-8").splitlines() if part.is_file() else []:
+    for entry in read_lines(part):
         try:
-            entry: dict[str, Any] = json.loads(line)
             record = from_entry(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # the last line of a call that was killed
+            continue  # damaged
         if entry.get("state") == states.get(record.name):
             found[record.name] = record
     return found

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -174,17 +175,43 @@ class TextStates:
         return self._pieces[number]
 
     def _map(self, path: Path, dtype: type[np.generic], dimensions: int) -> NDArray[Any]:
-        try:
-            found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise self._damaged(path, str(error)) from error
-        if found.dtype != dtype or found.ndim != dimensions:
-            raise self._damaged(path, f"it holds {found.dtype} in {found.ndim} dimensions")
-        return found
+        return mapped(path, dtype, dimensions, where=self.where)
 
     def _damaged(self, path: Path, reason: str) -> UserError:
-        hint = f"delete it and start `{COMMAND}` again as before"
-        return UserError(f"stored states cannot be read from {path} ({reason})", where=self.where, hint=hint)
+        return _damaged(path, reason, self.where)
+
+
+def _damaged(path: Path, reason: str, where: str) -> UserError:
+    hint = f"delete it and start `{COMMAND}` again as before"
+    return UserError(f"stored states cannot be read from {path} ({reason})", where=where, hint=hint)
+
+
+def mapped(path: Path, dtype: type[np.generic], dimensions: int, *, where: str) -> NDArray[Any]:
+    """An array of a file as a memory map.
+
+    Raises:
+        UserError: it is damaged, or another.
+    """
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, TokenError) as error:
+        raise _damaged(path, str(error).partition("\n")[0], where) from error
+    if found.dtype != dtype or found.ndim != dimensions:
+        raise _damaged(path, f"it holds {found.dtype} in {found.ndim} dimensions", where)
+    return found
+
+
+def captions_found(piece: Path) -> NDArray[np.int64]:
+    """Keys (two numbers), start and length of the captions that a piece holds, int64 (N, 4).
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
+    path = found_file(piece)
+    found = mapped(path, np.int64, 2, where=str(piece.parent))
+    if found.shape[1] != 4:
+        raise _damaged(path, f"it has {found.shape[1]} columns", str(piece.parent))
+    return found
 
 
 def read_format(folder: Path, *, where: str) -> TextFormat:
@@ -232,7 +259,7 @@ def write_table(folder: Path) -> int:
     names = known + [path.name for path in pieces_of(folder) if path.name not in known]
     parts = [np.zeros((0, 5), dtype=np.int64)]
     for number, name in enumerate(names):
-        found: NDArray[np.int64] = np.load(found_file(folder / name), allow_pickle=False)
+        found = captions_found(folder / name)
         parts.append(np.column_stack([found[:, 0], np.full(len(found), number), found[:, 1:]]))
     table = np.concatenate(parts)
     table = table[np.lexsort((table[:, 2], table[:, 0]))]

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Len
 
 from hdm_lightning.data.captions import CaptionRules, is_blank
 from hdm_lightning.data.faults import SampleFault
@@ -21,6 +23,7 @@ from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_text
 
@@ -68,6 +71,10 @@ class _Shard(NamedTuple):
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+Pair = Annotated[list[str], Len(2, 2)]
+"""A name and a reason."""
+
+
 class Row(NamedTuple):
     """A finished shard, as the journal has it: numbers of samples, of images and of captions in it, and the rest."""
 
@@ -75,8 +82,8 @@ class Row(NamedTuple):
     samples: int
     images: int
     captions: int
-    rejected: list[list[str]]
-    unused: list[list[str]]
+    rejected: list[Pair]
+    unused: list[Pair]
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,9 @@ def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Itera
 def _write(out: Path, make: Make, shard: _Shard) -> Row:
     """Write one shard; returns its row of the journal."""
     samples: dict[str, dict[str, Field]] = {}
-    rejected, unused, images, captions = [], [], 0, 0
+    rejected: list[Pair] = []
+    unused: list[Pair] = []
+    images = captions = 0
     for number, item in enumerate(shard.items, start=shard.first):
         try:
             fields, left = make(item)
@@ -275,7 +284,7 @@ class ShardJournal(Journal):
             if entry.get("gone"):
                 self.shards.pop(name, None)
             else:
-                self.shards[name] = Row(**entry) if entry.keys() == set(Row._fields) else Row("", 0, 0, 0, [], [])
+                self.shards[name] = typed(Row, entry) or Row("", 0, 0, 0, [], [])
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete shards that are no longer wanted."""

@@ -28,6 +28,7 @@ from hdm_lightning.data.text_states import (
     FORMAT_NAME,
     STATES,
     TextFormat,
+    captions_found,
     found_file,
     key_of,
     pieces_of,
@@ -148,7 +149,7 @@ class _CaptionEncoder:
         self._faults = Quarantine(str(folder / FAULTS_NAME))
         self._known: set[tuple[int, int]] = set()
         for path in pieces_of(folder):
-            self._known.update(map(tuple, np.load(found_file(path), allow_pickle=False)[:, :2].tolist()))
+            self._known.update(map(tuple, captions_found(path)[:, :2].tolist()))
 
     def encode(self, shard: PlannedShard) -> Piece:
         """Encode the captions of a shard that are not known yet, and write them."""

@@ -1,6 +1,7 @@
 """Shards of images to shards with further captions: the same samples, keys and order, what a model says in the record.
 
-A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay.
+A caption goes into the record's list `captions` as `{"text", "kind", "model", "prompt"}`; captions that are there stay,
+those under `caption` in that list: a training reads the first key of the two alone, so that they would be hidden.
 The originals are only read. A call that was ended goes on at the batch where it was: what a shard's images were called
 so far lies in a journal beside it until the shard is written.
 """
@@ -18,7 +19,15 @@ import torch
 from PIL import Image
 
 from hdm_lightning.data.alpha_masks import shrunk
-from hdm_lightning.data.captions import MAX_CAPTION_BYTES, MAX_RECORD_BYTES, clean, is_blank, parse_record
+from hdm_lightning.data.captions import (
+    MAX_CAPTION_BYTES,
+    MAX_RECORD_BYTES,
+    CaptionRules,
+    captions_under,
+    clean,
+    is_blank,
+    parse_record,
+)
 from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index, ShardRecord
@@ -28,7 +37,7 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import RawSample
-from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.build import REJECTED, Pair
 from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.shard_work import (
     Job,
@@ -43,6 +52,7 @@ from hdm_lightning.datasets.shard_work import (
 )
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError, first_line
+from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
 
@@ -91,7 +101,19 @@ class Summary(NamedTuple):
     samples: int
     captions: dict[str, int]
     cut: int
-    faults: list[list[str]]
+    faults: list[Pair]
+
+
+class _Noted(NamedTuple):
+    """What became of an image: captions by kind, the kinds that were cut off, and (kind, reason) of faults."""
+
+    said: dict[str, str]
+    cut: list[str]
+    faults: list[Pair]
+
+
+Said = dict[str, Any]
+"""The same, as it is written."""
 
 
 class CaptionedSet:
@@ -113,8 +135,8 @@ class CaptionedSet:
         require_names_of_their_own(self.shards, place)
         other = "this folder holds captions of other images, of another model, or made with other options"
         self._journal = Journal(out / JOURNAL, self._header(), other=other)
-        whole = (row for row in self._journal.rows if {"shard", *Summary._fields} <= set(row))
-        self._done = {row["shard"]: Summary(*(row[name] for name in Summary._fields)) for row in whole}
+        found = ((str(row.pop("shard", "")), typed(Summary, row)) for row in self._journal.rows)
+        self._done = {name: summary for name, summary in found if summary is not None}
 
     @property
     def samples(self) -> int:
@@ -227,7 +249,7 @@ class _Captioner:
         cut = sum(len(each["cut"]) for each in said)
         return scan_shard(self.folder, shard.record.name), Summary(len(jobs), dict(captions), cut, faults)
 
-    def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def _said(self, shard: PlannedShard, jobs: Sequence[Job]) -> list[Said]:
         """What is said of each image, noted batch by batch."""
         journal = (self.folder / shard.record.name).with_name(_journal_name(shard.record.name))
         said = _noted(journal, len(jobs))
@@ -255,9 +277,9 @@ class _Captioner:
         most = self.options.max_side_px
         return image if long <= most else shrunk(image, max(1, round(min(image.size) * most / long)))
 
-    def _of_batch(self, loaded: Sequence[Image.Image | str]) -> list[dict[str, Any]]:
+    def _of_batch(self, loaded: Sequence[Image.Image | str]) -> list[Said]:
         images = [each for each in loaded if not isinstance(each, str)]
-        found: list[dict[str, Any]] = [{"said": {}, "cut": [], "faults": []} for _ in images]
+        found: list[Said] = [{"said": {}, "cut": [], "faults": []} for _ in images]
         for kind, prompt in self.options.prompts.items() if images else ():
             for each, answer in zip(found, self._answers(images, prompt), strict=True):
                 _take(each, kind, answer)
@@ -279,7 +301,7 @@ class _Captioner:
                 return [f"the model cannot take it: {type(error).__name__}: {first_line(error)}"]
             return [answer for image in images for answer in self._answers([image], prompt)]
 
-    def _require_some(self, found: Sequence[Mapping[str, Any]]) -> None:
+    def _require_some(self, found: Sequence[Said]) -> None:
         """Raise UserError where the first images all have no caption."""
         if self._asked >= FIRST:
             return
@@ -294,7 +316,7 @@ class _Captioner:
         self,
         shard: PlannedShard,
         jobs: Sequence[Job],
-        said: Sequence[Mapping[str, Any]],
+        said: Sequence[Said],
         faults: list[list[str]],
     ) -> Iterator[tuple[str, dict[str, Field]]]:
         """The samples with their new captions; notes (key, reason) of those that lack some."""
@@ -313,16 +335,17 @@ class _Captioner:
             yield raw.key, with_captions(raw, new, faults)
 
 
-def _noted(journal: Path, samples: int) -> list[dict[str, Any]]:
+def _noted(journal: Path, samples: int) -> list[Said]:
     """What a call that was ended has noted of a shard's images."""
-    said: list[dict[str, Any]] = []
+    said: list[Said] = []
     for row in read_lines(journal):
-        if row.get("first") == len(said) and len(said) + len(row["said"]) <= samples:
-            said += row["said"]
+        new = typed(list[_Noted], row.get("said"))
+        if new is not None and row.get("first") == len(said) and len(said) + len(new) <= samples:
+            said += [each._asdict() for each in new]
     return said
 
 
-def _take(found: dict[str, Any], kind: str, answer: tuple[str, bool] | str) -> None:
+def _take(found: Said, kind: str, answer: tuple[str, bool] | str) -> None:
     """Note an answer: its text cleaned, or why there is none."""
     if isinstance(answer, str):
         found["faults"].append([kind, answer])
@@ -339,7 +362,7 @@ def _take(found: dict[str, Any], kind: str, answer: tuple[str, bool] | str) -> N
 
 
 def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: list[list[str]]) -> dict[str, Field]:
-    """The members of a sample with captions added to the list `captions` of its record.
+    """The members of a sample with captions added to the list `captions` of its record, behind those it has.
 
     A record that cannot be read is left out for the new one, and noted in `faults`.
     """
@@ -351,10 +374,34 @@ def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: l
     except SampleFault as fault:
         record = {}
         faults.append([raw.key, f"record left out: {fault}"])
-    present = record.get("captions") or []
-    record["captions"] = [*(present if isinstance(present, list) else [present]), *new]
+    record["captions"] = [*_taken_over(record, raw.key, faults), *new]
     content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if len(content) > MAX_RECORD_BYTES:
         faults.append([raw.key, "the record would be too long with its captions"])
         return members
     return {**members, "json": content}
+
+
+def _taken_over(record: dict[str, Any], key: str, faults: list[list[str]]) -> list[object]:
+    """The captions of a record that a training reads, taken out of it: beside new ones they have to be in one list.
+
+    What cannot be read as captions would make the new ones unreadable; it is left out, and noted in `faults`.
+    """
+    there = [name for name in CaptionRules().fields if record.get(name) and _are_captions(record, name, key, faults)]
+    if not there:
+        return []
+    present = record.pop(there[0])
+    items = present if isinstance(present, list) else [present]
+    if there[0] == "captions":
+        return items
+    return [{"kind": there[0], **(each if isinstance(each, dict) else {"text": each})} for each in items]
+
+
+def _are_captions(record: dict[str, Any], name: str, key: str, faults: list[list[str]]) -> bool:
+    try:
+        captions_under(record[name], name)
+    except SampleFault as fault:
+        del record[name]
+        faults.append([key, f"{name} of the record left out: {fault}"])
+        return False
+    return True

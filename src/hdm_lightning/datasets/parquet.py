@@ -8,6 +8,7 @@ from typing import Any
 
 from hdm_lightning.datasets.rows import Columns, TableRow, add_row_arguments, build_as_asked, columns_of
 from hdm_lightning.errors import UserError, did_you_mean, first_line, import_optional
+from hdm_lightning.printable import in_one_line
 
 ROWS_AT_ONCE = 64
 BUFFER_BYTES = 1 << 20
@@ -17,7 +18,7 @@ class ParquetTable:
     """The rows of parquet files, one file after the other; see `rows.Table`.
 
     Args:
-        places: files, and folders whose `*.parquet` files count, by name.
+        places: files, and folders whose `*.parquet` files count, by name; a file that is named twice counts once.
         columns: that are read.
 
     Raises:
@@ -27,7 +28,11 @@ class ParquetTable:
     def __init__(self, places: Sequence[str], columns: Columns) -> None:
         self.files, self.columns = _files(places), columns
         self.place = ", ".join(places)
-        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        self._names = _told_apart(self.files)
+        states = [
+            (name, file.stat().st_size, file.stat().st_mtime_ns)
+            for name, file in zip(self._names, self.files, strict=True)
+        ]
         self.state = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
         self.options = {"parquet": [str(file.resolve()) for file in self.files]}
         self._counts = [self._checked(file) for file in self.files]
@@ -35,9 +40,9 @@ class ParquetTable:
 
     def read(self, first: int) -> Iterator[TableRow]:
         """The rows from one on."""
-        for file, count in zip(self.files, self._counts, strict=True):
+        for file, name, count in zip(self.files, self._names, self._counts, strict=True):
             if first < count:
-                yield from self._of_file(file, first)
+                yield from self._of_file(file, name, first)
             first = max(0, first - count)
 
     def _checked(self, file: Path) -> int:
@@ -51,7 +56,7 @@ class ParquetTable:
             require_images(schema.field(self.columns.image), str(file))
             return int(table.metadata.num_rows)
 
-    def _of_file(self, file: Path, first: int) -> Iterator[TableRow]:
+    def _of_file(self, file: Path, name: str, first: int) -> Iterator[TableRow]:
         import pyarrow  # noqa: PLC0415  (optional)
 
         with opened(file) as table:
@@ -60,7 +65,7 @@ class ParquetTable:
                 count = table.metadata.row_group(group).num_rows
                 if begin + count > first:
                     try:
-                        yield from self._of_group(table, group, wanted, file.name, begin, first)
+                        yield from self._of_group(table, group, wanted, name, begin, first)
                     except (pyarrow.ArrowException, OSError, ValueError) as error:
                         raise _unreadable(file, error) from error
                 begin += count
@@ -133,15 +138,38 @@ def _files(places: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(each for each in place.rglob("*.parquet") if each.is_file())
-            if not inside:
-                raise UserError("there is no .parquet file here", where=str(place), hint="name the files")
-            found += inside
+            found += _below(place)
         elif place.is_file():
             found.append(place)
         else:
             raise UserError("there is no such file", where=str(place), hint="name parquet files, or a folder of them")
-    return list(dict.fromkeys(found))
+    once: dict[Path, Path] = {}
+    for file in found:
+        once.setdefault(file.resolve(), file)
+    return list(once.values())
+
+
+def _below(folder: Path) -> list[Path]:
+    """The parquet files below a folder. Raises UserError: there is none, or a link to a folder elsewhere."""
+    inside = sorted(folder.rglob("*"))
+    for each in inside:
+        if each.is_symlink() and each.is_dir() and not each.resolve().is_relative_to(folder.resolve()):
+            what = f"is a link to a folder elsewhere ({in_one_line(each.resolve())}), which is not looked into"
+            raise UserError(what, where=str(each), hint="name that folder too, and take the link away")
+    files = [each for each in inside if each.suffix.lower() == ".parquet" and each.is_file()]
+    if not files:
+        raise UserError("there is no .parquet file here", where=str(folder), hint="name the files")
+    return files
+
+
+def _told_apart(files: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, with as many folders before it, for all of them, as tell all from each other."""
+    parts = [file.absolute().parts for file in files]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file.resolve()) for file in files]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -149,7 +149,8 @@ def _state_of(row: Row) -> str:
 
 
 def _rows_of(row: Row) -> int:
-    return int(row.digest.partition(" ")[2] or 0)
+    count = row.digest.partition(" ")[2]
+    return int(count) if count.isdecimal() else 0
 
 
 def _is_over(done: Mapping[str, Row], samples_per_shard: int, rows: int | None) -> bool:

@@ -31,8 +31,9 @@ def check_kind(config: Mapping[str, Any], where: str) -> None:
     """Raise UserError unless an adapter is a plain LoRA, LoHa or LoKr beside unchanged weights; `where` names it."""
     kind, hint = config.get("peft_type"), "load it with peft itself: PeftModel.from_pretrained(network, folder)"
     other = [key for key in _OTHER_FORMS if config.get(key)]
-    if kind not in KINDS or other or config.get("bias", "none") != "none":
-        what = f"is a {kind} adapter{' with ' + ', '.join(other) if other else ''}; plain LoRA, LoHa and LoKr are read"
+    if not isinstance(kind, str) or kind not in KINDS or other or config.get("bias", "none") != "none":
+        others = f" with {', '.join(other)}" if other else ""
+        what = f"is a {kind!s:.40} adapter{others}; plain LoRA, LoHa and LoKr are read"
         raise UserError(what, where=where, hint=hint)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):

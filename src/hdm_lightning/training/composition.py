@@ -223,10 +223,15 @@ def _check_types(config: DictConfig, path: str, target: Callable[..., Any], give
         if adapter is None:
             continue
         try:
-            adapter.validate_python(value)
+            made = adapter.validate_python(value)
         except ValidationError as error:
             errors = [{**each, "loc": ()} for each in error.errors()]
             raise _as_user_error(errors, _written(config, f"{path}.{key}")) from error
+        if isinstance(made, bool | int | float) and isinstance(value, str):  # the target gets the text itself
+            where = _written(config, f"{path}.{key}")
+            raise UserError(
+                f"is the text {value!r}", where=where, hint=f"leave the quotation marks out: {where}={value}"
+            )
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
+from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.samples import stream
 from hdm_lightning.datasets import build as shard_build
 from hdm_lightning.datasets.folder import build_folder
@@ -316,3 +318,12 @@ def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
         assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
     with pytest.raises(UserError, match="output_format=webdataset"):
         index_img2dataset(tmp_path / "nothing")
+
+
+def test_a_process_that_is_killed_is_told_and_what_came_before_it_stays():
+    """As the system kills one where memory is out: builders and the indexer are told alike."""
+    results = ordered_map(partial(divmod, 7), [2, 3], processes=2)
+    assert list(results) == [(3, 1), (2, 1)]
+    with pytest.raises(UserError, match="was killed") as caught:
+        list(ordered_map(os._exit, [3, 4], processes=2))
+    assert "same command" in caught.value.hint

@@ -78,6 +78,17 @@ def test_a_place_that_cannot_be_read_counts_for_nothing_beside_one_that_can():
         CaptionRules(kinds=MIX).first({"json": b"{"})
 
 
+def test_a_key_that_holds_no_captions_takes_none_from_the_others(kit, tmp_path):
+    record = {"captions": ["good"], "caption": 7, "title": {"text": [1]}}
+    members = {"json": json.dumps(record).encode()}
+    assert drawn(CaptionRules(kinds={"captions": 1.0, "title": 1.0}), members, 20) == {"good": 20}
+    with pytest.raises(SampleFault, match="no text"):
+        CaptionRules(kinds={"title": 1.0}, fields=("caption",)).of_every_place(members)
+    kit.write_tar(tmp_path / "0.tar", [("a.png", kit.coloured(1)), ("a.json", members["json"])])
+    index_shards(tmp_path)
+    assert collect([str(tmp_path)]).caption_kinds["captions"].tolist() == [1]
+
+
 def test_a_kind_of_any_type_and_control_characters_are_read_without_harm():
     odd = {"captions": [{"text": "\x1b[2Jred\u0007", "kind": ["x"]}, {"text": "blue", "kind": 5}, {"text": "\u200b"}]}
     members = {"json": json.dumps(odd).encode()}

@@ -99,6 +99,31 @@ def test_new_shards_hold_the_same_samples_with_the_captions_and_their_origin(kit
     assert summary.captions == {"long": 10, "tags": 10} and summary.samples == 12 and summary.cut == 10
 
 
+FORMER = {
+    "text": ({"caption": "old"}, {"old"}),
+    "list": ({"caption": ["old", {"text": "older", "weight": 2}]}, {"old", "older"}),
+    "both": ({"captions": ["one"], "caption": "hidden before"}, {"one"}),
+    "own kind": ({"caption": {"text": "old", "kind": "human"}}, {"old"}),
+    "none": ({"caption": "", "captions": [], "x": 1}, set()),
+    "no text": ({"caption": 7}, set()),
+    "no texts": ({"captions": {"text": [1]}, "caption": "old"}, {"old"}),
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_captions_of_the_record_are_drawn_beside_the_new_ones(kit, tmp_path, name):
+    """Whatever key held them: none that a training has read is hidden by a new one or makes it unreadable."""
+    record, former = FORMER[name]
+    kit.write_tar(tmp_path / "set" / "0.tar", [("a.png", kit.coloured(20)), ("a.json", json.dumps(record).encode())])
+    index_shards(tmp_path / "set")
+    CaptionedSet(str(tmp_path / "set"), tmp_path / "out", options(prompts={"long": "p"})).make()
+    (sample,) = members_of(tmp_path / "out")
+    assert {each.text for each in CaptionRules().all_of(sample.members)} == former | {"p 20"}
+    of_old_kind = CaptionRules(kinds={"caption": 1.0, "captions": 1.0, "human": 1.0}).of_every_place(sample.members)
+    texts = [each.text for each in of_old_kind if each.kind != "long"]
+    assert sorted(texts) == sorted(former | ({"hidden before"} if name == "both" else set()))
+
+
 def test_what_cannot_be_described_stays_in_its_place_and_is_named(kit, tmp_path):
     entries = kit.entries_of(10, 3)  # 10, 11, 12
     entries += [("bad.png", kit.coloured(1)[:60]), ("bad.txt", b"old")]
@@ -265,7 +290,10 @@ def test_the_command_from_shards_to_a_training_stream(llava, kit, tmp_path, caps
     words += ["short=Describe briefly", "--batch-size", "4", "--max-tokens", "5", "--devices", "cpu"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "14 samples in 2 shards" in told and "data.captions.kinds={long: 1, short: 1, txt: 1}" in told
+    assert (
+        "14 samples in 2 shards" in told
+        and "data.captions.kinds={long: 1, short: 1, txt: 1, captions: 1, caption: 1}" in told
+    )
     first = digests(out)
     assert main(words) == 0 and "14 of 14 images lie in finished shards" in capsys.readouterr().out
     assert digests(out) == first

@@ -337,6 +337,10 @@ def test_a_build_that_followed_links_loses_no_shard_to_one_that_does_not(kit, tm
     lines = []
     assert builder(root, out, follow_links=True, samples_per_shard=1, processes=1, say=lines.append).images == 2
     assert "nothing to do" in lines[-1]
+    report = builder(root, out, samples_per_shard=1, processes=1, say=lines.append)
+    assert "1 are removed" in lines[-1] and ("set", "a link out of the folder") in [
+        (name, reason.partition(",")[0]) for name, reason in report.unused
+    ]
 
 
 def test_png_with_much_text_or_a_large_profile_is_taken(kit, tmp_path):

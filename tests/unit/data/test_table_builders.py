@@ -87,6 +87,41 @@ def test_reading_begins_at_any_row(table, first):
     assert [row.values["text"] for row in rows] == [f"number {row}" for row in range(first, 25)]
 
 
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        (["a/x.parquet", "b/x.parquet"], ["a/x.parquet", "b/x.parquet"]),
+        (["a/x.parquet", "a/y.parquet"], ["x.parquet", "y.parquet"]),
+        (["a/q/x.parquet", "b/q/x.parquet", "b/q/y.parquet"], ["a/q/x.parquet", "b/q/x.parquet", "b/q/y.parquet"]),
+        (["a/x.parquet", "a/../a/x.parquet"], ["x.parquet"]),
+        (["a", "a/X.PARQUET"], ["X.PARQUET", "x.parquet"]),
+    ],
+)
+def test_rows_of_files_of_the_same_name_are_told_apart_and_a_file_named_twice_counts_once(kit, tmp_path, places, named):
+    for file in ("a/x", "b/x", "a/y", "a/q/x", "b/q/x", "b/q/y"):
+        if any(file in place for place in places):
+            write(tmp_path / f"{file}.parquet", {"picture": [kit.coloured(1), b""], "text": [file, "x"]})
+    if "a/X.PARQUET" in places:
+        write(tmp_path / "a" / "x.parquet", {"picture": [kit.coloured(1), b""], "text": ["x", "x"]})
+        write(tmp_path / "a" / "X.PARQUET", {"picture": [kit.coloured(2), b""], "text": ["X", "x"]})
+    report = build_rows(
+        ParquetTable([str(tmp_path / place) for place in places], PICTURES), tmp_path / "out", PICTURES, threads=1
+    )
+    assert [name for name, _ in report.rejected] == [f"{name}#1" for name in named]
+    sources = [json.loads(members["json"])["source"] for members in members_of(tmp_path / "out").values()]
+    assert sources == [f"{name}#0" for name in named]
+
+
+def test_a_link_to_a_folder_of_files_elsewhere_is_refused_by_name(kit, table, tmp_path):
+    write(tmp_path / "elsewhere" / "x.parquet", {"picture": [kit.coloured(1)], "text": ["x"]})
+    os.symlink(tmp_path / "elsewhere", table / "more")
+    with pytest.raises(UserError) as caught:
+        ParquetTable([str(table)], PICTURES)
+    assert caught.value.where == str(table / "more")
+    (table / "more").unlink()
+    assert ParquetTable([str(table), str(tmp_path / "elsewhere")], PICTURES).rows == 26
+
+
 def test_large_groups_are_read_a_few_rows_at_a_time(kit, tmp_path):
     columns = {"picture": [kit.coloured(row) for row in range(300)], "text": [f"{row}" for row in range(300)]}
     file = write(tmp_path / "one.parquet", columns)
