@@ -43,7 +43,7 @@ def configuration() -> None:
         print("# Configuration\n", file=page)
         print("Every configuration group with all its choices, generated from the files in `conf/`.", file=page)
         print(
-            "On the command line, `hdm-train --explain KEY` explains one key, and `--cfg job` shows the composed configuration.\n",
+            "`hdm-train --explain KEY` explains one key, and `--cfg job` shows the composed configuration.\n",
             file=page,
         )
         for command in ("train", "train_vae", "plan", "plan_autoencoder", "demo"):
