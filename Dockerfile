@@ -1,6 +1,10 @@
 # syntax=docker/dockerfile:1
-# One image for training and drawing.   GPU: docker build -t hdm .      CPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t hdm .
-# Run:  docker run --rm -it --gpus all --ipc=host -v "$PWD:/work" hdm hdm-train data.train=/work/shards trainer=gpu
+# One image for training and drawing.
+#   GPU:  docker build -t hdm .
+#   CPU:  docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu -t hdm .
+#   Run:  docker run --rm -it --gpus all --ipc=host -v "$PWD:/work" hdm hdm-train data.train=/work/shards trainer=gpu
+# Runs are written to /work/runs by user 1000. To keep models from the hub between containers, mount their folder as well:
+#   -v "$HOME/.cache/huggingface:/home/hdm/.cache/huggingface"
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130

@@ -41,9 +41,9 @@ def configuration() -> None:
     """Every group, its files as they stand, and the keys of what they make."""
     with mkdocs_gen_files.open("reference/configuration.md", "w") as page:
         print("# Configuration\n", file=page)
-        print("Every group and every choice, as the files of `conf/` have them.", file=page)
+        print("Every configuration group with all its choices, generated from the files in `conf/`.", file=page)
         print(
-            "`hdm-train --explain KEY` says it of one key, `--cfg job` shows what a command line composes to.\n",
+            "`hdm-train --explain KEY` explains one key, and `--cfg job` shows the composed configuration.\n",
             file=page,
         )
         for command in ("train", "train_vae", "plan", "plan_autoencoder", "demo"):

@@ -41,10 +41,10 @@ def require_hdm_lightning() -> None:
         found = version("hdm-lightning")
     except PackageNotFoundError:
         raise ImportError(
-            "hdm-lightning's nodes need the package: pip install hdm-lightning, in the Python that runs ComfyUI"
+            "hdm-lightning's nodes need the package: run pip install . in its repository, with ComfyUI's Python"
         ) from None
     if find_spec(_SINGLE_FILE) is None:
-        raise ImportError(f"hdm-lightning {found} is older than these nodes: pip install --upgrade hdm-lightning")
+        raise ImportError(f"hdm-lightning {found} is older than these nodes: run pip install . in its repository")
 
 
 def comfyui_version() -> str | None:

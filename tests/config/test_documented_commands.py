@@ -1,8 +1,11 @@
-"""Every command of the README, the documentation and the configuration's headers is one that its program takes.
+"""Every command of the documentation, the notebooks and the configuration's headers is one that its program takes.
 
 Commands of Hydra are composed, those of argparse parsed; what other programs do is listed with why it is not run here.
+A block without a language holds commands and nothing else; whatever else is shown has its language, or `text`.
 """
 
+import configparser
+import json
 import re
 import shlex
 from pathlib import Path
@@ -21,8 +24,11 @@ from hdm_lightning.cli.overrides import EXPLAIN
 from hdm_lightning.training.former_keys import present_keys
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += sorted((ROOT / "experiments").glob("*/README.md"))
+PAGES = sorted(ROOT.glob("*.md"))
+PAGES += [
+    page for room in ("docs", "experiments", "integrations", "data") for page in sorted((ROOT / room).rglob("*.md"))
+]
+PAGES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONF = sorted((ROOT / "conf").rglob("*.yaml"))
 HYDRA = {"hdm-train": "train", "hdm-train-vae": "train_vae", "hdm-plan": "plan", "hdm-demo": "demo"}
 NOT_RUN = {
@@ -32,6 +38,11 @@ NOT_RUN = {
     "cd": "of the shell",
     "source": "of the shell",
     "export": "of the shell",
+    "cp": "of the shell",
+    "ln": "of the shell",
+    "mkdir": "of the shell",
+    "[": "of the shell",
+    "scontrol": "needs several machines",
     "hf": "fetches models",
     "img2dataset": "fetches images",
     "sed": "edits a file that was fetched",
@@ -40,23 +51,45 @@ NOT_RUN = {
     "torchrun": "needs several machines",
     "srun": "needs several machines",
 }
-PROGRAM = re.compile(r"(?:[A-Z_]+=\S+ )*(?:hdm-[a-z-]+|make|python|git|" + "|".join(NOT_RUN) + r") ")
 OF_PLUGINS = re.compile(r"hydra/|hydra\.(?:launcher|sweeper)\.|hparams_search=|\S+=tag\(")
 """Keys and values that an extra brings (hdm-lightning[sweeps], [slurm])."""
 FLAGS_OF_HYDRA = {"--cfg", "job", "-m", "--multirun", "--help"}
 
 
+def markdown(page):
+    """The text of a page, or of a notebook's cells that are no code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+
+
+def parts(text):
+    """(language, content) of every fenced block, and (None, content) of what is between them."""
+    language, lines = None, []
+    for line in text.splitlines():
+        fence = re.match(r"```(\w*)", line)
+        if fence is None:
+            lines.append(line)
+            continue
+        yield language, "\n".join(lines)
+        language, lines = (fence[1] if language is None else None), []
+    assert language is None, "a block has no end"
+    yield None, "\n".join(lines)
+
+
 def blocks(text):
-    """The lines of fenced blocks without a language, continued ones joined."""
-    for block in re.findall(r"^```(?:|bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        yield from block.replace("\\\n", " ").splitlines()
+    """The lines of blocks of commands, continued ones joined."""
+    for language, content in parts(text):
+        if language in ("", "bash", "sh"):
+            yield from content.replace("\\\n", " ").splitlines()
 
 
 def inline(text):
     """Whole commands in the middle of a sentence: they give a path, a value or a number, and have no gap to fill in."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    for command in re.findall(r"`(hdm-[a-z-]+ [^`]+)`", prose):
-        if "…" not in command and re.search(r"[/=]|\s\d", command):
+    prose = "\n".join(content for language, content in parts(text) if language is None)
+    for command in re.findall(r"`((?:hdm-[a-z-]+|make|pip install) [^`]+)`", prose):
+        if "…" not in command and (re.search(r"[/=]|\s\d", command) or not command.startswith("hdm-")):
             yield " ".join(command.split())
 
 
@@ -71,19 +104,15 @@ def headers(text):
 
 def documented():
     """Place and words of every command that is not in a comment and that has no gap to fill in."""
-    found = [(page, line) for page in PAGES for line in blocks(page.read_text(encoding="utf-8"))]
-    found += [(page, line) for page in PAGES for line in inline(page.read_text(encoding="utf-8"))]
+    found = [(page, line) for page in PAGES for way in (blocks, inline) for line in way(markdown(page))]
     for page in CONF:
         found += [(page, re.split(r" {2,}", line)[0]) for line in headers(page.read_text(encoding="utf-8"))]
     for page, line in found:
         for part in re.split(r" && | \| ", line.strip()):
-            if not PROGRAM.match(part):
-                continue
             words = [word for word in shlex.split(part, comments=True) if word != "…"]
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 del words[0]
-            drawn = words[1:2] and words[1].startswith("cli/")  # the way of a command through the files
-            if words and not drawn:
+            if words:
                 yield pytest.param(words, id=f"{page.relative_to(ROOT)}: {' '.join(words)[:70]}")
 
 
@@ -126,6 +155,19 @@ def parses(program, words):
         others[program].parser().parse_args(words)
 
 
+def installs(words):
+    """The extras that are named are those of setup.cfg."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = {
+        extra
+        for word in words
+        for named in re.findall(r"(?:^\.|hdm-lightning)\[(.+)\]", word)
+        for extra in named.split(",")
+    }
+    assert extras <= set(setup["options.extras_require"])
+
+
 @pytest.mark.parametrize("words", documented())
 def test_a_documented_command_is_understood(words):
     program, *rest = words
@@ -139,5 +181,13 @@ def test_a_documented_command_is_understood(words):
         assert targets <= made
     elif program in ("python", "git"):
         assert program == "git" or rest[0] == "-m" or (ROOT / rest[0]).is_file()
+    elif Path(program).name == "pip":
+        installs(rest)
     else:
         assert program in NOT_RUN
+
+
+def test_blocks_are_told_from_what_is_between_them():
+    text = "`make docs`\n```python\nx = `1`\n```\nprose\n```\nhdm-demo\nhdm-plan \\\n  a=1\n```\n```text\nnone\n```\n"
+    assert [line.split() for line in blocks(text)] == [["hdm-demo"], ["hdm-plan", "a=1"]]
+    assert list(inline(text)) == ["make docs"]

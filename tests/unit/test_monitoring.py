@@ -114,7 +114,7 @@ def test_charts_of_an_autoencoder_and_of_a_network_below_one_folder_are_apart():
 
 def test_the_line_beside_the_bar_fits_and_keeps_the_samples():
     parts = {"samples": "152,480,000/152,480,000 samples", "speed": "308.9 images/s", "loss": "loss 0.5432"}
-    parts |= {"left": "137 h left, 352 h of all stages", "spent": "$526.50"}
+    parts |= {"left": "137 h left, 352 h for all stages", "spent": "$526.50"}
     whole = fitting(parts, 200)
     assert whole.split(" · ") == list(parts.values())
     widths = [len(fitting(parts, width)) for width in range(31, 120)]

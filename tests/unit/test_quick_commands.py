@@ -42,6 +42,12 @@ def test_help_and_version_load_nothing_slow(command):
     assert told(command, "--version") == (f"hdm-lightning {__version__}", 0, [])
 
 
+def test_a_forecast_loads_no_more_than_torch():
+    """The costs of frozen encoders are formulas; a schedule is planned without the libraries that would train it."""
+    text, status, loaded = told("hdm-plan", "gpus=1x4090")
+    assert "rent in all" in text and (status, loaded) == (0, ["numpy", "torch"])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_windows_is_refused_in_the_first_line(command):
     """As there: no fcntl and resource, no SIGUSR1, no poll; nothing is imported that needs them."""

@@ -35,7 +35,7 @@ def test_the_samples_of_a_stage_do_not_depend_on_the_number_of_processes(world_s
 @pytest.mark.parametrize(
     ("changes", "key", "words"),
     [
-        ({"batch_size": 60}, "schedule.stages.a.batch_size", "batch_size=64"),
+        ({"batch_size": 61}, "schedule.stages.a.batch_size", " set schedule.stages.a.batch_size=64"),
         ({"samples": 0}, "schedule.stages.a.samples", "greater than 0"),
         ({"routing_rate": 1.0}, "schedule.stages.a.routing_rate", "less than 1"),
         ({"betas": (0.9, 1.0)}, "schedule.stages.a.betas", "less than 1"),
@@ -47,6 +47,15 @@ def test_messages_name_the_key_and_what_it_takes(changes, key, words):
         plan_stages(schedule(a=stage(**changes)), world_size=1)
     assert caught.value.where == key
     assert words in f"{caught.value.what} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "smaller"), [(60, 1, 6), (32, 8, 4), (40, 2, 5)])
+def test_a_batch_that_cannot_be_shared_is_kept_where_a_smaller_micro_batch_divides_it(batch_size, processes, smaller):
+    with pytest.raises(UserError) as caught:
+        plan_stages(schedule(a=stage(batch_size=batch_size)), processes)
+    assert caught.value.hint == f"set schedule.stages.a.micro_batch_size={smaller}"
+    (plan,) = plan_stages(schedule(a=stage(batch_size=batch_size, micro_batch_size=smaller)), processes)
+    assert plan.accumulation * smaller * processes == batch_size
 
 
 def test_a_stage_name_that_hydra_cannot_override_is_refused():

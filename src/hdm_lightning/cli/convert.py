@@ -256,7 +256,9 @@ def _say_who_reads(release: "Release") -> None:
     config = release.network.config
     if not config.is_published_wiring:
         named = ", ".join(f"{name} {getattr(config, name)}" for name in _differing(config))
-        print(f"single file of an own wiring ({named}): read by this project's nodes for ComfyUI, not by HDM-ext")
+        print(
+            f"single file with a wiring of its own ({named}): read by this project's nodes for ComfyUI, not by HDM-ext"
+        )
         return
     unlike = [f"{key} {getattr(config, key)}" for key in _differing(config)]
     text = (release.settings.get("text_encoder") or {}).get("name")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -173,20 +174,34 @@ def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
+_LEGEND = """
+unseen: images that were right, for color and shape pairs held out of training
+gap: seen minus unseen; best: right answers that survive the autoencoder
+Intervals are over pairs, for this one training. To compare another one:
+  hdm-demo run_dir=runs/demo_1 seed=1
+  hdm-evaluate trainings runs/demo runs/demo_1
+"""
+
+
 def score_table(scores: dict[str, Any]) -> Table:
-    """Every criterion of unseen combinations, beside seen ones, what the autoencoder leaves, chance and no training."""
-    table = Table("", "unseen pairs", "95% interval", "seen", "seen − unseen", "at most", "chance", "untrained")
+    """Every criterion of unseen combinations, beside seen ones, what the autoencoder leaves, chance and no training.
+
+    It fits 80 columns; the gap is an interval alone, as its value is the difference of two columns.
+    """
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for heading in ("", "unseen", "95%", "seen", "gap, 95%", "best", "chance", "untrained"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, kinds in scores.items():
+        table.add_row(f"[bold]{name} object{'s' if name == 'two' else ''}")
         for criterion, score in kinds["unseen"].items():
             seen, untrained, most = (kinds[kind][criterion]["share"] for kind in ("seen", "untrained", "decoded"))
             between = kinds["gap"][criterion]
-            gap_text = f"{between['value']:+.0%} ({between['low']:+.0%} to {between['high']:+.0%})"
             table.add_row(
-                f"{name}: {criterion.replace('_', ' ')}",
+                criterion.replace("_", " ").replace("colour", "color"),
                 f"{score['right']} of {score['trials']}",
-                f"{score['low']:.0%} to {score['high']:.0%}",
+                f"{100 * score['low']:.0f}–{score['high']:.0%}",
                 f"{seen:.0%}",
-                gap_text,
+                f"{round(100 * between['low']):+d} to {round(100 * between['high']):+d}%",
                 f"{most:.0%}",
                 f"{score['chance']:.0%}",
                 f"{untrained:.0%}",
@@ -199,15 +214,13 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     table = score_table(result["scores"])
     console = Console()
     console.print(table)
-    console.print(
-        "intervals are over other pairs of color and shape, for this one training; other trainings differ by more:"
-        " hdm-demo run_dir=… seed=1, then hdm-evaluate trainings … …",
-        highlight=False,
-    )
+    console.print(_LEGEND, highlight=False)
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
     console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in all", highlight=False)
     console.print(f"pictures: {folder / 'samples.png'}", highlight=False, soft_wrap=True)
     console.print(f"watch:    tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
+    prompt = "a small green triangle on a white background"
+    console.print(f'draw:     hdm-sample {folder / "model"} "{prompt}"', highlight=False, soft_wrap=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:

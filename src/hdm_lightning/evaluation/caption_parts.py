@@ -200,7 +200,7 @@ def _criteria(
     found = {kind: each.estimates(intervals) for kind, each in graded.items()}
     most, chance = decoded.estimates(intervals), graded["unseen"].chance
     for name in sorted(chance, key=lambda each: _FIRST.index(each) if each in _FIRST else len(_FIRST)):
-        words, hint = name.replace("_", " "), _WHAT[rule]
+        words, hint = name.replace("_", " ").replace("colour", "color"), _WHAT[rule]
         seen, unseen = found["seen"][name], found["unseen"][name]
         about = f"{words.capitalize()} right, of {prefix}, in prompts of {hint} that training never shows."
         measures.append(Measure(f"{prefix}_unseen_{name}", unseen, "higher", about=about, chance=chance[name]))

@@ -31,10 +31,10 @@ from hdm_lightning.metrics.neighbours import (
 )
 
 _NEIGHBOURS_ABOUT = {
-    "precision": "Share of drawn images that lie in the neighbourhood of a real one: quality.",
-    "recall": "Share of real images that lie in the neighbourhood of a drawn one: variety.",
+    "precision": "Share of drawn images that lie in the neighborhood of a real one: quality.",
+    "recall": "Share of real images that lie in the neighborhood of a drawn one: variety.",
     "density": "Real neighborhoods that a drawn image lies in, over k; about 1 for real ones, and may exceed it.",
-    "coverage": "Share of real images whose neighbourhood holds a drawn one: variety.",
+    "coverage": "Share of real images whose neighborhood holds a drawn one: variety.",
 }
 _HALVES = "What real images reach: the same of one half of them against the other."
 _FLOOR = "Floor: the same between images of the reference's own distribution, at these counts; its range, no interval."

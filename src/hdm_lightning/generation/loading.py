@@ -40,6 +40,7 @@ from hdm_lightning.interop.pipeline_folder import (
     holding,
     is_pipeline_folder,
     read_pipeline_folder,
+    refuse_unfinished,
 )
 from hdm_lightning.models import XUT
 from hdm_lightning.models.compiled_blocks import compile_blocks
@@ -219,6 +220,7 @@ def _from_folder(found: PipelineFolder, weights: Weights, options: LoadOptions) 
 
 def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     """A published file, .safetensors or torch's (weights only), in any precision, or a diffusers folder."""
+    refuse_unfinished(path, where="model")
     if (path / TRANSFORMER / CONFIG).is_file():
         raise UserError(
             f"is not whole: {INDEX}, which is written last, is missing",

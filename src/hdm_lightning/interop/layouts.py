@@ -25,6 +25,7 @@ from hdm_lightning.interop.pipeline_folder import (
     holding,
     is_pipeline_folder,
     read_pipeline_folder,
+    refuse_unfinished,
     write_pipeline_folder,
 )
 from hdm_lightning.interop.release import Release, release_from_tensors, release_to_tensors
@@ -121,6 +122,7 @@ def _read_diffusers(folder: Path) -> Release:
 
     The network's shape is read off its tensors, whichever subfolder they are in.
     """
+    refuse_unfinished(folder, where="source")
     for place in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
         tensors = read_sharded(place, WEIGHTS)
         try:

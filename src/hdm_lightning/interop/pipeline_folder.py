@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hdm_lightning.encoders.pretrained import TextEncoderSource, is_local_path
+from hdm_lightning.encoders.pretrained import FINAL, TextEncoderSource, is_local_path
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
@@ -44,6 +44,8 @@ WEIGHT_KINDS: tuple[Weights, ...] = ("ema", "raw")
 _STEMS: Mapping[str, str] = {"ema": f"{TRANSFORMER}/{WEIGHTS}", "raw": f"{TRANSFORMER}/{WEIGHTS}.raw"}
 _OLD_STEMS: Mapping[str, str] = {"ema": "model", "raw": "model_raw"}
 _SOLVING = ("solver", "shift")
+_OF_A_RUN = ("config.yaml", "ledger.jsonl")
+"""Files of every run's folder, from its start."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,13 @@ def is_pipeline_folder(folder: Path) -> bool:
     """Whether a folder is that of a pipeline with an XUT, in this layout or in that of before."""
     index, config = (object_or_empty(folder / name) for name in (INDEX, CONFIG))
     return index.get("_class_name") == PIPELINE_CLASS or "xut" in config
+
+
+def refuse_unfinished(folder: Path, *, where: str) -> None:
+    """Raise UserError for the folder of a run that has not written its model yet."""
+    if all((folder / name).is_file() for name in _OF_A_RUN) and not is_pipeline_folder(folder / FINAL):
+        hint = "the command that began it continues it until it is finished"
+        raise UserError(f"the run {str(folder)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
 
 
 def holding(path: Path) -> tuple[Path, Weights] | None:

@@ -14,7 +14,13 @@ from hdm_lightning.encoders.pretrained import is_local_path, locate_model
 from hdm_lightning.encoders.vae_folder import is_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.adapter_files import is_adapter
-from hdm_lightning.interop.pipeline_folder import INDEX, PipelineFolder, is_pipeline_folder, read_pipeline_folder
+from hdm_lightning.interop.pipeline_folder import (
+    INDEX,
+    PipelineFolder,
+    is_pipeline_folder,
+    read_pipeline_folder,
+    refuse_unfinished,
+)
 from hdm_lightning.models import XUTConfig
 
 DOWNLOAD = ["*.json", "README.md", "*/*.json", "*/*.safetensors"]
@@ -39,6 +45,7 @@ def base_folder(source: str) -> PipelineFolder:
     if any(is_autoencoder(folder) for folder in (path / "final", path)):
         hint = "give a run of hdm-train; an autoencoder is named by vae.name"
         raise UserError(f"{source} is an autoencoder, not a model", where="init", hint=hint)
+    refuse_unfinished(path, where="init")
     if path.exists():
         what = f"{source} does not say which text encoder, autoencoder and sizes belong to its weights"
         raise UserError(what, where="init", hint=f"write it as a folder that does: hdm-convert {source} FOLDER")

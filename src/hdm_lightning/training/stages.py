@@ -309,11 +309,20 @@ def _check_name(name: str, where: str) -> None:
 def _accumulation(stage: Any, world_size: int, where: str) -> int:
     together = stage.micro_batch_size * world_size
     if stage.batch_size % together:
-        nearest = max(1, round(stage.batch_size / together)) * together
         raise UserError(
             f"batch_size {stage.batch_size} is not a multiple of micro_batch_size {stage.micro_batch_size} "
             f"x {world_size} device(s) = {together}",
             where=f"{where}.batch_size",
-            hint=f"set {where}.batch_size={nearest}, or a micro_batch_size that divides",
+            hint=_divisible(stage, world_size, where),
         )
     return int(stage.batch_size // together)
+
+
+def _divisible(stage: Any, world_size: int, where: str) -> str:
+    """A smaller micro-batch of two samples or more, which changes no step, if one divides; else the nearest batch."""
+    share, rest = divmod(stage.batch_size, world_size)
+    smaller = next((each for each in range(stage.micro_batch_size, 1, -1) if share % each == 0), None)
+    if smaller and not rest:
+        return f"set {where}.micro_batch_size={smaller}"
+    together = stage.micro_batch_size * world_size
+    return f"set {where}.batch_size={max(1, round(stage.batch_size / together)) * together}"

@@ -228,9 +228,9 @@ def test_the_progress_line_says_where_the_training_is(flow_module, shard_data, t
     fit.fit(flow_module(stage="px16"), shard_data(stage="px16"))
     half, end = [line for line in capsys.readouterr().out.splitlines() if line.startswith("px16: ")]
     loss = f"loss {float(fit.callback_metrics['train/loss']):.4f}"
-    assert end == f"px16: 48/48 samples · 0.8 images/s · {loss} · 0 s left, 60 s of all stages · $60.00"
+    assert end == f"px16: 48/48 samples · 0.8 images/s · {loss} · 0 s left, 60 s for all stages · $60.00"
     assert half.startswith("px16: 24/48 samples · 0.8 images/s · loss ")
-    assert half.endswith(" · 30 s left, 90 s of all stages · $30.00")
+    assert half.endswith(" · 30 s left, 90 s for all stages · $30.00")
 
 
 def test_any_logger_can_stand_on_an_axis_of_samples(flow_module, shard_data, trainer, tmp_path):

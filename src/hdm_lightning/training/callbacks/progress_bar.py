@@ -142,7 +142,7 @@ class Progress(RichProgressBar):
         if rate and total:
             left = duration((total - samples) / rate)
             everything = duration((total - samples + self.samples_after) / rate)
-            parts["left"] = f"{left} left" + (f", {everything} of all stages" if self.samples_after else "")
+            parts["left"] = f"{left} left" + (f", {everything} for all stages" if self.samples_after else "")
         spent = self._spent(trainer)
         return parts | ({"spent": spent} if spent else {})
 
