@@ -4,11 +4,12 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hdm_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Kind = TypeVar("Kind")
 
@@ -68,6 +69,8 @@ def require_shallow(text: str) -> None:
 
 def typed(kind: type[Kind], values: object) -> Kind | None:
     """Values as a type whose annotations they fit to the letter, such as a NamedTuple; None where they do not."""
+    from pydantic import ValidationError  # noqa: PLC0415 (for --help's sake)
+
     try:
         return _adapter(kind).validate_python(values, strict=True)  # type: ignore[arg-type]
     except ValidationError:
@@ -75,5 +78,7 @@ def typed(kind: type[Kind], values: object) -> Kind | None:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter  # noqa: PLC0415 (as above)
+
     return TypeAdapter(kind)

@@ -194,6 +194,8 @@ def test_gradients_are_clipped_in_bfloat16_too(config):
         ({"vae": {"name": "any", "max_pixels": 0}}, "vae.max_pixels"),
         ({"text_encoder": {"name": "any", "max_tokens": 0}}, "text_encoder.max_tokens"),
         ({"resume": "maybe"}, "resume"),
+        ({"data": {"train": "any", "num_workers": 0, "bad_patience": "64"}}, "data.bad_patience"),
+        ({"data": {"train": "any", "num_workers": 0, "max_bad_share": "0.5"}}, "data.max_bad_share"),
         ({"trainer": {"accelerator": "tpu"}}, "trainer.accelerator"),
     ],
 )

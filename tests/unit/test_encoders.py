@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, Qwen3ForCausalLM
 
-from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, load_autoencoder
+from hdm_lightning.encoders.autoencoder import autoencoder_from_tensors, latent_statistics, load_autoencoder
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.encoders.caches import CachedTextEncoder
 from hdm_lightning.encoders.pretrained import locate_model
@@ -408,3 +408,25 @@ def save_vae(folder, **changes):
     model = AutoencoderKL(**config).eval()
     model.save_pretrained(folder)
     return model
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            {"latents_mean": odd, "latents_std": [1.0, 1.0]}
+            for odd in (3.5, "12", [1, None], [[1], 2], [float("nan"), 1])
+        ),
+        *(
+            {"latents_mean": [0, 0], "latents_std": odd}
+            for odd in (True, {}, [0.0, 1.0], [1], [10**400, 1], ["1", "1"])
+        ),
+        *({"scaling_factor": odd} for odd in ("x", 0, -1, float("inf"), [1], 10**400)),
+        {"scaling_factor": 1.0, "shift_factor": "x"},
+    ],
+)
+def test_odd_statistics_of_latents_name_their_file(written):
+    with pytest.raises(UserError) as caught:
+        latent_statistics(written, 2, where="config.json")
+    assert caught.value.where == "config.json"
+    assert latent_statistics({"scaling_factor": 2, "shift_factor": 1}, 2, where="x") == ([1.0, 1.0], [0.5, 0.5])

@@ -47,6 +47,13 @@ def test_the_hint_of_an_override_that_cannot_be_parsed_is_one_that_means_what_wa
         assert "hint:" in told and "Traceback" not in told and "hydra.cc" not in told
 
 
+@pytest.mark.parametrize("argument", ["seed=", "data.captions.kinds={txt:", "-m seed=1,"])
+def test_numbers_that_python_does_not_read_are_refused_by_name(argument):
+    with pytest.raises(UserError, match="thousands of digits") as caught:
+        arranged((argument + "1" * 5000).split(" "))
+    assert len(caught.value.where) <= 60
+
+
 def test_flags_stand_anywhere():
     lot = random.Random(0)
     overrides = ["seed=0,1", "data.train=x", "~callbacks.guard"]

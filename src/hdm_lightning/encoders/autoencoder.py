@@ -7,6 +7,7 @@ Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -266,20 +267,35 @@ def latent_statistics(
     if mean is None and stated[0] is not None:
         mean, std = stated
     if mean is None and written.get("scaling_factor") is not None:
-        mean = [float(written.get("shift_factor") or 0.0)] * channels
-        std = [1.0 / float(written["scaling_factor"])] * channels
+        shift, scale = _numbers([written.get("shift_factor") or 0.0, written["scaling_factor"]], where)
+        if scale <= 0:
+            raise UserError(f"scaling_factor is {scale}", where=where, hint="give one above 0")
+        mean, std = [shift] * channels, [1.0 / scale] * channels
     if mean is None or std is None:
         raise UserError(
             "tells no normalization of the latents (latents_mean and latents_std, or scaling_factor)",
             where=where,
             hint="add them to the file, or give mean and std in the configuration",
         )
+    mean, std = _numbers(mean, where), _numbers(std, where)
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise UserError(
-            f"mean and std need {channels} values each, std above 0; got {list(mean)} and {list(std)}",
-            where=where,
-        )
-    return [float(v) for v in mean], [float(v) for v in std]
+        what = f"mean and std need {channels} values each, std above 0; got {mean} and {std}"
+        raise UserError(what, where=where)
+    return mean, std
+
+
+def _numbers(values: Any, where: str) -> list[float]:
+    """Values of somebody's file as floats. Raises UserError: they are no list of finite numbers."""
+    try:
+        if any(isinstance(each, bool | str) for each in values):
+            raise ValueError
+        found = [float(each) for each in values]
+    except (TypeError, ValueError, OverflowError):
+        found = [float("nan")]
+    if not all(map(isfinite, found)):
+        what = f"mean and std of latents are to be finite numbers, one a channel; got {str(values)[:80]}"
+        raise UserError(what, where=where, hint="restore the file, or give mean and std in the configuration")
+    return found
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
