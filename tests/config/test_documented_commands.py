@@ -1,6 +1,8 @@
 """Every command of the documentation, the notebooks and the configuration's headers is one that its program takes.
 
-Commands of Hydra are composed, those of argparse parsed; what other programs do is listed with why it is not run here.
+Commands of Hydra are composed, those of argparse parsed: run as they stand most take hours, a GPU or data of the reader's.
+What the programs do is tested at toy size, each in the folder or file that `RUN_IN` names. What other programs do is
+listed with why it is not run here.
 A block without a language holds commands and nothing else; whatever else is shown has its language, or `text`.
 """
 
@@ -31,6 +33,21 @@ PAGES += [
 PAGES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONF = sorted((ROOT / "conf").rglob("*.yaml"))
 HYDRA = {"hdm-train": "train", "hdm-train-vae": "train_vae", "hdm-plan": "plan", "hdm-demo": "demo"}
+RUN_IN = {
+    "hdm-train": "integration/test_training.py",
+    "hdm-train-vae": "integration/test_vae_training.py",
+    "hdm-plan": "integration/test_plan_command.py",
+    "hdm-demo": "integration/test_demo.py",
+    "hdm-sample": "integration/test_sample_command.py",
+    "hdm-evaluate": "integration/test_evaluate_command.py",
+    "hdm-shards": "unit/data/test_shards_command.py",
+    "hdm-convert": "integration/test_convert.py",
+    "hdm-bench": "integration/test_bench_command.py",
+    "hdm-app": "browser",
+    "hdm-challenge": "integration/test_challenge.py",
+}
+"""Where each of our programs is run."""
+
 NOT_RUN = {
     "pip": "fetches packages",
     "uv": "fetches packages",
@@ -166,6 +183,17 @@ def installs(words):
         for extra in named.split(",")
     }
     assert extras <= set(setup["options.extras_require"])
+
+
+def test_each_program_is_run_somewhere():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    scripts = re.findall(r"^(hdm-[a-z-]+) *=", setup["options.entry_points"]["console_scripts"], re.MULTILINE)
+    assert set(scripts) == set(RUN_IN)
+    for place in RUN_IN.values():
+        tests = ROOT / "tests" / place
+        text = "".join(each.read_text() for each in (tests.glob("*.py") if tests.is_dir() else [tests]))
+        assert "def test_" in text
 
 
 @pytest.mark.parametrize("words", documented())

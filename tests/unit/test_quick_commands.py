@@ -39,7 +39,11 @@ def told(command, flag):
 def test_help_and_version_load_nothing_slow(command):
     text, status, loaded = told(command, "--help")
     assert command in text and (status, loaded) == (0, [])
-    assert told(command, "--version") == (f"hdm-lightning {__version__}", 0, [])
+    module = COMMANDS[command].partition(":")[0]
+    line = [sys.executable, "-X", "importtime", "-m", module, "--version"]
+    run = subprocess.run(line, capture_output=True, text=True, check=True, timeout=300)
+    loaded = {each.rpartition("|")[2].strip() for each in run.stderr.splitlines()}
+    assert run.stdout == f"hdm-lightning {__version__}\n" and not loaded & SLOW and "hdm_lightning" in loaded
 
 
 def test_a_forecast_loads_no_more_than_torch():

@@ -103,3 +103,7 @@ def parser() -> argparse.ArgumentParser:
         help_text = "time a second setting in turn with the first, e.g. compile=true"
         own.add_argument("--against", metavar="KEY=VALUE", help=help_text)
     return command
+
+
+if __name__ == "__main__":
+    main()

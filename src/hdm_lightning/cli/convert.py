@@ -301,3 +301,7 @@ def describe(release: "Release") -> str:
 
 def _tensors(tensors: Mapping[str, Any]) -> str:
     return f"{len(tensors)} tensors" if tensors else "none"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

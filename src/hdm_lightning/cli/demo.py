@@ -33,3 +33,7 @@ def demo(config: DictConfig) -> None:
 
 def _composed(name: str, overrides: list[str]) -> DictConfig:
     return compose(name, overrides=present_keys(overrides, name))
+
+
+if __name__ == "__main__":
+    main()

@@ -38,3 +38,7 @@ def autoencoder(config: DictConfig) -> None:
 
     result = plan_autoencoder(config, log=print)
     show_report(autoencoder_report(result), result.to_json(), Path(result.out) if result.out else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -306,3 +306,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
     "show": ("a contact sheet of samples as training sees them", _show_arguments, _show),
 }
 """What each command does, its arguments, and what runs it."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
