@@ -1,6 +1,6 @@
 """Every command of the documentation, the notebooks and the configuration's headers is one that its program takes.
 
-Commands of Hydra are composed, those of argparse parsed: run as they stand most take hours, a GPU or data of the reader's.
+Commands of Hydra are composed, those of argparse parsed: as they stand most take hours, a GPU or the reader's data.
 What the programs do is tested at toy size, each in the folder or file that `RUN_IN` names. What other programs do is
 listed with why it is not run here.
 A block without a language holds commands and nothing else; whatever else is shown has its language, or `text`.
