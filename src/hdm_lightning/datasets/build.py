@@ -5,6 +5,7 @@ line a finished shard; what it does not name, and what was made of files that ha
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from annotated_types import Len
 
 from hdm_lightning.data.captions import CaptionRules, is_blank
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import INDEX_NAME
+from hdm_lightning.data.index import INDEX_NAME, load_index
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.datasets.journal import Journal
@@ -32,6 +33,8 @@ REJECTED = "rejected.tsv"
 MOST_KINDS = 10
 RETIRED = ("items", "max_repeats")
 """Keys of journals of earlier versions, which say nothing."""
+OWN_NAME = re.compile(r"[\w-]{1,80}-\d{5,20}\.tar")
+"""What shards are called that a build writes."""
 
 
 class Item(NamedTuple):
@@ -219,9 +222,17 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
         raise UserError(
             f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint
         )
-    if not (out / INDEX_NAME).is_file():
+    if not _is_indexed(out, {name for name, row in rows.items() if row.samples}):
         index_shards(out, jobs=jobs, times=False)
     return Report(samples, images, captions, rejected, left)
+
+
+def _is_indexed(out: Path, names: set[str]) -> bool:
+    """Whether the folder's index, which may be damaged, is of these shards."""
+    try:
+        return (out / INDEX_NAME).is_file() and {shard.name for shard in load_index(out).shards} == names
+    except UserError:
+        return False
 
 
 def _shards(items: Sequence[Item], samples_per_shard: int, prefix: str) -> Iterator[_Shard]:
@@ -279,7 +290,7 @@ class ShardJournal(Journal):
         self.shards: dict[str, Row] = {}
         for entry in self.rows:
             name = str(entry.pop("shard", ""))
-            if not name or Path(name).name != name:  # no name that a build gives; what is gone is deleted by it
+            if not OWN_NAME.fullmatch(name):  # no name that a build gives; what is gone is deleted by it
                 continue
             if entry.get("gone"):
                 self.shards.pop(name, None)

@@ -17,6 +17,7 @@ from hdm_lightning.datasets.filter_rules import MOST_RULES, Lacking, Rule, Seen,
 from hdm_lightning.datasets.near_duplicates import perceptual_hash
 from hdm_lightning.datasets.shard_work import samples_of
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import typed
 
 MOST_KEYS = 40
 """Keys of records that are remembered, to name where a rule finds its own nowhere."""
@@ -70,7 +71,17 @@ class Judged(NamedTuple):
     def from_json(cls, plain: Mapping[str, Any]) -> "Judged":
         """What `to_json` gave. Raises ValueError, KeyError, TypeError: it is none."""
         codes, hashes, pixels = (np.frombuffer(base64.b64decode(plain[name]), kind) for name, kind in _COLUMNS.items())
-        return cls(codes, hashes, pixels, plain["having"], plain["lacking"], plain["keys"])
+        having, lacking = (typed(dict[str, int], plain[name]) for name in ("having", "lacking"))
+        keys = typed(list[str], plain["keys"])
+        if having is None or lacking is None or keys is None:
+            raise ValueError("numbers by key, or keys, are others")
+        return cls(codes, hashes, pixels, having, lacking, keys)
+
+    def is_of(self, shard: PlannedShard, wanted: "Filter") -> bool:
+        """Whether the columns can be those of a shard, judged by a filter."""
+        hashed = shard.samples if wanted.distance is not None else 0
+        whole = (len(self.codes), len(self.hashes), len(self.pixels)) == (shard.samples, hashed, hashed)
+        return whole and int(self.codes.max(initial=0)) <= len(reasons_of(wanted.rules))
 
 
 _COLUMNS: dict[str, Any] = {"codes": np.uint8, "hashes": np.uint64, "pixels": np.int64}

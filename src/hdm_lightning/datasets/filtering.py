@@ -186,7 +186,8 @@ class FilteredSet:
         journal: Journal | None,
         report: Progress,
     ) -> list[Judged]:
-        found = {shard.url: known[key] for shard in shards if (key := _named(what, shard)) in known}
+        noted = ((shard, known.get(_named(what, shard))) for shard in shards)
+        found = {shard.url: each for shard, each in noted if each is not None and each.is_of(shard, wanted)}
         missing = [shard for shard in shards if shard.url not in found]
         made = ordered_map(partial(judged_shard, wanted), missing, processes=min(self.jobs, max(1, len(missing))))
         for shard, each in zip(missing, made, strict=True):

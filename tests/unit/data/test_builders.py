@@ -130,18 +130,21 @@ def test_an_interrupted_build_goes_on(pictures, tmp_path, monkeypatch):
     assert made == ["shard-00001.tar"]
 
 
-def test_a_journal_deletes_nothing_outside_its_folder(pictures, tmp_path):
+def test_a_journal_deletes_nothing_but_shards_of_its_folder(pictures, tmp_path):
     """Shards that an earlier build had and this one has not are deleted, by the names that the journal has."""
     out = tmp_path / "out"
     build_folder(pictures, out, samples_per_shard=8, processes=1)
     (tmp_path / "precious.tar").write_bytes(b"mine")
     row = json.loads((out / "build.jsonl").read_text().splitlines()[1])
     with (out / "build.jsonl").open("a") as journal:
-        for name in ("../precious.tar", str(tmp_path / "precious.tar"), "gone.tar"):
+        others = ("notes.txt", "index.json", "x" * 3000, ".", "")
+        for name in ("../precious.tar", str(tmp_path / "precious.tar"), "shard-00099.tar", *others):
             journal.write(json.dumps({**row, "shard": name}) + "\n")
-    (out / "gone.tar").write_bytes(b"of a build before")
+    (out / "shard-00099.tar").write_bytes(b"of a build before")
+    (out / "notes.txt").write_bytes(b"mine")
     build_folder(pictures, out, samples_per_shard=8, processes=1)
-    assert (tmp_path / "precious.tar").read_bytes() == b"mine" and not (out / "gone.tar").exists()
+    assert (tmp_path / "precious.tar").read_bytes() == b"mine" and not (out / "shard-00099.tar").exists()
+    assert (out / "notes.txt").read_bytes() == b"mine" and (out / "index.json").is_file()
 
 
 def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
