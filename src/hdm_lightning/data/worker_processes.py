@@ -119,19 +119,32 @@ def naming_dead_workers(chunks: Iterable[Item]) -> Iterator[Item]:
         RuntimeError: a worker has died, or none gave anything for long.
     """
     iterator, asked = iter(chunks), time.monotonic()
-    while True:
-        try:
-            chunk = next(iterator)
-        except StopIteration:
-            return
-        except (ConnectionError, EOFError) as error:
-            raise RuntimeError(f"{KILLED}; was there enough memory?") from error
-        except RuntimeError as error:
-            if not str(error).startswith(TIMED_OUT):
-                raise
-            if time.monotonic() - asked < WORKER_TIMEOUT_S:
-                continue
-            what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
-            raise RuntimeError(what) from error
-        yield chunk
-        asked = time.monotonic()
+    try:
+        while True:
+            try:
+                chunk = next(iterator)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError) as error:
+                raise RuntimeError(f"{KILLED}; was there enough memory?") from error
+            except RuntimeError as error:
+                if not str(error).startswith(TIMED_OUT):
+                    raise
+                if time.monotonic() - asked < WORKER_TIMEOUT_S:
+                    continue
+                what = f"{STUCK} for {WORKER_TIMEOUT_S:g} s; does the storage of the shards answer?"
+                raise RuntimeError(what) from error
+            yield chunk
+            asked = time.monotonic()
+    finally:
+        _end_workers(iterator)
+
+
+def _end_workers(iterator: Iterator[object]) -> None:
+    """End the workers now: an error's traceback holds torch's iterator, and collected as garbage it ends none of them.
+
+    By then its queues are closed, so that it waits ten seconds for workers that are told nothing.
+    """
+    end = getattr(iterator, "_shutdown_workers", None)
+    if end is not None:
+        end()

@@ -107,9 +107,10 @@ def test_a_worker_s_own_time_out_ends_the_run_with_its_error(kit, shards):
     def refused(caption):
         raise RuntimeError("the server's answer: read timed out")
 
-    config = kit.stream_config(shards, workers=1)
+    config, others = kit.stream_config(shards, workers=1), set(multiprocessing.active_children())
     with pytest.raises(RuntimeError, match="read timed out"):
         next(iter(StreamLoader(config, Plan(config), refused, batch_size=4)))
+    assert set(multiprocessing.active_children()) <= others  # while the error still holds torch's iterator
 
 
 def test_a_folder_too_long_for_sockets_is_named_before_any_worker_starts(kit, shards, tmp_path, monkeypatch):
