@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,32 @@ def test_rewriting_leaves_one_file_and_the_same_set_has_the_same_bytes(folder, m
     assert before.shards[0].shapes()[0].tolist() == [16] * 20 + [20] * 20 + [47] * 20  # a reader of the old one goes on
     written_inline(folder, monkeypatch, folder / "index.json")
     assert not list(folder.glob("*.columns")) and load_index(folder).samples == 90
+
+
+@pytest.mark.parametrize("name", ["my set.json", "set[1].json", "1*.json", ".hidden.json", "-a.json", "größe.json"])
+def test_an_index_of_any_name_is_read_again_and_leaves_those_of_others(folder, name):
+    index, there = load_index(folder), [folder / "set1.json", folder / "11.json"]
+    for file in there:
+        write_index(index, file)
+    for shards in (index.shards, index.shards[:2]):
+        write_index(replace(index, shards=shards), folder / name)
+        assert load_index(folder / name).shards == shards
+    assert [load_index(file).shards for file in (folder, *there)] == [index.shards] * 3
+    assert len(list(folder.glob("*.columns"))) == 4
+
+
+def test_an_index_that_is_written_anew_while_it_is_read_is_read_whole(folder, monkeypatch):
+    before = load_index(folder)
+    read = index_module.read_whole
+
+    def rewritten(file, most):
+        monkeypatch.setattr(index_module, "read_whole", read)
+        content = read(file, most)
+        write_index(replace(before, shards=before.shards[:2]), folder / "index.json")
+        return content
+
+    monkeypatch.setattr(index_module, "read_whole", rewritten)
+    assert load_index(folder).shards == before.shards[:2]
 
 
 def test_a_record_goes_to_another_process_with_columns_of_its_own(folder):
