@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.shard_bytes import is_local, open_regular, read_range
 from hdm_lightning.whole_files import write_atomically
 
 Integers = NDArray[np.int64]
@@ -114,7 +114,7 @@ def map_columns(index: str, name: object, size: int) -> memoryview:
     folder = index.rpartition("/")[0]
     place = f"{folder}/{name}" if folder else name
     if is_local(place):
-        with open(place, "rb") as handle:
+        with open(place, "rb", opener=open_regular) as handle:
             return _mapped(handle.fileno(), size, place)
     with tempfile.TemporaryFile(prefix="hdm-index-") as handle:
         while handle.tell() < size:

@@ -8,7 +8,6 @@ Shapes: N captions, T tokens of all captions of a piece, B batch, L token places
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.json_files import read_object
+from hdm_lightning.json_files import parse_object, read_object
 from hdm_lightning.whole_files import write_atomically, write_json
 
 FORMAT_NAME, TABLE_NAME, PIECES_NAME = "text_states.json", "table.npy", "pieces.json"
@@ -221,7 +220,7 @@ def read_format(folder: Path, *, where: str) -> TextFormat:
         UserError: it is none.
     """
     try:
-        return TextFormat.from_json(json.loads((folder / FORMAT_NAME).read_text(encoding="utf-8")))
+        return TextFormat.from_json(parse_object((folder / FORMAT_NAME).read_bytes()))
     except FileNotFoundError as error:
         hint = f"name the folder that `{COMMAND}` was given as --out"
         raise UserError(f"there is no {FORMAT_NAME} in {folder}", where=where, hint=hint) from error

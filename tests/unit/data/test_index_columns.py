@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import pickle
 import zlib
 from dataclasses import replace
@@ -157,28 +158,28 @@ def test_columns_of_a_remote_index_are_fetched(kit, folder, server):
     assert {path for path, _ in server.requests} >= {f"/{columns_file(folder).name}", "/index.json"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths"])
+@pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths", "pipe"])
 def test_damage_is_a_message_that_helps(folder, damage):
     file, document = columns_file(folder), json.loads((folder / "index.json").read_text())
     content = bytearray(file.read_bytes())
-    if damage == "gone":
+    if damage in ("gone", "pipe"):
         file.unlink()
-    elif damage == "flipped":
+    if damage == "pipe":  # nobody writes into it
+        os.mkfifo(file)
+    if damage == "flipped":
         file.write_bytes(bytes(len(content)))
     elif damage in ("short", "long"):
         file.write_bytes(content[:-3] if damage == "short" else content + b"xyz")
     elif damage == "lengths":
         document["shards"][0]["height"] += 1
-    else:
-        document["columns"] |= {
-            "name": {"file": 7},
-            "outside": {"file": "../set/x.columns"},
-            "bytes": {"bytes": -1},
-        }[damage]
+    odd = {"name": {"file": 7}, "outside": {"file": "../set/x.columns"}, "bytes": {"bytes": -1}}
+    document["columns"] |= odd.get(damage, {})
     (folder / "index.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="index") as caught:
         [record.shapes() for record in load_index(folder).shards]
     assert "hdm-shards index" in caught.value.hint
+    if damage == "pipe":
+        file.unlink()
     index_shards(folder)  # as the hint says
     assert load_index(folder).shards[0].shapes()[0].sum() == 20 * (16 + 20 + 47)
 
