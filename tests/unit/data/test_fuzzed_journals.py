@@ -18,7 +18,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, note_scanned
-from hdm_lightning.data.text_states import TextFormat, read_format
+from hdm_lightning.data.text_states import TextFormat, TextStates, read_format
 from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
@@ -134,6 +134,28 @@ def test_brackets_without_end_in_what_describes_a_set_are_a_message(kit, tmp_pat
     (tmp_path / name).write_text('{"a": ' * 100_000)
     with pytest.raises(UserError):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("kind", ["*.states.npy", "*.found.npy", "table.npy", "pieces.json"])
+def test_text_states_are_whole_again_once_a_damaged_file_is_deleted(commands, tmp_path, kind, damage):
+    """As the message says that names it."""
+    make, tokens = commands["states"], torch.tensor([list(b"number 5")])
+    count = make(tmp_path)
+    file = sorted(tmp_path.glob(kind))[-1]
+    damage(file)
+
+    def read():
+        assert make(tmp_path) == count
+        states = TextStates(tmp_path).context(tokens, torch.tensor([8]), torch.ones(1), ["number 5"])
+        assert torch.equal(states, torch.ones(1, 8, 4, dtype=torch.float16))
+
+    try:
+        read()
+    except UserError as error:
+        assert str(file) in str(error)
+        file.unlink()
+        read()
 
 
 @numbers
