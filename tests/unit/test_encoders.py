@@ -1,4 +1,4 @@
-"""Frozen encoders: padding without influence, layers, cache, normalisation."""
+"""Frozen encoders: padding without influence, layers, cache, normalization."""
 
 import json
 import pickle

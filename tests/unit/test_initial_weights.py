@@ -140,3 +140,17 @@ def test_a_single_file_states_its_wiring(tmp_path: Path) -> None:
     other = XUT(own.config)
     assert load_initial_weights(other, str(path)).wiring == []
     same_values(other, own)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ("net.safetensors", "cc-by-4.0"),
+        ("transformer/diffusion_pytorch_model.safetensors", "cc-by-4.0"),
+        ("downloads/net.safetensors", None),  # that of a project around is not the weights'
+    ],
+)
+def test_the_license_is_that_of_the_weights_own_card(tmp_path: Path, weights: str, told: str | None) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    write_tensors(tmp_path / weights, published.export_state_dict(network(0)))
+    assert load_initial_weights(network(1), str(tmp_path / weights)).license == told

@@ -77,6 +77,8 @@ def test_sources_are_named_without_what_is_private(given, shown):
         ("mit", "cc-by-nc-4.0", "mit"),
         ("mit", None, "mit"),
         (None, "my own", None),
+        (None, "other: flux-1-dev", "other: flux-1-dev"),
+        ("mit", "other: flux-1-dev", "mit"),
     ],
 )
 def test_the_license_of_a_base_is_said_and_is_the_model_s_where_no_other_is_given(tmp_path, own, of_base, stated):
@@ -85,7 +87,17 @@ def test_the_license_of_a_base_is_said_and_is_the_model_s_where_no_other_is_give
     assert card_license(tmp_path / "README.md") == stated
     card = (tmp_path / "README.md").read_text()
     assert "\nbase_model: them/net\n" in card and "began with the weights of them/net" in card
-    assert of_base is None or of_base in card.split("## License")[1]
+    assert of_base is None or of_base.removeprefix("other: ") in card.split("## License")[1]
+
+
+def test_a_license_that_the_hub_has_no_identifier_for_stays_one_of_a_name(tmp_path):
+    """It refuses a card whose `license` it does not know."""
+    (tmp_path / "base.md").write_text("\ufeff---\nlicense: other\nlicense_name: flux-1-dev\n---\n", encoding="utf-8")
+    license = card_license(tmp_path / "base.md")
+    card = model_card(CONFIG.to_json(), None, {"base": {"name": "them/net", "license": license, "hub": True}})
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["license_name"]) == ("other", "flux-1-dev")
+    assert "flux-1-dev, as the model" in card and "other:" not in card.split("---", 2)[2]
 
 
 def test_a_folder_or_what_is_no_name_is_no_base_model(tmp_path):

@@ -51,6 +51,7 @@ class DrawTab:
     def __init__(self, studio: Studio, served: Path) -> None:
         self.studio, self.served = studio, served
         self._stopped: set[str] = set()
+        self._at_work: set[str] = set()
 
     def build(self, blocks: gr.Blocks) -> None:
         """Put the tab's parts where the context is."""
@@ -190,13 +191,22 @@ class DrawTab:
             self._require_wanted(session)
             progress((done, total), desc="drawing")
 
-        self._require_wanted(session)
-        for drawn in self.studio.draw(self._wanted(form), warn=notes.append, progress=report):
-            yield self._shown(drawn, notes)
+        try:
+            self._require_wanted(session)
+            for drawn in self.studio.draw(self._wanted(form), warn=notes.append, progress=report):
+                yield self._shown(drawn, notes)
+        finally:
+            self._at_work.discard(session)
 
     def begin(self, request: gr.Request) -> None:
-        """Forget an earlier Stop of this page; outside the queue, so that a Stop while drawing waits there counts."""
-        self._stopped.discard(str(request.session_hash))
+        """Forget an earlier Stop of this page, unless it has still to end what the page draws or has in the queue.
+
+        Outside the queue, so that a Stop while drawing waits there counts.
+        """
+        session = str(request.session_hash)
+        if session not in self._at_work:
+            self._stopped.discard(session)
+        self._at_work.add(session)
 
     def _require_wanted(self, session: str) -> None:
         if session in self._stopped:

@@ -268,19 +268,15 @@ def load_index(location: str | os.PathLike[str]) -> Index:
         UserError: there is no index, or it cannot be read.
     """
     file = index_file(location)
+    raw = _read(location, file)
     try:
-        raw = read_whole(file, MOST_BYTES)
-    except OSError as error:
-        raise _no_index(os.fspath(location), file, error) from error
-    try:
-        document = json.loads(raw)
-        if document["format"] in _READ:
-            shards = tuple(_records(document, file))
-            latents = document.get("latents")
-            resolutions = tuple(_natural(each, 1) for each in document.get("resolutions", ()))
-            described = None if latents is None else LatentFormat.from_json(latents)
-            return Index(file.rpartition("/")[0] or ".", shards, described, resolutions)
-        what = f"the index has format {document['format']}, of another version; this one reads format {FORMAT}"
+        try:
+            return _parsed(raw, file)
+        except FileNotFoundError:
+            # Whoever writes an index deletes the columns of the one before: what is there now has its own.
+            return _parsed(_read(location, file), file)
+    except _OtherFormat as error:
+        what = f"the index has format {error}, of another version; this one reads format {FORMAT}"
     except OSError as error:
         what = f"the columns of the index cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -288,6 +284,28 @@ def load_index(location: str | os.PathLike[str]) -> Index:
     raise UserError(
         what, where=file, hint=f"make it anew: hdm-shards index {shlex.quote(file.rpartition('/')[0] or '.')}"
     )
+
+
+class _OtherFormat(Exception):
+    """The format of an index of another version."""
+
+
+def _read(location: str | os.PathLike[str], file: str) -> bytes:
+    try:
+        return read_whole(file, MOST_BYTES)
+    except OSError as error:
+        raise _no_index(os.fspath(location), file, error) from error
+
+
+def _parsed(raw: bytes, file: str) -> Index:
+    document = json.loads(raw)
+    if document["format"] not in _READ:
+        raise _OtherFormat(document["format"])
+    shards = tuple(_records(document, file))
+    latents = document.get("latents")
+    resolutions = tuple(_natural(each, 1) for each in document.get("resolutions", ()))
+    described = None if latents is None else LatentFormat.from_json(latents)
+    return Index(file.rpartition("/")[0] or ".", shards, described, resolutions)
 
 
 def index_file(location: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.data.shard_bytes import is_local, open_regular, read_range
 from hdm_lightning.whole_files import write_atomically
 
 Integers = NDArray[np.int64]
@@ -26,7 +26,8 @@ Packed = bytes | memoryview
 
 SUFFIX = ".columns"
 FETCHED_BYTES = 64 << 20
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.columns")
+_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_NAME = re.compile(rf"{_STEM.pattern}-[0-9a-f]{{12}}\.columns")
 
 
 def pack(column: Sequence[int] | Integers) -> bytes:
@@ -72,7 +73,7 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
     digest = hashlib.sha256()
     for column in columns():
         digest.update(column)
-    file = index.with_name(f"{index.stem}-{digest.hexdigest()[:12]}{SUFFIX}")
+    file = index.with_name(f"{_stem(index)}-{digest.hexdigest()[:12]}{SUFFIX}")
 
     def write(handle: IO[bytes]) -> None:
         handle.writelines(columns())
@@ -83,9 +84,17 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
 
 def remove_other_columns(index: Path, kept: str | None) -> None:
     """Delete the columns of earlier indices of this name."""
-    for other in index.parent.glob(f"{index.stem}-????????????{SUFFIX}"):
+    for other in index.parent.glob(f"{_stem(index)}-????????????{SUFFIX}"):
         if other.name != kept:
             other.unlink(missing_ok=True)
+
+
+def _stem(index: Path) -> str:
+    """How the names of an index's columns begin: as its own, or with a hash of it where an address or a pattern would
+    read that as something else.
+    """
+    name = index.stem
+    return name if _STEM.fullmatch(name) else hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 def map_columns(index: str, name: object, size: int) -> memoryview:
@@ -105,7 +114,7 @@ def map_columns(index: str, name: object, size: int) -> memoryview:
     folder = index.rpartition("/")[0]
     place = f"{folder}/{name}" if folder else name
     if is_local(place):
-        with open(place, "rb") as handle:
+        with open(place, "rb", opener=open_regular) as handle:
             return _mapped(handle.fileno(), size, place)
     with tempfile.TemporaryFile(prefix="hdm-index-") as handle:
         while handle.tell() < size:

@@ -4,10 +4,8 @@ Small local windows are one read, large ones a read a sample. Remote windows are
 by threads while the present one is used.
 """
 
-import errno
 import logging
 import os
-import stat
 import threading
 import time
 import weakref
@@ -26,7 +24,7 @@ from hdm_lightning.data.index import SampleTable
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
-from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, read_range
+from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, open_regular, read_range
 from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.tar import Form, RawSample
 from hdm_lightning.printable import in_one_line
@@ -274,7 +272,7 @@ class LocalFiles:
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)
         if handle is None:
-            handle = self._handles[path] = _open_file(path)
+            handle = self._handles[path] = open_regular(path)
             if len(self._handles) > self._limit:
                 os.close(self._handles.popitem(last=False)[1])
         else:
@@ -288,14 +286,6 @@ class LocalFiles:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _open_file(path: str) -> int:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return handle
 
 
 class ReadAhead:

@@ -37,6 +37,7 @@ from hdm_lightning.data.tar import (
     LATENT,
 )
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object
 from hdm_lightning.whole_files import read_lines
 
 PART_NAME = ".index-part.jsonl"
@@ -108,7 +109,7 @@ def _latents_in(root: Path, shards: int) -> LatentFormat | None:
     if not file.is_file():
         return None
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = parse_object(file.read_bytes())
         latents, wanted = LatentFormat.from_json(written), int(written["shards"])
     except (ValueError, KeyError, TypeError) as error:
         hint = "run the `hdm-shards encode` again that made the set, or delete the file of a set of images"

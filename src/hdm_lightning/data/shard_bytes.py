@@ -1,8 +1,11 @@
 """Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
 
+import errno
 import ipaddress
+import os
 import re
 import socket
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -93,6 +96,15 @@ def is_local(url: str) -> bool:
     return "://" not in url and not url.startswith("pipe:")
 
 
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a local file; an opener for `open`, too. Raises OSError: it cannot be read, or is none."""
+    handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
+
+
 def read_whole(url: str, most: int) -> bytes:
     """A whole file, local or remote; remote ones are tried again with growing pauses.
 
@@ -104,7 +116,7 @@ def read_whole(url: str, most: int) -> bytes:
         OSError: it is not there, cannot be read, or is larger.
     """
     if is_local(url):
-        with open(url, "rb") as handle:
+        with open(url, "rb", opener=open_regular) as handle:
             data = handle.read(most + 1)
     else:
         data = with_retries(lambda: _remote(url, 0, most + 1))

@@ -8,7 +8,6 @@ Shapes: N captions, T tokens of all captions of a piece, B batch, L token places
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdm_lightning.errors import UserError
-from hdm_lightning.json_files import read_object
+from hdm_lightning.json_files import parse_object, read_object
 from hdm_lightning.whole_files import write_atomically, write_json
 
 FORMAT_NAME, TABLE_NAME, PIECES_NAME = "text_states.json", "table.npy", "pieces.json"
@@ -221,7 +220,7 @@ def read_format(folder: Path, *, where: str) -> TextFormat:
         UserError: it is none.
     """
     try:
-        return TextFormat.from_json(json.loads((folder / FORMAT_NAME).read_text(encoding="utf-8")))
+        return TextFormat.from_json(parse_object((folder / FORMAT_NAME).read_bytes()))
     except FileNotFoundError as error:
         hint = f"name the folder that `{COMMAND}` was given as --out"
         raise UserError(f"there is no {FORMAT_NAME} in {folder}", where=where, hint=hint) from error
@@ -248,17 +247,25 @@ def known_pieces(folder: Path) -> list[str]:
     """
     path, hint = folder / PIECES_NAME, f"delete the folder and make it again with `{COMMAND}`"
     names = read_object(path, hint=hint).get("pieces")
-    if not isinstance(names, list) or not all(isinstance(each, str) and Path(each).name == each for each in names):
+    if not isinstance(names, list) or not all(isinstance(each, str) and _is_name(each) for each in names):
         raise UserError("names no pieces of text states", where=str(path), hint=hint)
     return names
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be the name of a file, also in JSON in UTF-8."""
+    return Path(text).name == text and text.encode(errors="ignore").decode() == text
 
 
 def write_table(folder: Path) -> int:
     """Write the table over all pieces; returns how many captions there are."""
     known = known_pieces(folder) if (folder / PIECES_NAME).is_file() else []
-    names = known + [path.name for path in pieces_of(folder) if path.name not in known]
+    there = dict.fromkeys(path.name for path in pieces_of(folder))
+    names = list(dict.fromkeys([*known, *there]))
     parts = [np.zeros((0, 5), dtype=np.int64)]
     for number, name in enumerate(names):
+        if name not in there:
+            continue  # deleted, as it was damaged
         found = captions_found(folder / name)
         parts.append(np.column_stack([found[:, 0], np.full(len(found), number), found[:, 1:]]))
     table = np.concatenate(parts)

@@ -102,8 +102,8 @@ class EncodedCaptions:
 
     def missing(self) -> list[PlannedShard]:
         """Shards whose captions are not encoded yet."""
-        rules = self.options.captions
-        return [each for each in self.shards if not found_file(_piece_file(self.folder, each, rules)).is_file()]
+        rules, whole = self.options.captions, set(pieces_of(self.folder))
+        return [each for each in self.shards if _piece_file(self.folder, each, rules) not in whole]
 
     def make(self, progress: Callable[[int], None] | None = None) -> int:
         """Encode what is missing and write the table; returns how many different captions there are.

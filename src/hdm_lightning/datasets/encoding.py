@@ -103,7 +103,7 @@ class EncodedSet:
         limits = CropRules(max_aspect=options.max_aspect)
         self.shards = [shard.only(limits.accepts(*shard.shapes(), form.resolution)) for shard in found]
         require_names_of_their_own(self.shards, place)
-        require_no_shards(out)
+        require_no_shards(out, but=[each.name for each in out.glob("*px") if _is_set(each)])
         holds = "latents of other images, of another autoencoder, or made with other options"
         if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):
             require_no_shards(self.folder)

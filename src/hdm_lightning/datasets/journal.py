@@ -34,19 +34,26 @@ class Journal:
     def __init__(
         self, path: Path, header: dict[str, Any], *, other: str, present: Callable[[Any], Any] = lambda found: found
     ) -> None:
-        self.path, self.header = path, header
-        self.rows: list[dict[str, Any]] = []
-        if not path.exists():
-            require_no_shards(path.parent)
-            return
-        found, *self.rows = read_lines(path) or [{}]
-        if present(found) != json.loads(json.dumps(header)):
-            raise UserError(other, where=str(path.parent), hint=ANEW)
+        self.path, self.header, self._other, self._present = path, header, other, present
+        self.rows: list[dict[str, Any]] = self._lines()[1:]
 
     def begin(self) -> None:
-        """Write the header, unless an earlier call has."""
-        if not self.path.exists():
+        """Write the header, unless an earlier call has.
+
+        Raises:
+            UserError: another call has written another one meanwhile.
+        """
+        if not self._lines():
             append_line(self.path, self.header)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """Header and rows; empty also where a full disk or a crash has left the beginning of a header."""
+        lines = read_lines(self.path)
+        if not lines:
+            require_no_shards(self.path.parent)
+        elif self._present(lines[0]) != json.loads(json.dumps(self.header)):
+            raise UserError(self._other, where=str(self.path.parent), hint=ANEW)
+        return lines
 
     def note(self, **values: Any) -> None:
         """Add a line, synced."""

@@ -5,7 +5,6 @@ Several devices work side by side, a process each, on shards of their own.
 
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import shutil
 from collections import deque
@@ -25,6 +24,7 @@ from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.tar import LATENT, Form, RawSample
 from hdm_lightning.datasets.journal import ANEW
 from hdm_lightning.errors import UserError
+from hdm_lightning.json_files import parse_object
 from hdm_lightning.whole_files import no_follow
 
 SPAN_BYTES = 16 << 20
@@ -124,7 +124,7 @@ def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) 
     if not file.is_file():
         return False
     with suppress(ValueError, KeyError, TypeError):
-        if is_same(json.loads(file.read_text(encoding="utf-8"))):
+        if is_same(parse_object(file.read_bytes())):
             return True
     raise UserError(f"this folder holds {holds}", where=str(file.parent), hint=ANEW)
 

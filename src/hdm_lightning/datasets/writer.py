@@ -3,18 +3,23 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import replacing
 
 Field = bytes | str | Mapping[str, object]
 
 
-def require_no_shards(folder: Path) -> None:
-    """Raise UserError when `folder` already holds shards: old and new samples would be read together."""
-    if any(folder.glob("*.tar")):
+def require_no_shards(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Raise UserError when `folder` already holds shards: old and new samples would be read together.
+
+    Those below it count, as they do for its index, but for those in the subfolders named by `but`.
+    """
+    names = find_shards(folder).names if folder.is_dir() else []
+    if any(name.partition("/")[0] not in but for name in names):
         raise UserError(
             "the folder already holds .tar shards, and old and new samples would be read together",
             where=str(folder),

@@ -12,7 +12,7 @@ from hdm_lightning.generation.pipeline_adapters import DOWNLOAD as ADAPTER_DOWNL
 from hdm_lightning.interop.adapter_files import CONFIG as ADAPTER
 from hdm_lightning.interop.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from hdm_lightning.interop.layouts import UNET_FOLDER
-from hdm_lightning.interop.model_card import CARD, card_license
+from hdm_lightning.interop.model_card import CARD, OTHER, card_license
 from hdm_lightning.interop.pipeline_folder import DOWNLOAD, INDEX
 
 _UNET = f"{UNET_FOLDER}/{WEIGHTS}.safetensors"
@@ -69,6 +69,7 @@ def license_note(path: Path, name: str, *, published: bool = False) -> str:
     released = f"; {_RELEASED}" if published else ""
     if told is None:
         return f"{name} does not say under which license it is: ask its owner before images of it are used{released}"
+    told = told.removeprefix(OTHER)
     kept = f"{name} is under {told}, by its card; it binds what may be done with the model and perhaps with its images"
     return kept + (_NO_COMMERCE if _NON_COMMERCIAL.search(told) else "")
 

@@ -16,6 +16,8 @@ from hdm_lightning.printable import in_one_line
 CARD, SAMPLES = "README.md", "samples.png"
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 """What a license's identifier on a hub looks like, such as apache-2.0 or cc-by-nc-sa-4.0."""
+OTHER = "other: "
+"""Before the name of a license that a hub has no identifier for; as one, it would refuse the card."""
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
 _BY_NAME = "The text encoder is not included; it is found by the name above."
@@ -75,30 +77,36 @@ def model_card(
 
 
 def card_license(card: Path) -> str | None:
-    """The license that a card names in its front matter; None where it names none or cannot be read."""
+    """The license that a card names in its front matter, a `license_name` with `OTHER` before it.
+
+    None where it names none or cannot be read.
+    """
     try:
-        with card.open(encoding="utf-8") as file:
+        with card.open(encoding="utf-8-sig") as file:
             front = _FRONT.match(file.read(_LONGEST_FRONT))
         if front:
             require_shallow(front[1])
         said: Any = yaml.safe_load(front[1]) if front else {}
-        told = said.get("license_name") or said.get("license")
+        name = said.get("license_name")
+        told = name or said.get("license")
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return None
-    return in_one_line(told) if isinstance(told, str) else None
+    return in_one_line(f"{OTHER if name else ''}{told}") if isinstance(told, str) else None
 
 
 def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Lines of the front matter: the license, which is the base's where no other is given, and the base."""
     license, name = training.get("license") or base.get("license"), base.get("name")
     lines = [f"license: {license}\n"] if _is_license(license) else []
+    if isinstance(license, str) and _is_license(other := license.removeprefix(OTHER)) and other != license:
+        lines = [f"license: other\nlicense_name: {other}\n"]
     if base.get("hub") and isinstance(name, str) and _HUB_NAME.fullmatch(name):
         lines.append(f"base_model: {name}\n")
     return "".join(lines)
 
 
 def _license(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    own, given = training.get("license"), base.get("license")
+    own, given = training.get("license"), str(base.get("license") or "").removeprefix(OTHER)
     if own and _is_license(own):
         other = f" The model that it began with is under {plain_text(given)}." if given and given != own else ""
         return f"{own}.{other}"

@@ -21,8 +21,6 @@ from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
 
-"""Suffixes of files that torch.save writes."""
-
 _AGAIN = "download the file again, and compare its size with what the page says"
 _NO_WEIGHTS = (
     (

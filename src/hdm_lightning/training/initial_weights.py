@@ -138,9 +138,10 @@ def find_weights(source: str) -> tuple[Path, ...]:
 
 
 def _license_of(path: Path) -> str | None:
-    """The license of the card beside weights, or of the folder that theirs lies in."""
-    cards = (folder / CARD for folder in path.absolute().parents[:2])
-    return next((license for card in cards if (license := card_license(card))), None)
+    """The license of the card beside weights, or of the model whose subfolder they lie in."""
+    folder = path.absolute().parent
+    folders = [folder, folder.parent] if folder.name in (TRANSFORMER, UNET_FOLDER) else [folder]
+    return next((license for each in folders if (license := card_license(each / CARD))), None)
 
 
 def require_whole(report: InitReport) -> None:

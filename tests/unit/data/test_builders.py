@@ -19,6 +19,7 @@ from hdm_lightning.data.samples import stream
 from hdm_lightning.datasets import build as shard_build
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
+from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.errors import UserError
@@ -155,6 +156,28 @@ def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):
     kit.write_shards(tmp_path / "foreign", [2])
     with pytest.raises(UserError, match="already holds"):
         build_folder(pictures, tmp_path / "foreign", processes=1)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"folder": "/so', b"\0" * 40])
+def test_a_header_that_a_full_disk_cut_short_is_written_again(pictures, tmp_path, left):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "build.jsonl").write_bytes(left)
+    build_folder(pictures, out, processes=1)
+    before = (out / "shard-00000.tar").stat().st_mtime_ns
+    build_folder(pictures, out, processes=1)  # goes on, and finds nothing to do
+    assert (out / "shard-00000.tar").stat().st_mtime_ns == before
+
+
+def test_of_two_calls_that_begin_at_once_the_second_is_refused_unless_it_makes_the_same(tmp_path):
+    first, same, another = (
+        Journal(tmp_path / "j.jsonl", {"made_of": made_of}, other="holds another") for made_of in ("a", "a", "b")
+    )
+    first.begin()
+    same.begin()
+    with pytest.raises(UserError, match="holds another"):
+        another.begin()
+    assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "a"}\n'
 
 
 def test_nothing_to_build_is_told(kit, tmp_path):

@@ -15,12 +15,17 @@ from hdm_lightning.cli.caption_shards import PROMPTS, prompts_from
 from hdm_lightning.cli.shards import main
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.index import load_index
+from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.datasets import captioning
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
+from hdm_lightning.datasets.encoding import EncodedSet, EncodeOptions
+from hdm_lightning.datasets.filter_judging import Filter
+from hdm_lightning.datasets.filter_rules import Rule
+from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.encoders.captioner import load_captioner
 from hdm_lightning.errors import UserError
 
@@ -344,3 +349,20 @@ def test_models_of_another_kind_and_code_in_a_folder(tiny_text_encoder, llava, k
     (evil / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert main([*words, str(evil)]) == 2 and not (tmp_path / "ran").exists()
     assert "--model" in capsys.readouterr().err
+
+
+def test_shards_in_subfolders_are_not_written_over(kit, tmp_path):
+    """Where --out is their own folder."""
+    for name in ("a/0.tar", "b/0.tar"):
+        kit.write_tar(tmp_path / "set" / name, [("a.png", kit.coloured(20)), ("a.txt", b"old")])
+    index_shards(tmp_path / "set")
+    before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    form = LatentFormat(16, 8, 4, "0" * 64, "name")
+    for make in (
+        lambda out: CaptionedSet(str(out), out, options(prompts={"long": "p"})).make(),
+        lambda out: FilteredSet(str(out), Filter((Rule("width", least=100),))).write(out),
+        lambda out: EncodedSet(str(out), out, form, EncodeOptions(lambda device: None, 1)).make(),
+    ):
+        with pytest.raises(UserError, match="already holds"):
+            make(tmp_path / "set")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}

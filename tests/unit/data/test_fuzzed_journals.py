@@ -18,7 +18,7 @@ from hdm_lightning.data.index import load_index
 from hdm_lightning.data.inspection import collect
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards, note_scanned
-from hdm_lightning.data.text_states import TextFormat
+from hdm_lightning.data.text_states import TextFormat, TextStates, read_format
 from hdm_lightning.data.verification import verify
 from hdm_lightning.datasets.caption_states import EncodedCaptions, StateOptions
 from hdm_lightning.datasets.captioning import CaptionedSet, CaptionOptions
@@ -28,6 +28,7 @@ from hdm_lightning.datasets.filtering import FilteredSet
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.parquet import ParquetTable
 from hdm_lightning.datasets.rows import Columns, build_rows
+from hdm_lightning.datasets.shard_work import is_begun
 from hdm_lightning.errors import UserError
 from mutations import bytes_of, value_of
 
@@ -118,6 +119,43 @@ def survived(name, numbers, case):
             failed.append(f"{number}: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"[:300])
     assert not failed, "\n".join([name, *failed])
     return well
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda out: index_shards(out), "latents.json"),
+        (lambda out: is_begun(out / "latents.json", lambda found: True, "others"), "latents.json"),
+        (lambda out: read_format(out, where="data.text_states"), "text_states.json"),
+    ],
+)
+def test_brackets_without_end_in_what_describes_a_set_are_a_message(kit, tmp_path, read, name):
+    kit.write_shards(tmp_path, [1])
+    (tmp_path / name).write_text('{"a": ' * 100_000)
+    with pytest.raises(UserError):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("kind", ["*.states.npy", "*.found.npy", "table.npy", "pieces.json"])
+def test_text_states_are_whole_again_once_a_damaged_file_is_deleted(commands, tmp_path, kind, damage):
+    """As the message says that names it."""
+    make, tokens = commands["states"], torch.tensor([list(b"number 5")])
+    count = make(tmp_path)
+    file = sorted(tmp_path.glob(kind))[-1]
+    damage(file)
+
+    def read():
+        assert make(tmp_path) == count
+        states = TextStates(tmp_path).context(tokens, torch.tensor([8]), torch.ones(1), ["number 5"])
+        assert torch.equal(states, torch.ones(1, 8, 4, dtype=torch.float16))
+
+    try:
+        read()
+    except UserError as error:
+        assert str(file) in str(error)
+        file.unlink()
+        read()
 
 
 @numbers

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import pickle
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +116,32 @@ def test_rewriting_leaves_one_file_and_the_same_set_has_the_same_bytes(folder, m
     assert not list(folder.glob("*.columns")) and load_index(folder).samples == 90
 
 
+@pytest.mark.parametrize("name", ["my set.json", "set[1].json", "1*.json", ".hidden.json", "-a.json", "größe.json"])
+def test_an_index_of_any_name_is_read_again_and_leaves_those_of_others(folder, name):
+    index, there = load_index(folder), [folder / "set1.json", folder / "11.json"]
+    for file in there:
+        write_index(index, file)
+    for shards in (index.shards, index.shards[:2]):
+        write_index(replace(index, shards=shards), folder / name)
+        assert load_index(folder / name).shards == shards
+    assert [load_index(file).shards for file in (folder, *there)] == [index.shards] * 3
+    assert len(list(folder.glob("*.columns"))) == 4
+
+
+def test_an_index_that_is_written_anew_while_it_is_read_is_read_whole(folder, monkeypatch):
+    before = load_index(folder)
+    read = index_module.read_whole
+
+    def rewritten(file, most):
+        monkeypatch.setattr(index_module, "read_whole", read)
+        content = read(file, most)
+        write_index(replace(before, shards=before.shards[:2]), folder / "index.json")
+        return content
+
+    monkeypatch.setattr(index_module, "read_whole", rewritten)
+    assert load_index(folder).shards == before.shards[:2]
+
+
 def test_a_record_goes_to_another_process_with_columns_of_its_own(folder):
     record = load_index(folder).shards[2]
     again = pickle.loads(pickle.dumps(record))
@@ -130,28 +158,28 @@ def test_columns_of_a_remote_index_are_fetched(kit, folder, server):
     assert {path for path, _ in server.requests} >= {f"/{columns_file(folder).name}", "/index.json"}
 
 
-@pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths"])
+@pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths", "pipe"])
 def test_damage_is_a_message_that_helps(folder, damage):
     file, document = columns_file(folder), json.loads((folder / "index.json").read_text())
     content = bytearray(file.read_bytes())
-    if damage == "gone":
+    if damage in ("gone", "pipe"):
         file.unlink()
-    elif damage == "flipped":
+    if damage == "pipe":  # nobody writes into it
+        os.mkfifo(file)
+    if damage == "flipped":
         file.write_bytes(bytes(len(content)))
     elif damage in ("short", "long"):
         file.write_bytes(content[:-3] if damage == "short" else content + b"xyz")
     elif damage == "lengths":
         document["shards"][0]["height"] += 1
-    else:
-        document["columns"] |= {
-            "name": {"file": 7},
-            "outside": {"file": "../set/x.columns"},
-            "bytes": {"bytes": -1},
-        }[damage]
+    odd = {"name": {"file": 7}, "outside": {"file": "../set/x.columns"}, "bytes": {"bytes": -1}}
+    document["columns"] |= odd.get(damage, {})
     (folder / "index.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="index") as caught:
         [record.shapes() for record in load_index(folder).shards]
     assert "hdm-shards index" in caught.value.hint
+    if damage == "pipe":
+        file.unlink()
     index_shards(folder)  # as the hint says
     assert load_index(folder).shards[0].shapes()[0].sum() == 20 * (16 + 20 + 47)
 

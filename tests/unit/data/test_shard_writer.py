@@ -45,6 +45,15 @@ def test_a_folder_with_shards_is_refused(tmp_path):
         require_no_shards(tmp_path)
 
 
+def test_a_folder_with_shards_below_it_is_refused_but_for_named_ones(tmp_path):
+    (tmp_path / "256px").mkdir()
+    write_one(tmp_path / "256px")
+    with pytest.raises(UserError, match="already holds"):
+        require_no_shards(tmp_path)
+    require_no_shards(tmp_path, but=["256px"])
+    require_no_shards(tmp_path / "new")
+
+
 @pytest.mark.parametrize("key", ["a.b", "a/b", ""])
 def test_keys_that_a_reader_would_split_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match="key is"):

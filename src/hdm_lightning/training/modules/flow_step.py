@@ -128,7 +128,7 @@ class Encoded:
     """What the frozen encoders make of a batch.
 
     Attributes:
-        latent: (B, C, h, w) normalised, float32.
+        latent: (B, C, h, w) normalized, float32.
         conditioning: the captions and the crops' places.
     """
 
