@@ -13,7 +13,7 @@ from hdm_lightning.interop.layouts import write_single
 from hdm_lightning.interop.release import Release
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
-from hdm_lightning.training.initial_weights import load_initial_weights, require_whole
+from hdm_lightning.training.initial_weights import load_initial_weights, read_init, require_whole
 
 CONFIG = XUTConfig(
     width=16, mlp_width=12, heads=1, head_dim=16, context_width=12, depth=2, decoder_blocks=2,
@@ -154,3 +154,10 @@ def test_the_license_is_that_of_the_weights_own_card(tmp_path: Path, weights: st
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     write_tensors(tmp_path / weights, published.export_state_dict(network(0)))
     assert load_initial_weights(network(1), str(tmp_path / weights)).license == told
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{", "[" * 5000])
+def test_a_damaged_record_of_the_base_says_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "init.json").write_text(content)
+    assert read_init(tmp_path) == {}

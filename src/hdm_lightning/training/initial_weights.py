@@ -75,9 +75,13 @@ def record_init(run_dir: Path, report: InitReport) -> None:
 
 
 def read_init(run_dir: Path) -> dict[str, Any]:
-    """What the run has recorded of the model it began with; empty where it began with none."""
-    path = run_dir / RECORD
-    return read_object(path) if path.is_file() else {}
+    """What the run has recorded of the model it began with; empty where it began with none, or the record is damaged:
+    a card is no reason to lose an export.
+    """
+    try:
+        return read_object(run_dir / RECORD)
+    except (OSError, UserError):
+        return {}
 
 
 def load_initial_weights(network: nn.Module, source: str) -> InitReport:
