@@ -50,7 +50,7 @@ MOST_SAMPLES = 1 << 24
 """Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
 
 MOST_BYTES = 8 << 30
-"""Of an index; without a file of columns that of a hundred million samples has 1 GB."""
+"""Of an index, and of its file of columns: 700 million samples have 6 GB."""
 
 INLINE_BYTES = 16 << 20
 """Of columns that are kept in the index itself, so that a set of some millions of samples has one file."""
@@ -71,8 +71,8 @@ class SampleTable(NamedTuple):
     check: Integers
     layouts: Sequence[Layout]
 
-    def take(self, rows: NDArray[np.generic]) -> "SampleTable":
-        """Those of some rows (or of a mask)."""
+    def take(self, rows: NDArray[np.generic] | slice) -> "SampleTable":
+        """Those of some rows (or of a mask or slice)."""
         chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
         return self._replace(**chosen)
 
@@ -372,9 +372,11 @@ def _records(document: Mapping[str, Any], file: str) -> Iterator[ShardRecord]:
     if columns is None:
         yield from map(from_entry, entries)
         return
-    mapped, begin = map_columns(file, columns["file"], _natural(columns["bytes"])), 0
+    if (size := _natural(columns["bytes"])) > MOST_BYTES:
+        raise ValueError(f"it claims {size:,} bytes of columns")
+    mapped, begin = map_columns(file, columns["file"], size), 0
     for entry in entries:
-        ends = accumulate(_lengths(entry), initial=begin)
+        ends = accumulate(map(_natural, _of_columns(entry)), initial=begin)
         cut = [mapped[start:end] for start, end in pairwise(ends)]
         begin += sum(map(len, cut))
         yield from_entry(entry, cut)
@@ -382,8 +384,9 @@ def _records(document: Mapping[str, Any], file: str) -> Iterator[ShardRecord]:
         raise ValueError(f"the shards have {begin} bytes of columns, and there are {len(mapped)}")
 
 
-def _lengths(entry: Mapping[str, Any]) -> list[int]:
-    return [_natural(each) for each in (*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]])]
+def _of_columns(entry: Mapping[str, Any]) -> list[Any]:
+    """What an entry has of each column, in the order of `ShardRecord.columns`: the column itself, or its bytes."""
+    return [*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]]]
 
 
 def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None) -> ShardRecord:
@@ -394,7 +397,7 @@ def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None
     """
     plain: dict[str, Any] = {name: _natural(entry[name]) for name in ("samples", "bytes", "first_block")}
     if columns is None:
-        columns = [_decoded(each) for each in (*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]])]
+        columns = list(map(_decoded, _of_columns(entry)))
     plain |= dict(zip(_COLUMNS[:-1], columns, strict=False))
     record = ShardRecord(
         name=str(entry["name"]),

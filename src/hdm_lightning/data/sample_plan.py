@@ -2,26 +2,27 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
 from hdm_lightning.data.index import SampleTable, ShardRecord
-from hdm_lightning.data.index_columns import let_go
+from hdm_lightning.data.index_columns import Integers, let_go
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
 from hdm_lightning.errors import UserError
 
-Integers = NDArray[np.int64]
 Rows = NDArray[np.int32]
 
 SHARDS_MAPPED = 1 << 10
+"""Shards after which the pages of an index's columns are let go."""
+
 SIZES_SORTED = 1 << 20
 """Samples whose sizes are sorted at one time."""
 
@@ -108,8 +109,7 @@ class PlannedShard:
 
     def table(self) -> SampleTable:
         """Where the planned samples lie."""
-        table = self.record.table()
-        return table if self.choice is None else table.take(self.choice.of(self.record))
+        return self.record.table().take(self.rows())
 
     def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Height and width in pixels of the planned samples."""
@@ -122,7 +122,7 @@ class PlannedShard:
         if chosen.all():
             return self
         rows = np.arange(self.record.samples, dtype=np.int32)[self.rows()][chosen]
-        return PlannedShard(self.url, self.record, len(rows), Listed(rows))
+        return replace(self, samples=len(rows), choice=Listed(rows))
 
 
 def _numbers(chosen: NDArray[np.bool_]) -> Rows:
@@ -144,15 +144,12 @@ def _limits(crop: CropRules) -> CropRules:
     return CropRules(min_size_px=crop.min_size_px, max_upscale=crop.max_upscale, max_aspect=crop.max_aspect)
 
 
-T = TypeVar("T", bound="tuple[str, ShardRecord] | PlannedShard")
-
-
-def _sparing(shards: Iterable[T]) -> Iterator[T]:
+def _sparing(shards: Iterable[PlannedShard]) -> Iterator[PlannedShard]:
     """The shards, whose columns are looked at one after the other and do not stay in the memory of the process."""
     for number, shard in enumerate(shards, 1):
         yield shard
         if number % SHARDS_MAPPED == 0:
-            let_go((shard.record if isinstance(shard, PlannedShard) else shard[1]).height)
+            let_go(shard.record.height)
 
 
 @lru_cache(maxsize=4)
@@ -164,9 +161,9 @@ def _planned(
     if not any(record.samples for _, record in resolved):
         raise no_samples((record for _, record in resolved), ", ".join(source.urls))
     accepted = Accepted(limits, resolution, only_known)
-    for url, record in _sparing(resolved):
-        count = int(np.count_nonzero(accepted.mask(*record.shapes())))
-        shards.append(PlannedShard(url, record, count, None if count == record.samples else accepted))
+    for shard in _sparing(PlannedShard.whole(url, record) for url, record in resolved):
+        count = int(np.count_nonzero(accepted.mask(*shard.shapes())))
+        shards.append(shard if count == shard.samples else replace(shard, samples=count, choice=accepted))
     kept = tuple(shard for shard in shards if shard.samples)
     if not kept:
         raise UserError(
@@ -360,7 +357,7 @@ def _parted(
             for number, (shape, count) in enumerate(zip(shapes, counts.tolist(), strict=True)):
                 if count:
                     choice = shard.choice if count == shard.samples else OfShape(accepted, buckets, shapes, number)
-                    parted[shape][source].append(PlannedShard(shard.url, shard.record, count, choice))
+                    parted[shape][source].append(replace(shard, samples=count, choice=choice))
     return parted
 
 
@@ -377,12 +374,14 @@ def _sizes(shards: Iterable[PlannedShard]) -> tuple[Integers, Integers, Integers
 def _joined(shards: Iterable[PlannedShard]) -> Iterator[Integers]:
     """The sizes of all planned samples, each as one number, about `SIZES_SORTED` at a time."""
     waiting: list[Integers] = []
+    samples = 0
     for shard in _sparing(shards):
         height, width = shard.shapes()
         waiting.append(height << 31 | width)
-        if sum(map(len, waiting)) >= SIZES_SORTED:
+        samples += shard.samples
+        if samples >= SIZES_SORTED:
             yield np.concatenate(waiting)
-            waiting = []
+            waiting, samples = [], 0
     if waiting:
         yield np.concatenate(waiting)
 

@@ -17,7 +17,7 @@ from hdm_lightning.interop.model_card import CARD, card_license
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
 from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
-from hdm_lightning.json_files import read_object
+from hdm_lightning.json_files import object_or_empty
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
@@ -78,10 +78,7 @@ def read_init(run_dir: Path) -> dict[str, Any]:
     """What the run has recorded of the model it began with; empty where it began with none, or the record is damaged:
     a card is no reason to lose an export.
     """
-    try:
-        return read_object(run_dir / RECORD)
-    except (OSError, UserError):
-        return {}
+    return object_or_empty(run_dir / RECORD)
 
 
 def load_initial_weights(network: nn.Module, source: str) -> InitReport:

@@ -158,6 +158,16 @@ def test_columns_of_a_remote_index_are_fetched(kit, folder, server):
     assert {path for path, _ in server.requests} >= {f"/{columns_file(folder).name}", "/index.json"}
 
 
+def test_a_server_cannot_fill_the_disk_with_columns(kit, folder, server):
+    document = json.loads((folder / "index.json").read_text())
+    document["columns"]["bytes"] = index_module.MOST_BYTES + 1
+    (folder / "index.json").write_text(json.dumps(document))
+    server.folder = folder
+    with pytest.raises(UserError, match="bytes of columns"):
+        load_index(server.url)
+    assert [path for path, _ in server.requests] == ["/index.json"]
+
+
 @pytest.mark.parametrize("damage", ["gone", "short", "long", "flipped", "name", "outside", "bytes", "lengths", "pipe"])
 def test_damage_is_a_message_that_helps(folder, damage):
     file, document = columns_file(folder), json.loads((folder / "index.json").read_text())
