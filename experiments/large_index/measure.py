@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.index import Index, ShardRecord, columns_of, write_index
+from hdm_lightning.data.index import Index, write_index
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.shard_record import ShardRecord, columns_of
 from hdm_lightning.data.tar import BLOCK, Form, Layout
 
 DIFFERENT = 200

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.image_kinds import HEAD_BYTES, foreign_kind
-from hdm_lightning.data.index import ShardRecord, columns_of
 from hdm_lightning.data.latent_sets import unpack_latent
+from hdm_lightning.data.shard_record import ShardRecord, columns_of
 from hdm_lightning.data.tar import (
     BLOCK,
     IMAGE_EXTENSIONS,

@@ -4,7 +4,8 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from hdm_lightning.data.index import Index, ShardRecord
+from hdm_lightning.data.index import Index
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.crops import Buckets, CropRules, Shape
-from hdm_lightning.data.index import SampleTable, ShardRecord
 from hdm_lightning.data.index_columns import Integers, let_go
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
+from hdm_lightning.data.shard_record import SampleTable, ShardRecord
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
 from hdm_lightning.errors import UserError
 

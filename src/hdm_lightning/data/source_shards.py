@@ -8,11 +8,12 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, index_file, load_index, set_folder
+from hdm_lightning.data.index import INDEX_NAME, Index, index_file, load_index, set_folder
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.data.shard_files import is_shard
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.errors import UserError
 
 State = tuple[int, int] | None

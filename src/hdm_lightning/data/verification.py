@@ -11,11 +11,12 @@ from pathlib import Path
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord, load_index, write_index
+from hdm_lightning.data.index import INDEX_NAME, Index, load_index, write_index
 from hdm_lightning.data.latent_sets import unpack_latent
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.scanning import require_one_set
 from hdm_lightning.data.shard_files import find_shards
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.tar import LATENT, RawSample
 from hdm_lightning.printable import in_one_line
 

@@ -30,11 +30,12 @@ from hdm_lightning.data.captions import (
 )
 from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import Index, ShardRecord
+from hdm_lightning.data.index import Index
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import RawSample
 from hdm_lightning.datasets.build import REJECTED, Pair

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode, upright_size
 from hdm_lightning.data.faults import Quarantine, SampleFault
-from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, ShardRecord, set_folder, write_index
+from hdm_lightning.data.index import INDEX_NAME, LATENTS_NAME, Index, set_folder, write_index
 from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, RawSample
 from hdm_lightning.datasets.shard_work import (

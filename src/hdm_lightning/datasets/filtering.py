@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.index import INDEX_NAME, Index, ShardRecord
+from hdm_lightning.data.index import INDEX_NAME, Index
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets.build import REJECTED

@@ -16,7 +16,8 @@ import webdataset
 from PIL import Image
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.index import load_index, pack, unpack
+from hdm_lightning.data.index import load_index
+from hdm_lightning.data.index_columns import pack, unpack
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards

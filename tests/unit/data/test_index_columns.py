@@ -14,6 +14,7 @@ from hdm_lightning.data import index as index_module
 from hdm_lightning.data import sample_plan
 from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.index import load_index, write_index
+from hdm_lightning.data.index_columns import unpack
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
@@ -200,7 +201,7 @@ def test_an_index_of_the_version_before_is_read(folder, monkeypatch):
     document = json.loads(written_inline(folder, monkeypatch, folder / "index.json").read_text())
 
     def older(column, count):
-        numbers = index_module.unpack(base64.b64decode(column), count).astype("<u4")
+        numbers = unpack(base64.b64decode(column), count).astype("<u4")
         planes = numbers.view(np.uint8).reshape(-1, 4).T.tobytes()
         return base64.b64encode(zlib.compress(planes)).decode()
 

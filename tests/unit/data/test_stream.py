@@ -10,11 +10,11 @@ import torch
 from hdm_lightning.data import reader
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.index import ShardRecord
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.errors import UserError
 
 SAMPLES = 150

@@ -1,0 +1,249 @@
+"""What an index says of one shard: its record, in memory and as JSON."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdm_lightning.data.index_columns import Integers, Packed, pack, unpack
+from hdm_lightning.data.tar import BLOCK, MOST_MEMBERS, Form, Layout, is_unsafe
+from hdm_lightning.errors import UserError
+
+MOST_SAMPLES = 1 << 24
+"""Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
+
+_COLUMNS = ("height", "width", "layout", "key_length", "check", "sizes")
+
+
+class SampleTable(NamedTuple):
+    """Samples of one shard, in the order of the archive: int64 (n,) each, `sizes` (n, members); all sizes in bytes."""
+
+    ordinal: Integers
+    start: Integers
+    size: Integers
+    layout: Integers
+    key_length: Integers
+    sizes: Integers
+    check: Integers
+    layouts: Sequence[Layout]
+
+    def take(self, rows: NDArray[np.generic] | slice) -> "SampleTable":
+        """Those of some rows (or of a mask or slice)."""
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
+        return self._replace(**chosen)
+
+    def forms(self) -> list[Form]:
+        """How each sample is cut."""
+        layouts = [self.layouts[number] for number in self.layout.tolist()]
+        sizes = map(tuple, self.sizes.tolist())
+        return list(map(Form, layouts, self.key_length.tolist(), sizes, self.check.tolist()))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard of an index. Columns, one number a sample, used or not, are as `pack` wrote them.
+
+    Attributes:
+        name: file name, below the folder of the index.
+        samples: usable samples.
+        bytes, sha256: of the whole file.
+        first_block: 512-byte block where the first sample begins.
+        height, width: columns: pixels of the upright image, 0 where unknown.
+        layouts, layout: the layouts in use, and the column of each sample's.
+        key_length: column: bytes of the key.
+        sizes: columns: bytes of the first members of all samples, of the second ones of those that have two, and so on.
+        check: column: lower 16 bits of a CRC-32 of the key and the beginning of each member.
+        skip: ordinal of a sample that is left out, and the reason.
+        note: what is wrong with the archive as a whole, or empty.
+        others: how many members of each other kind there are, which no sample needs.
+        changed: when a local file was last changed, in ns; 0 unknown. Where it lies is no part of what a shard is.
+        tag: what a server called this version of the file, its ETag or the time of its last change; empty unknown.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    first_block: int
+    height: Packed
+    width: Packed
+    layouts: tuple[Layout, ...]
+    layout: Packed
+    key_length: Packed
+    sizes: tuple[Packed, ...]
+    check: Packed
+    skip: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
+    others: Mapping[str, int] = field(default_factory=dict)
+    changed: int = field(default=0, compare=False)
+    tag: str = field(default="", compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With columns of its own in the place of those that are mapped, for another process."""
+        own = {name: bytes(getattr(self, name)) for name in _COLUMNS[:-1]} | {"sizes": tuple(map(bytes, self.sizes))}
+        return ShardRecord, tuple(own.get(each.name, getattr(self, each.name)) for each in fields(self))
+
+    def columns(self) -> tuple[Packed, ...]:
+        """All columns, in the order in which they lie in a file of columns."""
+        return self.height, self.width, self.layout, self.key_length, self.check, *self.sizes
+
+    @property
+    def count(self) -> int:
+        """Samples, used or not."""
+        return self.samples + len(self.skip)
+
+    def shapes(self) -> tuple[Integers, Integers]:
+        """Height and width in pixels of the usable samples, (samples,) each; 0 where unknown.
+
+        Raises:
+            UserError: the record contradicts itself.
+        """
+        with _naming(self.name):
+            height, width = unpack(self.height, self.count), unpack(self.width, self.count)
+        used = self._used()
+        return height[used], width[used]
+
+    def table(self) -> SampleTable:
+        """Where the usable samples lie.
+
+        Raises:
+            UserError: the record contradicts itself.
+        """
+        with _naming(self.name):
+            layout, sizes = self._members()
+            gaps = np.array([sum(gap for _, gap in each.members) + each.tail for each in self.layouts], dtype=np.int64)
+            size = gaps[layout] * BLOCK + (-(-sizes // BLOCK) * BLOCK).sum(axis=1)
+            start = self.first_block * BLOCK + np.cumsum(size) - size
+            if self.first_block * BLOCK + size.sum(dtype=np.float64) > self.bytes:
+                raise ValueError("samples lie beyond the end of the shard")
+            key_length, check = unpack(self.key_length, self.count), unpack(self.check, self.count)
+        ordinal = np.arange(self.count)
+        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(self._used())
+
+    def _members(self) -> tuple[Integers, Integers]:
+        """Layout of each sample (count,), and sizes of its members (count, most of them)."""
+        layout = unpack(self.layout, self.count)
+        members = np.array([len(each.members) for each in self.layouts], dtype=np.int64)
+        if self.count and (layout.max() >= len(members) or members.max() > len(self.sizes)):
+            raise ValueError("a layout is missing")
+        own, sizes = members[layout], np.zeros((self.count, len(self.sizes)), dtype=np.int64)
+        for turn, column in enumerate(self.sizes):
+            has = own > turn
+            sizes[has, turn] = unpack(column, int(has.sum()))
+        return layout, sizes
+
+    def _used(self) -> NDArray[np.bool_]:
+        used = np.ones(self.count, dtype=bool)
+        used[list(self.skip)] = False
+        return used
+
+
+def columns_of(forms: Sequence[Form], shapes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What a record says of samples with these forms and (height, width), by attribute."""
+    layouts = tuple(dict.fromkeys(form.layout for form in forms))
+    number = {layout: place for place, layout in enumerate(layouts)}
+    most = max((len(form.sizes) for form in forms), default=0)
+    return {
+        "height": pack([height for height, _ in shapes]),
+        "width": pack([width for _, width in shapes]),
+        "layouts": layouts,
+        "layout": pack([number[form.layout] for form in forms]),
+        "key_length": pack([form.key_length for form in forms]),
+        "sizes": tuple(pack([form.sizes[turn] for form in forms if turn < len(form.sizes)]) for turn in range(most)),
+        "check": pack([form.check for form in forms]),
+    }
+
+
+@contextmanager
+def _naming(shard: str) -> Iterator[None]:
+    """Turn what is wrong with a record into a `UserError` that names its shard."""
+    try:
+        yield
+    except ValueError as error:
+        what, hint = f"the index contradicts itself: {error}", "run `hdm-shards index` again"
+        raise UserError(what, where=shard, hint=hint) from error
+
+
+def as_entry(shard: ShardRecord) -> dict[str, Any]:
+    """A record as JSON has it, with its columns."""
+    return {each.name: _plain(getattr(shard, each.name)) for each in fields(shard)}
+
+
+def entry_beside(shard: ShardRecord) -> dict[str, Any]:
+    """A record as JSON has it, of each column the number of its bytes."""
+    plain = {each.name: getattr(shard, each.name) for each in fields(shard)}
+    return {name: _length(value) if name in _COLUMNS else _plain(value) for name, value in plain.items()}
+
+
+def _length(value: Any) -> Any:
+    return [len(each) for each in value] if isinstance(value, tuple) else len(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def column_entries(entry: Mapping[str, Any]) -> list[Any]:
+    """What an entry has of each column, in the order of `ShardRecord.columns`: the column itself, or its bytes."""
+    return [*(entry[name] for name in _COLUMNS[:-1]), *entry[_COLUMNS[-1]]]
+
+
+def from_entry(entry: Mapping[str, Any], columns: Sequence[Packed] | None = None) -> ShardRecord:
+    """The record of an entry, whose columns are in it unless they are given.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    plain: dict[str, Any] = {name: natural(entry[name]) for name in ("samples", "bytes", "first_block")}
+    if columns is None:
+        columns = list(map(_decoded, column_entries(entry)))
+    plain |= dict(zip(_COLUMNS[:-1], columns, strict=False))
+    record = ShardRecord(
+        name=str(entry["name"]),
+        sha256=str(entry["sha256"]),
+        layouts=tuple(_shared(_layout(*layout)) for layout in entry["layouts"]),
+        sizes=tuple(columns[len(_COLUMNS) - 1 :]),
+        skip={int(ordinal): str(reason) for ordinal, reason in (entry.get("skip") or {}).items()},
+        note=str(entry.get("note", "")),
+        others={str(kind): natural(number) for kind, number in (entry.get("others") or {}).items()},
+        changed=natural(entry.get("changed", 0)),
+        tag=str(entry.get("tag", "")),
+        **plain,
+    )
+    if not record.name or "\0" in record.name or is_unsafe(record.name):
+        raise ValueError(f"the name {record.name!r} is not below the folder")
+    if record.count * BLOCK > record.bytes or not all(0 <= ordinal < record.count for ordinal in record.skip):
+        raise ValueError(f"{record.name!r} cannot hold {record.samples} samples")
+    if record.count > MOST_SAMPLES or len(record.sizes) > MOST_MEMBERS:
+        raise ValueError(f"{record.name!r} is no shard: {record.count} samples, {len(record.sizes)} members each")
+    return record
+
+
+@lru_cache(maxsize=1 << 12)
+def _shared(layout: Layout) -> Layout:
+    """The same layout once for all shards that have it."""
+    return layout
+
+
+def _layout(key_at: Any, members: Any, tail: Any) -> Layout:
+    return Layout(natural(key_at, -1), tuple((str(name), natural(gap)) for name, gap in members), natural(tail))
+
+
+def natural(value: Any, least: int = 0) -> int:
+    """A whole number of an entry. Raises ValueError: it is none, or below `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 62:
+        raise ValueError(f"{value!r} where a number was expected")
+    return value
+
+
+def _decoded(column: str) -> bytes:
+    return base64.b64decode(column, validate=True)  # binascii.Error is a ValueError
