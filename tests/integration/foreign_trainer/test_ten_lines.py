@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -197,3 +198,31 @@ def test_settings_that_cannot_work_are_named(flow_module, changes, where):
     with pytest.raises(UserError) as mistake:
         flow_module(**changes).parameter_groups()
     assert mistake.value.where == where
+
+
+class FilesMet(L.Callback):
+    """Notes the package's files of which code runs while nine batches are read, encoded and trained on."""
+
+    def __init__(self):
+        self.files = set()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Listen once all has been set up, until every window of samples has been read anew."""
+        if batch_idx in (0, 9):
+            sys.setprofile(None if batch_idx else self.note)
+
+    def note(self, frame, event, argument):
+        """Note the file of a call."""
+        name = frame.f_code.co_filename
+        if event == "call" and "hdm_lightning" in name and "/src/" in name:
+            self.files.add(name.partition("hdm_lightning/")[2])
+
+
+def test_no_more_files_lie_on_a_sample_s_way_than_the_documentation_says(flow_module, shard_data):
+    met = FilesMet()
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    L.Trainer(max_steps=10, limit_val_batches=0, callbacks=[met], **options).fit(flow_module(), shard_data())
+    assert {"data/reader.py", "models/xut.py", "training/modules/flow_module.py"} <= met.files
+    page = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text()
+    (told,) = re.findall(r"^\| files of which code runs for a sample.*\| (\d+) \|$", page, re.MULTILINE)
+    assert len(met.files) <= int(told), " ".join(sorted(met.files))
