@@ -6,7 +6,6 @@ The originals are only read. A call that was ended goes on at the batch where it
 so far lies in a journal beside it until the shard is written.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,8 @@ from PIL import Image
 from hdm_lightning.data.alpha_masks import shrunk
 from hdm_lightning.data.captions import (
     MAX_CAPTION_BYTES,
-    MAX_RECORD_BYTES,
-    CaptionRules,
-    captions_under,
     clean,
     is_blank,
-    parse_record,
 )
 from hdm_lightning.data.decode import load_upright
 from hdm_lightning.data.faults import SampleFault
@@ -37,8 +32,8 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import RawSample
 from hdm_lightning.datasets.build import REJECTED, Pair
+from hdm_lightning.datasets.caption_records import with_captions
 from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.shard_work import (
     Job,
@@ -360,49 +355,3 @@ def _take(found: Said, kind: str, answer: tuple[str, bool] | str) -> None:
         found["said"][kind] = text
         if cut:
             found["cut"].append(kind)
-
-
-def with_captions(raw: RawSample, new: Sequence[Mapping[str, object]], faults: list[list[str]]) -> dict[str, Field]:
-    """The members of a sample with captions added to the list `captions` of its record, behind those it has.
-
-    A record that cannot be read is left out for the new one, and noted in `faults`.
-    """
-    members: dict[str, Field] = dict(raw.members)
-    if not new:
-        return members
-    try:
-        record = parse_record(raw.members["json"]) if "json" in raw.members else {}
-    except SampleFault as fault:
-        record = {}
-        faults.append([raw.key, f"record left out: {fault}"])
-    record["captions"] = [*_taken_over(record, raw.key, faults), *new]
-    content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    if len(content) > MAX_RECORD_BYTES:
-        faults.append([raw.key, "the record would be too long with its captions"])
-        return members
-    return {**members, "json": content}
-
-
-def _taken_over(record: dict[str, Any], key: str, faults: list[list[str]]) -> list[object]:
-    """The captions of a record that a training reads, taken out of it: beside new ones they have to be in one list.
-
-    What cannot be read as captions would make the new ones unreadable; it is left out, and noted in `faults`.
-    """
-    there = [name for name in CaptionRules().fields if record.get(name) and _are_captions(record, name, key, faults)]
-    if not there:
-        return []
-    present = record.pop(there[0])
-    items = present if isinstance(present, list) else [present]
-    if there[0] == "captions":
-        return items
-    return [{"kind": there[0], **(each if isinstance(each, dict) else {"text": each})} for each in items]
-
-
-def _are_captions(record: dict[str, Any], name: str, key: str, faults: list[list[str]]) -> bool:
-    try:
-        captions_under(record[name], name)
-    except SampleFault as fault:
-        del record[name]
-        faults.append([key, f"{name} of the record left out: {fault}"])
-        return False
-    return True

@@ -3,6 +3,7 @@
 Shapes: images (B,3,H,W) in [-1, 1]; logits (B,1,h,w); every term (B,).
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -132,13 +133,13 @@ class AdversarialSteps(ResumableModule):
     gradient_clip: float
     _micro_batches = 0
 
+    @abstractmethod
     def reconstruct(self, batch: dict[str, Any]) -> Reconstruction:
         """Run the autoencoder on a batch that has its draws."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_terms(self, terms: Mapping[str, Tensor], loss: Tensor, weight: Tensor) -> None:
         """Log the terms (B,) and the loss ()."""
-        raise NotImplementedError
 
     def on_train_start(self) -> None:
         """Begin with an empty step."""

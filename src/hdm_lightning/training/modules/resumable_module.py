@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -149,7 +150,7 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-class ResumableModule(LightningModule):
+class ResumableModule(LightningModule, ABC):
     """A LightningModule that knows how many samples it has been trained on, and resumes exactly from a checkpoint.
 
     A checkpoint saved anywhere counts up to its last optimizer step. It may be resumed on another number of processes
@@ -289,9 +290,9 @@ class ResumableModule(LightningModule):
 
     # Optimizers
 
+    @abstractmethod
     def optimizers_and_schedules(self) -> list[tuple[Optimizer, LRScheduler | None]]:
         """Every optimizer with its schedule, new, as the settings of now have it."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """The optimizers, whose schedules tick once an optimizer step."""
