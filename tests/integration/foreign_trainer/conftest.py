@@ -15,12 +15,9 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from hdm_lightning import XUT, FlowModule, ShardDataModule, XUTConfig, load_autoencoder, load_text_encoder
+from hdm_lightning import XUT, FlowModule, ShardDataModule, load_autoencoder, load_text_encoder
 from hdm_lightning.training.optimization.learning_rates import warmup_cosine
-
-CONFIG = XUTConfig(
-    patch_size=1, width=32, mlp_width=48, heads=2, head_dim=16, context_width=16, depth=1, decoder_blocks=1
-)
+from toy_run import CONFIG
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Graphs of a two-stage schedule on two processes: one a kind of block and length, none broken, none made again."""
 
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -9,23 +10,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from hdm_lightning import XUT, XUTConfig
+import toy_run
+from hdm_lightning import XUT
 from hdm_lightning.models.routing import tokens_kept
 from hdm_lightning.training.callbacks.weight_averages import WeightAverages
 from hdm_lightning.training.strategies import own_strategies
 from hdm_lightning.training.strategies.parallelize import prepare_network
 
-CONFIG = XUTConfig(
-    patch_size=1,
-    width=32,
-    mlp_width=48,
-    heads=2,
-    head_dim=16,
-    context_width=16,
-    depth=1,
-    decoder_blocks=2,
-    blocks_after=1,
-)
+CONFIG = replace(toy_run.CONFIG, decoder_blocks=2, blocks_after=1)
 STAGES = {
     "routed": {"rate": 0.5, "recompute": False},
     "whole": {"rate": 0.0, "recompute": True},
