@@ -48,6 +48,11 @@ def write_tar(path, entries, **options):
     return path
 
 
+def reader_of(data):
+    """What reads ranges of an archive's bytes."""
+    return lambda start, size: data[start : start + size]
+
+
 def entries_of(first, count, **options):
     """The members of `count` good samples: key, picture, caption and record tell the same number."""
     entries = []
@@ -91,6 +96,7 @@ class ShardKit:
     coloured = staticmethod(coloured)
     encoded = staticmethod(encoded)
     write_tar = staticmethod(write_tar)
+    reader_of = staticmethod(reader_of)
     entries_of = staticmethod(entries_of)
     write_shards = staticmethod(write_shards)
     stream_config = staticmethod(stream_config)
