@@ -21,8 +21,9 @@ from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.index import Index, write_index
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.sample_table import Form, Layout
 from hdm_lightning.data.shard_record import ShardRecord, columns_of
-from hdm_lightning.data.tar import BLOCK, Form, Layout
+from hdm_lightning.data.tar import BLOCK
 
 DIFFERENT = 200
 LAYOUT = Layout(0, (("jpg", 1), ("txt", 1), ("json", 1)), 0)

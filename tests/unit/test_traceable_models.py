@@ -18,7 +18,7 @@ from torch import nn
 import hdm_lightning.models
 
 FOLDER = Path(hdm_lightning.models.__file__).parent
-TRACED = ("attention", "blocks", "conditioning", "inputs", "positions", "rope", "routing", "xut")
+TRACED = ("attention", "blocks", "conditioning", "inputs", "positions", "routing", "xut")
 """The files that a forward pass runs through."""
 READS_VALUES = {"inputs.check_conditions", "inputs.check_context_lengths", "inputs.kept_indices"}
 """Functions that read tensors behind `_readable`, which is false while compiling."""

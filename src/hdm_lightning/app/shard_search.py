@@ -18,11 +18,11 @@ from hdm_lightning.data.inspection import preview
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.sample_table import Form, RawSample
 from hdm_lightning.data.samples import Preparation
 from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import Form, RawSample
 from hdm_lightning.errors import UserError
 
 THUMB_PX = 320

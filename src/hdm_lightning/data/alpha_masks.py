@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from hdm_lightning.data.colours import pixels_to_srgb, profile_of, to_srgb, transform_of
+from hdm_lightning.data.as_shown import orientation, pixels_to_srgb, profile_of, to_srgb, transform_of, turned
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.decode import cut, decode, decode_rgb, load_upright, open_image
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.orientation import orientation, turned
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 FAINT = 8

@@ -7,22 +7,11 @@ from typing import NamedTuple
 
 from hdm_lightning.data.decode import upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.image_kinds import HEAD_BYTES, foreign_kind
+from hdm_lightning.data.image_headers import HEAD_BYTES, foreign_kind
 from hdm_lightning.data.latent_sets import unpack_latent
+from hdm_lightning.data.sample_table import IMAGE_EXTENSIONS, LATENT, TEXT_EXTENSIONS, form_of
 from hdm_lightning.data.shard_record import ShardRecord, columns_of
-from hdm_lightning.data.tar import (
-    BLOCK,
-    IMAGE_EXTENSIONS,
-    LATENT,
-    TEXT_EXTENSIONS,
-    Gap,
-    Member,
-    ReadAt,
-    form_of,
-    is_unsafe,
-    split_name,
-    walk,
-)
+from hdm_lightning.data.tar import BLOCK, Gap, Member, ReadAt, is_unsafe, split_name, walk
 
 MOST_NOTES = 3
 MOST_KINDS = 20

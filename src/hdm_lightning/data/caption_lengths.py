@@ -4,15 +4,10 @@ Which samples a step is made of stays as it is; only which of its micro-batches 
 length of its caption.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from hdm_lightning.errors import UserError
-
-if TYPE_CHECKING:  # forecasts need the lengths, and none of what reads samples
-    from hdm_lightning.data.samples import Sample
 
 TextLengths = Literal["auto", "padded", "bucketed"] | Sequence[int]
 
@@ -56,27 +51,3 @@ def batches_sorted_together(accumulation: int, batch_bytes: int) -> int:
     """
     affordable = (each for each in range(accumulation, 1, -1) if each * batch_bytes <= SORTED_BYTES)
     return next((each for each in affordable if accumulation % each == 0), 1)
-
-
-def by_length(samples: "Iterable[Sample]", size: int, together: int) -> "Iterator[list[Sample]]":
-    """Batches of `size` out of groups of `together` · `size` consecutive samples, the longest captions first.
-
-    While one group is given out the next one is read, so that nobody waits for a whole group but at the start.
-    """
-    ready: deque[list[Sample]] = deque()
-    coming: list[Sample] = []
-    for sample in samples:
-        # A view would keep the shared memory of its worker, of which there may be little.
-        coming.append(sample if together == 1 else replace(sample, image=sample.image.copy()))
-        if len(coming) == size * together:
-            group = sorted(coming, key=lambda each: -each.length) if together > 1 else coming
-            ready.extend(group[first : first + size] for first in range(0, len(group), size))
-            coming = []
-        if ready and len(coming) % size == 0:
-            yield ready.popleft()
-
-
-def places(samples: "Sequence[Sample]", lengths: Sequence[int]) -> int | None:
-    """The least of rising `lengths` that holds the captions of all samples; None without lengths."""
-    longest = max(sample.length for sample in samples)
-    return next((each for each in lengths if each >= longest), None)

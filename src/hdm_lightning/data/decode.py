@@ -23,12 +23,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from hdm_lightning.data.colours import pixels_to_srgb, profile_of, to_srgb, transform_of
+from hdm_lightning.data.as_shown import (
+    is_sideways,
+    orientation,
+    pixels_to_srgb,
+    profile_of,
+    to_srgb,
+    transform_of,
+    turned,
+)
 from hdm_lightning.data.crops import Crop
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.image_headers import prepared
-from hdm_lightning.data.image_kinds import format_of
-from hdm_lightning.data.orientation import is_heavy, is_sideways, orientation, turned
+from hdm_lightning.data.image_headers import format_of, is_heavy, prepared
 
 REDUCTIONS = {8: 2.2, 4: 1.75, 2: 1.5}
 """Scales at which a JPEG is decoded, and how much larger than the target the result must be.

@@ -1,15 +1,64 @@
-"""The bytes of an image as Pillow may open them: without what could cost gigabytes or hours, with what it overlooks.
+"""What the bytes of an image file tell before it is opened: its format, and its metadata.
 
-Texts are not needed, and Pillow refuses images with more than a megabyte of them. Of a PNG it reads what stands
-behind the pixels only after decoding them, and EXIF written as a text not at all.
+Pillow is given the file without what could cost gigabytes or hours, and beside it what it overlooks. It refuses images
+with more than a megabyte of texts, which are not needed; of a PNG it reads what stands behind the pixels only after
+decoding them, and EXIF written as a text not at all; and it copies the value of every tag, so that a small file can
+have it copy gigabytes.
 """
 
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hdm_lightning.data.orientation import is_heavy
+from hdm_lightning.data.faults import SampleFault
+
+HEAD_BYTES = 512
+"""Of a file, enough for `image_kind` and `foreign_kind`."""
+
+READ = "JPEG, PNG, WebP, GIF, BMP, AVIF, TIFF, JPEG 2000 or PPM"
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+_STARTS = {
+    b"\xff\xd8": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    **dict.fromkeys((b"P4\n", b"P5\n", b"P6\n", b"P4 ", b"P5 ", b"P6 "), "PPM"),
+}
+_FOREIGN = {
+    b"\x1f\x8b": "gzip (gunzip < FILE > NEW unpacks it)",
+    b"\x28\xb5\x2f\xfd": "Zstandard (zstd -d < FILE > NEW unpacks it)",
+    b"BZh": "bzip2 (bunzip2 < FILE > NEW unpacks it)",
+    b"\xfd7zXZ\0": "xz (xz -d < FILE > NEW unpacks it)",
+    b"PK\x03\x04": "a ZIP archive (unzip unpacks it)",
+    b"PK\x05\x06": "an empty ZIP archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop file",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\0\0\x01\0": "an icon (ICO)",
+    b"PAR1": "Parquet",
+    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
+    b"\0\x05\x16\x07": "macOS's notes on another file (AppleDouble)",
+    b"\0\x05\x16\0": "macOS's notes on another file (AppleDouble)",
+}
+_TEXT = {
+    b"<!doctype html": "a page of HTML",
+    b"<html": "a page of HTML",
+    b"<svg": "SVG",
+    b"<?xml": "XML or SVG",
+}
 
 MAX_PROFILE_BYTES = 4 << 20
 MAX_METADATA_BYTES = 1 << 20
@@ -17,6 +66,54 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _MOVED = (*_TEXTS, b"eXIf", b"iCCP")
 _EXIF, _MORE = b"Exif\0\0", b"MPF\0"
 _HEX = re.compile(rb"\n\s*\w+\s*\n\s*\d+\s*\n([0-9a-fA-F\s]+)")
+MAX_VALUES = 4 << 20
+"""Bytes that all values of a directory of tags may have together, before Pillow is kept from reading it."""
+_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
+"""Bytes of one value, by its type in TIFF's numbers."""
+
+
+def image_kind(data: bytes) -> str | None:
+    """Pillow's name of the format, or None for what is not read here."""
+    for start, kind in _STARTS.items():
+        if data.startswith(start):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "AVIF" if _brands(data) & _AVIF_BRANDS else None
+
+
+def format_of(data: bytes) -> str:
+    """Pillow's name of the format, by the first bytes.
+
+    Raises:
+        SampleFault: it is none that is read here.
+    """
+    kind = image_kind(data)
+    if kind is None:
+        known = foreign_kind(data)
+        raise SampleFault(f"undecodable image: {f'this is {known}' if known else 'another format'}, not {READ}")
+    return kind
+
+
+def foreign_kind(data: bytes) -> str | None:
+    """In words, what a file is that is no image; None where nobody knows."""
+    if not data:
+        return "an empty file"
+    for start, name in _FOREIGN.items():
+        if data.startswith(start):
+            return name
+    if _brands(data) & _HEIF_BRANDS:
+        return "HEIC (convert it to JPEG)"
+    text = data[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((name for start, name in _TEXT.items() if text.startswith(start)), None)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The brands of a file of the ISO family: the major one, and those it is compatible with."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), HEAD_BYTES)
+    return {data[8:12]} | {data[start : start + 4] for start in range(16, end - 3, 4)}
 
 
 class Header(NamedTuple):
@@ -153,3 +250,27 @@ def _without_heavy_tags(data: bytes) -> bytes:
                 data = data[:position] + b"\0\0\0\0" + data[position + 4 :]
             position = data.find(start, position + 4)
     return data
+
+
+def is_heavy(tiff: bytes) -> bool:
+    """Whether the first directory of a TIFF structure promises more bytes of values than any camera's has."""
+    return sum(count * (_SIZES[kind] if kind < len(_SIZES) else 8) for _, kind, count, _, _ in tiff_entries(tiff)) > (
+        MAX_VALUES
+    )
+
+
+def tiff_entries(tiff: bytes) -> list[tuple[int, int, int, bytes, str]]:
+    """The first directory: tag, type, number of values, the field of the value or of its place, and byte order."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return []
+    big = struct.unpack_from(order + "H", tiff, 2)[0] == 43
+    head, entry = ("Q", "HHQ8s") if big else ("I", "HHI4s")
+    try:
+        at = struct.unpack_from(order + head, tiff, 8 if big else 4)[0]
+        count = struct.unpack_from(order + ("Q" if big else "H"), tiff, at)[0]
+    except (struct.error, OverflowError):
+        return []
+    at, step = at + (8 if big else 2), struct.calcsize(order + entry)
+    there = min(count, (len(tiff) - at) // step, 1 << 16)
+    return [(*struct.unpack_from(order + entry, tiff, at + number * step), order) for number in range(there)]

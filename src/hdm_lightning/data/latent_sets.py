@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from hdm_lightning.data.crops import Crop, CropRules, Shape, covering_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
-from hdm_lightning.data.tar import LATENT
+from hdm_lightning.data.sample_table import LATENT
 from hdm_lightning.errors import UserError
 
 MEAN, STD = MOMENTS = ("mean", "std")

@@ -4,6 +4,7 @@ Shapes: B samples of a batch, H×W pixels, L token places.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby, zip_longest
@@ -17,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hdm_lightning.data import worker_processes
-from hdm_lightning.data.caption_lengths import by_length, places
 from hdm_lightning.data.faults import FaultMeter
 from hdm_lightning.data.order import first_position, readers_per_rank
 from hdm_lightning.data.rules import StreamConfig
@@ -317,3 +317,27 @@ def in_order(chunks: Iterable[Chunk]) -> Iterator[Sample]:
 def chunk_samples(sample_bytes: int) -> int:
     """How many samples of a size are sent together."""
     return max(1, min(CHUNK_SAMPLES, CHUNK_BYTES // max(1, sample_bytes)))
+
+
+def by_length(samples: Iterable[Sample], size: int, together: int) -> Iterator[list[Sample]]:
+    """Batches of `size` out of groups of `together` · `size` consecutive samples, the longest captions first.
+
+    While one group is given out the next one is read, so that nobody waits for a whole group but at the start.
+    """
+    ready: deque[list[Sample]] = deque()
+    coming: list[Sample] = []
+    for sample in samples:
+        # A view would keep the shared memory of its worker, of which there may be little.
+        coming.append(sample if together == 1 else replace(sample, image=sample.image.copy()))
+        if len(coming) == size * together:
+            group = sorted(coming, key=lambda each: -each.length) if together > 1 else coming
+            ready.extend(group[first : first + size] for first in range(0, len(group), size))
+            coming = []
+        if ready and len(coming) % size == 0:
+            yield ready.popleft()
+
+
+def places(samples: Sequence[Sample], lengths: Sequence[int]) -> int | None:
+    """The least of rising `lengths` that holds the captions of all samples; None without lengths."""
+    longest = max(sample.length for sample in samples)
+    return next((each for each in lengths if each >= longest), None)

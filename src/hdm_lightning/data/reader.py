@@ -23,10 +23,9 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
+from hdm_lightning.data.sample_table import Form, RawSample, SampleTable
 from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, open_regular, read_range
 from hdm_lightning.data.shard_cache import ShardCache
-from hdm_lightning.data.shard_record import SampleTable
-from hdm_lightning.data.tar import Form, RawSample
 from hdm_lightning.printable import in_one_line
 
 T = TypeVar("T")

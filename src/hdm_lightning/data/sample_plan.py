@@ -14,7 +14,8 @@ from hdm_lightning.data.index_columns import Integers, let_go
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
 from hdm_lightning.data.rules import Source, StreamConfig
-from hdm_lightning.data.shard_record import SampleTable, ShardRecord
+from hdm_lightning.data.sample_table import SampleTable
+from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import State, at_resolution, common_latents, places_of, resolve, state_of
 from hdm_lightning.errors import UserError
 

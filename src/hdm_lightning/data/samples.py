@@ -22,7 +22,7 @@ from hdm_lightning.data.randomness import Draws
 from hdm_lightning.data.reader import Reader
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan
-from hdm_lightning.data.tar import IMAGE_EXTENSIONS, RawSample
+from hdm_lightning.data.sample_table import IMAGE_EXTENSIONS, RawSample
 from hdm_lightning.errors import UserError
 
 Tokenize = Callable[[str], tuple[list[int], int]]

@@ -19,13 +19,11 @@ from hdm_lightning.data.archive_record import scanned
 from hdm_lightning.data.index import ENCODE_ON, INDEX_NAME, LATENTS_NAME, Index, load_index, same_time, write_index
 from hdm_lightning.data.latent_sets import LatentFormat
 from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.data.sample_table import LATENT
 from hdm_lightning.data.shard_bytes import Version, read_range
 from hdm_lightning.data.shard_files import find_shards, is_shard, no_shards
 from hdm_lightning.data.shard_record import ShardRecord, as_entry, from_entry
 from hdm_lightning.data.source_shards import expanded
-from hdm_lightning.data.tar import (
-    LATENT,
-)
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.whole_files import read_lines

@@ -5,43 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hdm_lightning.data.index_columns import Integers, Packed, pack, unpack
-from hdm_lightning.data.tar import BLOCK, MOST_MEMBERS, Form, Layout, is_unsafe
+from hdm_lightning.data.sample_table import MOST_MEMBERS, Form, Layout, SampleTable
+from hdm_lightning.data.tar import BLOCK, is_unsafe
 from hdm_lightning.errors import UserError
 
 MOST_SAMPLES = 1 << 24
 """Of one shard; the numbers of more, which a small file can claim, would fill the memory."""
 
 _COLUMNS = ("height", "width", "layout", "key_length", "check", "sizes")
-
-
-class SampleTable(NamedTuple):
-    """Samples of one shard, in the order of the archive: int64 (n,) each, `sizes` (n, members); all sizes in bytes."""
-
-    ordinal: Integers
-    start: Integers
-    size: Integers
-    layout: Integers
-    key_length: Integers
-    sizes: Integers
-    check: Integers
-    layouts: Sequence[Layout]
-
-    def take(self, rows: NDArray[np.generic] | slice) -> "SampleTable":
-        """Those of some rows (or of a mask or slice)."""
-        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._fields if name != "layouts"}
-        return self._replace(**chosen)
-
-    def forms(self) -> list[Form]:
-        """How each sample is cut."""
-        layouts = [self.layouts[number] for number in self.layout.tolist()]
-        sizes = map(tuple, self.sizes.tolist())
-        return list(map(Form, layouts, self.key_length.tolist(), sizes, self.check.tolist()))
 
 
 @dataclass(frozen=True)

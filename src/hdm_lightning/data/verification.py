@@ -14,10 +14,10 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME, Index, load_index, write_index
 from hdm_lightning.data.latent_sets import unpack_latent
 from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.data.sample_table import LATENT, RawSample
 from hdm_lightning.data.scanning import require_one_set
 from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.data.shard_record import ShardRecord
-from hdm_lightning.data.tar import LATENT, RawSample
 from hdm_lightning.printable import in_one_line
 
 MISSING = "missing"

@@ -6,7 +6,7 @@ from typing import Any
 
 from hdm_lightning.data.captions import MAX_RECORD_BYTES, CaptionRules, captions_under, parse_record
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.tar import RawSample
+from hdm_lightning.data.sample_table import RawSample
 from hdm_lightning.datasets.writer import Field
 
 

@@ -21,9 +21,9 @@ from hdm_lightning.data.faults import Quarantine, SampleFault
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.sample_table import RawSample
 from hdm_lightning.data.samples import Tokenize
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import RawSample
 from hdm_lightning.data.text_states import (
     FORMAT_NAME,
     STATES,

@@ -25,10 +25,11 @@ from hdm_lightning.data.latent_sets import LatentFormat, pack_latent
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.sample_table import IMAGE_EXTENSIONS, LATENT, RawSample
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.data.tar import BLOCK, IMAGE_EXTENSIONS, LATENT, RawSample
+from hdm_lightning.data.tar import BLOCK
 from hdm_lightning.datasets.shard_work import (
     Job,
     ahead,

@@ -20,8 +20,8 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
+from hdm_lightning.data.sample_table import LATENT, Form, RawSample
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.data.tar import LATENT, Form, RawSample
 from hdm_lightning.datasets.journal import ANEW
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.image_kinds import HEAD_BYTES, foreign_kind, image_kind
+from hdm_lightning.data.image_headers import HEAD_BYTES, foreign_kind, image_kind
 from hdm_lightning.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2")

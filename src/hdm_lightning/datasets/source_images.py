@@ -21,7 +21,7 @@ from hdm_lightning.data.captions import (
 )
 from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.image_kinds import format_of
+from hdm_lightning.data.image_headers import format_of
 from hdm_lightning.datasets.build import Item
 from hdm_lightning.datasets.source_files import read_file
 from hdm_lightning.datasets.writer import Field

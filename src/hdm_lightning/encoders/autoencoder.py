@@ -114,6 +114,10 @@ class KLAutoencoder:
         max_pixels: of the images encoded or decoded at once, together; one image always is.
         source: folder the weights came from; `save` copies its weight file, which may be of higher precision.
         auto: whether `to` also casts the weights to what suits the device.
+
+    Attributes:
+        channels: latent channels C.
+        factor: image pixels per latent cell along one side.
     """
 
     def __init__(
@@ -129,6 +133,8 @@ class KLAutoencoder:
         if max_pixels < 1:
             raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
         self.model = model.eval().requires_grad_(False)
+        self.channels = channels_of(model.config)
+        self.factor = factor_of(model.config)
         self.max_pixels = max_pixels
         self.source = source
         self._auto = auto
@@ -141,16 +147,6 @@ class KLAutoencoder:
         # diffusers applies a scaling factor on top of mean and std.
         statistics = {"latents_mean": self.mean.flatten().tolist(), "latents_std": self.std.flatten().tolist()}
         self.model.register_to_config(**statistics, scaling_factor=1.0, shift_factor=None)
-
-    @property
-    def channels(self) -> int:
-        """Latent channels C."""
-        return channels_of(self.model.config)
-
-    @property
-    def factor(self) -> int:
-        """Image pixels per latent cell along one side."""
-        return factor_of(self.model.config)
 
     @property
     def dtype(self) -> torch.dtype:

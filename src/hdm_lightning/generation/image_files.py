@@ -16,9 +16,9 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from hdm_lightning.data.as_shown import orientation, turned
 from hdm_lightning.data.decode import decode_rgb, load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.orientation import orientation, turned
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.sampling_settings import MAX_SEED, SamplingSettings
 from hdm_lightning.json_files import parse_object

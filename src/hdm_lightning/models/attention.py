@@ -1,6 +1,8 @@
 """Self-attention and cross-attention with axial rotary embedding.
 
-Shapes: B batch, S query tokens, M key tokens, H heads, d head dim, D = H·d width.
+Its frequencies are learned per head.
+
+Shapes: B batch, S query tokens, M key tokens, H heads, d head dim, D = H·d width, A = d/2 angles (y and x alternate).
 """
 
 from __future__ import annotations
@@ -8,8 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from hdm_lightning.models.rope import rotate, rotation_angles
 
 
 class Linear(nn.Linear):
@@ -64,3 +64,37 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) 
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=key_mask
     )
     return mixed.transpose(1, 2).flatten(2)
+
+
+def rotation_angles(positions: Tensor, log_frequencies: Tensor) -> Tensor:
+    """Angle 2j of a token is y·exp(f[j,0]) and angle 2j+1 is x·exp(f[j,1]).
+
+    Angles are formed in float32 or better, whatever the dtype of the activations.
+
+    Args:
+        positions: (B or 1,S,2) as (y, x).
+        log_frequencies: (H,d/4,2).
+
+    Returns:
+        (B or 1,S,H,A).
+    """
+    accurate = torch.promote_types(torch.promote_types(positions.dtype, log_frequencies.dtype), torch.float32)
+    frequencies = log_frequencies.to(accurate).exp()
+    return (positions.to(accurate)[:, :, None, None, :] * frequencies).flatten(-2)
+
+
+def rotate(features: Tensor, angles: Tensor) -> Tensor:
+    """Rotate each adjacent channel pair (2i, 2i+1) of (…,d) by angle i of (…,A), which broadcasts to it.
+
+    Returns:
+        (…,d) in the dtype of the features.
+    """
+    pairs = features.unflatten(-1, (-1, 2))
+    # One complex product is several times faster in eager mode; the compiler fuses the real form and cannot
+    # the complex one, which has no half precision either.
+    if features.dtype == angles.dtype and not torch.compiler.is_compiling():
+        turned = torch.view_as_complex(pairs) * torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(turned).flatten(-2)
+    even, odd = pairs.unbind(-1)
+    cosine, sine = angles.cos().to(features.dtype), angles.sin().to(features.dtype)
+    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)

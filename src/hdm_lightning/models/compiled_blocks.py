@@ -32,13 +32,7 @@ def compile_blocks(network: XUT) -> None:
     torch._dynamo.config.optimize_ddp = False  # it would cut a block's graph where a bucket of gradients is full
     for block in network.blocks():
         replace_forward(block, _CompiledForward(block.forward))
-
-
-def is_compiled(network: nn.Module) -> bool:
-    """Whether `compile_blocks` or `network.compile()` has been called, so that batches should keep one shape."""
-    if getattr(network, "_compiled_call_impl", None) is not None:
-        return True
-    return any(isinstance(each.__dict__.get("forward"), _CompiledForward) for each in network.modules())
+    network.has_compiled_blocks = True
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -48,7 +48,12 @@ class XUT(nn.Module):
     """Cross-U-Transformer: patch tokens and text through a routed U whose decoder reads its encoder.
 
     Parameters are drawn by `initialization.initialize` from torch's default generator.
+
+    Attributes:
+        has_compiled_blocks: whether `compile_blocks` was called, so that batches should keep one shape.
     """
+
+    has_compiled_blocks = False
 
     def __init__(self, config: XUTConfig) -> None:
         super().__init__()

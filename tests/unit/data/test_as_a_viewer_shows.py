@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from hdm_lightning.data.as_shown import exif_orientation
 from hdm_lightning.data.crops import CropRules
 from hdm_lightning.data.decode import decode, load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.orientation import exif_orientation
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.data.caption_lengths import SORTED_BYTES, batches_sorted_together, by_length, padded_lengths
-from hdm_lightning.data.loader import StreamLoader
+from hdm_lightning.data.caption_lengths import SORTED_BYTES, batches_sorted_together, padded_lengths
+from hdm_lightning.data.loader import StreamLoader, by_length
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import Sample
 from hdm_lightning.data.scanning import index_shards

@@ -17,9 +17,10 @@ from PIL import Image
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.index_columns import pack, unpack
 from hdm_lightning.data.sample_plan import Plan
+from hdm_lightning.data.sample_table import parse_sample
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.data.tar import members, parse_sample
+from hdm_lightning.data.tar import members
 from hdm_lightning.errors import UserError
 
 

@@ -18,7 +18,7 @@ from hdm_lightning.diffusion import flow
 from hdm_lightning.encoders.base import ImageAutoencoder, TextEncoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUT, XUTConfig
-from hdm_lightning.models.compiled_blocks import is_compiled, uncompiled
+from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.models.positions import PositionConvention
 from hdm_lightning.training.modules.draws import draw, strata
 from hdm_lightning.training.modules.flow_step import (
@@ -29,6 +29,7 @@ from hdm_lightning.training.modules.flow_step import (
     crop_geometry,
     fed_tokens,
     flow_loss,
+    is_compiled,
     latent_grid,
     loss_weight,
     pinned,

@@ -147,6 +147,12 @@ def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
+def is_compiled(network: Callable[..., Tensor]) -> bool:
+    """Whether a network or its blocks are compiled, so that batches should keep one shape."""
+    whole = getattr(network, "_compiled_call_impl", None) is not None  # after `network.compile()`
+    return whole or getattr(network, "has_compiled_blocks", False)
+
+
 def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
     """Caption tokens (B,L) as they are fed: as padded, or on a CPU cut to the longest of the lengths (B,).
 

@@ -1,9 +1,12 @@
-"""Colours as a viewer shows them: pixels by the profile of their image to sRGB.
+"""An image as a viewer shows it: turned as its metadata say (EXIF, or the XMP of programs that write no EXIF), and its
+colours by its profile in sRGB.
 
 Shapes: H×W pixels.
 """
 
 import io
+import re
+import struct
 from functools import lru_cache
 from typing import Any
 
@@ -11,13 +14,57 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from hdm_lightning.data.image_headers import MAX_PROFILE_BYTES
+from hdm_lightning.data.image_headers import MAX_PROFILE_BYTES, tiff_entries
 
 MOST_ALIKE = 1
 """Largest difference in levels of a profile that counts as sRGB: roundings of the many ways to write it down."""
 
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 Transform = Any
+
+_ORIENTATION = 0x0112
+_INTEGERS = {1: "B", 3: "H", 4: "I"}
+_XMP = re.compile(rb"""tiff:Orientation\s{0,9}(?:=\s{0,9}["']|>)\s{0,9}([1-8])""")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's number of how an opened image is turned, 1 (upright) where it is not said."""
+    if image.format == "TIFF":  # Pillow turns these by itself
+        return 1
+    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+    turn = exif_orientation(exif) if isinstance(exif, bytes) else None
+    if turn is None and isinstance(xmp, bytes) and (found := _XMP.search(xmp)):
+        turn = int(found[1])
+    return turn or 1
+
+
+def is_sideways(turn: int) -> bool:
+    """Whether an EXIF orientation changes height and width."""
+    return turn in _SIDEWAYS
+
+
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    """An image put upright, by its EXIF orientation."""
+    return image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """The orientation of an EXIF block, or None where it has none or is damaged."""
+    for tag, kind, count, value, order in tiff_entries(exif.removeprefix(b"Exif\0\0")):
+        if tag == _ORIENTATION:
+            form = _INTEGERS.get(kind)
+            return int(struct.unpack_from(order + form, value)[0]) if form and count else None
+    return None
 
 
 def profile_of(image: Image.Image) -> bytes:
