@@ -8,7 +8,7 @@ from typing import Any
 from run_cpu import COMMANDS
 
 HERE = Path(__file__).parent
-GPU_PARTS = ("network", "short_text", "beside", "step", "network_512", "network_1024", "overlap")
+GPU_PARTS = ("network", "short_text", "beside", "step", "network_512", "network_1024", "overlap", "cached")
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 _RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("mb_per_s", "MB/s"))
 

@@ -118,7 +118,8 @@ def bench(part: str, name: str, **options: object) -> Callable[[Session, float],
         tiny = {"resolution": 64, "batch": 2, "context": 16, "repeats": 2, "warmup": 1}
         chosen = {**options, **{key: tiny[key] for key in options if key in tiny}} if session.tiny else options
         flags = [f"--{key}={value}" for key, value in chosen.items() if value is not True]
-        flags += [f"--{key}" for key, value in chosen.items() if value is True and not session.tiny]
+        switches = [key for key, value in chosen.items() if value is True]
+        flags += [f"--{key}" for key in switches if key != "compile" or not session.tiny]
         where = [f"--size={session.size}", f"--device={session.device}", f"--out={session.out / f'{name}.json'}"]
         return call(session, name, console("hdm-bench", part, *flags, *where), seconds)
 
@@ -274,6 +275,8 @@ def drawings(session: Session, seconds: float) -> int:
 
 OVERLAP: dict[str, object] = {"resolution": 256, "batch": 32, "context": 256, "caption-tokens": 64, "accumulation": 4}
 OVERLAP |= {"repeats": 6, "compile": True, "against": "overlap=true"}
+CACHED: dict[str, object] = {"resolution": 256, "batch": 64, "context": 256, "caption-tokens": 64, "accumulation": 4}
+CACHED |= {"repeats": 6, "compile": True, "latents": True, "against": "latents=false"}
 PARTS: dict[str, Part] = {
     "tests": Part(90, gpu_tests),
     "network": Part(60, bench("xut", "network", resolution=256, batch=64, context=256, repeats=10, compile=True)),
@@ -291,6 +294,7 @@ PARTS: dict[str, Part] = {
         60, bench("xut", "network_1024", resolution=1024, batch=4, context=512, repeats=4, compile=True)
     ),
     "overlap": Part(60, bench("step", "overlap", **OVERLAP)),
+    "cached": Part(60, bench("step", "cached", **CACHED)),
     "drawings": Part(600, drawings),
 }
 """In their order."""

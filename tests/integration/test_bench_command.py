@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from hdm_lightning.cli import bench_parts
 from hdm_lightning.cli.bench import bench
@@ -197,3 +198,22 @@ def test_a_step_with_overlapped_encoders_has_the_losses_of_one_without():
     ]
     losses = [[float(step()) for _ in range(3)] for step in steps]
     assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
+def test_a_step_with_latents_from_disk_encodes_no_image(monkeypatch):
+    """Nor counts it as work, while the captions are encoded as before."""
+    given = Setup.of(CaseSettings(size="tiny", batch=2, context_length=16, device="cpu"))
+    cached = Setup.of(replace(given.settings, latents=True))
+    encode = given.autoencoder_cost.encode_flops(given.side_px, given.side_px)
+    online, latents = BUILDERS["step"](given), BUILDERS["step"](cached)
+    assert online.flops - latents.flops == 2 * encode > 0
+    assert online.model_flops == latents.model_flops
+
+    def encoded(*arguments, **options):
+        raise AssertionError("an image is encoded")
+
+    monkeypatch.setattr("hdm_lightning.encoders.autoencoder.KLAutoencoder.moments", encoded)
+    assert torch.isfinite(latents.call())
+    assert latents.values()["sections_share"]["text"] > 0
+    with pytest.raises(AssertionError, match="an image is encoded"):
+        online.call()

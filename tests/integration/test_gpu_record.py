@@ -29,6 +29,7 @@ RECORD = Path(__file__).parents[2] / "experiments" / "gpu_record" / "record.py"
 @pytest.mark.slow
 def test_every_part_but_the_long_training_runs_on_a_cpu(tmp_path):
     parts = ["tests", "network", "beside", "step", "prepare", "train", "sample", "profile", "network_1024", "overlap"]
+    parts += ["cached"]
     (tmp_path / "other.py").write_text(OTHER)
     folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     command = [sys.executable, str(RECORD), *parts, "--tiny", "--limit", "3000", *folders]
@@ -48,6 +49,8 @@ def test_every_part_but_the_long_training_runs_on_a_cpu(tmp_path):
     assert [row["name"] for row in beside["results"]] == ["ours", "other"] and beside["comparison"]["time_ratio"] > 0
     overlap = json.loads((tmp_path / "out" / "overlap.json").read_text())
     assert [row["name"] for row in overlap["results"]] == ["step, first", "step, overlap=true"]
+    cached = json.loads((tmp_path / "out" / "cached.json").read_text())
+    assert [row["name"] for row in cached["results"]] == ["step, first", "step, latents=false"]
     assert list((tmp_path / "out" / "samples").glob("*.png"))
 
 

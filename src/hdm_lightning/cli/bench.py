@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   hdm-bench step --size xut_base --resolution 256 --batch 32 --compile
   hdm-bench step --size xut_base --batch 32 --compile --caption-tokens 64 --accumulation 16
   hdm-bench step --size xut_base --batch 32 --compile --accumulation 4 --against overlap=true
+  hdm-bench step --size xut_base --batch 32 --compile --against latents=true
   hdm-bench xut --size xut_base --batch 32 --against compile=true
   hdm-bench vae --resolution 512 --batch 8 --against dtype=float16
 """
@@ -44,7 +45,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "step": Part(
         "a whole training step: encoders, network, backward pass, optimizer, average",
-        ("resolution", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile", "overlap"),
+        ("resolution", "context_length", *CAPTIONS, "checkpointing", "routing_rate", "compile", "latents", "overlap"),
     ),
     "sample": Part(
         "images from prompts: text encoder, guided solver steps, decoding",

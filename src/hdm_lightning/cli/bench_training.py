@@ -65,6 +65,7 @@ def step_case(setup: Setup) -> Case:
         autoencoder_max_pixels=batch * side**2,
         text_max_tokens=batch * settings.context_length,
         captions=setup.micro_batches,
+        latents=settings.latents,
         overlapped=settings.overlap,
     )
 
@@ -72,7 +73,7 @@ def step_case(setup: Setup) -> Case:
         seconds = step.clock.drain()
         return {"sections_share": {name: value / sum(seconds.values()) for name, value in seconds.items()}}
 
-    encode = setup.autoencoder_cost.encode_flops(side, side)
+    encode = 0 if settings.latents else setup.autoencoder_cost.encode_flops(side, side)
     fed = setup.fed(lambda text: setup.operations(text).total + encode + setup.text_cost.flops(text))
     return Case("step", step, setup.samples, fed, setup.useful(setup.model_flops), step.tensors, sections)
 
@@ -133,6 +134,7 @@ class TrainingStep:
         averages: weight averages kept.
         muon: train the blocks' matrices by Muon instead of AdamW.
         captions: of each micro-batch; None is one whose captions fill the context.
+        latents: whether a batch has latents from disk in the place of images.
         overlapped: whether a micro-batch is encoded while the network works on the one before.
     """
 
@@ -151,9 +153,10 @@ class TrainingStep:
         averages: int = 1,
         muon: bool = False,
         captions: Sequence[Captions] | None = None,
+        latents: bool = False,
         overlapped: bool = False,
     ) -> None:
-        self.stage, self.device, self.dtype = stage, device, dtype
+        self.stage, self.device, self.dtype, self.latents = stage, device, dtype, latents
         self.network = random_network(network, seed=SEED).to(device)
         prepare_network(self.network, activation_checkpointing=stage.activation_checkpointing, compiled=compiled)
         self.module = FlowModule(
@@ -226,7 +229,7 @@ class TrainingStep:
         generator = torch.Generator().manual_seed(SEED + number)
         count, side = self.stage.micro_batch_size, self.stage.resolution
         return {
-            "image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator),
+            **self._random_images(count, side, generator),
             "crop": torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1),
             "tokens": torch.randint(0, vocabulary, (count, captions.padded), generator=generator),
             "lengths": torch.tensor(captions.lengths),
@@ -235,3 +238,11 @@ class TrainingStep:
             "keys": [f"random/{number}" for number in range(count)],
             "captions": [""] * count,
         }
+
+    def _random_images(self, count: int, side: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images (B,3,H,W), or the means of their latents (B,1,C,H/f,W/f)."""
+        if not self.latents:
+            return {"image": torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)}
+        autoencoder = self.module.autoencoder
+        shape = (count, 1, autoencoder.channels, side // autoencoder.factor, side // autoencoder.factor)
+        return {"latent": torch.randn(shape, generator=generator).half()}

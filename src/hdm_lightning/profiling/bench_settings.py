@@ -39,6 +39,7 @@ class CaseSettings:
         context_length: caption tokens.
         caption_tokens: mean tokens of a caption, padded as on a GPU; 0 fills the context.
         accumulation: micro-batches of a call, made by the length of their captions.
+        latents: take the images' latents from disk, as `hdm-shards encode` writes them, so that none is encoded.
         overlap: encode a micro-batch while the network works on the one before (CUDA; more than one a call).
         mode: of vae encode (default) or decode; of xut train (forward and backward pass, default) or forward.
         steps: solver steps.
@@ -56,6 +57,7 @@ class CaseSettings:
     context_length: Annotated[int, Ge(1)] = 256
     caption_tokens: Annotated[float, Ge(0)] = 0
     accumulation: Annotated[int, Ge(1)] = 1
+    latents: bool = False
     overlap: bool = False
     mode: str = ""
     steps: Annotated[int, Ge(1)] = 20

@@ -84,7 +84,7 @@ class Storage:
     checkpoints_gb: float  # all that stay, with the exported weights
     latents_gb: float  # the sets of latents that the stages read
     text_states_gb: float  # the text states that they read
-    cache_gb: float  # what latents (half precision, every resolution) and captions would take instead of encoding anew
+    cache_gb: float  # what latents (half precision, every resolution) and padded text states of all images would take
     download_hours: float  # the shards over the network
 
 

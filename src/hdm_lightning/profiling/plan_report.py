@@ -176,7 +176,7 @@ def _storage_table(plan: Forecast) -> Table:
         ("all that stay", f"{storage.checkpoints_gb:.1f} GB"),
         *([("latents that stages read", f"{storage.latents_gb:,.0f} GB")] if storage.latents_gb else []),
         *([("text states that stages read", f"{storage.text_states_gb:,.0f} GB")] if storage.text_states_gb else []),
-        ("latents and captions of all stages, if cached", f"{storage.cache_gb:,.0f} GB"),
+        ("latents of all stages and padded text states, were all kept", f"{storage.cache_gb:,.0f} GB"),
     ):
         table.add_row(label, value)
     return table
