@@ -8,7 +8,8 @@ which token positions are made on the device.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf, log
+from itertools import combinations
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,32 +73,17 @@ class Buckets:
             height, width: sizes in pixels.
             shapes: (height, width) each, from the tallest to the widest; of two that are as near the first is taken.
         """
-        ratios = np.array([log(wide / high) for high, wide in shapes])
-        own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
-        above = np.searchsorted(ratios, own).clip(1, max(1, len(ratios) - 1))
-        wider = np.minimum(above, len(ratios) - 1)
-        return np.where(own - ratios[above - 1] <= ratios[wider] - own, above - 1, wider)
+        return np.searchsorted(_borders(shapes, shapes[1:]), _ratios(height, width))
 
-    def shapes_in_use(
-        self,
-        height: NDArray[np.int64],
-        width: NDArray[np.int64],
-        resolution: int,
-        images: NDArray[np.int64] | None = None,
-    ) -> tuple[Shape, ...]:
+    def shapes_in_use(self, images: "AspectCounts") -> tuple[Shape, ...]:
         """The shapes that at least a block of the images is nearest to; the smallest is given up until all do.
-
-        Args:
-            height, width: sizes in pixels, (n,) each.
-            resolution: of the training.
-            images: how many have each size, (n,); None for one.
 
         Raises:
             UserError: there are fewer images than a block.
         """
-        shapes = list(self.shapes(resolution))
+        shapes = list(images.shapes)
         while True:
-            counts = np.bincount(self.nearest(height, width, shapes), images, minlength=len(shapes))
+            counts = images.nearest_to(shapes)
             if counts.min() >= self.block:
                 return tuple(shapes)
             if len(shapes) == 1:
@@ -107,6 +93,46 @@ class Buckets:
                     hint="make it smaller (in a training it is the stage's batch size)",
                 )
             del shapes[int(counts.argmin())]
+
+
+class AspectCounts:
+    """How many images have which aspect ratio, as finely as any choice of the shapes needs: one look at each is enough.
+
+    Args:
+        shapes: (height, width) each, from the tallest to the widest.
+    """
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.shapes = tuple(shapes)
+        first, second = zip(*combinations(shapes, 2), strict=True) if len(shapes) > 1 else ((), ())
+        self._borders = np.unique(_borders(first, second))
+        self._counts = np.zeros(len(self._borders) + 1, dtype=np.int64)
+
+    def add(self, height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count images of these sizes in pixels, (n,) each; returns how many of them are nearest to each shape."""
+        places = np.searchsorted(self._borders, _ratios(height, width))
+        counts = np.bincount(places, minlength=len(self._counts))
+        self._counts += counts
+        return self._shared_out(counts, self.shapes)
+
+    def nearest_to(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
+        """How many of all images are nearest to each of some of the shapes, (len(shapes),)."""
+        return self._shared_out(self._counts, shapes)
+
+    def _shared_out(self, counts: NDArray[np.int64], shapes: Sequence[Shape]) -> NDArray[np.int64]:
+        beginnings = np.concatenate([[0.0], self._borders])
+        nearest = np.searchsorted(_borders(shapes, shapes[1:]), beginnings, side="right")
+        return np.bincount(nearest, counts, minlength=len(shapes)).astype(np.int64)
+
+
+def _ratios(height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.maximum(width, 1) / np.maximum(height, 1)
+
+
+def _borders(first: Sequence[Shape], second: Sequence[Shape]) -> NDArray[np.float64]:
+    """The aspect ratio halfway between two shapes, in its logarithm; for each pair."""
+    pairs = zip(first, second, strict=False)
+    return np.sqrt([(wide * wider) / (high * lower) for (high, wide), (lower, wider) in pairs])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.crops import Buckets, CropRules, Shape
+from hdm_lightning.data.crops import AspectCounts, Buckets, CropRules, Shape
 from hdm_lightning.data.index_columns import Integers, let_go
 from hdm_lightning.data.index_report import no_samples
 from hdm_lightning.data.order import BlockOrder, Mixture, ShardOrder, Window
@@ -24,15 +24,12 @@ Rows = NDArray[np.int32]
 SHARDS_MAPPED = 1 << 10
 """Shards after which the pages of an index's columns are let go."""
 
-SIZES_SORTED = 1 << 20
-"""Samples whose sizes are sorted at one time."""
-
 
 class Choice(Protocol):
-    """Which of a shard's usable samples a plan holds; what numbers it needs it takes from the record each time."""
+    """Which of a shard's usable samples a plan holds."""
 
-    def of(self, record: ShardRecord) -> Rows:
-        """Their numbers among the usable samples, rising."""
+    def of(self, height: Integers, width: Integers) -> Rows:
+        """Their numbers among the usable samples, rising, by the sizes of all of these in pixels, (n,) each."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,9 @@ class Accepted:
         accepted = self.limits.accepts(height, width, self.resolution)
         return accepted & (height > 0) if self.only_known else accepted
 
-    def of(self, record: ShardRecord) -> Rows:
+    def of(self, height: Integers, width: Integers) -> Rows:
         """Their numbers."""
-        return _numbers(self.mask(*record.shapes()))
+        return _numbers(self.mask(height, width))
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,8 @@ class OfShape:
     shapes: tuple[Shape, ...]
     shape: int
 
-    def of(self, record: ShardRecord) -> Rows:
+    def of(self, height: Integers, width: Integers) -> Rows:
         """Their numbers."""
-        height, width = record.shapes()
         chosen = self.accepted.mask(height, width)
         chosen[chosen] = self.buckets.nearest(height[chosen], width[chosen], self.shapes) == self.shape
         return _numbers(chosen)
@@ -75,7 +71,7 @@ class Listed(NamedTuple):
 
     rows: Rows
 
-    def of(self, record: ShardRecord) -> Rows:
+    def of(self, height: Integers, width: Integers) -> Rows:
         """These."""
         return self.rows
 
@@ -106,7 +102,7 @@ class PlannedShard:
 
     def rows(self) -> Rows | slice:
         """The numbers of the planned samples among the usable ones."""
-        return slice(None) if self.choice is None else self.choice.of(self.record)
+        return slice(None) if self.choice is None else self.choice.of(*self.record.shapes())
 
     def table(self) -> SampleTable:
         """Where the planned samples lie."""
@@ -115,7 +111,9 @@ class PlannedShard:
     def shapes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Height and width in pixels of the planned samples."""
         height, width = self.record.shapes()
-        rows = self.rows()
+        if self.choice is None:
+            return height, width
+        rows = self.choice.of(height, width)
         return height[rows], width[rows]
 
     def only(self, chosen: NDArray[np.bool_]) -> "PlannedShard":
@@ -348,43 +346,25 @@ def _parted(
     config: StreamConfig, buckets: Buckets, sources: Sequence[Sequence[PlannedShard]]
 ) -> dict[Shape, list[list[PlannedShard]]]:
     """For each shape in use, the shards of each source with the samples of that shape."""
-    height, width, counts = _sizes(shard for shards in sources for shard in shards)
-    shapes = buckets.shapes_in_use(height, width, config.resolution, counts)
+    images = AspectCounts(buckets.shapes(config.resolution))
+    counts = [_per_shard(shards, images.add) for shards in sources]
+    shapes = buckets.shapes_in_use(images)
+    if shapes != images.shapes:
+        counts = [_per_shard(shards, AspectCounts(shapes).add) for shards in sources]
     accepted = Accepted(_limits(config.crop), config.resolution, only_known=True)
     parted: dict[Shape, list[list[PlannedShard]]] = {shape: [[] for _ in sources] for shape in shapes}
-    for source, shards in enumerate(sources):
-        for shard in _sparing(shards):
-            counts = np.bincount(buckets.nearest(*shard.shapes(), shapes), minlength=len(shapes))
-            for number, (shape, count) in enumerate(zip(shapes, counts.tolist(), strict=True)):
+    for source, (shards, per_shard) in enumerate(zip(sources, counts, strict=True)):
+        for shard, of_shapes in zip(shards, per_shard, strict=True):
+            for number, (shape, count) in enumerate(zip(shapes, of_shapes.tolist(), strict=True)):
                 if count:
                     choice = shard.choice if count == shard.samples else OfShape(accepted, buckets, shapes, number)
                     parted[shape][source].append(replace(shard, samples=count, choice=choice))
     return parted
 
 
-def _sizes(shards: Iterable[PlannedShard]) -> tuple[Integers, Integers, Integers]:
-    """The different sizes of all planned samples, height and width in pixels, and how many samples have each."""
-    found = counts = np.empty(0, dtype=np.int64)
-    for sizes in _joined(shards):
-        new, times = np.unique(sizes, return_counts=True)
-        found, place = np.unique(np.concatenate([found, new]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([counts, times]), minlength=len(found)).astype(np.int64)
-    return found >> 31, found & (1 << 31) - 1, counts
-
-
-def _joined(shards: Iterable[PlannedShard]) -> Iterator[Integers]:
-    """The sizes of all planned samples, each as one number, about `SIZES_SORTED` at a time."""
-    waiting: list[Integers] = []
-    samples = 0
-    for shard in _sparing(shards):
-        height, width = shard.shapes()
-        waiting.append(height << 31 | width)
-        samples += shard.samples
-        if samples >= SIZES_SORTED:
-            yield np.concatenate(waiting)
-            waiting, samples = [], 0
-    if waiting:
-        yield np.concatenate(waiting)
+def _per_shard(shards: Iterable[PlannedShard], count: Callable[[Integers, Integers], Integers]) -> list[Integers]:
+    """What is counted of the sizes of each shard's planned samples."""
+    return [count(*shard.shapes()) for shard in _sparing(shards)]
 
 
 def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:

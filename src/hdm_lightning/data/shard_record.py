@@ -100,7 +100,9 @@ class ShardRecord:
                 raise ValueError("samples lie beyond the end of the shard")
             key_length, check = unpack(self.key_length, self.count), unpack(self.check, self.count)
         ordinal = np.arange(self.count)
-        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(self._used())
+        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(
+            self._used() if self.skip else slice(None)
+        )
 
     def _members(self) -> tuple[Integers, Integers]:
         """Layout of each sample (count,), and sizes of its members (count, most of them)."""
@@ -114,7 +116,10 @@ class ShardRecord:
             sizes[has, turn] = unpack(column, int(has.sum()))
         return layout, sizes
 
-    def _used(self) -> NDArray[np.bool_]:
+    def _used(self) -> NDArray[np.bool_] | slice:
+        """The places of the usable samples in a column."""
+        if not self.skip:
+            return slice(None)
         used = np.ones(self.count, dtype=bool)
         used[list(self.skip)] = False
         return used

@@ -1,14 +1,15 @@
 """Crops as arithmetic."""
 
 from collections import Counter
-from math import inf, log
+from itertools import pairwise
+from math import inf
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdm_lightning.data.crops import Buckets, CropRules, covering_size
+from hdm_lightning.data.crops import AspectCounts, Buckets, CropRules, covering_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
@@ -103,11 +104,39 @@ def test_the_nearest_shape_is_the_first_of_those_with_the_least_distance(step, r
     shapes = list(buckets.shapes(resolution))
     height, width = random.integers(0, 600, (2, 20_000))
     height[: len(shapes)], width[: len(shapes)] = zip(*shapes, strict=True)
+    height[:3], width[:3] = (4, 6, 900), (9, 4, 100)
     for _ in range(3):
-        ratios = np.array([log(wide / high) for high, wide in shapes])
-        own = np.log(np.maximum(width, 1) / np.maximum(height, 1))
-        assert np.array_equal(buckets.nearest(height, width, shapes), np.abs(own[:, None] - ratios).argmin(axis=1))
+        sides = zip(np.maximum(height, 1).tolist(), np.maximum(width, 1).tolist(), strict=True)
+        assert buckets.nearest(height, width, shapes).tolist() == [
+            first_of_the_nearest(shapes, *each) for each in sides
+        ]
         shapes = shapes[:: 2 if len(shapes) > 2 else 1]
+
+
+def first_of_the_nearest(shapes, height, width):
+    """In integers: a shape is left for the next, wider one while the ratio is beyond the mean of theirs."""
+    number = 0
+    for (high, wide), (lower, wider) in pairwise(shapes):
+        if width**2 * high * lower <= height**2 * wide * wider:
+            break
+        number += 1
+    return number
+
+
+@pytest.mark.parametrize(("step", "aspect", "limit"), [(64, 2.0, 900), (8, 3.0, 300), (16, 8.0, 2000)])
+def test_images_are_shared_out_among_some_shapes_as_if_each_was_looked_at(step, aspect, limit):
+    """Shards of images added one after the other, and what is counted of each."""
+    random, buckets = np.random.default_rng(step), Buckets(step, aspect, 1)
+    shapes = buckets.shapes(256)
+    images, sizes = AspectCounts(shapes), random.integers(1, limit, (5, 2, 700))
+    for height, width in sizes:
+        own = np.bincount(buckets.nearest(height, width, shapes), minlength=len(shapes))
+        assert np.array_equal(images.add(height, width), own)
+    height, width = sizes.transpose(1, 0, 2).reshape(2, -1)
+    for _ in range(20):
+        some = [each for each in shapes if random.random() < 0.5] or shapes[:1]
+        counts = np.bincount(buckets.nearest(height, width, some), minlength=len(some))
+        assert np.array_equal(images.nearest_to(some), counts)
 
 
 def test_images_go_to_the_nearest_bucket_and_rare_buckets_are_given_up():
@@ -121,11 +150,15 @@ def test_images_go_to_the_nearest_bucket_and_rare_buckets_are_given_up():
         min(shapes, key=lambda s: abs(np.log(s[1] / s[0]) - np.log(w / h))) for h, w in zip(height, width, strict=True)
     ]
     assert [a[1] / a[0] for a in names] == [b[1] / b[0] for b in brute]
-    used = buckets.shapes_in_use(height, width, 256)
+    images = AspectCounts(shapes)
+    images.add(height, width)
+    used = buckets.shapes_in_use(images)
     counts = np.bincount(buckets.nearest(height, width, used), minlength=len(used))
     assert counts.sum() == 60 and counts.min() >= 10 and (256, 256) in used and (128, 512) not in used
+    few = AspectCounts(shapes)
+    few.add(height[:4], width[:4])
     with pytest.raises(UserError, match="fewer than a block"):
-        buckets.shapes_in_use(height[:4], width[:4], 256)
+        buckets.shapes_in_use(few)
 
 
 @given(SIDE, SIDE)

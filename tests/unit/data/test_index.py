@@ -199,7 +199,7 @@ def test_samples_are_cut_by_the_index_as_the_headers_say(tmp_path, kit, form, mo
     expected = [parse_sample(each) for each in ranges]
     assert [sample.key for sample in expected] == stems
     split = [number for number, stem in enumerate(stems) if form == tarfile.USTAR_FORMAT and len(stem) > 100]
-    monkeypatch.setattr("hdm_lightning.data.tar.members", None)
+    monkeypatch.setattr("hdm_lightning.data.sample_table.members", None)
     for number, (form_, each) in enumerate(zip(table.forms(), ranges, strict=True)):
         if number in split:  # a name in two pieces has to be parsed
             with pytest.raises(TypeError):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from hdm_lightning.data import index as index_module
-from hdm_lightning.data import sample_plan
 from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.index import load_index, write_index
 from hdm_lightning.data.index_columns import unpack
@@ -74,10 +73,8 @@ def crop_rules(crop):
     return CropRules(**{**crop, "buckets": Buckets(**buckets) if buckets else None})
 
 
-@pytest.mark.parametrize("sorted_at_once", [1, 50, 1 << 20])
-def test_samples_of_a_plan_are_those_that_the_rules_name_one_by_one(kit, folder, monkeypatch, sorted_at_once):
+def test_samples_of_a_plan_are_those_that_the_rules_name_one_by_one(kit, folder):
     """By the pictures' own sizes, in squares and in buckets."""
-    monkeypatch.setattr(sample_plan, "SIZES_SORTED", sorted_at_once)
     shapes = [record.shapes() for record in load_index(folder).shards]
     squares = Plan(kit.stream_config(folder, crop=crop_rules({"min_size_px": 18, "max_aspect": 2.2})))
     expected = [
