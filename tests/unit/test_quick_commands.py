@@ -60,6 +60,12 @@ def test_shards_are_looked_through_without_torch(tiny_shards, tmp_path, task):
     assert text and status == 0 and not {"torch", "matplotlib", "webdataset"} & set(loaded)
 
 
+@pytest.mark.parametrize("model", ["runs/mistyped", "mistyped", "./OWNER/NAME"])
+def test_a_model_that_is_not_there_is_told_before_anything_slow_is_loaded(model):
+    _, status, loaded = told("hdm-sample", model, "a star")
+    assert (status, loaded) == (2, [])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_windows_is_refused_in_the_first_line(command):
     """As there: no fcntl and resource, no SIGUSR1, no poll; nothing is imported that needs them."""
