@@ -78,7 +78,8 @@ class ComfyUI:
         if not _has_torchvision(python):
             (folder / "stub" / "torchvision").mkdir(parents=True, exist_ok=True)
             (folder / "stub" / "torchvision" / "__init__.py").write_text(TORCHVISION)
-            environment["PYTHONPATH"] = str(folder / "stub")
+            before = os.environ.get("PYTHONPATH")
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder / "stub"), before)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"

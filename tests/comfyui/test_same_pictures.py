@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import four_ways
 from drawing_workflow import SEED, by_solver, drawing, node, with_camera, with_model
 from hdm_lightning.cli import convert, sample
 from hdm_lightning.models import PUBLISHED
@@ -58,6 +59,14 @@ def differ(one, other):
 def test_ksampler_draws_as_hdm_sample(in_comfyui, by_command, cfg, width, height):
     expected = by_command("--guidance", cfg, "--size", f"{width}x{height}")
     assert_same(in_comfyui(drawing("run", cfg=cfg, width=width, height=height)), expected)
+
+
+def test_python_command_and_nodes_draw_the_same(comfyui, run, tmp_path):
+    """With the solver of this project; the page's test compares it with the command in the same way."""
+    asked = (run / "final", "a red circle", 96, 56)
+    by_hand = four_ways.by_command(*asked, tmp_path)
+    assert np.array_equal(four_ways.by_pipeline(*asked), by_hand)
+    assert_same(four_ways.by_nodes(comfyui, *asked).astype(int), by_hand.astype(int))
 
 
 @pytest.mark.parametrize("negative", ["", "dark", "a small green square on the right of a dark circle"])

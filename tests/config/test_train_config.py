@@ -1,5 +1,6 @@
 """Every choice of every group composes and passes the typed check; the paper's numbers stand where they should."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,23 @@ def composed(*overrides):
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
         return compose("train", overrides=[*NEEDED, *overrides])
+
+
+@pytest.mark.parametrize("command", ["train", "train_vae", "demo"])
+def test_requests_to_the_hub_are_not_noted_on_the_screen(command):
+    """Under what Hydra makes of the root logger, which shows everything."""
+    OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
+    with initialize_config_module("hdm_lightning.conf", version_base="1.3"):
+        hydra = compose(command, return_hydra_config=True).hydra
+    program = (
+        "import json, logging.config, sys; import huggingface_hub.utils._http as http\n"
+        "logging.config.dictConfig(json.loads(sys.argv[1]))\n"
+        "client = next(name for name in ('httpx', 'httpx2') if hasattr(http, name))\n"
+        "logging.getLogger(client).info('HTTP Request'); logging.getLogger('hydra').info('shown')"
+    )
+    given = json.dumps(OmegaConf.to_container(hydra.hydra_logging, resolve=True))
+    run = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True, check=True)
+    assert "shown" in run.stdout and "HTTP Request" not in run.stdout
 
 
 def choices(group):

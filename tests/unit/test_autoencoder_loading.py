@@ -48,7 +48,7 @@ def test_scaling_factor_alone_is_the_normalisation_and_nothing_is_an_error(tmp_p
     for key in ("scaling_factor", "latents_mean", "latents_std"):
         config.pop(key, None)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json: tells no normalization"):
+    with pytest.raises(UserError, match=r"config\.json: states no normalization"):
         load_autoencoder(str(tmp_path))
     given = load_autoencoder(str(tmp_path), mean=[0.5] * 4, std=[4.0] * 4)
     torch.testing.assert_close(given.encode(image), expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hdm_lightning.cli.command import require_platform, run_command
+from hdm_lightning.cli.command import progress_bars, require_platform, run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.stop_request import StopRequest
@@ -152,3 +152,13 @@ with lasting_output():
 """
     assert piped(code, reads=10)[0] == 0
     assert (tmp_path / "done").exists()
+
+
+def test_a_bar_that_has_nothing_to_show_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError), progress_bars():
+        raise UserError("does not exist", where="runs/mine")
+    assert capsys.readouterr().err == ""
+    with progress_bars() as report:
+        report("images", 1, 2)
+        report("images", 2, 2)
+    assert "images" in (told := capsys.readouterr().err) and "2/2" in told

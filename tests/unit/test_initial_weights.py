@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hdm_lightning.cli import convert
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
-from hdm_lightning.interop.layouts import write_single
+from hdm_lightning.interop.layouts import read_release, write_single
+from hdm_lightning.interop.model_card import recorded_license
 from hdm_lightning.interop.release import Release
 from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
@@ -154,6 +156,44 @@ def test_the_license_is_that_of_the_weights_own_card(tmp_path: Path, weights: st
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     write_tensors(tmp_path / weights, published.export_state_dict(network(0)))
     assert load_initial_weights(network(1), str(tmp_path / weights)).license == told
+
+
+def test_a_file_of_weights_carries_its_license_wherever_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    write_tensors(tmp_path / "net.safetensors", published.export_state_dict(network(0)))
+    folder = tmp_path / "elsewhere"
+    for target, name in (("project", "model"), ("single", "one.safetensors"), ("published", "two.safetensors")):
+        to, options = folder / target / name, ["--text-encoder", "a/b"] if target == "project" else []
+        assert convert.main([str(tmp_path / "net.safetensors"), str(to), "--to", target, *options]) == 0
+        assert load_initial_weights(network(1), str(to)).license == "cc-by-4.0"
+        assert read_release(to).settings["training"]["license"] == "cc-by-4.0"
+    single = folder / "single" / "one.safetensors"
+    for target in ("diffusers", "bare", "project"):
+        to = folder / target / (f"again{'.safetensors' if target == 'bare' else ''}")
+        assert convert.main([str(single), str(to), "--to", target, "--text-encoder", "a/b"]) == 0
+        assert load_initial_weights(network(1), str(to)).license == "cc-by-4.0"
+        assert recorded_license(read_release(to).settings["training"]) == "cc-by-4.0"
+    assert "cc-by-4.0." in (folder / "project" / "again" / "README.md").read_text().split("## License")[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "told"),
+    [
+        ("hub: {license: mit}", '{"source": "x", "license": "cc-by-4.0"}', "mit"),
+        ("hub: {license: null}", '{"source": "x", "license": "cc-by-4.0"}', "cc-by-4.0"),
+        ("hub: [", '{"source": "x", "license": "cc-by-4.0"}', "cc-by-4.0"),
+        ("name: x", "{", None),
+    ],
+)
+def test_the_license_of_a_checkpoint_is_its_run_s(tmp_path: Path, config: str, base: str, told: str | None) -> None:
+    checkpoint = tmp_path / "run" / "01-px64" / "checkpoints" / "step-1.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"state_dict": {f"network.{name}": each for name, each in network(0).state_dict().items()}}, checkpoint)
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    (tmp_path / "run" / "init.json").write_text(base)
+    assert load_initial_weights(network(1), str(checkpoint)).license == told
+    alone = checkpoint.rename(tmp_path / "step-1.ckpt")
+    assert load_initial_weights(network(1), str(alone)).license is None
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{", "[" * 5000])

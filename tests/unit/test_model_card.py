@@ -77,6 +77,8 @@ def test_sources_are_named_without_what_is_private(given, shown):
         ("mit", "cc-by-nc-4.0", "mit"),
         ("mit", None, "mit"),
         (None, "my own", None),
+        (None, None, None),
+        ("other: flux-1-dev", None, "other: flux-1-dev"),
         (None, "other: flux-1-dev", "other: flux-1-dev"),
         ("mit", "other: flux-1-dev", "mit"),
     ],
@@ -87,7 +89,7 @@ def test_the_license_of_a_base_is_said_and_is_the_model_s_where_no_other_is_give
     assert card_license(tmp_path / "README.md") == stated
     card = (tmp_path / "README.md").read_text()
     assert "\nbase_model: them/net\n" in card and "began with the weights of them/net" in card
-    assert of_base is None or of_base.removeprefix("other: ") in card.split("## License")[1]
+    assert (of_base or "is unknown").removeprefix("other: ") in card.split("## License")[1]
 
 
 def test_a_license_that_the_hub_has_no_identifier_for_stays_one_of_a_name(tmp_path):

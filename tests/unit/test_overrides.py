@@ -40,6 +40,8 @@ def test_the_hint_of_an_override_that_cannot_be_parsed_is_one_that_means_what_wa
             assert parser.parse_override(pasted).value() == value
             refused += 1
     assert refused > 250
+    (pasted,) = shlex.split(unparsable("train=[experiment=demo, model.width=32,5,say: it]").hint)
+    assert parser.parse_override(pasted).value() == ["experiment=demo", "model.width=32", 5, "say: it"]
     for given in ("data.train=pics (2)", "data.train=a=b=c(", "=", "(", "seed=choice(1,2"):
         monkeypatch.setattr(sys, "argv", ["hdm-train", given])
         assert run_hydra(lambda config: None, "train") == 2

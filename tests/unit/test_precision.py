@@ -148,3 +148,15 @@ def test_what_a_sharded_network_does_not_go_with_is_refused(where, changes):
         hardware.check_sharded(config, possible=True)
     assert caught.value.where == where
     assert where in caught.value.hint and "trainer.strategy=ddp" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("build", "what", "hint"), [(None, "build of torch", "CUDA build"), ("13.0", "visible", "nvidia-smi")]
+)
+def test_a_card_that_is_not_found_is_laid_to_torch_or_to_the_driver(monkeypatch, build, what, hint):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    with pytest.raises(UserError, match=what) as caught:
+        hardware.accelerator("cuda")
+    assert hint in caught.value.hint and "trainer=cpu" in caught.value.hint
+    assert hardware.accelerator("auto") == "cpu"

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,14 @@ SETUP = configparser.ConfigParser()
 SETUP.read(Path(__file__).parents[2] / "setup.cfg")
 COMMANDS = dict(line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines())
 SLOW = {"torch", "lightning", "transformers", "diffusers", "torchmetrics", "webdataset", "numpy", "matplotlib"}
-SLOW |= {"gradio"}
+SLOW |= {"gradio", "PIL", "simplejpeg"}
 
 
-def told(command, flag):
+def told(command, *words):
     """What a command prints, its exit status, and the slow libraries that it has loaded."""
     module, _, function = COMMANDS[command].partition(":")
     program = (
-        f"import sys; sys.argv = [{command!r}, {flag!r}]\n"
+        f"import sys; sys.argv = {[command, *words]!r}\n"
         f"from {module} import {function} as main\n"
         "status = 0\n"
         "try: status = main()\n"
@@ -50,6 +51,19 @@ def test_a_forecast_loads_no_more_than_torch():
     """The costs of frozen encoders are formulas; a schedule is planned without the libraries that would train it."""
     text, status, loaded = told("hdm-plan", "gpus=1x4090")
     assert "rent in all" in text and (status, loaded) == (0, ["numpy", "torch"])
+
+
+@pytest.mark.parametrize("task", ["stats", "index", "verify"])
+def test_shards_are_looked_through_without_torch(tiny_shards, tmp_path, task):
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    text, status, loaded = told("hdm-shards", task, str(tmp_path / "shards"))
+    assert text and status == 0 and not {"torch", "matplotlib", "webdataset"} & set(loaded)
+
+
+@pytest.mark.parametrize("model", ["runs/mistyped", "mistyped", "./OWNER/NAME"])
+def test_a_model_that_is_not_there_is_told_before_anything_slow_is_loaded(model):
+    _, status, loaded = told("hdm-sample", model, "a star")
+    assert (status, loaded) == (2, [])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -20,7 +20,7 @@ from hdm_lightning.precision import default_dtype, dtype_name
 from hdm_lightning.profiling import system
 from hdm_lightning.profiling.bench_settings import CaseSettings, DataSettings, RunSettings, SystemSettings
 from hdm_lightning.profiling.cases import Setup, measured
-from hdm_lightning.profiling.system import decoding_rate, measure_data
+from hdm_lightning.profiling.image_rates import decoding_rate, measure_data
 from hdm_lightning.profiling.timing import compare, record, report, time_in_turn
 from hdm_lightning.training.recorded import recorded_values
 

@@ -281,7 +281,8 @@ def _differing(config: "XUTConfig") -> list[str]:
 
 def describe(release: "Release") -> str:
     """What a release holds, one fact a line."""
-    from hdm_lightning.models.config import WIRING  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.interop.model_card import recorded_license  # noqa: PLC0415  (torch, for --help's sake)
+    from hdm_lightning.models.config import WIRING  # noqa: PLC0415  (as above)
 
     config, settings = release.network.config, release.settings
     wiring = ", ".join(f"{name} {getattr(config, name)}" for name in WIRING)
@@ -295,6 +296,7 @@ def describe(release: "Release") -> str:
         f"vae_mean      {None if release.vae_mean is None else release.vae_mean.flatten().tolist()}",
         f"vae_std       {None if release.vae_std is None else release.vae_std.flatten().tolist()}",
         f"text encoder  {_tensors(release.text_encoder)}" + (f" inside; trained with {text['name']}" if text else ""),
+        f"license       {recorded_license(settings.get('training') or {}) or 'not stated'}",
     ]
     return "\n".join(map(in_one_line, lines))
 

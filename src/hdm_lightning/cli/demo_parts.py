@@ -28,7 +28,7 @@ from hdm_lightning.generation.loading import LoadOptions, load_pipeline
 from hdm_lightning.generation.pipeline import HDMPipeline
 from hdm_lightning.generation.sampling_settings import SamplingSettings
 from hdm_lightning.generation.scoring import draw_and_score, score_decoded
-from hdm_lightning.metrics.prompt_following import Graded, as_dict, gap
+from hdm_lightning.metrics.prompt_following import Graded, as_dict, gap, in_words
 from hdm_lightning.models import XUT
 from hdm_lightning.training.job import check_job
 from hdm_lightning.training.launch import launch
@@ -197,7 +197,7 @@ def score_table(scores: dict[str, Any]) -> Table:
             seen, untrained, most = (kinds[kind][criterion]["share"] for kind in ("seen", "untrained", "decoded"))
             between = kinds["gap"][criterion]
             table.add_row(
-                criterion.replace("_", " ").replace("colour", "color"),
+                in_words(criterion),
                 f"{score['right']} of {score['trials']}",
                 f"{100 * score['low']:.0f}–{score['high']:.0%}",
                 f"{seen:.0%}",

@@ -83,7 +83,7 @@ def _key(override: str) -> str:
 def unparsable(override: str) -> UserError:
     """The error for an override that Hydra cannot parse, with one that it can."""
     key, equals, value = override.partition("=")
-    quoted = f"{key.strip()}={_quoted(value.strip())}"
+    quoted = f"{key.strip()}={_quoted_list(value.strip()) or _quoted(value.strip())}"
     try:
         OverridesParser.create().parse_override(quoted)
     except HydraException:
@@ -93,6 +93,22 @@ def unparsable(override: str) -> UserError:
         return UserError("cannot be parsed", where=override, hint=hint)
     what = "has letters that mean something to Hydra, which quotation marks prevent, those for the shell around them"
     return UserError(what, where=override, hint=shlex.quote(quoted))
+
+
+def _quoted_list(value: str) -> str | None:
+    """A list whose entries are quoted where Hydra cannot parse them; None for what is no plain list."""
+    inside = value[1:-1]
+    if value[:1] + value[-1:] != "[]" or any(mark in inside for mark in "[]{}()'\""):
+        return None
+    return "[" + ",".join(map(_quoted_if_need_be, inside.split(","))) + "]"
+
+
+def _quoted_if_need_be(entry: str) -> str:
+    try:
+        OverridesParser.create().parse_override(f"key={entry.strip()}")
+    except HydraException:
+        return _quoted(entry.strip())
+    return entry.strip()
 
 
 def _quoted(value: str) -> str:

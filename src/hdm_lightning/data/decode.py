@@ -19,7 +19,6 @@ from math import ceil
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -290,6 +289,8 @@ def cut(image: NDArray[np.uint8], crop: Crop, seen: tuple[float, float] | None =
 def _resize_up_to(
     image: NDArray[np.uint8], bottom: int, right: int, crop: Crop, seen: tuple[float, float]
 ) -> NDArray[np.uint8]:
+    import torch  # noqa: PLC0415 (seconds: who indexes shards or counts captions resizes nothing)
+
     scales = [full / part for full, part in zip((crop.full_height, crop.full_width), seen, strict=True)]
     height, rows = _needed(bottom, crop.full_height, scales[0])
     width, columns = _needed(right, crop.full_width, scales[1])

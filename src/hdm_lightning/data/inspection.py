@@ -166,7 +166,7 @@ def as_table(found: Statistics) -> str:
         marks = np.percentile(found.caption_lengths, (5, 50, 95, 99, 100))
         names = ("5%", "50%", "95%", "99%", "longest")
         marked = ", ".join(f"{name} {mark:.0f}" for name, mark in zip(names, marks, strict=True))
-        lines.append(f"  {found.caption_unit}: {marked}")
+        lines.append(f"  {found.caption_unit} in a caption, quantiles: {marked}")
     for kind, lengths in list(found.caption_kinds.items())[:MOST_KINDS]:
         median = f"median {np.median(lengths):.0f} {found.caption_unit}"
         lines.append(f"  kind {in_one_line(kind[:40])}: {len(lengths)} captions, {median}")

@@ -243,12 +243,14 @@ def _runs(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> list[list[int]]
 
 
 class LocalFiles:
-    """Reads ranges of local files and keeps the last ones open. Threads may share it."""
+    """Reads ranges of local files and keeps the last ones open until it is let go. Threads may share it."""
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self._limit = limit
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
+        # Not __del__, which at the interpreter's end would find no `os` any more.
+        weakref.finalize(self, _close_all, self._handles).atexit = False
 
     def read(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file, fewer where it is shorter.
@@ -265,8 +267,7 @@ class LocalFiles:
 
     def close(self) -> None:
         """Close all files."""
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        _close_all(self._handles)
 
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)
@@ -283,8 +284,10 @@ class LocalFiles:
         if handle is not None:
             os.close(handle)
 
-    def __del__(self) -> None:
-        self.close()
+
+def _close_all(handles: OrderedDict[str, int]) -> None:
+    while handles:
+        os.close(handles.popitem()[1])
 
 
 class ReadAhead:

@@ -42,7 +42,7 @@ class HubTable:
             raise _refused(name, error) from error
         if split not in found:
             raise UserError(f"there is no split {split!r}", where="--split", hint=did_you_mean(split, list(found)))
-        self._stream = self._prepared(found[split])
+        self._stream = self._prepared(found[split], datasets)
 
     def read(self, first: int) -> Iterator[TableRow]:
         """The rows from one on."""
@@ -54,9 +54,8 @@ class HubTable:
         except Exception as error:  # as above: files are fetched and read as the rows are asked for
             raise _refused(self.place, error) from error
 
-    def _prepared(self, stream: Any) -> Any:
-        """The stream, whose images come as the bytes that they are in."""
-        datasets = import_optional("datasets", "tables", where="hub")
+    def _prepared(self, stream: Any, datasets: Any) -> Any:
+        """The stream of that package, whose images come as the bytes that they are in."""
         features = stream.features or stream._resolve_features().features
         for name in (self.columns.image, *self.columns.captions, *(self.columns.kept or ())):
             if name not in features:

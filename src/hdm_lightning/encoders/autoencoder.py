@@ -269,7 +269,7 @@ def latent_statistics(
         mean, std = [shift] * channels, [1.0 / scale] * channels
     if mean is None or std is None:
         raise UserError(
-            "tells no normalization of the latents (latents_mean and latents_std, or scaling_factor)",
+            "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)",
             where=where,
             hint="add them to the file, or give mean and std in the configuration",
         )

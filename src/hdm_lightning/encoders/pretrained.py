@@ -158,6 +158,12 @@ def is_local_path(name: str) -> bool:
     return len(parts) > 1 and (parts[0] == RUNS or FINAL in parts or Path(parts[0]).is_dir())
 
 
+def require_there(name: str, hint: str) -> None:
+    """Raise UserError where a model's name leads nowhere here and was meant as a path."""
+    if ("/" not in name or is_local_path(name)) and not Path(name).exists():
+        raise UserError("does not exist", where=name, hint=hint)
+
+
 def lies_here(name: str) -> bool:
     """Whether a model's name is a folder of this machine, which may have a hub's name or a plain one such as `bert`."""
     return is_local_path(name) or Path(name).expanduser().is_dir()

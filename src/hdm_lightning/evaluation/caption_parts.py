@@ -17,7 +17,7 @@ from hdm_lightning.evaluation.image_sets import ImageSet, pixels
 from hdm_lightning.generation.scoring import draw_and_score, score_decoded
 from hdm_lightning.metrics.agreement_head import rank_shares
 from hdm_lightning.metrics.bootstrap import Estimate
-from hdm_lightning.metrics.prompt_following import Graded, gap
+from hdm_lightning.metrics.prompt_following import Graded, gap, in_words
 from hdm_lightning.metrics.shapes_reader import MIN_SIDE_PX
 
 MOST_RANKED = 2000
@@ -200,7 +200,7 @@ def _criteria(
     found = {kind: each.estimates(intervals) for kind, each in graded.items()}
     most, chance = decoded.estimates(intervals), graded["unseen"].chance
     for name in sorted(chance, key=lambda each: _FIRST.index(each) if each in _FIRST else len(_FIRST)):
-        words, hint = name.replace("_", " ").replace("colour", "color"), _WHAT[rule]
+        words, hint = in_words(name), _WHAT[rule]
         seen, unseen = found["seen"][name], found["unseen"][name]
         about = f"{words.capitalize()} right, of {prefix}, in prompts of {hint} that training never shows."
         measures.append(Measure(f"{prefix}_unseen_{name}", unseen, "higher", about=about, chance=chance[name]))

@@ -77,7 +77,7 @@ def draw_request(
         warn(told)
     for what in writer.differences_from(record) if record else []:
         warn(f"{request.repeat}: {what}")
-    what = f"{len(jobs)} images"
+    what = f"{len(jobs)} image{'s' if len(jobs) > 1 else ''}"
     for job, drawn in draw_jobs(loaded.pipeline, jobs, image=image, progress=lambda *steps: progress(what, *steps)):
         writer.add(job, drawn)
     return [*writer.paths, *([writer.write_sheet()] if request.sheet and len(jobs) > 1 else [])]

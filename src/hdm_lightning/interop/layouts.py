@@ -19,8 +19,10 @@ from hdm_lightning.encoders.pretrained import TextEncoderSource
 from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, infer_config
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.interop import published
+from hdm_lightning.interop.model_card import CARD, card_license, recorded_license
 from hdm_lightning.interop.pipeline_folder import (
     TEXT_ENCODER,
+    TRANSFORMER,
     Weights,
     holding,
     is_pipeline_folder,
@@ -66,7 +68,30 @@ def read_release(path: Path) -> Release:
         UserError: there is nothing, or what there is does not hold an XUT; the message lists what differs.
     """
     layout = detect_layout(path)
-    return next(read for name, _, read in _LAYOUTS if name == layout)(path)
+    release = next(read for name, _, read in _LAYOUTS if name == layout)(path)
+    training = release.settings.get("training") or {}
+    if recorded_license(training) is not None or (license := stated_license(path)) is None:
+        return release
+    return replace(release, settings={**release.settings, "training": {**training, "license": license}})
+
+
+def stated_license(path: Path) -> str | None:
+    """The license of a model: as a file of weights has it in its metadata, else by the card beside the weights.
+
+    The card may also lie in the folder whose subfolder of weights this is, or be that of a run's final/.
+
+    Raises:
+        UserError: the file's metadata are broken.
+    """
+    file = path / UNET_FOLDER / f"{WEIGHTS}{SUFFIX}" if path.is_dir() else path
+    if file.is_file() and (own := recorded_license(_settings(file).get("training") or {})) is not None:
+        return own
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    if folder.name in (TRANSFORMER, UNET_FOLDER):
+        folders = [folder, folder.parent]
+    else:
+        folders = [folder, folder / FINAL_FOLDER] if path.is_dir() else [folder]
+    return next((license for each in folders if (license := card_license(each / CARD))), None)
 
 
 def _read_folder(folder: Path, weights: Weights = "ema") -> Release:
@@ -225,7 +250,7 @@ def write_diffusers(path: Path, release: Release) -> None:
     config = published.config_to_json(release.network.config)
     release = _with_vae_config(release)
     tensors = {_DIFFUSERS_PREFIX + n: t for n, t in published.export_state_dict(release.network).items()}
-    write_tensors(path / UNET_FOLDER / f"{WEIGHTS}.safetensors", tensors)
+    write_tensors(path / UNET_FOLDER / f"{WEIGHTS}.safetensors", tensors, _metadata(release))
     write_json(path / UNET_FOLDER / "config.json", config)
     if release.vae:
         _write_vae(path / VAE_FOLDER, release)

@@ -22,6 +22,7 @@ _TEMPLATE = Path(__file__).with_name("model_card.md")
 _AVERAGED = 'the weights averaged over training; `….raw.safetensors` (`variant="raw"`): the last ones'
 _BY_NAME = "The text encoder is not included; it is found by the name above."
 _INSIDE = "The text encoder is included, in `text_encoder/` and `tokenizer/`."
+_UNKNOWN_BASE = " The license of the model that it began with is unknown: ask that model's owner, too."
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LONGEST_FRONT = 1 << 16
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -94,9 +95,15 @@ def card_license(card: Path) -> str | None:
     return in_one_line(f"{OTHER if name else ''}{told}") if isinstance(told, str) else None
 
 
+def recorded_license(training: Mapping[str, Any]) -> str | None:
+    """The license that a training's record gives: the model's own, or where none is given that of its base."""
+    told = training.get("license") or _mapping(training.get("base")).get("license")
+    return in_one_line(told) if isinstance(told, str) else None
+
+
 def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Lines of the front matter: the license, which is the base's where no other is given, and the base."""
-    license, name = training.get("license") or base.get("license"), base.get("name")
+    license, name = recorded_license(training), base.get("name")
     lines = [f"license: {license}\n"] if _is_license(license) else []
     if isinstance(license, str) and _is_license(other := license.removeprefix(OTHER)) and other != license:
         lines = [f"license: other\nlicense_name: {other}\n"]
@@ -106,13 +113,13 @@ def _front(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
 
 def _license(training: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    own, given = training.get("license"), str(base.get("license") or "").removeprefix(OTHER)
+    own, given = (str(each.get("license") or "").removeprefix(OTHER) for each in (training, base))
     if own and _is_license(own):
         other = f" The model that it began with is under {plain_text(given)}." if given and given != own else ""
-        return f"{own}.{other}"
+        return f"{own}.{other if given else _UNKNOWN_BASE if base else ''}"
     if given and not own:
         return f"{plain_text(given)}, as the model that it began with."
-    return "Not stated. Ask its owner before the model or its images are used."
+    return f"Not stated. Ask its owner before the model or its images are used.{_UNKNOWN_BASE if base else ''}"
 
 
 def _is_license(given: Any) -> bool:

@@ -229,6 +229,11 @@ def gap(seen: Estimate, unseen: Estimate) -> Estimate:
     return Estimate(seen.value - unseen.value, *interval, min(seen.samples, unseen.samples), "Newcombe hybrid score")
 
 
+def in_words(criterion: str) -> str:
+    """A name of `CRITERIA` as people read it."""
+    return criterion.replace("_", " ").replace("colour", "color")
+
+
 def as_dict(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
     """Return scores as plain numbers for JSON."""
     return {name: asdict(score) for name, score in scores.items()}

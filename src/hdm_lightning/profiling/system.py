@@ -1,32 +1,24 @@
-"""What the machine at hand is and gives: devices, products, memory, disk, links between GPUs, decoding, loading."""
+"""What the machine at hand is and gives: devices, products, memory, disk, links between GPUs."""
 
 import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 from torch.multiprocessing.spawn import spawn
 
 from hdm_lightning import one_machine
-from hdm_lightning.data.benchmark import SIZES, LoadingSpeed, benchmark_images, measure_decoding, measure_loading
-from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.errors import UserError
 from hdm_lightning.precision import dtype_name, half_dtype
-from hdm_lightning.profiling.bench_settings import DataSettings, SystemSettings
+from hdm_lightning.profiling.bench_settings import SystemSettings
 from hdm_lightning.profiling.gpus import CPU, Gpu, Machine, find_gpu
-from hdm_lightning.profiling.timing import Timing, duration, measurement, time_call
+from hdm_lightning.profiling.timing import Timing, measurement, time_call
 from hdm_lightning.version import __version__
-
-_CONTEXT = 256
-_DECODED_PX = 512
 
 CPU_MATMUL = 1536
 """Side of the matrices whose product says what a CPU can do."""
@@ -243,59 +235,3 @@ def machine_rates(settings: SystemSettings, device: torch.device, side: int, mib
     if processes >= 2:
         timing, rate = all_reduce(processes, mib=mib, repeats=settings.repeats)
         yield measurement("all-reduce", timing, bus_gb_per_s=rate / 1e9, processes=processes)
-
-
-def measure_data(settings: DataSettings) -> tuple[dict[str, Any], RenderableType]:
-    """Time decoding on one core at each resolution, with shards also their loading; content for JSON, and a report."""
-    decoding = [measure_decoding(side, repeats=settings.repeats) for side in settings.resolution]
-    loading = [_loading(settings, side) for side in settings.resolution] if settings.shards is not None else []
-    content = {
-        "benchmark": "data",
-        "machine": describe_machine(torch.device("cpu")),
-        "settings": {"repeats": settings.repeats, "batch": settings.batch, "workers": settings.workers},
-        "decoding": [{**asdict(each), "over_plain": each.over_plain, "of_bound": each.of_bound} for each in decoding],
-        "loading": [
-            {"resolution": side, **asdict(speed), "samples_per_s_of_each_repeat": list(rates.seconds)}
-            for side, speed, rates in loading
-        ],
-    }
-    table = Table(title="decoding on one core, images/s", title_justify="left")
-    for column in ("resolution", "this pipeline", "plain pipeline", "bare decoder", "of the bare decoder"):
-        table.add_column(column, justify="right")
-    for each in decoding:
-        rates = (f"{rate:.1f}" for rate in (each.ours, each.plain, each.bound))
-        table.add_row(str(each.resolution), *rates, f"{100 * each.of_bound:.0f}%")
-    return content, Group(table, *(Text(_line(*each)) for each in loading))
-
-
-def decoding_rate() -> dict[str, Any]:
-    """What one core decodes, resizes and crops at a resolution in the middle of the schedules'."""
-    speed = measure_decoding(_DECODED_PX, images=benchmark_images(len(SIZES)), repeats=3)
-    megapixels = sum(height * width for height, width in SIZES) / len(SIZES) / 1e6
-    rate = speed.ours * megapixels
-    return measurement("decoding, one core", Timing((1 / speed.ours,)), mpx_per_s=rate, resolution=_DECODED_PX)
-
-
-def _loading(settings: DataSettings, resolution: int) -> tuple[int, LoadingSpeed, Timing]:
-    """The repeat of median speed, and the speeds of all."""
-    config = StreamConfig((Source((str(settings.shards),)),), resolution, _CONTEXT, workers=settings.workers)
-    speeds = [
-        measure_loading(config, _count_letters, batch_size=settings.batch, batches=settings.batches)
-        for _ in range(settings.repeats)
-    ]
-    speeds.sort(key=lambda speed: speed.samples_per_s)
-    return resolution, speeds[len(speeds) // 2], Timing(tuple(speed.samples_per_s for speed in speeds))
-
-
-def _count_letters(caption: str) -> tuple[list[int], int]:
-    """Stands for a tokenizer: a token per letter."""
-    ids = [ord(letter) % 256 for letter in caption[:_CONTEXT]]
-    return ids + [0] * (_CONTEXT - len(ids)), max(1, len(ids))
-
-
-def _line(side: int, speed: LoadingSpeed, rates: Timing) -> str:
-    low, high = rates.quartiles
-    return (
-        f"loading at {side} px with {speed.workers} workers: {speed.samples_per_s:.1f} samples/s "
-        f"(quartiles {low:.1f} … {high:.1f}), first batch after {duration(speed.first_batch_s)}"
-    )

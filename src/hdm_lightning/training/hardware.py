@@ -74,10 +74,16 @@ def accelerator(name: Any) -> str:
     if name not in ("cpu", "cuda", "gpu"):
         raise UserError(f"'{name}' is none of auto, cpu, cuda", where="trainer.accelerator", hint="trainer=auto")
     if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(
-            "no CUDA device is visible", where="trainer.accelerator", hint="use trainer=cpu or trainer=auto"
-        )
+        raise _no_cuda()
     return "cpu" if name == "cpu" else "cuda"
+
+
+def _no_cuda() -> UserError:
+    what, hint = "no CUDA device is visible", "see whether nvidia-smi lists the card"
+    if torch.version.cuda is None:
+        what, hint = "this build of torch knows no CUDA", "install a CUDA build, by pytorch.org's line for your driver"
+    hint += "; without a card: trainer=cpu, with a preset for it such as experiment=openclipart_cpu"
+    return UserError(what, where="trainer.accelerator", hint=hint)
 
 
 def local_devices(devices: Any, kind: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from hdm_lightning.encoders.pretrained import is_local_path
 from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop.layouts import UNET_FOLDER, stated_config
-from hdm_lightning.interop.model_card import CARD, card_license
+from hdm_lightning.interop.layouts import UNET_FOLDER, stated_config, stated_license
+from hdm_lightning.interop.model_card import recorded_license
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
 from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
@@ -23,6 +24,8 @@ from hdm_lightning.models.config import WIRING
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.training.base_model import base_folder
 from hdm_lightning.training.checkpoint_io import NETWORK_PREFIX
+from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.run_folder import CONFIG
 from hdm_lightning.whole_files import write_json
 
 MODEL_FILE = "model.safetensors"
@@ -44,7 +47,7 @@ class InitReport:
         reshaped: in the file with another shape; they keep their fresh initialisation.
         unused: in the file but not in the network.
         wiring: fields of the wiring in which the file's network differs from this one, as described for each.
-        license: of the file's network, as the card beside it says.
+        license: of the file's network, as its metadata, the card beside it or its run says.
     """
 
     source: str
@@ -139,10 +142,14 @@ def find_weights(source: str) -> tuple[Path, ...]:
 
 
 def _license_of(path: Path) -> str | None:
-    """The license of the card beside weights, or of the model whose subfolder they lie in."""
-    folder = path.absolute().parent
-    folders = [folder, folder.parent] if folder.name in (TRANSFORMER, UNET_FOLDER) else [folder]
-    return next((license for each in folders if (license := card_license(each / CARD))), None)
+    """The license of weights: of a training's checkpoint, of RUN/STAGE/checkpoints, that of the run or of its base."""
+    run = path.absolute().parents[2:3]
+    if path.suffix != ".ckpt" or not run or not (run[0] / CONFIG).is_file():
+        return stated_license(path)
+    own = None
+    with suppress(UserError):  # a damaged record is no reason to refuse its weights
+        own = (read_recorded(run[0] / CONFIG).get("hub") or {}).get("license")
+    return recorded_license({"license": own, "base": read_init(run[0])})
 
 
 def require_whole(report: InitReport) -> None:

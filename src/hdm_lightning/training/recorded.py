@@ -51,19 +51,20 @@ def recorded_text(config: DictConfig) -> str:
 def _plain(config: Any, path: str) -> Any:
     node = OmegaConf.select(config, path) if path else config
     if OmegaConf.is_dict(node):
-        found = {str(key): _leaf(config, f"{path}.{key}" if path else str(key), node, key) for key in node}
+        written: Any = OmegaConf.to_container(node, resolve=False)
+        places = {key: f"{path}.{key}" if path else str(key) for key in written if not OmegaConf.is_missing(node, key)}
+        found = {str(key): _leaf(config, place, written[key]) for key, place in places.items()}
         return {key: value for key, value in found.items() if value is not _ABSENT}
     if OmegaConf.is_list(node):
         return OmegaConf.to_container(node, resolve=True)
     return node
 
 
-def _leaf(config: Any, path: str, node: Any, key: Any) -> Any:
-    """A value filled in; `_ABSENT` where it is missing or depends on a stage."""
+def _leaf(config: Any, path: str, written: Any) -> Any:
+    """A value filled in; `_ABSENT` where it depends on a stage or on what is missing."""
+    if isinstance(written, str) and "${stage." in written:
+        return _ABSENT
     try:
-        raw = OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
-        if OmegaConf.is_missing(node, key) or (isinstance(raw, str) and "${stage." in raw):
-            return _ABSENT
         return _plain(config, path)
     except OmegaConfBaseException:
         return _ABSENT

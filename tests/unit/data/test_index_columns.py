@@ -18,6 +18,7 @@ from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.errors import UserError
 
 
@@ -154,6 +155,21 @@ def test_columns_of_a_remote_index_are_fetched(kit, folder, server):
     keys = [[sample.key for sample in stream(config, kit.letters, stop=20)] for config in (remote, local)]
     assert keys[0] == keys[1]
     assert {path for path, _ in server.requests} >= {f"/{columns_file(folder).name}", "/index.json"}
+
+
+def test_leaving_a_sample_out_writes_no_column_again(folder):
+    """Millions of samples have a large file of them, and a mark changes none of its numbers."""
+    file = columns_file(folder)
+    before = os.stat(file)
+    record = load_index(folder).shards[1]
+    remaining = leave_out(folder, [Problem(record.name, "blurred", 7, "key")])
+    after = os.stat(columns_file(folder))
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert load_index(folder).samples == remaining.samples == 149
+    remaining = pickle.loads(pickle.dumps(remaining))  # no longer mapped from the file
+    file.write_bytes(bytes(before.st_size))  # of the right name and size, and damaged since
+    write_index(remaining, folder / "index.json")
+    assert load_index(folder).shards[0].shapes()[0].sum() == 20 * (16 + 20 + 47)
 
 
 def test_a_server_cannot_fill_the_disk_with_columns(kit, folder, server):

@@ -102,6 +102,20 @@ def test_a_stale_handle_of_a_network_file_is_opened_anew(shards, monkeypatch):
     os.close(spare)
 
 
+def test_files_that_are_let_go_are_closed_and_open_ones_end_without_a_trace(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    files = LocalFiles()
+    assert files.read(str(tmp_path / "a"), 1, 3) == b"bc"
+    (handle,) = files._handles.values()
+    del files
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
+    program = f"from hdm_lightning.data.reader import LocalFiles as L\nl = L(); l.read({str(tmp_path / 'a')!r}, 0, 1)"
+    program += "\nimport os; os.kept = l"  # alive until the module that closes files is torn down
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("", "")
+
+
 def test_pauses_grow():
     times = []
 
