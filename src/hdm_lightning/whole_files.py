@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.regular_files import open_regular, read_regular
 
 TEMPORARY = ".tmp"
 _NAME_BYTES = 100
@@ -117,9 +118,9 @@ def move_in(source: Path, folder: Path, *, last: str) -> None:
 def no_follow(path: str, flags: int) -> int:
     """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says.
 
-    A pipe that somebody put there without reading it is refused (OSError ENXIO) instead of waited for.
+    A pipe or a device that somebody put there is refused (OSError ENXIO) instead of waited for.
     """
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    handle = open_regular(path, flags | os.O_NOFOLLOW)
     os.set_blocking(handle, True)
     return handle
 
@@ -166,7 +167,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 _OF_THE_USER = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENXIO), "move what is there away, or name another place"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),
 }
@@ -224,7 +225,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise UserError(what, where=str(path), hint="look at what has its name, and at its permissions") from error
@@ -236,6 +237,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

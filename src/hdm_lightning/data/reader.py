@@ -23,11 +23,12 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.order import Window
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
-from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, open_regular, read_range
+from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, read_range
 from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.data.shard_record import SampleTable
 from hdm_lightning.data.tar import Form, RawSample
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.regular_files import open_regular
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

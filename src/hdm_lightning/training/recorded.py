@@ -18,6 +18,7 @@ from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.errors import UserError, did_you_mean, first_line
 from hdm_lightning.json_files import require_shallow
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.regular_files import read_regular
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.former_keys import present_spelling
 from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, Validation, settings
@@ -97,9 +98,7 @@ def is_training(file: Path) -> bool:
 def _parsed(file: Path) -> dict[str, Any]:
     """The values of a YAML file as they are written."""
     try:
-        if file.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"is larger than {LARGEST_BYTES} bytes", where=str(file), hint=WHERE_FROM)
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, LARGEST_BYTES).decode("utf-8")
         if not text.strip():
             raise UserError("is empty", where=str(file), hint=RESTORE)
         require_shallow(text)

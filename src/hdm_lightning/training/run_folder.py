@@ -109,7 +109,7 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
     for file in (run_dir / LEDGER, *(plan.folder(run_dir) / REWINDS for plan in plans)):
         try:
             if file.exists() and not file.is_symlink():
-                os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
+                os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
             raise _unwritable(file, error) from error
 
