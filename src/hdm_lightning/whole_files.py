@@ -167,7 +167,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 _OF_THE_USER = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENXIO), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENXIO, errno.EBUSY, errno.ENOTEMPTY), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENOENT, errno.EINVAL), "look whether it is still there, or name another place"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),
 }

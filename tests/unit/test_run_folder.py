@@ -199,6 +199,26 @@ def test_what_cannot_be_written_to_is_found_at_the_start(open_folder: Path, plac
     assert f"{target}: cannot be written to" in told and "run_dir=" in told
 
 
+@pytest.mark.parametrize("name", ["final", "01-a", "01-a/checkpoints"])
+def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_run_itself_is_not(
+    tmp_path: Path, name: str
+) -> None:
+    run, elsewhere, linked = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "linked"
+    (run / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    linked.symlink_to(run, target_is_directory=True)
+    (run / name).symlink_to(elsewhere, target_is_directory=True)
+    for folder in (run, linked):
+        with pytest.raises(UserError, match="is a link to") as caught:
+            run_folder.require_writable(folder, PLANS)
+        assert caught.value.where == str(folder / name)
+    (run / name).unlink()
+    (run / "inside").mkdir()
+    (run / name).symlink_to(run / "inside", target_is_directory=True)
+    run_folder.require_writable(run, PLANS)
+    run_folder.require_writable(linked, PLANS)
+
+
 def told_without_rights(run: Path) -> str:
     """What is said of a run's folder to a user who is not root, in a process of its own."""
     ready, tell = os.pipe()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from hdm_lightning.data.decode import MAX_FILE_BYTES, decode_rgb, load_upright, upright_size
@@ -173,6 +173,7 @@ def _record_text(path: Path) -> str | bytes | None:
             found = image.info.get(RECORD_KEY)
     except Exception as error:  # a damaged file makes Pillow run into whatever it likes
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        reason = "it is none" if isinstance(error, UnidentifiedImageError) else reason
         hint = "give a PNG written by hdm-sample"
         raise UserError(f"cannot be read as an image ({reason})", where=str(path), hint=hint) from error
     return found if isinstance(found, str | bytes) else None

@@ -13,7 +13,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.former_keys import present_spelling
-from hdm_lightning.training.recorded import read_recorded, recorded_values
+from hdm_lightning.training.recorded import RESTORE, read_recorded, recorded_values
 from hdm_lightning.training.rewind import newest_position
 from hdm_lightning.training.shipped_settings import is_shipped
 from hdm_lightning.training.stages import StagePlan
@@ -101,6 +101,9 @@ def configuration_of(run_dir: Path) -> DictConfig | None:
 def _check_kept(
     run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str], defaults: dict[str, Any]
 ) -> None:
+    if began.get("model") is None and now.get("model") is not None:
+        what = "says nothing of the model, so it is not this run's"
+        raise UserError(what, where=str(run_dir / run_folder.CONFIG), hint=RESTORE)
     for key in kept:
         values = (key, _value(began, key), _value(now, key))
         for name, before, present in _leaves(*values) if key == "model" else [values]:

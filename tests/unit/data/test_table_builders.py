@@ -258,6 +258,13 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_pat
         build(table, tmp_path / "out")
 
 
+def test_a_column_that_is_there_twice_is_refused(kit, tmp_path):
+    columns = [pa.array([kit.coloured(1)]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["picture", "text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="2 columns 'text'"):
+        build(tmp_path / "t.parquet", tmp_path / "out")
+
+
 @pytest.mark.parametrize("rows", [3, 11, 13, 40])
 def test_a_table_of_another_number_of_rows_is_built_again_whatever_its_time_and_size_say(kit, table, tmp_path, rows):
     build(table, tmp_path / "out")
