@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoint_path
+from hdm_lightning.training.job import _check_names
 from hdm_lightning.training.recorded import read_recorded
 from hdm_lightning.training.rewind import read_rewinds
 from hdm_lightning.training.sweep_results import read_results
@@ -248,3 +250,15 @@ def test_an_environment_that_cannot_be_read_says_nothing(tmp_path):
     assert run_folder.read_environment(tmp_path).get("commit") is None
     (tmp_path / run_folder.ENVIRONMENT).write_text('{"commit": "abc"}')
     assert run_folder.read_environment(tmp_path) == {"commit": "abc"}
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "/", "/tmp/x", "../x", "a/../../x", "a/.", None, True, [1]])
+def test_a_name_that_leads_out_of_runs_is_refused(name: object) -> None:
+    with pytest.raises(UserError) as caught:
+        _check_names(OmegaConf.create({"name": name, "run_dir": f"runs/{name}", "seed": 0}))
+    assert caught.value.where == "name" and caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a", "...", "a..b", "n/deep/x", "🦊.v1", "a[1]=b (2)", 7, 1.5, "-"])
+def test_other_names_are_taken(name: object) -> None:
+    _check_names(OmegaConf.create({"name": name, "run_dir": "../anywhere", "seed": 0}))
