@@ -101,6 +101,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that the user has named, and those above it.
+
+    Raises:
+        UserError: there can be none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full_error(folder) from error
+        what = f"no folder can be made here ({error.strerror})"
+        raise UserError(what, where=str(folder), hint="name another place, or move away what is there") from error
+
+
 def move_in(source: Path, folder: Path, *, last: str) -> None:
     """Put every file below `source` at the same place below `folder`, each as by `replacing`.
 
@@ -169,7 +184,7 @@ _OF_THE_USER = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "move what is there away, or name another place"),
     **dict.fromkeys((errno.ENXIO, errno.EBUSY, errno.ENOTEMPTY), "move what is there away, or name another place"),
-    **dict.fromkeys((errno.ENOENT, errno.EINVAL), "look whether it is still there, or name another place"),
+    errno.EINVAL: "name another place",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),

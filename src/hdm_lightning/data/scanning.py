@@ -28,7 +28,7 @@ from hdm_lightning.data.tar import (
 )
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
-from hdm_lightning.whole_files import read_lines
+from hdm_lightning.whole_files import make_folder, read_lines
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
@@ -125,6 +125,7 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     """
     urls = [url for pattern in patterns for url in expanded(pattern)]
     folder, out = _common_folder(urls, patterns), Path(out)
+    make_folder(out.parent)
     digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
     part = out.with_name(f".{out.stem}-{digest}-part.jsonl")
     known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)

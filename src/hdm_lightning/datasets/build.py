@@ -26,7 +26,7 @@ from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import write_text
+from hdm_lightning.whole_files import make_folder, write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
@@ -292,7 +292,7 @@ class ShardJournal(Journal):
     """
 
     def __init__(self, out: Path, header: dict[str, Any]) -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         added = {name: header[name] for name in ("follow_links",) if name in header}
         super().__init__(
             out / JOURNAL,

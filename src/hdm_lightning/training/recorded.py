@@ -210,7 +210,14 @@ def recorded_settings(file: Path) -> TrainSettings:
     Raises:
         UserError: as `read_recorded`, or naming the key that is wrong.
     """
-    return train_settings_from(read_recorded(file))
+    recorded = read_recorded(file)
+    try:
+        found = train_settings_from(recorded)
+    except UserError as error:
+        raise UserError(f"{error.where}: {error.what}", where=str(file), hint=RESTORE) from error
+    if not found.schedule.stages:
+        raise UserError("schedule.stages: there is none, and every run has some", where=str(file), hint=RESTORE)
+    return found
 
 
 def model_config_from(model: Mapping[str, Any]) -> XUTConfig:

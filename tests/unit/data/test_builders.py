@@ -177,7 +177,7 @@ def test_a_place_where_no_folder_can_be_is_named(pictures, tmp_path, capsys, kin
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
-    outs = {"device": "/dev/null", "where nothing can be": "/proc/x", "below a file": tmp_path / "file" / "x"}
+    outs = {"device": "/dev/null", "where nothing can be": "/proc/x/y", "below a file": tmp_path / "file" / "x"}
     out = str(outs.get(kind, tmp_path / ("n" * 300 if kind == "long" else kind)))
     build_folder(pictures, tmp_path / "shards", processes=1)
     source = str(tmp_path / "shards") if command in ("index", "filter") else str(pictures)
