@@ -17,7 +17,7 @@ from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoint_path
 from hdm_lightning.training.job import _check_names
-from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.recorded import read_recorded, recorded_settings
 from hdm_lightning.training.rewind import read_rewinds
 from hdm_lightning.training.sweep_results import read_results
 from hdm_lightning.whole_files import read_lines
@@ -262,3 +262,21 @@ def test_a_name_that_leads_out_of_runs_is_refused(name: object) -> None:
 @pytest.mark.parametrize("name", ["a", "...", "a..b", "n/deep/x", "🦊.v1", "a[1]=b (2)", 7, 1.5, "-"])
 def test_other_names_are_taken(name: object) -> None:
     _check_names(OmegaConf.create({"name": name, "run_dir": "../anywhere", "seed": 0}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {}\nschedule: {}\n",
+        "model: {}\nschedule: {stages: {}}\n",
+        "model: {}\nschedule: {stages: {a: {samples: many}}}\n",
+        "model: {}\nschedule: {stages: [1]}\n",
+        "model: {_target_: os.system, command: id}\nschedule: {}\n",
+    ],
+)
+def test_settings_of_others_that_are_none_name_the_file_and_not_a_key_of_the_command(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="schedule") as caught:
+        recorded_settings(file)
+    assert caught.value.where == str(file) and caught.value.hint
