@@ -2,11 +2,15 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from hdm_lightning.printable import in_one_line, printable
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""How torch says it: of a device in an exception of its own, of the host in a mere RuntimeError."""
 
 
 class UserError(ValueError):
@@ -39,6 +43,14 @@ def first_line(error: BaseException | str, longest: int = 200) -> str:
     """The first line of what an error says that is not blank; its kind where it says nothing."""
     said = (line.strip() for line in str(error).splitlines())
     return next((line for line in said if line), type(error).__name__)[:longest]
+
+
+def memory_error(error: BaseException, *, where: str | None = None, hint: str) -> UserError | None:
+    """What to tell the user where an exception says that memory, the host's or a device's, is spent; else None."""
+    torch_s = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+    if not (torch_s or isinstance(error, MemoryError)):
+        return None
+    return UserError(f"there is not enough memory ({in_one_line(first_line(error))})", where=where, hint=hint)
 
 
 def import_optional(module: str, extra: str, *, where: str, instead: str = "") -> Any:

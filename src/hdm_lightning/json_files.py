@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.regular_files import read_regular
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -26,9 +27,7 @@ def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
         UserError: the file is not there, too large, no JSON in UTF-8, or something else than an object.
     """
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"is larger than {LARGEST_BYTES:,} bytes", where=str(path), hint=hint)
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST_BYTES)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", where=str(path), hint=hint) from error
     try:
@@ -40,7 +39,7 @@ def read_object(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
 def object_or_empty(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none, or a kill or a full disk has left half of one."""
     try:
-        return parse_object(path.read_bytes())
+        return parse_object(read_regular(path, LARGEST_BYTES))
     except (OSError, ValueError):
         return {}
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.regular_files import open_regular, read_regular
 
 TEMPORARY = ".tmp"
 _NAME_BYTES = 100
@@ -100,6 +101,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that the user has named, and those above it.
+
+    Raises:
+        UserError: there can be none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full_error(folder) from error
+        what = f"no folder can be made here ({error.strerror})"
+        raise UserError(what, where=str(folder), hint="name another place, or move away what is there") from error
+
+
 def move_in(source: Path, folder: Path, *, last: str) -> None:
     """Put every file below `source` at the same place below `folder`, each as by `replacing`.
 
@@ -117,9 +133,9 @@ def move_in(source: Path, folder: Path, *, last: str) -> None:
 def no_follow(path: str, flags: int) -> int:
     """An opener for `open` that refuses a symbolic link (OSError ELOOP) and makes files as the umask says.
 
-    A pipe that somebody put there without reading it is refused (OSError ENXIO) instead of waited for.
+    A pipe or a device that somebody put there is refused (OSError ENXIO) instead of waited for.
     """
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    handle = open_regular(path, flags | os.O_NOFOLLOW)
     os.set_blocking(handle, True)
     return handle
 
@@ -166,7 +182,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 _OF_THE_USER = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "move what is there away, or name another place"),
+    **dict.fromkeys((errno.ENXIO, errno.EBUSY, errno.ENOTEMPTY), "move what is there away, or name another place"),
+    errno.EINVAL: "name another place",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: ulimit -n 4096"),
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "name another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk or the network's file system"),
 }
@@ -224,7 +243,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise UserError(what, where=str(path), hint="look at what has its name, and at its permissions") from error
@@ -236,6 +255,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

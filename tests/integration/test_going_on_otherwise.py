@@ -1,5 +1,6 @@
 """Going on with settings other than those that a run began with: what counts, and what is refused."""
 
+import copy
 import json
 import math
 import shutil
@@ -169,6 +170,51 @@ def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, t
         assert caught.value.where == where and f"init={tmp_path / 'run'}" in caught.value.hint
     new = {**changed("new", stage={"samples": 24}), "init": str(tmp_path / "run")}  # what the message says to type
     assert run_job(check_job(new)) == 0
+
+
+ADDED = {
+    "data.captions.kinds": {"txt": 0.3},
+    "data.captions.tags": {"tag_drop": 0.5},
+    "data.crop.buckets": {"step_px": 8},
+    "schedule.stages.px16.data": {"captions": {"drop": 0.5}},
+    "schedule.stages.px16": {"betas": [0.8, 0.9]},
+    "optimizer": {"amsgrad": True},
+    "module": {"learning_rate": 0.3},  # follows from the stage otherwise, and is in no record
+    "lr_scheduler": {"final_ratio": 0.5},
+    "callbacks.weight_averages": {"halflife_samples": [16, 64, 256]},
+}
+"""By group, a key that the finished run of the test below did not have, or a value."""
+
+
+def test_keys_added_to_a_finished_run_are_refused_as_changed_ones_are(toy_job, tmp_path):
+    config = toy_job(tmp_path / "run", px16={"samples": 8})
+    config["data"]["captions"] = {"kinds": {"long": 0.7}, "tags": {"kept": "|||"}}
+    assert run_job(check_job(config)) == 0
+    check_job(config)
+    for path, values in {**ADDED, "data.captions.kinds ": {"long": 0.8}}.items():
+        changed = copy.deepcopy(config)
+        place = changed
+        for key in path.strip().split("."):
+            place[key] = place.get(key) or {}
+            place = place[key]
+        place.update(values)
+        with pytest.raises(UserError, match="is over and had") as caught:
+            check_job(changed)
+        assert caught.value.where.startswith(path.strip())
+
+
+def test_what_a_later_version_has_brought_with_its_own_value_is_not_refused(toy_job, tmp_path):
+    config = toy_job(tmp_path / "run", px16={"samples": 8})
+    assert run_job(check_job(config)) == 0
+    file = Path(config["run_dir"], "config.yaml")
+    record = OmegaConf.load(file)
+    for path in ("data.crop.flip", "data.captions.kinds", "data.alpha", "optimizer.eps", "model.skips", "module.rule"):
+        group, _, key = path.rpartition(".")
+        assert key in OmegaConf.select(record, group)
+        OmegaConf.select(record, group).pop(key)
+    record.pop("lr_scheduler")
+    OmegaConf.save(record, file)
+    assert run_job(check_job(config)) == 0
 
 
 def test_a_stage_added_to_a_finished_run_is_trained(toy_job, tmp_path):

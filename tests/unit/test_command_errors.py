@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from hdm_lightning.cli.command import progress_bars, require_platform, run_command
 from hdm_lightning.cli.hydra_app import run_hydra
@@ -42,6 +46,31 @@ def test_the_stack_trace_is_there_when_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HDM_TRACEBACK", "1")
     with pytest.raises(UserError):
         run_command(fail)
+
+
+def gpu_is_full() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has …")
+
+
+@pytest.mark.parametrize(
+    "spend",
+    [
+        lambda: bytes(1 << 60),
+        lambda: np.ones((1 << 20, 1 << 20, 1 << 10)),
+        lambda: torch.zeros(1 << 50),
+        lambda: [0] * (1 << 58),
+        gpu_is_full,
+    ],
+)
+def test_memory_that_is_spent_is_told_with_what_helps(
+    spend: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        spend()
+
+    assert run_command(command) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: there is not enough memory (") and "hint: take less at once" in told
 
 
 def test_defects_keep_their_stack_trace() -> None:

@@ -2,14 +2,18 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
+from hdm_lightning.errors import UserError
+from hdm_lightning.training.modules.resumable_module import call_optimizer
 from hdm_lightning.training.optimization.learning_rates import rate_factor
 from hdm_lightning.training.optimization.moments import carry_moments
+from hdm_lightning.training.optimization.muon import MuonAdamW
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,20 @@ def test_carried_moments_of_a_class_of_tensors_that_cannot_be_cloned_are_copied(
     carry_moments(checkpoint, new)
     taken = new.state[layer.weight]["exp_avg"]
     assert torch.equal(taken.a, pair.a) and taken.a.data_ptr() != pair.a.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (torch.optim.AdamW, {"eps": math.nan}),
+        (torch.optim.AdamW, {"betas": (2, 3)}),
+        (torch.optim.SGD, {"momentum": -1.0}),
+        (MuonAdamW, {"momentum": 1.5}),
+        (MuonAdamW, {"rounds": 0}),
+    ],
+)
+def test_a_value_that_an_optimizer_refuses_is_the_user_s_mistake(kind, given):
+    groups = [{"params": [nn.Parameter(torch.zeros(2, 2))], "lr": 0.1}]
+    with pytest.raises(UserError, match="is refused") as caught:
+        call_optimizer(partial(kind, **given), groups, fused=False)
+    assert caught.value.where == "optimizer" and caught.value.hint

@@ -124,3 +124,26 @@ def test_an_experiment_of_the_other_training_is_sent_to_its_command(config, give
     assert present_keys(["experiment=paper_small"], "train") == ["experiment=paper_small"]
     assert present_keys(["experiment_vae=eqvae_paper"], "train_vae") == ["experiment_vae=eqvae_paper"]
     assert present_keys(["experiment=nothing_like_it"], "train") == ["experiment=nothing_like_it"]
+
+
+@pytest.mark.parametrize("value", ["null", "1", "0.5", "true", "nan", "[csv,null]", "[1]", "csv,null"])
+@pytest.mark.parametrize("group", ["logger", "callbacks", "model", "experiment", "hydra/launcher", "+debug"])
+def test_a_group_takes_names_of_its_files_and_nothing_else(group, value):
+    """Hydra itself ends in a stack trace where it is given null, as others write it: callbacks=null."""
+    with pytest.raises(UserError) as caught:
+        arranged(["-m", f"{group}={value}"])
+    assert caught.value.where == group.lstrip("+")
+    if group in ("logger", "callbacks"):
+        assert caught.value.hint == f"{group}=none"
+        arranged([caught.value.hint])  # as it says
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("logger=csv", "logger=[csv,tensorboard]", "logger=csv,wandb", "~logger", "model='xut_tiny'", "seed=null"),
+        *("logger.tensorboard=null", "callbacks.progress=null", "init=null", "model={a: 1}", "logger=", "name=1"),
+    ],
+)
+def test_other_overrides_pass(override):
+    assert override in arranged([override])

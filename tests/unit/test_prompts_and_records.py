@@ -3,7 +3,9 @@
 import codecs
 import io
 import json
+import os
 import random
+import threading
 
 import pytest
 import torch
@@ -84,6 +86,23 @@ def test_what_no_model_reads_is_refused_before_it_is_tokenized():
     assert asked(prompts=("a" * LONGEST_PROMPT,))[0]
     with pytest.raises(UserError, match="100,001 letters"):
         asked(prompts=("a" * (LONGEST_PROMPT + 1),))
+
+
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_prompts_without_end_are_read_no_further_than_any_list_goes(monkeypatch, way):
+    with open("/dev/zero", "rb") as endless:
+        monkeypatch.setattr("sys.stdin", endless)
+        with pytest.raises(UserError, match="holds more than"):
+            asked(prompt_file="/dev/zero" if way == "file" else "-")
+
+
+def test_a_pipe_of_prompts_is_read(tmp_path):
+    """As the shell makes one: --prompts <(head -5 PROMPTS)."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a cat\na dog\n"))
+    writer.start()
+    assert asked(prompt_file=str(tmp_path / "pipe")) == (["a cat", "a dog"], [])
+    writer.join()
 
 
 def test_halves_of_pairs_are_tokenized_like_any_unknown_character(tiny_text_encoder):

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO, checkpoint_path
-from hdm_lightning.training.recorded import read_recorded
+from hdm_lightning.training.job import _check_names
+from hdm_lightning.training.recorded import read_recorded, recorded_settings
 from hdm_lightning.training.rewind import read_rewinds
 from hdm_lightning.training.sweep_results import read_results
 from hdm_lightning.whole_files import read_lines
@@ -199,6 +201,26 @@ def test_what_cannot_be_written_to_is_found_at_the_start(open_folder: Path, plac
     assert f"{target}: cannot be written to" in told and "run_dir=" in told
 
 
+@pytest.mark.parametrize("name", ["final", "01-a", "01-a/checkpoints"])
+def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_run_itself_is_not(
+    tmp_path: Path, name: str
+) -> None:
+    run, elsewhere, linked = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "linked"
+    (run / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    linked.symlink_to(run, target_is_directory=True)
+    (run / name).symlink_to(elsewhere, target_is_directory=True)
+    for folder in (run, linked):
+        with pytest.raises(UserError, match="is a link to") as caught:
+            run_folder.require_writable(folder, PLANS)
+        assert caught.value.where == str(folder / name)
+    (run / name).unlink()
+    (run / "inside").mkdir()
+    (run / name).symlink_to(run / "inside", target_is_directory=True)
+    run_folder.require_writable(run, PLANS)
+    run_folder.require_writable(linked, PLANS)
+
+
 def told_without_rights(run: Path) -> str:
     """What is said of a run's folder to a user who is not root, in a process of its own."""
     ready, tell = os.pipe()
@@ -228,3 +250,33 @@ def test_an_environment_that_cannot_be_read_says_nothing(tmp_path):
     assert run_folder.read_environment(tmp_path).get("commit") is None
     (tmp_path / run_folder.ENVIRONMENT).write_text('{"commit": "abc"}')
     assert run_folder.read_environment(tmp_path) == {"commit": "abc"}
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "/", "/tmp/x", "../x", "a/../../x", "a/.", None, True, [1]])
+def test_a_name_that_leads_out_of_runs_is_refused(name: object) -> None:
+    with pytest.raises(UserError) as caught:
+        _check_names(OmegaConf.create({"name": name, "run_dir": f"runs/{name}", "seed": 0}))
+    assert caught.value.where == "name" and caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a", "...", "a..b", "n/deep/x", "🦊.v1", "a[1]=b (2)", 7, 1.5, "-"])
+def test_other_names_are_taken(name: object) -> None:
+    _check_names(OmegaConf.create({"name": name, "run_dir": "../anywhere", "seed": 0}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {}\nschedule: {}\n",
+        "model: {}\nschedule: {stages: {}}\n",
+        "model: {}\nschedule: {stages: {a: {samples: many}}}\n",
+        "model: {}\nschedule: {stages: [1]}\n",
+        "model: {_target_: os.system, command: id}\nschedule: {}\n",
+    ],
+)
+def test_settings_of_others_that_are_none_name_the_file_and_not_a_key_of_the_command(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="schedule") as caught:
+        recorded_settings(file)
+    assert caught.value.where == str(file) and caught.value.hint

@@ -95,6 +95,62 @@ def test_of_two_networks_the_usual_one_counts_and_else_none(bare):
         published.find_prefix(unclear)
 
 
+COPIES = {  # what stands before the names of the one that counts and of the other; None: it is in a mapping of its own
+    "unet.model. and ema.": ("unet.model.", "ema."),
+    "bare and ema.": ("", "ema."),
+    "module. and ema.module.": ("module.", "ema.module."),
+    "model. and ema_model.": ("model.", "ema_model."),
+    "compiled": ("_orig_mod.", "average._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("kind", [*COPIES, "state_dict and ema", "state_dict of module. and ema"])
+def test_a_second_copy_of_the_network_is_said_and_can_be_had(bare, tmp_path, capsys, kind):
+    path = tmp_path / "both.ckpt"
+    other = {name: tensor + 1 for name, tensor in bare.items()}
+    if kind in COPIES:
+        first, second = COPIES[kind]
+        torch.save({f"{first}{n}": t for n, t in bare.items()} | {f"{second}{n}": t for n, t in other.items()}, path)
+        name = second.replace("_orig_mod.", "").rstrip(".")
+    else:
+        wrapper, name = ("module." if "module" in kind else ""), "ema"
+        sets = {"state_dict": bare, "ema": other, "optimizer": {"exp_avg": torch.ones(2)}}
+        torch.save({key: {f"{wrapper}{n}": t for n, t in each.items()} for key, each in sets.items()}, path)
+        name = f"ema.{wrapper}".rstrip(".")
+    assert equal(read_release(path).network.state_dict(), network().state_dict())
+    assert convert([str(path)]) == 0
+    told = capsys.readouterr().err
+    assert f"not read: {name} " in told and f"hdm-convert {path} OUT --copy {name}" in told
+    model = network(1)
+    assert f"--copy {name}" in str(load_initial_weights(model, str(path)))
+    assert equal(model.state_dict(), network().state_dict())
+    out = tmp_path / "out.safetensors"
+    assert convert([str(path), str(out), "--to", "bare", "--copy", name]) == 0  # as it was told
+    assert capsys.readouterr().err == ""
+    found = read_tensors(out)
+    assert found.keys() == bare.keys()
+    assert all(torch.equal(found[each], other[each]) for each in bare if each != "time_emb.freqs")
+    assert convert([str(path), str(tmp_path / "no.safetensors"), "--copy", "another"]) == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["mappings", "prefixes"])
+def test_of_copies_none_of_which_is_the_usual_one_none_is_taken(bare, tmp_path, capsys, kind):
+    path, other = tmp_path / "both.pt", {name: tensor + 1 for name, tensor in bare.items()}
+    named = {"first": bare, "second": other}
+    torch.save(
+        named if kind == "mappings" else {f"{k}.{n}": t for k, each in named.items() for n, t in each.items()}, path
+    )
+    assert convert([str(path)]) == 2
+    assert "--copy first" in capsys.readouterr().err
+    with pytest.raises(UserError, match="several"):
+        load_initial_weights(network(1), str(path))
+    out = tmp_path / "out.safetensors"
+    assert convert([str(path), str(out), "--to", "bare", "--copy", "second"]) == 0
+    found = read_tensors(out)
+    assert all(torch.equal(found[each], other[each]) for each in bare if each != "time_emb.freqs")
+
+
 @pytest.mark.parametrize("dtype", [*FLOAT8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("target", ["float32", "float16", "bfloat16"])
 def test_every_precision_is_cast_to_every_other(bare, tmp_path, dtype, target):

@@ -11,7 +11,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, memory_error
 from hdm_lightning.whole_files import file_error, write_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TRACEBACK_VARIABLE = "HDM_TRACEBACK"
 USER_ERROR_STATUS = 2
+LESS = "take less at once, such as smaller batches or images or fewer processes, or a machine that has more"
 INTERRUPTED_STATUS = 130
 
 
@@ -46,7 +47,7 @@ def run_command(function: Callable[[], int | None]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_STATUS
     except Exception as error:
-        told = error if isinstance(error, UserError) else file_error(error)
+        told = error if isinstance(error, UserError) else file_error(error) or memory_error(error, hint=LESS)
         if told is None or os.environ.get(TRACEBACK_VARIABLE) == "1":
             raise
         print(f"error: {told}", file=sys.stderr)

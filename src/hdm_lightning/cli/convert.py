@@ -36,7 +36,7 @@ TARGETS = {
 SINGLE_FILES = ("single", "published", "comfyui", "bare", "lora", "lora_comfyui", "lycoris")
 ADAPTERS = ("peft", "lora", "lora_comfyui", "lycoris")
 """Layouts of a LoRA alone; the others have it merged into its base."""
-_OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "average", "samples")
+_OF_MODELS = ("vae", "text_encoder", "lora", "any_base", "copy", "average", "samples")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How the name of a single file may end: by it the file is written and read."""
 
@@ -54,6 +54,7 @@ class Conversion:
         text_encoder: name or folder that a pipeline's folder is to record.
         lora: merge this LoRA into the source, NAME or NAME:WEIGHT; may be repeated.
         any_base: merge also a LoRA that was trained on other weights of this shape.
+        copy: of a file that holds the network more than once, the one under this key or name, e.g. ema.
         average: of a run with callbacks.weight_averages.sigma_rel: its average of this relative width, e.g. 0.08.
         samples: with --average: at so many samples seen (default: the end).
         force: replace what is at the destination.
@@ -67,6 +68,7 @@ class Conversion:
     text_encoder: str | None = None
     lora: list[str] = field(default_factory=list)
     any_base: bool = False
+    copy: str | None = None
     average: float | None = None
     samples: int | None = None
     force: bool = False
@@ -143,8 +145,11 @@ def _check_destination(destination: Path, target: str) -> None:
 def _read(asked: Conversion) -> "Release":
     from hdm_lightning.interop.adapter_files import is_adapter  # noqa: PLC0415  (torch, for --help's sake)
     from hdm_lightning.interop.layouts import read_release, with_vae  # noqa: PLC0415  (as above)
+    from hdm_lightning.interop.network_copies import told  # noqa: PLC0415  (as above)
 
-    release = _merged(asked) if asked.lora or is_adapter(asked.source) else read_release(asked.source)
+    release = _merged(asked) if asked.lora or is_adapter(asked.source) else read_release(asked.source, asked.copy)
+    if release.copies:
+        print(f"warning: {in_one_line(told(asked.source, release.copies))}", file=sys.stderr)
     if release.left_out:
         shown = ", ".join(map(in_one_line, release.left_out[:5]))
         print(f"warning: {len(release.left_out)} tensors are no part of a model: {shown} …", file=sys.stderr)
@@ -194,7 +199,7 @@ def _merged(asked: Conversion) -> "Release":
     if adapter_files.is_adapter(source):
         adapter, source = adapter_and_base(source)
         found = [(adapter, 1.0, str(asked.source))]
-    release = layouts.read_release(source)
+    release = layouts.read_release(source, asked.copy)
     config, state = release.network.config, release.network.state_dict()
     found += [(adapter_files.read_adapter(path, config), use.weight, use.name) for use, path in uses]
     for adapter, _, name in found:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
+from importlib import resources
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -45,6 +46,8 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     if len(modes) > 1:
         raise UserError(f"does not go with {modes[1]}", where=modes[0], hint=f"leave {modes[0]} or {modes[1]} out")
     overrides = [argument for argument in rest if "=" in argument or argument.startswith("~")]
+    for override in overrides:
+        _require_choice(override)
     fixed = [override for override in overrides if not _varies(override)]
     if not set(MULTIRUN) & set(flags) or not fixed or any(each.startswith((SUBDIR, EXCLUDED)) for each in overrides):
         return [*flags, *rest]
@@ -52,6 +55,32 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     keys = ",".join(_quoted(_key(override)) for override in fixed if not _key(override).startswith("hydra."))
     name = f'{SUBDIR}="${{hdm.short:${{hydra.job.override_dirname}}}}-{digest}"'
     return [*flags, *rest, f"{EXCLUDED}=[{keys}]", name]
+
+
+def _require_choice(override: str) -> None:
+    """Raise UserError for a group that is given something else than names of its files: Hydra ends in a stack trace."""
+    key, _, text = override.lstrip("+").partition("=")
+    choices = _choices(key)
+    if not choices or override.startswith("~"):
+        return
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        values = list(parsed.sweep_iterator()) if parsed.is_choice_sweep() else [parsed.value()]
+    except HydraException as error:
+        raise unparsable(override) from error
+    for value in values:
+        if not all(isinstance(each, str | dict) for each in (value if isinstance(value, list) else [value])):
+            choice = f"{key}=none" if "none" in choices else f"leave it out, or choose one: {', '.join(choices)}"
+            raise UserError(f"{text} is no file of this group", where=key, hint=choice)
+
+
+def _choices(group: str) -> list[str]:
+    """The files of a group of this package or of Hydra, none where it is no group."""
+    if not re.fullmatch(r"\w+(/\w+)?", group):
+        return []
+    places = [resources.files("hdm_lightning.conf") / group, resources.files("hydra.conf") / group]
+    files = [file.name for place in places if place.is_dir() for file in place.iterdir()]
+    return sorted({name.removesuffix(".yaml") for name in files if name.endswith(".yaml")})
 
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

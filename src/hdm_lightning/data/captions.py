@@ -10,18 +10,19 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.randomness import Draws
 from hdm_lightning.errors import UserError
+from hdm_lightning.printable import in_one_line
 
 MAX_CAPTION_BYTES = 1 << 16
 """Longest caption that is read: putting Unicode in order can take time that grows with the square of the length."""
 
 MAX_RECORD_BYTES = 4 << 20
 MOST_WEIGHT = 1e9
-"""Of a kind of captions; sums of what is near the largest number are infinite, and draw the last kind alone."""
+"""Of a kind of captions and of a caption; sums of what is near the largest number are infinite, and draw the last."""
 
 LONGEST_RUN = 30
 GRAPHEME_JOINER = "\u034f"
@@ -274,13 +275,13 @@ def captions_under(value: object, key: str) -> list[Caption]:
             text, weight, kind = item.get("text"), item.get("weight", 1.0), item.get("kind") or key
         if text is None:
             continue
-        if not isinstance(text, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+        if not isinstance(text, str):
             raise SampleFault("undecodable JSON record: a caption is no text")
+        if not _is_weight(weight):
+            told = in_one_line(str(weight))[:40]
+            raise SampleFault(f"undecodable JSON record: a caption's weight is {told}, not 0 to {MOST_WEIGHT:g}")
         _require_short(len(text))
-        try:
-            captions.append(Caption(text, float(weight), str(kind)))
-        except OverflowError as error:
-            raise SampleFault("undecodable JSON record: a weight beyond all numbers") from error
+        captions.append(Caption(text, float(weight), str(kind)))
     return captions
 
 
@@ -294,7 +295,7 @@ def _require_weights(kinds: object, where: str) -> None:
     if not isinstance(kinds, Mapping):
         raise UserError(f"is {kinds!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
     for kind, weight in kinds.items():
-        if not (_is_number(weight) and 0 <= weight <= MOST_WEIGHT):
+        if not _is_weight(weight):
             raise UserError(
                 f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"give 0 or more, up to {MOST_WEIGHT:g}"
             )
@@ -303,7 +304,12 @@ def _require_weights(kinds: object, where: str) -> None:
         raise UserError("no kind of caption has a positive weight", where=where, hint=hint)
 
 
-def _is_number(value: object) -> bool:
+def _is_weight(value: object) -> TypeGuard[float]:
+    """Whether it is a number that weights can be: not NaN, not infinite, not below 0."""
+    return _is_number(value) and 0 <= value <= MOST_WEIGHT
+
+
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

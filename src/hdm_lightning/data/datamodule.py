@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
+from hdm_lightning.data import worker_processes
 from hdm_lightning.data.caption_lengths import TextLengths, batches_sorted_together, padded_lengths
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import CropRules
@@ -187,8 +188,11 @@ class ShardDataModule(LightningDataModule):
         self._text_states()
 
     def notes(self) -> list[str]:
-        """A line for each kind of local shard that has changed since it was indexed, or was not indexed."""
-        return list(notes(self._both()))
+        """A line for local shards that have changed or were not indexed, of each kind, and for too many workers."""
+        crowding = worker_processes.crowding(
+            self._stream.workers, worker_processes.ranks_here(self.rank_and_world()[1])
+        )
+        return [*notes(self._both()), *([crowding] if crowding else [])]
 
     @property
     def position(self) -> int:

@@ -17,7 +17,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from hdm_lightning.data.shard_bytes import is_local, open_regular, read_range
+from hdm_lightning.data.shard_bytes import is_local, read_range
+from hdm_lightning.regular_files import open_regular
 from hdm_lightning.whole_files import write_atomically
 
 Integers = NDArray[np.int64]

@@ -24,9 +24,10 @@ from hdm_lightning.data.order import Window
 from hdm_lightning.data.rules import StreamConfig
 from hdm_lightning.data.sample_plan import Place, Plan, PlannedShard
 from hdm_lightning.data.sample_table import Form, RawSample, SampleTable
-from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, open_regular, read_range
+from hdm_lightning.data.shard_bytes import ReplacedShard, Version, is_local, read_range
 from hdm_lightning.data.shard_cache import ShardCache
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.regular_files import open_regular
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

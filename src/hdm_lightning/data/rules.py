@@ -3,6 +3,7 @@
 Every mistake names its key.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -108,6 +109,9 @@ class StreamConfig:
         for name, least in (("resolution", 1), ("context_length", 1), ("lanes", 1), ("window", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
+        for name in ("cache_gb", "memory_cache_gb"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="give 0 or more")
         if self.alpha not in get_args(Alpha):
             raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="give white or mask")
         if not 0 <= self.max_bad_share <= 1:

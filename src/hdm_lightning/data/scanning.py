@@ -26,7 +26,7 @@ from hdm_lightning.data.shard_record import ShardRecord, as_entry, from_entry
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
-from hdm_lightning.whole_files import read_lines
+from hdm_lightning.whole_files import make_folder, read_lines
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
@@ -123,6 +123,7 @@ def index_remote(patterns: Sequence[str], out: str | Path, *, jobs: int = 1, pro
     """
     urls = [url for pattern in patterns for url in expanded(pattern)]
     folder, out = _common_folder(urls, patterns), Path(out)
+    make_folder(out.parent)
     digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
     part = out.with_name(f".{out.stem}-{digest}-part.jsonl")
     known = _scan_all({_name(url): url for url in urls}, _scan_remote, part, {}, jobs, progress)

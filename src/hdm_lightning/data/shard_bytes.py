@@ -1,11 +1,8 @@
 """Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
 
-import errno
 import ipaddress
-import os
 import re
 import socket
-import stat
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +13,7 @@ from typing import IO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.regular_files import open_regular
 
 T = TypeVar("T")
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
@@ -94,15 +92,6 @@ def _public(number: str) -> bool:
 def is_local(url: str) -> bool:
     """Whether an address is a plain path."""
     return "://" not in url and not url.startswith("pipe:")
-
-
-def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
-    """The descriptor of a local file; an opener for `open`, too. Raises OSError: it cannot be read, or is none."""
-    handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would hold us up
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return handle
 
 
 def read_whole(url: str, most: int) -> bytes:

@@ -1,9 +1,12 @@
 """The shards that a source names: addresses, their indices, and what their samples hold."""
 
+import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -15,6 +18,10 @@ from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.data.shard_files import is_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.errors import UserError
+
+MOST_SHARDS = 1_000_000
+"""In one pattern."""
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 State = tuple[int, int] | None
 """Size and time of change of a local index, None for a remote or missing one."""
@@ -173,9 +180,50 @@ def expanded(pattern: str) -> Iterator[str]:
     """The addresses that a brace pattern names.
 
     Raises:
-        UserError: a brace is not closed.
+        UserError: a brace is not closed, or there are more than `MOST_SHARDS`.
     """
-    try:
-        yield from braceexpand(pattern)
-    except ValueError as error:
-        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+    addresses = _few_ranges(pattern)
+    for number in count():
+        try:
+            address = next(addresses, None)
+        except ValueError as error:
+            hint = "close each brace: {0000..0099}.tar"
+            raise UserError(f"is no pattern ({error})", where=pattern, hint=hint) from error
+        if address is None:
+            return
+        if number == MOST_SHARDS:
+            raise _too_many(pattern)
+        yield address
+
+
+def _few_ranges(pattern: str) -> Iterator[str]:
+    """What braceexpand makes of a pattern, which holds each range in memory.
+
+    Raises:
+        UserError: at once, for braces of too many choices.
+        ValueError: later, for a brace that is not closed.
+    """
+    braces = _BRACES.findall(pattern)
+    nested = pattern.count("{") > len(braces)
+    sizes = [_choices(each) for each in braces]
+    if (max(sizes, default=0) if nested else math.prod(sizes)) > MOST_SHARDS:
+        raise _too_many(pattern)
+    return _laid_out(pattern)
+
+
+def _laid_out(pattern: str) -> Iterator[str]:
+    yield from braceexpand(pattern)  # an iterator of its own, as mistakes are raised by the call itself
+
+
+def _choices(inside: str) -> int:
+    """How many there are in a brace, of numbers (or letters) from one to another or a list, or more."""
+    bounds = inside.split("..")
+    if len(bounds) < 2:
+        return inside.count(",") + 1
+    numbers = [int(each[:30]) if re.fullmatch(r"-?\d+", each) else ord(each[0]) if each else 0 for each in bounds[:2]]
+    return abs(numbers[1] - numbers[0]) + 1
+
+
+def _too_many(pattern: str) -> UserError:
+    hint = "name those that there are, or the folder"
+    return UserError(f"names more than {MOST_SHARDS:,} shards", where=pattern[:200], hint=hint)

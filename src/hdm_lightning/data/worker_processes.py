@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from hdm_lightning.data.parallel import available_cores
 from hdm_lightning.errors import UserError
 
 Item = TypeVar("Item")
@@ -34,6 +35,8 @@ and would spawn theirs, each with seconds of imports at every validation."""
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2
+WORKERS_A_CORE = 4
+"""More of them are told: some wait for a disk or a server while others work, not that many."""
 
 
 def ignore_stop_signals(worker: int) -> None:
@@ -98,6 +101,23 @@ def require_shared_memory(workers: int, chunk_bytes: int, free: int | None, load
             hint=f"set data.num_workers={free // each}, or give more: docker run "
             f"--shm-size={max(1, 2 * workers * each >> 30)}g",
         )
+
+
+def crowding(workers: int, loaders: int) -> str:
+    """What to say of far more workers than cores, each of which takes a while to start; else nothing.
+
+    Args:
+        workers: of each loader.
+        loaders: that train on this machine, one a rank.
+    """
+    cores, each = available_cores(), f" of each of {loaders} processes" if loaders > 1 else ""
+    if workers * loaders <= WORKERS_A_CORE * cores:
+        return ""
+    fewer = max(1, cores // loaders)
+    return (
+        f"{workers} data workers{each} share {cores} core{'s' * (cores > 1)} and take long to start; "
+        f"data.num_workers={fewer} is enough unless the storage of the shards is slow"
+    )
 
 
 KILLED, STUCK = "a data worker was killed", "the data workers gave nothing"

@@ -26,7 +26,7 @@ from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import write_text
+from hdm_lightning.whole_files import make_folder, write_text
 
 JOURNAL = "build.jsonl"
 REJECTED = "rejected.tsv"
@@ -224,7 +224,18 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
         )
     if not _is_indexed(out, {name for name, row in rows.items() if row.samples}):
         index_shards(out, jobs=jobs, times=False)
+    _require_whole(out, rows)
     return Report(samples, images, captions, rejected, left)
+
+
+def _require_whole(out: Path, rows: Mapping[str, Row]) -> None:
+    """Raise UserError where a finished shard has not the samples any more that were written into it."""
+    for shard in load_index(out).shards:
+        row = rows.get(shard.name)
+        if row is not None and shard.samples != row.samples:
+            what = f"has {shard.samples} samples, and {row.samples} were written: it has been damaged or replaced since"
+            hint = "delete it; the same command writes it again"
+            raise UserError(what, where=str(out / shard.name), hint=hint)
 
 
 def _is_indexed(out: Path, names: set[str]) -> bool:
@@ -249,8 +260,11 @@ def _write(out: Path, make: Make, shard: _Shard) -> Row:
     for number, item in enumerate(shard.items, start=shard.first):
         try:
             fields, left = make(item)
-        except (SampleFault, OSError) as fault:
+        except SampleFault as fault:
             rejected.append([item.name, str(fault)])
+            continue
+        except OSError as fault:
+            rejected.append([item.name, f"cannot be read ({fault.strerror or fault})"])
             continue
         samples[f"{number:08d}"] = fields
         unused += [[name, reason] for name, reason in left]
@@ -278,7 +292,7 @@ class ShardJournal(Journal):
     """
 
     def __init__(self, out: Path, header: dict[str, Any]) -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         added = {name: header[name] for name in ("follow_links",) if name in header}
         super().__init__(
             out / JOURNAL,

@@ -36,7 +36,7 @@ from hdm_lightning.data.text_states import (
 )
 from hdm_lightning.datasets.shard_work import alone_in, is_begun, samples_of, worked_off
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import remove_leftovers, replacing, write_atomically, write_json
+from hdm_lightning.whole_files import make_folder, remove_leftovers, replacing, write_atomically, write_json
 
 FAULTS_NAME = "faults.jsonl"
 
@@ -114,7 +114,7 @@ class EncodedCaptions:
         Raises:
             UserError: the disk is full, the text encoder gives no finite numbers, or a process has died.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
             remove_leftovers(self.folder)

@@ -50,7 +50,7 @@ from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import typed
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import append_line, read_lines, remove_leftovers, write_text
+from hdm_lightning.whole_files import append_line, make_folder, read_lines, remove_leftovers, write_text
 
 JOURNAL = "captions.jsonl"
 FIRST = 16
@@ -158,7 +158,7 @@ class CaptionedSet:
         Raises:
             UserError: the disk is full, the model cannot be read or describes nothing, or a process has died.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with alone_in(self.folder, "writing captions"):
             self._journal.begin()
             for folder in {self._file(shard).parent for shard in self.shards}:

@@ -44,7 +44,7 @@ from hdm_lightning.datasets.shard_work import (
 )
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import remove_leftovers, write_json
+from hdm_lightning.whole_files import make_folder, remove_leftovers, write_json
 
 FAULTS_NAME = "faults.jsonl"
 BATCHES_AHEAD = 2
@@ -129,7 +129,7 @@ class EncodedSet:
         Raises:
             UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
             self._encode(progress)
             return self._index()

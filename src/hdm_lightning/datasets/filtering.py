@@ -47,7 +47,7 @@ from hdm_lightning.datasets.shard_work import (
 )
 from hdm_lightning.datasets.writer import write_shard
 from hdm_lightning.errors import UserError, did_you_mean
-from hdm_lightning.whole_files import remove_leftovers, write_atomically
+from hdm_lightning.whole_files import make_folder, remove_leftovers, write_atomically
 
 JOURNAL = "filter.jsonl"
 Progress = Callable[[str, int, int], None]
@@ -150,7 +150,7 @@ class FilteredSet:
         require_names_of_their_own(self.shards, self.place)
         other = "this folder holds other samples, or by other rules"
         journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with alone_in(out, "filtering"):
             journal.begin()
             judgement = self.judge(journal, progress)

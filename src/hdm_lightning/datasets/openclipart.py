@@ -35,7 +35,7 @@ from hdm_lightning.datasets.openclipart_source import (
 )
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError, import_optional
-from hdm_lightning.whole_files import no_follow
+from hdm_lightning.whole_files import make_folder, no_follow
 
 PREFIX = "openclipart"
 JOURNAL = "drawings.tsv"
@@ -114,7 +114,7 @@ def build_openclipart(
     """
     options, folder = options or OpenClipArtOptions(), Path(folder)
     with open_source(source, deb) as drawings:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         build = _Build(folder, options, Journal(folder, asdict(options)), progress)
         records = build.select(drawings)
         build.draw(records, drawings, processes)

@@ -53,6 +53,9 @@ class ParquetTable:
                 if name not in schema.names:
                     hint = did_you_mean(name, schema.names)
                     raise UserError(f"there is no column {name!r}", where=str(file), hint=hint)
+                if (several := schema.names.count(name)) > 1:
+                    what = f"there are {several} columns {name!r}"
+                    raise UserError(what, where=str(file), hint="write the table anew with another name for each")
             require_images(schema.field(self.columns.image), str(file))
             return int(table.metadata.num_rows)
 

@@ -112,7 +112,7 @@ def build_rows(
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
     journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
     found = journal.shards
-    done = {} if anew else _finished(out, found, table.state)
+    done = {} if anew else _finished(out, found, table, samples_per_shard)
     if found and say is not None:
         say(_what_was_found(len(done), len(found), anew))
     make = partial(made_of_row, columns, images, allow_missing)
@@ -134,11 +134,14 @@ def build_rows(
     return finish(out, done, (), threads or available_cores())
 
 
-def _finished(out: Path, found: Mapping[str, Row], state: str) -> dict[str, Row]:
-    """The shards of an earlier call that are whole, up to the first that is not."""
+def _finished(out: Path, found: Mapping[str, Row], table: Table, samples_per_shard: int) -> dict[str, Row]:
+    """The shards of an earlier call that are whole, up to the first that is not or has not the rows that it should."""
     done: dict[str, Row] = {}
     while (row := found.get(name := SHARD.format(len(done)))) is not None:
-        if _state_of(row) != state or (row.samples and not (out / name).is_file()):
+        if _state_of(row) != table.state or (row.samples and not (out / name).is_file()):
+            break
+        left = None if table.rows is None else table.rows - len(done) * samples_per_shard
+        if left is not None and _rows_of(row) != max(0, min(left, samples_per_shard)):
             break
         done[name] = row
     return done

@@ -211,7 +211,7 @@ def _judged(entry: "os.DirEntry[str]", name: str, root: str, follow_links: bool)
 
 
 def _is_below(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip("/") + "/")
+    return path == root.rstrip("/") or path.startswith(root.rstrip("/") + "/")
 
 
 def _kind(path: Path) -> str | None:

@@ -20,6 +20,8 @@ from hdm_lightning.precision import default_dtype, dtype_name
 
 SIZE_OF_IMAGE = "image"
 LONGEST_PROMPT = 100_000
+MOST_PROMPT_BYTES = 1 << 26
+MOST_IMAGES = 1_000_000
 """Letters; a tokenizer takes seconds and gigabytes for more, of which a model reads the first few hundred words."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -114,12 +116,13 @@ def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable
         return [record.prompt]
     if file and file != "-":
         try:
-            prompts += _prompt_lines(Path(file).read_bytes(), f"--prompts {file}", warn)
+            with open(file, "rb") as content:  # a pipe, too, such as <(head -5 PROMPTS)
+                prompts += _prompt_lines(content.read(MOST_PROMPT_BYTES + 1), f"--prompts {file}", warn)
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
             raise UserError(what, where=f"--prompts {file}", hint="give a file with a prompt a line") from error
     elif file or (not prompts and not sys.stdin.isatty()):
-        read = getattr(sys.stdin, "buffer", sys.stdin).read()
+        read = getattr(sys.stdin, "buffer", sys.stdin).read(MOST_PROMPT_BYTES + 1)
         prompts += _prompt_lines(read if isinstance(read, bytes) else read.encode(), "standard input", warn)
     if not prompts:
         hint = 'give them as arguments, hdm-sample MODEL "a red circle", with --prompts FILE, or on standard input'
@@ -132,6 +135,9 @@ def _prompts(request: DrawingRequest, record: ImageRecord | None, warn: Callable
 
 def _prompt_lines(content: bytes, where: str, warn: Callable[[str], None]) -> list[str]:
     """The prompts of a text, one a line: UTF-8, or UTF-16 or UTF-32 with its mark; no blank lines and no comments."""
+    if len(content) > MOST_PROMPT_BYTES:
+        what = f"holds more than {MOST_PROMPT_BYTES:,} bytes"
+        raise UserError(what, where=where, hint="draw a part of it at a time: split -l 10000 PROMPTS")
     marked = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         lines = [line.strip() for line in content.decode(marked).split("\n")]
@@ -207,6 +213,9 @@ def _jobs(
             size = f"{one.width}x{one.height}"
             warn(f"{image} is scaled and cut about its center to {size}; --size image keeps all of it")
     seed = request.seed if request.seed is not None else (record.seed if record else 0)
+    if (images := request.count * len(prompts) * len(settings)) > MOST_IMAGES:
+        what = f"{images:,} images are more than one call draws ({MOST_IMAGES:,})"
+        raise UserError(what, where="--count", hint="give a smaller one, and --seed to go on behind it")
     if seed + request.count - 1 > MAX_SEED:
         raise UserError(f"counts up to {seed + request.count - 1}", where="--seed", hint=f"stay within {MAX_SEED}")
     return plan_jobs(prompts, seed, request.count, settings)

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from hdm_lightning.data.as_shown import orientation, turned
-from hdm_lightning.data.decode import decode_rgb, load_upright, upright_size
+from hdm_lightning.data.decode import MAX_FILE_BYTES, decode_rgb, load_upright, upright_size
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.errors import UserError
 from hdm_lightning.generation.sampling_settings import MAX_SEED, SamplingSettings
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.regular_files import open_regular, read_regular
 from hdm_lightning.version import __version__
 from hdm_lightning.whole_files import write_atomically
 
@@ -162,12 +163,17 @@ def read_record(path: Path) -> ImageRecord:
 def _record_text(path: Path) -> str | bytes | None:
     """What stands under `RECORD_KEY`: before the pixels, or behind them where another program has put it there."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # that it is large
+        with (
+            open(path, "rb", opener=open_regular) as file,
+            warnings.catch_warnings(action="ignore"),  # that it is large
+            Image.open(file) as image,
+        ):
             if RECORD_KEY not in image.info:
                 image.load()
             found = image.info.get(RECORD_KEY)
     except Exception as error:  # a damaged file makes Pillow run into whatever it likes
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        reason = "it is none" if isinstance(error, UnidentifiedImageError) else reason
         hint = "give a PNG written by hdm-sample"
         raise UserError(f"cannot be read as an image ({reason})", where=str(path), hint=hint) from error
     return found if isinstance(found, str | bytes) else None
@@ -244,7 +250,7 @@ def sha256_of(*files: Path) -> str:
 
 def _read(path: Path, reader: Callable[[bytes], T]) -> T:
     try:
-        return reader(path.read_bytes())
+        return reader(read_regular(path, MAX_FILE_BYTES))
     except (OSError, SampleFault) as error:
         hint = "give a picture in a common format, whole"
         raise UserError(f"cannot be read as an image ({error})", where=str(path), hint=hint) from error

@@ -31,6 +31,7 @@ from hdm_lightning.interop import published
 from hdm_lightning.interop.adapter_files import adapter_folder, is_adapter, read_adapter
 from hdm_lightning.interop.adapters import Adapter
 from hdm_lightning.interop.layouts import FINAL_FOLDER, read_release
+from hdm_lightning.interop.network_copies import told
 from hdm_lightning.interop.pipeline_folder import (
     CONFIG,
     INDEX,
@@ -91,7 +92,7 @@ class LoadOptions:
 class LoadedModel:
     """A model ready to draw: settings that its training found good, what to load to have it again, weights.
 
-    `notice` is what its user should be told, of a model of the hub its license.
+    `notice` is what its user should be told: of a model of the hub its license, of a file what else it holds.
     """
 
     pipeline: HDMPipeline
@@ -119,7 +120,8 @@ def load_pipeline(path: Path, options: LoadOptions) -> LoadedModel:
         loaded = _load_adapted(adapter_folder(found) or found, options)
         loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
     else:
-        loaded = replace(_load_model(found, options), notice=notice)
+        loaded = _load_model(found, options)
+        loaded = replace(loaded, notice="; ".join(filter(None, (notice, loaded.notice))) or None)
     loaded.pipeline.use_adapters(options.adapters, any_base=options.any_base)
     return loaded
 
@@ -242,7 +244,8 @@ def _from_release(path: Path, options: LoadOptions) -> LoadedModel:
     sampling = release.settings.get("sampling") or published.SAMPLING
     pipeline = build_pipeline(release.network, source, autoencoder, sampling, options)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _WEIGHT_SUFFIXES)
-    return LoadedModel(pipeline, sampling, path, tuple(files))
+    notice = told(path, release.copies) if release.copies else None
+    return LoadedModel(pipeline, sampling, path, tuple(files), notice)
 
 
 def build_pipeline(

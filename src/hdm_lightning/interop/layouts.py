@@ -20,6 +20,7 @@ from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, infer_config
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.interop import published
 from hdm_lightning.interop.model_card import CARD, card_license, recorded_license
+from hdm_lightning.interop.network_copies import one_network
 from hdm_lightning.interop.pipeline_folder import (
     TEXT_ENCODER,
     TRANSFORMER,
@@ -61,14 +62,22 @@ def detect_layout(path: Path) -> str:
     raise UserError("there is no such file or folder", where=str(path))
 
 
-def read_release(path: Path) -> Release:
+def read_release(path: Path, copy: str | None = None) -> Release:
     """A trained network with what lies beside it, from any layout.
+
+    Args:
+        path: file or folder.
+        copy: of a file that holds the network more than once, what stands before the names of the one that is meant.
 
     Raises:
         UserError: there is nothing, or what there is does not hold an XUT; the message lists what differs.
     """
     layout = detect_layout(path)
-    release = next(read for name, _, read in _LAYOUTS if name == layout)(path)
+    read = next(read for name, _, read in _LAYOUTS if name == layout)
+    if copy is not None and read is not _read_file:
+        what = f"is a {layout}, which has one network"
+        raise UserError(what, where=str(path), hint="leave --copy out, or give the file in it that is meant")
+    release = read(path) if copy is None else _read_file(path, copy)
     training = release.settings.get("training") or {}
     if recorded_license(training) is not None or (license := stated_license(path)) is None:
         return release
@@ -111,15 +120,17 @@ def _read_weights_in_folder(path: Path) -> Release:
     return _read_folder(*place)
 
 
-def _read_file(path: Path) -> Release:
+def _read_file(path: Path, copy: str | None = None) -> Release:
     """A single file: of any wiring, or a published one, .safetensors or .ckpt, with any of the known prefixes."""
-    tensors, settings = published.unwrapped(read_tensors(path)), _settings(path)
+    settings = _settings(path)
+    found = read_tensors(path, every=copy is not None)
+    tensors, copies = one_network(published.unwrapped(found), copy, where=str(path))
     vae_config = _mapping(settings.pop(_VAE_CONFIG_KEY, None), path)
     try:
         if XUT_KEY in settings:
-            return replace(release_from_single(tensors, settings), vae_config=vae_config)
+            return replace(release_from_single(tensors, settings), vae_config=vae_config, copies=copies)
         _require_no_training_checkpoint(tensors, path)
-        return replace(release_from_tensors(tensors, settings), vae_config=vae_config)
+        return replace(release_from_tensors(tensors, settings), vae_config=vae_config, copies=copies)
     except UserError:
         raise
     except ValueError as error:

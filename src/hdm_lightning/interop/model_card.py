@@ -12,6 +12,7 @@ import yaml
 
 from hdm_lightning.json_files import require_shallow
 from hdm_lightning.printable import in_one_line
+from hdm_lightning.regular_files import open_regular
 
 CARD, SAMPLES = "README.md", "samples.png"
 LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -83,7 +84,7 @@ def card_license(card: Path) -> str | None:
     None where it names none or cannot be read.
     """
     try:
-        with card.open(encoding="utf-8-sig") as file:
+        with open(card, encoding="utf-8-sig", opener=open_regular) as file:
             front = _FRONT.match(file.read(_LONGEST_FRONT))
         if front:
             require_shallow(front[1])

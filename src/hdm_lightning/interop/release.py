@@ -33,6 +33,7 @@ class Release:
         text_encoder: tensors of a text encoder, as named behind ``te.``; empty if there is none.
         settings: the other keys of this project's config.json.
         left_out: names of tensors that belong to none of these.
+        copies: what stands before the names of further copies of the network in the file.
     """
 
     network: XUT
@@ -43,6 +44,7 @@ class Release:
     text_encoder: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
     def cast(self, dtype: torch.dtype) -> Release:
         """All floating tensors in another dtype; the network is not shared with the original.

@@ -50,10 +50,15 @@ _UNREADABLE = (
 """What torch's reader raises for files that are damaged or hold other things."""
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, every: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a torch file: flat, or in one mapping inside, as a checkpoint has them.
 
-    What a file is stands in its first bytes; its name does not count. Nothing in it is run.
+    What a file is stands in its first bytes; its name does not count. Nothing in it is run. Mappings beside the usual
+    one that have its names, such as an average, come with their key before the names.
+
+    Args:
+        path: the file.
+        every: where there are several mappings and none is the usual one, all of them come, with their keys.
 
     Raises:
         UserError: no such file, another format, one that is cut off, or a torch file with more than plain data in it.
@@ -70,7 +75,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if is_safetensors(begin):
         return _read_safetensors(path)
     if begin.startswith((_ZIP, _PICKLE)):
-        return _read_pickled(path)
+        return _read_pickled(path, every=every)
     raise _no_weights(path, begin, size)
 
 
@@ -153,7 +158,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             torch.save({"state_dict": contiguous} if path.suffix == ".ckpt" else contiguous, temporary)
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
     try:
         # By its name torch would take one file for another; its warnings are of a pickle's protocol.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
@@ -166,11 +171,23 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise UserError(what, where=str(path), hint="save the network's state_dict()")
     for usual in ("", "state_dict"):
         if usual in named:
-            return named[usual]
+            return named[usual] | _copies(named, usual)
+    if len(named) > 1 and every:
+        return {f"{key}.{name}": tensor for key, each in named.items() for name, tensor in each.items()}
     if len(named) > 1:
         what = f"holds several sets of tensors: {', '.join(f'{key} ({len(each)})' for key, each in named.items())}"
-        raise UserError(what, where=str(path), hint="save the one that is meant by itself, as .safetensors")
+        hint = f"take one out: hdm-convert {path} OUT --copy {max(named, key=lambda each: len(named[each]))}"
+        raise UserError(what, where=str(path), hint=hint)
     return next(iter(named.values()))
+
+
+def _copies(named: Mapping[str, Mapping[str, Tensor]], usual: str) -> dict[str, Tensor]:
+    """The tensors of other sets that have at least half of the usual one's names, with their keys before the names."""
+    own = named[usual]
+    others = {
+        key: each for key, each in named.items() if key != usual and 2 * len(own.keys() & each.keys()) >= len(own)
+    }
+    return {f"{key}.{name}": tensor for key, each in others.items() for name, tensor in each.items()}
 
 
 def _mappings(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:

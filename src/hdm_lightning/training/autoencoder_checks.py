@@ -25,7 +25,10 @@ from hdm_lightning.training.stages import Count, Decay, Interval, NotNegative, P
 JUDGED = ("adversarial.channels", "adversarial.layers", "adversarial.norm")
 KEPT = ("autoencoder.config", "autoencoder.source", "autoencoder.train_encoder", "stage.batch_size")
 KEPT_TOO = ("adversarial.weight", "callbacks.weight_averages.halflife_samples")
-COURSE = ("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", KEPT_TOO[1])
+COURSE = (
+    *("seed", "stage", "loss", "equivariance", "patches", "adversarial", "data", "optimizer", "lr_scheduler", "module"),
+    "callbacks.weight_averages",
+)
 """What the card of a finished training says, or what its weights come of."""
 
 

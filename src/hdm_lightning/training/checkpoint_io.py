@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from hdm_lightning.errors import UserError, first_line
+from hdm_lightning.regular_files import open_regular
 from hdm_lightning.training.run_log import say
 from hdm_lightning.whole_files import write_atomically
 
@@ -85,7 +86,7 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         DamagedCheckpoint: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             if not zipfile.is_zipfile(file):
                 raise DamagedCheckpoint(path, "it is cut off, or no checkpoint at all")
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)

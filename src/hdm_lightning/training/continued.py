@@ -1,6 +1,8 @@
 """What a run has left on disk and what it is to continue with: whether the two still belong together."""
 
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,10 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from hdm_lightning.encoders.pretrained import same_model
 from hdm_lightning.errors import UserError
+from hdm_lightning.models import XUTConfig
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.former_keys import present_spelling
-from hdm_lightning.training.recorded import read_recorded, recorded_values
+from hdm_lightning.training.recorded import RESTORE, read_recorded, recorded_values
 from hdm_lightning.training.rewind import newest_position
+from hdm_lightning.training.shipped_settings import is_shipped
 from hdm_lightning.training.stages import StagePlan
 
 ENCODERS = ("text_encoder.name", "vae.name", "autoencoder.source")
@@ -26,6 +30,9 @@ OF_THE_MACHINE = (
 """Keys of a stage and of the data that have no part in what is learned, or had none until now."""
 DEFAULTS = {"text_encoder.layer": -1, "text_encoder.whiten_captions": 0}
 """What a run had whose version did not know a key."""
+ABSENT = "nothing"
+"""The value, as it is told, of a key that a record does not have."""
+OF_A_STAGE = re.compile(r"^schedule\.stages\.[^.]+\.")
 MOVED = "; if the model has only moved, write its new place into "
 
 
@@ -46,8 +53,9 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
     if not any(position for _, position in newest):
         return
     began, now = configuration_of(run_dir), OmegaConf.create(recorded_values(config))
+    defaults = _defaults(plans)
     if began is not None:
-        _check_kept(run_dir, began, now, kept)
+        _check_kept(run_dir, began, now, kept, defaults)
     for plan, position in newest:
         if position is None or run_folder.stage_is_done(run_dir, plan):
             continue
@@ -60,7 +68,7 @@ def check_continued(config: DictConfig, plans: list[StagePlan], kept: Iterable[s
                 hint=f"set it to {before}; micro_batch_size may change at any time",
             )
     if began is not None and all(run_folder.stage_is_done(run_dir, plan) for plan in plans):
-        _check_finished(run_dir, began, now, course)
+        _check_finished(run_dir, began, now, course, defaults)
 
 
 def has_begun(config: DictConfig, plans: list[StagePlan]) -> bool:
@@ -90,12 +98,18 @@ def configuration_of(run_dir: Path) -> DictConfig | None:
     return present_spelling(read_recorded(file)) if file.exists() else None
 
 
-def _check_kept(run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str]) -> None:
+def _check_kept(
+    run_dir: Path, began: DictConfig, now: DictConfig, kept: Iterable[str], defaults: dict[str, Any]
+) -> None:
+    if began.get("model") is None and now.get("model") is not None:
+        what = "says nothing of the model, so it is not this run's"
+        raise UserError(what, where=str(run_dir / run_folder.CONFIG), hint=RESTORE)
     for key in kept:
         values = (key, _value(began, key), _value(now, key))
         for name, before, present in _leaves(*values) if key == "model" else [values]:
-            unknown = name.endswith("._target_") and before is None  # to the version that it began with
-            if unknown or _may_be(name, before, present):
+            unknown = name.endswith("._target_") and before in (None, ABSENT)  # to the version that it began with
+            brought = before is ABSENT and _is_default(name, present, defaults)  # by a later version
+            if unknown or brought or _may_be(name, before, present):
                 continue
             moved = f"{MOVED}{run_dir / run_folder.CONFIG}" if name in ENCODERS else ""
             hint = f"restore it, or choose another name=; {_another(now, run_dir)}"
@@ -124,33 +138,56 @@ def raise_changed(run_dir: Path, key: str, before: Any, now: Any, hint: str) -> 
     raise UserError(f"the run in {run_dir} began with {before}, not {now}", where=key, hint=hint)
 
 
-def _check_finished(run_dir: Path, began: DictConfig, now: DictConfig, course: Iterable[str]) -> None:
+def _check_finished(
+    run_dir: Path, began: DictConfig, now: DictConfig, course: Iterable[str], defaults: dict[str, Any]
+) -> None:
     """Nothing is asked of a finished run that would change its weights: it would be done without effect."""
     for group in course:
-        for key, before, present in _leaves(group, _value(began, group), _value(now, group)):
-            if before != present and not set(key.split(".")) & set(OF_THE_MACHINE):
-                raise UserError(
-                    f"the training in {run_dir} is over and had {before}; {present} would change nothing",
-                    where=key,
-                    hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
-                )
+        for key, before, present in _leaves(group, _value(began, group, ABSENT), _value(now, group)):
+            if before == present or set(key.split(".")) & set(OF_THE_MACHINE):
+                continue
+            if before is ABSENT and _is_default(key, present, defaults):
+                continue
+            raise UserError(
+                f"the training in {run_dir} is over and had {before}; {present} would change nothing",
+                where=key,
+                hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
+            )
+
+
+def _defaults(plans: list[StagePlan]) -> dict[str, Any]:
+    """What a stage and the network have of each key that they do not name."""
+    found = {}
+    for group, kind in (("stage", type(plans[0].settings)), ("model", XUTConfig)):
+        for each in fields(kind):
+            value = each.default_factory() if each.default_factory is not MISSING else each.default
+            found[f"{group}.{each.name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _is_default(key: str, value: Any, defaults: dict[str, Any]) -> bool:
+    """Whether a key has the value that it has for who does not name it: then a later version may have brought it."""
+    key = OF_A_STAGE.sub("stage.", key)
+    return (key in defaults and defaults[key] == value) or is_shipped(key, value)
 
 
 def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
     """The single values of a group, key by key; of groups that have lost keys, what they have.
 
-    A key that a later version has brought is not in the record and does not count.
+    Of a key that is not in the record, the value before is `ABSENT`.
     """
-    if not (isinstance(before, dict) and isinstance(now, dict)):
+    if before is ABSENT and isinstance(now, dict) and now:
+        for name in now:
+            yield from _leaves(f"{key}.{name}", ABSENT, now[name])
+    elif not (isinstance(before, dict) and isinstance(now, dict)):
         yield key, before, now
     elif set(before) - set(now) - {"_target_"}:
         yield key, sorted(before), sorted(now)
     else:
-        for name in before:
-            if name in now:
-                yield from _leaves(f"{key}.{name}", before[name], now[name])
+        for name in now:
+            yield from _leaves(f"{key}.{name}", before.get(name, ABSENT), now[name])
 
 
-def _value(config: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(config, key, default=DEFAULTS.get(key))
+def _value(config: DictConfig, key: str, absent: Any = None) -> Any:
+    value = OmegaConf.select(config, key, default=DEFAULTS.get(key, absent))
     return OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value

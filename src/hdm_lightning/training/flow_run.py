@@ -120,7 +120,10 @@ KEPT = (
     *("model", "adapter", "optimizer._target_", "text_encoder.layer", "vae.mean", "vae.std", "text_encoder.name"),
     *("vae.name", "text_encoder.whiten_captions"),
 )
-COURSE = ("seed", "init", "optimizer", "module", "data", "schedule.stages")
+COURSE = (
+    *("seed", "init", "optimizer", "lr_scheduler", "module", "data", "schedule.stages", "schedule.carry_moments"),
+    "callbacks.weight_averages",
+)
 """What the weights of a finished run come of."""
 OF_THE_ENCODER = ("whiten_captions", "cache_size")
 OF_THE_VAE = ("made_by",)

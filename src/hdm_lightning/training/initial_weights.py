@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hdm_lightning.encoders.vae_folder import WEIGHTS
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.layouts import UNET_FOLDER, stated_config, stated_license
 from hdm_lightning.interop.model_card import recorded_license
+from hdm_lightning.interop.network_copies import one_network, told
 from hdm_lightning.interop.pipeline_folder import TRANSFORMER, holding, read_pipeline_folder
 from hdm_lightning.interop.published import find_prefix, own_tensors, strip_prefix, unwrapped
 from hdm_lightning.interop.tensor_files import read_tensors, require_finite, shards
@@ -48,6 +49,7 @@ class InitReport:
         unused: in the file but not in the network.
         wiring: fields of the wiring in which the file's network differs from this one, as described for each.
         license: of the file's network, as its metadata, the card beside it or its run says.
+        copies: what stands before the names of further copies of the network in the file.
     """
 
     source: str
@@ -57,6 +59,7 @@ class InitReport:
     unused: list[str]
     wiring: list[str]
     license: str | None = None
+    copies: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"init from {self.source}: {len(self.loaded)} tensors loaded; all names in the run's {RECORD}"]
@@ -67,6 +70,8 @@ class InitReport:
         ):
             if names:
                 lines.append(f"  {label}: {len(names)}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+        if self.copies:
+            lines.append(f"  {told(self.source, self.copies)}")
         if self.wiring:
             lines.append(f"  warning: the weights were made for another wiring: {', '.join(self.wiring)}")
         return "\n".join(map(in_one_line, lines))
@@ -93,7 +98,8 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
     files = find_weights(source)
     path = files[0]
     try:
-        tensors = unwrapped({name: tensor for file in files for name, tensor in read_tensors(file).items()})
+        read = unwrapped({name: tensor for file in files for name, tensor in read_tensors(file).items()})
+        tensors, copies = one_network(read, where=str(path))
     except UserError as error:
         hint = error.hint or "give a run's or a model's folder, or a file of weights"
         raise UserError(f"{path}: {error.what}", where="init", hint=hint) from error
@@ -119,6 +125,7 @@ def load_initial_weights(network: nn.Module, source: str) -> InitReport:
         unused=sorted(set(found) - set(state)),
         wiring=_other_wiring(network.config, tensors, path) if isinstance(network, XUT) else [],
         license=_license_of(path),
+        copies=list(copies),
     )
 
 

@@ -107,6 +107,9 @@ def _check_names(config: DictConfig) -> None:
         value = plain(config, key)
         if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
             raise UserError(f"is {value!r}, which is no name", where=key, hint=f"give one: {key}=NAME")
+        if key == "name" and (str(value).startswith("/") or {".", ".."} & set(str(value).split("/"))):
+            what = f"is {value!r}: a name's folder lies below runs/"
+            raise UserError(what, where=key, hint="give another; run_dir= takes a folder anywhere")
         config[key] = str(value)
     seed = plain(config, "seed")
     if type(seed) is not int or not 0 <= seed < 2**63:

@@ -18,6 +18,7 @@ from hdm_lightning.encoders.text import MAX_TOKENS
 from hdm_lightning.errors import UserError, did_you_mean, first_line
 from hdm_lightning.json_files import require_shallow
 from hdm_lightning.models import XUTConfig
+from hdm_lightning.regular_files import read_regular
 from hdm_lightning.training.composition import OF_HYDRA, parse
 from hdm_lightning.training.former_keys import present_spelling
 from hdm_lightning.training.stages import Guard, Hardware, Interval, Schedule, Validation, settings
@@ -98,9 +99,7 @@ def is_training(file: Path) -> bool:
 def _parsed(file: Path) -> dict[str, Any]:
     """The values of a YAML file as they are written."""
     try:
-        if file.stat().st_size > LARGEST_BYTES:
-            raise UserError(f"is larger than {LARGEST_BYTES} bytes", where=str(file), hint=WHERE_FROM)
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, LARGEST_BYTES).decode("utf-8")
         if not text.strip():
             raise UserError("is empty", where=str(file), hint=RESTORE)
         require_shallow(text)
@@ -212,7 +211,14 @@ def recorded_settings(file: Path) -> TrainSettings:
     Raises:
         UserError: as `read_recorded`, or naming the key that is wrong.
     """
-    return train_settings_from(read_recorded(file))
+    recorded = read_recorded(file)
+    try:
+        found = train_settings_from(recorded)
+    except UserError as error:
+        raise UserError(f"{error.where}: {error.what}", where=str(file), hint=RESTORE) from error
+    if not found.schedule.stages:
+        raise UserError("schedule.stages: there is none, and every run has some", where=str(file), hint=RESTORE)
+    return found
 
 
 def model_config_from(model: Mapping[str, Any]) -> XUTConfig:

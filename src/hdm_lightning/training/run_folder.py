@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import object_or_empty, read_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.training.checkpoint_io import checkpoint_path, checkpoints_in, is_intact
 from hdm_lightning.training.stages import StagePlan
 from hdm_lightning.whole_files import disk_full_error, is_disk_full, write_json
@@ -96,22 +98,37 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
     """Find out before anything is trained whether the run's files can be written.
 
     Raises:
-        UserError: naming the folder that no file can be made in, or the file that cannot be continued.
+        UserError: naming the folder that no file can be made in or that is a link to another place, or the file that
+            cannot be continued.
     """
     folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
+    _refuse_links(run_dir, [*folders[1:], run_dir / FINAL])
     for folder in dict.fromkeys(_nearest(folder) for folder in folders):
         try:
             with tempfile.TemporaryFile(dir=folder) as trial:
                 trial.write(b"x")
         except OSError as error:
             raise _unwritable(folder, error) from error
+    for file in (run_dir / CONFIG, run_dir / ENVIRONMENT, *(plan.folder(run_dir) / DONE for plan in plans)):
+        if file.exists() and not file.is_file():
+            what = "is no file, and the run writes one there"
+            raise UserError(what, where=str(file), hint="move it away, or choose another run_dir=")
     # Not the lock's file: who closes it frees the lock.
     for file in (run_dir / LEDGER, *(plan.folder(run_dir) / REWINDS for plan in plans)):
         try:
             if file.exists() and not file.is_symlink():
-                os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC))
+                os.close(os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
             raise _unwritable(file, error) from error
+
+
+def _refuse_links(run_dir: Path, folders: Iterable[Path]) -> None:
+    """Raise UserError where a folder of a run that somebody may have sent leads elsewhere: a run writes in its own."""
+    for folder in folders:
+        if folder.is_symlink() and not folder.resolve().is_relative_to(run_dir.resolve()):
+            what = f"is a link to {in_one_line(os.path.realpath(folder))}, and a run writes into its own folder alone"
+            hint = f"move what the link leads to here; for another disk choose run_dir= there, or make {run_dir} a link"
+            raise UserError(what, where=str(folder), hint=hint)
 
 
 def _nearest(folder: Path) -> Path:

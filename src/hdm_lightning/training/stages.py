@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field
 from hdm_lightning.errors import UserError
 
 Kind = TypeVar("Kind")
+MOST_RESOLUTION = 1 << 14
+"""Pixels; the sides of images that decoders take at all end there."""
 Count = Annotated[int, Field(gt=0)]
 Interval = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -122,7 +124,7 @@ class BasicStageSettings:
         save_every: samples between checkpoints; 0 means by time and at the stage's end only.
     """
 
-    resolution: Count
+    resolution: Annotated[int, Field(gt=0, le=MOST_RESOLUTION)]
     samples: Count
     batch_size: Count
     micro_batch_size: Count

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from hdm_lightning.json_files import object_or_empty, require_shallow
+from hdm_lightning.json_files import LARGEST_BYTES, object_or_empty, require_shallow
+from hdm_lightning.regular_files import read_regular
 from hdm_lightning.training import run_folder
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.whole_files import write_atomically
@@ -164,7 +165,7 @@ def _parsed(text: str) -> Any:
 
 def _overrides(folder: Path) -> dict[str, str]:
     try:
-        text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        text = read_regular(folder / ".hydra" / "overrides.yaml", LARGEST_BYTES).decode("utf-8")
         require_shallow(text)
         lines = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):

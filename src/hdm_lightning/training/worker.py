@@ -23,7 +23,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from hdm_lightning.data.worker_processes import is_dead_worker
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, memory_error
 from hdm_lightning.printable import in_one_line
 from hdm_lightning.training import hardware, run_folder, world
 from hdm_lightning.training.callbacks.stop_on_signal import StoppedBySignal, stop_if_asked
@@ -33,6 +33,10 @@ from hdm_lightning.training.stop_request import STOP
 from hdm_lightning.training.strategies import processes
 from hdm_lightning.whole_files import disk_full_error, is_disk_full, is_link_error, link_error, no_follow
 
+LESS = (
+    "lower the stage's micro_batch_size, which costs some speed, or set its activation_checkpointing; "
+    "hdm-plan tells what fits. The same command resumes from the last checkpoint"
+)
 PATIENCE_S = 30.0
 """How long a start waits for one that is at work: a killed one takes a moment to die, a stopped one to save."""
 POLL_S = 0.1
@@ -226,6 +230,8 @@ def working(config: DictConfig) -> Iterator[Outcome]:
                     "free memory, or take fewer: data.num_workers=N; the same command resumes from the last checkpoint"
                 )
                 raise UserError(in_one_line(str(error)), where="data.num_workers", hint=hint) from error
+            if spent := memory_error(error, hint=LESS):
+                raise spent from error
             raise
         if several:  # not after a failure, where it would wait for processes that are gone
             dist.destroy_process_group()

@@ -11,6 +11,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from hdm_lightning.cli import shards as shards_command
 from hdm_lightning.data.captions import CaptionRules, TagGrammar
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
@@ -146,6 +147,47 @@ def test_a_journal_deletes_nothing_but_shards_of_its_folder(pictures, tmp_path):
     build_folder(pictures, out, samples_per_shard=8, processes=1)
     assert (tmp_path / "precious.tar").read_bytes() == b"mine" and not (out / "shard-00099.tar").exists()
     assert (out / "notes.txt").read_bytes() == b"mine" and (out / "index.json").is_file()
+
+
+@pytest.mark.parametrize("change", ["emptied", "cut", "another"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_finished_shard_that_has_changed_since_is_told_by_the_build_and_written_again_as_it_says(
+    pictures, tmp_path, change, indexed
+):
+    build = partial(build_folder, pictures, tmp_path / "out", samples_per_shard=8, processes=1)
+    build()
+    shard, other = (tmp_path / "out" / f"shard-0000{number}.tar" for number in (1, 3))
+    content = shard.read_bytes()
+    shard.write_bytes({"emptied": b"", "cut": content[: len(content) // 2], "another": other.read_bytes()}[change])
+    if not indexed:
+        (tmp_path / "out" / "index.json").unlink()
+        with pytest.raises(UserError, match="samples, and") as caught:
+            build()
+        assert caught.value.where == str(shard)
+        shard.unlink()  # as it says
+        build()
+        assert shard.read_bytes() == content
+    else:
+        assert build().samples == 23  # the index has its length and its hash: a training, `verify` and `stats` tell
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "device", "where nothing can be", "long", "loop", "pipe"])
+@pytest.mark.parametrize("command", ["build folder", "build kohya", "index", "filter"])
+def test_a_place_where_no_folder_can_be_is_named(pictures, tmp_path, capsys, kind, command):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    outs = {"device": "/dev/null", "where nothing can be": "/proc/x/y", "below a file": tmp_path / "file" / "x"}
+    out = str(outs.get(kind, tmp_path / ("n" * 300 if kind == "long" else kind)))
+    build_folder(pictures, tmp_path / "shards", processes=1)
+    source = str(tmp_path / "shards") if command in ("index", "filter") else str(pictures)
+    words = [*command.split(), source, "--out", out]
+    words += ["--processes", "1"] if "build" in command else []
+    words = ["index", "http://127.0.0.1:9/{0..1}.tar", "--out", out] if command == "index" else words
+    assert shards_command.main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "hint: " in told
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_another_build_in_the_same_folder_is_refused(kit, pictures, tmp_path):

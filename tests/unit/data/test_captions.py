@@ -134,6 +134,31 @@ def test_unusable_captions_are_faults(members, reason):
             call()
 
 
+WEIGHTS = ("NaN", "Infinity", "-Infinity", "1e999", "1e308", "-1", "-1e-300", "1" + "0" * 20, '"3"', "true", "[]", "{}")
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_weight_that_nothing_can_be_drawn_by_is_a_fault_that_names_it(weight, others):
+    """Two of the largest number are infinite together, and NaN is in no order: always the same caption would come."""
+    for place in range(others + 1):
+        captions = ['{"text": "good", "weight": 1}'] * others
+        captions.insert(place, f'{{"text": "odd", "weight": {weight}}}')
+        record = f'{{"captions": [{", ".join(captions)}]}}'.encode()
+        for call in (CaptionRules().first, lambda members: CaptionRules().choose(members, Draws(0))):
+            with pytest.raises(SampleFault, match=r"a caption's weight is .*, not 0 to 1e"):
+                call({"json": record})
+
+
+def test_the_largest_and_the_smallest_weights_are_drawn_by():
+    record = (
+        '{"captions": [{"text": "often", "weight": 1e9}, {"text": "seldom", "weight": 1e-300}, {"text": "as often", '
+    )
+    record += '"weight": 1e9}]}'
+    drawn = [CaptionRules().choose({"json": record.encode()}, Draws(seed)) for seed in range(200)]
+    assert 70 < drawn.count("often") < 130 and drawn.count("often") + drawn.count("as often") == 200
+
+
 def test_half_a_surrogate_pair_never_reaches_the_tokenizer():
     members = {"json": b'{"caption": "x \\ud800 y"}'}
     assert CaptionRules().first(members) == "x y"

@@ -21,6 +21,8 @@ from mutations import ODD
         (lambda kit: kit.stream_config("x", window=-1), "data.window"),
         (lambda kit: kit.stream_config("x", workers=-1), "data.workers"),
         (lambda kit: kit.stream_config("x", max_bad_share=1.5), "data.max_bad_share"),
+        (lambda kit: kit.stream_config("x", cache_gb=float("nan")), "data.cache_gb"),
+        (lambda kit: kit.stream_config("x", memory_cache_gb=-1.0), "data.memory_cache_gb"),
         (lambda kit: CaptionRules(prefer="yaml"), "data.captions.prefer"),
         (lambda kit: CaptionRules(drop=-0.1), "data.captions.drop"),
         (lambda kit: TagGrammar(tag=""), "data.captions.tags"),

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from hdm_lightning.data import worker_processes
+from hdm_lightning.data.datamodule import ShardDataModule
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.errors import UserError
@@ -26,6 +27,23 @@ def test_configs_and_plans_can_be_sent_to_spawned_workers(kit, shards):
     copy = pickle.loads(pickle.dumps(plan))
     assert [copy.locate(p).key for p in range(300)] == [plan.locate(p).key for p in range(300)]
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_far_more_workers_than_cores_are_told_and_what_is_told_is_not(kit, shards, monkeypatch):
+    """64 workers on two cores took two minutes for 64 samples, without a word."""
+    for cores in (1, 2, 16):
+        monkeypatch.setattr(worker_processes, "available_cores", lambda cores=cores: cores)
+        for workers in (0, 1, 2, 4, 8, 9, 64, 65):
+            for ranks in (1, 2, 4):
+                told = worker_processes.crowding(workers, ranks)
+                assert bool(told) == (workers * ranks > 4 * cores)
+                if told:
+                    assert f"{workers} data workers" in told
+                    fewer = int(re.search(r"data\.num_workers=(\d+)", told)[1])
+                    assert fewer <= workers and not (cores >= ranks and worker_processes.crowding(fewer, ranks))
+    monkeypatch.setattr(worker_processes, "available_cores", lambda: 2)
+    module = ShardDataModule(str(shards), resolution=8, batch_size=4, tokenizer=kit.letters, num_workers=64)
+    assert "64 data workers share 2 cores" in module.notes()[-1]
 
 
 def test_workers_end_with_their_iterator(kit, shards):

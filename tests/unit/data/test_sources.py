@@ -1,6 +1,7 @@
 """Where the stream's samples come from: several sources, their weights, limits, and data that have changed."""
 
 import json
+import time
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.errors import UserError
 
 
@@ -61,6 +63,23 @@ def test_urls_may_be_folders_shards_and_brace_patterns(kit, shards):
     ):
         with pytest.raises(UserError, match=what):
             keys(f"{shards}/{mistake}")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("{0..999999999999}", "{000..999}{000..999}{000..999}", "{0..-9999999}", "{1..2000000..3}"),
+        *("{" + "9" * 5000 + "..1}", "{0.." + "9" * 50 + "}", "{a,b}" * 40, "{a..z}" * 9, "{x,{0..9999999}}"),
+    ],
+)
+def test_patterns_of_more_shards_than_any_set_has_are_refused_before_they_are_laid_out(pattern):
+    begin = time.process_time()
+    with pytest.raises(UserError, match="names more than 1,000,000 shards"):
+        for _ in expanded(f"http://localhost/{pattern}.tar"):
+            pass
+    assert time.process_time() - begin < 5
+    assert len(list(expanded("x/{00000..09999}{a,b}.tar"))) == 20_000
+    assert len(list(expanded("{x/{000..999},y/{000..999}}.tar"))) == 2_000
 
 
 def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):

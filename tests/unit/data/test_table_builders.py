@@ -258,6 +258,26 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(table, tmp_pat
         build(table, tmp_path / "out")
 
 
+def test_a_column_that_is_there_twice_is_refused(kit, tmp_path):
+    columns = [pa.array([kit.coloured(1)]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["picture", "text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="2 columns 'text'"):
+        build(tmp_path / "t.parquet", tmp_path / "out")
+
+
+@pytest.mark.parametrize("rows", [3, 11, 13, 40])
+def test_a_table_of_another_number_of_rows_is_built_again_whatever_its_time_and_size_say(kit, table, tmp_path, rows):
+    build(table, tmp_path / "out")
+    state = ParquetTable([str(table)], PICTURES).state
+    columns = {"picture": [kit.coloured(13 + row) for row in range(rows)], "text": ["new"] * rows}
+    write(table / "1.parquet", columns, row_group_size=5)
+    changed = ParquetTable([str(table)], PICTURES)
+    changed.state = state
+    build_rows(changed, tmp_path / "out", PICTURES, samples_per_shard=7, threads=1)
+    captions = [members["txt"] for members in members_of(tmp_path / "out").values()]
+    assert len(captions) == 13 + rows and captions[21:] == [b"new"] * max(0, rows - 8)
+
+
 def data_set(kit, folder):
     """A folder as `datasets` writes it: 25 rows in two files, features that say which column holds images."""
     import datasets

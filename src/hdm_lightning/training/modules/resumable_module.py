@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from hdm_lightning.errors import UserError
 from hdm_lightning.training.optimization.moments import keep_settings
 
 _STATES = ("ready", "started", "processed", "completed")
@@ -342,6 +343,16 @@ def plain_learning_rate(optimizer: Optimizer, base: float) -> float:
 
 
 def call_optimizer(factory: OptimizerFactory, groups: list[Any], *, fused: bool) -> Optimizer:
-    """The optimizer over parameter groups; where it can be fused and its factory does not say, `fused` says."""
+    """The optimizer over parameter groups; where it can be fused and its factory does not say, `fused` says.
+
+    Raises:
+        UserError: it refuses a value, such as `eps`.
+    """
     can = "fused" in inspect.signature(factory).parameters and "fused" not in getattr(factory, "keywords", {})
-    return factory(groups, **({"fused": fused} if can else {}))
+    try:
+        return factory(groups, **({"fused": fused} if can else {}))
+    except UserError:
+        raise
+    except ValueError as error:
+        hint = "change the key that it names; `--explain optimizer` shows them"
+        raise UserError(f"is refused: {error}", where="optimizer", hint=hint) from error
