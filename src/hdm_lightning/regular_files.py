@@ -9,8 +9,11 @@ from pathlib import Path
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
     """The descriptor of a local file; an opener for `open`, too. Raises OSError: it cannot be read, or is none."""
     handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)  # a pipe without a writer would hold us up
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.ENXIO, "not a regular file", path)
     return handle
 

@@ -6,7 +6,7 @@ import pytest
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.composition import parse
-from hdm_lightning.training.stages import StageSettings, plan_stages
+from hdm_lightning.training.stages import Hardware, StageSettings, plan_stages
 
 
 def stage(**changes):
@@ -66,3 +66,15 @@ def test_a_stage_name_that_hydra_cannot_override_is_refused():
 def test_an_empty_schedule_is_refused():
     with pytest.raises(UserError, match="no stage"):
         plan_stages(schedule(), world_size=1)
+
+
+@pytest.mark.parametrize("threads", [-1, 1025, 100_000, 1 << 70])
+def test_more_threads_than_a_system_starts_are_refused_where_torch_would_crash(threads):
+    with pytest.raises(ValueError, match="threads"):
+        Hardware(threads=threads)
+
+
+@pytest.mark.parametrize("resolution", [0, -16, 16_400, 10**6, 10**30])
+def test_resolutions_that_no_image_has_are_refused(resolution):
+    with pytest.raises(ValueError, match="resolution"):
+        StageSettings(resolution=resolution, samples=8, batch_size=8, micro_batch_size=8, learning_rate=0.1)

@@ -277,7 +277,7 @@ def captions_under(value: object, key: str) -> list[Caption]:
             continue
         if not isinstance(text, str):
             raise SampleFault("undecodable JSON record: a caption is no text")
-        if not _is_weight(weight):
+        if not is_weight(weight):
             told = in_one_line(str(weight))[:40]
             raise SampleFault(f"undecodable JSON record: a caption's weight is {told}, not 0 to {MOST_WEIGHT:g}")
         _require_short(len(text))
@@ -295,7 +295,7 @@ def _require_weights(kinds: object, where: str) -> None:
     if not isinstance(kinds, Mapping):
         raise UserError(f"is {kinds!r}", where=where, hint="give names with numbers, {long: 0.7, txt: 0.3}")
     for kind, weight in kinds.items():
-        if not _is_weight(weight):
+        if not is_weight(weight):
             raise UserError(
                 f"is {str(weight)[:80]}", where=f"{where}.{kind}", hint=f"give 0 or more, up to {MOST_WEIGHT:g}"
             )
@@ -304,7 +304,7 @@ def _require_weights(kinds: object, where: str) -> None:
         raise UserError("no kind of caption has a positive weight", where=where, hint=hint)
 
 
-def _is_weight(value: object) -> TypeGuard[float]:
+def is_weight(value: object) -> TypeGuard[float]:
     """Whether it is a number that weights can be: not NaN, not infinite, not below 0."""
     return _is_number(value) and 0 <= value <= MOST_WEIGHT
 

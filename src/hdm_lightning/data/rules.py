@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from hdm_lightning.data.captions import CaptionRules
+from hdm_lightning.data.captions import MOST_WEIGHT, CaptionRules, is_weight
 from hdm_lightning.data.crops import Buckets, CropRules
 from hdm_lightning.data.shard_bytes import is_local
 from hdm_lightning.errors import UserError, did_you_mean
@@ -65,6 +65,10 @@ def _source(entry: Any, where: str) -> Source:
         return Source(urls=(_tidy(entry),))
     if not isinstance(entry, Mapping) or "urls" not in entry or set(entry) - {"urls", "weight", "index"}:
         raise UserError(f"{entry!r} is no source", where=where, hint="give a folder, or {urls: …, weight: …}")
+    weight = entry.get("weight")
+    if weight is not None and not is_weight(weight):
+        hint = f"give a number up to {MOST_WEIGHT:g}, or none for any source"
+        raise UserError(f"is {str(weight)[:80]}", where=f"{where}.weight", hint=hint)
     urls = entry["urls"]
     several = [urls] if isinstance(urls, str | os.PathLike) else urls
     return Source(tuple(map(_tidy, several)), entry.get("weight"), entry.get("index"))

@@ -14,6 +14,8 @@ from hdm_lightning.errors import UserError
 Kind = TypeVar("Kind")
 MOST_RESOLUTION = 1 << 14
 """Pixels; the sides of images that decoders take at all end there."""
+MOST_THREADS = 1024
+"""Of a process; torch crashes where the system starts no more."""
 Count = Annotated[int, Field(gt=0)]
 Interval = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,7 +49,7 @@ class Hardware:
     compile: bool = False
     compile_cache: bool = False
     float8: bool = False
-    threads: Interval = 0
+    threads: Annotated[int, Field(ge=0, le=MOST_THREADS)] = 0
     usd_per_device_hour: NotNegative = 0.0
     peak_tflops: Positive | None = None
     compress_gradients: bool = False

@@ -9,7 +9,7 @@ import pytest
 
 from hdm_lightning.data.captions import CaptionRules
 from hdm_lightning.data.crops import Buckets, CropRules
-from hdm_lightning.data.rules import Source
+from hdm_lightning.data.rules import Source, sources_from
 from hdm_lightning.data.sample_plan import Plan
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
@@ -80,6 +80,13 @@ def test_patterns_of_more_shards_than_any_set_has_are_refused_before_they_are_la
     assert time.process_time() - begin < 5
     assert len(list(expanded("x/{00000..09999}{a,b}.tar"))) == 20_000
     assert len(list(expanded("{x/{000..999},y/{000..999}}.tar"))) == 2_000
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1, 1e10, 10**400, "3", True, [1]])
+def test_a_source_s_weight_that_no_share_can_be_of_is_named(weight):
+    with pytest.raises(UserError) as caught:
+        sources_from(["a", {"urls": "b", "weight": weight}], "data.train")
+    assert caught.value.where == "data.train[1].weight" and caught.value.hint
 
 
 def test_a_checkpoint_notices_that_the_data_have_changed(kit, tmp_path):
