@@ -115,6 +115,10 @@ class AspectCounts:
         self._counts += counts
         return self._shared_out(counts, self.shapes)
 
+    def include(self, others: "AspectCounts") -> None:
+        """Add what was counted of other images by the same shapes."""
+        self._counts += others._counts
+
     def nearest_to(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
         """How many of all images are nearest to each of some of the shapes, (len(shapes),)."""
         return self._shared_out(self._counts, shapes)

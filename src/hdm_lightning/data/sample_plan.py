@@ -1,7 +1,7 @@
 """The endless order of all samples of a stream: the shards of its sources, their mixture and, if wanted, buckets."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -128,14 +128,23 @@ def _numbers(chosen: NDArray[np.bool_]) -> Rows:
     return np.flatnonzero(chosen).astype(np.int32)
 
 
-def planned_shards(source: Source, crop: CropRules, resolution: int) -> Sequence[PlannedShard]:
-    """The shards of a source with the samples that the crop rules accept; plans of one process share them.
+class PlannedSource(NamedTuple):
+    """The shards of a source with the samples that the crop rules accept."""
+
+    shards: tuple[PlannedShard, ...]
+    images: AspectCounts  # of all its planned samples; empty without buckets
+    nearest: tuple[Integers, ...]  # how many samples of each shard are nearest to each of the buckets' shapes
+
+
+def planned_source(source: Source, crop: CropRules, resolution: int) -> PlannedSource:
+    """The samples of a source that the crop rules accept; plans of one process share them.
 
     Raises:
         UserError: an index is missing or cannot be read, or no sample may be used.
     """
     states = tuple(state_of(place) for place in places_of(source))
-    return _planned(source, _limits(crop), crop.buckets is not None, resolution, states)
+    shapes = () if crop.buckets is None else crop.buckets.shapes(resolution)
+    return _planned(source, _limits(crop), shapes, resolution, states)
 
 
 def _limits(crop: CropRules) -> CropRules:
@@ -153,24 +162,27 @@ def _sparing(shards: Iterable[PlannedShard]) -> Iterator[PlannedShard]:
 
 @lru_cache(maxsize=4)
 def _planned(
-    source: Source, limits: CropRules, only_known: bool, resolution: int, states: tuple[State, ...]
-) -> tuple[PlannedShard, ...]:
-    shards = []
+    source: Source, limits: CropRules, shapes: tuple[Shape, ...], resolution: int, states: tuple[State, ...]
+) -> PlannedSource:
+    kept, images, nearest = [], AspectCounts(shapes), []
     resolved = resolve(source)
     if not any(record.samples for _, record in resolved):
         raise no_samples((record for _, record in resolved), ", ".join(source.urls))
-    accepted = Accepted(limits, resolution, only_known)
+    accepted = Accepted(limits, resolution, only_known=bool(shapes))
     for shard in _sparing(PlannedShard.whole(url, record) for url, record in resolved):
-        count = int(np.count_nonzero(accepted.mask(*shard.shapes())))
-        shards.append(shard if count == shard.samples else replace(shard, samples=count, choice=accepted))
-    kept = tuple(shard for shard in shards if shard.samples)
+        height, width = shard.shapes()
+        chosen = accepted.mask(height, width)
+        if count := int(np.count_nonzero(chosen)):
+            kept.append(shard if count == shard.samples else replace(shard, samples=count, choice=accepted))
+            if shapes:
+                nearest.append(images.add(height[chosen], width[chosen]))
     if not kept:
         raise UserError(
             "no sample of this source may be used",
             where=", ".join(source.urls),
             hint="its images are beyond the limits of data.crop (min_size_px, max_upscale, max_aspect): widen them",
         )
-    return kept
+    return PlannedSource(tuple(kept), images, tuple(nearest))
 
 
 def source_weights(sources: Sequence[Source], planned: Sequence[Sequence[PlannedShard]]) -> list[float]:
@@ -252,7 +264,8 @@ class Plan:
             raise UserError("there is no source", where="data.train", hint="name at least one folder of shards")
         self.sources = places = [at_resolution(source, config.resolution) for source in config.sources]
         self.latents = common_latents(places)
-        sources = [planned_shards(source, config.crop, config.resolution) for source in places]
+        planned = [planned_source(source, config.crop, config.resolution) for source in places]
+        sources = [each.shards for each in planned]
         weights = source_weights(config.sources, sources)
         self.samples = sum(shard.samples for shards in sources for shard in shards)
         self.fingerprint = _fingerprint(sources, weights, config)
@@ -262,7 +275,7 @@ class Plan:
             square = (config.resolution, config.resolution)
             self._mixed = [self._mix(square, sources, weights, config)]
         else:
-            self._mixed = self._mix_buckets(config.crop.buckets, sources, weights, config)
+            self._mixed = self._mix_buckets(config.crop.buckets, planned, weights, config)
 
     def locate(self, position: int) -> Place:
         """Where the sample of a global position is found."""
@@ -324,13 +337,13 @@ class Plan:
     def _mix_buckets(
         self,
         buckets: Buckets,
-        sources: Sequence[Sequence[PlannedShard]],
+        sources: Sequence[PlannedSource],
         weights: Sequence[float],
         config: StreamConfig,
     ) -> list[_Mixed]:
         """One mixture a bucket; a bucket's share of a pass is what the weights of the sources make of it."""
         parted = _parted(config, buckets, sources)
-        totals = [sum(shard.samples for shard in shards) for shards in sources]
+        totals = [sum(shard.samples for shard in source.shards) for source in sources]
         unit = self.samples / sum(weights)
         mixed, sizes = [], []
         for shape, per_source in parted.items():
@@ -343,18 +356,18 @@ class Plan:
 
 
 def _parted(
-    config: StreamConfig, buckets: Buckets, sources: Sequence[Sequence[PlannedShard]]
+    config: StreamConfig, buckets: Buckets, sources: Sequence[PlannedSource]
 ) -> dict[Shape, list[list[PlannedShard]]]:
     """For each shape in use, the shards of each source with the samples of that shape."""
     images = AspectCounts(buckets.shapes(config.resolution))
-    counts = [_per_shard(shards, images.add) for shards in sources]
+    for each in sources:
+        images.include(each.images)
     shapes = buckets.shapes_in_use(images)
-    if shapes != images.shapes:
-        counts = [_per_shard(shards, AspectCounts(shapes).add) for shards in sources]
+    counts = [each.nearest if shapes == images.shapes else _nearest(each.shards, shapes) for each in sources]
     accepted = Accepted(_limits(config.crop), config.resolution, only_known=True)
     parted: dict[Shape, list[list[PlannedShard]]] = {shape: [[] for _ in sources] for shape in shapes}
-    for source, (shards, per_shard) in enumerate(zip(sources, counts, strict=True)):
-        for shard, of_shapes in zip(shards, per_shard, strict=True):
+    for source, per_shard in enumerate(counts):
+        for shard, of_shapes in zip(sources[source].shards, per_shard, strict=True):
             for number, (shape, count) in enumerate(zip(shapes, of_shapes.tolist(), strict=True)):
                 if count:
                     choice = shard.choice if count == shard.samples else OfShape(accepted, buckets, shapes, number)
@@ -362,9 +375,10 @@ def _parted(
     return parted
 
 
-def _per_shard(shards: Iterable[PlannedShard], count: Callable[[Integers, Integers], Integers]) -> list[Integers]:
-    """What is counted of the sizes of each shard's planned samples."""
-    return [count(*shard.shapes()) for shard in _sparing(shards)]
+def _nearest(shards: Iterable[PlannedShard], shapes: Sequence[Shape]) -> Sequence[Integers]:
+    """How many of each shard's planned samples are nearest to each shape."""
+    images = AspectCounts(shapes)
+    return [images.add(*shard.shapes()) for shard in _sparing(shards)]
 
 
 def _fingerprint(sources: Sequence[Sequence[PlannedShard]], weights: Sequence[float], config: StreamConfig) -> str:

@@ -128,10 +128,11 @@ def test_images_are_shared_out_among_some_shapes_as_if_each_was_looked_at(step, 
     """Shards of images added one after the other, and what is counted of each."""
     random, buckets = np.random.default_rng(step), Buckets(step, aspect, 1)
     shapes = buckets.shapes(256)
-    images, sizes = AspectCounts(shapes), random.integers(1, limit, (5, 2, 700))
-    for height, width in sizes:
+    images, others, sizes = AspectCounts(shapes), AspectCounts(shapes), random.integers(1, limit, (5, 2, 700))
+    for number, (height, width) in enumerate(sizes):
         own = np.bincount(buckets.nearest(height, width, shapes), minlength=len(shapes))
-        assert np.array_equal(images.add(height, width), own)
+        assert np.array_equal((others if number < 2 else images).add(height, width), own)
+    images.include(others)
     height, width = sizes.transpose(1, 0, 2).reshape(2, -1)
     for _ in range(20):
         some = [each for each in shapes if random.random() < 0.5] or shapes[:1]
