@@ -172,7 +172,7 @@ def test_the_report_names_the_stages_and_what_does_not_fit():
     console = Console(width=120, record=True)
     console.print(planned().report)
     text = console.export_text()
-    for word in ("px256", "px1024", "images/s", "peak", "binds", "micro_batch_size=", "latents and captions"):
+    for word in ("px256", "px1024", "images/s", "peak", "binds", "micro_batch_size=", "padded text states"):
         assert word in text
 
 

@@ -127,7 +127,8 @@ def _settings(config: Path) -> TrainSettings | None:
     try:
         return recorded_settings(config) if is_training(config) else None
     except UserError as error:
-        raise UserError(f"is no hdm-train configuration: {error}", where=str(config)) from error
+        wrong = str(error).removeprefix(f"{config}: ")
+        raise UserError(f"is no hdm-train configuration: {wrong}", where=str(config)) from error
 
 
 def _refuse_autoencoder(path: Path) -> None:
