@@ -274,7 +274,7 @@ def draw(analysis: dict[str, Any], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("change of log pixel error (left is better), 95% interval")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
