@@ -151,6 +151,15 @@ def test_of_copies_none_of_which_is_the_usual_one_none_is_taken(bare, tmp_path, 
     assert all(torch.equal(found[each], other[each]) for each in bare if each != "time_emb.freqs")
 
 
+def test_another_model_beside_a_network_is_no_copy_of_it(bare, tmp_path):
+    """Its names begin as an XUT's may, as an image encoder's with `patch_embedding`, and it has as many."""
+    path = tmp_path / "both.pt"
+    beside = {f"vision.{name}": torch.ones(1) for name in ("patch_embedding.weight", *map(str, range(len(bare))))}
+    torch.save({f"diffusion.{name}": tensor for name, tensor in bare.items()} | beside, path)
+    release = read_release(path)
+    assert equal(release.network.state_dict(), network().state_dict()) and release.copies == ()
+
+
 @pytest.mark.parametrize("dtype", [*FLOAT8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("target", ["float32", "float16", "bfloat16"])
 def test_every_precision_is_cast_to_every_other(bare, tmp_path, dtype, target):

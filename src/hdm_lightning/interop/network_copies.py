@@ -55,8 +55,8 @@ def told(path: str | Path, copies: Iterable[str]) -> str:
 
 def _require_one(prefixes: list[str], names: Iterable[str], where: str) -> None:
     """Raise UserError where networks of which none is the usual one are copies of each other."""
-    sizes = {len(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes}
-    if len(prefixes) > 1 and 2 * min(sizes) >= max(sizes):
+    own = [set(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes]
+    if len(own) > 1 and 2 * len(set.intersection(*own)) >= max(map(len, own)):
         known = ", ".join(each.rstrip(".") for each in prefixes)
         hint = f"take one out: hdm-convert {where} OUT --copy {prefixes[0].rstrip('.')}"
         raise UserError(f"there are several networks, under {known}", where=where, hint=hint)
