@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 
 from torch import Tensor
@@ -56,7 +57,7 @@ def told(path: str | Path, copies: Iterable[str]) -> str:
 def _require_one(prefixes: list[str], names: Iterable[str], where: str) -> None:
     """Raise UserError where networks of which none is the usual one are copies of each other."""
     own = [set(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes]
-    if len(own) > 1 and 2 * len(set.intersection(*own)) >= max(map(len, own)):
+    if any(2 * len(one & other) >= max(len(one), len(other)) for one, other in combinations(own, 2)):
         known = ", ".join(each.rstrip(".") for each in prefixes)
         hint = f"take one out: hdm-convert {where} OUT --copy {prefixes[0].rstrip('.')}"
         raise UserError(f"there are several networks, under {known}", where=where, hint=hint)
