@@ -127,7 +127,7 @@ def _refuse_links(run_dir: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if folder.is_symlink() and not (folder.resolve().is_relative_to(run_dir.resolve()) or _is_own_link(folder)):
             what = (
-                f"is a link to {in_one_line(os.path.realpath(folder))}, which holds other things or is another user's"
+                f"is a link to {in_one_line(os.path.realpath(folder))}: another user's, or to a folder of other things"
             )
             hint = f"move what the link leads to here; for another disk choose run_dir= there, or make {run_dir} a link"
             raise UserError(what, where=str(folder), hint=hint)

@@ -150,7 +150,7 @@ def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
 def is_compiled(network: Callable[..., Tensor]) -> bool:
     """Whether a network or its blocks are compiled, so that batches should keep one shape."""
     whole = getattr(network, "_compiled_call_impl", None) is not None  # after `network.compile()`
-    parts = getattr(network, "modules", tuple)()  # those of a network that holds an XUT, too
+    parts: Any = getattr(network, "modules", tuple)()  # those of a network that holds an XUT, too
     return whole or any(getattr(each, "has_compiled_blocks", False) for each in parts)
 
 
