@@ -30,5 +30,5 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
     """
     with open(path, "rb", opener=open_regular) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"is larger than {most:,} bytes", str(path))
+            raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
         return file.read()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from composed import check_job, end_of, run_job, saved_in
+from composed import check_job, composed, end_of, run_job, saved_in
 from crash import crashing_at
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import job
 
 
 @pytest.fixture
@@ -201,6 +202,17 @@ def test_keys_added_to_a_finished_run_are_refused_as_changed_ones_are(toy_job, t
         with pytest.raises(UserError, match="is over and had") as caught:
             check_job(changed)
         assert caught.value.where.startswith(path.strip())
+
+
+@pytest.mark.parametrize("callbacks", [{}, {"weight_averages": None}])
+def test_a_finished_run_without_averages_is_started_again(toy_job, tmp_path, callbacks):
+    config = composed(toy_job(tmp_path / "run", px16={"samples": 8}))
+    config.callbacks = callbacks
+    assert run_job(job.check_job(config.copy())) == 0
+    job.check_job(config.copy())
+    config.callbacks = {"weight_averages": {"halflife_samples": [16]}}
+    with pytest.raises(UserError, match="is over and had"):
+        job.check_job(config)
 
 
 def test_what_a_later_version_has_brought_with_its_own_value_is_not_refused(toy_job, tmp_path):

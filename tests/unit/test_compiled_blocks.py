@@ -17,6 +17,7 @@ from hdm_lightning.models import XUTConfig
 from hdm_lightning.models.compiled_blocks import uncompiled
 from hdm_lightning.models.routing import random_keep
 from hdm_lightning.training.averaging.averages import ParameterAverages
+from hdm_lightning.training.modules.flow_step import is_compiled
 from hdm_lightning.training.strategies.parallelize import prepare_network
 from toy_run import shaken_network
 
@@ -148,3 +149,11 @@ def test_ddp_does_not_cut_a_block_s_graph(graphs):
         assert graphs.frame_count == ROUTED
     finally:
         dist.destroy_process_group()
+
+
+def test_a_network_that_holds_compiled_blocks_counts_as_compiled():
+    inner = torch.nn.Module()
+    holder = torch.nn.Sequential(inner)
+    assert not is_compiled(holder) and not is_compiled(lambda *inputs: inputs[0])
+    inner.has_compiled_blocks = True  # as `compile_blocks` leaves an XUT
+    assert is_compiled(inner) and is_compiled(holder)

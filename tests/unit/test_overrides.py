@@ -143,6 +143,12 @@ def test_a_group_takes_names_of_its_files_and_nothing_else(group, value):
     [
         *("logger=csv", "logger=[csv,tensorboard]", "logger=csv,wandb", "~logger", "model='xut_tiny'", "seed=null"),
         *("logger.tensorboard=null", "callbacks.progress=null", "init=null", "model={a: 1}", "logger=", "name=1"),
+        *(
+            "optimizer=glob(*)",
+            "optimizer=glob([a*,m*],exclude=muon)",
+            'logger="csv","wandb"',
+            "logger=choice(csv,wandb)",
+        ),
     ],
 )
 def test_other_overrides_pass(override):

@@ -209,6 +209,7 @@ def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_ru
     (run / name).parent.mkdir(parents=True)
     elsewhere.mkdir()
     linked.symlink_to(run, target_is_directory=True)
+    (elsewhere / "notes").write_text("mine")
     (run / name).symlink_to(elsewhere, target_is_directory=True)
     for folder in (run, linked):
         with pytest.raises(UserError, match="is a link to") as caught:
@@ -219,6 +220,28 @@ def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_ru
     (run / name).symlink_to(run / "inside", target_is_directory=True)
     run_folder.require_writable(run, PLANS)
     run_folder.require_writable(linked, PLANS)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("final", "model_index.json"), ("01-a", "checkpoints"), ("01-a/checkpoints", "step-00000008.ckpt"), ("final", "")],
+)
+def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: str
+) -> None:
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    (run / name).parent.mkdir(parents=True)
+    disk.mkdir()
+    if inside:
+        (disk / inside).mkdir()
+    (run / name).symlink_to(disk, target_is_directory=True)
+    run_folder.require_writable(run, PLANS)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)  # another user's run
+    with pytest.raises(UserError, match="is a link to") as caught:
+        run_folder.require_writable(run, PLANS)
+    assert caught.value.where == str(run / name)
+    assert [path.name for path in disk.iterdir()] == [inside] * bool(inside)
 
 
 def told_without_rights(run: Path) -> str:

@@ -16,6 +16,7 @@ from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop import published
 from hdm_lightning.interop.layouts import read_release
+from hdm_lightning.interop.network_copies import one_network
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
 from hdm_lightning.models import PUBLISHED, XUT, XUTConfig
 from hdm_lightning.training.initial_weights import load_initial_weights
@@ -149,6 +150,16 @@ def test_of_copies_none_of_which_is_the_usual_one_none_is_taken(bare, tmp_path, 
     assert convert([str(path), str(out), "--to", "bare", "--copy", "second"]) == 0
     found = read_tensors(out)
     assert all(torch.equal(found[each], other[each]) for each in bare if each != "time_emb.freqs")
+
+
+def test_another_model_beside_a_network_is_no_copy_of_it(bare):
+    """Its names begin as an XUT's may, as an image encoder's with `patch_embedding`, and it has as many."""
+    vision = {f"vision.{name}": torch.ones(1) for name in ("patch_embedding.weight", *map(str, range(len(bare))))}
+    both = {f"diffusion.{name}": tensor for name, tensor in bare.items()} | vision
+    found, copies = one_network(both, where="both.pt")
+    assert found.keys() == both.keys() and copies == ()
+    with pytest.raises(UserError, match="several networks"):
+        one_network(both | {f"average.{name}": tensor for name, tensor in bare.items()}, where="both.pt")
 
 
 @pytest.mark.parametrize("dtype", [*FLOAT8, torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, QuotedString
 from hydra.errors import HydraException
 
 from hdm_lightning.errors import UserError
@@ -65,11 +66,14 @@ def _require_choice(override: str) -> None:
         return
     try:
         parsed = OverridesParser.create().parse_override(override)
+        if isinstance(parsed.value(), Glob):  # of the group's own files
+            return
         values = list(parsed.sweep_iterator()) if parsed.is_choice_sweep() else [parsed.value()]
     except HydraException as error:
         raise unparsable(override) from error
     for value in values:
-        if not all(isinstance(each, str | dict) for each in (value if isinstance(value, list) else [value])):
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str | dict | QuotedString) for name in names):
             choice = f"{key}=none" if "none" in choices else f"leave it out, or choose one: {', '.join(choices)}"
             raise UserError(f"{text} is no file of this group", where=key, hint=choice)
 

@@ -115,7 +115,7 @@ class StreamConfig:
                 raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint=f"give {least} or more")
         for name in ("cache_gb", "memory_cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="give 0 or more")
+                raise UserError(f"is {getattr(self, name)}", where=f"data.{name}", hint="give gigabytes, 0 or more")
         if self.alpha not in get_args(Alpha):
             raise UserError(f"is {self.alpha!r}", where="data.alpha", hint="give white or mask")
         if not 0 <= self.max_bad_share <= 1:

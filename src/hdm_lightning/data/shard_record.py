@@ -100,9 +100,7 @@ class ShardRecord:
                 raise ValueError("samples lie beyond the end of the shard")
             key_length, check = unpack(self.key_length, self.count), unpack(self.check, self.count)
         ordinal = np.arange(self.count)
-        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(
-            self._used() if self.skip else slice(None)
-        )
+        return SampleTable(ordinal, start, size, layout, key_length, sizes, check, self.layouts).take(self._used())
 
     def _members(self) -> tuple[Integers, Integers]:
         """Layout of each sample (count,), and sizes of its members (count, most of them)."""

@@ -216,12 +216,13 @@ def _laid_out(pattern: str) -> Iterator[str]:
 
 
 def _choices(inside: str) -> int:
-    """How many there are in a brace, of numbers (or letters) from one to another or a list, or more."""
+    """How many there are in a brace, of numbers (or letters) from one to another by steps or a list, or more."""
     bounds = inside.split("..")
     if len(bounds) < 2:
         return inside.count(",") + 1
     numbers = [int(each[:30]) if re.fullmatch(r"-?\d+", each) else ord(each[0]) if each else 0 for each in bounds[:2]]
-    return abs(numbers[1] - numbers[0]) + 1
+    step = int(bounds[2][:30]) if len(bounds) == 3 and re.fullmatch(r"-?\d+", bounds[2]) else 1
+    return abs(numbers[1] - numbers[0]) // max(1, abs(step)) + 1
 
 
 def _too_many(pattern: str) -> UserError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 
 from torch import Tensor
@@ -47,18 +49,16 @@ def one_network(
 def told(path: str | Path, copies: Iterable[str]) -> str:
     """What the user of a file should know of the copies that were not read."""
     names = [each.rstrip(".") for each in copies]
-    return (
-        f"{path} holds the network more than once; not read: {', '.join(names)} "
-        f"(hdm-convert {path} OUT --copy {names[0]} writes that one)"
-    )
+    command = f"hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(names[0])}"
+    return f"{path} holds the network more than once; not read: {', '.join(names)} ({command} writes that one)"
 
 
 def _require_one(prefixes: list[str], names: Iterable[str], where: str) -> None:
     """Raise UserError where networks of which none is the usual one are copies of each other."""
-    sizes = {len(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes}
-    if len(prefixes) > 1 and 2 * min(sizes) >= max(sizes):
+    own = [set(_names(prefix, set(prefixes) - {prefix}, names)) for prefix in prefixes]
+    if any(2 * len(one & other) >= max(len(one), len(other)) for one, other in combinations(own, 2)):
         known = ", ".join(each.rstrip(".") for each in prefixes)
-        hint = f"take one out: hdm-convert {where} OUT --copy {prefixes[0].rstrip('.')}"
+        hint = f"take one out: hdm-convert {shlex.quote(where)} OUT --copy {shlex.quote(prefixes[0].rstrip('.'))}"
         raise UserError(f"there are several networks, under {known}", where=where, hint=hint)
 
 

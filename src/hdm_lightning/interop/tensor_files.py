@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shlex
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,7 +177,8 @@ def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
         return {f"{key}.{name}": tensor for key, each in named.items() for name, tensor in each.items()}
     if len(named) > 1:
         what = f"holds several sets of tensors: {', '.join(f'{key} ({len(each)})' for key, each in named.items())}"
-        hint = f"take one out: hdm-convert {path} OUT --copy {max(named, key=lambda each: len(named[each]))}"
+        largest = max(named, key=lambda each: len(named[each]))
+        hint = f"take one out: hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(largest)}"
         raise UserError(what, where=str(path), hint=hint)
     return next(iter(named.values()))
 

@@ -143,7 +143,10 @@ def _check_finished(
 ) -> None:
     """Nothing is asked of a finished run that would change its weights: it would be done without effect."""
     for group in course:
-        for key, before, present in _leaves(group, _value(began, group, ABSENT), _value(now, group)):
+        began_with, asked = _value(began, group, ABSENT), _value(now, group)
+        if began_with is ABSENT and asked is None:  # as weight averages with callbacks=none
+            continue
+        for key, before, present in _leaves(group, began_with, asked):
             if before == present or set(key.split(".")) & set(OF_THE_MACHINE):
                 continue
             if before is ABSENT and _is_default(key, present, defaults):

@@ -98,8 +98,8 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
     """Find out before anything is trained whether the run's files can be written.
 
     Raises:
-        UserError: naming the folder that no file can be made in or that is a link to another place, or the file that
-            cannot be continued.
+        UserError: naming the folder that no file can be made in or that is another's link to another place, or the
+            file that cannot be continued.
     """
     folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
     _refuse_links(run_dir, [*folders[1:], run_dir / FINAL])
@@ -125,10 +125,26 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
 def _refuse_links(run_dir: Path, folders: Iterable[Path]) -> None:
     """Raise UserError where a folder of a run that somebody may have sent leads elsewhere: a run writes in its own."""
     for folder in folders:
-        if folder.is_symlink() and not folder.resolve().is_relative_to(run_dir.resolve()):
-            what = f"is a link to {in_one_line(os.path.realpath(folder))}, and a run writes into its own folder alone"
+        if folder.is_symlink() and not (folder.resolve().is_relative_to(run_dir.resolve()) or _is_own_link(folder)):
+            what = (
+                f"is a link to {in_one_line(os.path.realpath(folder))}: another user's, or to a folder of other things"
+            )
             hint = f"move what the link leads to here; for another disk choose run_dir= there, or make {run_dir} a link"
             raise UserError(what, where=str(folder), hint=hint)
+
+
+def _is_own_link(link: Path) -> bool:
+    """Whether who trains has made a link, to a larger disk: to a folder that is empty or has what a run puts there.
+
+    Its owner alone does not tell: links that come in an archive belong to whoever unpacks it.
+    """
+    if link.lstat().st_uid != os.geteuid():
+        return False
+    try:
+        inside = os.listdir(link)
+    except OSError:  # such as of a disk that is not there: whether it can be written to is asked next
+        return True
+    return not inside or bool({CHECKPOINTS, DONE, *DESCRIPTIONS} & set(inside)) or bool(checkpoints_in(link))
 
 
 def _nearest(folder: Path) -> Path:

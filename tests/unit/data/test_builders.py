@@ -17,6 +17,7 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.parallel import ordered_map
 from hdm_lightning.data.samples import stream
+from hdm_lightning.data.verification import Problem, leave_out
 from hdm_lightning.datasets import build as shard_build
 from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
@@ -169,6 +170,14 @@ def test_a_finished_shard_that_has_changed_since_is_told_by_the_build_and_writte
         assert shard.read_bytes() == content
     else:
         assert build().samples == 23  # the index has its length and its hash: a training, `verify` and `stats` tell
+
+
+def test_samples_that_were_left_out_since_are_no_damage_to_a_build(pictures, tmp_path):
+    build = partial(build_folder, pictures, tmp_path / "out", samples_per_shard=8, processes=1)
+    build()
+    leave_out(tmp_path / "out", [Problem("shard-00001.tar", "a watermark", 2)])
+    assert build().samples == 23
+    assert [len(shard.skip) for shard in load_index(tmp_path / "out").shards] == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "device", "where nothing can be", "long", "loop", "pipe"])

@@ -150,7 +150,8 @@ def pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
 def is_compiled(network: Callable[..., Tensor]) -> bool:
     """Whether a network or its blocks are compiled, so that batches should keep one shape."""
     whole = getattr(network, "_compiled_call_impl", None) is not None  # after `network.compile()`
-    return whole or getattr(network, "has_compiled_blocks", False)
+    parts: Any = getattr(network, "modules", tuple)()  # those of a network that holds an XUT, too
+    return whole or any(getattr(each, "has_compiled_blocks", False) for each in parts)
 
 
 def fed_tokens(tokens: Tensor, lengths: Tensor, *, static: bool) -> Tensor:
