@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 from experiments.synergy.design import Planned, planned
-from experiments.synergy.effects import PRIMARY_TERMS, Effect, Fit, interactions, main_effects, over_autoencoders
+from experiments.synergy.effects import (
+    PRIMARY_TERMS,
+    Effect,
+    Fit,
+    in_words,
+    interactions,
+    main_effects,
+    over_autoencoders,
+)
 from experiments.synergy.run import BASELINE, SHARES
 
 from hdm_lightning.metrics.comparisons import holm
@@ -64,7 +72,7 @@ ENDPOINTS: dict[str, tuple[Callable[[Result], float], str]] = {
     "log latent loss": (lambda result: log_pixel_error(result, "latent_loss"), "lower"),
     "attributes right, unseen pairs": (lambda result: attributes(result, "64x64 heldout"), "higher"),
     "attributes right, seen pairs": (lambda result: attributes(result, "64x64 train"), "higher"),
-    "colour and shape right, unseen pairs": (
+    "color and shape right, unseen pairs": (
         lambda result: share_right(result, "64x64 heldout", "colour_and_shape"),
         "higher",
     ),
@@ -139,7 +147,7 @@ def costs(results: list[Result]) -> dict[str, dict[str, float]]:
     for factor in ("skips", "routing", "crop"):
         for level in dict.fromkeys(each["factors"][factor] for each in results):
             mine = [each for each in results if each["factors"][factor] == level]
-            found[f"{factor} {level}"] = {
+            found[f"{factor} {in_words(level)}"] = {
                 "operations_per_sample": statistics.mean(each["operations_per_sample"] for each in mine),
                 "training_cpu_seconds": statistics.median(each["cpu_seconds"]["training"] for each in mine),
             }

@@ -92,7 +92,7 @@ def main_effects(fit: Fit) -> list[Effect]:
     found = []
     for factor, pairs in CONTRASTS.items():
         for without, level in pairs:
-            name = f"{factor}: {level} against {without}"
+            name = f"{factor}: {in_words(level)} against {in_words(without)}"
             found.append(fit.effect(name, _mean({factor: level}) - _mean({factor: without})))
     return [each for each in found if each is not None]
 
@@ -104,7 +104,7 @@ def interactions(fit: Fit) -> list[Effect]:
         for first, second in itertools.product(_against_reference(one), _against_reference(other)):
             both = _mean({one: first[1], other: second[1]}) - _mean({one: first[0], other: second[1]})
             alone = _mean({one: first[1], other: second[0]}) - _mean({one: first[0], other: second[0]})
-            found.append(fit.effect(f"{one} {first[1]} × {other} {second[1]}", both - alone))
+            found.append(fit.effect(f"{one} {in_words(first[1])} × {other} {in_words(second[1])}", both - alone))
     return [each for each in found if each is not None]
 
 
@@ -123,6 +123,11 @@ def over_autoencoders(fit: Fit) -> Effect | None:
     mean = float(slopes.mean())
     p = t_tail(mean / (reach / t_quantile(0.975, len(blocks) - 1)), len(blocks) - 1)
     return Effect(f"eq: on against off, over {len(blocks)} autoencoder pairs", mean, mean - reach, mean + reach, p)
+
+
+def in_words(level: str) -> str:
+    """A level as tables have it."""
+    return "center" if level == "centre" else level
 
 
 def _against_reference(factor: str) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ def test_effects_and_interactions_come_out_as_they_went_in() -> None:
     assert main["skips: mirrored against last"] == pytest.approx(-0.6, abs=1e-3)
     assert main["routing: 0.5 against 0"] == pytest.approx(0.5, abs=1e-3)
     assert main["eq: on against off"] == pytest.approx(-0.7 + 0.25 / 3, abs=1e-3)
-    assert main["crop: buckets against centre"] == pytest.approx(0.125, abs=1e-3)
+    assert main["crop: buckets against center"] == pytest.approx(0.125, abs=1e-3)
     crossed = {each.name: each.value for each in effects.interactions(fit)}
     assert crossed.pop("eq on × crop buckets") == pytest.approx(0.25, abs=1e-3)
     assert max(map(abs, crossed.values())) < 1e-3
