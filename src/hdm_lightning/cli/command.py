@@ -139,10 +139,12 @@ def require_file(file: Path, where: str) -> Path:
     """The file, which can be written or replaced.
 
     Raises:
-        UserError: it is a folder, or its folder cannot be written to.
+        UserError: it is a folder, a device or a pipe, or its folder cannot be written to.
     """
     if file.is_dir():
         raise UserError(f"{file} is a folder", where=where, hint=f"give a file, such as {file / 'result.json'}")
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is a device or a pipe, and would not be replaced", where=where, hint="name a file")
     require_folder(file.parent, where)
     return file
 
