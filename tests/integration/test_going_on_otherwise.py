@@ -136,12 +136,17 @@ def test_a_run_on_white_states_keeps_them(toy_job, tmp_path):
     assert caught.value.where == "text_encoder.whiten_captions" and "8, not 0" in caught.value.what
 
 
-def test_a_stage_that_is_done_may_be_told_another_batch_size_while_another_is_to_come(interrupted):
+def test_a_stage_that_is_done_may_be_told_another_batch_size_while_another_is_to_come(interrupted, capfd):
+    """It is said that this changes nothing, once: of what bears on the weights, and not of how often is saved."""
     assert run_job(check_job(interrupted)) == 0
     stages = interrupted["schedule"]["stages"]
     stages["px24"] = {**stages["px16"], "resolution": 24}
-    stages["px16"]["batch_size"] = 16
-    check_job(interrupted)
+    stages["px16"] |= {"batch_size": 16, "save_every": 1 + stages["px16"]["save_every"]}
+    capfd.readouterr()
+    assert run_job(check_job(interrupted)) == 0
+    warnings = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: schedule.")]
+    assert len(warnings) == 1 and warnings[0].startswith("warning: schedule.stages.px16.batch_size was 8 ")
+    assert saved_in(Path(interrupted["run_dir"]), "02-px24")
 
 
 def test_a_finished_run_says_so_and_refuses_what_would_change_nothing(toy_job, tiny_shards, tmp_path, capsys):

@@ -142,20 +142,40 @@ def _check_finished(
     run_dir: Path, began: DictConfig, now: DictConfig, course: Iterable[str], defaults: dict[str, Any]
 ) -> None:
     """Nothing is asked of a finished run that would change its weights: it would be done without effect."""
-    for group in course:
+    for key, before, present in _differences(course, began, now, defaults):
+        raise UserError(
+            f"the training in {run_dir} is over and had {before}; {present} would change nothing",
+            where=key,
+            hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
+        )
+
+
+def _differences(
+    groups: Iterable[str], began: DictConfig, now: DictConfig, defaults: dict[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Each key of some groups that has to do with what is learned and has another value now: before, and now."""
+    for group in groups:
         began_with, asked = _value(began, group, ABSENT), _value(now, group)
         if began_with is ABSENT and asked is None:  # as weight averages with callbacks=none
             continue
         for key, before, present in _leaves(group, began_with, asked):
-            if before == present or set(key.split(".")) & set(OF_THE_MACHINE):
-                continue
-            if before is ABSENT and _is_default(key, present, defaults):
-                continue
-            raise UserError(
-                f"the training in {run_dir} is over and had {before}; {present} would change nothing",
-                where=key,
-                hint=f"restore it, or start another run by another name=: {run_folder.way_on(now, run_dir)}",
-            )
+            brought = before is ABSENT and _is_default(key, present, defaults)  # by a later version
+            if before != present and not brought and not set(key.split(".")) & set(OF_THE_MACHINE):
+                yield key, before, present
+
+
+def asked_too_late(config: DictConfig, plans: list[StagePlan]) -> list[str]:
+    """What is asked of stages that are over while others are still to come, in words; it has no effect any more."""
+    run_dir = Path(config.run_dir)
+    over = [plan for plan in plans if run_folder.stage_is_done(run_dir, plan)]
+    began = configuration_of(run_dir)
+    if began is None or len(over) in (0, len(plans)):
+        return []
+    now, stages = OmegaConf.create(recorded_values(config)), [plan.written_at for plan in over]
+    return [
+        f"{key} was {before} while its stage was trained, which is over: {present} changes nothing"
+        for key, before, present in _differences(stages, began, now, _defaults(plans))
+    ]
 
 
 def _defaults(plans: list[StagePlan]) -> dict[str, Any]:

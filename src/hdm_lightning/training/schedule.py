@@ -19,6 +19,7 @@ from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
+from hdm_lightning.training.continued import asked_too_late
 from hdm_lightning.training.job import recipe_of
 from hdm_lightning.training.modules.frozen_weights import put_back_frozen
 from hdm_lightning.training.recorded import recorded_text
@@ -76,6 +77,8 @@ def _check_again(run: Run) -> None:
     """Another start may have been at work in the folder since the command was checked."""
     run_folder.require_writable(run.run_dir, run.plans)
     run.recipe.check_continued(run.config, run.plans)
+    for late in asked_too_late(run.config, run.plans):
+        say(f"warning: {late}")
 
 
 def pending_stages(run: Run) -> Iterator[StagePlan]:
