@@ -107,13 +107,14 @@ class AspectCounts:
         first, second = zip(*combinations(shapes, 2), strict=True) if len(shapes) > 1 else ((), ())
         self._borders = np.unique(_borders(first, second))
         self._counts = np.zeros(len(self._borders) + 1, dtype=np.int64)
+        self._nearest = self._nearest_of(shapes)
 
     def add(self, height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count images of these sizes in pixels, (n,) each; returns how many of them are nearest to each shape."""
         places = np.searchsorted(self._borders, _ratios(height, width))
         counts = np.bincount(places, minlength=len(self._counts))
         self._counts += counts
-        return self._shared_out(counts, self.shapes)
+        return np.bincount(self._nearest, counts, minlength=len(self.shapes)).astype(np.int64)
 
     def include(self, others: "AspectCounts") -> None:
         """Add what was counted of other images by the same shapes."""
@@ -121,12 +122,12 @@ class AspectCounts:
 
     def nearest_to(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
         """How many of all images are nearest to each of some of the shapes, (len(shapes),)."""
-        return self._shared_out(self._counts, shapes)
+        return np.bincount(self._nearest_of(shapes), self._counts, minlength=len(shapes)).astype(np.int64)
 
-    def _shared_out(self, counts: NDArray[np.int64], shapes: Sequence[Shape]) -> NDArray[np.int64]:
+    def _nearest_of(self, shapes: Sequence[Shape]) -> NDArray[np.int64]:
+        """The shape that is nearest to the images between two borders, for each place that is counted."""
         beginnings = np.concatenate([[0.0], self._borders])
-        nearest = np.searchsorted(_borders(shapes, shapes[1:]), beginnings, side="right")
-        return np.bincount(nearest, counts, minlength=len(shapes)).astype(np.int64)
+        return np.searchsorted(_borders(shapes, shapes[1:]), beginnings, side="right")
 
 
 def _ratios(height: NDArray[np.int64], width: NDArray[np.int64]) -> NDArray[np.float64]:
