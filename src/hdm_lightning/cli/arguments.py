@@ -10,6 +10,7 @@ so that ``--help`` stays quick; the modules of such dataclasses should do the sa
 import argparse
 import inspect
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -76,7 +77,19 @@ class IntermixedParser(Parser):
         """Both turns, after which nothing unknown may be left."""
         given, rest = self.parse_known_intermixed_args(args, namespace)
         self._require_none_left(rest)
+        positional = [vars(given).get(action.dest) for action in self._actions if not action.option_strings]
+        for word in [word for value in positional for word in (value if isinstance(value, list) else [value])]:
+            self._require_no_override(str(word))
         return given
+
+    def _require_no_override(self, word: str) -> None:
+        """A prompt may be any text, but ``steps=4`` was meant for an option, as `hdm-train` takes its keys."""
+        name, equals, value = word.partition("=")
+        flag = f"--{name.replace('_', '-')}"
+        if equals and flag in self._option_string_actions and not Path(word).exists():
+            option = f"{self.prog} takes flags: {flag} {shlex.quote(value)}"
+            hint = f"{option}; a text that reads so is given with a space before it"
+            raise UserError("is an option without its dashes", where=word, hint=hint)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from hdm_lightning.cli.command import show_report
+from hdm_lightning.cli.command import collection_paused, show_report
 from hdm_lightning.cli.hydra_app import run_hydra
 
 AUTOENCODER = "autoencoder"
@@ -19,7 +19,9 @@ def main() -> None:
     if sys.argv[1:2] == [AUTOENCODER]:
         del sys.argv[1]
         sys.exit(run_hydra(autoencoder, "plan_autoencoder"))
-    sys.exit(run_hydra(schedule, "plan"))
+    with collection_paused():  # composing and importing are most of a forecast
+        status = run_hydra(schedule, "plan")
+    sys.exit(status)
 
 
 def schedule(config: DictConfig) -> None:

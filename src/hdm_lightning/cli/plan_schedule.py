@@ -3,6 +3,7 @@
 Imports neither lightning nor transformers, of which either takes longer than the forecast; a probe needs them.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -112,6 +113,7 @@ def _forecast(
     if wanted.probe:
         from hdm_lightning.cli.probe import Probe  # noqa: PLC0415 (seconds to import)
 
+        gc.enable()  # a probe trains, a forecast leaves nothing behind
         filled = replace(recipe, dataset=replace(recipe.dataset, caption_tokens=None))  # as the probe's captions are
         probe = Probe(settings, encoders, filled, machine, wanted.probe_settings, assumptions)
         utilisation = probe.utilisation(log)

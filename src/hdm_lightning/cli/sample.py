@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from hdm_lightning.cli.arguments import Flags, IntermixedParser
-from hdm_lightning.cli.command import progress_bars, run_command
+from hdm_lightning.cli.command import collection_paused, progress_bars, run_command
 from hdm_lightning.encoders.pretrained import require_there
 from hdm_lightning.generation.sampling_settings import DrawingMachine, DrawingRequest, SamplingChanges
 from hdm_lightning.printable import in_one_line
@@ -73,8 +73,9 @@ def _sample(argv: Sequence[str] | None) -> None:
     overrides = {key: value for key, value in vars(_OVERRIDES.read(given)).items() if value is not None}
     if request.model is not None:  # before the seconds that it takes to import what would read it
         require_there(str(request.model), "give a run's folder, a diffusers folder or a file")
-    from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (torch, for --help's sake)
-    from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415
+    with collection_paused():
+        from hdm_lightning.generation.drawing import draw_request  # noqa: PLC0415  (torch, for --help's sake)
+        from hdm_lightning.profiling.system import chosen_device  # noqa: PLC0415
 
     device = chosen_device(machine.device or "auto")
     with progress_bars() as progress:
