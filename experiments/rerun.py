@@ -1,0 +1,220 @@
+"""Run recorded experiments again and say what moved: `python -m experiments.rerun [NAME ...]`, from the top folder.
+
+`rerun.yaml` says what each one runs and which of its numbers are compared, by which rule. Everything happens in a copy
+(`runs/rerun/tree`), so that what is recorded stays; a command that is done is passed over, and one that was interrupted
+resumes as it does by itself. `runs/rerun/report.json` has every number. Status 1: something moved, or a command failed.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from experiments.study_jobs import circumstances
+from omegaconf import OmegaConf
+from scipy.stats import t as student
+
+HERE = Path(__file__).parent
+CONFIDENCE = 0.95
+_ONE_OF_SEVERAL = re.compile(r"(seed|vae)\d+")
+_DONE = "done.txt"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A number that is recorded, beside the same one measured again.
+
+    Attributes:
+        file, key: where it stands.
+        recorded, again: the numbers; of several trainings, their means.
+        limit: the largest difference that says nothing; None where one training leaves no interval.
+        moved: whether they differ by more.
+    """
+
+    file: str
+    key: str
+    recorded: Any
+    again: Any
+    limit: float | None
+    moved: bool
+
+
+def main() -> None:
+    """Run, compare, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiments: Any = OmegaConf.to_container(OmegaConf.load(HERE / "rerun.yaml"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(experiments)}; without any, all")
+    parser.add_argument("--tree", type=Path, default=Path("runs/rerun/tree"))
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have done")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(experiments):
+        parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(experiments)}")
+    chosen = {name: experiments[name] for name in arguments.names or experiments}
+    tree = copied(arguments.tree.absolute(), fresh=arguments.fresh)
+    report: dict[str, Any] = {"made": circumstances()}
+    for name, what in chosen.items():
+        print(f"{name}: about {what['minutes']} min", flush=True)
+        failed = run(name, what, tree)
+        found = [] if failed else compare(HERE / name, tree / "experiments" / name, what["compare"])
+        report[name] = {"failed": failed, "numbers": [asdict(each) for each in found]}
+        print(summary(name, failed, found), flush=True)
+    (tree.parent / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    moved = any(row["moved"] for name in chosen for row in report[name]["numbers"])
+    sys.exit(1 if moved or any(report[name]["failed"] for name in chosen) else 0)
+
+
+def copied(tree: Path, *, fresh: bool) -> Path:
+    """A copy of the experiments, beside a link to the data, in which commands may write."""
+    if fresh:
+        shutil.rmtree(tree, ignore_errors=True)
+    if not tree.exists():
+        tree.mkdir(parents=True)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HERE, tree / "experiments", ignore=ignored)
+        (tree / "data").symlink_to(HERE.parent / "data")
+    return tree
+
+
+def run(name: str, what: Mapping[str, Any], tree: Path) -> str | None:
+    """Run the commands that are not done yet; the one that failed, or None."""
+    done = tree / f"{name}-{_DONE}"
+    if not done.exists():
+        for stale in what.get("fresh", ()):
+            shutil.rmtree(tree / "experiments" / name / stale)
+        done.touch()
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in what["commands"]:
+        if command in done.read_text().splitlines():
+            continue
+        print(f"  {command}", flush=True)
+        with (tree / f"{name}.log").open("a") as log:
+            ended = subprocess.run(
+                ["bash", "-c", command],
+                cwd=tree,
+                env={**os.environ, "PATH": programs},
+                stderr=log,
+                stdout=log,
+                check=False,
+            )
+        if ended.returncode:
+            return str(command)
+        with done.open("a") as file:
+            file.write(f"{command}\n")
+    return None
+
+
+def compare(recorded: Path, again: Path, rules: Mapping[str, Mapping[str, Any]]) -> list[Compared]:
+    """Every number that the rules name, as recorded and as measured again.
+
+    Raises:
+        ValueError: a rule finds no number, or what is recorded is not there again.
+    """
+    found = []
+    for pattern, keys in rules.items():
+        files = sorted(path.relative_to(recorded) for path in recorded.glob(pattern))
+        for group, members in groupby(sorted(files, key=_group), key=_group):
+            before, now = _values(recorded, members := list(members)), _values(again, members)
+            for key, rule in keys.items():
+                names = [name for name in before if _matches(name, key)]
+                found += [_compared(group, name, before[name], now.get(name), rule) for name in names]
+    if not found:
+        raise ValueError(f"{recorded}: no number is compared")
+    return found
+
+
+def _group(path: Path) -> str:
+    """What files of the same trainings, of different seeds, have in common."""
+    return _ONE_OF_SEVERAL.sub(r"\1*", str(path))
+
+
+def _values(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
+    """The values by their keys: of several files one each, of one file with a list at the key, the list."""
+    values: dict[str, list[Any]] = {}
+    for file in files:
+        for key, value in _leaves(json.loads((folder / file).read_text())):
+            values.setdefault(key, []).append(value)
+    return values
+
+
+def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Plain values and lists of numbers, with the way to them; positions of a list count as keys."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _leaves(value, f"{key}.{name}" if key else name)
+    elif isinstance(content, list) and not all(isinstance(each, int | float) for each in content):
+        for position, value in enumerate(content):
+            yield from _leaves(value, f"{key}.{position}")
+    else:
+        yield key, content
+
+
+def _matches(key: str, pattern: str) -> bool:
+    parts = (re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", r"[^.]+"),)
+    return re.fullmatch(parts[0], key) is not None
+
+
+def _compared(file: str, key: str, before: Sequence[Any], now: Sequence[Any] | None, rule: str | float) -> Compared:
+    if now is None:
+        raise ValueError(f"{file}: {key} is recorded, and not there again")
+    if rule == "seeds":
+        old, new = _flat(before), _flat(now)
+        limit = spread_limit(old, len(new))
+        means = statistics.fmean(old), statistics.fmean(new)
+        same = old == new
+        return Compared(file, key, *means, limit, not same and limit is not None and abs(means[0] - means[1]) > limit)
+    (old,), (new,) = before, now
+    number = isinstance(old, int | float) and isinstance(new, int | float) and not isinstance(old, bool)
+    if rule == "exactly" or not number:
+        return Compared(file, key, old, new, 0.0, old != new)
+    limit = float(rule) * abs(old)
+    return Compared(file, key, old, new, limit, not math.isclose(old, new, rel_tol=0, abs_tol=limit))
+
+
+def _flat(values: Sequence[Any]) -> list[float]:
+    return [number for value in values for number in (value if isinstance(value, list) else [value])]
+
+
+def spread_limit(recorded: Sequence[float], again: int) -> float | None:
+    """By how much the mean of new trainings may differ from that of the recorded ones, in 95% of all cases.
+
+    Args:
+        recorded: values of independent trainings, taken as normal.
+        again: number of new trainings.
+
+    Returns:
+        t · s · sqrt(1/n + 1/m) with Student's t of n - 1 degrees of freedom; None of fewer than two values.
+    """
+    count = len(recorded)
+    if count < 2:
+        return None
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return quantile * statistics.stdev(recorded) * math.sqrt(1 / count + 1 / again)
+
+
+def summary(name: str, failed: str | None, found: Sequence[Compared]) -> str:
+    """What moved, and how much of it chance would move."""
+    if failed:
+        return f"{name}: failed: {failed}"
+    moved = [each for each in found if each.moved]
+    lines = [f"  {each.file} {each.key}: {each.recorded} recorded, {each.again} now" for each in moved]
+    random = sum(each.limit is not None and each.limit > 0 for each in found)
+    open_ = sum(each.limit is None for each in found)
+    untold = f", {open_} of one training have no interval" if open_ else ""
+    chance = f"; of intervals over seeds {1 - CONFIDENCE:.0%} move by chance" if random and moved else ""
+    return "\n".join(
+        [f"{name}: {len(moved)} of {len(found)} numbers moved beyond their limits{untold}{chance}", *lines]
+    )
+
+
+if __name__ == "__main__":
+    main()
