@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import time
 from contextlib import contextmanager
@@ -18,9 +19,26 @@ WORDS = list(TEXT.split())
 SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 
 
+def pytest_configure(config):
+    """Hide GPUs where no test asks for one: many tests fork, which a process that has used a GPU cannot do."""
+    if not asks_for_gpu(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def asks_for_gpu(config):
+    """Whether tests were chosen by `-m gpu`."""
+    return re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr")) is not None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Mark as slow what `slow_tests.txt` lists; an entry that no test has any more is an error."""
+    """Mark as slow what `slow_tests.txt` lists; an entry that no test has any more is an error. Skip without a GPU."""
+    if needy := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch  # slow to import, and other tests may want to be the first
+
+        if not (asks_for_gpu(config) and torch.cuda.is_available()):
+            for item in needy:
+                item.add_marker(pytest.mark.skip("needs a CUDA device, and `-m gpu`"))
     listed = {line for line in SLOW_TESTS.read_text().splitlines() if line and not line.startswith("#")}
     found = {item.nodeid: item for item in items}
     for name in listed & found.keys():
