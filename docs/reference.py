@@ -82,7 +82,7 @@ def python() -> None:
 def experiments() -> None:
     """The records of experiments with their pictures and numbers, which lie beside `docs/`."""
     for path in sorted((CONF.parent / "experiments").rglob("*")):
-        if path.suffix in (".md", ".png", ".json"):
+        if path.suffix in (".md", ".png", ".json", ".py"):
             with mkdocs_gen_files.open(path.relative_to(CONF.parent).as_posix(), "wb") as page:
                 page.write(path.read_bytes())
 
