@@ -76,7 +76,8 @@ def python() -> None:
             if name.startswith("_"):
                 continue
             made = getattr(hdm_lightning, name)
-            print(f"::: {made.__module__}.{made.__qualname__}\n    options:\n      heading_level: 2\n", file=page)
+            options = f"heading_level: 2\n      heading: hdm_lightning.{name}\n      toc_label: {name}"
+            print(f"::: {made.__module__}.{made.__qualname__}\n    options:\n      {options}\n", file=page)
 
 
 def experiments() -> None:
