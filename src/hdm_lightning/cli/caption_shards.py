@@ -171,7 +171,7 @@ def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
 
     lines = []
     if summary.cut:
-        lines.append(f"  {summary.cut:,} captions end where --max-tokens {arguments.max_tokens} cut them off")
+        lines.append(f"  cut off by --max-tokens {arguments.max_tokens}: {summary.cut:,}")
     reasons = Counter(reason.partition(" at 0x")[0] for _, reason in summary.faults)
     for reason, count in reasons.most_common(MOST_REASONS):
         lines.append(f"  {count:,} times: {in_one_line(reason)}")
