@@ -142,8 +142,9 @@ def test_a_final_folder_may_hold_its_text_encoder(tmp_path, state, final, expect
         load_pipeline(tmp_path / "final", LoadOptions()).pipeline,
     ):
         assert_same_images(pipeline.draw(PROMPTS, [5, 6], SETTINGS), expected)
-        bound = pipeline.encoder.tokenizer.bind(16)  # as a ShardDataModule takes it
-        assert bound("a red star") == pipeline.caption_tokenizer("a red star")
+    whole = HDMPipeline.from_pretrained(tmp_path / "final")
+    bound = whole.encoder.tokenizer.bind(16)  # as a ShardDataModule takes it
+    assert bound("a red star") == whole.caption_tokenizer("a red star")
 
 
 def test_parts_in_another_s_place_are_told(final):
