@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
-ELSEWHERE = {"README.md": "index.md", "conf": "reference/configuration.md", "docs": ""}
+ELSEWHERE = {"README.md": "index.md", "conf": "reference/configuration.md", "src": "reference/python.md", "docs": ""}
 """Where on the site stands what a path of the repository begins with."""
 
 

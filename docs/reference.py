@@ -76,13 +76,14 @@ def python() -> None:
             if name.startswith("_"):
                 continue
             made = getattr(hdm_lightning, name)
-            print(f"::: {made.__module__}.{made.__qualname__}\n    options:\n      heading_level: 2\n", file=page)
+            options = f"heading_level: 2\n      heading: hdm_lightning.{name}\n      toc_label: {name}"
+            print(f"::: {made.__module__}.{made.__qualname__}\n    options:\n      {options}\n", file=page)
 
 
 def experiments() -> None:
     """The records of experiments with their pictures and numbers, which lie beside `docs/`."""
     for path in sorted((CONF.parent / "experiments").rglob("*")):
-        if path.suffix in (".md", ".png", ".json"):
+        if path.suffix in (".md", ".png", ".json", ".py"):
             with mkdocs_gen_files.open(path.relative_to(CONF.parent).as_posix(), "wb") as page:
                 page.write(path.read_bytes())
 

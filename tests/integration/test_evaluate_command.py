@@ -220,7 +220,7 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
     [
         (["--parts", "frechet"], "needs at least 1281 images of each kind, there are 12 samples"),
         (["--parts", "frechet", "--samples", "1400"], "there are 40 reference images"),
-        (["--parts", "fid"], "--parts: 'fid' is no part\n  hint: choose among loss, frechet"),
+        (["--parts", "fid"], "--parts: 'fid' is no part\n  hint: choose one of loss, frechet"),
         (["--parts", "copies"], "the search for copies needs the training set"),
         (["--features", "inception"], "pip install 'hdm-lightning[fid]', or use efficientnet_lite0"),
         (["--features", "./nowhere"], "--features: there is no folder './nowhere'"),
@@ -476,3 +476,10 @@ def test_what_was_measured_before_an_interruption_is_kept_until_the_whole_is_the
     assert set(partial["results"]["raw"]) == {"loss"} and set(whole["results"]["raw"]) == {"loss", "camera"}
     assert partial["results"]["raw"]["loss"] == whole["results"]["raw"]["loss"]
     assert partial["settings"] == whole["settings"]
+
+
+def test_a_mistyped_command_is_told_from_a_word_too_many(capsys):
+    assert evaluate.main(["compaer", "runs/a", "runs/b"]) == 2
+    assert "did you mean 'compare'?" in capsys.readouterr().err
+    assert evaluate.main(["runs/a", "runs/b"]) == 2
+    assert "'runs/b' is one word too many" in capsys.readouterr().err

@@ -142,6 +142,15 @@ def test_a_final_folder_may_hold_its_text_encoder(tmp_path, state, final, expect
         load_pipeline(tmp_path / "final", LoadOptions()).pipeline,
     ):
         assert_same_images(pipeline.draw(PROMPTS, [5, 6], SETTINGS), expected)
+    whole = HDMPipeline.from_pretrained(tmp_path / "final")
+    bound = whole.encoder.tokenizer.bind(16)  # as a ShardDataModule takes it
+    assert bound("a red star") == whole.caption_tokenizer("a red star")
+
+
+def test_parts_in_another_s_place_are_told(final):
+    pipeline = HDMPipeline.from_pretrained(final)
+    with pytest.raises(TypeError, match="scheduler: got TransformersTextEncoder"):
+        HDMPipeline(pipeline.network, pipeline.autoencoder, pipeline.encoder)
 
 
 def test_the_call_is_that_of_diffusers(final, expected):

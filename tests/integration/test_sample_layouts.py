@@ -1,6 +1,7 @@
 """hdm-sample draws the same pictures from every layout that a trained network is released in."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,6 +285,17 @@ def test_a_run_that_has_not_finished_is_told_as_one(tmp_path, capsys):
         assert "has not written its final/ yet" in capsys.readouterr().err
     with pytest.raises(UserError, match="has not written its final/ yet"):
         base_folder(str(run))
+
+
+def test_a_run_that_trained_an_autoencoder_is_told_as_one(tmp_path, tiny_autoencoder, capsys):
+    run = tmp_path / "vae"
+    shutil.copytree(tiny_autoencoder, run / "final")
+    for name in ("config.yaml", "ledger.jsonl"):
+        (run / name).write_text("")
+    assert sample.main([str(run), PROMPT, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "has trained an autoencoder" in told
+    assert f"vae.name={run / 'final'}" in told
 
 
 def test_what_is_no_model_is_told(tmp_path, tiny_text_encoder, tiny_autoencoder, capsys):

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import job
 from hdm_lightning.training.callbacks.images import log_image
 from hdm_lightning.training.trackio_logger import TrackioLogger
 
@@ -73,3 +74,10 @@ def test_mlflow_gets_pictures_by_its_client(monkeypatch):
     ((run_id, image, named),) = told
     assert run_id == "id" and named == {"key": "samples/4x4", "step": 64}
     assert np.array_equal(image, np.full((4, 4, 3), (1, 2, 3), dtype=np.uint8))
+
+
+def test_a_logger_that_lacks_its_package_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(job, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=r"logger\.wandb: needs the package wandb"):
+        job._require_package("lightning.pytorch.loggers.WandbLogger", "logger.wandb")
+    job._require_package("lightning.pytorch.loggers.CSVLogger", "logger.csv")

@@ -60,7 +60,7 @@ class DrawTab:
                 self._build_form()
             with gr.Column(scale=3, min_width=400):
                 self.gallery = gr.Gallery(
-                    label="one row a seed, one column a model",
+                    label="one row per seed, one column per model",
                     elem_id="drawn",
                     columns=2,
                     height=720,

@@ -57,7 +57,7 @@ class ShardTab:
             )
             self.words = gr.Textbox(label="words of the caption or the key; none shows all", scale=3, elem_id="words")
             self.search = gr.Button("Search", variant="primary", elem_id="search", elem_classes="beside")
-            self.more = gr.Button("Go on", elem_id="go-on", elem_classes="beside")
+            self.more = gr.Button("Continue", elem_id="go-on", elem_classes="beside")
         self.state = gr.Textbox(label="found", interactive=False, elem_id="found")
         with gr.Row():
             with gr.Column(scale=3):

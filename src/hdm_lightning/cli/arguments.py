@@ -48,9 +48,13 @@ class Parser(argparse.ArgumentParser):
         return given, rest
 
     def _require_none_left(self, rest: list[str]) -> None:
-        if rest:
-            known = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"unknown argument {rest[0]!r}", where=self.prog, hint=did_you_mean(rest[0], known))
+        if not rest:
+            return
+        if not rest[0].startswith("-"):
+            hint = f"put quotes around what has spaces in it; see `{self.prog} --help`"
+            raise UserError(f"{rest[0]!r} is one word too many", where=self.prog, hint=hint)
+        known = [option for action in self._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {rest[0]!r}", where=self.prog, hint=did_you_mean(rest[0], known))
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong as a `UserError` that names the argument."""

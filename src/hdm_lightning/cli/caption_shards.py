@@ -50,7 +50,11 @@ def caption_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=at_least(1), default=8, help="images at once (default %(default)s)")
     command.add_argument("--max-tokens", type=at_least(1), default=256, help="of a caption (default %(default)s)")
     command.add_argument(
-        "--max-side", type=at_least(16), default=1024, metavar="PX", help="larger images are shown shrunk (%(default)s)"
+        "--max-side",
+        type=at_least(16),
+        default=1024,
+        metavar="PX",
+        help="larger images are scaled down for the model (default %(default)s)",
     )
     device_arguments(command, "model")
 
@@ -171,7 +175,7 @@ def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
 
     lines = []
     if summary.cut:
-        lines.append(f"  {summary.cut:,} captions end where --max-tokens {arguments.max_tokens} cut them off")
+        lines.append(f"  cut off by --max-tokens {arguments.max_tokens}: {summary.cut:,}")
     reasons = Counter(reason.partition(" at 0x")[0] for _, reason in summary.faults)
     for reason, count in reasons.most_common(MOST_REASONS):
         lines.append(f"  {count:,} times: {in_one_line(reason)}")

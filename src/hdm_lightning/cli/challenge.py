@@ -38,9 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(run)
 
 
+_EXAMPLES = """examples:
+  hdm-challenge data small --out runs/challenge/shards
+  hdm-challenge prompts small --out runs/challenge/prompts.txt
+  hdm-challenge enter small --images images --run runs/mine --name mine --by me --board leaderboard.json
+  hdm-challenge board leaderboard.json
+"""
+
+
 def parser() -> Parser:
     """The arguments of all commands."""
-    result = Parser(prog="hdm-challenge", description=_DESCRIPTION)
+    result = Parser(prog="hdm-challenge", description=_DESCRIPTION, epilog=_EXAMPLES)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ _FEATURES = (
 )
 _MODEL = Flags(ModelRequest, {"model": "MODEL", "parts": "--parts A,B,…", "size": "--size PX"})
 _SETTINGS = Flags(EvaluationSettings)
-_DRAWING: Flags[Any] = Flags(SamplingChanges, {"guidance_scale": "--guidance"})
+_DRAWING: Flags[Any] = Flags(
+    SamplingChanges, {"guidance_scale": "--guidance", "negative_prompt": "--negative-prompt TEXT"}
+)
 _DRAWN = ("steps", "solver", "shift", "guidance_scale", "negative_prompt")
 _VAE = Flags(VaeRequest, {"folder": "FOLDER", "size": "--size PX"})
 _DESCRIPTION = """Measure a model, every number with an interval.
@@ -70,7 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(lambda: OTHERS[given[0]](given[1:]))
     if given[:1] == ["vae"]:
         return run_command(lambda: _evaluate_vae(_VAE.read(_vae_parser().parse_args(given[1:])), command))
-    return run_command(lambda: _evaluate_model(_model_request(_model_parser().parse_args(given)), command))
+    return run_command(lambda: _evaluate_model(_asked(given), command))
+
+
+def _asked(given: Sequence[str]) -> ModelRequest:
+    """What is asked of a model. Raises UserError: the first word was probably meant as another command."""
+    several = len(given) > 1 and not given[1].startswith("-")
+    meant = difflib.get_close_matches(given[0], ["vae", *OTHERS], n=1) if several else []
+    if meant and not Path(given[0]).exists():
+        raise UserError(f"{given[0]!r} is not known", where="hdm-evaluate", hint=f"did you mean '{meant[0]}'?")
+    return _model_request(_model_parser().parse_args(given))
 
 
 def _model_parser() -> Parser:

@@ -26,7 +26,7 @@ def filter_arguments(command: argparse.ArgumentParser) -> None:
     to = command.add_mutually_exclusive_group(required=True)
     to.add_argument("--out", type=Path, help="folder that gets new shards of the samples that stay")
     to.add_argument("--mark", action="store_true", help="leave the others out of the index (changes the order)")
-    to.add_argument("--dry-run", action="store_true", help="tell how many would stay, and stop")
+    to.add_argument("--dry-run", action="store_true", help="say how many would stay, and stop")
     bound: dict[str, Any] = {"type": named_number, "nargs": "+", "action": "extend", "default": []}
     command.add_argument("--min", metavar="KEY=NUMBER", help=f"{MEASURED}, or a key of the records", **bound)
     command.add_argument("--max", metavar="KEY=NUMBER", help="the same", **bound)

@@ -1,6 +1,7 @@
 """Hydra commands: composition errors and user errors on one screen with exit status 2."""
 
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -47,6 +48,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         print(f"hdm-lightning {__version__}")
         return 0
     error: BaseException | None = None
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra would show what it says of its fonts
     try:
         require_platform(sys.platform)
         OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)

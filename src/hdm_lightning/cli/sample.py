@@ -45,6 +45,7 @@ _OVERRIDES: Flags[Any] = Flags(
         "routing_scale": "--routing-guidance",
         "conditional_rate": "--rate",
         "unconditional_rate": "--negative-rate",
+        "negative_prompt": "--negative-prompt TEXT",
     },
 )
 _MACHINE = Flags(DrawingMachine, {"lora": "--lora NAME[:WEIGHT]"})

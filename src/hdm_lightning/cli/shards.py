@@ -33,6 +33,16 @@ BUILDERS = {
     "shapes": "synthetic scenes with known answers",
 }
 
+_EXAMPLES = """examples:
+  hdm-shards build folder my/pictures --out my/shards
+  hdm-shards stats my/shards
+  hdm-shards show my/shards --out sheet.png
+  hdm-shards caption my/shards --model OWNER/NAME --prompt long --out my/captioned
+  hdm-shards filter my/shards --dry-run --min short_side=256 --max aspect=3
+  hdm-shards encode my/shards --out my/latents --vae NAME --resolution 256
+  hdm-shards build folder --help
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
@@ -54,7 +64,7 @@ def read(words: Sequence[str]) -> Callable[[], int]:
 
 def parser() -> Parser:
     """The arguments of all commands but the options of a builder."""
-    result = Parser(prog="hdm-shards", description="Make and check WebDataset shards.")
+    result = Parser(prog="hdm-shards", description="Make and check WebDataset shards.", epilog=_EXAMPLES)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))

@@ -151,9 +151,10 @@ def index_file(location: str | os.PathLike[str]) -> str:
 
 
 def _no_index(location: str, file: str, error: OSError) -> UserError:
-    make = "`hdm-shards build --help` tells how to make some"
+    make = "`hdm-shards build --help` says how to make some"
     if is_local(location) and not Path(location).exists():
-        return UserError("there is no such folder", where=location, hint=f"give the folder of your shards; {make}")
+        where = "" if Path(location).is_absolute() else f" (a relative path begins in {Path.cwd()})"
+        return UserError("there is no such folder", where=location, hint=f"give that of your shards{where}; {make}")
     if is_local(location) and any(Path(location).glob(f"**/{LATENTS_NAME}")):
         return UserError("the images are not all encoded yet", where=location, hint=ENCODE_ON)
     if Path(location).is_dir() and not find_shards(Path(location)).names:

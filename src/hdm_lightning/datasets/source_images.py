@@ -142,11 +142,13 @@ def caption_fields(
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all builders of images share."""
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards; a build there goes on")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for the shards; an interrupted build there is continued"
+    )
     parser.add_argument("--anew", action="store_true", help="build all shards again")
     parser.add_argument("--samples-per-shard", type=whole_number(1), default=1000)
     parser.add_argument("--encoding", choices=ENCODINGS, default="keep", help="default: leave images as they are")
-    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of what is encoded anew")
+    parser.add_argument("--quality", type=whole_number(1, 100), default=92, help="of images that are encoded again")
     parser.add_argument("--short-side", type=whole_number(1), metavar="PX", help="shrink larger images to this side")
     parser.add_argument("--min-size", type=whole_number(1), default=1, metavar="PX", help="reject smaller images")
     parser.add_argument("--allow-missing", action="store_true", help="keep images without a caption")
@@ -161,7 +163,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that all builders from image files share."""
     parser.add_argument("folder", help="folder with the images, searched to any depth")
     add_shared_arguments(parser)
-    parser.add_argument("--follow-links", action="store_true", help="take what links out of the folder lead to")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="also use files and folders outside that links lead to"
+    )
     parser.add_argument("--processes", type=whole_number(1), help="default: one a core")
 
 

@@ -5,8 +5,10 @@ A model lies in a folder, an installed package, the hub's cache, or is downloade
 
 import importlib.util
 import json
+import math
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,8 +26,10 @@ LONGEST_CONTEXT = 1_000_000
 _NAMED = ("_name_or_path", "name_or_path")
 # A run's final/ lies in RUNS/NAME/ of the folder that training was started in.
 _LEVELS_ABOVE = 3
-# Names that could not be had, with the reason: a second request does not wait for the network again.
-_unreachable: dict[str, str] = {}
+# Names that could not be had, with the reason and when: a command's next request does not wait for the network again,
+# while a session that goes on may have logged in since.
+_unreachable: dict[str, tuple[str, float]] = {}
+_REMEMBERED_S = 60.0
 
 OWN_CODE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 """Left open, `trust_remote_code` asks on the terminal, and one `y` runs the folder's Python files."""
@@ -209,14 +213,15 @@ def _hub_folder(
 ) -> Path:
     owner, repository, *inside = name.split("/")
     repo_id, subfolder = f"{owner}/{repository}", "/".join(inside)
-    reason = _unreachable.get(name)
-    tries = (True,) if hub.get("local_files_only") else (True, False)
-    for local_files_only in () if reason else tries:
+    known, failed_at = _unreachable.get(name, ("", -math.inf))
+    asked = not hub.get("local_files_only") and time.monotonic() - failed_at > _REMEMBERED_S
+    for local_files_only in (True, False) if asked else (True,):
         folder, reason = _snapshot(repo_id, subfolder, patterns, **{**hub, "local_files_only": local_files_only})
         if folder is not None and _complete(folder, required):
             return folder
         if not local_files_only and folder is None:  # one that lacks a file may have what is asked for next
-            _unreachable[name] = reason
+            _unreachable[name] = (reason, time.monotonic())
+    reason = reason if asked else known or reason
     raise UserError(
         f"the model {name!r} is not on this machine and could not be downloaded ({reason})",
         where=where,

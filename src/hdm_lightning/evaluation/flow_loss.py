@@ -84,7 +84,7 @@ def measure_loss(context: Context) -> Found:
     bootstrap, bins, shares = settings.bootstrap, settings.time_bins, bin_shares(settings.time_bins).numpy()
     table = _losses(context, real.reference_stream, real.reference_plan, "flow loss")
     whole = table @ shares
-    about = "Mean squared error of the velocity on held-out images, over the times as training draws them."
+    about = "Mean squared error of the velocity on reference images, over the times as training draws them."
     measures = [Measure("flow_loss", bootstrap.mean(whole), "lower", about=about)]
     measures += _of_training(context, shares) + _against_others(real, context.weights, whole, bootstrap)
     edges = [number / bins for number in range(bins + 1)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from hdm_lightning.errors import UserError
+from hdm_lightning.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from hdm_lightning.metrics.bootstrap import Bootstrap
@@ -28,7 +28,7 @@ class Intervals:
     Attributes:
         seed: of images, noise and resampling; image number i is drawn from seed + i.
         resamples: of cheap intervals.
-        set_resamples: of the Fréchet distance and neighbours, where each costs seconds.
+        set_resamples: of the Fréchet distance and the neighbor measures, where each costs seconds.
         confidence: share of intervals that hold the true value.
     """
 
@@ -146,7 +146,7 @@ class ModelRequest(Machine):
     def __post_init__(self) -> None:
         for name in self.asked:
             if name not in PARTS:
-                raise UserError(f"{name!r} is no part", where="--parts", hint=f"choose among {', '.join(PARTS)}")
+                raise UserError(f"{name!r} is no part", where="--parts", hint=did_you_mean(name, PARTS))
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -93,6 +93,8 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
         training: dict | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(scheduler, FlowScheduler | None):
+            raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected FlowScheduler or None")
         if isinstance(transformer, XUT):
             transformer = XUTTransformer.around(transformer)
         if isinstance(text_encoder, PreTrainedModel):
@@ -186,11 +188,13 @@ class HDMPipeline(StoredPipeline, AdapterLoading):
     def _wrapped_text_encoder(self) -> TextEncoder:
         if not isinstance(self.text_encoder, PreTrainedModel):
             return self.text_encoder
-        return TransformersTextEncoder(self.text_encoder)
+        return TransformersTextEncoder(self.text_encoder, None if self.tokenizer is None else self._own_tokenizer())
 
     def _bound_tokenizer(self) -> CaptionTokenizer:
-        own = hasattr(self.tokenizer, "bind")
-        return (self.tokenizer if own else Tokenizer("", loaded=self.tokenizer)).bind(self.config.context_length)
+        return self._own_tokenizer().bind(self.config.context_length)
+
+    def _own_tokenizer(self) -> Tokenizer:
+        return self.tokenizer if hasattr(self.tokenizer, "bind") else Tokenizer("", loaded=self.tokenizer)
 
     def with_network(self, network: nn.Module | Callable[..., Tensor]) -> "HDMPipeline":
         """The same around another network, which must take the same latents and texts."""

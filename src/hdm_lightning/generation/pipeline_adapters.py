@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,16 @@ class AdapterLoading(LoraBaseMixin):
         check_adapter(source, state, where=where, any_base=any_base or not exact)
         source, prefix = source.low_rank(), "transformer"
         metadata = {f"{prefix}.{key}": value for key, value in peft_config(source, "network.").items()}
-        self.transformer.load_lora_adapter(
-            named_tensors(source.layers, PREFIXES["lora"]),
-            prefix=prefix,
-            adapter_name=name,
-            metadata=metadata,
-            _pipeline=self,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are what is wanted
+            self.transformer.load_lora_adapter(
+                named_tensors(source.layers, PREFIXES["lora"]),
+                prefix=prefix,
+                adapter_name=name,
+                metadata=metadata,
+                _pipeline=self,
+                **options,
+            )
 
     def use_adapters(self, uses: Sequence[AdapterUse], *, any_base: bool = False) -> None:
         """Load adapters and draw with all of them, each by its weight, beside those that are there already."""

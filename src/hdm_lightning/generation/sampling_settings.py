@@ -38,7 +38,7 @@ class SamplingSettings:
         height, width: size in pixels, multiples of autoencoder factor × patch unless they are padded.
         negative_prompt: what to guide away from: the text of the unconditional branch of classifier-free guidance.
         steps: solver steps.
-        solver: a name in `diffusion.sampling.SOLVERS`.
+        solver: euler, heun, ab2 or ab3 (`diffusion.sampling.SOLVERS`).
         shift: time-grid shift; above 1 spends more steps near noise.
         guidance_scale: classifier-free guidance; 1 is none.
         guidance_interval: times (low, high) within which classifier-free guidance acts; 1 is noise.
@@ -46,11 +46,12 @@ class SamplingSettings:
         conditional_rate: share of image tokens that skip the U in the main branch.
         unconditional_rate: the same in the unconditional branch of classifier-free guidance.
         weak_rate: the same in the weak branch of routing guidance; above `conditional_rate`.
-        x_shift, y_shift: camera to the right and down, in position units (half the side of a square image).
+        x_shift: camera to the right; 1 is half the side of a square image.
+        y_shift: camera down, in the same unit.
         zoom: camera zoom; above 1 is closer.
         strength: image-to-image, the time in (0, 1] at which the given image is mixed with noise.
-        on_indivisible: what to do with another size: "refuse" it, or "pad" it to the next multiples, a given image
-            by mirroring its edges, and cut the result back.
+        on_indivisible: what to do with a size that the model cannot draw: "refuse" it, or "pad" it to the next
+            multiples (a given image by mirroring its edges) and crop the result.
 
     Raises:
         ValueError: naming the setting that is out of its range.

@@ -114,7 +114,7 @@ def check_adapter(
         return
     if adapter.base.sha256 != (sha256 or weights_sha256(state)):
         raise UserError(
-            "was trained on another base: its layers fit this network, whose weights are others",
+            "was trained on another base: its layers fit this network, but the weights differ",
             where=where,
             hint=f"{_its_own(adapter)}, or accept another result than its training saw with {ANY_BASE}",
         )

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hdm_lightning.encoders.pretrained import FINAL, TextEncoderSource, is_local_path
-from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS
+from hdm_lightning.encoders.vae_folder import VAE_FOLDER, WEIGHTS, is_autoencoder
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.model_card import CARD, SAMPLES, model_card
 from hdm_lightning.interop.tensor_files import check_tensors, read_tensors, require_finite, shards, write_tensors
@@ -135,8 +136,12 @@ def is_pipeline_folder(folder: Path) -> bool:
 
 
 def refuse_unfinished(folder: Path, *, where: str) -> None:
-    """Raise UserError for the folder of a run that has not written its model yet."""
+    """Raise UserError for the folder of a run that has not written its model yet, or has made an autoencoder."""
     if all((folder / name).is_file() for name in _OF_A_RUN) and not is_pipeline_folder(folder / FINAL):
+        if is_autoencoder(folder / FINAL):
+            hint = f"train one on it: hdm-train vae=folder vae.name={quote(str(folder / FINAL))}"
+            what = f"the run {str(folder)!r} has trained an autoencoder, not a network that draws"
+            raise UserError(what, where=where, hint=hint)
         hint = "the command that began it continues it until it is finished"
         raise UserError(f"the run {str(folder)!r} has not written its {FINAL}/ yet", where=where, hint=hint)
 

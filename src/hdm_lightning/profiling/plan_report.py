@@ -161,9 +161,14 @@ def _range_line(plan: Forecast) -> str:
     low, high = plan.total_range("rent_usd")
     least, most = UTILISATION_SPREAD
     return (
-        f"rent in all ${plan.total('rent_usd'):.0f}, ${low:.0f} to ${high:.0f}: by itself, each stage of the paper "
-        f"has {least:g} to {most:g} times the utilization that fits all four"
+        f"rent in all {_dollars(plan.total('rent_usd'))}, {_dollars(low)} to {_dollars(high)}: by itself, each stage "
+        f"of the paper has {least:g} to {most:g} times the utilization that fits all four"
     )
+
+
+def _dollars(sum_usd: float) -> str:
+    """A sum as people say it: cents count in small ones."""
+    return f"${sum_usd:,.0f}" if sum_usd >= 10 else f"${sum_usd:.2f}"
 
 
 def _storage_table(plan: Forecast) -> Table:

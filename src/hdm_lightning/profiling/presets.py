@@ -16,7 +16,7 @@ class Preset:
     alone: bool = False  # one card is used, however many there are
 
 
-ON_A_CPU = Preset("openclipart_cpu", "1,000 drawings in two hours", 0, 0)
+ON_A_CPU = Preset("openclipart_cpu", "1,000 drawings at 128 px in two and a half hours", 0, 0)
 PRESETS = (
     Preset("evening_gpu", "1,000 drawings at 256 px in less than an hour", 10, 1, alone=True),
     Preset("weekend_24gb", "from scratch to 512 px in a few days", 20, 1),

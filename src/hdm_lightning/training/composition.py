@@ -277,6 +277,9 @@ def build(config: DictConfig, path: str, *, own: Iterable[str] = (), **supplied:
         raise _placed(config, path, arguments, error.__cause__ or error) from error
     except (ValueError, TypeError) as error:
         raise _placed(config, path, arguments, error) from error
+    except ModuleNotFoundError as error:
+        hint = f"install it, or leave {path} out"
+        raise UserError(f"a package is missing ({first_line(error, 120)})", where=path, hint=hint) from error
 
 
 def _made(value: Any) -> Any:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,14 @@ def _check_parts(config: DictConfig, recipe: Recipe) -> None:
                 hint = f"give {groups}.{name}._target_=package.Class; {did_you_mean(str(name), known)}"
                 raise UserError("says nothing that could be called", where=f"{groups}.{name}", hint=hint)
             check_call(config, f"{groups}.{name}")
+            _require_package(str(node["_target_"]), f"{groups}.{name}")
+
+
+def _require_package(target: str, where: str) -> None:
+    """Raise UserError where one of Lightning's loggers lacks its package, before anything is loaded."""
+    package = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}.get(target.rpartition(".")[2])
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"needs the package {package}", where=where, hint=f"pip install {package}")
 
 
 def _left_out(groups: str, config: DictConfig) -> set[str]:
