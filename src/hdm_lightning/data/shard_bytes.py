@@ -224,6 +224,8 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int 
         if first not in (None, start):
             raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
     wanted = None if end is None else end - start
+    if whole is not None:  # and a server may go on behind the end of what it says that it has
+        wanted = max(0, whole - start) if wanted is None else max(0, min(whole - start, wanted))
     length = reply.headers.get("Content-Length")
     if length is not None:  # not all servers hang up after the last byte
         rest = max(0, int(length) - begin)
