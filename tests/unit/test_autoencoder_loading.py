@@ -52,7 +52,7 @@ def test_scaling_factor_alone_is_the_normalisation_and_nothing_is_an_error(tmp_p
         load_autoencoder(str(tmp_path))
     given = load_autoencoder(str(tmp_path), mean=[0.5] * 4, std=[4.0] * 4)
     torch.testing.assert_close(given.encode(image), expected)
-    with pytest.raises(UserError, match="needs 4 numbers"):
+    with pytest.raises(UserError, match="expected 4 numbers"):
         load_autoencoder(str(tmp_path), mean=[0.0], std=[1.0])
 
 

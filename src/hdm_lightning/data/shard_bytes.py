@@ -1,6 +1,7 @@
 """Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
 
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -104,12 +105,14 @@ def read_whole(url: str, most: int) -> bytes:
     Raises:
         OSError: it is not there, cannot be read, or is larger.
     """
+    large = False
     if is_local(url):
         with open(url, "rb", opener=open_regular) as handle:
-            data = handle.read(most + 1)
+            large = os.fstat(handle.fileno()).st_size > most
+            data = b"" if large else handle.read(most + 1)
     else:
         data = with_retries(lambda: _remote(url, 0, most + 1))
-    if len(data) > most:
+    if large or len(data) > most:
         raise OSError(f"{url}: has more than {most:,} bytes")
     return data
 

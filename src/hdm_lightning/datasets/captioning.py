@@ -32,9 +32,9 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.datasets.build import REJECTED, Pair
+from hdm_lightning.datasets.build import Pair
 from hdm_lightning.datasets.caption_records import with_captions
-from hdm_lightning.datasets.journal import Journal
+from hdm_lightning.datasets.journal import REJECTED, Journal
 from hdm_lightning.datasets.shard_work import (
     Job,
     ahead,

@@ -22,7 +22,7 @@ from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import LATENT, Form, RawSample
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.datasets.journal import ANEW
+from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.whole_files import no_follow
@@ -98,7 +98,7 @@ def _work(shard: PlannedShard) -> Any:
 @contextmanager
 def alone_in(folder: Path, doing: str) -> Iterator[None]:
     """Keep other calls out of a set's folder. Raises UserError: one is `doing` its work there."""
-    with open(folder / ".lock", "w", opener=no_follow) as handle:
+    with open(folder / LOCK, "w", opener=no_follow) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -120,12 +120,18 @@ def require_images(
 
 
 def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) -> bool:
-    """Whether there is a set that `file` describes. Raises UserError: it `holds` something else than is to be made."""
+    """Whether there is a set that `file` describes.
+
+    Raises:
+        UserError: it `holds` something else than is to be made, and some of it is made.
+    """
     if not file.is_file():
         return False
     with suppress(ValueError, KeyError, TypeError):
         if is_same(parse_object(file.read_bytes())):
             return True
+    if holds_nothing(file.parent, file.name):
+        return False
     raise UserError(f"this folder holds {holds}", where=str(file.parent), hint=ANEW)
 
 

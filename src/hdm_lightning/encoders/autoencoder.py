@@ -5,7 +5,7 @@ Image sizes that its factor does not divide are refused or padded by choice, nev
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -264,46 +264,45 @@ def latent_statistics(
         UserError: they are contradictory or missing.
     """
     if mean is not None or std is not None:
-        return _pair((mean, std), channels, tuple(sibling_key(key, name) for name in ("mean", "std")))
+        return _pair((mean, std), channels, ("mean", "std"), lambda name: sibling_key(key, name))
     names = ("latents_mean", "latents_std")
     stated = (written.get(names[0]), written.get(names[1]))
     if any(each is not None for each in stated):
-        return _pair(stated, channels, names, where)
+        return _pair(stated, channels, names, lambda name: where)
     if written.get("scaling_factor") is None:
         what = "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)"
         hint = f"add them to the file, or give {sibling_key(key, 'mean')} and {sibling_key(key, 'std')}"
         raise UserError(what, where=where, hint=hint)
-    shift = _numbers([written.get("shift_factor") or 0.0], "shift_factor", where)[0]
-    scale = _numbers([written["scaling_factor"]], "scaling_factor", where)[0]
+    shift, scale = (_numbers([written.get(name) or 0.0], name, where)[0] for name in ("shift_factor", "scaling_factor"))
     if scale <= 0:
-        raise UserError(f"scaling_factor is {scale}", where=where, hint="give one above 0")
+        raise UserError(f"scaling_factor: is {scale}", where=where, hint="give one above 0")
     return [shift] * channels, [1.0 / scale] * channels
 
 
 def _pair(
-    values: tuple[Any, Any], channels: int, names: tuple[str, ...], file: str | None = None
+    values: tuple[Any, Any], channels: int, names: tuple[str, str], place: Callable[[str], str]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of so many channels, which are keys of a file, else of the configuration.
+    """Mean and standard deviation of so many channels; `place` is the file or key of each, to name in errors.
 
     Raises:
-        UserError: naming the key that is missing or wrong.
+        UserError: one is missing or wrong.
     """
     for name, value, other in zip(names, values, reversed(names), strict=True):
         if value is None:
-            what = f"{name}: is missing beside {other}" if file else f"is missing beside {other}"
-            raise UserError(what, where=file or name, hint=f"give both: {channels} numbers each, one a channel")
-    found = [_numbers(value, name, file) for name, value in zip(names, values, strict=True)]
-    for name, numbers in zip(names, found, strict=True):
-        if len(numbers) != channels or (name is names[1] and min(numbers) <= 0):
-            what = f"needs {channels} numbers{', each above 0' * (name is names[1])}, got {numbers}"
-            raise UserError(f"{name}: {what}" if file else what, where=file or name, hint=_ONE_A_CHANNEL)
-    return found[0], found[1]
+            hint = f"give both: {channels} numbers each, one a channel"
+            raise UserError(f"{name}: is missing beside {other}", where=place(name), hint=hint)
+    mean, std = (_numbers(value, name, place(name)) for name, value in zip(names, values, strict=True))
+    for name, found, wrong in zip(names, (mean, std), (False, min(std, default=0.0) <= 0), strict=True):
+        if len(found) != channels or wrong:
+            what = f"{name}: got {found}, expected {channels} numbers" + ", each above 0" * wrong
+            raise UserError(what, where=place(name), hint=_ONE_A_CHANNEL)
+    return mean, std
 
 
 _ONE_A_CHANNEL = "give one number a channel of the latents"
 
 
-def _numbers(values: Any, name: str, file: str | None) -> list[float]:
+def _numbers(values: Any, name: str, where: str) -> list[float]:
     """Values of a key as floats. Raises UserError: they are no list of finite numbers."""
     try:
         if any(isinstance(each, bool | str) for each in values):
@@ -312,8 +311,8 @@ def _numbers(values: Any, name: str, file: str | None) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         found = [float("nan")]
     if not all(map(isfinite, found)):
-        what = f"is to be finite numbers, got {str(values)[:80]}"
-        raise UserError(f"{name}: {what}" if file else what, where=file or name, hint=_ONE_A_CHANNEL)
+        what = f"{name}: is to be finite numbers, got {str(values)[:80]}"
+        raise UserError(what, where=where, hint=_ONE_A_CHANNEL)
     return found
 
 

@@ -23,6 +23,7 @@ from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
 from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
+from hdm_lightning.datasets.shard_work import alone_in
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.errors import UserError
 
@@ -234,6 +235,47 @@ def test_of_two_calls_that_begin_at_once_the_second_is_refused_unless_it_makes_t
     with pytest.raises(UserError, match="holds another"):
         another.begin()
     assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "a"}\n'
+
+
+def test_a_build_that_came_to_nothing_leaves_its_folder_to_one_with_other_options(pictures, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="were rejected"):
+        build_folder(pictures, out, processes=1, images=ImageOptions(min_size_px=10**6))
+    assert (out / "rejected.tsv").read_text()  # says why
+    assert build_folder(pictures, out, processes=1).samples == load_index(out).samples > 0
+    with pytest.raises(UserError, match="other options"):
+        build_folder(pictures, out, processes=1, images=ImageOptions(min_size_px=10**6))
+
+
+@pytest.mark.parametrize(
+    "beside", [[], [".lock", "rejected.tsv"], ["00.tar"], ["a/00.tar"], [".00.tar.captions.jsonl"]]
+)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_header_alone_claims_no_folder_and_anything_that_was_made_does(tmp_path, beside, rows):
+    """Of two that stand before the same claim, one gets it."""
+    first = Journal(tmp_path / "j.jsonl", {"made_of": "a"}, other="holds another")
+    first.begin()
+    for _ in range(rows):
+        first.note(shard="x")
+    for name in beside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    if rows or not {*beside} <= {".lock", "rejected.tsv"}:
+        with pytest.raises(UserError, match="holds another"):
+            Journal(tmp_path / "j.jsonl", {"made_of": "b"}, other="holds another")
+        return
+    second, third = (Journal(tmp_path / "j.jsonl", {"made_of": name}, other="holds another") for name in "bc")
+    second.begin()
+    with pytest.raises(UserError, match="holds another"):
+        third.begin()
+    assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "b"}\n'
+
+
+def test_a_folder_that_another_call_is_building_into_is_refused(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    with alone_in(tmp_path / "out", "building"), pytest.raises(UserError, match="another process is building"):
+        build_folder(pictures, tmp_path / "out", processes=1)
+    assert build_folder(pictures, tmp_path / "out", processes=1).samples
 
 
 def test_nothing_to_build_is_told(kit, tmp_path):

@@ -22,6 +22,16 @@ from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, per
 from hdm_lightning.errors import UserError
 
 
+@pytest.mark.parametrize("first", [["--min", "pixels=1e12"], ["--min", "wdith=1"]], ids=["nothing stays", "mistyped"])
+def test_a_filter_that_came_to_nothing_leaves_its_folder_to_another(kit, tmp_path, capsys, first):
+    source, out = kit.write_shards(tmp_path / "s", [3, 2]), tmp_path / "out"
+    assert main(["filter", str(source), "--out", str(out), *first]) == 2
+    assert main(["filter", str(source), "--out", str(out), "--min", "width=1"]) == 0
+    assert load_index(out).samples == 5
+    assert main(["filter", str(source), "--out", str(out), *first]) == 2
+    assert "by other rules" in capsys.readouterr().err and load_index(out).samples == 5
+
+
 def in_turn(hashes, order, distance):
     """The definition, pair by pair."""
     found = []
