@@ -266,24 +266,20 @@ def test_hydra_writes_its_files_through_no_link(tmp_path: Path, name: str, sweep
     for file in ("config.yaml", "overrides.yaml", "hydra.yaml"):
         (elsewhere / file).write_text("mine")
     (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
-    command = [
-        sys.executable,
-        "-c",
-        ONE_JOB,
-        f"hydra.{'sweep' if sweeps else 'run'}.dir={run.parent if sweeps else run}",
-    ]
-    command += ["-m", "hydra.sweep.subdir=run"] if sweeps else []
+    here = ["-m", f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run"] if sweeps else [f"hydra.run.dir={run}"]
+    command = [sys.executable, "-c", ONE_JOB, *here, "+name=toy", CALLBACK]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert all(file.read_text() == "mine" for file in elsewhere.iterdir()) and len(list(elsewhere.iterdir())) == 3
     assert not (run / name).is_symlink() and "name: toy" in (run / ".hydra" / "config.yaml").read_text()
 
 
 ONE_JOB = """
-import sys, hydra
-sys.argv.append("+name=toy")
-sys.argv.append("+hydra.callbacks.sweep._target_=hdm_lightning.cli.sweep.NoteSweep")
+import hydra
 hydra.main(config_path=None, version_base="1.3")(lambda config: None)()
 """
+
+
+CALLBACK = "+hydra.callbacks.sweep._target_=hdm_lightning.cli.sweep.NoteSweep"
 
 
 def told_without_rights(run: Path) -> str:
