@@ -47,15 +47,18 @@ class Replacement:
         self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
         os.close(handle)
 
-    def commit(self) -> None:
-        """Put the file in place once it is on the disk."""
+    def commit(self, *, new: bool = False) -> None:
+        """Put the file in place once it is on the disk. Raises FileExistsError: it is to be `new`, and one is there."""
         handle = os.open(self.temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(handle, self._mode)  # safetensors puts one of mode 0600 there
             os.fsync(handle)
         finally:
             os.close(handle)
-        os.replace(self.temporary, self.path)
+        if new:
+            _put_beside(self.temporary, self.path)
+        else:
+            os.replace(self.temporary, self.path)
         _sync_folder(self.path.parent)
 
     def discard(self) -> None:
@@ -64,29 +67,44 @@ class Replacement:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yields the name of an empty file beside `path`, which takes its place at the end of the with statement.
 
     Raises:
+        FileExistsError: the file is to be `new`, and another process has written one meanwhile.
         UserError: the disk is full, or `path` is no ordinary file. As with any exception, the old file is intact and
             the new one removed.
     """
-    new: Replacement | None = None
+    made: Replacement | None = None
     try:
-        new = Replacement(path)
-        yield new.temporary
-        new.commit()
+        made = Replacement(path)
+        yield made.temporary
+        made.commit(new=new)
     except BaseException as error:
-        if new is not None:
-            new.discard()
+        if made is not None:
+            made.discard()
         if is_disk_full(error):
             raise disk_full_error(path) from error
         raise
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def _put_beside(temporary: Path, path: Path) -> None:
+    """Give a file its name unless another has it, also of two processes that do so at once."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system knows no links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, new: bool = False) -> None:
     """Let `write(file)` fill a new file, then put it in place of `path`; see `replacing`."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, new=new) as temporary, temporary.open("wb") as file:
         write(file)
 
 

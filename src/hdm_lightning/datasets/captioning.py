@@ -42,6 +42,7 @@ from hdm_lightning.datasets.shard_work import (
     digest_of,
     jobs_of,
     read_job,
+    require_apart,
     require_images,
     require_names_of_their_own,
     worked_off,
@@ -129,6 +130,7 @@ class CaptionedSet:
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
         require_images(self.shards)
         require_names_of_their_own(self.shards, place)
+        require_apart(self.shards, out)
         other = "this folder holds captions of other images, of another model, or made with other options"
         self._journal = Journal(out / JOURNAL, self._header(), other=other)
         found = ((str(row.pop("shard", "")), typed(Summary, row)) for row in self._journal.rows)

@@ -40,6 +40,7 @@ from hdm_lightning.datasets.near_duplicates import better_copies
 from hdm_lightning.datasets.shard_work import (
     alone_in,
     digest_of,
+    require_apart,
     require_images,
     require_names_of_their_own,
     samples_of,
@@ -152,6 +153,7 @@ class FilteredSet:
             UserError: the folder holds something else, or the disk is full.
         """
         require_names_of_their_own(self.shards, self.place)
+        require_apart(self.shards, out)
         other = "this folder holds other samples, or by other rules"
         journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
         make_folder(out)

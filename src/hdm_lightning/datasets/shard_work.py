@@ -102,7 +102,7 @@ def alone_in(folder: Path, doing: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "let it work; it uses all devices that it was given"
+            hint = "let it work, and start this again when it has ended"
             raise UserError(f"another process is {doing} into this folder", where=str(folder), hint=hint) from error
         except OSError as error:
             hint = "name a folder on a file system with locks, such as a local disk"
@@ -144,6 +144,15 @@ def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> No
             what = f"{known[name]} and {shard.url} would both become {name}"
             raise UserError(what, where=place, hint="give each folder an --out of its own")
         known[name] = shard.url
+
+
+def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
+    """Raise UserError where a new set would lie below the shards that it is made of, whose next index takes it in."""
+    place = out.expanduser().resolve()
+    for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
+        if Path(folder).resolve() in place.parents:
+            what = f"lies inside {folder.rstrip('/')}, whose next index would hold the new shards beside the old ones"
+            raise UserError(what, where=str(out), hint="name a folder beside it")
 
 
 def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import read_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
@@ -188,7 +189,8 @@ def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
     if len(named) > 1 and every:
         return {f"{key}.{name}": tensor for key, each in named.items() for name, tensor in each.items()}
     if len(named) > 1:
-        what = f"holds several sets of tensors: {', '.join(f'{key} ({len(each)})' for key, each in named.items())}"
+        sets = ", ".join(f"{in_one_line(key)} ({len(each)})" for key, each in named.items())
+        what = f"holds several sets of tensors: {sets}"
         largest = max(named, key=lambda each: len(named[each]))
         hint = f"take one out: hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(largest)}"
         raise UserError(what, where=str(path), hint=hint)
@@ -300,4 +302,4 @@ def listed(kind: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"  {kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"
+    return f"  {kind} ({len(names)}): {', '.join(map(in_one_line, names[:_SHOWN]))}{more}"
