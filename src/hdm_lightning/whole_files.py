@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.regular_files import open_regular, read_regular
 
 TEMPORARY = ".tmp"
@@ -130,8 +131,11 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise disk_full_error(folder) from error
-        what = f"no folder can be made here ({error.strerror})"
-        raise UserError(what, where=str(folder), hint="name another place, or move away what is there") from error
+        raise _leads_nowhere(error) or UserError(
+            f"no folder can be made here ({error.strerror})",
+            where=str(folder),
+            hint="name another place, or move away what is there",
+        ) from error
 
 
 def move_in(source: Path, folder: Path, *, last: str) -> None:
@@ -217,9 +221,20 @@ def file_error(error: BaseException) -> UserError | None:
         return disk_full_error(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "output")
     if not isinstance(error, OSError) or not isinstance(path, str | bytes | os.PathLike):
         return None
+    if isinstance(error, FileExistsError) and (nowhere := _leads_nowhere(error)) is not None:
+        return nowhere
     hint = _OF_THE_USER.get(error.errno or 0)
     what = f"cannot be read or written ({error.strerror})"
     return None if hint is None else UserError(what, where=os.fsdecode(path), hint=hint)
+
+
+def _leads_nowhere(error: OSError) -> UserError | None:
+    """What to say where a folder is a link to one that is not there; the system says that the link exists."""
+    path = str(error.filename)
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    what = f"is a link to {in_one_line(os.path.realpath(path))}, which is not there"
+    return UserError(what, where=path, hint="mount the disk that it leads to, or name another place")
 
 
 def _sync_folder(folder: Path) -> None:

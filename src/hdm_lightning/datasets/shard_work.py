@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.parallel import available_cores
+from hdm_lightning.data.parallel import available_cores, interruptible, starting_quietly
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import LATENT, Form, RawSample
@@ -64,8 +64,9 @@ def worked_off(
     with ProcessPoolExecutor(
         len(devices), mp_context=context, initializer=_begin, initargs=(start, waiting, threads)
     ) as pool:
-        running: list[Future[Made]] = [pool.submit(_work, shard) for shard in shards]
         try:
+            with starting_quietly():
+                running: list[Future[Made]] = [pool.submit(interruptible, _work, shard) for shard in shards]
             for future in as_completed(running):
                 yield future.result()
         except BrokenProcessPool as error:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from functools import partial
 
@@ -442,6 +444,42 @@ def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
         assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
     with pytest.raises(UserError, match="output_format=webdataset"):
         index_img2dataset(tmp_path / "nothing")
+
+
+SLOW = """
+import os, signal, sys, threading, time
+from functools import partial
+from pathlib import Path
+from hdm_lightning.cli.command import run_command
+from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.whole_files import replacing
+
+def item(folder, number):
+    with replacing(Path(folder, str(number))):
+        time.sleep(0.3)
+
+def press(folder, when):
+    while when == "working" and not list(folder.glob(".*.tmp")):
+        time.sleep(0.01)
+    time.sleep(0.05 if when == "working" else float(when))
+    os.killpg(0, signal.SIGINT)
+
+if __name__ == "__main__":
+    folder, when = Path(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=press, args=(folder, when), daemon=True).start()
+    sys.exit(run_command(lambda: len(list(ordered_map(partial(item, folder), range(400), processes=2)))))
+"""
+
+
+@pytest.mark.parametrize("when", ["0.05", "0.5", "working"])
+def test_ctrl_c_in_several_processes_is_one_line_whenever_it_comes(tmp_path, when):
+    """A terminal sends it to all of them: while they start, import or work. What was begun leaves nothing."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "out"), when]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, start_new_session=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+    assert not list((tmp_path / "out").glob(".*")) and len(list((tmp_path / "out").iterdir())) < 40
 
 
 def test_a_process_that_is_killed_is_told_and_what_came_before_it_stays():
