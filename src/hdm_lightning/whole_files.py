@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.regular_files import open_regular, read_regular
 
 TEMPORARY = ".tmp"
@@ -47,15 +48,18 @@ class Replacement:
         self._mode = stat.S_IMODE(os.fstat(handle).st_mode)  # what umask and folder make of 0666
         os.close(handle)
 
-    def commit(self) -> None:
-        """Put the file in place once it is on the disk."""
+    def commit(self, *, new: bool = False) -> None:
+        """Put the file in place once it is on the disk. Raises FileExistsError: it is to be `new`, and one is there."""
         handle = os.open(self.temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(handle, self._mode)  # safetensors puts one of mode 0600 there
             os.fsync(handle)
         finally:
             os.close(handle)
-        os.replace(self.temporary, self.path)
+        if new:
+            _put_beside(self.temporary, self.path)
+        else:
+            os.replace(self.temporary, self.path)
         _sync_folder(self.path.parent)
 
     def discard(self) -> None:
@@ -64,29 +68,44 @@ class Replacement:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yields the name of an empty file beside `path`, which takes its place at the end of the with statement.
 
     Raises:
+        FileExistsError: the file is to be `new`, and another process has written one meanwhile.
         UserError: the disk is full, or `path` is no ordinary file. As with any exception, the old file is intact and
             the new one removed.
     """
-    new: Replacement | None = None
+    made: Replacement | None = None
     try:
-        new = Replacement(path)
-        yield new.temporary
-        new.commit()
+        made = Replacement(path)
+        yield made.temporary
+        made.commit(new=new)
     except BaseException as error:
-        if new is not None:
-            new.discard()
+        if made is not None:
+            made.discard()
         if is_disk_full(error):
             raise disk_full_error(path) from error
         raise
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def _put_beside(temporary: Path, path: Path) -> None:
+    """Give a file its name unless another has it, also of two processes that do so at once."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system knows no links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, new: bool = False) -> None:
     """Let `write(file)` fill a new file, then put it in place of `path`; see `replacing`."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, new=new) as temporary, temporary.open("wb") as file:
         write(file)
 
 
@@ -112,8 +131,11 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise disk_full_error(folder) from error
-        what = f"no folder can be made here ({error.strerror})"
-        raise UserError(what, where=str(folder), hint="name another place, or move away what is there") from error
+        raise _leads_nowhere(error) or UserError(
+            f"no folder can be made here ({error.strerror})",
+            where=str(folder),
+            hint="name another place, or move away what is there",
+        ) from error
 
 
 def move_in(source: Path, folder: Path, *, last: str) -> None:
@@ -199,9 +221,20 @@ def file_error(error: BaseException) -> UserError | None:
         return disk_full_error(os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else "output")
     if not isinstance(error, OSError) or not isinstance(path, str | bytes | os.PathLike):
         return None
+    if isinstance(error, FileExistsError) and (nowhere := _leads_nowhere(error)) is not None:
+        return nowhere
     hint = _OF_THE_USER.get(error.errno or 0)
     what = f"cannot be read or written ({error.strerror})"
     return None if hint is None else UserError(what, where=os.fsdecode(path), hint=hint)
+
+
+def _leads_nowhere(error: OSError) -> UserError | None:
+    """What to say where a folder is a link to one that is not there; the system says that the link exists."""
+    path = str(error.filename)
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    what = f"is a link to {in_one_line(os.path.realpath(path))}, which is not there"
+    return UserError(what, where=path, hint="mount the disk that it leads to, or name another place")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -210,11 +210,20 @@ def test_keys_added_to_a_finished_run_are_refused_as_changed_ones_are(toy_job, t
 
 
 @pytest.mark.parametrize("callbacks", [{}, {"weight_averages": None}])
-def test_a_finished_run_without_averages_is_started_again(toy_job, tmp_path, callbacks):
+def test_a_finished_run_without_averages_is_started_again(toy_job, tmp_path, capfd, callbacks):
+    """What it lacked and is asked for now is named: it has no effect any more. Of the same command nothing is said."""
     config = composed(toy_job(tmp_path / "run", px16={"samples": 8}))
-    config.callbacks = callbacks
+    shipped, config.callbacks = config.callbacks, callbacks
     assert run_job(job.check_job(config.copy())) == 0
-    job.check_job(config.copy())
+    assert run_job(job.check_job(config.copy())) == 0
+    assert "change nothing" not in capfd.readouterr().out
+    config.callbacks = {**shipped, "weight_averages": None}
+    config.trainer.log_every_n_steps, config.guard.spike_factor = 7, 9.0
+    assert run_job(job.check_job(config.copy())) == 0
+    (line,) = [each for each in capfd.readouterr().out.splitlines() if "change nothing" in each]
+    named = line.partition("any more: ")[2].split(", ")
+    assert {"callbacks.sample_images", "trainer.log_every_n_steps", "guard.spike_factor"} <= set(named)
+    assert {each.partition(".")[0] for each in named} == {"callbacks", "trainer", "guard"}
     config.callbacks = {"weight_averages": {"halflife_samples": [16]}}
     with pytest.raises(UserError, match="is over and had"):
         job.check_job(config)

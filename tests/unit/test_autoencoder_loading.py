@@ -52,7 +52,7 @@ def test_scaling_factor_alone_is_the_normalisation_and_nothing_is_an_error(tmp_p
         load_autoencoder(str(tmp_path))
     given = load_autoencoder(str(tmp_path), mean=[0.5] * 4, std=[4.0] * 4)
     torch.testing.assert_close(given.encode(image), expected)
-    with pytest.raises(UserError, match="need 4 values each"):
+    with pytest.raises(UserError, match="expected 4 numbers"):
         load_autoencoder(str(tmp_path), mean=[0.0], std=[1.0])
 
 
@@ -120,12 +120,27 @@ def test_diffusers_reads_the_same_pictures_from_our_latents(tmp_path, written_by
     torch.testing.assert_close(again.encode(image), latents)
 
 
-def test_half_a_normalisation_is_refused(tmp_path):
-    save_vae(tmp_path, latents_mean=[0.0] * 4)
-    with pytest.raises(UserError, match="only one of latents_mean and latents_std") as caught:
+@pytest.mark.parametrize(("there", "missing"), [("mean", "std"), ("std", "mean")])
+def test_half_a_normalisation_names_the_half_that_is_missing(tmp_path, there, missing):
+    save_vae(tmp_path, **{f"latents_{there}": [1.0] * 4}, scaling_factor=0.5)
+    with pytest.raises(UserError, match=f"latents_{missing}: is missing beside latents_{there}") as caught:
         load_autoencoder(str(tmp_path))
     assert caught.value.where.endswith("config.json")
+    with pytest.raises(UserError, match="is missing beside") as caught:
+        load_autoencoder(str(tmp_path), **{there: [1.0] * 4}, where="vae.name")
+    assert caught.value.where == f"vae.{missing}"
     assert load_autoencoder(str(tmp_path), mean=[0.0] * 4, std=[2.0] * 4).std.unique().item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*(("mean", odd) for odd in ([1.0] * 3, ["x"] * 4, [float("inf")] * 4, 3.0)), ("std", [0.0] * 4), ("std", [1])],
+)
+def test_an_odd_normalisation_names_its_key_and_not_the_file(tmp_path, key, value):
+    save_vae(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_autoencoder(str(tmp_path), **{"mean": [0.0] * 4, "std": [1.0] * 4, key: value}, where="vae.name")
+    assert caught.value.where == f"vae.{key}"
 
 
 def save_vae(folder, **changes):
@@ -162,5 +177,6 @@ def save_vae(folder, **changes):
 def test_odd_statistics_of_latents_name_their_file(written):
     with pytest.raises(UserError) as caught:
         latent_statistics(written, 2, where="config.json")
-    assert caught.value.where == "config.json"
+    wrong = [key for key in written if str(caught.value.what).startswith(key)]
+    assert caught.value.where == "config.json" and len(wrong) == 1
     assert latent_statistics({"scaling_factor": 2, "shift_factor": 1}, 2, where="x") == ([1.0, 1.0], [0.5, 0.5])

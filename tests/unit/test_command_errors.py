@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdm_lightning.cli.command import progress_bars, require_platform, run_command
+from hdm_lightning.cli.command import progress_bars, require_file, require_folder, require_platform, run_command
 from hdm_lightning.cli.hydra_app import run_hydra
 from hdm_lightning.errors import UserError
 from hdm_lightning.training.stop_request import StopRequest
@@ -191,3 +191,16 @@ def test_a_bar_that_has_nothing_to_show_prints_nothing(capsys: pytest.CaptureFix
         report("images", 1, 2)
         report("images", 2, 2)
     assert "images" in (told := capsys.readouterr().err) and "2/2" in told
+
+
+@pytest.mark.parametrize("place", ["file", "file/x", "lost", "lost/x/y", "/proc/x", "/proc/x/y", "/dev/null"])
+def test_where_nothing_can_be_written_is_found_before_any_work(tmp_path: Path, place: str) -> None:
+    """Not by rights alone: a file system may refuse files, and a link lead to a disk that is not mounted."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "lost").symlink_to(tmp_path / "disk")
+    for require in (require_folder, lambda folder, where: require_file(folder / "result.json", where)):
+        with pytest.raises(UserError, match="can be written to") as caught:
+            require(tmp_path / place, "--out")
+        assert caught.value.where == "--out"
+    assert require_folder(tmp_path / "a" / "b", "--out") == tmp_path / "a" / "b"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "lost"]

@@ -74,7 +74,7 @@ def test_names_of_tensors(tmp_path, capsys):
     save_file({**tensors, f"other.{EVIL}": torch.zeros(1)}, tmp_path / "a.safetensors")
     convert.main([str(tmp_path / "a.safetensors")])
     said = capsys.readouterr()
-    assert "\\x1b" in said.err + said.out
+    assert "\\x1b" in said.err + said.out and "\n0 problems" not in said.err + said.out
     assert not FORBIDDEN & set(said.err + said.out)
     assert not FORBIDDEN & set(str(InitReport("a", [], [EVIL], [EVIL], [EVIL], [])))
 

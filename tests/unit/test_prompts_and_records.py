@@ -16,7 +16,7 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.generation.drawing import LONGEST_PROMPT, _prompts
 from hdm_lightning.generation.hub_models import license_note
 from hdm_lightning.generation.image_files import ImageRecord, read_record, write_png
-from hdm_lightning.generation.image_writer import slug
+from hdm_lightning.generation.image_writer import DrawJob, ImageWriter, slug
 from hdm_lightning.generation.sampling_settings import DrawingRequest, SamplingSettings
 from hdm_lightning.whole_files import write_text
 
@@ -143,6 +143,23 @@ def test_a_record_is_found_before_the_pixels_and_behind_them(tmp_path, behind):
     assert read_record(tmp_path / "a.png") == record()
     stored(tmp_path / "b.png", json.dumps(record().to_json()), behind=behind)
     assert read_record(tmp_path / "b.png") == record()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_that_draw_into_one_folder_at_once_lose_no_image(tmp_path, monkeypatch, links):
+    """Both have counted what was there before; also where the file system has no links between names."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *names: os.open("/dev/null/x", os.O_RDONLY))
+    lot, job = random.Random(0), DrawJob("a cat", 0, SamplingSettings(height=8, width=8))
+    writers = [ImageWriter(tmp_path, model="m", fingerprint=each) for each in "ab"]
+    drawn = {}
+    for number in range(12):
+        image = torch.full((3, 8, 8), number, dtype=torch.uint8)
+        drawn[lot.choice(writers).add(job, image)] = number
+    sheets = {writer.write_sheet() for writer in writers}
+    assert len(drawn) == 12 and len(sheets) == 2
+    assert {path: Image.open(path).getpixel((0, 0)) for path in drawn} == {path: (n,) * 3 for path, n in drawn.items()}
+    assert sorted(tmp_path.iterdir()) == sorted([*drawn, *sheets])
 
 
 WRONG = (None, True, -1, 10**30, 1.5, float("nan"), "", "64", "x" * 1000, [], [1], {}, {"a": 1}, "\x1b[2J\u202e")

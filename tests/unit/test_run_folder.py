@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,7 +203,13 @@ def test_what_cannot_be_written_to_is_found_at_the_start(open_folder: Path, plac
     assert f"{target}: cannot be written to" in told and "run_dir=" in told
 
 
-@pytest.mark.parametrize("name", ["final", "01-a", "01-a/checkpoints"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("final", "final/transformer", "final/a/b", "hparams", "ema_snapshots", "wandb"),
+        *("01-a", "01-a/checkpoints", "01-a/samples", "01-a/tensorboard", "02-b/version_0"),
+    ],
+)
 def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_run_itself_is_not(
     tmp_path: Path, name: str
 ) -> None:
@@ -224,7 +232,11 @@ def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_ru
 
 @pytest.mark.parametrize(
     ("name", "inside"),
-    [("final", "model_index.json"), ("01-a", "checkpoints"), ("01-a/checkpoints", "step-00000008.ckpt"), ("final", "")],
+    [
+        *(("final", "model_index.json"), ("01-a", "checkpoints"), ("01-a/checkpoints", "step-00000008.ckpt")),
+        *(("01-a/samples", "000000000032-64x64.png"), ("01-a/tensorboard", "events.out.tfevents.1.host.2.0")),
+        *(("ema_snapshots", "000000000032-0.100.safetensors"), ("final", ""), ("01-a/samples", "")),
+    ],
 )
 def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: str
@@ -242,6 +254,32 @@ def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
         run_folder.require_writable(run, PLANS)
     assert caught.value.where == str(run / name)
     assert [path.name for path in disk.iterdir()] == [inside] * bool(inside)
+
+
+@pytest.mark.parametrize("name", [".hydra", ".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml"])
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_hydra_writes_its_files_through_no_link(tmp_path: Path, name: str, sweeps: bool) -> None:
+    """It does so before any check of ours, in the folder of a run that somebody may have sent."""
+    run, elsewhere = tmp_path / "sweep" / "run", tmp_path / "elsewhere"
+    (run / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    for file in ("config.yaml", "overrides.yaml", "hydra.yaml"):
+        (elsewhere / file).write_text("mine")
+    (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
+    here = ["-m", f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run"] if sweeps else [f"hydra.run.dir={run}"]
+    command = [sys.executable, "-c", ONE_JOB, *here, "+name=toy", CALLBACK]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert all(file.read_text() == "mine" for file in elsewhere.iterdir()) and len(list(elsewhere.iterdir())) == 3
+    assert not (run / name).is_symlink() and "name: toy" in (run / ".hydra" / "config.yaml").read_text()
+
+
+ONE_JOB = """
+import hydra
+hydra.main(config_path=None, version_base="1.3")(lambda config: None)()
+"""
+
+
+CALLBACK = "+hydra.callbacks.sweep._target_=hdm_lightning.cli.sweep.NoteSweep"
 
 
 def told_without_rights(run: Path) -> str:

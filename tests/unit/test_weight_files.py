@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from hdm_lightning.cli.convert import main as convert
 from hdm_lightning.errors import UserError
-from hdm_lightning.interop import published
+from hdm_lightning.interop import published, tensor_files
 from hdm_lightning.interop.layouts import read_release
 from hdm_lightning.interop.network_copies import one_network
 from hdm_lightning.interop.tensor_files import read_tensors, write_tensors
@@ -260,6 +260,31 @@ def test_broken_metadata_of_ours_is_a_mistake_of_the_file(bare, tmp_path, writte
     assert "broken metadata hdm_lightning" in capsys.readouterr().err
     save_file(bare, tmp_path / "a.safetensors", metadata={"modelspec.title": written, "ss_tag_frequency": "{"})
     assert convert([str(tmp_path / "a.safetensors")]) == 0
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("repeated", [b"]", b"(", b"N0", b")2\x86"])
+def test_a_pickle_of_millions_of_steps_is_not_taken_up(tmp_path, zipped, repeated):
+    """Torch's reader needs minutes for tens of millions of brackets in each other, and all memory."""
+    path, body = tmp_path / "a.pt", b"\x80\x02" + repeated * (3_000_000 // len(repeated)) + b"."
+    if zipped:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data.pkl", body)
+            archive.writestr("a/version", "3\n")
+    else:
+        path.write_bytes(body)
+    with pytest.raises(UserError, match="more than 2,000,000 entries") as caught:
+        read_tensors(path)
+    assert caught.value.where == str(path)
+
+
+def test_what_is_beside_the_tensors_is_bounded_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    monkeypatch.setattr(tensor_files, "_LONGEST_PICKLE", 1000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1001))
+    with pytest.raises(UserError, match="1,001 bytes beside its tensors"):
+        read_tensors(path)
 
 
 def test_a_zip_of_other_things_is_no_file_of_weights(bare, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hdm_lightning.cli.command import run_command
 from hdm_lightning.data.faults import Quarantine
 from hdm_lightning.encoders.autoencoder import load_autoencoder
 from hdm_lightning.errors import UserError
@@ -18,7 +19,14 @@ from hdm_lightning.interop.tensor_files import write_tensors
 from hdm_lightning.training import worker
 from hdm_lightning.training.callbacks.keep_ledger import Ledger
 from hdm_lightning.training.checkpoint_io import AtomicCheckpointIO
-from hdm_lightning.whole_files import is_disk_full, remove_leftovers, replacing, write_atomically, write_text
+from hdm_lightning.whole_files import (
+    is_disk_full,
+    make_folder,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+    write_text,
+)
 
 
 @contextmanager
@@ -91,6 +99,19 @@ def test_folders_and_devices_are_not_replaced(tmp_path):
         with pytest.raises(UserError, match="no ordinary file"):
             write_text(place, "x")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("below", ["", "x", "x/y"])
+def test_a_folder_below_a_link_that_leads_nowhere_is_called_so(tmp_path, below):
+    """As where a disk is not mounted; the system says of the link that it exists."""
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "runs")
+    place = tmp_path / "runs" / below
+    for make in (make_folder, lambda folder: write_text(folder / "a.txt", "x")):
+        told = run_command(lambda make=make: make(place) or 0)
+        assert told == 2
+    with pytest.raises(UserError, match="which is not there") as caught:
+        make_folder(place)
+    assert caught.value.where == str(tmp_path / "runs") and "mount" in caught.value.hint
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -193,7 +193,7 @@ def _valid(annotation: Any, given: Any, where: str) -> Any:
 
 def _as_user_error(error: dict[str, Any], kind: Any, where: str) -> UserError:
     given = error["input"]
-    if error["type"] in _LIMITS:
+    if error["type"] in _LIMITS and given == given:  # NaN is beyond every limit
         key, complaint, hint = _LIMITS[error["type"]]
         bound = error["ctx"][key]
         limit = int(bound) if bound == int(bound) else bound

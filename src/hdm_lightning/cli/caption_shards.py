@@ -170,7 +170,7 @@ def _every_minute(total: int) -> Callable[[int], None]:
 
 def _faults(summary: "Summary", arguments: argparse.Namespace) -> list[str]:
     """A line for each thing that did not go well."""
-    from hdm_lightning.datasets.build import REJECTED
+    from hdm_lightning.datasets.journal import REJECTED
     from hdm_lightning.printable import in_one_line
 
     lines = []

@@ -142,10 +142,15 @@ def require_folder(folder: Path, where: str) -> Path:
     Raises:
         UserError: something else has its name, or it cannot be written to.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{folder} is no folder that can be written to", where=where, hint="name another place")
-    return folder
+    import tempfile  # noqa: PLC0415 (for --help's sake)
+
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return folder
+    except OSError as error:
+        what = f"{folder} is no folder that can be written to ({there}: {error.strerror})"
+        raise UserError(what, where=where, hint="name another place") from error
 
 
 def require_file(file: Path, where: str) -> Path:

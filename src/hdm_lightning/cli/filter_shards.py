@@ -62,8 +62,8 @@ def _named_values(text: str) -> tuple[str, tuple[str, ...]]:
 def filter_shards(arguments: argparse.Namespace) -> int:
     """Filter, and tell how many samples each rule has left out."""
     from hdm_lightning.data.parallel import available_cores
-    from hdm_lightning.datasets.build import REJECTED
     from hdm_lightning.datasets.filtering import FilteredSet
+    from hdm_lightning.datasets.journal import REJECTED
 
     wanted, jobs = _wanted(arguments), arguments.jobs or available_cores()
     made = FilteredSet(arguments.shards, wanted, against=arguments.against or (), jobs=jobs)

@@ -109,6 +109,12 @@ def _index(arguments: argparse.Namespace) -> int:
     remote = [place for place in arguments.places if not is_local(place)]
     if remote and (not arguments.out or len(remote) < len(arguments.places)):
         raise UserError("remote shards are indexed by themselves, into a local file", where="--out", hint="give --out")
+    if arguments.out and not remote:
+        raise UserError("the index of local shards lies beside them", where="--out", hint="leave it out")
+    for name in ("new_only", "follow_links") if remote else ():
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError("is for local folders; remote shards are named one by one", where=flag, hint="leave it out")
     if remote:
         require_file(Path(arguments.out), "--out")
         with _shard_bar() as show:

@@ -38,11 +38,29 @@ _present: list[_Sweep] = []
 
 
 class NoteSweep(Callback):
-    """Hydra callback that remembers which sweep this process leads, for `finish_sweep`."""
+    """Hydra callback that remembers which sweep this process leads, for `finish_sweep`, before Hydra writes its files.
+
+    Hydra would write these through links, and a folder may come from somebody else: links are removed first.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look at the run's folder."""
+        _remove_links(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember folder and configuration, as composed without what is swept."""
+        for job in Path(str(config.hydra.sweep.dir)).glob("*/"):
+            _remove_links(job)
         _present[:] = [_Sweep(Path(str(config.hydra.sweep.dir)).absolute(), config)]
+
+
+def _remove_links(folder: Path) -> None:
+    own = folder / ".hydra"
+    if own.is_symlink():
+        own.unlink()
+    for file in own.glob("*"):
+        if file.is_symlink():
+            file.unlink()
 
 
 def note_failure(folder: Path, error: Exception) -> JobFailed:

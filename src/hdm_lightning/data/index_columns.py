@@ -72,17 +72,28 @@ def write_columns(columns: Callable[[], Iterable[Packed]], index: Path) -> str:
         columns: gives them, each time anew.
         index: the file of the index.
     """
-    digest = hashlib.sha256()
+    digest, size, mapped = hashlib.sha256(), 0, True
     for column in columns():
         digest.update(column)
+        size += len(column)
+        mapped = mapped and _is_mapped(column)
     file = index.with_name(f"{_stem(index)}-{digest.hexdigest()[:12]}{SUFFIX}")
 
     def write(handle: IO[bytes]) -> None:
         handle.writelines(columns())
 
-    if not _holds(file, digest.hexdigest()):
+    # What was hashed through a mapping has just been read from that file; anything else may have been damaged since.
+    if not (_has_size(file, size) if mapped else _holds(file, digest.hexdigest())):
         write_atomically(file, write)
     return file.name
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def _is_mapped(column: Packed) -> bool:
+    return isinstance(column, memoryview) and isinstance(column.obj, mmap.mmap)
 
 
 def _holds(file: Path, sha256: str) -> bool:

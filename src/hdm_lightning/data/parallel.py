@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from rich.console import Console
@@ -42,7 +45,8 @@ def ordered_map(
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                with starting_quietly():
+                    pending.append(pool.submit(interruptible, function, item))
                 if len(pending) >= workers * IN_FLIGHT_PER_PROCESS:
                     yield pending.popleft().result()
             while pending:
@@ -50,6 +54,61 @@ def ordered_map(
         except BrokenProcessPool as error:
             hint = "free memory, or take fewer processes; what is done stays, and the same command goes on"
             raise UserError("a process was killed; was there enough memory?", hint=hint) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def starting_quietly() -> Iterator[None]:
+    """Processes that start meanwhile are deaf to Ctrl-C, which a terminal sends to all of them at once, but for what
+    `interruptible` runs: else each would print a stack trace of its own.
+    """
+    resource_tracker.ensure_running()  # its own start would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _later():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """A Ctrl-C that another thread hears takes effect at the end: a process that is half started would complain."""
+    handler, came = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
+
+
+_interrupted = False
+"""In a process that `starting_quietly` has started: nothing more is begun."""
+
+
+def interruptible(function: Callable[[Item], Result], item: Item) -> Result:
+    """`function(item)`, ended by Ctrl-C, and then all that is still to come in this process.
+
+    Raises:
+        KeyboardInterrupt: it was.
+    """
+    global _interrupted
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if _interrupted:
+            raise KeyboardInterrupt
+        return function(item)
+    except KeyboardInterrupt:
+        _interrupted = True
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def available_cores() -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from hdm_lightning.data.shard_record import ShardRecord, as_entry, from_entry
 from hdm_lightning.data.source_shards import expanded
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
-from hdm_lightning.whole_files import make_folder, read_lines
+from hdm_lightning.whole_files import make_folder, read_lines, replacing
 
 PART_NAME = ".index-part.jsonl"
 FETCHED_BYTES = 64 << 20
+MOST_SHARD_BYTES = 64 << 30
+"""Of a remote shard that is indexed: no more is taken, whatever a server gives."""
 Progress = Callable[[ShardRecord], None]
 
 
@@ -220,17 +222,28 @@ def _scan_remote(url: str) -> ShardRecord:
     name = _name(url)
     with tempfile.TemporaryDirectory() as folder:
         versions: set[Version] = set()
-        with (Path(folder) / name).open("wb") as handle:
-            try:
-                while part := read_range(url, handle.tell(), handle.tell() + FETCHED_BYTES, versions.add):
-                    handle.write(part)
-                    if len(part) < FETCHED_BYTES:
-                        break
-            except OSError as error:
-                raise UserError(str(error), where=url, hint="check the address and the network") from error
+        with replacing(Path(folder) / name) as copy, copy.open("wb") as handle:
+            for part in _parts(url, versions):
+                handle.write(part)
         tags = {version.tag for version in versions}
         # Copies of one file on several servers may be called differently: no tag, then.
         return replace(scan_shard(Path(folder), name), changed=0, tag=tags.pop() if len(tags) == 1 else "")
+
+
+def _parts(url: str, versions: set[Version]) -> Iterator[bytes]:
+    """The bytes of a remote shard, part by part. Raises UserError: they cannot be had, or have no end."""
+    start = 0
+    while start <= MOST_SHARD_BYTES:
+        try:
+            part = read_range(url, start, start + FETCHED_BYTES, versions.add)
+        except OSError as error:
+            raise UserError(str(error), where=url, hint="check the address and the network") from error
+        yield part
+        start += len(part)
+        if len(part) < FETCHED_BYTES:
+            return
+    what = f"gives more than {MOST_SHARD_BYTES >> 30} GiB, and no shard is as large"
+    raise UserError(what, where=url, hint="look at what the server gives; index the shard where it lies")
 
 
 def scan_shard(root: Path, name: str) -> ShardRecord:

@@ -1,6 +1,7 @@
 """Bytes of shards and indices wherever they lie: http(s), pipes, and all that fsspec reaches."""
 
 import ipaddress
+import os
 import re
 import socket
 import time
@@ -104,12 +105,14 @@ def read_whole(url: str, most: int) -> bytes:
     Raises:
         OSError: it is not there, cannot be read, or is larger.
     """
+    large = False
     if is_local(url):
         with open(url, "rb", opener=open_regular) as handle:
-            data = handle.read(most + 1)
+            large = os.fstat(handle.fileno()).st_size > most
+            data = b"" if large else handle.read(most + 1)
     else:
         data = with_retries(lambda: _remote(url, 0, most + 1))
-    if len(data) > most:
+    if large or len(data) > most:
         raise OSError(f"{url}: has more than {most:,} bytes")
     return data
 
@@ -224,6 +227,8 @@ def _body(reply: HTTPResponse, start: int, end: int | None) -> tuple[bytes, int 
         if first not in (None, start):
             raise ConnectionError(f"{reply.url}: bytes from {first} on came for those from {start} on")
     wanted = None if end is None else end - start
+    if whole is not None:  # and a server may go on behind the end of what it says that it has
+        wanted = max(0, whole - start) if wanted is None else max(0, min(whole - start, wanted))
     length = reply.headers.get("Content-Length")
     if length is not None:  # not all servers hang up after the last byte
         rest = max(0, int(length) - begin)

@@ -18,6 +18,7 @@ from hdm_lightning.data.sample_table import LATENT, RawSample
 from hdm_lightning.data.scanning import require_one_set
 from hdm_lightning.data.shard_files import find_shards
 from hdm_lightning.data.shard_record import ShardRecord
+from hdm_lightning.errors import UserError
 from hdm_lightning.printable import in_one_line
 
 MISSING = "missing"
@@ -104,6 +105,10 @@ def _verify_shard(root: Path, captions: CaptionRules | None, record: ShardRecord
             problems.append(Problem(record.name, f"has {size} bytes, the index says {record.bytes}"))
         elif hashlib.file_digest(handle, "sha256").hexdigest() != record.sha256:
             problems.append(Problem(record.name, "wrong checksum"))
+    try:
+        record.table(), record.shapes()
+    except UserError as error:  # of the columns, which are looked at when samples are
+        return [*problems, Problem(record.name, error.what)]
     return problems + (list(_bad_samples(path, record, captions)) if captions is not None else [])
 
 

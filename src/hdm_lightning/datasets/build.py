@@ -20,7 +20,8 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME, load_index
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.datasets.journal import Journal
+from hdm_lightning.datasets.journal import REJECTED, Journal
+from hdm_lightning.datasets.shard_work import alone_in
 from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
@@ -29,7 +30,6 @@ from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import make_folder, write_text
 
 JOURNAL = "build.jsonl"
-REJECTED = "rejected.tsv"
 MOST_KINDS = 10
 RETIRED = ("items", "max_repeats")
 """Keys of journals of earlier versions, which say nothing."""
@@ -168,24 +168,26 @@ def build_shards(
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
         raise nothing_to_build(Path(str(options.get("folder", out))), unused)
-    journal = ShardJournal(out, {**options, "samples_per_shard": samples_per_shard})
-    found = journal.shards
-    shards = list(_shards(items, samples_per_shard, prefix))
-    rows = {} if anew else {shard.name: found[shard.name] for shard in shards if _is_done(out, shard, found)}
-    missing = [shard for shard in shards if shard.name not in rows]
-    gone = found.keys() - {shard.name for shard in shards}
-    if found and say is not None:
-        say(_what_was_found(len(rows), [found.get(shard.name) for shard in missing], len(gone)))
-    if missing or gone:
-        (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
-    journal.remove(gone)
-    with progress_bar("shards", len(shards)) as show:
-        made = ordered_map(partial(_write, out, make), missing, processes=processes)
-        for shard, row in zip(missing, made, strict=True):
-            rows[shard.name] = row
-            journal.note(shard=shard.name, **row._asdict())
-            show(len(rows))
-    return finish(out, rows, unused, processes or available_cores())
+    make_folder(out)
+    with alone_in(out, "building"):
+        journal = ShardJournal(out, {**options, "samples_per_shard": samples_per_shard})
+        found = journal.shards
+        shards = list(_shards(items, samples_per_shard, prefix))
+        rows = {} if anew else {shard.name: found[shard.name] for shard in shards if _is_done(out, shard, found)}
+        missing = [shard for shard in shards if shard.name not in rows]
+        gone = found.keys() - {shard.name for shard in shards}
+        if found and say is not None:
+            say(_what_was_found(len(rows), [found.get(shard.name) for shard in missing], len(gone)))
+        if missing or gone:
+            (out / INDEX_NAME).unlink(missing_ok=True)  # it describes shards that will be other ones
+        journal.remove(gone)
+        with progress_bar("shards", len(shards)) as show:
+            made = ordered_map(partial(_write, out, make), missing, processes=processes)
+            for shard, row in zip(missing, made, strict=True):
+                rows[shard.name] = row
+                journal.note(shard=shard.name, **row._asdict())
+                show(len(rows))
+        return finish(out, rows, unused, processes or available_cores())
 
 
 def _is_done(out: Path, shard: _Shard, found: Mapping[str, Row]) -> bool:
@@ -218,6 +220,7 @@ def finish(out: Path, rows: dict[str, Row], unused: Sequence[tuple[str, str]], j
         sum(getattr(row, name) for row in rows.values()) for name in ("samples", "images", "captions")
     )
     if not samples:
+        (out / JOURNAL).unlink(missing_ok=True)  # other options may use more, and are not refused here
         hint = f"see {out / REJECTED} for the reasons"
         raise UserError(
             f"all {len(rejected)} files were rejected, the first for: {rejected[0][1]}", where=str(out), hint=hint

@@ -34,6 +34,7 @@ from hdm_lightning.data.text_states import (
     pieces_of,
     write_table,
 )
+from hdm_lightning.datasets.journal import holds_nothing
 from hdm_lightning.datasets.shard_work import alone_in, is_begun, samples_of, worked_off
 from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import make_folder, remove_leftovers, replacing, write_atomically, write_json
@@ -91,7 +92,7 @@ class EncodedCaptions:
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
         holds = "states of another text encoder, or made with other options"
         begun = is_begun(folder / FORMAT_NAME, lambda found: TextFormat.from_json(found) == form, holds)
-        if not begun and folder.is_dir() and any(folder.iterdir()):
+        if not begun and folder.is_dir() and not holds_nothing(folder, FORMAT_NAME):
             hint = "name an empty folder, or a new one"
             raise UserError("this folder holds something else", where=str(folder), hint=hint)
 

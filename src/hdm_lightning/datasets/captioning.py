@@ -32,9 +32,9 @@ from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
-from hdm_lightning.datasets.build import REJECTED, Pair
+from hdm_lightning.datasets.build import Pair
 from hdm_lightning.datasets.caption_records import with_captions
-from hdm_lightning.datasets.journal import Journal
+from hdm_lightning.datasets.journal import REJECTED, Journal
 from hdm_lightning.datasets.shard_work import (
     Job,
     ahead,
@@ -42,6 +42,7 @@ from hdm_lightning.datasets.shard_work import (
     digest_of,
     jobs_of,
     read_job,
+    require_apart,
     require_images,
     require_names_of_their_own,
     worked_off,
@@ -129,6 +130,7 @@ class CaptionedSet:
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,))) if record.samples]
         require_images(self.shards)
         require_names_of_their_own(self.shards, place)
+        require_apart(self.shards, out)
         other = "this folder holds captions of other images, of another model, or made with other options"
         self._journal = Journal(out / JOURNAL, self._header(), other=other)
         found = ((str(row.pop("shard", "")), typed(Summary, row)) for row in self._journal.rows)

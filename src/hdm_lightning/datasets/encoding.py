@@ -38,6 +38,7 @@ from hdm_lightning.datasets.shard_work import (
     is_begun,
     jobs_of,
     read_job,
+    require_apart,
     require_images,
     require_names_of_their_own,
     worked_off,
@@ -105,6 +106,7 @@ class EncodedSet:
         limits = CropRules(max_aspect=options.max_aspect)
         self.shards = [shard.only(limits.accepts(*shard.shapes(), form.resolution)) for shard in found]
         require_names_of_their_own(self.shards, place)
+        require_apart(self.shards, out)
         require_no_shards(out, but=[each.name for each in out.glob("*px") if _is_set(each)])
         holds = "latents of other images, of another autoencoder, or made with other options"
         if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):

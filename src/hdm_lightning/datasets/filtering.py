@@ -26,7 +26,6 @@ from hdm_lightning.data.scanning import index_shards, note_scanned, scan_shard
 from hdm_lightning.data.shard_record import ShardRecord
 from hdm_lightning.data.source_shards import resolve
 from hdm_lightning.data.verification import Problem, leave_out
-from hdm_lightning.datasets.build import REJECTED
 from hdm_lightning.datasets.filter_judging import (
     COPY,
     COPY_OF_OTHERS,
@@ -36,11 +35,12 @@ from hdm_lightning.datasets.filter_judging import (
     reasons_of,
 )
 from hdm_lightning.datasets.filter_rules import MEASURED, Rule
-from hdm_lightning.datasets.journal import Journal
+from hdm_lightning.datasets.journal import REJECTED, Journal
 from hdm_lightning.datasets.near_duplicates import better_copies
 from hdm_lightning.datasets.shard_work import (
     alone_in,
     digest_of,
+    require_apart,
     require_images,
     require_names_of_their_own,
     samples_of,
@@ -129,7 +129,12 @@ class FilteredSet:
         report = progress or (lambda what, done, total: None)
         known = {} if journal is None else _known(journal)
         judged = self._judged(self.shards, self.filter, "shards", known, journal, report)
-        _require_keys(self.filter.rules, judged)
+        try:
+            _require_keys(self.filter.rules, judged)
+        except UserError:  # the same call with the right key is not refused
+            if journal is not None:
+                journal.give_up()
+            raise
         reasons = reasons_of(self.filter.rules)
         codes = [each.codes.copy() for each in judged]
         if self.filter.distance is not None:
@@ -148,13 +153,17 @@ class FilteredSet:
             UserError: the folder holds something else, or the disk is full.
         """
         require_names_of_their_own(self.shards, self.place)
+        require_apart(self.shards, out)
         other = "this folder holds other samples, or by other rules"
         journal = Journal(out / JOURNAL, {"made_of": self.made_of}, other=other)
         make_folder(out)
         with alone_in(out, "filtering"):
             journal.begin()
             judgement = self.judge(journal, progress)
-            return self._copy(judgement, out, progress or (lambda what, done, total: None)), judgement
+            index = self._copy(judgement, out, progress or (lambda what, done, total: None))
+            if index is None:  # wider rules may keep some, and are not refused here
+                journal.give_up()
+            return index, judgement
 
     def mark(self, progress: Progress | None = None) -> Judgement:
         """Judge, and leave the samples that do not stay out of the index; returns what was judged.

@@ -12,7 +12,7 @@ from hdm_lightning.data.index_report import require_samples, told
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.shard_files import find_shards, no_shards
-from hdm_lightning.datasets.build import REJECTED
+from hdm_lightning.datasets.journal import REJECTED
 from hdm_lightning.datasets.source_files import read_file
 from hdm_lightning.datasets.source_images import whole_number
 from hdm_lightning.errors import UserError

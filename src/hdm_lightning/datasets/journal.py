@@ -1,6 +1,7 @@
 """The journal in a set's folder: a header that says what the set is made of, then a line for each finished part.
 
-By it a call that was ended goes on where it was, and one that would make something else is refused.
+By it a call that was ended goes on where it was, and one that would make something else is refused, unless the
+folder holds nothing but what a call writes before its first part.
 """
 
 import json
@@ -13,6 +14,13 @@ from hdm_lightning.errors import UserError
 from hdm_lightning.whole_files import append_line, read_lines
 
 ANEW = "name another --out, or delete this folder to make it anew"
+LOCK = ".lock"
+REJECTED = "rejected.tsv"
+
+
+def holds_nothing(folder: Path, *own: str) -> bool:
+    """Whether a folder has nothing to lose: calls into it have made nothing, and left only files of the names `own`."""
+    return all(each.name in (*own, LOCK, REJECTED) for each in folder.iterdir())
 
 
 class Journal:
@@ -35,7 +43,9 @@ class Journal:
         self, path: Path, header: dict[str, Any], *, other: str, present: Callable[[Any], Any] = lambda found: found
     ) -> None:
         self.path, self.header, self._other, self._present = path, header, other, present
-        self.rows: list[dict[str, Any]] = self._lines()[1:]
+        self._claim: dict[str, Any] | None = None
+        """The header of a call that has made nothing."""
+        self.rows: list[dict[str, Any]] = self._lines(first=True)[1:]
 
     def begin(self) -> None:
         """Write the header, unless an earlier call has.
@@ -44,14 +54,24 @@ class Journal:
             UserError: another call has written another one meanwhile.
         """
         if not self._lines():
+            self.path.unlink(missing_ok=True)
             append_line(self.path, self.header)
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """Header and rows; empty also where a full disk or a crash has left the beginning of a header."""
+    def give_up(self) -> None:
+        """Leave the folder to calls that make something else: this one has come to nothing."""
+        self.path.unlink(missing_ok=True)
+
+    def _lines(self, first: bool = False) -> list[dict[str, Any]]:
+        """Header and rows; empty also where a full disk or a crash has left the beginning of a header, or the call
+        that wrote another one has made nothing."""
         lines = read_lines(self.path)
         if not lines:
             require_no_shards(self.path.parent)
         elif self._present(lines[0]) != json.loads(json.dumps(self.header)):
+            nothing = len(lines) == 1 and holds_nothing(self.path.parent, self.path.name)
+            if nothing and (first or lines[0] == self._claim):
+                self._claim = lines[0]
+                return []
             raise UserError(self._other, where=str(self.path.parent), hint=ANEW)
         return lines
 

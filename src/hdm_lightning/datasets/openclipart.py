@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from hdm_lightning.data.parallel import ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
+from hdm_lightning.datasets.journal import holds_nothing
 from hdm_lightning.datasets.openclipart_captions import describe
 from hdm_lightning.datasets.openclipart_drawing import (
     Miniatures,
@@ -141,8 +142,10 @@ class Journal:
         self.outcomes: dict[str, str] = {}
         header = f"# {json.dumps(dict(options), sort_keys=True)}"
         lines = self._whole_lines()
-        if not lines:
+        claimed = len(lines) == 1 and lines[0] != header and holds_nothing(folder, self.path.name)
+        if not lines or claimed:
             require_no_shards(folder)
+            self.path.unlink(missing_ok=True)
             self._append([header])
             return
         if lines[0] != header:

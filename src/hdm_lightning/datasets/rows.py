@@ -20,7 +20,7 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.datasets.build import Report, Row, ShardJournal, finish, has_caption
-from hdm_lightning.datasets.shard_work import ahead
+from hdm_lightning.datasets.shard_work import ahead, alone_in
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_shared_arguments,
@@ -30,6 +30,7 @@ from hdm_lightning.datasets.source_images import (
 )
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
+from hdm_lightning.whole_files import make_folder
 
 MOST_TEXT = 1 << 12
 """Letters of a text column that is no caption and goes into the record."""
@@ -110,28 +111,31 @@ def build_rows(
     """
     images = images or ImageOptions()
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
-    journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
-    found = journal.shards
-    done = {} if anew else _finished(out, found, table, samples_per_shard)
-    if found and say is not None:
-        say(_what_was_found(len(done), len(found), anew))
-    make = partial(made_of_row, columns, images, allow_missing)
-    total = None if table.rows is None else math.ceil(table.rows / samples_per_shard)
-    with progress_bar("shards", total) as show, ThreadPoolExecutor(threads or available_cores()) as pool:
-        show(len(done))
-        if not _is_over(done, samples_per_shard, table.rows):
-            (out / INDEX_NAME).unlink(missing_ok=True)
-            rows = table.read(len(done) * samples_per_shard)
-            while part := list(islice(rows, 1)):
-                number, name = len(done), SHARD.format(len(done))
-                stream = chain(part, islice(rows, samples_per_shard - 1))
-                done[name] = _write(out / name, number * samples_per_shard, stream, make, pool, table.state)
-                journal.note(shard=name, **done[name]._asdict())
-                show(len(done))
-    journal.remove(found.keys() - done.keys())
-    if not done:
-        raise UserError("has no rows", where=table.place, hint="name another table")
-    return finish(out, done, (), threads or available_cores())
+    make_folder(out)
+    with alone_in(out, "building"):
+        journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
+        found = journal.shards
+        done = {} if anew else _finished(out, found, table, samples_per_shard)
+        if found and say is not None:
+            say(_what_was_found(len(done), len(found), anew))
+        make = partial(made_of_row, columns, images, allow_missing)
+        total = None if table.rows is None else math.ceil(table.rows / samples_per_shard)
+        with progress_bar("shards", total) as show, ThreadPoolExecutor(threads or available_cores()) as pool:
+            show(len(done))
+            if not _is_over(done, samples_per_shard, table.rows):
+                (out / INDEX_NAME).unlink(missing_ok=True)
+                rows = table.read(len(done) * samples_per_shard)
+                while part := list(islice(rows, 1)):
+                    number, name = len(done), SHARD.format(len(done))
+                    stream = chain(part, islice(rows, samples_per_shard - 1))
+                    done[name] = _write(out / name, number * samples_per_shard, stream, make, pool, table.state)
+                    journal.note(shard=name, **done[name]._asdict())
+                    show(len(done))
+        journal.remove(found.keys() - done.keys())
+        if not done:
+            journal.give_up()
+            raise UserError("has no rows", where=table.place, hint="name another table")
+        return finish(out, done, (), threads or available_cores())
 
 
 def _finished(out: Path, found: Mapping[str, Row], table: Table, samples_per_shard: int) -> dict[str, Row]:

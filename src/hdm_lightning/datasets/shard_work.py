@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hdm_lightning.data.faults import SampleFault
-from hdm_lightning.data.parallel import available_cores
+from hdm_lightning.data.parallel import available_cores, interruptible, starting_quietly
 from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import LATENT, Form, RawSample
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.datasets.journal import ANEW
+from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.whole_files import no_follow
@@ -64,8 +64,9 @@ def worked_off(
     with ProcessPoolExecutor(
         len(devices), mp_context=context, initializer=_begin, initargs=(start, waiting, threads)
     ) as pool:
-        running: list[Future[Made]] = [pool.submit(_work, shard) for shard in shards]
         try:
+            with starting_quietly():
+                running: list[Future[Made]] = [pool.submit(interruptible, _work, shard) for shard in shards]
             for future in as_completed(running):
                 yield future.result()
         except BrokenProcessPool as error:
@@ -98,11 +99,11 @@ def _work(shard: PlannedShard) -> Any:
 @contextmanager
 def alone_in(folder: Path, doing: str) -> Iterator[None]:
     """Keep other calls out of a set's folder. Raises UserError: one is `doing` its work there."""
-    with open(folder / ".lock", "w", opener=no_follow) as handle:
+    with open(folder / LOCK, "w", opener=no_follow) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "let it work; it uses all devices that it was given"
+            hint = "let it work, and start this again when it has ended"
             raise UserError(f"another process is {doing} into this folder", where=str(folder), hint=hint) from error
         except OSError as error:
             hint = "name a folder on a file system with locks, such as a local disk"
@@ -120,12 +121,18 @@ def require_images(
 
 
 def is_begun(file: Path, is_same: Callable[[dict[str, Any]], bool], holds: str) -> bool:
-    """Whether there is a set that `file` describes. Raises UserError: it `holds` something else than is to be made."""
+    """Whether there is a set that `file` describes.
+
+    Raises:
+        UserError: it `holds` something else than is to be made, and some of it is made.
+    """
     if not file.is_file():
         return False
     with suppress(ValueError, KeyError, TypeError):
         if is_same(parse_object(file.read_bytes())):
             return True
+    if holds_nothing(file.parent, file.name):
+        return False
     raise UserError(f"this folder holds {holds}", where=str(file.parent), hint=ANEW)
 
 
@@ -138,6 +145,15 @@ def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> No
             what = f"{known[name]} and {shard.url} would both become {name}"
             raise UserError(what, where=place, hint="give each folder an --out of its own")
         known[name] = shard.url
+
+
+def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
+    """Raise UserError where a new set would lie below the shards that it is made of, whose next index takes it in."""
+    place = out.expanduser().resolve()
+    for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
+        if Path(folder).resolve() in place.parents:
+            what = f"lies inside {folder.rstrip('/')}, whose next index would hold the new shards beside the old ones"
+            raise UserError(what, where=str(out), hint="name a folder beside it")
 
 
 def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:

@@ -5,7 +5,7 @@ Image sizes that its factor does not divide are refused or padded by choice, nev
 Shapes: B batch, H×W image pixels, C latent channels, f spatial factor, h = H/f, w = W/f.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -71,7 +71,7 @@ def load_autoencoder(
     written = read_config(folder, where=where)
     model = read_autoencoder(folder, chosen or torch.float32, where=where)
     channels = channels_of(model.config)
-    mean, std = latent_statistics(written, channels, mean, std, where=str(folder / "config.json"))
+    mean, std = latent_statistics(written, channels, mean, std, where=str(folder / "config.json"), key=where)
     loaded = KLAutoencoder(model, mean, std, max_pixels=max_pixels, source=folder, auto=chosen is None)
     return CachedAutoencoder(loaded, cache_size) if cache_size else loaded
 
@@ -246,42 +246,64 @@ def latent_statistics(
     std: Sequence[float] | None = None,
     *,
     where: str,
+    key: str = "name",
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel: as given, else as an AutoencoderKL's configuration has them.
 
     A scaling factor beside per-channel statistics is not applied: it serves samplers that want another
     variance, while flow matching wants unit variance. Alone, it means z' = (z − shift)·scale.
 
+    Args:
+        written: the fields of that configuration.
+        channels: of its latents.
+        mean, std: as given.
+        where: its file, to name in errors.
+        key: the one that names the autoencoder; `mean` and `std` are its siblings.
+
     Raises:
         UserError: they are contradictory or missing.
     """
-    if (mean is None) != (std is None):
-        raise UserError("only one of mean and std is given", where=where, hint="give both or neither")
-    stated = written.get("latents_mean"), written.get("latents_std")
-    if mean is None and (stated[0] is None) != (stated[1] is None):
-        raise UserError("has only one of latents_mean and latents_std", where=where, hint="add the other one")
-    if mean is None and stated[0] is not None:
-        mean, std = stated
-    if mean is None and written.get("scaling_factor") is not None:
-        shift, scale = _numbers([written.get("shift_factor") or 0.0, written["scaling_factor"]], where)
-        if scale <= 0:
-            raise UserError(f"scaling_factor is {scale}", where=where, hint="give one above 0")
-        mean, std = [shift] * channels, [1.0 / scale] * channels
-    if mean is None or std is None:
-        raise UserError(
-            "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)",
-            where=where,
-            hint="add them to the file, or give mean and std in the configuration",
-        )
-    mean, std = _numbers(mean, where), _numbers(std, where)
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        what = f"mean and std need {channels} values each, std above 0; got {mean} and {std}"
-        raise UserError(what, where=where)
+    if mean is not None or std is not None:
+        return _pair((mean, std), channels, ("mean", "std"), lambda name: sibling_key(key, name))
+    names = ("latents_mean", "latents_std")
+    stated = (written.get(names[0]), written.get(names[1]))
+    if any(each is not None for each in stated):
+        return _pair(stated, channels, names, lambda name: where)
+    if written.get("scaling_factor") is None:
+        what = "states no normalization of the latents (latents_mean and latents_std, or scaling_factor)"
+        hint = f"add them to the file, or give {sibling_key(key, 'mean')} and {sibling_key(key, 'std')}"
+        raise UserError(what, where=where, hint=hint)
+    shift, scale = (_numbers([written.get(name) or 0.0], name, where)[0] for name in ("shift_factor", "scaling_factor"))
+    if scale <= 0:
+        raise UserError(f"scaling_factor: is {scale}", where=where, hint="give one above 0")
+    return [shift] * channels, [1.0 / scale] * channels
+
+
+def _pair(
+    values: tuple[Any, Any], channels: int, names: tuple[str, str], place: Callable[[str], str]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of so many channels; `place` is the file or key of each, to name in errors.
+
+    Raises:
+        UserError: one is missing or wrong.
+    """
+    for name, value, other in zip(names, values, reversed(names), strict=True):
+        if value is None:
+            hint = f"give both: {channels} numbers each, one a channel"
+            raise UserError(f"{name}: is missing beside {other}", where=place(name), hint=hint)
+    mean, std = (_numbers(value, name, place(name)) for name, value in zip(names, values, strict=True))
+    for name, found, wrong in zip(names, (mean, std), (False, min(std, default=0.0) <= 0), strict=True):
+        if len(found) != channels or wrong:
+            what = f"{name}: got {found}, expected {channels} numbers" + ", each above 0" * wrong
+            raise UserError(what, where=place(name), hint=_ONE_A_CHANNEL)
     return mean, std
 
 
-def _numbers(values: Any, where: str) -> list[float]:
-    """Values of somebody's file as floats. Raises UserError: they are no list of finite numbers."""
+_ONE_A_CHANNEL = "give one number a channel of the latents"
+
+
+def _numbers(values: Any, name: str, where: str) -> list[float]:
+    """Values of a key as floats. Raises UserError: they are no list of finite numbers."""
     try:
         if any(isinstance(each, bool | str) for each in values):
             raise ValueError
@@ -289,8 +311,8 @@ def _numbers(values: Any, where: str) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         found = [float("nan")]
     if not all(map(isfinite, found)):
-        what = f"mean and std of latents are to be finite numbers, one a channel; got {str(values)[:80]}"
-        raise UserError(what, where=where, hint="restore the file, or give mean and std in the configuration")
+        what = f"{name}: is to be finite numbers, got {str(values)[:80]}"
+        raise UserError(what, where=where, hint=_ONE_A_CHANNEL)
     return found
 
 

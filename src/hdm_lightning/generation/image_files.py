@@ -136,12 +136,15 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def write_png(path: Path, image: Tensor, record: ImageRecord) -> None:
-    """Write uint8 (3, H, W) whole, with its record as JSON under "hdm-lightning" and the prompt under "Description"."""
+    """Write uint8 (3, H, W) whole, with its record as JSON under "hdm-lightning" and the prompt under "Description".
+
+    Raises FileExistsError: there is a file of this name.
+    """
     text = PngImagePlugin.PngInfo()
     text.add_itxt(RECORD_KEY, json.dumps(record.to_json(), ensure_ascii=False))
     text.add_itxt("Description", record.prompt)
     text.add_text("Software", "hdm-lightning")
-    write_atomically(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=text))
+    write_atomically(path, lambda file: to_pil(image).save(file, format="PNG", pnginfo=text), new=True)
 
 
 def read_record(path: Path) -> ImageRecord:

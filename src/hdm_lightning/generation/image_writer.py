@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,22 @@ class ImageWriter:
             self.loaded_with,
             self.loras,
         )
-        path = self.folder / f"{self._next:04d}-{slug(job.prompt)}-{job.seed}.png"
-        write_png(path, image, record)
+        path = self._write(f"{slug(job.prompt)}-{job.seed}.png", image, record)
         self._next += 1
         self.paths.append(path)
         self._sheet.append((image, f"{job.prompt} [{job.seed}]"))
         return path
+
+    def _write(self, name: str, image: Tensor, record: ImageRecord) -> Path:
+        """Write an image under a number that no other has, of another process that draws into this folder either."""
+        while True:
+            path = self.folder / f"{self._next:04d}-{name}"
+            try:
+                write_png(path, image, record)
+            except FileExistsError:
+                self._next = max(self._next + 1, next_number(self.folder))
+            else:
+                return path
 
     def differences_from(self, record: ImageRecord) -> list[str]:
         """What is drawn from other files, or with other weights of LoRAs, than an earlier record's image."""
@@ -141,9 +152,12 @@ class ImageWriter:
     def write_sheet(self) -> Path:
         """Write the contact sheet of all images added."""
         images, captions = zip(*self._sheet, strict=True)
-        path = self.folder / f"sheet-{self._first:04d}.png"
         sheet = contact_sheet([to_pil(image) for image in images], captions)
-        write_atomically(path, lambda file: sheet.save(file, "PNG"))
+        for number in itertools.count(1):
+            path = self.folder / f"sheet-{self._first:04d}{f'-{number}' * (number > 1)}.png"
+            with suppress(FileExistsError):
+                write_atomically(path, lambda file: sheet.save(file, "PNG"), new=True)
+                break
         return path
 
 

@@ -13,6 +13,7 @@ from hdm_lightning.interop.lycoris_layer import HADAMARD, KRONECKER, Hadamard, K
 from hdm_lightning.interop.pipeline_folder import NETWORK_PREFIX
 from hdm_lightning.interop.tensor_files import require_finite
 from hdm_lightning.models import XUT, XUTConfig
+from hdm_lightning.printable import in_one_line
 
 PEFT = "base_model.model."
 PREFIXES = {"lora": f"transformer.{NETWORK_PREFIX}", "lora_comfyui": "diffusion_model."}
@@ -122,8 +123,9 @@ def lycoris_tensors(layers: Mapping[str, AdapterLayer]) -> dict[str, Tensor]:
     return found
 
 
-def _unknown(names: list[str], where: str) -> UserError:
-    kinds = [kind for name in names for end, kind in _FOREIGN.items() if name.endswith(f".{end}")]
+def _unknown(found: list[str], where: str) -> UserError:
+    names = [in_one_line(name) for name in found]
+    kinds = [kind for name in found for end, kind in _FOREIGN.items() if name.endswith(f".{end}")]
     if kinds:
         hint = "merge it into its base with what has trained it, or train a LoRA, LoHa or LoKr without it"
         return UserError(f"is {kinds[0]} ({names[0]}), and plain LoRA, LoHa and LoKr are read", where=where, hint=hint)
@@ -134,7 +136,8 @@ def _unknown(names: list[str], where: str) -> UserError:
 def _layer(name: str, found: Mapping[str, Tensor], scale: float) -> AdapterLayer:
     """What is added to a layer. Raises ValueError: its tensors do not belong together."""
     alpha, own = found.get("alpha"), {key: tensor for key, tensor in found.items() if key != "alpha"}
-    shapes = f"{name} has " + ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in own.items())
+    name = in_one_line(name)
+    shapes = f"{name} has " + ", ".join(f"{in_one_line(key)} {tuple(tensor.shape)}" for key, tensor in own.items())
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"{name} has {alpha.numel()} values of alpha instead of one")
     if not all(tensor.is_floating_point() for tensor in own.values()):

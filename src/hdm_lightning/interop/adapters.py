@@ -14,6 +14,7 @@ from torch import Tensor
 from hdm_lightning.errors import UserError
 from hdm_lightning.interop.low_rank_layer import AdapterLayer
 from hdm_lightning.interop.tensor_files import require_finite
+from hdm_lightning.printable import in_one_line
 
 OWN_PARTS = (".lora_", ".hada_", ".lokr_")
 """In the names of an adapter's own tensors in a network that it has been put into."""
@@ -105,7 +106,7 @@ def check_adapter(
         found = tuple(state[f"{name}.weight"].shape)
         if found != layer.shape:
             raise UserError(
-                f"was made for another network: {name} is {layer.shape[0]}x{layer.shape[1]} there, "
+                f"was made for another network: {in_one_line(name)} is {layer.shape[0]}x{layer.shape[1]} there, "
                 f"{found[0]}x{found[1]} in this one",
                 where=where,
                 hint=_its_own(adapter),
@@ -126,7 +127,7 @@ def _its_own(adapter: Adapter) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(in_one_line, names[:_SHOWN])) + more
 
 
 def merged(state: Mapping[str, Tensor], adapters: Iterable[tuple[Adapter, float]]) -> dict[str, Tensor]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import shlex
 import struct
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from hdm_lightning.errors import UserError, first_line
 from hdm_lightning.json_files import read_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import replacing
 
 _SHOWN = 8
@@ -44,6 +49,11 @@ _ZIP = b"PK"
 _PICKLE = b"\x80"
 _LONGEST_HEADER = 100_000_000
 """Of a safetensors file, as its own reader has it."""
+_MOST_STEPS = 2_000_000
+"""Of a pickle; ten thousand tensors with their moments take half of it."""
+_LONGEST_PICKLE = 256 << 20
+_OLD_PARTS = 5
+"""Pickles, one behind the other, with which a torch file of the older kind begins."""
 _UNREADABLE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, EOFError, ImportError),
     *(pickle.UnpicklingError, RecursionError, MemoryError, OverflowError, AssertionError, struct.error),
@@ -163,7 +173,10 @@ def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
     try:
         # By its name torch would take one file for another; its warnings are of a pickle's protocol.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+            require_modest_pickle(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except EndlessPickle as error:
+        raise UserError(str(error), where=str(path), hint="take a .safetensors of it") from error
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
     named = dict(_mappings(content))
@@ -176,11 +189,45 @@ def _read_pickled(path: Path, *, every: bool) -> dict[str, Tensor]:
     if len(named) > 1 and every:
         return {f"{key}.{name}": tensor for key, each in named.items() for name, tensor in each.items()}
     if len(named) > 1:
-        what = f"holds several sets of tensors: {', '.join(f'{key} ({len(each)})' for key, each in named.items())}"
+        sets = ", ".join(f"{in_one_line(key)} ({len(each)})" for key, each in named.items())
+        what = f"holds several sets of tensors: {sets}"
         largest = max(named, key=lambda each: len(named[each]))
         hint = f"take one out: hdm-convert {shlex.quote(str(path))} OUT --copy {shlex.quote(largest)}"
         raise UserError(what, where=str(path), hint=hint)
     return next(iter(named.values()))
+
+
+class EndlessPickle(ValueError):
+    """What a torch file has beside its tensors would take its reader many minutes, or all memory."""
+
+
+def require_modest_pickle(file: IO[bytes]) -> None:
+    """Count the steps that reading a torch file would take, without taking them; the file is at its begin afterwards.
+
+    Raises:
+        EndlessPickle: they are millions.
+    """
+    try:
+        parts = _zipped(file) if zipfile.is_zipfile(file) else [file] * _OLD_PARTS
+        file.seek(0)
+        steps = chain.from_iterable(pickletools.genops(part) for part in parts)
+        if next(islice(steps, _MOST_STEPS, None), None) is not None:
+            raise EndlessPickle(f"has more than {_MOST_STEPS:,} entries beside its tensors, which no network has")
+    except EndlessPickle:
+        raise
+    except (zipfile.BadZipFile, *_UNREADABLE):
+        pass  # torch's reader has the last word
+    finally:
+        file.seek(0)
+
+
+def _zipped(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                if entry.file_size > _LONGEST_PICKLE:
+                    raise EndlessPickle(f"has {entry.file_size:,} bytes beside its tensors, which no network has")
+                yield io.BytesIO(archive.read(entry))
 
 
 def _copies(named: Mapping[str, Mapping[str, Tensor]], usual: str) -> dict[str, Tensor]:
@@ -255,4 +302,4 @@ def listed(kind: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"  {kind} ({len(names)}): {', '.join(names[:_SHOWN])}{more}"
+    return f"  {kind} ({len(names)}): {', '.join(map(in_one_line, names[:_SHOWN]))}{more}"

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from hdm_lightning.errors import UserError, first_line
+from hdm_lightning.interop.tensor_files import require_modest_pickle
 from hdm_lightning.regular_files import open_regular
 from hdm_lightning.training.run_log import say
 from hdm_lightning.whole_files import write_atomically
@@ -89,6 +90,7 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         with open(path, "rb", opener=open_regular) as file:
             if not zipfile.is_zipfile(file):
                 raise DamagedCheckpoint(path, "it is cut off, or no checkpoint at all")
+            require_modest_pickle(file)
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:  # whose message advises to load it all the same
         raise DamagedCheckpoint(path, "it holds more than plain data, or is cut off") from error

@@ -28,6 +28,10 @@ OF_THE_MACHINE = (
     *("latents", "quarantine", "_target_", "validation_samples", "validation_batch_size", "validation_seed"),
 )
 """Keys of a stage and of the data that have no part in what is learned, or had none until now."""
+OF_THE_TRAINING = ("callbacks", "logger", "trainer", "hardware", "guard", "validation")
+"""Groups that bear on how a run is trained and watched, and on nothing that comes after."""
+RECORDED_WITH_MODEL = "callbacks.sample_images"
+"""How images are drawn is written into the model's folder, at each start."""
 DEFAULTS = {"text_encoder.layer": -1, "text_encoder.whiten_captions": 0}
 """What a run had whose version did not know a key."""
 ABSENT = "nothing"
@@ -176,6 +180,27 @@ def asked_too_late(config: DictConfig, plans: list[StagePlan]) -> list[str]:
         f"{key} was {before} while its stage was trained, which is over: {present} changes nothing"
         for key, before, present in _differences(stages, began, now, _defaults(plans))
     ]
+
+
+def without_effect(config: DictConfig, plans: list[StagePlan]) -> list[str]:
+    """Keys and parts of a run whose training is over that are other ones than it was trained with, by name."""
+    began = configuration_of(Path(config.run_dir))
+    if began is None:
+        return []
+    now, defaults, found = OmegaConf.create(recorded_values(config)), _defaults(plans), []
+    for group in OF_THE_TRAINING:
+        was, asked = _value(began, group) or {}, _value(now, group) or {}
+        for name in sorted({*was, *asked}):
+            key, before, present = f"{group}.{name}", was.get(name), asked.get(name)
+            if isinstance(before, dict) and isinstance(present, dict):
+                other = key != RECORDED_WITH_MODEL and any(
+                    one != two and not (one is ABSENT and _is_default(leaf, two, defaults))
+                    for leaf, one, two in _leaves(key, before, present)
+                )
+            else:
+                other = before != present and not (before is None and _is_default(key, present, defaults))
+            found += [key] if other else []
+    return found
 
 
 def _defaults(plans: list[StagePlan]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Where things stand inside a run's folder, and what is already done there."""
 
 import os
+import re
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ COMPILED = "compiled"
 WHITENING = "text_whitening.safetensors"
 FINAL = "final"
 DONE = "done.json"
+OF_LOGGERS = ("hparams", "ema_snapshots", "wandb", "mlruns", "trackio")
+"""Other folders that callbacks and loggers of this package make beside the stages."""
+_NUMBERED = re.compile(r"\d{12}-?.*\.(png|safetensors)|events\.out\.tfevents\..*|(offline-)?run-.*|metrics\.csv")
+"""What they write there, and into the folders of a stage."""
 DESCRIPTIONS = ("model_index.json", "config.json", "adapter_config.json")
 """What describes a model, an autoencoder (and models in the layout of before), an adapter."""
 
@@ -102,7 +106,7 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
             file that cannot be continued.
     """
     folders = [run_dir, *(plan.folder(run_dir) for plan in plans), *(checkpoint_folder(run_dir, p) for p in plans)]
-    _refuse_links(run_dir, [*folders[1:], run_dir / FINAL])
+    _refuse_links(run_dir, plans)
     for folder in dict.fromkeys(_nearest(folder) for folder in folders):
         try:
             with tempfile.TemporaryFile(dir=folder) as trial:
@@ -122,10 +126,17 @@ def require_writable(run_dir: Path, plans: list[StagePlan]) -> None:
             raise _unwritable(file, error) from error
 
 
-def _refuse_links(run_dir: Path, folders: Iterable[Path]) -> None:
+def _refuse_links(run_dir: Path, plans: list[StagePlan]) -> None:
     """Raise UserError where a folder of a run that somebody may have sent leads elsewhere: a run writes in its own."""
-    for folder in folders:
-        if folder.is_symlink() and not (folder.resolve().is_relative_to(run_dir.resolve()) or _is_own_link(folder)):
+    stages = [plan.folder(run_dir) for plan in plans]
+    moved = [*stages, run_dir / FINAL, *(run_dir / name for name in OF_LOGGERS)]
+    moved += [inside for stage in stages if stage.is_dir() for inside in stage.iterdir()]
+    exported = [Path(place, name) for place, names, _ in os.walk(run_dir / FINAL) for name in names]
+    for folder in [*moved, *exported]:
+        if not folder.is_symlink() or (folder.exists() and not folder.is_dir()):  # files are replaced, links or not
+            continue
+        inside = folder.resolve().is_relative_to(run_dir.resolve())
+        if not inside and (folder in exported or not _is_own_link(folder)):
             what = (
                 f"is a link to {in_one_line(os.path.realpath(folder))}: another user's, or to a folder of other things"
             )
@@ -144,7 +155,8 @@ def _is_own_link(link: Path) -> bool:
         inside = os.listdir(link)
     except OSError:  # such as of a disk that is not there: whether it can be written to is asked next
         return True
-    return not inside or bool({CHECKPOINTS, DONE, *DESCRIPTIONS} & set(inside)) or bool(checkpoints_in(link))
+    written = {CHECKPOINTS, DONE, *DESCRIPTIONS} & set(inside) or checkpoints_in(link)
+    return not inside or bool(written) or any(_NUMBERED.fullmatch(name) for name in inside)
 
 
 def _nearest(folder: Path) -> Path:

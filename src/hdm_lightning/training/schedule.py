@@ -19,7 +19,7 @@ from hdm_lightning.training.callbacks.loss_guard import LossRewind
 from hdm_lightning.training.callbacks.stage_checkpoint import StageCheckpoint
 from hdm_lightning.training.callbacks.stop_on_signal import stop_if_asked
 from hdm_lightning.training.checkpoint_io import network_weights, read_checkpoint
-from hdm_lightning.training.continued import asked_too_late
+from hdm_lightning.training.continued import asked_too_late, without_effect
 from hdm_lightning.training.job import recipe_of
 from hdm_lightning.training.modules.frozen_weights import put_back_frozen
 from hdm_lightning.training.recorded import recorded_text
@@ -95,6 +95,8 @@ def pending_stages(run: Run) -> Iterator[StagePlan]:
             f"{run.run_dir} is finished: there is nothing to train, {run_folder.FINAL}/ {what}. Another run "
             f"needs another name=; {run_folder.way_on(run.config, run.run_dir)} starts it from this result"
         )
+        if late := without_effect(run.config, run.plans):
+            say(f"warning: it was trained with other settings, and these change nothing any more: {', '.join(late)}")
     while pending is not None:
         describe(run)
         yield pending

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from functools import partial
 
@@ -23,6 +25,7 @@ from hdm_lightning.datasets.folder import build_folder
 from hdm_lightning.datasets.img2dataset import downloads, index_img2dataset
 from hdm_lightning.datasets.journal import Journal
 from hdm_lightning.datasets.kohya import KohyaOptions, build_kohya, canonical_caption, repeats_and_class
+from hdm_lightning.datasets.shard_work import alone_in
 from hdm_lightning.datasets.source_images import ImageOptions, image_field
 from hdm_lightning.errors import UserError
 
@@ -236,6 +239,47 @@ def test_of_two_calls_that_begin_at_once_the_second_is_refused_unless_it_makes_t
     assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "a"}\n'
 
 
+def test_a_build_that_came_to_nothing_leaves_its_folder_to_one_with_other_options(pictures, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="were rejected"):
+        build_folder(pictures, out, processes=1, images=ImageOptions(min_size_px=10**6))
+    assert (out / "rejected.tsv").read_text()  # says why
+    assert build_folder(pictures, out, processes=1).samples == load_index(out).samples > 0
+    with pytest.raises(UserError, match="other options"):
+        build_folder(pictures, out, processes=1, images=ImageOptions(min_size_px=10**6))
+
+
+@pytest.mark.parametrize(
+    "beside", [[], [".lock", "rejected.tsv"], ["00.tar"], ["a/00.tar"], [".00.tar.captions.jsonl"]]
+)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_header_alone_claims_no_folder_and_anything_that_was_made_does(tmp_path, beside, rows):
+    """Of two that stand before the same claim, one gets it."""
+    first = Journal(tmp_path / "j.jsonl", {"made_of": "a"}, other="holds another")
+    first.begin()
+    for _ in range(rows):
+        first.note(shard="x")
+    for name in beside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    if rows or not {*beside} <= {".lock", "rejected.tsv"}:
+        with pytest.raises(UserError, match="holds another"):
+            Journal(tmp_path / "j.jsonl", {"made_of": "b"}, other="holds another")
+        return
+    second, third = (Journal(tmp_path / "j.jsonl", {"made_of": name}, other="holds another") for name in "bc")
+    second.begin()
+    with pytest.raises(UserError, match="holds another"):
+        third.begin()
+    assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "b"}\n'
+
+
+def test_a_folder_that_another_call_is_building_into_is_refused(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    with alone_in(tmp_path / "out", "building"), pytest.raises(UserError, match="another process is building"):
+        build_folder(pictures, tmp_path / "out", processes=1)
+    assert build_folder(pictures, tmp_path / "out", processes=1).samples
+
+
 def test_nothing_to_build_is_told(kit, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image"):
@@ -400,6 +444,42 @@ def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
         assert sorted(sample.caption for sample in samples) == sorted(f"number {n}" for n in range(12))
     with pytest.raises(UserError, match="output_format=webdataset"):
         index_img2dataset(tmp_path / "nothing")
+
+
+SLOW = """
+import os, signal, sys, threading, time
+from functools import partial
+from pathlib import Path
+from hdm_lightning.cli.command import run_command
+from hdm_lightning.data.parallel import ordered_map
+from hdm_lightning.whole_files import replacing
+
+def item(folder, number):
+    with replacing(Path(folder, str(number))):
+        time.sleep(0.3)
+
+def press(folder, when):
+    while when == "working" and not list(folder.glob(".*.tmp")):
+        time.sleep(0.01)
+    time.sleep(0.05 if when == "working" else float(when))
+    os.killpg(0, signal.SIGINT)
+
+if __name__ == "__main__":
+    folder, when = Path(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=press, args=(folder, when), daemon=True).start()
+    sys.exit(run_command(lambda: len(list(ordered_map(partial(item, folder), range(400), processes=2)))))
+"""
+
+
+@pytest.mark.parametrize("when", ["0.05", "0.5", "working"])
+def test_ctrl_c_in_several_processes_is_one_line_whenever_it_comes(tmp_path, when):
+    """A terminal sends it to all of them: while they start, import or work. What was begun leaves nothing."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "out"), when]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, start_new_session=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+    assert not list((tmp_path / "out").glob(".*")) and len(list((tmp_path / "out").iterdir())) < 40
 
 
 def test_a_process_that_is_killed_is_told_and_what_came_before_it_stays():

@@ -22,6 +22,26 @@ from hdm_lightning.datasets.near_duplicates import better_copies, bit_count, per
 from hdm_lightning.errors import UserError
 
 
+@pytest.mark.parametrize("first", [["--min", "pixels=1e12"], ["--min", "wdith=1"]], ids=["nothing stays", "mistyped"])
+def test_a_filter_that_came_to_nothing_leaves_its_folder_to_another(kit, tmp_path, capsys, first):
+    source, out = kit.write_shards(tmp_path / "s", [3, 2]), tmp_path / "out"
+    assert main(["filter", str(source), "--out", str(out), *first]) == 2
+    assert main(["filter", str(source), "--out", str(out), "--min", "width=1"]) == 0
+    assert load_index(out).samples == 5
+    assert main(["filter", str(source), "--out", str(out), *first]) == 2
+    assert "by other rules" in capsys.readouterr().err and load_index(out).samples == 5
+
+
+@pytest.mark.parametrize("place", ["s/x", "s/a/b", "s", "link/x"])
+def test_a_set_among_the_shards_that_it_is_made_of_is_refused(kit, tmp_path, capsys, place):
+    """The next index of the source would count its samples twice."""
+    source = kit.write_shards(tmp_path / "s", [3, 2])
+    (tmp_path / "link").symlink_to(source)
+    assert main(["filter", str(source), "--out", str(tmp_path / place), "--min", "width=1"]) == 2
+    assert "lies inside" in capsys.readouterr().err or place == "s"
+    assert len(index_shards(source).shards) == 2 and not list(source.rglob("*/"))[1:]
+
+
 def in_turn(hashes, order, distance):
     """The definition, pair by pair."""
     found = []

@@ -21,6 +21,7 @@ from hdm_lightning.data.sample_table import parse_sample
 from hdm_lightning.data.samples import stream
 from hdm_lightning.data.scanning import index_shards
 from hdm_lightning.data.tar import members
+from hdm_lightning.data.verification import verify
 from hdm_lightning.errors import UserError
 
 
@@ -350,6 +351,9 @@ def test_records_that_contradict_themselves_are_told_at_the_start(tmp_path, kit,
     with pytest.raises(UserError, match="contradicts itself") as caught:
         next(stream(kit.stream_config(folder), kit.letters))
     assert caught.value.where == "000.tar"
+    for decode in (False, True):
+        (problem,) = verify(folder, decode=decode)
+        assert problem.shard == "000.tar" and "contradicts itself" in problem.reason
 
 
 def test_brackets_without_end_and_pipes_without_writer_hold_up_nobody(tmp_path, kit):

@@ -407,6 +407,10 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
         chosen = options_for(tiny_autoencoder, **options)
         error = refused(partial(EncodedSet, str(images), encoded, changed, chosen))
         assert error.where == str(encoded / "16px")
+        begun = tmp_path / "begun" / "16px"  # and ended before the first shard, as by numbers that are not finite
+        begun.mkdir(parents=True, exist_ok=True)
+        shutil.copy(encoded / "16px" / "latents.json", begun)
+        assert EncodedSet(str(images), begun.parent, changed, chosen).missing()
 
 
 def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):

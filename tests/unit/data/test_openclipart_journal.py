@@ -25,6 +25,8 @@ def test_a_journal_that_was_cut_goes_on_from_its_last_whole_line(tmp_path):
 
 def test_other_options_and_foreign_shards_are_refused(tmp_path):
     Journal(tmp_path, OPTIONS)
+    Journal(tmp_path, {"seed": 1})  # nothing was made by the others
+    Journal(tmp_path, OPTIONS).record({"a.svg": "refused: empty"})
     with pytest.raises(UserError, match="other options"):
         Journal(tmp_path, {"seed": 1})
     (tmp_path / JOURNAL).unlink()

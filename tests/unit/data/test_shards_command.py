@@ -81,6 +81,16 @@ def test_index_of_remote_shards(folder, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("words", [["FOLDER", "--out", "x.json"], ["URL", "--out", "x.json", "--new-only"]])
+def test_what_would_be_left_unread_of_a_call_is_refused(folder, capsys, words):
+    """Such as another place for the index of a folder, which lies beside its shards."""
+    before = (folder / "index.json").read_bytes()
+    places = {"FOLDER": str(folder), "URL": f"file://{folder}/000.tar"}
+    assert main(["index", *(places.get(word, word) for word in words)]) == 2
+    assert words[-2 if words[0] == "FOLDER" else -1] in capsys.readouterr().err
+    assert (folder / "index.json").read_bytes() == before
+
+
 def test_an_interrupted_index_of_remote_shards_goes_on(folder, tmp_path, monkeypatch):
     import fsspec
 

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 
-from hdm_lightning.data import reader, shard_bytes
+from hdm_lightning.data import reader, scanning, shard_bytes
 from hdm_lightning.data.index import load_index
 from hdm_lightning.data.loader import StreamLoader
 from hdm_lightning.data.reader import LocalFiles, ReadAhead
@@ -310,6 +311,34 @@ def test_a_range_without_a_length_takes_no_more_than_was_asked_for():
 
     reply = Endless()
     assert shard_bytes._body(reply, 100, 5100) == (bytes(5000), None) and reply.given == 5000
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole"), [((0, 5000), 700), ((512, 5000), 700), ((600, None), 700), ((900, 5000), 700)]
+)
+def test_nothing_is_taken_behind_the_end_that_a_server_itself_has_told(asked, whole):
+    class GoesOn:
+        """A reply that says where its file ends, and does not end there."""
+
+        status, url, given = 206, "http://x", 0
+        headers: ClassVar = {"Content-Range": f"bytes {asked[0]}-{whole}/{whole}"}
+
+        def read1(self, count):
+            self.given += count
+            return bytes(count)
+
+    reply, left = GoesOn(), max(0, whole - asked[0])
+    assert shard_bytes._body(reply, *asked) == (bytes(left), whole) and reply.given == left
+
+
+def test_a_server_without_end_cannot_fill_the_disk_while_it_is_indexed(server, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(scanning, "FETCHED_BYTES", 1000)
+    monkeypatch.setattr(scanning, "MOST_SHARD_BYTES", 5000)
+    monkeypatch.setattr(scanning, "read_range", lambda url, start, end, see: asked.append(start) or bytes(end - start))
+    with pytest.raises(UserError, match="more than") as caught:
+        scanning.index_remote([f"{server.url}/000.tar"], tmp_path / "index.json")
+    assert caught.value.where == f"{server.url}/000.tar" and asked == [0, 1000, 2000, 3000, 4000, 5000]
 
 
 def test_threads_that_read_ahead_end_with_their_loader(kit, server):
