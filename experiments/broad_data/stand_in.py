@@ -1,142 +1,162 @@
-"""A set in the layout of img2dataset, as CC12M and COYO-700M arrive, made of the drawings of this repository.
+"""A set as img2dataset leaves it behind: fetched by img2dataset itself from the addresses of `web`, or imitated.
 
-Each sample is a drawing, mirrored or not, on a background of its own and of its own size; a share of the rows failed.
+Three downloads into one folder: one as `conf/data/coyo700m.yaml` has it; one that took files as they are
+(`--disable_all_reencoding`), so that pages of HTML and halves of images are in it; one that was killed.
 """
 
-import argparse
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
 import tarfile
+import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from experiments.broad_data.web import DEAD, PAGE, Address, Web, WebServer
+from PIL import Image
 
-from hdm_lightning.data.index import load_index
+COLUMNS = ["clip_similarity_vitb32", "watermark_score", "aesthetic_score_laion_v2"]
+ADDRESSES = ["--input_format", "parquet", "--url_col", "url", "--caption_col", "text"]
+KEPT = ["--output_format", "webdataset", "--save_additional_columns", json.dumps(COLUMNS)]
+RESIZED = ["--resize_mode", "keep_ratio", "--resize_only_if_bigger", "True", "--image_size", "512"]
+AS_THEY_ARE = ["--incremental_mode", "extend", "--disable_all_reencoding", "True"]
+NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull, "NO_ALBUMENTATIONS_UPDATE": "1"}
+"""Each plain http request of img2dataset would load all certificates of the machine."""
 
-PER_SHARD = 1_000
-FAILED = 0.18
-"""Share of rows without an image, about what web sets of this age lose."""
-
-LARGEST_PX = 192
-NOT_AN_IMAGE = 0.004
-"""Of the images that were "downloaded": pages of errors that were kept under the name of an image."""
-
-
-def drawings(folder: Path) -> list[tuple[Image.Image, str]]:
-    """The repository's drawings with their captions."""
-    found = []
-    for record in load_index(folder).shards:
-        with tarfile.open(folder / record.name) as archive:
-            members = {member.name: archive.extractfile(member).read() for member in archive.getmembers()}
-        for name, content in members.items():
-            stem, _, kind = name.rpartition(".")
-            if kind in ("png", "webp", "jpg"):
-                found.append((Image.open(io.BytesIO(content)).convert("RGBA"), _caption(members, stem)))
-    return found
+ERRORS = {
+    "404": "HTTP Error 404: Not Found",
+    "403": "HTTP Error 403: Forbidden",
+    "500": "HTTP Error 500: Internal Server Error",
+    "cut_off": "Remote end closed connection without response",
+    "opted_out": "Use of image disallowed by X-Robots-Tag directive",
+    "page": "Image decoding error",
+    "half": "Image decoding error",
+}
 
 
-def _caption(members: dict[str, bytes], stem: str) -> str:
-    if f"{stem}.txt" in members:
-        return members[f"{stem}.txt"].decode()
-    first = json.loads(members[f"{stem}.json"])["captions"][0]
-    return first if isinstance(first, str) else first["text"]
+@dataclass(frozen=True)
+class Sizes:
+    """How many addresses each download has."""
+
+    whole: int = 61_000
+    as_they_are: int = 1_000
+    killed: int = 1_000
+    per_shard: int = 1_000
 
 
-def image_of(drawing: Image.Image, random: np.random.Generator) -> bytes:
-    """A JPEG of a drawing, its long side at most `LARGEST_PX`."""
-    size = int(random.integers(40, LARGEST_PX + 1))
-    small = drawing.copy()
-    small.thumbnail((size, size))
-    if random.random() < 0.5:
-        small = ImageOps.mirror(small)
-    page = Image.new("RGB", small.size, tuple(random.integers(180, 256, 3).tolist()))
-    page.paste(small, mask=small)
-    file = io.BytesIO()
-    page.save(file, "JPEG", quality=int(random.integers(75, 96)))
-    return file.getvalue()
+def fetch(web: Web, folder: Path, sizes: Sizes, img2dataset: str) -> None:
+    """Let img2dataset fill a folder, and kill it in the third download's first shard."""
+    server = WebServer(web)
+
+    def start(first: int, count: int, *more: str) -> subprocess.Popen[bytes]:
+        table = [_listed(web.address(number), server) for number in range(first, first + count)]
+        lists = folder.with_name(f"list-{first}")
+        lists.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(table), lists / "part-00000.parquet")
+        words = [img2dataset, "--url_list", str(lists), *ADDRESSES, *KEPT, *RESIZED, "--output_folder", str(folder)]
+        words += ["--number_sample_per_shard", str(sizes.per_shard), "--thread_count", "16", *more]
+        print("$", *words, flush=True)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(words, env={**os.environ, **NO_CERTIFICATES}, start_new_session=True, **quiet)
+
+    for first, count, more in ((0, sizes.whole, []), (sizes.whole, sizes.as_they_are, AS_THEY_ARE)):
+        if status := start(first, count, *more).wait():
+            raise RuntimeError(f"img2dataset ended with status {status}")
+    known = set(folder.glob("*.tar"))
+    killed = start(sizes.whole + sizes.as_they_are, sizes.killed, "--incremental_mode", "extend")
+    half = 4_000 * min(sizes.killed, sizes.per_shard)
+    while sum(path.stat().st_size for path in set(folder.glob("*.tar")) - known) < half:
+        if killed.poll() is not None:
+            raise RuntimeError("img2dataset ended before it could be killed")
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    server.shutdown()
 
 
-def row(number: int, key: str, caption: str, random: np.random.Generator) -> dict[str, Any]:
-    """What img2dataset notes of a row, with the columns that COYO-700M brings along."""
-    return {
-        "url": f"https://images.example/{number}.jpg",
-        "caption": caption,
-        "key": key,
-        "status": "success",
-        "error_message": None,
-        "width": None,
-        "height": None,
-        "original_width": None,
-        "original_height": None,
-        "exif": "{}",
-        "sha256": None,
-        "clip_similarity_vitb32": float(random.normal(0.3, 0.04)),
-        "watermark_score": float(random.beta(1, 4)),
-        "aesthetic_score_laion_v2": float(random.normal(5, 0.7)),
-    }
+def _listed(address: Address, server: WebServer) -> dict[str, Any]:
+    return {"url": server.url(address.number), "text": address.text, **address.scores}
 
 
-def write_shard(folder: Path, number: int, samples: int, drawn: list[tuple[Image.Image, str]]) -> None:
-    """One shard with its parquet and its statistics."""
-    random, rows = np.random.default_rng(number), []
-    with tarfile.open(folder / f"{number:05d}.tar", "w") as archive:
-        for place in range(samples):
-            drawing, caption = drawn[int(random.integers(len(drawn)))]
-            found = row(number * samples + place, f"{number:05d}{place:04d}", caption, random)
-            rows.append(found)
-            lot = random.random()
-            if lot < FAILED:
-                kind = "failed_to_download" if lot < 0.9 * FAILED else "failed_to_resize"
-                found |= {"status": kind, "error_message": "HTTP Error 404: Not Found"}
-                continue
-            content = image_of(drawing, random)
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-            found |= {"width": width, "height": height, "original_width": 3 * width, "original_height": 3 * height}
-            if random.random() < NOT_AN_IMAGE:
-                content = b"<!DOCTYPE html><html><title>404</title></html>"
-            found["sha256"] = hashlib.sha256(content).hexdigest()
-            parts = {"jpg": content, "txt": caption.encode(), "json": json.dumps(found, indent=4).encode()}
-            for kind, data in parts.items():
-                member = tarfile.TarInfo(f"{found['key']}.{kind}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{number:05d}.parquet")
-    states = [each["status"] for each in rows]
-    stats = {"count": samples, **{name: states.count(name) for name in ("failed_to_download", "failed_to_resize")}}
-    stats |= {"successes": states.count("success"), "status_dict": {name: states.count(name) for name in set(states)}}
-    (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats, indent=4))
-
-
-def write_odd_files(folder: Path) -> None:
-    """What a download of days leaves behind: a folder of the tool, files of file managers, a shard that was cut."""
-    (folder / "_tmp").mkdir()
-    (folder / "_tmp" / "0.feather").write_bytes(b"ARROW1")
-    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
-    last = sorted(folder.glob("*.tar"))[-1]
-    cut = folder / f"{int(last.stem) + 1:05d}.tar"
+def imitate(web: Web, folder: Path, sizes: Sizes) -> None:
+    """Fill a folder as `fetch` does, without img2dataset; `layout` tells whether the two differ."""
+    folder.mkdir(parents=True)
+    shard = 0
+    for count, reencoded in ((sizes.whole, True), (sizes.as_they_are, False), (sizes.killed, True)):
+        for begin in range(0, count, sizes.per_shard):
+            first = shard * sizes.per_shard + begin
+            write_shard(web, folder, shard + begin // sizes.per_shard, first, sizes.per_shard, reencoded=reencoded)
+        shard += count // sizes.per_shard
+    last = folder / f"{shard - 1:05d}.tar"
     content = last.read_bytes()
-    cut.write_bytes(content[: len(content) // 3 + 137])
+    last.write_bytes(content[: 10_240 * (len(content) // 25_000)])
+    last.with_suffix(".parquet").write_bytes(b"")
+    last.with_name(f"{last.stem}_stats.json").unlink()
+    (folder / "_tmp").mkdir()
+    (folder / "_tmp" / f"{shard - 1}.feather").write_bytes(b"ARROW1\0\0")
 
 
-def main() -> None:
-    """Write the set."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=61_000, help="of the list of addresses; about 50,000 have an image")
-    parser.add_argument("--drawings", type=Path, default=Path("data/openclipart-mini"))
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True)
-    drawn = drawings(arguments.drawings)
-    for number in range(arguments.rows // PER_SHARD):
-        write_shard(arguments.out, number, PER_SHARD, drawn)
-    write_odd_files(arguments.out)
+def write_shard(web: Web, folder: Path, shard: int, first: int, count: int, *, reencoded: bool) -> None:
+    """One shard with its parquet and its statistics."""
+    rows, states, digits = [], Counter[str](), len(str(count - 1))
+    with tarfile.open(folder / f"{shard:05d}.tar", "w|", format=tarfile.PAX_FORMAT) as archive:
+        for place in range(count):
+            address = web.address(first + place)
+            row, content = _row(web, address, f"{shard:05d}{place:0{digits}d}", reencoded=reencoded)
+            rows.append(row)
+            states[row["error_message"] or "success"] += 1
+            text = (address.text or "").encode()
+            parts = {"jpg": content, "json": json.dumps(row, indent=4).encode(), "txt": text} if content else {}
+            for kind, data in parts.items():
+                member = tarfile.TarInfo(f"{row['key']}.{kind}")
+                member.size, member.mode, member.mtime = len(data), 0o444, time.time()
+                member.uname = member.gname = "bigdata"
+                archive.addfile(member, io.BytesIO(data))
+    schema = pa.schema([(name, _type(name)) for name in rows[0]])
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{shard:05d}.parquet")
+    failed = Counter(row["status"] for row in rows)
+    stats = {"count": count, "successes": failed["success"]}
+    stats |= {name: failed[name] for name in ("failed_to_download", "failed_to_resize")}
+    stats |= {"duration": 1.0, "start_time": time.time() - 1, "end_time": time.time(), "status_dict": states}
+    (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats, indent=4))
 
 
-if __name__ == "__main__":
-    main()
+def _type(name: str) -> pa.DataType:
+    sizes = ("width", "height", "original_width", "original_height")
+    return pa.float64() if name in COLUMNS else pa.int32() if name in sizes else pa.string()
+
+
+def _row(web: Web, address: Address, key: str, *, reencoded: bool) -> tuple[dict[str, Any], bytes | None]:
+    """What is noted of an address, and the file of its image."""
+    row: dict[str, Any] = {**address.scores, "caption": address.text, "url": f"http://127.0.0.1/{address.number}.jpg", "key": key}
+    row |= {"status": "success", "error_message": None, "width": None, "height": None}
+    row |= {"original_width": None, "original_height": None, "exif": None, "sha256": None}
+    undecodable = address.answer in ("page", "half")
+    if (address.answer in DEAD and not undecodable) or (undecodable and reencoded):
+        kind = "failed_to_resize" if undecodable else "failed_to_download"
+        return row | {"status": kind, "error_message": ERRORS[address.answer]}, None
+    content = PAGE if address.answer == "page" else web.image(address)
+    turned = {"Image Orientation": "Rotated 90 CW"} if address.answer == "turned" else {}
+    row |= {"exif": json.dumps(turned), "sha256": hashlib.sha256(content).hexdigest()}
+    if not reencoded:
+        return row, content
+    content, (width, height) = _reencoded(content)
+    return row | {"width": width, "height": height, "original_width": width, "original_height": height}, content
+
+
+def _reencoded(content: bytes) -> tuple[bytes, tuple[int, int]]:
+    """An image as JPEG, transparency on white; EXIF is neither followed nor kept."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    file = io.BytesIO()
+    image.convert("L" if image.mode == "L" else "RGB").save(file, "JPEG", quality=95)
+    return file.getvalue(), image.size
