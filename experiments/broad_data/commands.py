@@ -35,11 +35,11 @@ def done(name: str, *words: str, may_find: bool = False) -> list[str]:
     """Run a command to its end; the lines that it printed.
 
     Raises:
-        RuntimeError: it ended with another status than 0, or 2 where it `may_find` something.
+        RuntimeError: it ended with another status than 0, or 1 where it `may_find` something.
     """
     process = command(name, *words)
     said = process.communicate()[0]
-    if process.returncode not in ((0, 2) if may_find else (0,)):
+    if process.returncode not in ((0, 1) if may_find else (0,)):
         raise RuntimeError(f"hdm-{name} ended with status {process.returncode}:\n{said[-3000:]}")
     return said.splitlines()
 

@@ -135,7 +135,12 @@ def _type(name: str) -> pa.DataType:
 
 def _row(web: Web, address: Address, key: str, *, reencoded: bool) -> tuple[dict[str, Any], bytes | None]:
     """What is noted of an address, and the file of its image."""
-    row: dict[str, Any] = {**address.scores, "caption": address.text, "url": f"http://127.0.0.1/{address.number}.jpg", "key": key}
+    row: dict[str, Any] = {
+        **address.scores,
+        "caption": address.text,
+        "url": f"http://127.0.0.1/{address.number}.jpg",
+        "key": key,
+    }
     row |= {"status": "success", "error_message": None, "width": None, "height": None}
     row |= {"original_width": None, "original_height": None, "exif": None, "sha256": None}
     undecodable = address.answer in ("page", "half")

@@ -5,12 +5,9 @@ in one of the forms that images have on the web; or one of the ways in which add
 """
 
 import io
-import json
 import tarfile
 import threading
-import time
 from dataclasses import dataclass
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,16 @@ from hdm_lightning.data.index import load_index
 DEAD = {"404": 0.105, "403": 0.025, "500": 0.015, "cut_off": 0.01, "opted_out": 0.008, "page": 0.012}
 """Shares of addresses without an image: errors, connections that break, `noai` in the reply, a page with status 200."""
 
-FORMS = {"gray": 0.02, "png": 0.05, "webp": 0.03, "turned": 0.01, "cmyk": 0.005, "banner": 0.01, "dot": 0.004, "half": 0.003}
+FORMS = {
+    "gray": 0.02,
+    "png": 0.05,
+    "webp": 0.03,
+    "turned": 0.01,
+    "cmyk": 0.005,
+    "banner": 0.01,
+    "dot": 0.004,
+    "half": 0.003,
+}
 """Shares of what is no plain JPEG: `turned` by EXIF alone, `dot` is 1 px large, `half` is a JPEG without its end."""
 
 NO_TEXT = 0.003
