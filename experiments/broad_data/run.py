@@ -94,6 +94,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-shard", type=int, default=1_000)
     parser.add_argument("--second-stage", type=int, default=2_048, help="samples at 128 px")
     parser.add_argument("--vae-samples", type=int, default=4_000)
+    parser.add_argument("--kills", type=float, nargs="*", default=[0.4, 0.97], help="at these shares of the samples")
     parser.add_argument("--work", type=Path, default=Path("runs/broad_data"))
     parser.add_argument("--img2dataset", default=shutil.which("img2dataset"), help="none: imitated")
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
@@ -108,7 +109,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parts["prepared"] = once(work, "prepared", lambda: prepared(shards))
     parts["autoencoder"] = once(work, "autoencoder", lambda: autoencoder(shards, vae, arguments.vae_samples))
     samples = {"px64": whole_steps(len(large)), "px128": whole_steps(arguments.second_stage)}
-    for name, kills in (("whole", ()), ("killed", (0.4, 0.97))):
+    for name, kills in (("whole", []), ("killed", arguments.kills)):
         run = work / name
         parts[name] = once(work, f"{name}_run", lambda run=run, kills=kills: train(shards, run, vae, samples, kills))
         held = order(lines(work / f"{name}-seen"), "px64")

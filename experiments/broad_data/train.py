@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def autoencoder(shards: Path, run_dir: Path, samples: int) -> str:
     return done("train-vae", "vae_training=from_scratch_tiny", f"data.train={shards}", f"run_dir={run_dir}", *few)[-1]
 
 
-def train(shards: Path, run_dir: Path, vae: Path, samples: dict[str, int], kills: tuple[float, ...]) -> dict[str, Any]:
+def train(shards: Path, run_dir: Path, vae: Path, samples: dict[str, int], kills: Sequence[float]) -> dict[str, Any]:
     """Train on a folder behind a server, killed where these shares of the samples are done; see `told`.
 
     Args:

@@ -25,7 +25,7 @@ SIZES = Sizes(whole=150, as_they_are=150, killed=50, per_shard=50)
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     """The web, and the folder that img2dataset would leave of it."""
-    web = Web(ROOT / "data" / "openclipart-mini")
+    web = Web(ROOT / "data" / "openclipart-mini", seed=12)
     folder = tmp_path_factory.mktemp("web") / "set"
     imitate(web, folder, SIZES)
     return web, folder
