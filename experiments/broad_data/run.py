@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-shard", type=int, default=1_000)
     parser.add_argument("--second-stage", type=int, default=2_048, help="samples at 128 px")
     parser.add_argument("--vae-samples", type=int, default=4_000)
-    parser.add_argument("--kills", type=float, nargs="*", default=[0.4, 0.97], help="at these shares of the samples")
+    parser.add_argument("--short", type=int, default=5_120, help="samples at 64 px of the training that is killed")
+    parser.add_argument("--kills", type=float, nargs="*", default=[0.4, 0.93], help="at these shares of the samples")
     parser.add_argument("--work", type=Path, default=Path("runs/broad_data"))
     parser.add_argument("--img2dataset", default=shutil.which("img2dataset"), help="none: imitated")
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
@@ -108,24 +110,31 @@ def main(given: Sequence[str] | None = None) -> None:
     large = parts["counted"]["found"].pop("large")
     parts["prepared"] = once(work, "prepared", lambda: prepared(shards))
     parts["autoencoder"] = once(work, "autoencoder", lambda: autoencoder(shards, vae, arguments.vae_samples))
-    samples = {"px64": whole_steps(len(large)), "px128": whole_steps(arguments.second_stage)}
-    for name, kills in (("whole", []), ("killed", arguments.kills)):
-        run = work / name
-        parts[name] = once(work, f"{name}_run", lambda run=run, kills=kills: train(shards, run, vae, samples, kills))
-        held = order(lines(work / f"{name}-seen"), "px64")
-        names = [key for position in range(len(large)) for key, good in held[position] if good]
-        parts[name]["found"]["first_pass_is_every_sample_once"] = sorted(names) == sorted(large)
-    same = {key: _same(parts, key) for key in ("weights_sha256", "stages")}
-    write_result(arguments.out, {**parts, "same_after_kills": same, "made": circumstances()})
-    print(json.dumps({**parts, "same_after_kills": same}, indent=1))
+    first, second = whole_steps(len(large)), whole_steps(arguments.second_stage)
+    short = {"px64": whole_steps(arguments.short), "px128": second // 2}
+    trainings = {
+        "whole": ({"px64": first, "px128": second}, []),
+        "short": (short, []),
+        "killed": (short, arguments.kills),
+    }
+    for name, (samples, kills) in trainings.items():
+        part = partial(train, shards, work / name, vae, samples, kills)
+        parts[name] = once(work, f"{name}_run", part)
+    seen = {name: order(lines(work / f"{name}-seen"), "px64") for name in trainings}
+    names = [key for position in range(len(large)) for key, good in seen["whole"][position] if good]
+    runs = {name: parts[name]["found"] for name in trainings}
+    compared = {
+        "the pass is every sample once": sorted(names) == sorted(large),
+        "killed has the weights of short": runs["killed"]["weights_sha256"] == runs["short"]["weights_sha256"],
+        "killed has the order of short": _orders(runs["killed"]) == _orders(runs["short"]),
+        "killed begins as whole": all(seen["whole"][place] == held for place, held in seen["killed"].items()),
+    }
+    write_result(arguments.out, {**parts, "compared": compared, "made": circumstances()})
+    print(json.dumps({**parts, "compared": compared}, indent=1))
 
 
-def _same(parts: dict[str, Any], key: str) -> bool:
-    def of(name: str) -> Any:
-        found = parts[name]["found"][key]
-        return {stage: each["order_sha256"] for stage, each in found.items()} if key == "stages" else found
-
-    return of("whole") == of("killed")
+def _orders(run: dict[str, Any]) -> dict[str, str]:
+    return {name: stage["order_sha256"] for name, stage in run["stages"].items()}
 
 
 if __name__ == "__main__":
