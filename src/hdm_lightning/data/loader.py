@@ -291,7 +291,7 @@ class _Chunks(IterableDataset[Chunk]):
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training)
+        preparation = Preparation(self.config, self.plan, self.tokenize, training=self.training, stop=self.stop)
         size = chunk_samples(preparation.masked(0).image.nbytes)
         for turn in count():
             rows = [worker + workers * (turn * size + place) for place in range(size)]

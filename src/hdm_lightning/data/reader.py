@@ -69,10 +69,15 @@ Loaded = dict[int, tuple[Address, Data | None]]
 
 
 class Reader:
-    """Gives the raw sample of a place in a plan. One a process; it holds open files and the windows in use."""
+    """Gives the raw sample of a place in a plan. One a process; it holds open files and the windows in use.
 
-    def __init__(self, plan: Plan, config: StreamConfig) -> None:
-        self._plan = plan
+    Args:
+        plan, config: of the stream.
+        stop: position from which on nobody asks for a sample, so that none is read ahead; None where there is none.
+    """
+
+    def __init__(self, plan: Plan, config: StreamConfig, *, stop: int | None = None) -> None:
+        self._plan, self._stop = plan, stop
         self._files = LocalFiles()
         self._cache = ShardCache(config.cache_dir, config.cache_gb) if config.cache_dir else None
         self._tables: OrderedDict[tuple[int, int], SampleTable] = OrderedDict()
@@ -123,14 +128,24 @@ class Reader:
         self._held[key] = (place.window, loaded)
         if self._reads_ahead[place.part]:
             following = self._plan.parts[place.part].order.following(place.window)
-            self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
+            if self._asked_for(place.part, following):
+                self._coming[key] = (following, self._ahead.submit(partial(self._load, place.part, following, 0)))
         return loaded
+
+    def _asked_for(self, part: int, window: Window) -> int:
+        """How many places of a window, from its first on, may lie before the end."""
+        if self._stop is None or window.pass_number:
+            return len(window.ranks)
+        # Of the positions before the end a part has at most all, and its lanes take turns.
+        of_lane = -(-self._stop // self._plan.parts[part].order.lanes)
+        return min(max(of_lane - window.first, 0), len(window.ranks))
 
     def _load(self, part: int, window: Window, begin: int) -> Loaded:
         """Where a window's samples from a place on lie, with their bytes where they are worth reading at once."""
         loaded: Loaded = {}
-        for number in np.unique(window.shards[begin:]).tolist():
-            places = begin + np.flatnonzero(window.shards[begin:] == number)
+        shards = window.shards[begin : self._asked_for(part, window)]
+        for number in np.unique(shards).tolist():
+            places = begin + np.flatnonzero(shards == number)
             shard = self._plan.parts[part].shards[number]
             addresses = _addresses(shard, self._table(part, number), window.ranks[places])
             read = self._read_runs if shard.url in self._remote else self._read_near

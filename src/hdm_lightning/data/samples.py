@@ -67,9 +67,12 @@ class Preparation:
         config, plan: the stream and its order.
         tokenize: what makes tokens of a caption.
         training: False for validation: the first caption, whole, never dropped.
+        stop: see `Reader`.
     """
 
-    def __init__(self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool) -> None:
+    def __init__(
+        self, config: StreamConfig, plan: Plan, tokenize: Tokenize, *, training: bool, stop: int | None = None
+    ) -> None:
         if plan.latents is not None:
             plan.latents.check(config.crop, config.resolution)
             if config.alpha == "mask":
@@ -77,7 +80,7 @@ class Preparation:
                 raise UserError(what, where="data.alpha", hint="give the shards of images, or data.alpha=white")
         self._decode = decode_masked if config.alpha == "mask" else decode
         self.config, self.plan, self.tokenize, self.training = config, plan, tokenize, training
-        self._reader = Reader(plan, config)
+        self._reader = Reader(plan, config, stop=stop)
         self._quarantine = Quarantine(config.quarantine)
         self._room = int(config.memory_cache_gb * 1e9)
         self._kept: dict[tuple[int, int, int], Decoded] = {}

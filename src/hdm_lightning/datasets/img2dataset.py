@@ -3,8 +3,11 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import Index
@@ -20,7 +23,11 @@ from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import write_text
 
 MAX_STATS_BYTES = 16 << 20
+STATS = "_stats.json"
 COUNTS = ("count", "successes", "failed_to_download", "failed_to_resize")
+MOST_ERRORS = 6
+MOST_ERRORS_A_SHARD = 100
+MOST_LETTERS = 200
 
 
 def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> Index:
@@ -45,17 +52,52 @@ def index_img2dataset(folder: str | Path, *, processes: int | None = None) -> In
     return index
 
 
-def downloads(folder: str | Path) -> Counter[str]:
-    """What img2dataset's own `*_stats.json` files count, over all shards: see `COUNTS`."""
-    found: Counter[str] = Counter()
-    for path in sorted(Path(folder).glob("*_stats.json")):
+@dataclass
+class Downloads:
+    """What img2dataset's own `*_stats.json` files say, over all shards."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of addresses: see `COUNTS`."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """How many failed with which message, the most common ones of each shard."""
+    finished: set[str] = field(default_factory=set)
+    """Names of the shards that have such a file, without their suffix."""
+
+    def told(self, shards: Iterable[str]) -> Iterator[str]:
+        """Lines of how the downloads went, and of the shards without such a file, which are not whole."""
+        if not self.finished:
+            return
+        tried, good, failed, unusable = (self.counts[name] for name in COUNTS)
+        yield f"img2dataset: {good} of {tried} downloads succeeded, {failed} failed, {unusable} were no usable image"
+        for error, times in self.errors.most_common(MOST_ERRORS):
+            yield f"  {times} failed: {in_one_line(error[:MOST_LETTERS])}"
+        if missing := sorted(name for name in shards if name.removesuffix(".tar") not in self.finished):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            yield (
+                f"  not finished: {in_one_line(missing[0])}{more}; img2dataset's command, given again, goes on, "
+                "once index.json is deleted, which it takes for a file of its own"
+            )
+
+
+def downloads(folder: str | Path) -> Downloads:
+    """Read the `*_stats.json` files of a folder; what cannot be read is passed over."""
+    found = Downloads()
+    for path in sorted(Path(folder).glob(f"*{STATS}")):
         try:
             stats = json.loads(read_file(path, MAX_STATS_BYTES))
         except (ValueError, RecursionError, OSError, SampleFault):
             continue
         if isinstance(stats, dict):
-            found.update({name: value for name in COUNTS if type(value := stats.get(name)) is int})
+            found.finished.add(path.name.removesuffix(STATS))
+            found.counts.update(_whole_numbers(stats, COUNTS))
+            states = stats.get("status_dict")
+            errors = _whole_numbers(states, states.keys() - {"success"}) if isinstance(states, dict) else {}
+            found.errors.update(dict(Counter(errors).most_common(MOST_ERRORS_A_SHARD)))
     return found
+
+
+def _whole_numbers(given: dict[str, Any], names: Iterable[str]) -> dict[str, int]:
+    return {name: value for name in names if type(value := given.get(name)) is int}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +109,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index as the arguments say and print what was found."""
     index = index_img2dataset(arguments.folder, processes=arguments.processes)
-    counts = downloads(arguments.folder)
-    if counts:
-        print(f"img2dataset: {counts['successes']} of {counts['count']} downloads succeeded")
+    for line in downloads(arguments.folder).told(shard.name for shard in index.shards):
+        print(line)
     for line in told(index, arguments.folder, find_shards(Path(arguments.folder)).others):
         print(line)
     require_samples(index, arguments.folder)

@@ -437,7 +437,7 @@ def test_img2dataset_output_is_used_as_it_is(kit, tmp_path):
     assert index.samples == 12
     assert rejections(tmp_path) == {"00001.tar#6": "empty image"}
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
-    told = downloads(tmp_path)
+    told = downloads(tmp_path).counts
     assert (told["count"], told["successes"], told["failed_to_download"]) == (16, 12, 4)
     for rules in (CaptionRules(drop=0.0), CaptionRules(drop=0.0, prefer="json")):
         samples = list(stream(kit.stream_config(tmp_path, captions=rules), kit.letters, stop=12))

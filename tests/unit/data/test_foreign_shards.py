@@ -176,7 +176,7 @@ def test_statistics_of_any_kind_are_passed_over(kit, tmp_path, stats):
     (tmp_path / "00000_stats.json").write_text(json.dumps({"count": 4, "successes": 3}))
     (tmp_path / "00001_stats.json").write_text(stats)
     assert index_img2dataset(tmp_path, processes=1).samples == 3
-    assert downloads(tmp_path) == {"count": 4, "successes": 3}
+    assert downloads(tmp_path).counts == {"count": 4, "successes": 3}
     assert "00001.tar\tno tar archive but an empty file" in (tmp_path / "rejected.tsv").read_text()
 
 

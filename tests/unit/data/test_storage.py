@@ -16,7 +16,7 @@ import pytest
 
 from hdm_lightning.data import reader, scanning, shard_bytes
 from hdm_lightning.data.index import load_index
-from hdm_lightning.data.loader import StreamLoader
+from hdm_lightning.data.loader import StreamLoader, ValidationLoader
 from hdm_lightning.data.reader import LocalFiles, ReadAhead
 from hdm_lightning.data.rules import Source
 from hdm_lightning.data.sample_plan import Plan
@@ -201,6 +201,21 @@ def test_resuming_reads_at_most_a_window_of_each_lane_again(kit, server):
     # The rest of the present window and the one that is read ahead.
     assert 0 < wanted <= 2 * lanes * window * largest
     assert all(asked is not None for path, asked in server.requests if path.endswith(".tar"))
+
+
+@pytest.mark.parametrize("samples", [12, 30])
+def test_a_validation_reads_its_own_samples_and_none_ahead(kit, server, samples):
+    """12 lanes with windows of 4: samples of a lane that lie in a window not read to its end are not asked for."""
+    config, far = kit.stream_config(server.folder), kit.stream_config(server.url)
+    plan, shape = Plan(far), {"samples": samples, "batch_size": 6}
+    near = [key for batch in ValidationLoader(config, Plan(config), kit.letters, **shape) for key in batch["keys"]]
+    server.requests.clear()
+    assert [key for batch in ValidationLoader(far, plan, kit.letters, **shape) for key in batch["keys"]] == near
+    asked = [(path, *map(int, re.findall(r"\d+", span))) for path, span in server.requests if path.endswith(".tar")]
+    largest = max(int(shard.table().size.max()) for part in plan.parts for shard in part.shards)
+    places = -(-samples // 12)
+    assert sum(last + 1 - first for _, first, last in asked) <= (12 if places == 1 else 12 * 4) * largest
+    assert len(asked) == len(set(asked)) and len(near) == samples
 
 
 def test_workers_read_remote_shards(kit, server):
