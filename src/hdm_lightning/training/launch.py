@@ -17,7 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
@@ -172,6 +172,8 @@ def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
 
 def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
     """What starts so many processes on this machine, which find each other by a file."""
+    known = {each.name for each in fields(LaunchConfig)}
+    patience = {"shutdown_timeout": SHUTDOWN_S} if "shutdown_timeout" in known else {}  # before torch 2.12 always 30 s
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -185,7 +187,7 @@ def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
         start_method="spawn",
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",
-        shutdown_timeout=SHUTDOWN_S,
+        **patience,
     )
 
 
