@@ -5,12 +5,15 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import field, fields, make_dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import launch as launching
 from hdm_lightning.training import world
 from hdm_lightning.training.job import _world_size
 from hdm_lightning.training.launch import Failure, launch, read_failures, start_worker
@@ -100,6 +103,18 @@ def test_tasks_per_node():
     assert tasks_per_node("4(x2),3") == [4, 4, 3]
     with pytest.raises(ValueError, match="4\\(x2\\),3"):
         tasks_per_node("four")
+
+
+@pytest.mark.parametrize("since", [None, "shutdown_timeout"])
+def test_the_launcher_of_every_admitted_torch_is_configured(monkeypatch, tmp_path, since):
+    """That of torch 2.10 and 2.11 has no `shutdown_timeout`, and refuses fields that it does not know."""
+    known = [each for each in fields(launching.LaunchConfig) if each.name != "shutdown_timeout"]
+    named = [(each.name, Any, field(default=None)) for each in known] + ([(since, Any, None)] if since else [])
+    monkeypatch.setattr(launching, "LaunchConfig", make_dataclass("LaunchConfig", named))
+    config = launching._launch_config(3, tmp_path / "meeting")
+    assert (config.nproc_per_node, config.max_restarts, config.local_addr) == (3, 0, "localhost")
+    assert not {"SIGTERM", "SIGINT"} & set(config.signals_to_handle.split(","))  # these are passed on to the workers
+    assert getattr(config, "shutdown_timeout", launching.SHUTDOWN_S) == launching.SHUTDOWN_S
 
 
 def forked(function):
