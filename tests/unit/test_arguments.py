@@ -110,7 +110,7 @@ def test_help_is_the_docstring_with_the_defaults():
         (["--batch-size", "many"], "--batch-size", "give one"),
         (["--mode", "trian"], "--mode", "did you mean 'train'?"),
         (["--rsolution", "3"], "hdm-x", "did you mean '--resolution'?"),
-        (["a", "b"], "hdm-x", "choose one of"),
+        (["a", "b"], "hdm-x", "put quotes around what has spaces in it"),
         (["--rate"], "--rate", "hdm-x --help"),
     ],
 )

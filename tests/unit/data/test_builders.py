@@ -466,6 +466,7 @@ def press(folder, when):
 
 if __name__ == "__main__":
     folder, when = Path(sys.argv[1]), sys.argv[2]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=press, args=(folder, when), daemon=True).start()
     sys.exit(run_command(lambda: len(list(ordered_map(partial(item, folder), range(400), processes=2)))))
 """
