@@ -125,6 +125,26 @@ def test_an_interruption_before_a_training_began_is_told_in_one_word(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y", "{here}/file/x"])
+@pytest.mark.parametrize("arguments", [["hydra.run.dir={place}"], ["-m", "seed=0,1", "hydra.sweep.dir={place}"]])
+def test_a_folder_that_hydra_cannot_make_is_told(tmp_path, monkeypatch, capsys, place, arguments) -> None:
+    (tmp_path / "file").write_text("mine")
+    place = place.format(here=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hdm-demo", *(each.format(place=place) for each in arguments)])
+    assert run_hydra(lambda config: pytest.fail("there is no folder to work in"), "demo") == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {place.removesuffix('/y')}") and "hydra.sweep.dir" in told
+
+
+def test_a_file_that_a_job_does_not_find_is_no_folder_of_hydra(tmp_path, monkeypatch) -> None:
+    """That would be a fault of the job, whose stack trace is wanted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hdm-demo", "run_dir=here"])
+    with pytest.raises(FileNotFoundError):
+        run_hydra(lambda config: Path("nowhere").read_text(), "demo")
+
+
 def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     pid = os.fork()
     if pid == 0:

@@ -48,6 +48,7 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
         print(f"hdm-lightning {__version__}")
         return 0
     error: BaseException | None = None
+    errors = JobErrors()
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Hydra would show what it says of its fonts
     try:
         require_platform(sys.platform)
@@ -60,13 +61,20 @@ def run_hydra(task: Callable[[DictConfig], Any], config_name: str) -> int:
             return 0
         sys.argv[1:] = arranged(present_keys(sys.argv[1:], config_name))
         decorate = hydra.main(config_path="pkg://hdm_lightning.conf", config_name=config_name, version_base="1.3")
-        errors = JobErrors()
         with _full_errors():
             decorate(errors(task))()
         error = errors.mistake
     except (Exception, KeyboardInterrupt) as raised:
-        error = raised
+        error = raised if errors.begun else _place_of_hydra(raised)
     return run_command(lambda: _end(error, config_name))
+
+
+def _place_of_hydra(error: BaseException) -> BaseException:
+    """What to tell where Hydra, before any job, cannot make the folder of one; other errors as they are."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError) or not isinstance(error.filename, str):
+        return error
+    what, hint = f"cannot be made ({error.strerror})", "name another place: run_dir=…, or hydra.sweep.dir=… in a sweep"
+    return UserError(what, where=error.filename, hint=hint)
 
 
 def _end(error: BaseException | None, config_name: str) -> int:
@@ -89,6 +97,7 @@ class JobErrors(ContextDecorator):
     """What becomes of a job's errors: in a sweep its folder says how it failed, else the user's are kept for later.
 
     Attributes:
+        begun: whether there was a job.
         mistake: the user's error, if there was one.
 
     Raises:
@@ -96,9 +105,11 @@ class JobErrors(ContextDecorator):
     """
 
     def __init__(self) -> None:
+        self.begun = False
         self.mistake: UserError | None = None
 
     def __enter__(self) -> None:
+        self.begun = True
         if in_sweep():
             (Path(output_dir()) / FAILED).unlink(missing_ok=True)
 
