@@ -266,6 +266,7 @@ def test_hydra_writes_its_files_through_no_link(tmp_path: Path, name: str, sweep
     for file in ("config.yaml", "overrides.yaml", "hydra.yaml"):
         (elsewhere / file).write_text("mine")
     (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
+    (run.parent / "multirun.yaml").symlink_to(elsewhere / "overrides.yaml")
     here = ["-m", f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run"] if sweeps else [f"hydra.run.dir={run}"]
     command = [sys.executable, "-c", ONE_JOB, *here, "+name=toy", CALLBACK]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
