@@ -236,6 +236,7 @@ def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_ru
         *(("final", "model_index.json"), ("01-a", "checkpoints"), ("01-a/checkpoints", "step-00000008.ckpt")),
         *(("01-a/samples", "000000000032-64x64.png"), ("01-a/tensorboard", "events.out.tfevents.1.host.2.0")),
         *(("ema_snapshots", "000000000032-0.100.safetensors"), ("final", ""), ("01-a/samples", "")),
+        *(("01-a/csv", "version_0"), ("mlruns", ".trash"), ("mlruns", "271828182845904523")),
     ],
 )
 def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
