@@ -154,11 +154,13 @@ def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> No
 
 def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
     """Raise UserError where a new set would lie below the shards that it is made of, whose next index takes it in."""
-    place = out.expanduser().resolve()
+    place = out.resolve()
     for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
         if Path(folder).resolve() in place.parents:
             what = f"lies inside {folder.rstrip('/')}, whose next index would hold the new shards beside the old ones"
-            raise UserError(what, where=str(out), hint="name a folder beside it")
+            begun = out.is_dir() and any(out.iterdir())
+            hint = "name a folder beside it" + ", and move there what is in this one to go on with it" * begun
+            raise UserError(what, where=str(out), hint=hint)
 
 
 def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:
