@@ -2,7 +2,8 @@
 
 `rerun.yaml` says what each one runs and which of its numbers are compared, by which rule. Everything happens in a copy
 (`runs/rerun/tree`), so that what is recorded stays; a command that is done is passed over, and one that was interrupted
-resumes as it does by itself. `runs/rerun/report.json` has every number. Status 1: something moved, or a command failed.
+resumes as it does by itself. `runs/rerun/report.json` has every number, after each experiment. Status 1: something
+moved, or a command failed.
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Compared:
         recorded, again: the numbers; of several trainings, their means.
         limit: the largest difference that says nothing; None where one training leaves no interval.
         moved: whether they differ by more.
+        by_seeds: whether the limit is that of chance among seeds.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Compared:
     again: Any
     limit: float | None
     moved: bool
+    by_seeds: bool = False
 
 
 def main() -> None:
@@ -64,11 +67,14 @@ def main() -> None:
     report: dict[str, Any] = {"made": circumstances()}
     for name, what in chosen.items():
         print(f"{name}: about {what['minutes']} min", flush=True)
-        failed = run(name, what, tree)
-        found = [] if failed else compare(HERE / name, tree / "experiments" / name, what["compare"])
+        failed, found = run(name, what, tree), []
+        try:
+            found = found if failed else compare(HERE / name, tree / "experiments" / name, what["compare"])
+        except ValueError as error:  # and the others are not lost with it
+            failed = str(error)
         report[name] = {"failed": failed, "numbers": [asdict(each) for each in found]}
         print(summary(name, failed, found), flush=True)
-    (tree.parent / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        (tree.parent / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     moved = any(row["moved"] for name in chosen for row in report[name]["numbers"])
     sys.exit(1 if moved or any(report[name]["failed"] for name in chosen) else 0)
 
@@ -78,10 +84,11 @@ def copied(tree: Path, *, fresh: bool) -> Path:
     if fresh:
         shutil.rmtree(tree, ignore_errors=True)
     if not tree.exists():
-        tree.mkdir(parents=True)
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(HERE, tree / "experiments", ignore=ignored)
-        (tree / "data").symlink_to(HERE.parent / "data")
+        half = tree.with_name(f"{tree.name}.half")  # what was interrupted is no copy
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(HERE, half / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
+        (half / "data").symlink_to(HERE.parent / "data")
+        half.rename(tree)
     return tree
 
 
@@ -90,7 +97,10 @@ def run(name: str, what: Mapping[str, Any], tree: Path) -> str | None:
     done = tree / f"{name}-{_DONE}"
     if not done.exists():
         for stale in what.get("fresh", ()):
-            shutil.rmtree(tree / "experiments" / name / stale)
+            shutil.rmtree(tree / "experiments" / name / stale, ignore_errors=True)
+        for pattern in what.get("compare", ()):  # else what no command writes again would be compared with itself
+            for record in (tree / "experiments" / name).glob(pattern):
+                record.unlink()
         done.touch()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in what["commands"]:
@@ -141,6 +151,8 @@ def _values(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
     """The values by their keys: of several files one each, of one file with a list at the key, the list."""
     values: dict[str, list[Any]] = {}
     for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{file} is recorded, and not there again")
         for key, value in _leaves(json.loads((folder / file).read_text())):
             values.setdefault(key, []).append(value)
     return values
@@ -159,8 +171,7 @@ def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _matches(key: str, pattern: str) -> bool:
-    parts = (re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", r"[^.]+"),)
-    return re.fullmatch(parts[0], key) is not None
+    return re.fullmatch(re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", r"[^.]+"), key) is not None
 
 
 def _compared(file: str, key: str, before: Sequence[Any], now: Sequence[Any] | None, rule: str | float) -> Compared:
@@ -171,7 +182,8 @@ def _compared(file: str, key: str, before: Sequence[Any], now: Sequence[Any] | N
         limit = spread_limit(old, len(new))
         means = statistics.fmean(old), statistics.fmean(new)
         same = old == new
-        return Compared(file, key, *means, limit, not same and limit is not None and abs(means[0] - means[1]) > limit)
+        moved = not same and limit is not None and abs(means[0] - means[1]) > limit
+        return Compared(file, key, *means, limit, moved, by_seeds=True)
     (old,), (new,) = before, now
     number = isinstance(old, int | float) and isinstance(new, int | float) and not isinstance(old, bool)
     if rule == "exactly" or not number:
@@ -207,7 +219,7 @@ def summary(name: str, failed: str | None, found: Sequence[Compared]) -> str:
         return f"{name}: failed: {failed}"
     moved = [each for each in found if each.moved]
     lines = [f"  {each.file} {each.key}: {each.recorded} recorded, {each.again} now" for each in moved]
-    random = sum(each.limit is not None and each.limit > 0 for each in found)
+    random = sum(each.by_seeds and each.limit is not None for each in found)
     open_ = sum(each.limit is None for each in found)
     untold = f", {open_} of one training have no interval" if open_ else ""
     chance = f"; of intervals over seeds {1 - CONFIDENCE:.0%} move by chance" if random and moved else ""

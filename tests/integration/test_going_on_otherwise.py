@@ -13,6 +13,8 @@ from composed import check_job, composed, end_of, run_job, saved_in
 from crash import crashing_at
 from hdm_lightning.errors import UserError
 from hdm_lightning.training import job
+from hdm_lightning.training.continued import OF_THE_TRAINING, without_effect
+from hdm_lightning.training.recorded import recorded_text
 
 
 @pytest.fixture
@@ -227,6 +229,31 @@ def test_a_finished_run_without_averages_is_started_again(toy_job, tmp_path, cap
     config.callbacks = {"weight_averages": {"halflife_samples": [16]}}
     with pytest.raises(UserError, match="is over and had"):
         job.check_job(config)
+
+
+def plans_of(config):
+    return job.recipe_of(config).plans(config, 1)
+
+
+def test_of_a_finished_run_whose_folder_was_moved_no_key_is_named(toy_job, tmp_path):
+    """Paths in its record begin with the folder of then, and loggers have its name."""
+    config = composed({**toy_job(tmp_path / "run", px16={"samples": 8}), "name": "before"})
+    config.logger.board = {"id": "${name}", "save_dir": "${run_dir}", "uri": "file:${run_dir}/x"}
+    (tmp_path / "moved").mkdir()
+    record = tmp_path / "moved" / "config.yaml"
+    record.write_text(recorded_text(config))
+    config.run_dir, config.name = str(tmp_path / "moved"), "after"
+    assert str(tmp_path / "run") in record.read_text()
+    assert without_effect(config, plans_of(config)) == []
+    config.callbacks.store_averages.folder = str(tmp_path / "elsewhere")
+    assert without_effect(config, plans_of(config)) == ["callbacks.store_averages"]
+
+
+@pytest.mark.parametrize("odd", ["3", "[1]", "text", "{1: {a: 2}, b: null}", "null"])
+def test_a_record_whose_groups_are_odd_is_compared_as_far_as_it_goes(toy_job, tmp_path, odd):
+    config = composed(toy_job(tmp_path, px16={"samples": 8}))
+    (tmp_path / "config.yaml").write_text("".join(f"{group}: {odd}\n" for group in OF_THE_TRAINING))
+    assert all(key.partition(".")[0] in OF_THE_TRAINING for key in without_effect(config, plans_of(config)))
 
 
 def test_what_a_later_version_has_brought_with_its_own_value_is_not_refused(toy_job, tmp_path):

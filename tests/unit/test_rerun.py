@@ -97,6 +97,51 @@ def test_what_is_not_there_again_is_an_error(folders):
         rerun.compare(recorded, again, {"*.json": {"loss": "seeds"}})
 
 
+def test_what_is_recorded_and_no_command_writes_again_is_not_compared_with_itself(tmp_path):
+    tree, what = (
+        rerun.copied(tmp_path / "tree", fresh=False),
+        {"compare": {"*.json": {"**": 0.1}}, "commands": ["true"]},
+    )
+    assert rerun.run("plans", what, tree) is None
+    with pytest.raises(ValueError, match="is recorded, and not there again"):
+        rerun.compare(rerun.HERE / "plans", tree / "experiments" / "plans", what["compare"])
+
+
+def test_one_that_cannot_be_compared_does_not_lose_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rerun", "plans", "wiring", "--tree", str(tmp_path / "tree")])
+    monkeypatch.setattr(rerun, "run", lambda name, what, tree: None)
+    plain = rerun.compare
+    monkeypatch.setattr(
+        rerun, "compare", lambda old, new, rules: plain(old, tmp_path if "plans" in str(old) else new, rules)
+    )
+    with pytest.raises(SystemExit) as ended:
+        rerun.main()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "not there again" in report["plans"]["failed"] and report["wiring"]["numbers"]
+    assert ended.value.code == 1 and "wiring: 0 of" in capsys.readouterr().out
+
+
+def test_a_copy_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
+    def interrupted(source, place, ignore):
+        (place / "plans").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rerun.copied(tmp_path / "tree", fresh=False)
+    assert (rerun.copied(tmp_path / "tree", fresh=False) / "experiments" / "rerun.yaml").is_file()
+
+
+def test_chance_is_spoken_of_where_seeds_make_the_limit(folders):
+    recorded, again = folders
+    alter(again, lambda content: content.update(loss=9.0, count=8))
+    alter(again, lambda content: content["rows"][0].update(seconds=99.0))
+    for rules, chance in (({"rows.*.seconds": 0.1}, False), ({"loss": "seeds"}, True)):
+        found = rerun.compare(recorded, again, {"narrow-seed*.json" if chance else "narrow-seed0.json": rules})
+        assert ("move by chance" in rerun.summary("x", None, found)) == chance
+
+
 def test_commands_are_passed_over_once_they_are_done_and_the_record_stays(tmp_path):
     """One that fails is tried again, those before it are not."""
     tree = rerun.copied(tmp_path / "tree", fresh=False)

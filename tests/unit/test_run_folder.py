@@ -236,6 +236,7 @@ def test_a_run_s_folder_that_leads_elsewhere_is_refused_and_one_inside_or_the_ru
         *(("final", "model_index.json"), ("01-a", "checkpoints"), ("01-a/checkpoints", "step-00000008.ckpt")),
         *(("01-a/samples", "000000000032-64x64.png"), ("01-a/tensorboard", "events.out.tfevents.1.host.2.0")),
         *(("ema_snapshots", "000000000032-0.100.safetensors"), ("final", ""), ("01-a/samples", "")),
+        *(("01-a/csv", "version_0"), ("mlruns", ".trash"), ("mlruns", "271828182845904523")),
     ],
 )
 def test_a_link_to_a_larger_disk_is_followed_where_who_trains_has_made_it(
@@ -266,6 +267,7 @@ def test_hydra_writes_its_files_through_no_link(tmp_path: Path, name: str, sweep
     for file in ("config.yaml", "overrides.yaml", "hydra.yaml"):
         (elsewhere / file).write_text("mine")
     (run / name).symlink_to(elsewhere if name == ".hydra" else elsewhere / "config.yaml")
+    (run.parent / "multirun.yaml").symlink_to(elsewhere / "overrides.yaml")
     here = ["-m", f"hydra.sweep.dir={run.parent}", "hydra.sweep.subdir=run"] if sweeps else [f"hydra.run.dir={run}"]
     command = [sys.executable, "-c", ONE_JOB, *here, "+name=toy", CALLBACK]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})

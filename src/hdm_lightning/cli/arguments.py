@@ -9,6 +9,7 @@ so that ``--help`` stays quick; the modules of such dataclasses should do the sa
 
 import argparse
 import inspect
+import os
 import re
 import shlex
 from collections.abc import Collection, Mapping
@@ -90,7 +91,7 @@ class IntermixedParser(Parser):
         """A prompt may be any text, but ``steps=4`` was meant for an option, as `hdm-train` takes its keys."""
         name, equals, value = word.partition("=")
         flag = f"--{name.replace('_', '-')}"
-        if equals and flag in self._option_string_actions and not Path(word).exists():
+        if equals and flag in self._option_string_actions and not os.path.exists(word):  # also of any length
             option = f"{self.prog} takes flags: {flag} {shlex.quote(value)}"
             hint = f"{option}; a text that reads so is given with a space before it"
             raise UserError("is an option without its dashes", where=word, hint=hint)

@@ -16,6 +16,9 @@ from hdm_lightning.whole_files import write_json
 FAILED = "failed.json"
 """In a job's folder while its last attempt has failed; `training.sweep_results` reads it."""
 
+OF_SWEEPERS = ("multirun.yaml", "optimization_results.yaml")
+"""What Hydra and its Optuna sweeper write beside the jobs' folders."""
+
 
 class JobFailed(Exception):
     """A job of a sweep failed; its folder says how. Without the trace, which would keep the job's memory alive."""
@@ -49,18 +52,24 @@ class NoteSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember folder and configuration, as composed without what is swept."""
-        for job in Path(str(config.hydra.sweep.dir)).glob("*/"):
+        folder = Path(str(config.hydra.sweep.dir))
+        for job in folder.glob("*/"):
             _remove_links(job)
-        _present[:] = [_Sweep(Path(str(config.hydra.sweep.dir)).absolute(), config)]
+        for name in OF_SWEEPERS:
+            _remove_link(folder / name)
+        _present[:] = [_Sweep(folder.absolute(), config)]
 
 
 def _remove_links(folder: Path) -> None:
     own = folder / ".hydra"
-    if own.is_symlink():
-        own.unlink()
+    _remove_link(own)
     for file in own.glob("*"):
-        if file.is_symlink():
-            file.unlink()
+        _remove_link(file)
+
+
+def _remove_link(place: Path) -> None:
+    if place.is_symlink():
+        place.unlink()
 
 
 def note_failure(folder: Path, error: Exception) -> JobFailed:

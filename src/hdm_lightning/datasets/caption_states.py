@@ -90,11 +90,7 @@ class EncodedCaptions:
     def __init__(self, place: str, folder: Path, form: TextFormat, options: StateOptions) -> None:
         self.folder, self.format, self.options = folder, form, options
         self.shards = [PlannedShard.whole(url, record) for url, record in resolve(Source((place,)))]
-        holds = "states of another text encoder, or made with other options"
-        begun = is_begun(folder / FORMAT_NAME, lambda found: TextFormat.from_json(found) == form, holds)
-        if not begun and folder.is_dir() and not holds_nothing(folder, FORMAT_NAME):
-            hint = "name an empty folder, or a new one"
-            raise UserError("this folder holds something else", where=str(folder), hint=hint)
+        self._require_no_others()
 
     @property
     def samples(self) -> int:
@@ -113,10 +109,12 @@ class EncodedCaptions:
             progress: called with the samples whose captions are done.
 
         Raises:
-            UserError: the disk is full, the text encoder gives no finite numbers, or a process has died.
+            UserError: the disk is full, the text encoder gives no finite numbers, a process has died, or another call
+                has begun other states here.
         """
         make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
+            self._require_no_others()  # another call may have begun some meanwhile
             write_json(self.folder / FORMAT_NAME, self.format.to_json())
             remove_leftovers(self.folder)
             missing = self.missing()
@@ -127,6 +125,14 @@ class EncodedCaptions:
                 if progress is not None:
                     progress(done)
             return write_table(self.folder)
+
+    def _require_no_others(self) -> None:
+        """Raise UserError where the folder holds anything but these states."""
+        holds = "states of another text encoder, or made with other options"
+        begun = is_begun(self.folder / FORMAT_NAME, lambda found: TextFormat.from_json(found) == self.format, holds)
+        if not begun and self.folder.is_dir() and not holds_nothing(self.folder, FORMAT_NAME):
+            hint = "name an empty folder, or a new one"
+            raise UserError("this folder holds something else", where=str(self.folder), hint=hint)
 
 
 def _piece_file(folder: Path, shard: PlannedShard, rules: CaptionRules) -> Path:

@@ -108,9 +108,7 @@ class EncodedSet:
         require_names_of_their_own(self.shards, place)
         require_apart(self.shards, out)
         require_no_shards(out, but=[each.name for each in out.glob("*px") if _is_set(each)])
-        holds = "latents of other images, of another autoencoder, or made with other options"
-        if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):
-            require_no_shards(self.folder)
+        self._require_no_others()
 
     def missing(self) -> list[PlannedShard]:
         """Shards that are not encoded yet."""
@@ -129,10 +127,12 @@ class EncodedSet:
             progress: called with the samples done of the whole set.
 
         Raises:
-            UserError: the disk is full, the autoencoder gives no finite numbers, or a process has died.
+            UserError: the disk is full, the autoencoder gives no finite numbers, a process has died, or another call
+                has begun another set here.
         """
         make_folder(self.folder)
         with alone_in(self.folder, "encoding"):
+            self._require_no_others()  # another call may have begun one meanwhile
             self._encode(progress)
             return self._index()
 
@@ -161,6 +161,12 @@ class EncodedSet:
         there = (int(path.parent.name[:-2]) for path in self.out.glob(f"*px/{INDEX_NAME}") if _is_set(path.parent))
         write_index(Index(str(self.out), (), None, tuple(sorted(there))), self.out / INDEX_NAME)
         return index
+
+    def _require_no_others(self) -> None:
+        """Raise UserError where the folder holds another set than this."""
+        holds = "latents of other images, of another autoencoder, or made with other options"
+        if not is_begun(self.folder / LATENTS_NAME, self._is_described_by, holds):
+            require_no_shards(self.folder)
 
     def _is_described_by(self, written: dict[str, Any]) -> bool:
         return LatentFormat.from_json(written) == self.format and self._made_of().items() <= written.items()

@@ -34,6 +34,7 @@ from hdm_lightning.datasets.openclipart_source import (
     read_record,
     refusal,
 )
+from hdm_lightning.datasets.shard_work import alone_in
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError, import_optional
 from hdm_lightning.whole_files import make_folder, no_follow
@@ -111,15 +112,17 @@ def build_openclipart(
         How many drawings were kept ("kept") and refused, by reason.
 
     Raises:
-        UserError: when there are no drawings, an option is out of range, or the folder holds another build.
+        UserError: when there are no drawings, an option is out of range, or the folder holds another build, or one is
+            under way there.
     """
     options, folder = options or OpenClipArtOptions(), Path(folder)
     with open_source(source, deb) as drawings:
         make_folder(folder)
-        build = _Build(folder, options, Journal(folder, asdict(options)), progress)
-        records = build.select(drawings)
-        build.draw(records, drawings, processes)
-    index_shards(folder, times=False)
+        with alone_in(folder, "building"):
+            build = _Build(folder, options, Journal(folder, asdict(options)), progress)
+            records = build.select(drawings)
+            build.draw(records, drawings, processes)
+            index_shards(folder, times=False)
     return build.tally()
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import multiprocessing
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -25,6 +26,7 @@ from hdm_lightning.data.shard_bytes import is_local, read_range
 from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
+from hdm_lightning.printable import in_one_line
 from hdm_lightning.whole_files import no_follow
 
 SPAN_BYTES = 16 << 20
@@ -98,16 +100,19 @@ def _work(shard: PlannedShard) -> Any:
 
 @contextmanager
 def alone_in(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other calls out of a set's folder. Raises UserError: one is `doing` its work there."""
-    with open(folder / LOCK, "w", opener=no_follow) as handle:
+    """Keep other calls out of a set's folder. Raises UserError: one is `doing` its work there.
+
+    Where the file system knows no locks, as some of clusters, a line says so, and the work is done.
+    """
+    with open(folder / LOCK, "a", opener=no_follow) as handle:  # which may be somebody's: nothing of it is lost
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             hint = "let it work, and start this again when it has ended"
             raise UserError(f"another process is {doing} into this folder", where=str(folder), hint=hint) from error
         except OSError as error:
-            hint = "name a folder on a file system with locks, such as a local disk"
-            raise UserError(f"cannot be locked ({error.strerror})", where=str(folder), hint=hint) from error
+            what = f"{folder} cannot be locked ({error.strerror}): another call into it would go unnoticed"
+            print(in_one_line(f"warning: {what}"), file=sys.stderr, flush=True)
         yield
 
 
@@ -149,11 +154,13 @@ def require_names_of_their_own(shards: Sequence[PlannedShard], place: str) -> No
 
 def require_apart(shards: Iterable[PlannedShard], out: Path) -> None:
     """Raise UserError where a new set would lie below the shards that it is made of, whose next index takes it in."""
-    place = out.expanduser().resolve()
+    place = out.resolve()
     for folder in {shard.url.removesuffix(shard.record.name) or "." for shard in shards if is_local(shard.url)}:
         if Path(folder).resolve() in place.parents:
             what = f"lies inside {folder.rstrip('/')}, whose next index would hold the new shards beside the old ones"
-            raise UserError(what, where=str(out), hint="name a folder beside it")
+            begun = out.is_dir() and any(out.iterdir())
+            hint = "name a folder beside it" + ", and move there what is in this one to go on with it" * begun
+            raise UserError(what, where=str(out), hint=hint)
 
 
 def digest_of(shards: Sequence[PlannedShard], *options: Any) -> str:

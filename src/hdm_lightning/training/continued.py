@@ -189,9 +189,9 @@ def without_effect(config: DictConfig, plans: list[StagePlan]) -> list[str]:
         return []
     now, defaults, found = OmegaConf.create(recorded_values(config)), _defaults(plans), []
     for group in OF_THE_TRAINING:
-        was, asked = _value(began, group) or {}, _value(now, group) or {}
-        for name in sorted({*was, *asked}):
-            key, before, present = f"{group}.{name}", was.get(name), asked.get(name)
+        was, asked = (value if isinstance(value := _value(each, group), dict) else {} for each in (began, now))
+        for name in sorted({*was, *asked}, key=str):
+            key, before, present = f"{group}.{name}", _moved(was.get(name), began, now), asked.get(name)
             if isinstance(before, dict) and isinstance(present, dict):
                 other = key != RECORDED_WITH_MODEL and any(
                     one != two and not (one is ABSENT and _is_default(leaf, two, defaults))
@@ -201,6 +201,17 @@ def without_effect(config: DictConfig, plans: list[StagePlan]) -> list[str]:
                 other = before != present and not (before is None and _is_default(key, present, defaults))
             found += [key] if other else []
     return found
+
+
+def _moved(value: Any, began: DictConfig, now: DictConfig) -> Any:
+    """A recorded value as it is where the run's folder was moved, or has another name, since."""
+    if isinstance(value, dict):
+        return {key: _moved(each, began, now) for key, each in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value == began.get("name"):
+        return now.get("name")
+    return value.replace(str(began.get("run_dir") or now.run_dir), str(now.run_dir))
 
 
 def _defaults(plans: list[StagePlan]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigTypeError
 
 from hdm_lightning.errors import UserError
 
@@ -110,7 +111,10 @@ def present_spelling(values: Mapping[str, Any]) -> DictConfig:
         if old == "optimizer.name":
             continue
         group, _, key = old.rpartition(".")
-        place: Any = OmegaConf.select(config, group) if group else config
+        try:
+            place: Any = OmegaConf.select(config, group) if group else config
+        except ConfigTypeError:  # a list is on the way, which no version has written
+            continue
         if not OmegaConf.is_dict(place) or key not in place or (old not in RENAMED and _is_of_now(place, place[key])):
             continue
         value = place.pop(key)

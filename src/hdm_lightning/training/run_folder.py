@@ -27,7 +27,9 @@ FINAL = "final"
 DONE = "done.json"
 OF_LOGGERS = ("hparams", "ema_snapshots", "wandb", "mlruns", "trackio")
 """Other folders that callbacks and loggers of this package make beside the stages."""
-_NUMBERED = re.compile(r"\d{12}-?.*\.(png|safetensors)|events\.out\.tfevents\..*|(offline-)?run-.*|metrics\.csv")
+_NUMBERED = re.compile(
+    r"\d{12}-?.*\.(png|safetensors)|events\.out\.tfevents\..*|(offline-)?run-.*|metrics\.csv|version_\d+|\.trash|\d{18}"
+)
 """What they write there, and into the folders of a stage."""
 DESCRIPTIONS = ("model_index.json", "config.json", "adapter_config.json")
 """What describes a model, an autoencoder (and models in the layout of before), an adapter."""

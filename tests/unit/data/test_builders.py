@@ -1,5 +1,6 @@
 """Builders from picture files: what they take, refuse, write, and how they go on after an interruption."""
 
+import errno
 import io
 import json
 import os
@@ -278,6 +279,23 @@ def test_a_folder_that_another_call_is_building_into_is_refused(pictures, tmp_pa
     with alone_in(tmp_path / "out", "building"), pytest.raises(UserError, match="another process is building"):
         build_folder(pictures, tmp_path / "out", processes=1)
     assert build_folder(pictures, tmp_path / "out", processes=1).samples
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_there_are_no_locks_a_build_goes_on_and_says_so(pictures, tmp_path, monkeypatch, capsys, number):
+    def refuse(handle, kind):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert build_folder(pictures, tmp_path / "out", processes=1).samples
+    assert f"cannot be locked ({os.strerror(number)})" in capsys.readouterr().err
+
+
+def test_a_file_that_has_the_name_of_the_lock_keeps_what_is_in_it(pictures, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").write_text("another program's")
+    assert build_folder(pictures, tmp_path / "out", processes=1).samples
+    assert (tmp_path / "out" / ".lock").read_text() == "another program's"
 
 
 def test_nothing_to_build_is_told(kit, tmp_path):

@@ -42,6 +42,17 @@ def test_a_set_among_the_shards_that_it_is_made_of_is_refused(kit, tmp_path, cap
     assert len(index_shards(source).shards) == 2 and not list(source.rglob("*/"))[1:]
 
 
+def test_a_set_that_an_earlier_version_began_among_its_source_is_continued_once_it_is_moved(kit, tmp_path, capsys):
+    source, out = kit.write_shards(tmp_path / "s", [3, 2]), tmp_path / "out"
+    words = ["filter", str(source), "--min", "width=1", "--out"]
+    assert main([*words, str(out)]) == 0
+    journal = (out / "filter.jsonl").read_text()
+    out.rename(source / "old")
+    assert main([*words, str(source / "old")]) == 2 and "move there" in capsys.readouterr().err
+    (source / "old").rename(out)
+    assert main([*words, str(out)]) == 0 and (out / "filter.jsonl").read_text() == journal
+
+
 def in_turn(hashes, order, distance):
     """The definition, pair by pair."""
     found = []

@@ -410,7 +410,11 @@ def test_another_encoding_in_the_folder_is_refused(images, encoded, tiny_autoenc
         begun = tmp_path / "begun" / "16px"  # and ended before the first shard, as by numbers that are not finite
         begun.mkdir(parents=True, exist_ok=True)
         shutil.copy(encoded / "16px" / "latents.json", begun)
-        assert EncodedSet(str(images), begun.parent, changed, chosen).missing()
+        second = EncodedSet(str(images), begun.parent, changed, chosen)
+        assert second.missing()
+        shutil.copy(next((encoded / "16px").glob("*.tar")), begun)  # the first has gone on meanwhile
+        assert refused(second.make).where == str(begun)
+        shutil.rmtree(begun)
 
 
 def test_auto_is_noted_as_the_dtype_that_it_stands_for(images, encoded, tiny_autoencoder, monkeypatch):

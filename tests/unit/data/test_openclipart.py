@@ -156,6 +156,20 @@ def test_an_interrupted_build_goes_on_to_the_same_shards(tmp_path, collection, m
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
+def test_a_build_under_way_keeps_others_out_before_it_has_made_a_shard(tmp_path, collection):
+    """Its journal is a header alone then, which by itself claims no folder."""
+    other = OpenClipArtOptions(resolution=32)
+
+    def begin_another(count):
+        with pytest.raises(UserError, match="another process is building"):
+            build_openclipart(tmp_path / "out", other, source=collection, processes=1)
+
+    options = OpenClipArtOptions(resolution=16)
+    build_openclipart(tmp_path / "out", options, source=collection, processes=1, progress=begin_another)
+    with pytest.raises(UserError, match="other options"):
+        build_openclipart(tmp_path / "out", other, source=collection, processes=1)
+
+
 def test_other_options_do_not_go_on_and_old_shards_are_not_mixed_in(tmp_path, collection):
     build(tmp_path / "out", collection)
     with pytest.raises(UserError, match="other options"):
