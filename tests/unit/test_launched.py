@@ -5,12 +5,14 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import fields, make_dataclass
 from functools import partial
 
 import pytest
 from omegaconf import OmegaConf
 
 from hdm_lightning.errors import UserError
+from hdm_lightning.training import launch as launch_module
 from hdm_lightning.training import world
 from hdm_lightning.training.job import _world_size
 from hdm_lightning.training.launch import Failure, launch, read_failures, start_worker
@@ -239,3 +241,14 @@ def test_machines_with_different_numbers_of_processes_are_refused(environment, t
         said = (tmp_path / str(rank)).read_text()
         words = ["even"] if told is None else [told, "trainer.num_nodes", "start 1 on each"]
         assert all(word in said for word in words)
+
+
+def test_a_launcher_that_knows_no_shutdown_timeout_is_given_none(tmp_path, monkeypatch):
+    """As torch's before 2.12."""
+    known = [(each.name, object, None) for each in fields(launch_module.LaunchConfig)]
+    older = make_dataclass("Older", [each for each in known if each[0] != "shutdown_timeout"])
+    for kind, has in ((launch_module.LaunchConfig, True), (older, False)):
+        monkeypatch.setattr(launch_module, "LaunchConfig", kind)
+        made = launch_module._launch_config(2, tmp_path / "meet")
+        assert (made.nproc_per_node, made.signals_to_handle) == (2, "SIGHUP,SIGQUIT")
+        assert getattr(made, "shutdown_timeout", None) == (launch_module.SHUTDOWN_S if has else None)

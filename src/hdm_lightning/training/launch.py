@@ -173,7 +173,7 @@ def launch(worker: Worker, order: dict[str, Any], processes: int) -> int:
 def _launch_config(processes: int, rendezvous: Path) -> LaunchConfig:
     """What starts so many processes on this machine, which find each other by a file."""
     known = {each.name for each in fields(LaunchConfig)}
-    patience = {"shutdown_timeout": SHUTDOWN_S} if "shutdown_timeout" in known else {}  # before torch 2.12 always 30 s
+    patience: Any = {"shutdown_timeout": SHUTDOWN_S} if "shutdown_timeout" in known else {}  # before torch 2.12: 30 s
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
