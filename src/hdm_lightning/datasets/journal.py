@@ -5,6 +5,7 @@ folder holds nothing but what a call writes before its first part.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ REJECTED = "rejected.tsv"
 def holds_nothing(folder: Path, *own: str) -> bool:
     """Whether a folder has nothing to lose: calls into it have made nothing, and left only files of the names `own`."""
     return all(each.name in (*own, LOCK, REJECTED) for each in folder.iterdir())
+
+
+def require_own(journal: Path) -> None:
+    """Raise UserError where a folder has shards and no such journal, before anything is written into it."""
+    if not os.path.lexists(journal):
+        require_no_shards(journal.parent)
 
 
 class Journal:

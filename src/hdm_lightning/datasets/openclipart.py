@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hdm_lightning.data.parallel import ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.datasets.journal import holds_nothing
+from hdm_lightning.datasets.journal import holds_nothing, require_own
 from hdm_lightning.datasets.openclipart_captions import describe
 from hdm_lightning.datasets.openclipart_drawing import (
     Miniatures,
@@ -117,6 +117,7 @@ def build_openclipart(
     """
     options, folder = options or OpenClipArtOptions(), Path(folder)
     with open_source(source, deb) as drawings:
+        require_own(folder / JOURNAL)
         make_folder(folder)
         with alone_in(folder, "building"):
             build = _Build(folder, options, Journal(folder, asdict(options)), progress)

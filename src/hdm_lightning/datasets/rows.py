@@ -19,7 +19,8 @@ from hdm_lightning.data.decode import MAX_FILE_BYTES
 from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
-from hdm_lightning.datasets.build import Report, Row, ShardJournal, finish, has_caption
+from hdm_lightning.datasets.build import JOURNAL, Report, Row, ShardJournal, finish, has_caption
+from hdm_lightning.datasets.journal import require_own
 from hdm_lightning.datasets.shard_work import ahead, alone_in
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
@@ -111,6 +112,7 @@ def build_rows(
     """
     images = images or ImageOptions()
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
+    require_own(out / JOURNAL)
     make_folder(out)
     with alone_in(out, "building"):
         journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})

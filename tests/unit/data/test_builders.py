@@ -274,6 +274,14 @@ def test_a_header_alone_claims_no_folder_and_anything_that_was_made_does(tmp_pat
     assert (tmp_path / "j.jsonl").read_text() == '{"made_of": "b"}\n'
 
 
+def test_nothing_is_written_into_a_folder_of_other_shards(pictures, kit, tmp_path):
+    out = kit.write_shards(tmp_path / "out", [2])
+    before = sorted(path.name for path in out.iterdir())
+    with pytest.raises(UserError, match="already holds"):
+        build_folder(pictures, out, processes=1)
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
 def test_a_folder_that_another_call_is_building_into_is_refused(pictures, tmp_path):
     (tmp_path / "out").mkdir()
     with alone_in(tmp_path / "out", "building"), pytest.raises(UserError, match="another process is building"):
