@@ -128,7 +128,7 @@ class ImageWriter:
         return path
 
     def _write(self, name: str, image: Tensor, record: ImageRecord) -> Path:
-        """Write an image under a number that no other has, of another process that draws into this folder either."""
+        """Write an image under a name that no other has, not even of another process that draws into this folder."""
         while True:
             path = self.folder / f"{self._next:04d}-{name}"
             try:
