@@ -164,7 +164,8 @@ def tables(found: dict[str, Any]) -> str:
 
 def _cell_row(cell: dict[str, float]) -> str:
     cost = f"{cell['parameters'] / 1e6:.2f} | {cell['operations'] / 1e12:.2f} | {cell['usd']:.1e}"
-    loss = f"{cell['loss']:.4f} ± {cell['std']:.4f} | {cell['trainings']}"
+    spread = f" ± {cell['std']:.4f}" if cell["trainings"] > 1 else ""
+    loss = f"{cell['loss']:.4f}{spread} | {cell['trainings']}"
     return f"| {cell['width']} | {cell['samples']:,} | {cost} | {cell['cpu_seconds']:.0f} | {loss} |"
 
 
@@ -195,6 +196,8 @@ def _law_lines(law: dict[str, Any]) -> list[str]:
 
 
 def _span(each: Interval) -> str:
+    if each.at_edge:
+        return f"{each.value:.3g} is the end of those tried | no optimum seen"
     return f"{each.value:.3g} | {each.low:.3g} to {each.high:.3g}"
 
 

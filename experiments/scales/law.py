@@ -7,7 +7,7 @@ grid, then on finer ones around the best. Residuals are relative: those of the l
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +93,12 @@ def resampled(size: Vector, samples: Vector, loss: Vector, *, count: int = 200, 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95% interval."""
+    """A number with its 95% interval; `at_edge` where it is the least or the largest that was tried, and no optimum."""
 
     value: float
     low: float
     high: float
+    at_edge: bool = False
 
 
 def interval(value: float, others: list[float]) -> Interval:
@@ -141,7 +142,9 @@ def best_rate_interval(
     random = np.random.default_rng(0)
     own = seed_spread(rate, loss, seeds) if spread is None else spread
     found = [best_rate(rate, loss + own * random.standard_normal(len(loss))) for _ in range(count)]
-    return interval(best_rate(rate, loss), found)
+    best = best_rate(rate, loss)
+    at_edge = bool(np.isclose(best, [rate.min(), rate.max()]).any())
+    return replace(interval(best, found), at_edge=at_edge)
 
 
 def seed_spread(rate: Vector, loss: Vector, seeds: Vector) -> float:

@@ -1,6 +1,6 @@
 """Run the study, job by job, going on where it stopped: `python -m experiments.scales.run`, from the top folder.
 
-One core, about two and a half hours. Every training sees every scene once.
+One core, about three hours. Every training sees every scene once.
 """
 
 import argparse

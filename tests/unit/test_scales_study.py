@@ -61,7 +61,9 @@ def test_the_best_rate_is_the_vertex_and_stays_within_the_rates() -> None:
     assert found.value == pytest.approx(0.2, rel=1e-6)
     assert found.low == pytest.approx(0.2, rel=1e-6)
     falling = law.best_rate(rates, -np.log(rates))
-    assert falling == pytest.approx(0.64)
+    assert falling == pytest.approx(max(plan.RATES))
+    assert not found.at_edge
+    assert law.best_rate_interval(rates, -np.log(rates), seeds).at_edge
     noisy = loss + 0.01 * np.random.default_rng(0).standard_normal(len(loss))
     wide = law.best_rate_interval(rates, noisy, seeds)
     assert wide.low < 0.2 < wide.high
