@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import tarfile
 import time
 import zlib
@@ -328,6 +329,17 @@ def test_records_that_make_no_sense_are_refused_with_the_file(tmp_path, kit, cha
     with pytest.raises(UserError, match="cannot be read") as caught:
         load_index(folder)
     assert caught.value.where.endswith("index.json") and "hdm-shards index" in caught.value.hint
+
+
+def test_an_index_larger_than_any_is_not_read(tmp_path):
+    """Nine gigabytes on no disk: what a sparse file claims would fill the memory."""
+    (tmp_path / "a.tar").touch()
+    with open(tmp_path / "index.json", "wb") as file:
+        file.truncate(9 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="has more than 8,589,934,592 bytes"):
+        load_index(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
 @pytest.mark.parametrize(
