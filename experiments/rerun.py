@@ -23,7 +23,8 @@ from typing import Any
 
 from experiments.study_jobs import circumstances
 from omegaconf import OmegaConf
-from scipy.stats import t as student
+
+from hdm_lightning.metrics.quantiles import t_quantile
 
 HERE = Path(__file__).parent
 CONFIDENCE = 0.95
@@ -131,9 +132,10 @@ def compare(recorded: Path, again: Path, rules: Mapping[str, Mapping[str, Any]])
     """
     found = []
     for pattern, keys in rules.items():
-        files = sorted(path.relative_to(recorded) for path in recorded.glob(pattern))
-        for group, members in groupby(sorted(files, key=_group), key=_group):
-            before, now = _values(recorded, members := list(members)), _values(again, members)
+        files = sorted((path.relative_to(recorded) for path in recorded.glob(pattern)), key=_group)
+        for group, several in groupby(files, key=_group):
+            members = sorted(several)
+            before, now = _values(recorded, members), _values(again, members)
             for key, rule in keys.items():
                 names = [name for name in before if _matches(name, key)]
                 found += [_compared(group, name, before[name], now.get(name), rule) for name in names]
@@ -181,8 +183,7 @@ def _compared(file: str, key: str, before: Sequence[Any], now: Sequence[Any] | N
         old, new = _flat(before), _flat(now)
         limit = spread_limit(old, len(new))
         means = statistics.fmean(old), statistics.fmean(new)
-        same = old == new
-        moved = not same and limit is not None and abs(means[0] - means[1]) > limit
+        moved = limit is not None and abs(means[0] - means[1]) > limit
         return Compared(file, key, *means, limit, moved, by_seeds=True)
     (old,), (new,) = before, now
     number = isinstance(old, int | float) and isinstance(new, int | float) and not isinstance(old, bool)
@@ -209,8 +210,7 @@ def spread_limit(recorded: Sequence[float], again: int) -> float | None:
     count = len(recorded)
     if count < 2:
         return None
-    quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
-    return quantile * statistics.stdev(recorded) * math.sqrt(1 / count + 1 / again)
+    return t_quantile((1 + CONFIDENCE) / 2, count - 1) * statistics.stdev(recorded) * math.sqrt(1 / count + 1 / again)
 
 
 def summary(name: str, failed: str | None, found: Sequence[Compared]) -> str:
