@@ -48,6 +48,16 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"{SLOW_TESTS} lists what is no test: {gone[0]}")
 
 
+@contextmanager
+def same_weights():
+    """Random weights inside are the same in every session, so that no bound on a loss is met by chance."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_text_encoder(tmp_path_factory):
     """Folder of a Qwen3-architecture causal language model of width 16 with a word tokenizer."""
@@ -69,7 +79,8 @@ def tiny_text_encoder(tmp_path_factory):
         head_dim=8,
         max_position_embeddings=64,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    with same_weights():
+        Qwen3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -79,16 +90,17 @@ def tiny_autoencoder(tmp_path_factory):
     from diffusers import AutoencoderKL
 
     folder = tmp_path_factory.mktemp("autoencoder")
-    AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=32,
-    ).save_pretrained(folder)
+    with same_weights():
+        AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+            sample_size=32,
+        ).save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config.update(latents_mean=[0.0] * 4, latents_std=[0.5] * 4)
