@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from itertools import count
+from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -182,37 +182,24 @@ def expanded(pattern: str) -> Iterator[str]:
     Raises:
         UserError: a brace is not closed, or there are more than `MOST_SHARDS`.
     """
-    addresses = _few_ranges(pattern)
-    for number in count():
-        try:
-            address = next(addresses, None)
-        except ValueError as error:
-            hint = "close each brace: {0000..0099}.tar"
-            raise UserError(f"is no pattern ({error})", where=pattern, hint=hint) from error
-        if address is None:
-            return
-        if number == MOST_SHARDS:
-            raise _too_many(pattern)
-        yield address
+    _require_few(pattern)
+    try:
+        addresses = iter(braceexpand(pattern))
+        yield from islice(addresses, MOST_SHARDS)
+        more = next(addresses, None)
+    except ValueError as error:
+        raise UserError(f"is no pattern ({error})", where=pattern, hint="close each brace: {0000..0099}.tar") from error
+    if more is not None:
+        raise _too_many(pattern)
 
 
-def _few_ranges(pattern: str) -> Iterator[str]:
-    """What braceexpand makes of a pattern, which holds each range in memory.
-
-    Raises:
-        UserError: at once, for braces of too many choices.
-        ValueError: later, for a brace that is not closed.
-    """
+def _require_few(pattern: str) -> None:
+    """Raise UserError for braces of too many choices, at once: braceexpand holds each range in memory."""
     braces = _BRACES.findall(pattern)
     nested = pattern.count("{") > len(braces)
     sizes = [_choices(each) for each in braces]
     if (max(sizes, default=0) if nested else math.prod(sizes)) > MOST_SHARDS:
         raise _too_many(pattern)
-    return _laid_out(pattern)
-
-
-def _laid_out(pattern: str) -> Iterator[str]:
-    yield from braceexpand(pattern)  # an iterator of its own, as mistakes are raised by the call itself
 
 
 def _choices(inside: str) -> int:
