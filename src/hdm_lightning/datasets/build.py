@@ -20,8 +20,8 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME, load_index
 from hdm_lightning.data.parallel import available_cores, ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.datasets.journal import REJECTED, Journal, require_own
-from hdm_lightning.datasets.shard_work import alone_in
+from hdm_lightning.datasets.journal import REJECTED, Journal
+from hdm_lightning.datasets.shard_work import building_in
 from hdm_lightning.datasets.source_files import kinds_of
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
@@ -168,9 +168,7 @@ def build_shards(
         raise UserError(f"is {samples_per_shard}", where="--samples-per-shard", hint="give 1 or more")
     if not items:
         raise nothing_to_build(Path(str(options.get("folder", out))), unused)
-    require_own(out / JOURNAL)
-    make_folder(out)
-    with alone_in(out, "building"):
+    with building_in(out / JOURNAL):
         journal = ShardJournal(out, {**options, "samples_per_shard": samples_per_shard})
         found = journal.shards
         shards = list(_shards(items, samples_per_shard, prefix))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hdm_lightning.data.parallel import ordered_map, progress_bar
 from hdm_lightning.data.scanning import index_shards
-from hdm_lightning.datasets.journal import holds_nothing, require_own
+from hdm_lightning.datasets.journal import holds_nothing
 from hdm_lightning.datasets.openclipart_captions import describe
 from hdm_lightning.datasets.openclipart_drawing import (
     Miniatures,
@@ -34,10 +34,10 @@ from hdm_lightning.datasets.openclipart_source import (
     read_record,
     refusal,
 )
-from hdm_lightning.datasets.shard_work import alone_in
+from hdm_lightning.datasets.shard_work import building_in
 from hdm_lightning.datasets.writer import Field, require_no_shards, write_shard
 from hdm_lightning.errors import UserError, import_optional
-from hdm_lightning.whole_files import make_folder, no_follow
+from hdm_lightning.whole_files import no_follow
 
 PREFIX = "openclipart"
 JOURNAL = "drawings.tsv"
@@ -116,14 +116,11 @@ def build_openclipart(
             under way there.
     """
     options, folder = options or OpenClipArtOptions(), Path(folder)
-    with open_source(source, deb) as drawings:
-        require_own(folder / JOURNAL)
-        make_folder(folder)
-        with alone_in(folder, "building"):
-            build = _Build(folder, options, Journal(folder, asdict(options)), progress)
-            records = build.select(drawings)
-            build.draw(records, drawings, processes)
-            index_shards(folder, times=False)
+    with open_source(source, deb) as drawings, building_in(folder / JOURNAL):
+        build = _Build(folder, options, Journal(folder, asdict(options)), progress)
+        records = build.select(drawings)
+        build.draw(records, drawings, processes)
+        index_shards(folder, times=False)
     return build.tally()
 
 

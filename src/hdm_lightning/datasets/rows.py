@@ -20,8 +20,7 @@ from hdm_lightning.data.faults import SampleFault
 from hdm_lightning.data.index import INDEX_NAME
 from hdm_lightning.data.parallel import available_cores, progress_bar
 from hdm_lightning.datasets.build import JOURNAL, Report, Row, ShardJournal, finish, has_caption
-from hdm_lightning.datasets.journal import require_own
-from hdm_lightning.datasets.shard_work import ahead, alone_in
+from hdm_lightning.datasets.shard_work import ahead, building_in
 from hdm_lightning.datasets.source_images import (
     ImageOptions,
     add_shared_arguments,
@@ -31,7 +30,6 @@ from hdm_lightning.datasets.source_images import (
 )
 from hdm_lightning.datasets.writer import Field, write_shard
 from hdm_lightning.errors import UserError
-from hdm_lightning.whole_files import make_folder
 
 MOST_TEXT = 1 << 12
 """Letters of a text column that is no caption and goes into the record."""
@@ -112,9 +110,7 @@ def build_rows(
     """
     images = images or ImageOptions()
     header = {**table.options, **asdict(columns), "allow_missing": allow_missing, **asdict(images)}
-    require_own(out / JOURNAL)
-    make_folder(out)
-    with alone_in(out, "building"):
+    with building_in(out / JOURNAL):
         journal = ShardJournal(out, {**header, "samples_per_shard": samples_per_shard})
         found = journal.shards
         done = {} if anew else _finished(out, found, table, samples_per_shard)

@@ -23,11 +23,11 @@ from hdm_lightning.data.reader import LocalFiles
 from hdm_lightning.data.sample_plan import PlannedShard
 from hdm_lightning.data.sample_table import LATENT, Form, RawSample
 from hdm_lightning.data.shard_bytes import is_local, read_range
-from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing
+from hdm_lightning.datasets.journal import ANEW, LOCK, holds_nothing, require_own
 from hdm_lightning.errors import UserError
 from hdm_lightning.json_files import parse_object
 from hdm_lightning.printable import in_one_line
-from hdm_lightning.whole_files import no_follow
+from hdm_lightning.whole_files import make_folder, no_follow
 
 SPAN_BYTES = 16 << 20
 """Of neighbouring samples that are read at once; one alone may be larger."""
@@ -113,6 +113,19 @@ def alone_in(folder: Path, doing: str) -> Iterator[None]:
         except OSError as error:
             what = f"{folder} cannot be locked ({error.strerror}): another call into it would go unnoticed"
             print(in_one_line(f"warning: {what}"), file=sys.stderr, flush=True)
+        yield
+
+
+@contextmanager
+def building_in(journal: Path) -> Iterator[None]:
+    """Make the folder of a builder's journal, and keep other calls out of it.
+
+    Raises:
+        UserError: it has shards of others, there can be none, or another call is at work there.
+    """
+    require_own(journal)
+    make_folder(journal.parent)
+    with alone_in(journal.parent, "building"):
         yield
 
 
