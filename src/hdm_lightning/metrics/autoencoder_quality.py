@@ -216,7 +216,7 @@ class AutoencoderMeasures:
     def _one_transform(
         self, name: str, transform: Transform, image: Tensor, mean: Tensor, decoded: Tensor
     ) -> dict[str, Tensor]:
-        """Return encoder and decoder errors for τ (arXiv 2502.09509, section 3), and the PSNR of D(τE(x)) against τx."""
+        """Return encoder and decoder errors for τ (arXiv 2502.09509, section 3), and the PSNR of D(τE(x)) with τx."""
         moved_image, moved_latent = transform(image, self.factor), transform(mean, 1)
         latent_of_moved = self.posterior(moved_image)[0]
         self.centred[name].update(moved_latent, latent_of_moved)

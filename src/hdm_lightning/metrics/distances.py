@@ -270,7 +270,7 @@ def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> 
 def _kernel_distances(
     kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor, *, matched: bool = False
 ) -> Tensor:
-    """Return the distance for each row of weights (R,N) and (R,M), whose sums are N and M; `matched`: no pairs (i, i)."""
+    """Return the distance for each row of weights (R,N) and (R,M), which sum to N and M; `matched`: no pairs (i, i)."""
     within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
     total, pairs = _quadratic(kernel, first, second, left, right), left.sum(1) * right.sum(1)
     if matched:

@@ -80,7 +80,7 @@ def shared_variance(residuals: NDArray[np.float64], units: Units) -> float:
 
 
 def difference_interval(first: float, of_first: Interval, second: float, of_second: Interval) -> Interval:
-    """Return the interval of first − second for independent shares with their own intervals (Newcombe 1998, method 10)."""
+    """Return the interval of first − second for independent shares with their own intervals (Newcombe 1998, no. 10)."""
     low = first - second - ((first - of_first[0]) ** 2 + (of_second[1] - second) ** 2) ** 0.5
     high = first - second + ((of_first[1] - first) ** 2 + (second - of_second[0]) ** 2) ** 0.5
     return low, high
