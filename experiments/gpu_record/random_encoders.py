@@ -1,7 +1,6 @@
 """Save a text encoder and an autoencoder of a network's size with random weights: random_encoders.py FOLDER SIZE.
 
-The text encoder gets a tokenizer of the words in the drawings' captions. hdm-train reads the folders like those of
-trained models.
+The text encoder gets a tokenizer of the captions' words. hdm-train reads the folders like those of trained models.
 """
 
 import json

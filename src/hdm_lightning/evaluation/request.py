@@ -26,7 +26,7 @@ class Intervals:
     """Seed and resampling.
 
     Attributes:
-        seed: of images, noise and resampling; image number i has the seed plus i.
+        seed: of images, noise and resampling; image i uses seed + i.
         resamples: for cheap intervals.
         set_resamples: for the Fréchet distance and the neighbor measures, where each costs seconds.
         confidence: share of intervals that contain the true value.
