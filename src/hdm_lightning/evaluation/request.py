@@ -39,14 +39,14 @@ class Intervals:
 
     @property
     def bootstrap(self) -> "Bootstrap":
-        """For averages and kernel distances."""
+        """Bootstrap of averages and kernel distances."""
         from hdm_lightning.metrics.bootstrap import Bootstrap  # noqa: PLC0415  (NumPy is slow to import)
 
         return Bootstrap(self.resamples, self.seed, self.confidence)
 
     @property
     def set_bootstrap(self) -> "Bootstrap":
-        """For measures that are costly to resample."""
+        """Bootstrap of measures that are costly to resample."""
         return replace(self.bootstrap, resamples=self.set_resamples)
 
 
