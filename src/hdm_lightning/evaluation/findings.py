@@ -128,7 +128,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part that failed: the weights it measured, the error for people, and its traceback."""
+    """A part that failed: the weights it measured, the error message, and its traceback."""
 
     part: str
     weights: str
@@ -206,7 +206,7 @@ class Evaluation:
 
 
 def rounded(estimate: Estimate) -> tuple[str, str]:
-    """Format value and interval for people, to a digit below the interval's width."""
+    """Format value and interval for display, to a digit below the interval's width."""
     width = abs(estimate.high - estimate.low)
     if not width:
         return f"{estimate.value:.4g}", f"{estimate.low:.4g} … {estimate.high:.4g}"

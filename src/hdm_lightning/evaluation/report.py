@@ -180,7 +180,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """Format a value for people: numbers with four digits, lists without brackets."""
+    """Format a value for display: numbers with four digits, lists without brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
@@ -194,7 +194,7 @@ def keep_partial(evaluation: Evaluation, folder: Path) -> None:
 
 
 def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
-    """Write all outputs, with `samples_seen` as TensorBoard's step; return the files and folders for people."""
+    """Write all outputs, with `samples_seen` as TensorBoard's step; return the files and folders to look at."""
     write_json(folder / RESULT_FILE, evaluation.to_json())
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
     write_text(folder / REPORT_FILE, report_page(evaluation))

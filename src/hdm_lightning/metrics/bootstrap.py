@@ -54,7 +54,7 @@ class Bootstrap:
     """Settings of the intervals.
 
     Args:
-        resamples: R; more make the bounds steadier, not closer.
+        resamples: R; more make the bounds steadier, not the interval narrower.
         seed: seed of the resampling; equal seeds draw the same rows for equal counts.
         confidence: share of such intervals that contain the true value.
 

@@ -104,9 +104,9 @@ def _variance(residuals: NDArray[np.float64], units: Units) -> float:
 def _all_alike(value: float, number: int, confidence: float, *, of_shares: bool) -> PairedDifference:
     """Return the difference when all of `number` independent units changed by `value`.
 
-    p is from the sign test. For shares, units that change otherwise can be as many as the exact bound of a proportion
-    that was never seen (Clopper and Pearson 1934), and each by −1 to 1. Other numbers have no range to bound them, so
-    their interval is the value alone.
+    p is from the sign test. For shares, the proportion of units that change otherwise is at most the exact bound of one
+    that was never seen (Clopper and Pearson 1934), and each changes by −1 to 1. Other numbers have no range to bound
+    them, so their interval is the value alone.
     """
     p = min(1.0, 2 * 0.5**number) if value else 1.0
     unseen = exact_reach(number, confidence) if of_shares else 0.0
@@ -191,7 +191,7 @@ def images_to_tell(
 ) -> int:
     """Return how many independent prompts per model a test needs to tell two shares apart (Fleiss 1981, eq. 3.14).
 
-    `design_effect`: how much less prompts of one combination count: 1 + (images per unit − 1) · correlation.
+    `design_effect`: factor by which prompts of one combination count less: 1 + (images per unit − 1) · correlation.
 
     Raises:
         ValueError: a share is outside [0, 1], or the two are equal, which no number tells apart.

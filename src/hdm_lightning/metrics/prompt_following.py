@@ -230,7 +230,7 @@ def gap(seen: Estimate, unseen: Estimate) -> Estimate:
 
 
 def in_words(criterion: str) -> str:
-    """Return the name of a criterion for people."""
+    """Return the display name of a criterion."""
     return criterion.replace("_", " ").replace("colour", "color")
 
 

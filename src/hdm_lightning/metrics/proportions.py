@@ -3,9 +3,9 @@
 Shapes: N images; `right`, `trials` (N,): right answers among the trials of each.
 
 Images of one combination ("small red star") are right or wrong together. The combinations are what is independent, and
-the claim is about them. So the variance of a share sums the products of all residuals that have a unit in common: one
-way with one unit per image, and for pairs of units as in Aronow, Samii and Assenova 2015 (doi:10.1093/pan/mpv018). The
-interval is that of as many independent trials as give this variance, at most the number of images.
+the claim is about them. So the variance of a share sums the products of all residuals that have a unit in common:
+one-way clustering with one unit per image, and for pairs of units the estimator of Aronow, Samii and Assenova 2015
+(doi:10.1093/pan/mpv018). The interval is that of as many independent trials as give this variance, at most N.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ def shared_variance(residuals: NDArray[np.float64], units: Units) -> float:
 
 
 def difference_interval(first: float, of_first: Interval, second: float, of_second: Interval) -> Interval:
-    """Return the interval of first − second for independent shares with their own intervals (Newcombe 1998, no. 10)."""
+    """Return the interval of first − second for independent shares with their intervals (Newcombe 1998, method 10)."""
     low = first - second - ((first - of_first[0]) ** 2 + (of_second[1] - second) ** 2) ** 0.5
     high = first - second + ((of_first[1] - first) ** 2 + (second - of_second[0]) ** 2) ** 0.5
     return low, high
