@@ -1,4 +1,4 @@
-"""Draw the loss curves of a run from its TensorBoard files: `python experiments/loss_curve.py RUN PICTURE`."""
+"""Plot the loss curves of a run from its TensorBoard files: `python experiments/loss_curve.py RUN PICTURE`."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ AVERAGED = "val/loss_ema"
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Samples seen and loss of one stage, by name of the curve."""
+    """Return (samples seen, loss) of one stage by name of the curve."""
     events = EventAccumulator(str(folder))
     events.Reload()
     found = {}
@@ -26,7 +26,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def main() -> None:
-    """Draw all stages on one axis of samples seen."""
+    """Plot all stages on one axis of samples seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)

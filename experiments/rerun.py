@@ -1,9 +1,9 @@
-"""Run recorded experiments again and say what moved: `python -m experiments.rerun [NAME ...]`, from the top folder.
+"""Rerun recorded experiments and report what moved: `python -m experiments.rerun [NAME ...]`, from the top folder.
 
-`rerun.yaml` says what each one runs and which of its numbers are compared, by which rule. Everything happens in a copy
-(`runs/rerun/tree`), so that what is recorded stays; a command that is done is passed over, and one that was interrupted
-resumes as it does by itself. `runs/rerun/report.json` has every number, after each experiment. Status 1: something
-moved, or a command failed.
+`rerun.yaml` lists what each one runs, which of its numbers are compared, and by which rule. Everything happens in a
+copy (`runs/rerun/tree`), so recorded results stay as they are; a command that is done is skipped, and one that was
+interrupted resumes if it can. `runs/rerun/report.json` has every number, and is updated after each experiment.
+Status 1: something moved, or a command failed.
 """
 
 import argparse
@@ -34,14 +34,14 @@ _DONE = "done.txt"
 
 @dataclass(frozen=True)
 class Compared:
-    """A number that is recorded, beside the same one measured again.
+    """A recorded number and the same one measured again.
 
     Attributes:
-        file, key: where it stands.
-        recorded, again: the numbers; of several trainings, their means.
-        limit: the largest difference that says nothing; None where one training leaves no interval.
+        file, key: where it is.
+        recorded, again: the numbers; for several trainings, their means.
+        limit: the largest difference that can be chance; None if a single training gives no interval.
         moved: whether they differ by more.
-        by_seeds: whether the limit is that of chance among seeds.
+        by_seeds: whether the limit comes from the spread over seeds.
     """
 
     file: str
@@ -54,12 +54,12 @@ class Compared:
 
 
 def main() -> None:
-    """Run, compare, report."""
+    """Run, compare and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     experiments: Any = OmegaConf.to_container(OmegaConf.load(HERE / "rerun.yaml"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(experiments)}; without any, all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(experiments)} (default: all)")
     parser.add_argument("--tree", type=Path, default=Path("runs/rerun/tree"))
-    parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have done")
+    parser.add_argument("--fresh", action="store_true", help="discard what earlier calls have done")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(experiments):
         parser.error(f"no such experiment: {', '.join(sorted(unknown))}; there are {', '.join(experiments)}")
@@ -71,7 +71,7 @@ def main() -> None:
         failed, found = run(name, what, tree), []
         try:
             found = found if failed else compare(HERE / name, tree / "experiments" / name, what["compare"])
-        except ValueError as error:  # and the others are not lost with it
+        except ValueError as error:  # must not lose the others
             failed = str(error)
         report[name] = {"failed": failed, "numbers": [asdict(each) for each in found]}
         print(summary(name, failed, found), flush=True)
@@ -81,11 +81,11 @@ def main() -> None:
 
 
 def copied(tree: Path, *, fresh: bool) -> Path:
-    """A copy of the experiments, beside a link to the data, in which commands may write."""
+    """Return a copy of the experiments that commands may write to, next to a link to the data."""
     if fresh:
         shutil.rmtree(tree, ignore_errors=True)
     if not tree.exists():
-        half = tree.with_name(f"{tree.name}.half")  # what was interrupted is no copy
+        half = tree.with_name(f"{tree.name}.half")  # an interrupted copy does not count
         shutil.rmtree(half, ignore_errors=True)
         shutil.copytree(HERE, half / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
         (half / "data").symlink_to(HERE.parent / "data")
@@ -94,12 +94,12 @@ def copied(tree: Path, *, fresh: bool) -> Path:
 
 
 def run(name: str, what: Mapping[str, Any], tree: Path) -> str | None:
-    """Run the commands that are not done yet; the one that failed, or None."""
+    """Run the commands that are not done yet; return the one that failed, or None."""
     done = tree / f"{name}-{_DONE}"
     if not done.exists():
         for stale in what.get("fresh", ()):
             shutil.rmtree(tree / "experiments" / name / stale, ignore_errors=True)
-        for pattern in what.get("compare", ()):  # else what no command writes again would be compared with itself
+        for pattern in what.get("compare", ()):  # else one that no command rewrites would be compared with itself
             for record in (tree / "experiments" / name).glob(pattern):
                 record.unlink()
         done.touch()
@@ -125,10 +125,10 @@ def run(name: str, what: Mapping[str, Any], tree: Path) -> str | None:
 
 
 def compare(recorded: Path, again: Path, rules: Mapping[str, Mapping[str, Any]]) -> list[Compared]:
-    """Every number that the rules name, as recorded and as measured again.
+    """Compare every number that the rules name, as recorded and as measured again.
 
     Raises:
-        ValueError: a rule finds no number, or what is recorded is not there again.
+        ValueError: a rule matches no number, or a recorded number is missing from the new results.
     """
     found = []
     for pattern, keys in rules.items():
@@ -145,23 +145,23 @@ def compare(recorded: Path, again: Path, rules: Mapping[str, Mapping[str, Any]])
 
 
 def _group(path: Path) -> str:
-    """What files of the same trainings, of different seeds, have in common."""
+    """Return what files of the same training with different seeds have in common."""
     return _ONE_OF_SEVERAL.sub(r"\1*", str(path))
 
 
 def _values(folder: Path, files: Sequence[Path]) -> dict[str, list[Any]]:
-    """The values by their keys: of several files one each, of one file with a list at the key, the list."""
+    """Return lists of values by key: one value per file, or, from one file, the list at the key."""
     values: dict[str, list[Any]] = {}
     for file in files:
         if not (folder / file).is_file():
-            raise ValueError(f"{file} is recorded, and not there again")
+            raise ValueError(f"{file} is recorded, but missing from the new results")
         for key, value in _leaves(json.loads((folder / file).read_text())):
             values.setdefault(key, []).append(value)
     return values
 
 
 def _leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Plain values and lists of numbers, with the way to them; positions of a list count as keys."""
+    """Yield plain values and lists of numbers with their dotted keys; positions in a list count as keys."""
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _leaves(value, f"{key}.{name}" if key else name)
@@ -178,7 +178,7 @@ def _matches(key: str, pattern: str) -> bool:
 
 def _compared(file: str, key: str, before: Sequence[Any], now: Sequence[Any] | None, rule: str | float) -> Compared:
     if now is None:
-        raise ValueError(f"{file}: {key} is recorded, and not there again")
+        raise ValueError(f"{file}: {key} is recorded, but missing from the new results")
     if rule == "seeds":
         old, new = _flat(before), _flat(now)
         limit = spread_limit(old, len(new))
@@ -198,14 +198,14 @@ def _flat(values: Sequence[Any]) -> list[float]:
 
 
 def spread_limit(recorded: Sequence[float], again: int) -> float | None:
-    """By how much the mean of new trainings may differ from that of the recorded ones, in 95% of all cases.
+    """Return how much the mean of new trainings may differ from that of the recorded ones, in 95% of all cases.
 
     Args:
-        recorded: values of independent trainings, taken as normal.
+        recorded: values of independent trainings, assumed to be normal.
         again: number of new trainings.
 
     Returns:
-        t · s · sqrt(1/n + 1/m) with Student's t of n - 1 degrees of freedom; None of fewer than two values.
+        t · s · sqrt(1/n + 1/m) with Student's t of n - 1 degrees of freedom; None for fewer than two values.
     """
     count = len(recorded)
     if count < 2:
@@ -214,15 +214,15 @@ def spread_limit(recorded: Sequence[float], again: int) -> float | None:
 
 
 def summary(name: str, failed: str | None, found: Sequence[Compared]) -> str:
-    """What moved, and how much of it chance would move."""
+    """Report what moved, and how much of it would move by chance."""
     if failed:
         return f"{name}: failed: {failed}"
     moved = [each for each in found if each.moved]
     lines = [f"  {each.file} {each.key}: {each.recorded} recorded, {each.again} now" for each in moved]
     random = sum(each.by_seeds and each.limit is not None for each in found)
     open_ = sum(each.limit is None for each in found)
-    untold = f", {open_} of one training have no interval" if open_ else ""
-    chance = f"; of intervals over seeds {1 - CONFIDENCE:.0%} move by chance" if random and moved else ""
+    untold = f", {open_} from one training have no interval" if open_ else ""
+    chance = f"; with intervals over seeds {1 - CONFIDENCE:.0%} move by chance" if random and moved else ""
     return "\n".join(
         [f"{name}: {len(moved)} of {len(found)} numbers moved beyond their limits{untold}{chance}", *lines]
     )

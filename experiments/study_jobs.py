@@ -1,7 +1,7 @@
-"""What studies of many short trainings share: trainings in this process, and jobs that go on where they stopped.
+"""Shared by studies of many short trainings: trainings in this process, and jobs that resume where they stopped.
 
-A job is a function that returns plain numbers. Its result is written whole or not at all, beside where and when it was
-made; a job whose result is there is passed over, and one that fails is noted and tried again by the next start.
+A job is a function that returns plain numbers. Its result is written atomically, together with where and when it was
+made; a job that already has a result is skipped, and one that fails is reported and tried again on the next start.
 
 `python -m experiments.study_jobs FROM TO` copies the results of another checkout.
 """
@@ -35,10 +35,10 @@ TOP = Path(__file__).parents[1]
 
 
 def train(command: str, overrides: Sequence[str], run_dir: Path) -> None:
-    """One training of `hdm-train` (command `train`) or `hdm-train-vae` (`train_vae`), in this process, on one core.
+    """Run one training of `hdm-train` (command `train`) or `hdm-train-vae` (`train_vae`) in this process, on one core.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: it failed.
     """
     OmegaConf.register_new_resolver("hdm.short", short_name, replace=True)
     one_core = ["trainer=cpu", "trainer.devices=1", "hardware.threads=1", "logger=none"]
@@ -55,8 +55,8 @@ def run_jobs(jobs: dict[str, Callable[[], dict[str, Any]]], results: Path, *, sc
 
     Args:
         jobs: by the name of their result's file.
-        results: where `NAME.json` goes.
-        scratch: folder of what a job leaves behind, `NAME` in it; deleted once its result is written.
+        results: folder of the results, `NAME.json`.
+        scratch: parent of each job's own folder `NAME`, which is deleted once its result is written.
     """
     results.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -81,21 +81,21 @@ def run_jobs(jobs: dict[str, Callable[[], dict[str, Any]]], results: Path, *, sc
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """A key a line, so that a hundred results stay small and can be compared."""
+    """Write one key per line, so that a hundred results stay small and can be compared."""
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items())
     write_text(path, f"{{\n{lines}\n}}\n")
 
 
 @contextmanager
 def cpu_seconds(into: dict[str, float], name: str) -> Iterator[None]:
-    """Note the processor time that a block takes in this process."""
+    """Record the CPU time that a block takes in this process."""
     begun = time.process_time()
     yield
     into[name] = round(time.process_time() - begun, 2)
 
 
 def circumstances() -> dict[str, Any]:
-    """Commit, machine and time of a result."""
+    """Return the commit, machine and time of a result."""
     return {**_machine(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 

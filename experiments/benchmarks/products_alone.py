@@ -1,8 +1,8 @@
-"""How much of the network's time its matrix products take by themselves, on a CPU: python products_alone.py.
+"""Share of the network's time that its matrix products take by themselves, on a CPU: python products_alone.py.
 
-A forward and a backward pass of XUT-base (float32, two samples of 256 px, 256 text tokens, routed), against the matrix
-products and the attentions that it calls, one after the other on tensors of the same shapes and layouts. In turn in one
-process (A B B A …) on one thread, by the CPU's own time, so that other work on the machine counts little.
+A forward and a backward pass of XUT-base (float32, two samples of 256 px, 256 text tokens, routed), compared with the
+matrix products and the attentions that it calls, one after the other on tensors of the same shapes and layouts. Timed
+in turn in one process (A B B A …) on one thread, in CPU time, so other work on the machine matters little.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Again = Callable[[], object]
 
 
 class Recorded(TorchDispatchMode):
-    """Keeps, for every call of some operations, how to call it again on tensors that are alike."""
+    """Records, for every call of some operations, how to repeat it on similar tensors."""
 
     def __init__(self, *operations: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Recorded(TorchDispatchMode):
         self._alike: dict[Any, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note a call and make it."""
+        """Record a call and make it."""
         if func in self.operations:
             given, named = tree_map_only(torch.Tensor, self._like, (args, kwargs or {}))
             self.calls.append(lambda: func(*given, **named))
@@ -58,7 +58,7 @@ class Recorded(TorchDispatchMode):
 
 
 def seconds(work: Again) -> float:
-    """CPU seconds of a call."""
+    """Return the CPU seconds of a call."""
     begin = time.process_time()
     work()
     return time.process_time() - begin

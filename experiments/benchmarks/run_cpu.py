@@ -1,6 +1,6 @@
-"""Measures every part on the CPU of this machine: python experiments/benchmarks/run_cpu.py [NAME …] [--out FOLDER].
+"""Benchmark every part on the CPU of this machine: python experiments/benchmarks/run_cpu.py [NAME …] [--out FOLDER].
 
-Each command writes a JSON file into cpu/; table.py makes README.md's table of them. Leave the machine alone meanwhile.
+Each command writes a JSON file into cpu/; table.py makes README.md's table from them. Keep the machine idle meanwhile.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# Small pictures and short captions: a core does about 0.05 TFLOP/s, a training step of the true size is 1.3 TFLOP.
+# Small images and short captions: a core does about 0.05 TFLOP/s, a training step at full size is 1.3 TFLOP.
 _SMALL = ("--device", "cpu", "--size", "xut_small", "--warmup", "1", "--repeats", "5")
 _PICTURE = ("--resolution", "128")
 _CAPTION = ("--context", "64")
@@ -26,15 +26,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "step": ("step", *_SMALL, *_PICTURE, *_CAPTION),
     "sample": ("sample", *_SMALL, *_PICTURE, *_CAPTION, "--steps", "4"),
 }
-"""File name to the arguments of hdm-bench."""
+"""Arguments of hdm-bench by file name."""
 
 
 def main() -> int:
-    """Run the named benchmarks, or all, one after the other; returns the exit status of the first that fails."""
+    """Run the named benchmarks, or all, one after the other; return the exit status of the first that fails."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)} (default: all)")
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(COMMANDS)} (default: all)")
     arguments.add_argument(
-        "--out", type=Path, default=HERE / "cpu", metavar="FOLDER", help="(default: cpu/ beside this)"
+        "--out", type=Path, default=HERE / "cpu", metavar="FOLDER", help="(default: cpu/ beside this file)"
     )
     given = arguments.parse_args()
     unknown = sorted(set(given.names) - set(COMMANDS))

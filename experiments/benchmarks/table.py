@@ -1,4 +1,4 @@
-"""Writes the table of README.md from the folders beside it: python experiments/benchmarks/table.py."""
+"""Write the table of README.md from the folders beside it: python experiments/benchmarks/table.py."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _RATES = (("samples_per_s", "samples/s"), ("gb_per_s", "GB/s"), ("mb_per_s", "MB
 
 
 def rows_of(file: Path) -> Iterator[list[str]]:
-    """A row for each measurement of a file."""
+    """Yield a row for each measurement of a file."""
     content = json.loads(file.read_text(encoding="utf-8"))
     if content["benchmark"] == "data":
         for each in content["decoding"]:
@@ -38,7 +38,7 @@ def _three_digits(value: float) -> str:
 
 
 def table(files: list[Path]) -> str:
-    """A machine and its measurements."""
+    """Return a machine and the table of its measurements."""
     machine = json.loads(files[0].read_text(encoding="utf-8"))["machine"]
     header = ["", "median, ms", "quartiles, ms", "rate", "TFLOP/s", "peak, GiB"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(row for file in files for row in rows_of(file))]
@@ -47,7 +47,7 @@ def table(files: list[Path]) -> str:
 
 
 def tables() -> str:
-    """Those of the CPU, then of each GPU, or what to run where there are none."""
+    """Return the tables of the CPU, then of each GPU, or what to run if there are none."""
     cpu = [file for name in COMMANDS if (file := HERE / "cpu" / f"{name}.json").exists()]
     missing = "Not measured yet: `python experiments/benchmarks/run_cpu.py` on a quiet machine."
     parts = [table(cpu) if cpu else missing]
@@ -60,7 +60,7 @@ def tables() -> str:
 
 
 def rates(file: Path) -> str:
-    """What the real command did, fit by fit."""
+    """Return the training rates of the real command, a line per fit."""
     fits = json.loads(file.read_text(encoding="utf-8"))["fits"] if file.exists() else []
     lines = [
         f"- `hdm-train`, {fit['stage']}: {fit['images_per_s']:.0f} images/s over {fit['over_s']:.0f} s, "
@@ -72,7 +72,7 @@ def rates(file: Path) -> str:
 
 
 def main() -> None:
-    """Put the table where it belongs."""
+    """Write the tables into README.md."""
     file = HERE / "README.md"
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

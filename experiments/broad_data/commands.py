@@ -1,4 +1,4 @@
-"""Commands of the package as a user types them, with what each took; and a server of shards that counts its bytes."""
+"""Commands of the package as a user types them, with what they cost; and a server of shards that counts its bytes."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from experiments.study_jobs import TOP
 
 
 def command(name: str, *words: str) -> subprocess.Popen[str]:
-    """Start a command of the package, in a session of its own."""
+    """Start a command of the package in its own session."""
     print("$", f"hdm-{name}", *words, flush=True)
     return subprocess.Popen(
         [str(Path(sys.executable).with_name(f"hdm-{name}")), *words],
@@ -32,10 +32,10 @@ def command(name: str, *words: str) -> subprocess.Popen[str]:
 
 
 def done(name: str, *words: str, may_find: bool = False) -> list[str]:
-    """Run a command to its end; the lines that it printed.
+    """Run a command to its end and return the lines that it printed.
 
     Raises:
-        RuntimeError: it ended with another status than 0, or 1 where it `may_find` something.
+        RuntimeError: its status is not 0, nor 1 if it `may_find` something.
     """
     process = command(name, *words)
     said = process.communicate()[0]
@@ -46,7 +46,7 @@ def done(name: str, *words: str, may_find: bool = False) -> list[str]:
 
 @contextmanager
 def measured(into: dict[str, Any], name: str) -> Iterator[None]:
-    """Note seconds on the clock, of the processor in commands that ended meanwhile, and in this process (servers)."""
+    """Record wall-clock seconds, CPU seconds of commands that ended meanwhile, and those of this process (servers)."""
     begun, own, theirs = time.monotonic(), time.process_time(), _of_children()
     yield
     into[name] = {
@@ -62,7 +62,7 @@ def _of_children() -> float:
 
 
 class ShardServer(ThreadingHTTPServer):
-    """A folder over http on loopback, in ranges; three replies of a hundred are an error or break off."""
+    """Serves a folder over http on loopback, with ranges; three of a hundred replies are an error or break off."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -80,19 +80,19 @@ class ShardServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def trouble(self, path: str, asked: str | None) -> str:
-        """How to answer; another try of the same range has another lot."""
+        """Return how to answer; another try of the same range draws again."""
         with self.lock:
             self.asked[path, asked] += 1
             lot = int.from_bytes(hashlib.sha256(f"{path} {asked} {self.asked[path, asked]}".encode()).digest()[:4])
         return {0: "error", 1: "error", 2: "broken off"}.get(lot % 100, "whole")
 
     def note(self, **counts: int) -> None:
-        """Add to what has been served."""
+        """Add to the counts of what was served."""
         with self.lock:
             self.count.update(counts)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that were killed."""
+        """Ignore errors from clients that were killed."""
 
 
 class _Ranges(BaseHTTPRequestHandler):
@@ -127,4 +127,4 @@ class _Ranges(BaseHTTPRequestHandler):
         return None
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""What a folder of img2dataset holds, counted by tarfile, Pillow and pyarrow alone, without this package."""
+"""Contents of an img2dataset folder, counted with tarfile, Pillow and pyarrow alone, without this package."""
 
 import io
 import json
@@ -21,18 +21,18 @@ class Seen:
     name: str
     """`SHARD.tar/KEY`."""
     fault: str
-    """Empty, or why it is of no use."""
+    """Empty, or why it is unusable."""
     sides: tuple[int, int]
     text: str
     record: dict[str, Any]
 
 
 def samples(folder: Path) -> list[Seen]:
-    """Every sample of which an archive has a part."""
+    """Return every sample that an archive has any part of."""
     found = []
     for tar in sorted(folder.glob("*.tar")):
         own = [_seen(f"{tar.name}/{key}", parts) for key, parts in _groups(tar)]
-        if not _has_end(tar):  # nobody knows whether the last one has all that it should
+        if not _has_end(tar):  # its last sample may be incomplete
             own[-1] = replace(own[-1], fault="last of a cut archive")
         found += own
     return found
@@ -73,7 +73,7 @@ def _seen(name: str, parts: dict[str, bytes]) -> Seen:
 
 
 def counts(folder: Path, found: list[Seen]) -> dict[str, Any]:
-    """Of the addresses, by the tables and statistics; and of the samples, by their archives."""
+    """Count the addresses by the tables and statistics, and the samples by their archives."""
     rows = [row for path in sorted(folder.glob("*.parquet")) for row in _rows(path)]
     stats = [json.loads(path.read_text()) for path in sorted(folder.glob("*_stats.json"))]
     return {
@@ -92,5 +92,5 @@ def counts(folder: Path, found: list[Seen]) -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         return pq.ParquetFile(path).read(["key", "status", "error_message"]).to_pylist()
-    except pa.ArrowInvalid:  # of the download that was killed
+    except pa.ArrowInvalid:  # from the download that was killed
         return []

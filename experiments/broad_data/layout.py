@@ -1,7 +1,7 @@
-"""Whether two folders have the same layout: `python -m experiments.broad_data.layout FOLDER FOLDER`.
+"""Check whether two folders have the same layout: `python -m experiments.broad_data.layout FOLDER FOLDER`.
 
-Compared are the first shard, its table and its statistics: names and order of members, what tar notes of each, keys of
-records and the types of their values, columns, names of statistics. Contents of images are not.
+Compared are the first shard, its table and its statistics: names and order of members, their tar headers, keys of
+records and the types of their values, columns, names of statistics. The images themselves are not compared.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 
 def layout(folder: Path) -> dict[str, Any]:
-    """All that is compared."""
+    """Return everything that is compared."""
     tar = sorted(folder.glob("*.tar"))[0]
     with tarfile.open(tar) as archive:
         members = archive.getmembers()
@@ -42,10 +42,10 @@ def _without(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Print what differs."""
+    """Print the differences."""
     one, two = (layout(Path(name)) for name in sys.argv[1:3])
     differing = [name for name in one if one[name] != two[name]]
-    print(f"{len(one) - len(differing)} of {len(one)} are the same; different: {differing}")
+    print(f"{len(one) - len(differing)} of {len(one)} facts are the same; different: {differing}")
     for name in differing:
         print(name, str(one[name])[:1000], str(two[name])[:1000], sep="\n  ")
     return bool(differing)

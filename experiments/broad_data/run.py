@@ -23,20 +23,20 @@ LIMITS = [
     ["--min", "aesthetic_score_laion_v2=4.5", "--max", "watermark_score=0.5"],
     ["--min", "short_side=32", "caption_words=3", "--max", "aspect=3"],
 ]
-"""As in docs/tutorials/web_sets.md, but for the short side: these images are small."""
+"""As in docs/tutorials/web_sets.md, except for the short side: these images are small."""
 
 KEEPS: list[Callable[[counting.Seen], bool]] = [
     lambda seen: seen.record["aesthetic_score_laion_v2"] >= 4.5 and seen.record["watermark_score"] <= 0.5,
     lambda seen: min(seen.sides) >= 32 and len(seen.text.split()) >= 3 and max(seen.sides) <= 3 * min(seen.sides),
 ]
-"""The same said anew."""
+"""The same limits, written without the package."""
 
 LARGEST_UPSCALE = 1.5
-"""Of `data=coyo700m`."""
+"""As in `data=coyo700m`."""
 
 
 def once(work: Path, name: str, part: Callable[[], Any]) -> dict[str, Any]:
-    """What a part found and took, from its file where it is done."""
+    """Return the result and cost of a part, from its file if it is done."""
     note = work / f"{name}.json"
     if not note.exists():
         took: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def once(work: Path, name: str, part: Callable[[], Any]) -> dict[str, Any]:
 
 
 def fetched(shards: Path, sizes: Sizes, img2dataset: str | None) -> dict[str, Any]:
-    """Make the set; by whom, and of what."""
+    """Make the set; return how it was made, and its size."""
     shutil.rmtree(shards, ignore_errors=True)
     web = Web(TOP / "data" / "openclipart-mini")
     fetch(web, shards, sizes, img2dataset) if img2dataset else imitate(web, shards, sizes)
@@ -55,7 +55,7 @@ def fetched(shards: Path, sizes: Sizes, img2dataset: str | None) -> dict[str, An
 
 
 def counted(shards: Path) -> dict[str, Any]:
-    """The set counted without this package, and which samples each filter keeps."""
+    """Count the set without this package, and which samples each filter keeps."""
     found = counting.samples(shards)
     good = [each for each in found if not each.fault]
     first = [each for each in good if KEEPS[0](each)]
@@ -66,7 +66,7 @@ def counted(shards: Path) -> dict[str, Any]:
 
 
 def prepared(shards: Path) -> list[dict[str, Any]]:
-    """Index, look and filter with the page's commands; after each, what it said and what the index has."""
+    """Index, inspect and filter with the tutorial's commands; return what each printed, and the counts of the index."""
     steps = [("build", "img2dataset", str(shards)), ("verify", "--decode", "--mark", str(shards))]
     steps += [("stats", str(shards)), ("show", str(shards), "--out", str(shards.parent / "sheet.png"))]
     steps += [("filter", str(shards), "--dry-run", *LIMITS[0])]
@@ -83,22 +83,22 @@ def prepared(shards: Path) -> list[dict[str, Any]]:
 
 
 def whole_steps(samples: int) -> int:
-    """The least number of whole batches that have so many samples."""
+    """Return the smallest multiple of the batch size that is at least `samples`."""
     return -(-samples // BATCH) * BATCH
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """All steps."""
+    """Run all steps."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=61_000, help="addresses of the first download")
-    parser.add_argument("--more", type=int, default=1_000, help="of each of the other two")
+    parser.add_argument("--rows", type=int, default=61_000, help="addresses in the first download")
+    parser.add_argument("--more", type=int, default=1_000, help="addresses in each of the other two")
     parser.add_argument("--per-shard", type=int, default=1_000)
     parser.add_argument("--second-stage", type=int, default=2_048, help="samples at 128 px")
     parser.add_argument("--vae-samples", type=int, default=4_000)
-    parser.add_argument("--short", type=int, default=5_120, help="samples at 64 px of the training that is killed")
+    parser.add_argument("--short", type=int, default=5_120, help="samples at 64 px in the training that is killed")
     parser.add_argument("--kills", type=float, nargs="*", default=[0.4, 0.93], help="at these shares of the samples")
     parser.add_argument("--work", type=Path, default=Path("runs/broad_data"))
-    parser.add_argument("--img2dataset", default=shutil.which("img2dataset"), help="none: imitated")
+    parser.add_argument("--img2dataset", default=shutil.which("img2dataset"), help="path; if empty, it is imitated")
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     arguments = parser.parse_args(given)
     work = arguments.work.absolute()

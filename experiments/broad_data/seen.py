@@ -1,4 +1,4 @@
-"""A callback that notes every sample that a process has trained on, and what memory that took."""
+"""A callback that records every sample that a process has trained on, and its peak memory."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ PEAK_EVERY = 50
 
 
 class SeenSamples(Callback):
-    """A line a micro-batch in `seen-RANK.jsonl`: stage, positions, names, which of them counted; now and then memory.
+    """Writes a line per micro-batch to `seen-RANK.jsonl`: stage, positions, names, which counted, at times memory.
 
     Args:
-        folder: that exists.
-        stage: name.
+        folder: an existing folder.
+        stage: its name.
     """
 
     def __init__(self, folder: str, stage: str) -> None:
@@ -31,11 +31,11 @@ class SeenSamples(Callback):
             line["peak_mb"] = peak_mb("self")
             line["workers_peak_mb"] = [peak_mb(each) for each in _children()]
         with (self.folder / f"seen-{trainer.global_rank}.jsonl").open("a") as file:
-            file.write("\n" + json.dumps(line))  # behind half a line of a process that was killed
+            file.write("\n" + json.dumps(line))  # a killed process may have left half a line
 
 
 def peak_mb(process: str) -> float:
-    """The most memory that a process has held, in MB (Linux)."""
+    """Return the peak memory of a process, in MB (Linux)."""
     status = Path(f"/proc/{process}/status").read_text()
     return round(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1000, 1)
 
@@ -46,7 +46,7 @@ def _children() -> Iterator[str]:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Whatever was noted; half a line is left out."""
+    """Return all recorded lines, without incomplete ones."""
     found = []
     for path in sorted(folder.glob("seen-*.jsonl")):
         for line in path.read_text().splitlines():

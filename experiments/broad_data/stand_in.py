@@ -1,7 +1,7 @@
-"""A set as img2dataset leaves it behind: fetched by img2dataset itself from the addresses of `web`, or imitated.
+"""A data set as img2dataset writes it: fetched by img2dataset itself from the addresses of `web`, or imitated.
 
-Three downloads into one folder: one as `conf/data/coyo700m.yaml` has it; one that took files as they are
-(`--disable_all_reencoding`), so that pages of HTML and halves of images are in it; one that was killed.
+Three downloads into one folder: one as in `conf/data/coyo700m.yaml`; one that kept the files as they were
+(`--disable_all_reencoding`), so it includes HTML pages and truncated images; one that was killed.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ KEPT = ["--output_format", "webdataset", "--save_additional_columns", json.dumps
 RESIZED = ["--resize_mode", "keep_ratio", "--resize_only_if_bigger", "True", "--image_size", "512"]
 AS_THEY_ARE = ["--incremental_mode", "extend", "--disable_all_reencoding", "True"]
 NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull, "NO_ALBUMENTATIONS_UPDATE": "1"}
-"""Each plain http request of img2dataset would load all certificates of the machine."""
+"""Otherwise each plain http request of img2dataset would load all certificates of the machine."""
 
 ERRORS = {
     "404": "HTTP Error 404: Not Found",
@@ -43,7 +43,7 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many addresses each download has."""
+    """Number of addresses of each download."""
 
     whole: int = 61_000
     as_they_are: int = 1_000
@@ -52,7 +52,7 @@ class Sizes:
 
 
 def fetch(web: Web, folder: Path, sizes: Sizes, img2dataset: str) -> None:
-    """Let img2dataset fill a folder, and kill it in the third download's first shard."""
+    """Let img2dataset fill a folder, and kill it in the first shard of the third download."""
     server = WebServer(web)
 
     def start(first: int, count: int, *more: str) -> subprocess.Popen[bytes]:
@@ -86,7 +86,7 @@ def _listed(address: Address, server: WebServer) -> dict[str, Any]:
 
 
 def imitate(web: Web, folder: Path, sizes: Sizes) -> None:
-    """Fill a folder as `fetch` does, without img2dataset; `layout` tells whether the two differ."""
+    """Fill a folder as `fetch` does, without img2dataset; `layout` checks whether the two differ."""
     folder.mkdir(parents=True)
     shard = 0
     for count, reencoded in ((sizes.whole, True), (sizes.as_they_are, False), (sizes.killed, True)):
@@ -104,7 +104,7 @@ def imitate(web: Web, folder: Path, sizes: Sizes) -> None:
 
 
 def write_shard(web: Web, folder: Path, shard: int, first: int, count: int, *, reencoded: bool) -> None:
-    """One shard with its parquet and its statistics."""
+    """Write one shard with its parquet file and its statistics."""
     rows, states, digits = [], Counter[str](), len(str(count - 1))
     with tarfile.open(folder / f"{shard:05d}.tar", "w|", format=tarfile.PAX_FORMAT) as archive:
         for place in range(count):
@@ -134,7 +134,7 @@ def _type(name: str) -> pa.DataType:
 
 
 def _row(web: Web, address: Address, key: str, *, reencoded: bool) -> tuple[dict[str, Any], bytes | None]:
-    """What is noted of an address, and the file of its image."""
+    """Return the row of an address, and its image file."""
     row: dict[str, Any] = {
         **address.scores,
         "caption": address.text,
@@ -157,7 +157,7 @@ def _row(web: Web, address: Address, key: str, *, reencoded: bool) -> tuple[dict
 
 
 def _reencoded(content: bytes) -> tuple[bytes, tuple[int, int]]:
-    """An image as JPEG, transparency on white; EXIF is neither followed nor kept."""
+    """Reencode an image as JPEG, transparency on white; EXIF is neither applied nor kept."""
     with Image.open(io.BytesIO(content)) as image:
         image.load()
     if image.mode == "RGBA":

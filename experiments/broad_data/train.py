@@ -1,4 +1,4 @@
-"""Training over http on two processes, undisturbed or killed, and what it has seen beside what it should have."""
+"""Training over http on two processes, undisturbed or killed, and a record of the samples it has seen."""
 
 import hashlib
 import os
@@ -18,25 +18,25 @@ MODEL = ["experiment=openclipart_cpu", "data=coyo700m", "model=xut_demo", "model
 TWO = ["trainer.devices=2", "hardware.threads=1", "data.num_workers=1"]
 SEEN = ["+callbacks.seen._target_=experiments.broad_data.seen.SeenSamples", "+callbacks.seen.stage=${stage.name}"]
 FORGETFUL = ["text_encoder.cache_size=0", "vae.cache_size=0"]
-"""A cache is empty after a start: what is encoded together is another, and so is the rounding."""
+"""A cache is empty after a restart, so other samples are encoded together, and rounding differs."""
 
 QUIET = ["callbacks.sample_images.prompts=[]", "callbacks.progress=null", "validation.samples=64"]
 BATCH = 32
 
 
 def autoencoder(shards: Path, run_dir: Path, samples: int) -> str:
-    """Train a tiny one; the last line that the command says."""
+    """Train a tiny autoencoder and return the last line that the command prints."""
     few = [f"stage.samples={samples}", f"patches.samples={samples // 2}", "trainer=cpu", "logger=none"]
     few += ["hardware.threads=1", "callbacks.progress=null", "data.num_workers=0"]
     return done("train-vae", "vae_training=from_scratch_tiny", f"data.train={shards}", f"run_dir={run_dir}", *few)[-1]
 
 
 def train(shards: Path, run_dir: Path, vae: Path, samples: dict[str, int], kills: Sequence[float]) -> dict[str, Any]:
-    """Train on a folder behind a server, killed where these shares of the samples are done; see `told`.
+    """Train on a folder behind a server, killed after these shares of the samples; see `told`.
 
     Args:
         shards: the folder.
-        run_dir: of the run, which is begun anew.
+        run_dir: of the run, which is started afresh.
         vae: the run of the autoencoder.
         samples: of each stage, by its name.
         kills: in order.
@@ -72,7 +72,7 @@ def _kill(words: list[str], seen: Path, samples: dict[str, int], share: float) -
 
 
 def _wait_for_ranks(words: list[str]) -> None:
-    """Until no process of the killed run is left."""
+    """Wait until no process of the killed run is left."""
     run_dir = next(word for word in words if word.startswith("run_dir="))
     for _ in range(600):
         if subprocess.run(["pgrep", "-f", run_dir], stdout=subprocess.DEVNULL, check=False).returncode:
@@ -81,7 +81,7 @@ def _wait_for_ranks(words: list[str]) -> None:
 
 
 def _position(seen: Path, samples: dict[str, int]) -> int:
-    """Samples that the first process has come to, over all stages."""
+    """Return the samples that the first process has reached, over all stages."""
     path = seen / "seen-0.jsonl"
     if not path.exists():
         return 0
@@ -95,7 +95,7 @@ def _position(seen: Path, samples: dict[str, int]) -> int:
 
 
 def told(run_dir: Path, seen: Path) -> dict[str, Any]:
-    """Weights' checksum, what was seen of each stage and the most memory."""
+    """Return the weights' checksum, the samples seen in each stage and the peak memory."""
     found = lines(seen)
     weights = (run_dir / "final" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     masked = run_dir / "quarantine.jsonl"
@@ -114,7 +114,7 @@ def _most(found: list[dict[str, Any]], rank: str, key: str) -> float:
 
 
 def order(found: list[dict[str, Any]], stage: str) -> dict[int, set[tuple[str, bool]]]:
-    """What each position of a stage held, whenever it was seen."""
+    """Return the samples that each position of a stage held, each time it was seen."""
     held: dict[int, set[tuple[str, bool]]] = {}
     for line in found:
         if line["stage"] == stage:

@@ -1,6 +1,6 @@
-"""A web of addresses for img2dataset, made of the drawings of this repository: each answers as some do out there.
+"""A web of addresses for img2dataset, made from the drawings of this repository, with the usual faults of the web.
 
-What an address answers follows from its number alone: a drawing, mirrored or not, on a page of its own color and size,
+The answer of an address depends only on its number: a drawing, mirrored or not, on a page of its own color and size,
 in one of the forms that images have on the web; or one of the ways in which addresses are dead.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from hdm_lightning.data.index import load_index
 
 DEAD = {"404": 0.105, "403": 0.025, "500": 0.015, "cut_off": 0.01, "opted_out": 0.008, "page": 0.012}
-"""Shares of addresses without an image: errors, connections that break, `noai` in the reply, a page with status 200."""
+"""Shares of addresses without an image: errors, broken connections, `noai` in the reply, a page with status 200."""
 
 FORMS = {
     "gray": 0.02,
@@ -30,7 +30,7 @@ FORMS = {
     "dot": 0.004,
     "half": 0.003,
 }
-"""Shares of what is no plain JPEG: `turned` by EXIF alone, `dot` is 1 px large, `half` is a JPEG without its end."""
+"""Shares of forms other than plain JPEG: `turned` only by EXIF, `dot` is 1 px large, `half` is a truncated JPEG."""
 
 NO_TEXT = 0.003
 """Share of addresses whose alt text is empty."""
@@ -42,7 +42,7 @@ PAGE = b"<!DOCTYPE html><html><head><title>Not found</title></head><body>Gone fi
 
 @dataclass(frozen=True)
 class Address:
-    """What is known of an address before it is asked for, and how it will answer."""
+    """What is known of an address before it is requested, and how it will answer."""
 
     number: int
     answer: str
@@ -50,22 +50,22 @@ class Address:
     drawing: int
     text: str | None
     scores: dict[str, float]
-    """Columns that COYO-700M brings along."""
+    """Columns that COYO-700M provides."""
 
 
 class Web:
     """All addresses.
 
     Args:
-        folder: of the drawings' shards.
-        seed: another one makes another web.
+        folder: shards of the drawings.
+        seed: another seed makes another web.
     """
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.drawn, self.seed = drawings(folder), seed
 
     def address(self, number: int) -> Address:
-        """What stands behind a number."""
+        """Return the address of a number."""
         random = np.random.default_rng((self.seed, number, 0))
         drawing = int(random.integers(len(self.drawn)))
         shares = DEAD | FORMS
@@ -79,7 +79,7 @@ class Web:
         return Address(number, answer, drawing, text, scores)
 
     def image(self, address: Address) -> bytes:
-        """The image's file as the server has it."""
+        """Return the image file that the server has for an address."""
         random = np.random.default_rng((self.seed, address.number, 1))
         picture = self.drawn[address.drawing][0].copy()
         side = int(random.integers(*SIDES_PX, endpoint=True))
@@ -90,7 +90,7 @@ class Web:
 
 
 def drawings(folder: Path) -> list[tuple[Image.Image, str]]:
-    """Drawings with their captions."""
+    """Return the drawings with their captions."""
     found = []
     for record in load_index(folder).shards:
         with tarfile.open(folder / record.name) as archive:
@@ -103,7 +103,7 @@ def drawings(folder: Path) -> list[tuple[Image.Image, str]]:
 
 
 def encoded(picture: Image.Image, form: str, color: tuple[int, int, int]) -> bytes:
-    """A picture on a page of a color, in one of the forms of the web."""
+    """Encode a drawing on a page of a color, in one of the forms of the web."""
     file = io.BytesIO()
     if form == "png":  # white is transparent
         alpha = ImageOps.invert(picture.convert("L")).point(lambda value: min(255, 4 * value))
@@ -126,7 +126,7 @@ def encoded(picture: Image.Image, form: str, color: tuple[int, int, int]) -> byt
 
 
 class WebServer(ThreadingHTTPServer):
-    """The addresses over http on loopback: `/NUMBER.jpg`."""
+    """Serves the addresses over http on loopback: `/NUMBER.jpg`."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -137,11 +137,11 @@ class WebServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def url(self, number: int) -> str:
-        """The address of a number."""
+        """Return the URL of a number."""
         return f"http://127.0.0.1:{self.server_address[1]}/{number}.jpg"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that were killed."""
+        """Ignore errors from clients that were killed."""
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -165,4 +165,4 @@ class _Answer(BaseHTTPRequestHandler):
         return None
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""Coordinate check (arXiv 2203.03466, appendix D.1): do activations keep their scale when the width grows?
+"""Coordinate check (arXiv 2203.03466, appendix D.1): do activations keep their scale as the width grows?
 
 A few optimizer steps on one fixed batch, at each width; under a rule that transfers between widths, the scale of
 every activation after k steps is the same at all of them.
@@ -21,7 +21,7 @@ from hdm_lightning.training.optimization.learning_rates import parameter_groups
 
 @dataclass(frozen=True)
 class CoordinateCheck:
-    """What is trained at each width.
+    """Settings of the training at each width.
 
     Args:
         rule: a learning-rate rule of `parameter_groups`.
@@ -30,7 +30,7 @@ class CoordinateCheck:
         batch: samples in the fixed batch.
         side: latent side in cells.
         text: text tokens.
-        head_dim: channels of a head; the number of heads grows with the width.
+        head_dim: channels per head; the number of heads grows with the width.
         wiring: further fields of `XUTConfig`.
     """
 
@@ -44,7 +44,7 @@ class CoordinateCheck:
     wiring: Mapping[str, Any] | None = None
 
     def scales(self, width: int, seed: int) -> dict[str, list[float]]:
-        """Root mean square of each named activation before each step and after the last one."""
+        """Return the root mean square of each named activation before each step and after the last one."""
         torch.manual_seed(seed)
         network = XUT(self._config(width))
         latent, t, context, target = self._batch(seed)
@@ -67,7 +67,7 @@ class CoordinateCheck:
         return XUTConfig.from_json({**shape, **blocks, "context_width": 32, **(self.wiring or {})})
 
     def _batch(self, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents whose velocity has smooth structure, the same for every width."""
+        """Return noisy latents whose velocity has smooth structure, the same for every width."""
         draw = torch.Generator().manual_seed(seed + 1)
         coarse = torch.randn(self.batch, 4, 2, 2, generator=draw)
         clean = nn.functional.interpolate(coarse, size=(self.side, self.side), mode="bilinear")
@@ -79,7 +79,7 @@ class CoordinateCheck:
 
 
 def width_exponent(widths: Sequence[int], scales: Sequence[float]) -> float:
-    """Least-squares slope of log(scale) against log(width); 0 where the scale does not depend on the width."""
+    """Return the least-squares slope of log(scale) against log(width); 0 if the scale does not depend on the width."""
     x = [math.log(width) for width in widths]
     y = [math.log(scale) for scale in scales]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -88,7 +88,7 @@ def width_exponent(widths: Sequence[int], scales: Sequence[float]) -> float:
 
 
 def _record(network: XUT, scales: dict[str, list[float]]) -> None:
-    """Let every forward pass append the root mean squares of the activations of interest."""
+    """Append the root mean squares of the activations of interest in every forward pass."""
     watched: dict[str, nn.Module] = {
         "patch embedding": network.patch_embedding,
         "time embedding": network.time_embedding,

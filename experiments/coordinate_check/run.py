@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(case: str, check: CoordinateCheck, widths: list[int], seeds: list[int]) -> Scales:
-    """scales[activation][width] is a list over seeds of the scale after the last step."""
+    """Return scales[activation][width], a list over seeds of the scale after the last step."""
     scales: Scales = {}
     for width in widths:
         start_s = time.perf_counter()
@@ -53,7 +53,7 @@ def measure(case: str, check: CoordinateCheck, widths: list[int], seeds: list[in
 
 
 def exponents(scales: Scales) -> dict[str, dict[str, float]]:
-    """Exponent of the width, mean and standard deviation over seeds, for each activation."""
+    """Return the exponent of the width for each activation, as mean and standard deviation over seeds."""
     found = {}
     for name, by_width in scales.items():
         slopes = [width_exponent(list(by_width), run) for run in zip(*by_width.values(), strict=True)]
@@ -63,8 +63,8 @@ def exponents(scales: Scales) -> dict[str, dict[str, float]]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """One panel a case: scale against width, a line an activation."""
-    import matplotlib  # noqa: PLC0415 (an optional dependency, needed for the figure alone)
+    """Plot one panel per case: scale against width, one line per activation."""
+    import matplotlib  # noqa: PLC0415 (an optional dependency, only for the figure)
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415 (as above)

@@ -1,7 +1,7 @@
-"""Two ranks with two workers each, killed again and again, over broken shards behind a server that misbehaves.
+"""Two ranks with two workers each, killed again and again, over broken shards behind an unreliable server.
 
-At the end every good sample must have been seen exactly as often as the plan says, every bad one must have left a
-hole, and nothing may have hung. Usage: python experiments/data_soak/soak.py --minutes 30 --out experiments/data_soak
+At the end every good sample must have been seen exactly as often as planned, every bad one must have left a hole, and
+nothing may have hung. Usage: python experiments/data_soak/soak.py --minutes 30 --out experiments/data_soak
 """
 
 import argparse
@@ -37,28 +37,28 @@ WORLD, WORKERS, BATCH = 2, 2, 8
 SAMPLES = (211, 97, 160, 3, 344, 129)
 LONGEST_SILENCE_S = 600
 TROUBLE_S, WELL_S = 0.3, 10.0
-"""The tries of a read are 0.75 s apart from first to last, with the pauses set here."""
+"""With the pauses set here, the first and last try of a read are 0.75 s apart."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server that keeps to itself that clients were killed."""
+    """A server that does not report errors from killed clients."""
 
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Bytes may be in trouble for a moment from when they are asked for, then they are well for a while.
+    """Serves ranges of bytes; each can fail for a moment after its first request, then works for a while.
 
-    So nobody who asks again as `shard_bytes` does finds them in trouble each time, however many ask at once.
+    So a client that retries as `shard_bytes` does never fails on every try, however many ask at once.
     """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        """Serve a range, or trouble: an error, a cut reply, or a slow one."""
+        """Serve a range, or a fault: an error, a truncated reply, or a slow one."""
         asked, now = (self.path, self.headers.get("Range")), time.monotonic()
         with self.server.lock:
             count, since = self.server.asked.get(asked, (0, -WELL_S))
@@ -89,11 +89,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return None
 
     def log_message(self, *arguments):
-        """Say nothing."""
+        """Log nothing."""
 
 
 def write_shards(folder: Path) -> None:
-    """Good samples of known number in uneven shards."""
+    """Write good samples of known number in shards of different sizes."""
     number = 0
     for shard, count in enumerate(SAMPLES):
         with tarfile.open(folder / f"{shard:03d}.tar", "w") as archive:
@@ -103,7 +103,7 @@ def write_shards(folder: Path) -> None:
 
 
 def add_sample(archive: tarfile.TarFile, number: int) -> None:
-    """A JPEG of changing shape and a caption."""
+    """Add a JPEG of varying shape and a caption."""
     rng = np.random.default_rng(number)
     pixels = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
     size = (int(rng.integers(64, 200)), int(rng.integers(64, 200)))
@@ -116,7 +116,7 @@ def add_sample(archive: tarfile.TarFile, number: int) -> None:
 
 
 def break_shards(folder: Path) -> set[str]:
-    """Break shards after they were indexed; returns the keys of the samples whose bytes were touched."""
+    """Damage shards after they were indexed; return the keys of the samples whose bytes were touched."""
     touched = set()
     index = load_index(folder)
     for record in index.shards:
@@ -144,14 +144,14 @@ def break_shards(folder: Path) -> set[str]:
 
 
 def rank_loop(rank: int, config: StreamConfig, folder: Path, stop: int) -> None:
-    """Consume until `stop`; each rank logs what it saw and marks how far it is."""
+    """Consume samples until `stop`; each rank logs what it saw and saves its position."""
     faulthandler.register(signal.SIGUSR1)
     shard_bytes.PAUSE_S = 0.05
     state = folder / f"consumed-{rank}.json"
     done = json.loads(state.read_text()) if state.exists() else 0
     loader = StreamLoader(config, Plan(config), _tokenize, batch_size=BATCH, rank=rank, world=WORLD, start=done)
     with (folder / f"log-{rank}.jsonl").open("a") as log:
-        log.write("\n")  # whatever a kill left of a line ends here
+        log.write("\n")  # a kill may have left half a line
         for batch in loader:
             done += BATCH * WORLD
             rows = zip(batch["index"].tolist(), batch["keys"], batch["weight"].tolist(), strict=True)
@@ -169,7 +169,7 @@ def _tokenize(caption: str) -> tuple[list[int], int]:
 
 
 def run(minutes: float, folder: Path, shards: Path, url: str) -> dict[str, object]:
-    """Ranks that are killed at random until the time is up, then run to a common end."""
+    """Kill the ranks at random until the time is up, then let them run to a common end."""
     config = StreamConfig(
         sources=(Source((url,)),),
         resolution=64,
@@ -210,7 +210,7 @@ def watch(ranks: list[multiprocessing.Process], folder: Path, until: float) -> N
         for rank, process in enumerate(ranks):
             log = folder / f"log-{rank}.jsonl"
             if process.is_alive() and log.exists() and time.time() - log.stat().st_mtime > LONGEST_SILENCE_S:
-                os.kill(process.pid, signal.SIGUSR1)  # it tells where it is
+                os.kill(process.pid, signal.SIGUSR1)  # prints its stack
                 time.sleep(5)
                 raise SystemExit(f"rank {rank} hangs")
             if process.exitcode not in (None, 0):
@@ -223,7 +223,7 @@ def check(config: StreamConfig, folder: Path, shards: Path, stop: int) -> dict[s
     for rank in range(WORLD):
         for line in (folder / f"log-{rank}.jsonl").read_text().splitlines():
             for index, key, weight in _rows(line):
-                # A line that was written but not marked before a kill comes again: it must be the same.
+                # A batch that was logged before a kill, but not marked as done, comes again: it must be the same.
                 if seen.setdefault(index, (key, weight)) != (key, weight):
                     raise SystemExit(f"position {index} changed: {seen[index]} and {(key, weight)}")
     if sorted(seen) != list(range(stop)):
@@ -253,7 +253,7 @@ def _rows(line: str) -> list[tuple[int, str, float]]:
 
 
 def main() -> None:
-    """Set up, run, write the result."""
+    """Set up, run and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, help="folder for result.json")

@@ -1,4 +1,4 @@
-"""Speed of the data path on one core. Usage: python experiments/data_speed/run.py [--repeats 40]"""
+"""Measure the speed of the data path on one core: python experiments/data_speed/run.py [--repeats 40]"""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from hdm_lightning.datasets.shapes import build_shapes
 
 
 def main() -> None:
-    """Measure, print, write result.json beside this file."""
+    """Measure, print, and write result.json beside this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def small_pictures() -> dict[str, float]:
-    """64-pixel WebP samples through the loader in the main process, in samples per CPU second."""
+    """Return samples per CPU second for 64-pixel WebP samples through the loader in the main process."""
     with tempfile.TemporaryDirectory() as folder:
         build_shapes(folder, count=2000, processes=1)
         config = StreamConfig((Source((folder,)),), resolution=64, context_length=32)
@@ -48,7 +48,7 @@ def small_pictures() -> dict[str, float]:
 
 
 def rate(config: StreamConfig, warm: int) -> float:
-    """Samples per CPU second after a number of samples to get warm."""
+    """Return samples per CPU second after `warm` warm-up samples."""
     batches = iter(StreamLoader(config, Plan(config), words, batch_size=50))
     list(islice(batches, 2 + warm // 50))
     begin = time.process_time()
@@ -57,13 +57,13 @@ def rate(config: StreamConfig, warm: int) -> float:
 
 
 def words(caption: str) -> tuple[list[int], int]:
-    """A tokenizer that costs next to nothing."""
+    """Tokenize at next to no cost."""
     count = len(caption.split())
     return [1] * count, count
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     return {

@@ -1,6 +1,6 @@
-"""The same small autoencoder with and without EQ-VAE's regularisation, and a small XUT trained on each.
+"""Compare the same small autoencoder with and without EQ-VAE's regularization, and a small XUT trained on each.
 
-Runs the project's own commands, one after another, and skips what is done; then writes results.json, table.md,
+Runs the project's own commands one after another, and skips what is done; then writes results.json, table.md,
 figure.png and pictures.png beside this file. Run it from the repository's top folder.
 """
 
@@ -28,15 +28,15 @@ HERE = Path(__file__).parent
 DATA = Path("data/openclipart-mini")
 TRAINING = [str(DATA / f"openclipart-0000{number}.tar") for number in range(3)]
 HELD_OUT = str(DATA / "openclipart-00003.tar")
-SIDE, FACTOR = 64, 4  # pixels of a picture, pixels of a latent cell
+SIDE, FACTOR = 64, 4  # pixels per image side, pixels per latent cell
 PLAIN = ["equivariance.equivariant=0", "equivariance.downscaled=0"]
-# The paper's probabilities and its range of scales, 1/4 to 1, in the eighths that are exact at 32 and 64 px.
+# The paper's probabilities and its range of scales, 1/4 to 1, in eighths, which are exact at 32 and 64 px.
 EQ = [
     "equivariance.equivariant=0.5",
     "equivariance.downscaled=0.125",
     "equivariance.scale_numerators=[2,3,4,5,6,7]",
 ]
-# The paper's own case: an autoencoder that is trained already, here the seed's plain one, at half its rate.
+# The paper's own case: an autoencoder that is already trained, here the plain one of the seed, at half its rate.
 TRAINED = ["autoencoder.config=null", "autoencoder.source={runs}/plain-{seed}/vae/final", "stage.learning_rate=2e-3"]
 VARIANTS = {
     "plain": PLAIN,
@@ -46,7 +46,7 @@ VARIANTS = {
     "tuned": [*EQ, *TRAINED],
 }
 PAIRS = [("eq", "plain"), ("eq-antialias", "plain"), ("tuned", "longer")]
-"""Which variants differ in the regularisation alone."""
+"""Variants that differ only in the regularization."""
 LEVEL = 0.05
 AUTOENCODER = ("vae", "vae", "autoencoder")
 MEASURES = {
@@ -69,25 +69,25 @@ MEASURES = {
     "PSNR of scaled latents (dB)": (*AUTOENCODER, "equivariance_psnr_db_scale"),
     "kernel distance of drawn pictures": ("model", "ema", "kernel", "kernel_efficientnet_lite0"),
 }
-"""Title: where it stands in an evaluation.json (which evaluation, weights, part, name)."""
+"""Title: its place in an evaluation.json (which evaluation, weights, part, name)."""
 LOSS = "flow loss, held out"
 BESIDE = {
     "encoder error, rotation, centered": "equivariance/encoder_rotation_centred",
     "encoder error, scale, centered": "equivariance/encoder_scale_centred",
     "latent power in the lowest of eight rings": "latent/spectrum_0",
 }
-"""Title: name among the statistics of the whole set, which no resampling of pictures spreads."""
+"""Title: name among the statistics of the whole set, which do not exist per image."""
 
 
 def main() -> None:
-    """Train and measure every variant with every seed, then summarise."""
+    """Train and measure every variant with every seed, then summarize."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--vae-samples", type=int, default=40_000)
     parser.add_argument("--model-samples", type=int, default=64_000)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--runs", type=Path, default=Path("runs/eqvae_openclipart"))
-    parser.add_argument("--table", action="store_true", help="write table.md from results.json, and train nothing")
+    parser.add_argument("--table", action="store_true", help="only write table.md from results.json")
     arguments = parser.parse_args()
     if arguments.table:
         recorded = json.loads((HERE / "results.json").read_text())
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: int) -> None:
-    """Train one autoencoder; patches for the first seven eighths."""
+    """Train one autoencoder; the first seven eighths on patches."""
     command(
         folder / "final" / "README.md",
         "hdm-train-vae",
@@ -129,7 +129,7 @@ def train_autoencoder(folder: Path, overrides: list[str], seed: int, samples: in
 
 
 def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> None:
-    """Train one XUT on the autoencoder's latents; all else is the same."""
+    """Train one XUT on the autoencoder's latents; everything else is the same."""
     command(
         folder / "final" / "model_index.json",
         "hdm-train",
@@ -145,7 +145,7 @@ def train_model(folder: Path, autoencoder: Path, seed: int, samples: int) -> Non
 
 
 def on_drawings(folder: Path, seed: int) -> list[str]:
-    """What both trainings have in common: three shards train, the fourth is held out."""
+    """Return the common settings of both trainings: three shards to train on, the fourth held out."""
     return [
         "trainer=cpu",
         "hardware.threads=1",
@@ -178,14 +178,14 @@ def measure(folder: Path, seed: int, pictures: int) -> None:
 
 
 def command(result: Path, name: str, *arguments: str) -> None:
-    """Run a command of the project unless its result is there already."""
+    """Run a command of the project unless its result already exists."""
     if not result.exists():
         print("$", name, *arguments, flush=True)
         subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=True)
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Every measure of one variant and seed."""
+    """Return every measure of one variant and seed."""
     found: dict[str, Any] = {
         kind: json.loads((folder / f"{kind}-evaluation" / "evaluation.json").read_text()) for kind in ("vae", "model")
     }
@@ -201,9 +201,9 @@ def read(folder: Path) -> dict[str, float]:
 
 
 def block_means() -> dict[str, float]:
-    """The same measures of an encoder that needs no training: the mean of every 4×4 pixels, repeated to decode.
+    """Return the same measures for an encoder without training: the mean of every 4×4 pixels, repeated to decode.
 
-    It commutes exactly with turns, and with halving without antialias; what it has elsewhere comes of the sampling.
+    It commutes exactly with turns, and with halving without antialiasing; its other errors come from the sampling.
     """
     measures = AutoencoderMeasures(
         lambda image: (F.avg_pool2d(image, FACTOR), torch.zeros(len(image), 3, SIDE // FACTOR, SIDE // FACTOR)),
@@ -222,7 +222,7 @@ def block_means() -> dict[str, float]:
 
 
 def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) -> str:
-    """Mean ± standard deviation over seeds; then the paired differences."""
+    """Return mean ± standard deviation over seeds; then the paired differences."""
     lines = [row("measure", *VARIANTS, "block means"), row(*["---"] * (len(VARIANTS) + 2))]
     for name, by_variant in found.items():
         block = f"{round(blocks[name], 4):.3g}" if name in blocks else ""
@@ -231,7 +231,7 @@ def table(found: dict[str, dict[str, list[float]]], blocks: dict[str, float]) ->
 
 
 def differences_table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Paired differences with their 95% interval (Student's t); bold: shown, by Holm over all of the table."""
+    """Return paired differences with 95% intervals (Student's t); bold ones are significant by Holm over the table."""
     differences = {
         (name, pair): paired_difference(by_variant[pair[1]], by_variant[pair[0]])
         for name, by_variant in found.items()
@@ -250,18 +250,18 @@ def differences_table(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def row(*cells: str) -> str:
-    """A line of a Markdown table."""
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± standard deviation."""
+    """Return mean ± standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.4g} ± {deviation:.2g}"
 
 
 def draw(found: dict[str, dict[str, list[float]]], blocks: dict[str, float], path: Path) -> None:
-    """One panel a measure, a dot a seed; dotted where block means stand."""
+    """Plot one panel per measure, one dot per seed; dotted lines are block means."""
     import matplotlib  # noqa: PLC0415 (only for the figure)
 
     matplotlib.use("Agg")
@@ -287,7 +287,7 @@ def draw(found: dict[str, dict[str, list[float]]], blocks: dict[str, float], pat
 
 
 def beside(folders: list[Path], path: Path) -> None:
-    """The last pictures of each training, side by side."""
+    """Join the last images of each training side by side."""
     sheets = [Image.open(sorted((folder / "vae" / "01-vae" / "samples").glob("*.png"))[-1]) for folder in folders]
     gap = 8
     whole = Image.new("RGB", (sum(sheet.width + gap for sheet in sheets) - gap, sheets[0].height), "white")

@@ -1,4 +1,4 @@
-"""How far a short training lowers the encoder's equivariance errors, with antialias and without, and what it costs.
+"""How far a short training lowers the encoder's equivariance errors, with and without antialiasing, and at what cost.
 
 Runs hdm-train-vae, one training after another, and skips what is done; then writes short_training.json and
 short_training.md beside this file. Run it from the repository's top folder.
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def train(folder: Path, overrides: list[str], seed: int) -> None:
-    """8,000 samples at 128 px, seven eighths of them on patches of 64 px; measured on all held-out drawings."""
+    """Train on 8,000 samples at 128 px, seven eighths of them patches of 64 px; measure all held-out drawings."""
     command(
         folder / "final" / "README.md",
         "hdm-train-vae",
@@ -73,7 +73,7 @@ def train(folder: Path, overrides: list[str], seed: int) -> None:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Mean ± standard deviation over seeds, and for errors the mean of each seed's share of plain's."""
+    """Return mean ± standard deviation over seeds, and for errors the mean over seeds of their ratio to plain's."""
     lines = [row("measure", *VARIANTS), row(*["---"] * (len(VARIANTS) + 1))]
     for name, by_variant in found.items():
         shown = {variant: spread(values) for variant, values in by_variant.items()}

@@ -1,7 +1,7 @@
-"""XUT-base and another network in turn: beside.py FILE OUT SIZE DEVICE.
+"""Time XUT-base and another network in turn: beside.py FILE OUT SIZE DEVICE.
 
-FILE is Python with a function `build(batch, resolution, context_length, device)` that returns a call of one forward and
-backward pass of the other network on such a micro-batch, as its authors would run it.
+FILE is Python with a function `build(batch, resolution, context_length, device)` that returns a function, which runs
+one forward and backward pass of the other network on such a micro-batch, as its authors would run it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Kernels of a whole compiled training step: profile_step.py FOLDER SIZE DEVICE writes profile.txt and profile.json."""
+"""Profile the kernels of a compiled training step: profile_step.py FOLDER SIZE DEVICE writes profile.{txt,json}."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from hdm_lightning.profiling.cases import Setup
 
 
 def main() -> None:
-    """Time a few steps, then take one apart."""
+    """Time a few steps, then profile one."""
     folder, size, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     cuda = device == "cuda"
     sync = torch.cuda.synchronize if cuda else lambda: None

@@ -1,6 +1,6 @@
-"""Saves a text encoder and an autoencoder of a network's size with random weights: random_encoders.py FOLDER SIZE.
+"""Save a text encoder and an autoencoder of a network's size with random weights: random_encoders.py FOLDER SIZE.
 
-The text encoder gets a tokenizer of the drawings' words. hdm-train reads the folders as it would read trained models.
+The text encoder gets a tokenizer of the captions' words. hdm-train reads the folders like those of trained models.
 """
 
 import json
@@ -20,7 +20,7 @@ DRAWINGS = Path(__file__).resolve().parents[2] / "data" / "openclipart-mini"
 
 
 def vocabulary(limit: int) -> dict[str, int]:
-    """The words of the drawings' captions, as many as the model has rows for."""
+    """Return the words of the drawings' captions, at most as many as the model has embeddings."""
     words = {"<pad>": 0, "<unk>": 1}
     for path in sorted(DRAWINGS.glob("*.tar")):
         with tarfile.open(path) as shard:

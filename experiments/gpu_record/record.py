@@ -1,8 +1,8 @@
-"""Measures everything that needs a GPU in one go: python experiments/gpu_record/record.py [PART …] [--out FOLDER].
+"""Measure everything that needs a GPU in one go: python experiments/gpu_record/record.py [PART …] [--out FOLDER].
 
-Parts run in their order, each in a process of its own with a time limit, and each leaves its results in the folder
-before the next begins, so that a machine that is taken away leaves what was measured: `record.json` (what ran, how
-long, with which status), `PART.json` or `PART.log` of each. `--tiny` goes through all of them at tiny sizes on a CPU.
+Parts run in order, each in its own process with a time limit, and each writes its results before the next begins, so
+losing the machine does not lose what was measured: `record.json` (what ran, how long, with which status), `PART.json`
+or `PART.log` of each. `--tiny` runs all of them at tiny sizes on a CPU.
 """
 
 import argparse
@@ -28,30 +28,30 @@ RESULTS = ROOT / "experiments" / "benchmarks"
 DRAWINGS = ROOT / "data" / "openclipart-mini"
 STEPS = "steps.jsonl"
 RATE_S = 90.0
-"""Of the real command's first stage, compilation left out."""
+"""Duration of the real command's first stage, without compilation."""
 COMPILE_S = 30.0
 LEFT_OUT = "left out: no --published"
 GRACE_S = 20.0
-"""How long a process may take to save and end after SIGTERM."""
+"""Seconds that a process may take to save and end after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What the parts share."""
+    """Settings that the parts share."""
 
     out: Path  # results
     work: Path  # everything else
     tiny: bool  # on a CPU, at sizes that take seconds
-    published: Path | None = None  # what builds another network to time beside this one; see beside.py
+    published: Path | None = None  # builds another network to time next to this one; see beside.py
 
     @property
     def device(self) -> str:
-        """Of every part."""
+        """Device of every part."""
         return "cpu" if self.tiny else "cuda"
 
     @property
     def patience(self) -> int:
-        """How many times its seconds a part may take: tiny ones show that they run, on however busy a machine."""
+        """Factor on a part's time limit: tiny ones only show that they run, on however busy a machine."""
         return 6 if self.tiny else 1
 
     @property
@@ -64,25 +64,25 @@ class Session:
 class Part:
     """One measurement."""
 
-    seconds: int  # it may take so long
-    run: Callable[[Session, float], int]  # by the seconds that it has; returns an exit status
+    seconds: int  # time limit
+    run: Callable[[Session, float], int]  # takes the seconds it has; returns an exit status
 
 
 def console(command: str, *arguments: object) -> list[str]:
-    """A console command of this package in the Python at work, which need not have it installed."""
+    """Return a console command of this package for the running Python, which need not have it installed."""
     module = {"hdm-train": "train", "hdm-train-vae": "train_vae", "hdm-bench": "bench", "hdm-sample": "sample"}[command]
     code = f"import sys; from hdm_lightning.cli.{module} import main; sys.argv[0] = {command!r}; sys.exit(main())"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def call(session: Session, name: str, command: list[str], seconds: float) -> int:
-    """Run a command, its output in NAME.log; after its time it is asked to stop, then killed. Returns its status."""
+    """Run a command with output to NAME.log; stop it after its time, then kill it. Return its status."""
     with (session.out / f"{name}.log").open("a") as log:
         return ended(start(command, log), seconds)
 
 
 def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
-    """Start a command from the repository's root, with this folder's modules at hand; `log` begins with its words."""
+    """Start a command from the repository's root, with this folder's modules importable; log its words first."""
     print(f"$ {shlex.join(command)}", file=log, flush=True)
     path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -90,7 +90,7 @@ def start(command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
 
 
 def ended(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """The exit status of a process once it has ended; 124 where it had to be stopped after so many seconds."""
+    """Wait for a process and return its exit status; 124 if it had to be stopped after `seconds`."""
     try:
         return process.wait(max(1.0, seconds))
     except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> int:
 
 
 def gpu_tests(session: Session, seconds: float) -> int:
-    """The tests that are marked `gpu`; at tiny sizes they are only collected."""
+    """Run the tests that are marked `gpu`; at tiny sizes they are only collected."""
     more = ["--collect-only"] if session.tiny else ["-v", "--durations=0"]
     return call(
         session, "tests", [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short", *more, "tests/gpu"], seconds
@@ -112,7 +112,7 @@ def gpu_tests(session: Session, seconds: float) -> int:
 
 
 def bench(part: str, name: str, **options: object) -> Callable[[Session, float], int]:
-    """A case of hdm-bench, compiled on a GPU, written to NAME.json."""
+    """Return a case of hdm-bench, compiled on a GPU, written to NAME.json."""
 
     def run(session: Session, seconds: float) -> int:
         tiny = {"resolution": 64, "batch": 2, "context": 16, "repeats": 2, "warmup": 1}
@@ -127,19 +127,19 @@ def bench(part: str, name: str, **options: object) -> Callable[[Session, float],
 
 
 def beside(session: Session, seconds: float) -> int:
-    """The network and another one in turn."""
+    """Time the network and another one in turn."""
     command = [sys.executable, str(HERE / "beside.py"), str(session.published), str(session.out / "beside.json")]
     return call(session, "beside", [*command, session.size, session.device], seconds)
 
 
 def prepare(session: Session, seconds: float) -> int:
-    """Folders of random encoders of the true sizes, which hdm-train reads as it would read trained ones."""
+    """Write folders of random encoders of the true sizes, which hdm-train reads like those of trained ones."""
     command = [sys.executable, str(HERE / "random_encoders.py"), str(session.work / "encoders"), session.size]
     return call(session, "prepare", command, seconds)
 
 
 def training(session: Session) -> list[str]:
-    """The command of the real training: the paper's first two stages, cut short."""
+    """Return the command of the real training: the paper's first two stages, cut short."""
     sizes = (
         {"px256": (64, 96, 8, 4, 16), "px512": (96, 96, 8, 4, 16)}
         if session.tiny
@@ -175,7 +175,7 @@ def training(session: Session) -> list[str]:
 
 
 def steps_of(session: Session, stage: str) -> int:
-    """How many steps of a stage have been noted so far."""
+    """Return the number of steps of a stage recorded so far."""
     file = session.out / STEPS
     if not file.exists():
         return 0
@@ -183,9 +183,9 @@ def steps_of(session: Session, stage: str) -> int:
 
 
 def train(session: Session, seconds: float) -> int:
-    """hdm-train over two stages: stopped by SIGTERM in the second, resumed, and its rates from step to step."""
+    """Run hdm-train over two stages: stop it by SIGTERM in the second, resume it, and compute its rates."""
     end, command = time.monotonic() + seconds - GRACE_S, training(session)
-    (session.out / STEPS).unlink(missing_ok=True)  # of an earlier recording
+    (session.out / STEPS).unlink(missing_ok=True)  # from an earlier recording
     with (session.out / "train.log").open("a") as log:
         first = start(command, log)
         while first.poll() is None and steps_of(session, "px512") < 4 and time.monotonic() < end:
@@ -201,7 +201,7 @@ def train(session: Session, seconds: float) -> int:
 
 
 def rates(session: Session, **more: Any) -> None:
-    """Write train.json: first step, median step, images a second and graphs of each fit, from the steps noted."""
+    """Write train.json: first step, median step, images per second and graphs of each fit, from the recorded steps."""
     fits: list[list[dict[str, Any]]] = []
     file = session.out / STEPS
     for row in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
@@ -213,7 +213,7 @@ def rates(session: Session, **more: Any) -> None:
 
 
 def rate(first: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a fit's steps say; the first two after the first one still warm up and count in no rate."""
+    """Summarize the steps of a fit; the two after the first are still warm-up and left out of the rates."""
     row = {"stage": first["stage"], "from_step": first["step"], "steps": len(steps)}
     if steps:
         losses = [step["loss"] for step in steps if step["loss"] is not None]
@@ -230,7 +230,7 @@ def rate(first: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sample(session: Session, seconds: float) -> int:
-    """hdm-sample from what was trained: random encoders draw noise, but the way there is the real one."""
+    """Run hdm-sample on what was trained: with random encoders the images are noise, but the path is the real one."""
     options = ["--size", "64x64", "--steps", "2"] if session.tiny else ["--size", "512x512", "--steps", "24"]
     folder = session.work / "run"
     command = console("hdm-sample", folder, "a red circle", *options, "--count", 2, "--out", session.out / "samples")
@@ -238,13 +238,13 @@ def sample(session: Session, seconds: float) -> int:
 
 
 def profile(session: Session, seconds: float) -> int:
-    """Kernels of a whole compiled training step."""
+    """Profile the kernels of a whole compiled training step."""
     command = [sys.executable, str(HERE / "profile_step.py"), str(session.out), session.size, session.device]
     return call(session, "profile", command, seconds)
 
 
 def drawings(session: Session, seconds: float) -> int:
-    """A real training on the drawings with the time that is left: autoencoder, then network, then images."""
+    """Train on the drawings with the time that is left: autoencoder, then network, then images."""
     vae, run = session.work / "drawings_vae", session.work / "drawings"
     device, hours = ["trainer=cpu"] if session.tiny else ["trainer=gpu"], seconds / 3600
     budget = "hdm_lightning.training.callbacks.ends.Budget"
@@ -297,13 +297,13 @@ PARTS: dict[str, Part] = {
     "cached": Part(60, bench("step", "cached", **CACHED)),
     "drawings": Part(600, drawings),
 }
-"""In their order."""
+"""In order."""
 
 
 def main() -> int:
-    """Run the parts; returns 0 where all of them have ended well."""
+    """Run the parts; return 0 if all of them succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)} (default: all)")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="results (default: experiments/benchmarks/NAME_OF_THE_DEVICE)"
     )
@@ -311,13 +311,13 @@ def main() -> int:
         "--published",
         type=Path,
         metavar="FILE",
-        help="time another network as well; beside.py says what FILE has",
+        help="time another network as well; beside.py describes FILE",
     )
     parser.add_argument(
         "--work", type=Path, default=Path("/tmp/hdm-gpu-record"), metavar="FOLDER", help="scratch space"
     )
     parser.add_argument("--limit", type=float, default=480, metavar="S", help="seconds for everything (default: 480)")
-    parser.add_argument("--tiny", action="store_true", help="at tiny sizes on a CPU: shows that every part runs")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes on a CPU, to see that every part runs")
     given = parser.parse_args()
     unknown = sorted(set(given.parts) - set(PARTS))
     if unknown:
@@ -336,7 +336,7 @@ def run_parts(session: Session, device: str, names: list[str], limit: float) -> 
     """Run parts within a limit of seconds, and keep record.json up to date."""
     begin, rows = time.monotonic(), []
     for name in names:
-        left = limit - (time.monotonic() - begin) - GRACE_S  # which a part may take beyond its time
+        left = limit - (time.monotonic() - begin) - GRACE_S  # a part may overrun its time by this
         row: dict[str, Any] = {"part": name, "began_s": round(time.monotonic() - begin, 1)}
         if name == "beside" and session.published is None:
             rows.append(row | {"status": LEFT_OUT})
@@ -353,13 +353,13 @@ def run_parts(session: Session, device: str, names: list[str], limit: float) -> 
 
 
 def device_name(tiny: bool) -> str:
-    """As CUDA calls it."""
+    """Return CUDA's name of the device."""
     if tiny:
         return "cpu"
-    import torch  # noqa: PLC0415 (seconds, which a list of parts need not wait for)
+    import torch  # noqa: PLC0415 (seconds to import, too slow for --help)
 
     if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device is visible; --tiny goes through the parts on a CPU")
+        raise SystemExit("no CUDA device is visible; --tiny runs the parts on a CPU")
     return torch.cuda.get_device_name()
 
 

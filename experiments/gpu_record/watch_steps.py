@@ -1,4 +1,4 @@
-"""A Lightning callback that notes every optimizer step: its end, its loss, and what was compiled by then."""
+"""A Lightning callback that records every optimizer step: its end, its loss, and what was compiled by then."""
 
 import json
 import time
@@ -12,19 +12,19 @@ class WatchSteps(Callback):
     """Writes a JSON line at the start of each fit and after each step.
 
     Args:
-        file: to write to.
+        file: path of the output.
     """
 
     def __init__(self, file: str) -> None:
         self.file, self.step = file, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A fit begins."""
+        """Record the start of a fit."""
         self.step = trainer.global_step
         self._note(trainer, pl_module, started=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Note whole steps; the loss of every fifth, which waits for the device."""
+        """Record whole steps; the loss only of every fifth, as it waits for the device."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step

@@ -1,8 +1,8 @@
 """Time and memory of a plan of hundreds of millions of samples: `python experiments/large_index/measure.py`.
 
-The set is an index alone, of as many shards as img2dataset makes of COYO-700M, 10,000 samples each: JPEG, caption and
-record of images whose short side is at most 512 px. 200 shards differ, the others repeat their columns under names and
-checksums of their own. A process of its own then does what a rank does before its first sample.
+The data set is only an index, with as many shards as img2dataset makes of COYO-700M, 10,000 samples each: JPEG, caption
+and record of images whose short side is at most 512 px. 200 shards are different, the others repeat their columns with
+other names and checksums. A separate process then does what a rank does before its first sample.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CROPS = {
 
 
 def shard(random: np.random.Generator, samples: int) -> ShardRecord:
-    """A record of a shard of random images."""
+    """Return the record of a shard of random images."""
     short = np.minimum(512, random.lognormal(6.3, 0.6, samples)).astype(int) + 1
     long = (short * (1 + random.gamma(1.5, 0.3, samples))).astype(int)
     tall = random.random(samples) < 0.4
@@ -51,7 +51,7 @@ def shard(random: np.random.Generator, samples: int) -> ShardRecord:
 
 
 def write(folder: Path, shards: int, samples: int) -> None:
-    """Write the index of the set."""
+    """Write the index of the data set."""
     random = np.random.default_rng(0)
     different = [shard(random, samples) for _ in range(min(DIFFERENT, shards))]
     records = []
@@ -62,7 +62,7 @@ def write(folder: Path, shards: int, samples: int) -> None:
 
 
 def measured(folder: Path, crop: str) -> dict[str, float]:
-    """What a rank needs for its plan, and for places of 1,000 samples: seconds and GB; memory of a bare process off."""
+    """Return seconds and GB (beyond a bare process) that a rank needs for its plan and to locate 1,000 samples."""
     before = memory()
     begin, used = time.perf_counter(), time.process_time()
     config = StreamConfig(
@@ -87,7 +87,7 @@ def measured(folder: Path, crop: str) -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in GB: its own, and pages of files, which processes share and the system takes back."""
+    """Return this process's memory in GB: its own, and file pages, which processes share and the system can reclaim."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return {
         name: int(rest.split()[0]) / 1e6 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name
@@ -95,10 +95,10 @@ def memory() -> dict[str, float]:
 
 
 def main() -> None:
-    """Write the set into a folder that goes, measure, print JSON."""
+    """Write the data set into a temporary folder, measure, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=70_000)
-    parser.add_argument("--samples", type=int, default=10_000, help="of a shard")
+    parser.add_argument("--samples", type=int, default=10_000, help="per shard")
     parser.add_argument("--crops", nargs="+", choices=list(CROPS), default=list(CROPS))
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

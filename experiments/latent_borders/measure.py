@@ -1,4 +1,4 @@
-"""How the latent of a crop cut from a whole image's differs from that of the crop encoded alone, by place in the crop.
+"""How the latent of a crop cut from the whole image's latent differs from that of the crop alone, by place in the crop.
 
 python experiments/latent_borders/measure.py SHARDS --vae NAME --resolution 256 --samples 200 --out FILE
 """
@@ -23,11 +23,11 @@ from hdm_lightning.data.rules import Source, StreamConfig
 from hdm_lightning.data.sample_plan import Plan
 
 RINGS = (0, 1, 2, 4, 8, 1_000_000)
-"""Cells from a border of the crop that lies inside the image; the last class is all that is further."""
+"""Cells from a border of the crop that is inside the image; the last class is everything farther away."""
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards")
     parser.add_argument("--vae", required=True)
@@ -47,7 +47,7 @@ def main() -> None:
         crop = rules.choose(height, width, (given.resolution,) * 2, Draws(0, "borders", index), grid=form.factor)
         index += 1
         if crop.full_height == crop.full_width:
-            continue  # the crop is the whole
+            continue  # the crop is the whole image
         pixels, _ = decode(raw.image(), form.whole)
         image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(given.device).float() / 127.5 - 1
         rows.append(compared(vae, image, crop.top, crop.left, given.resolution))
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def compared(vae: Any, image: Tensor, top: int, left: int, side: int) -> dict[str, Any]:
-    """Differences of one image (1,3,H,W) in [-1, 1], in standard deviations of latents."""
+    """Return the differences for one image (1,3,H,W) in [-1, 1], in standard deviations of latents."""
     cells, factor = side // vae.factor, vae.factor
     top_cell, left_cell = top // factor, left // factor
     alone = vae.encode(image[..., top : top + side, left : left + side])
@@ -70,7 +70,7 @@ def compared(vae: Any, image: Tensor, top: int, left: int, side: int) -> dict[st
 
 
 def inner_distance(height: int, width: int, top: int, left: int, cells: int) -> np.ndarray[Any, Any]:
-    """Cells (cells, cells) of a crop from its nearest side that is no side of the image."""
+    """Return the distance in cells (cells, cells) of a crop from its nearest side that is not a side of the image."""
     far = RINGS[-1] - 1
     places = np.arange(cells)
     sides = []
@@ -82,7 +82,7 @@ def inner_distance(height: int, width: int, top: int, left: int, cells: int) -> 
 
 
 def summary(rows: list[dict[str, Any]], resolution: int) -> dict[str, Any]:
-    """Root mean squares by class, over all images."""
+    """Return the root mean squares by class, over all images."""
     names = [f"{low} to {high - 1} cells" if high < RINGS[-1] else f"{low} and more" for low, high in pairwise(RINGS)]
     sums = np.array([row["squares"] for row in rows]).sum(axis=0)
     rms = {name: float(np.sqrt(total / max(1, count))) for name, (total, count) in zip(names, sums, strict=True)}

@@ -1,6 +1,6 @@
-"""Time and memory of the exact search for near copies, by number of hashes and distance.
+"""Time and memory of the exact search for near duplicates, by number of hashes and distance.
 
-Hashes are random, as those of unlike images are, but for one in ten: a copy of another with up to six bits changed.
+Hashes are random, like those of unrelated images, except for one in ten: a copy of another with up to six bits changed.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from hdm_lightning.datasets.near_duplicates import better_copies
 
 
 def hashes(count: int, seed: int) -> np.ndarray:
-    """So many hashes, uint64."""
+    """Return `count` hashes, uint64."""
     random = np.random.default_rng(seed)
     found = random.integers(0, 1 << 64, size=count, dtype=np.uint64)
     copies = random.choice(count, count // 10, replace=False)
@@ -25,7 +25,7 @@ def hashes(count: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print a line a measurement."""
+    """Print a line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", nargs="+", type=int, default=[100_000, 1_000_000, 4_000_000])
     parser.add_argument("--distances", nargs="+", type=int, default=[0, 4])

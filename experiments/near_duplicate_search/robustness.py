@@ -1,4 +1,4 @@
-"""By how many bits the perceptual hash of an image changes when it is resized, encoded again, or marked in a corner."""
+"""How many bits of an image's perceptual hash change when it is resized, reencoded, or marked in a corner."""
 
 import io
 import sys
@@ -16,18 +16,18 @@ from hdm_lightning.datasets.shard_work import samples_of
 
 BITS = (0, 2, 4, 6, 8, 12)
 MARKED = 0.12
-"""Share of each side that the mark takes."""
+"""Share of each side that the mark covers."""
 
 
 def encoded(image: Image.Image, kind: str, **options: int) -> bytes:
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def copies(image: Image.Image) -> dict[str, bytes]:
-    """What may have become of an image."""
+    """Return altered copies of an image."""
     marked, (width, height) = image.copy(), image.size
     corner = (round(width * (1 - MARKED)), round(height * (1 - MARKED)), width, height)
     ImageDraw.Draw(marked).rectangle(corner, fill="red")
@@ -41,7 +41,7 @@ def copies(image: Image.Image) -> dict[str, bytes]:
 
 
 def main(place: str) -> None:
-    """Print a line a change, with the share of copies within so many bits."""
+    """Print a line per kind of change, with the share of copies within each number of bits."""
     changed: dict[str, list[int]] = {}
     for url, record in resolve(Source((place,))):
         for _, sample in samples_of(LocalFiles(), PlannedShard(url, record)):

@@ -1,4 +1,4 @@
-"""How far off a stage is whose hours took no part in choosing the utilisation: python experiments/plans/left_out.py."""
+"""Forecast error of a stage whose hours do not set the utilization: python experiments/plans/left_out.py."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ HERE = Path(__file__).parent
 
 
 def left_out_errors(forecast_hours: Mapping[int, float], hours: Mapping[int, float]) -> dict[int, float]:
-    """Relative error of each stage, with the utilisation that makes the largest error of the others smallest.
+    """Return each stage's relative error at the utilization that minimizes the largest error of the others.
 
     Args:
-        forecast_hours: by resolution, at one utilisation, to which they are inversely proportional.
-        hours: those that the stages took.
+        forecast_hours: by resolution, at one utilization, to which they are inversely proportional.
+        hours: actual hours of the stages.
     """
     implied = {side: forecast_hours[side] / hours[side] for side in hours}
     errors = {}
@@ -25,7 +25,7 @@ def left_out_errors(forecast_hours: Mapping[int, float], hours: Mapping[int, flo
 
 
 def main() -> None:
-    """Print a line for each stage, and the range of the total."""
+    """Print a line per stage, and the range of the total."""
     plan = json.loads((HERE / "paper_4x5090.json").read_text(encoding="utf-8"))
     found = {stage["stage"]["resolution"]: stage["hours"] for stage in plan["stages"]}
     for side, error in left_out_errors(found, PAPER_HOURS).items():

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the forecasts beside it: python experiments/plans/table.py."""
+"""Write the tables of README.md from the forecasts beside it: python experiments/plans/table.py."""
 
 import json
 from pathlib import Path
@@ -15,19 +15,19 @@ GIB = 2**30
 
 
 def read(name: str) -> dict[str, Any]:
-    """A forecast that hdm-plan wrote."""
+    """Read a forecast that hdm-plan wrote."""
     content: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
     return content
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns but the first are numbers."""
+    """Return a Markdown table in which all columns but the first are numbers."""
     marks = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, marks, *rows))
 
 
 def against_the_paper(plan: dict[str, Any]) -> str:
-    """Forecast and reported hours of each stage."""
+    """Return the table of forecast and reported hours of each stage."""
     rows = []
     for stage in plan["stages"]:
         reported = PAPER_HOURS[stage["stage"]["resolution"]]
@@ -39,7 +39,7 @@ def against_the_paper(plan: dict[str, Any]) -> str:
 
 
 def stages(name: str, plan: dict[str, Any]) -> list[list[str]]:
-    """A row for each stage of a forecast, and their sum."""
+    """Return a row for each stage of a forecast, and their sum."""
     rows = []
     for stage in plan["stages"]:
         wanted = stage["stage"]
@@ -65,7 +65,7 @@ def stages(name: str, plan: dict[str, Any]) -> list[list[str]]:
 
 
 def encodings(plan: dict[str, Any]) -> list[list[str]]:
-    """A row for each set of latents, and for the text states, that are made before the first stage."""
+    """Return a row for each set of latents, and for the text states, that are encoded before the first stage."""
     found = []
     for each in plan["encodings"]:
         what = "captions" if each["resolution"] is None else f"{each['resolution']} px"
@@ -75,13 +75,13 @@ def encodings(plan: dict[str, Any]) -> list[list[str]]:
 
 
 def read_cards(name: str) -> dict[str, dict[str, Any]]:
-    """Forecasts of one training on several machines, by machine."""
+    """Read the forecasts of one training on several machines, by machine."""
     plans = read(f"cards_{name}")["plans"]
     return {f"{plan['machine']['count']}x{plan['machine']['gpu']['name']}": plan for plan in plans}
 
 
 def hours_and_rent(plan: dict[str, Any] | None) -> str:
-    """Both sums of a forecast, with days where hours say little."""
+    """Format both sums of a forecast, with days if there are many hours."""
     if plan is None:
         return ""
     hours, rent = plan["total"]["hours"], plan["total"]["rent_usd"]["expected"]
@@ -90,7 +90,7 @@ def hours_and_rent(plan: dict[str, Any] | None) -> str:
 
 
 def cards() -> str:
-    """What the presets take on cards of several sizes."""
+    """Return the table of what the presets take on cards of several sizes."""
     evening, weekend, paper = map(read_cards, ("evening", "weekend", "paper"))
     rows = []
     for name in CARDS:
@@ -104,7 +104,7 @@ def cards() -> str:
 
 
 def tables() -> str:
-    """All tables of the README."""
+    """Return all tables of the README."""
     plans = {name: read(f"paper_{name}") for name in MACHINES}
     header = ["", "hours", "images/s", "memory, GiB", "micro-batch", "largest", "kWh", "rent $", "power $", "binds"]
     rows = [row for name, plan in plans.items() for row in stages(name, plan)]
@@ -128,7 +128,7 @@ def tables() -> str:
 
 
 def main() -> None:
-    """Put the tables where they belong."""
+    """Write the tables into README.md."""
     file = HERE / "README.md"
     before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,4 +1,4 @@
-"""The utilisation that a timed forward and backward pass of XUT-base comes to, by the counts of the forecasts.
+"""Utilization of a timed forward and backward pass of XUT-base, by the operation counts of the forecasts.
 
 python experiments/plans/utilisation.py MS [--gpu h100 --resolution 256 --batch 64 --context 256]
 """
@@ -20,7 +20,7 @@ from hdm_lightning.profiling.planned_run import Recipe, StageRecipe
 def main() -> None:
     """Print one line for each time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ms", nargs="+", type=float, help="of a call")
+    parser.add_argument("ms", nargs="+", type=float, help="milliseconds per call")
     parser.add_argument("--gpu", default="h100")
     for name, default in (("resolution", 256), ("batch", 64), ("context", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)

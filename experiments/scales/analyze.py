@@ -1,4 +1,4 @@
-"""What the trainings so far say: `python -m experiments.scales.analyze`.
+"""Analyze the trainings so far: `python -m experiments.scales.analyze`.
 
 It writes analysis.json, figure.png and the tables of README.md.
 """
@@ -20,22 +20,22 @@ from hdm_lightning.profiling.gpus import GPUS
 HERE = Path(__file__).parent
 CARD = "5090"
 PAPER = {"parameters": 343e6, "samples": 207e6}
-"""XUT-base and the images that the paper's four stages see."""
+"""XUT-base and the number of images in the paper's four stages."""
 Result = dict[str, Any]
 
 
 def of_kind(results: dict[str, Result], kind: str) -> list[Result]:
-    """Results of the trainings of a purpose that are there."""
+    """Return the available results of the trainings of a kind."""
     return [results[each.name] for each in trainings() if each.kind == kind and each.name in results]
 
 
 def column(rows: list[Result], name: str) -> np.ndarray:
-    """One number of each result."""
+    """Return one number of each result."""
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 
 def analyze(results: dict[str, Result]) -> dict[str, Any]:
-    """The law with its predictions, the best rate of each width and batch, and what each training costs."""
+    """Return the law with its predictions, the best rate of each width and batch, and the cost of each training."""
     found: dict[str, Any] = {
         "trainings": sum(each.name in results for each in jobs()),
         "planned": len(jobs()),
@@ -52,7 +52,7 @@ def analyze(results: dict[str, Result]) -> dict[str, Any]:
 
 
 def cells(rows: list[Result]) -> list[dict[str, float]]:
-    """Mean loss of each width and length, beside its cost."""
+    """Return the mean loss of each width and length, with its cost."""
     found = []
     for width, samples in sorted({(row["width"], row["samples"]) for row in rows}):
         mine = [row for row in rows if (row["width"], row["samples"]) == (width, samples)]
@@ -75,13 +75,13 @@ def cells(rows: list[Result]) -> list[dict[str, float]]:
 
 
 def dollars(operations: float) -> float:
-    """What the network's operations cost on the paper's card at the utilisation that plans are made with."""
+    """Return the cost of the network's operations on the paper's card at the utilization that plans use."""
     card = GPUS[CARD]
     return operations / (card.peak_tflops * 1e12 * CALIBRATED_UTILISATION) / 3600 * card.usd_per_hour
 
 
 def law_of(rows: list[Result], held_out: list[Result]) -> dict[str, Any]:
-    """The law with intervals, its residuals, and held-out points beside what it predicts."""
+    """Return the law with intervals, its residuals, and held-out points beside its predictions."""
     size, samples, loss = (column(rows, name) for name in ("parameters", "samples", "loss"))
     law, laws = fit(size, samples, loss), resampled(size, samples, loss)
     noise = spread(rows)
@@ -97,7 +97,7 @@ def law_of(rows: list[Result], held_out: list[Result]) -> dict[str, Any]:
 
 
 def spread(rows: list[Result]) -> float:
-    """Relative standard deviation among trainings that differ in their seed alone."""
+    """Return the relative standard deviation among trainings that differ only in their seed."""
     groups: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         groups.setdefault((row["width"], row["samples"]), []).append(row["loss"])
@@ -107,20 +107,20 @@ def spread(rows: list[Result]) -> float:
 
 
 def checked(law: Law, laws: list[Law], noise: float, cell: dict[str, float]) -> dict[str, Any]:
-    """A held-out point beside its prediction, which is of a mean of as many trainings."""
+    """Return a held-out point beside its prediction, which is for a mean of as many trainings."""
     told = predicted(law, laws, cell["parameters"], cell["samples"], noise / cell["trainings"] ** 0.5)
     return {**cell, "predicted": told, "inside": told.low <= cell["loss"] <= told.high}
 
 
 def best_rates(rows: list[Result], rule: str) -> dict[str, Interval]:
-    """The rate of least loss of each width, where three rates or more are in."""
+    """Return the rate of least loss of each width that has results for at least three rates."""
     found = {}
     for width in RATE_WIDTHS:
         mine = [row for row in rows if row["width"] == width and row["rule"] == rule]
         rate, loss, seed = (column(mine, name) for name in ("rate", "loss", "seed"))
         other = [row for row in rows if row["width"] == width and row["rule"] != rule]
         own = seed_spread(rate, loss, seed) if len(mine) else np.nan
-        if np.isnan(own) and other:  # one seed: the spread of the other rule's trainings
+        if np.isnan(own) and other:  # one seed: use the spread of the other rule's trainings
             own = seed_spread(*(column(other, name) for name in ("rate", "loss", "seed")))
         if len(set(rate)) >= 3 and not np.isnan(own):
             found[str(width)] = best_rate_interval(rate, loss, seed, spread=own)
@@ -128,7 +128,7 @@ def best_rates(rows: list[Result], rule: str) -> dict[str, Interval]:
 
 
 def batches(rows: list[Result]) -> dict[str, Any]:
-    """Of each batch the best rate and the mean loss at the best rate tried, at equal samples."""
+    """Return for each batch the best rate and the mean loss at the best rate tried, at equal samples."""
     found = {}
     for batch in BATCHES:
         mine = [row for row in rows if row["batch"] == batch]
@@ -141,7 +141,7 @@ def batches(rows: list[Result]) -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The part of the README that is made of numbers."""
+    """Return the part of the README that is made of numbers."""
     lines = [
         f"**{found['trainings']} of {found['planned']} trainings are in.** Commits "
         f"{', '.join(each[:7] for each in found['commits'])}; {', '.join(found['processors'])}, one core.",
@@ -202,7 +202,7 @@ def _span(each: Interval) -> str:
 
 
 def draw(found: dict[str, Any], results: dict[str, Result], path: Path) -> None:
-    """Loss over operations for each length, and over the base rate for each width under both rules."""
+    """Plot loss over operations for each length, and over the base rate for each width under both rules."""
     import matplotlib as mpl  # noqa: PLC0415 (tests of the tables do without it)
 
     mpl.use("Agg")
@@ -229,7 +229,7 @@ def draw(found: dict[str, Any], results: dict[str, Result], path: Path) -> None:
 
 
 def simple(value: Any) -> Any:
-    """For JSON."""
+    """Convert to plain values for JSON."""
     if isinstance(value, dict):
         return {key: simple(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -238,7 +238,7 @@ def simple(value: Any) -> Any:
 
 
 def main() -> None:
-    """Analyse what there is."""
+    """Analyze the results so far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     results = read(parser.parse_args().results)

@@ -1,9 +1,9 @@
-"""Loss by size and samples, L = E + A·N^−α + B·D^−β (arXiv 2203.15556, section 3.3), and the rate where it is least.
+"""Loss by size and samples, L = E + A·N^−α + B·D^−β (arXiv 2203.15556, section 3.3), and the rate of least loss.
 
 Shapes: K trainings, R resamples.
 
 For fixed exponents the law is linear in E, A and B, none of which may be negative; the exponents are searched on a
-grid, then on finer ones around the best. Residuals are relative: those of the loss over the loss.
+grid, then on finer ones around the best. Residuals are relative: divided by the loss.
 """
 
 import itertools
@@ -21,7 +21,7 @@ _UNIT_SIZE, _UNIT_SAMPLES = 1e6, 1e4
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law; `size` is in parameters (or operations a sample), `samples` counts them."""
+    """A fitted law; `size` is in parameters (or operations per sample), `samples` counts them."""
 
     floor: float
     of_size: float
@@ -30,13 +30,13 @@ class Law:
     beta: float
 
     def __call__(self, size: Vector, samples: Vector) -> Vector:
-        """The loss."""
+        """Return the loss."""
         by_size = self.of_size * (np.asarray(size) / _UNIT_SIZE) ** -self.alpha
         return self.floor + by_size + self.of_samples * (np.asarray(samples) / _UNIT_SAMPLES) ** -self.beta
 
 
 def fit(size: Vector, samples: Vector, loss: Vector) -> Law:
-    """The law of least squared relative residuals. Raises ValueError: sizes or samples do not vary."""
+    """Fit the law by least squares of relative residuals. Raises ValueError: sizes or samples vary too little."""
     for name, values in (("size", size), ("samples", samples)):
         if len(set(values)) < 3:
             raise ValueError(f"{name}: got {len(set(values))} different values, expected at least 3")
@@ -53,7 +53,7 @@ def _around(grid: Vector, value: float) -> Vector:
 
 
 def _best_on(size: Vector, samples: Vector, loss: Vector, alphas: Vector, betas: Vector) -> Law:
-    """Over a grid of exponents and over which of the three terms are there at all (none may be negative)."""
+    """Return the best law over a grid of exponents and over subsets of the three terms (none may be negative)."""
     pairs = np.array(list(itertools.product(alphas, betas)))
     by_size = (size / _UNIT_SIZE)[None] ** -pairs[:, :1]
     by_samples = (samples / _UNIT_SAMPLES)[None] ** -pairs[:, 1:]
@@ -75,7 +75,7 @@ def _best_on(size: Vector, samples: Vector, loss: Vector, alphas: Vector, betas:
 
 
 def resampled(size: Vector, samples: Vector, loss: Vector, *, count: int = 200, seed: int = 0) -> list[Law]:
-    """Laws of resamples of the trainings, among those of each size and length (a stratified bootstrap)."""
+    """Fit laws to resamples of the trainings, within each size and length (a stratified bootstrap)."""
     random = np.random.default_rng(seed)
     groups = [
         np.flatnonzero((size == one) & (samples == other))
@@ -84,7 +84,7 @@ def resampled(size: Vector, samples: Vector, loss: Vector, *, count: int = 200, 
     found = []
     for _ in range(count):
         rows = np.concatenate([random.choice(group, len(group)) for group in groups])
-        # Few trainings of a kind spread too little among themselves: n/(n−1) of the variance is put back.
+        # Resamples of a few trainings spread too little: the factor n/(n−1) restores the variance.
         centre = np.concatenate([np.full(len(group), loss[group].mean()) for group in groups])
         wider = np.concatenate([np.full(len(group), (len(group) / max(len(group) - 1, 1)) ** 0.5) for group in groups])
         found.append(fit(size[rows], samples[rows], centre + wider * (loss[rows] - centre)))
@@ -93,7 +93,7 @@ def resampled(size: Vector, samples: Vector, loss: Vector, *, count: int = 200, 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95% interval; `at_edge` where it is the least or the largest that was tried, and no optimum."""
+    """A number with its 95% interval; `at_edge` if it is the least or the largest tried, and so not an optimum."""
 
     value: float
     low: float
@@ -102,22 +102,22 @@ class Interval:
 
 
 def interval(value: float, others: list[float]) -> Interval:
-    """Percentile interval of resampled values."""
+    """Return the percentile interval of resampled values."""
     low, high = np.quantile(others, [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
 
 def predicted(law: Law, laws: list[Law], size: float, samples: float, noise: float, *, seed: int = 0) -> Interval:
-    """The loss of one more training, with its spread from training to training (`noise`, relative)."""
+    """Predict the loss of one more training, with the spread among trainings (`noise`, relative)."""
     random = np.random.default_rng(seed)
     draws = [float(each(size, samples)) * (1 + noise * random.standard_normal()) for each in laws for _ in range(20)]
     return interval(float(law(size, samples)), draws)
 
 
 def best_rate(rate: Vector, loss: Vector) -> float:
-    """Where a parabola through the loss over the logarithm of the rate is least, kept within the rates tried.
+    """Return the minimum of a parabola through the loss over the logarithm of the rate, within the rates tried.
 
-    Of the rates only those next to the best on average are fitted: far away the loss is no parabola.
+    Only the rates next to the best on average are fitted: far away the loss is not a parabola.
     """
     values = np.unique(rate)
     means = np.array([loss[rate == each].mean() for each in values])
@@ -132,11 +132,11 @@ def best_rate(rate: Vector, loss: Vector) -> float:
 def best_rate_interval(
     rate: Vector, loss: Vector, seeds: Vector, *, spread: float | None = None, count: int = 500
 ) -> Interval:
-    """The best rate with a parametric bootstrap: normal noise of the trainings' own spread on every loss.
+    """Return the best rate with a parametric bootstrap: normal noise of the trainings' own spread on every loss.
 
     Args:
         rate, loss, seeds: (K,) of each training.
-        spread: standard deviation of a training's loss, for a single seed, which has none of its own.
+        spread: standard deviation of a training's loss, needed for a single seed, which has none of its own.
         count: R.
     """
     random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def best_rate_interval(
 
 
 def seed_spread(rate: Vector, loss: Vector, seeds: Vector) -> float:
-    """Standard deviation of the loss beside what rates and seeds have in common; nan with one seed."""
+    """Return the standard deviation of the loss after removing the effects of rates and seeds; nan with one seed."""
     rates, names = np.unique(rate), np.unique(seeds)
     columns = np.column_stack([*(rate == each for each in rates), *(seeds == each for each in names[1:])]).astype(float)
     left = loss - columns @ np.linalg.lstsq(columns, loss, rcond=None)[0]

@@ -12,12 +12,12 @@ WIDTHS = (32, 48, 64, 96, 128)
 LENGTHS = (3_200, 6_400, 12_800)
 SEEDS = (0, 1, 2)
 HELD_OUT = ((192, 3_200), (192, 6_400), (192, 12_800), (64, 25_600), (96, 25_600))
-"""Width and samples of what the law is to predict: a wider network, and longer trainings."""
+"""Widths and samples that the law is to predict: a wider network, and longer trainings."""
 RATES = (0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 """The last two were added when the best of the first five was the largest of them, at every width."""
 RATE_WIDTHS = (32, 64, 128)
 CONSTANT_RATES = tuple(rate / 64 for rate in RATES[:5])
-"""The same at width 64 for matrices from width to width, for all tensors of every width."""
+"""The rates that the muP rule gives hidden matrices at width 64, here used for all tensors at every width."""
 BATCHES = (8, 32, 128)
 
 Kind = Literal["law", "held out", "rates", "batches"]
@@ -37,12 +37,12 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of the job: what is trained, whatever it is for, so that no training runs twice."""
+        """Name of the job: only what is trained, whatever its purpose, so that no training runs twice."""
         return f"width{self.width}-samples{self.samples}-{self.rule}{self.rate:g}-batch{self.batch}-seed{self.seed}"
 
 
 def trainings() -> list[Training]:
-    """All of them, those that tell most first; one that serves two purposes comes once for each."""
+    """Return all trainings, the most informative first; one with two purposes is listed once for each."""
     found: list[Training] = []
     for seed in SEEDS:
         found += [Training("law", width, samples, seed=seed) for samples in LENGTHS for width in WIDTHS]
@@ -55,5 +55,5 @@ def trainings() -> list[Training]:
 
 
 def jobs() -> list[Training]:
-    """Every training once."""
+    """Return every training once."""
     return list({each.name: replace(each) for each in trainings()}.values())

@@ -1,6 +1,6 @@
-"""Run the study, job by job, going on where it stopped: `python -m experiments.scales.run`, from the top folder.
+"""Run the study job by job, resuming where it stopped: `python -m experiments.scales.run`, from the top folder.
 
-One core, about three hours. Every training sees every scene once.
+One core, about three hours. Every training sees every scene at most once.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SCENES = 26_000
 
 
 def main() -> None:
-    """Run what has no result yet."""
+    """Run the jobs without a result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--runs", type=Path, default=Path("runs/scales"))
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(results: Path, runs: Path) -> None:
-    """Scenes, the autoencoder, and all trainings."""
+    """Make the scenes, the autoencoder, and all trainings."""
     if not (runs / "shards" / "index.json").exists():
         aspects = (1.0, 1.5, 2 / 3)
         build_shapes(runs / "shards", count=SCENES, aspects=aspects, variation=VARIATION, encoding="png", processes=1)
@@ -47,7 +47,7 @@ def run(results: Path, runs: Path) -> None:
 
 
 def job(what: Training, runs: Path) -> dict[str, Any]:
-    """Train and measure one."""
+    """Train and measure one network."""
     seconds: dict[str, float] = {}
     folder = runs / "trainings" / what.name
     places = [f"vae.name={runs / 'autoencoder' / 'final'}", f"data.train={runs / 'shards'}"]
@@ -75,7 +75,7 @@ def job(what: Training, runs: Path) -> dict[str, Any]:
 
 
 def overrides(what: Training) -> list[str]:
-    """Of `hdm-train` for one training: the warm-up is a tenth of the samples, the cosine ends with them."""
+    """Return the `hdm-train` overrides of one training: warm-up over a tenth of the samples, cosine to their end."""
     stage = "schedule.stages.px64"
     return [
         "experiment=scales",

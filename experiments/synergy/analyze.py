@@ -1,9 +1,9 @@
-"""What the trainings so far say: `python -m experiments.synergy.analyze`.
+"""Analyze the trainings so far: `python -m experiments.synergy.analyze`.
 
 It writes analysis.json, figure.png and the tables of README.md.
 
-The primary endpoint was named before any training: the logarithm of `pixel_error`, a third each for square pictures,
-for wide and tall ones by short side and for wide and tall ones by area. Its ten terms are one family for Holm's
+The primary endpoint was named before any training: the logarithm of `pixel_error`, a third each for square images, for
+wide and tall ones by short side and for wide and tall ones by area. Its ten terms are one family for Holm's
 correction; the terms of all other endpoints are another.
 """
 
@@ -37,31 +37,31 @@ Result = dict[str, Any]
 
 
 def log_pixel_error(result: Result, kind: str = "pixel_error") -> float:
-    """The primary endpoint of one training."""
+    """Return the primary endpoint of one training."""
     logs = {shape: math.log(errors[kind]) for shape, errors in result["errors"].items()}
     thirds = (["64x64"], ["64x96", "96x64"], ["48x80", "80x48"])
     return statistics.mean(statistics.mean(logs[shape] for shape in third) for third in thirds)
 
 
 def beyond_square(result: Result) -> float:
-    """How much larger the error of wide and tall pictures is than that of square ones, as a logarithm."""
+    """Return how much larger the error of wide and tall images is than that of square ones, as a logarithm."""
     logs = {shape: math.log(errors["pixel_error"]) for shape, errors in result["errors"].items()}
     return statistics.mean(logs[shape] for shape in logs if shape != "64x64") - logs["64x64"]
 
 
 def share_right(result: Result, drawn: str, *criteria: str) -> float:
-    """Share of right answers of drawn pictures, the mean of several criteria."""
+    """Return the share of right answers in generated images, averaged over several criteria."""
     graded = result["drawn"][drawn]
     return statistics.mean(sum(graded["right"][each]) / sum(graded["trials"][each]) for each in criteria)
 
 
 def attributes(result: Result, drawn: str) -> float:
-    """Share of colours, shapes, sizes and grounds that are right."""
+    """Return the share of colors, shapes, sizes and backgrounds that are right."""
     return share_right(result, drawn, "colour", "shape", "size", "background")
 
 
 def attributes_beyond_square(result: Result) -> float:
-    """How much more is right in wide and tall pictures than in square ones."""
+    """Return how much more is right in wide and tall images than in square ones."""
     wide = [attributes(result, f"{shape} {split}") for shape in ("64x96", "96x64") for split in ("heldout", "train")]
     square = [attributes(result, f"64x64 {split}") for split in ("heldout", "train")]
     return statistics.mean(wide) - statistics.mean(square)
@@ -80,16 +80,16 @@ ENDPOINTS: dict[str, tuple[Callable[[Result], float], str]] = {
     "log pixel error, wide and tall beyond square": (beyond_square, "lower"),
     "attributes right, wide and tall beyond square": (attributes_beyond_square, "higher"),
 }
-"""What is compared, and which way is better. The loss in latents does not compare EQ-VAE off with on."""
+"""Endpoints, and which way is better. The latent loss cannot be compared between EQ-VAE off and on."""
 
 
 def read(folder: Path) -> dict[str, Result]:
-    """All results by the job's name."""
+    """Read all results by job name."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def analyze(results: dict[str, Result]) -> dict[str, Any]:
-    """Effects of every endpoint, with p over its family, and what equal time would change."""
+    """Return the effects on every endpoint, with p over its family, and the effect of equal time."""
     jobs = [each for each in planned() if each.name in results]
     found: dict[str, Any] = {}
     for name, (value, better) in ENDPOINTS.items():
@@ -126,7 +126,7 @@ def corrected(found: dict[str, Any]) -> None:
 
 
 def more_samples(results: dict[str, Result]) -> dict[str, Any] | None:
-    """Slope of the baseline's primary endpoint over the logarithm of the samples; None without all its trainings."""
+    """Return the slope of the baseline's primary endpoint over log(samples); None unless all trainings exist."""
     points = []
     for seed in range(3):
         for share in SHARES:
@@ -142,7 +142,7 @@ def more_samples(results: dict[str, Result]) -> dict[str, Any] | None:
 
 
 def costs(results: list[Result]) -> dict[str, dict[str, float]]:
-    """Operations a sample and processor seconds a training of each level, over the mean of all trainings."""
+    """Return operations per sample and CPU seconds per training at each level, over the trainings with that level."""
     found: dict[str, dict[str, float]] = {}
     for factor in ("skips", "routing", "crop"):
         for level in dict.fromkeys(each["factors"][factor] for each in results):
@@ -155,7 +155,7 @@ def costs(results: list[Result]) -> dict[str, dict[str, float]]:
 
 
 def tables(analysis: dict[str, Any]) -> str:
-    """The part of the README that is made of numbers."""
+    """Return the part of the README that is made of numbers."""
     primary = analysis["endpoints"][PRIMARY]
     lines = [
         f"**{analysis['trainings']} of {analysis['planned']} trainings are in.** Commits "
@@ -201,13 +201,13 @@ def tables(analysis: dict[str, Any]) -> str:
 
 
 def _other_endpoints(analysis: dict[str, Any]) -> list[str]:
-    """Main effects on the other endpoints: the change and half of its 95% interval, one column an effect."""
+    """Return the table of main effects on other endpoints: change and half of its 95% interval, a column per effect."""
     others = {name: each for name, each in analysis["endpoints"].items() if name != PRIMARY}
     names = list(dict.fromkeys(effect.name for each in others.values() for effect in each["effects"]["main"]))
     lines = ["| endpoint (better) | mean | " + " | ".join(names) + " |", "|---|---:|" + "---:|" * len(names)]
     for endpoint, each in others.items():
         by_name = {effect.name: effect for effect in each["effects"]["main"]}
-        if endpoint == "log latent loss":  # of other latents with and without EQ-VAE
+        if endpoint == "log latent loss":  # the latents differ with and without EQ-VAE
             by_name = {name: effect for name, effect in by_name.items() if not name.startswith("eq")}
         told = (f"{e.value:+.3f} ± {(e.high - e.low) / 2:.3f}" if (e := by_name.get(name)) else "" for name in names)
         lines.append(f"| {endpoint} ({each['better']}) | {each['mean']:.3f} | " + " | ".join(told) + " |")
@@ -223,7 +223,7 @@ def _row(effect: Effect) -> str:
 
 
 def verdicts(analysis: dict[str, Any]) -> str:
-    """One line a technique and a pair, by rule: shown only where the term survives Holm's correction."""
+    """Return one line per technique and pair, by rule: shown only if the term survives Holm's correction."""
     primary, saved = analysis["endpoints"][PRIMARY], equal_time(analysis)
     lines = [
         "By rule (a term counts as shown if p by Holm is below 0.05; a main effect is read off its contrasts):",
@@ -249,7 +249,7 @@ def _belongs(name: str, term: str) -> bool:
 
 
 def equal_time(analysis: dict[str, Any]) -> dict[str, str]:
-    """What routing's cheaper steps would change at equal operations, by the slope over samples; {} without a slope."""
+    """Return the effect of routing's cheaper steps at equal operations, by the slope over samples, if there is one."""
     if not analysis["more samples"]:
         return {}
     cost = {level: each["operations_per_sample"] for level, each in analysis["cost"].items()}
@@ -264,7 +264,7 @@ def equal_time(analysis: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(analysis: dict[str, Any], path: Path) -> None:
-    """Effects on the primary endpoint with their intervals."""
+    """Plot the effects on the primary endpoint with their intervals."""
     import matplotlib as mpl  # noqa: PLC0415 (tests of the tables do without it)
 
     mpl.use("Agg")
@@ -287,7 +287,7 @@ def draw(analysis: dict[str, Any], path: Path) -> None:
 
 
 def put_between(page: Path, text: str) -> None:
-    """Put text between the page's two marks."""
+    """Write text between the page's two markers."""
     begin, end = "<!-- numbers -->\n", "<!-- end of numbers -->"
     before, _, rest = page.read_text().partition(begin)
     _, _, after = rest.partition(end)
@@ -295,7 +295,7 @@ def put_between(page: Path, text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: effects as mappings, numbers with five figures."""
+    """Convert for JSON: effects as mappings, numbers with five digits."""
     if isinstance(value, Effect):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -308,7 +308,7 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """Analyse what there is."""
+    """Analyze the results so far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     analysis = analyze(read(parser.parse_args().results))

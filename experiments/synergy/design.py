@@ -1,8 +1,8 @@
 """Which combinations of the four techniques are trained: a resolvable fraction of all 48, chosen by its model matrix.
 
-An intercept, the seven main effects and the seventeen two-way interactions are 25 parameters, so that no 24 cells can
-hold them all. Each seed therefore gets 24 cells of its own, in two blocks of twelve with an autoencoder pair each, and
-the three seeds together hold every one of them. `python -m experiments.synergy.design` writes design.json anew.
+An intercept, the seven main effects and the seventeen two-way interactions are 25 parameters, too many for any 24
+cells. Each seed therefore gets 24 cells of its own, in two blocks of twelve with an autoencoder pair each, and the
+three seeds together can estimate all of them. `python -m experiments.synergy.design` rewrites design.json.
 """
 
 import itertools
@@ -21,7 +21,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "crop": ("centre", "shifted", "buckets"),
 }
 SEEDS, PAIRS, BLOCK = 3, 2, 12
-"""Seeds of the training, autoencoder pairs of each, and cells of a block."""
+"""Number of training seeds, of autoencoder pairs per seed, and of cells per block."""
 FILE = Path(__file__).parent / "design.json"
 _OUT = PAIRS
 _STARTS = 4
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Planned:
-    """A training: its cell, its seed and which of the seed's autoencoder pairs it has."""
+    """A training: its cell, its seed and which of the seed's autoencoder pairs it uses."""
 
     cell: Cell
     seed: int
@@ -49,28 +49,28 @@ class Planned:
 
     @property
     def block(self) -> int:
-        """Number of the autoencoder pair over all seeds, which is the autoencoders' own seed."""
+        """Number of the autoencoder pair over all seeds, which is also the autoencoders' seed."""
         return PAIRS * self.seed + self.pair
 
     @property
     def name(self) -> str:
-        """Of the job."""
+        """Name of the job."""
         cell = self.cell
         return f"{cell.skips}-routing{cell.routing}-eq_{cell.eq}-{cell.crop}-seed{self.seed}-vae{self.block}"
 
 
 def all_cells() -> list[Cell]:
-    """The full factorial, 48 cells."""
+    """Return the full factorial, 48 cells."""
     return [Cell(*levels) for levels in itertools.product(*FACTORS.values())]
 
 
 def contrasts(levels: int) -> Matrix:
-    """Orthogonal contrasts of a factor's levels (levels, levels − 1), each column of mean 0 and mean square 1."""
+    """Return orthogonal contrasts of a factor's levels (levels, levels − 1), each column with mean 0, mean square 1."""
     return np.linalg.qr(np.column_stack([np.ones(levels), np.eye(levels)[:, 1:]]))[0][:, 1:] * levels**0.5
 
 
 def terms(cells: list[Cell]) -> dict[str, Matrix]:
-    """Columns of each main effect and two-way interaction, named `skips`, `skips:routing`, …."""
+    """Return the columns of each main effect and two-way interaction, named `skips`, `skips:routing`, …."""
     codes = {}
     for name, levels in FACTORS.items():
         rows = [levels.index(getattr(cell, name)) for cell in cells]
@@ -83,20 +83,20 @@ def terms(cells: list[Cell]) -> dict[str, Matrix]:
 
 
 def model_matrix(planned: list[Planned]) -> Matrix:
-    """Blocks, main effects and two-way interactions: (jobs, 6 + 24)."""
+    """Return the columns of blocks, main effects and two-way interactions: (jobs, 6 + 24)."""
     blocks = np.eye(SEEDS * PAIRS)[[each.block for each in planned]]
     return np.column_stack([blocks, *terms([each.cell for each in planned]).values()])
 
 
 @cache
 def planned() -> tuple[Planned, ...]:
-    """The design as it is stored, in the order in which it is run: block by block, shuffled within."""
+    """Return the stored design in the order in which it is run: block by block, shuffled within."""
     rows = json.loads(FILE.read_text())["trainings"]
     return tuple(Planned(Cell(**row["cell"]), row["seed"], row["pair"]) for row in rows)
 
 
 def search(seed: int = 0) -> list[Planned]:
-    """The design of largest determinant that exchanges find from a few random starts (D-optimality)."""
+    """Return the design of largest determinant that exchanges find from a few random starts (D-optimality)."""
     random = np.random.default_rng(seed)
     cells = all_cells()
     effects = np.column_stack(list(terms(cells).values()))
@@ -112,13 +112,13 @@ def search(seed: int = 0) -> list[Planned]:
 
 
 def _random_labels(random: np.random.Generator) -> NDArray[np.int64]:
-    """For each seed and cell the pair that trains it, or `_OUT`: (SEEDS, 48)."""
+    """Return for each seed and cell the pair that trains it, or `_OUT`: (SEEDS, 48)."""
     labels = np.repeat([*range(PAIRS), _OUT], [BLOCK] * PAIRS + [48 - PAIRS * BLOCK])
     return np.array([random.permutation(labels) for _ in range(SEEDS)])
 
 
 def _exchanged(effects: Matrix, labels: NDArray[np.int64]) -> tuple[float, NDArray[np.int64]]:
-    """Swap two cells of a seed as long as that makes the determinant larger."""
+    """Swap two cells of a seed as long as that increases the determinant."""
     value, gained = _log_determinant(effects, labels), True
     while gained:
         gained = False
@@ -144,7 +144,7 @@ def _log_determinant(effects: Matrix, labels: NDArray[np.int64]) -> float:
 
 
 def main() -> None:
-    """Search and store."""
+    """Search for the design and store it."""
     found = search()
     rows = [{"seed": each.seed, "pair": each.pair, "cell": asdict(each.cell)} for each in found]
     lines = ",\n  ".join(json.dumps(row) for row in rows)

@@ -1,4 +1,4 @@
-"""Effects of a fractional design: least squares with blocks, contrasts that can be estimated, tests of whole terms.
+"""Effects of a fractional design: least squares with blocks, estimable contrasts, tests of whole terms.
 
 Shapes: J jobs, P = 6 blocks + 24 columns of effects.
 """
@@ -16,14 +16,14 @@ Vector = NDArray[np.float64]
 
 PRIMARY_TERMS = [*FACTORS, *(f"{one}:{other}" for one, other in itertools.combinations(FACTORS, 2))]
 REFERENCE = {"skips": "none", "routing": "0", "eq": "off", "crop": "centre"}
-"""Without the technique; effects are of having it."""
+"""Level without the technique; effects are relative to it."""
 CONTRASTS = {
     "skips": [("none", "mirrored"), ("none", "last"), ("none", "concatenation"), ("last", "mirrored")],
     "routing": [("0", "0.5")],
     "eq": [("off", "on")],
     "crop": [("centre", "shifted"), ("centre", "buckets"), ("buckets", "shifted")],
 }
-"""Pairs of levels: the second against the first."""
+"""Pairs of levels: the second compared with the first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Fit:
-    """Least squares of one endpoint over the jobs there are.
+    """Least-squares fit of one endpoint over the available jobs.
 
     Attributes:
         matrix: (J,P), `coefficients` (P,), `covariance` (P,P) without the error's variance.
@@ -56,7 +56,7 @@ class Fit:
 
     @classmethod
     def of(cls, planned: list[Planned], values: Vector) -> "Fit":
-        """Fit; terms that the jobs so far cannot tell apart are left to `effect`, which knows."""
+        """Fit; terms that the jobs so far cannot separate are included, and `effect` returns None for them."""
         matrix = model_matrix(planned)
         inverse = np.linalg.pinv(matrix)
         coefficients = inverse @ values
@@ -66,7 +66,7 @@ class Fit:
         return cls(planned, matrix, values, coefficients, inverse @ inverse.T, error, freedom)
 
     def effect(self, name: str, weights: Vector) -> Effect | None:
-        """A linear combination (P,) of the coefficients; None where the jobs do not say it."""
+        """Return a linear combination (P,) of the coefficients; None if the jobs do not determine it."""
         told = np.linalg.pinv(self.matrix) @ self.matrix
         if self.freedom < 1 or not np.allclose(weights @ told, weights, atol=1e-8):
             return None
@@ -76,7 +76,7 @@ class Fit:
         return Effect(name, value, value - reach, value + reach, t_tail(value / spread, self.freedom))
 
     def term_p(self, name: str) -> float | None:
-        """The F test of all columns of a main effect or interaction; None where they cannot be estimated."""
+        """Return p of the F test of all columns of a main effect or interaction; None if they cannot be estimated."""
         columns = _columns(name)
         rest = np.delete(self.matrix, columns, axis=1)
         lost = int(np.linalg.matrix_rank(self.matrix)) - int(np.linalg.matrix_rank(rest))
@@ -88,7 +88,7 @@ class Fit:
 
 
 def main_effects(fit: Fit) -> list[Effect]:
-    """Each contrast, averaged over all levels of the other factors with equal weight."""
+    """Return each contrast, averaged over all levels of the other factors with equal weight."""
     found = []
     for factor, pairs in CONTRASTS.items():
         for without, level in pairs:
@@ -98,7 +98,7 @@ def main_effects(fit: Fit) -> list[Effect]:
 
 
 def interactions(fit: Fit) -> list[Effect]:
-    """How much the effect of one technique is larger where the other is there as well."""
+    """Return how much larger the effect of one technique is if the other is used as well."""
     found = []
     for one, other in itertools.combinations(FACTORS, 2):
         for first, second in itertools.product(_against_reference(one), _against_reference(other)):
@@ -109,7 +109,7 @@ def interactions(fit: Fit) -> list[Effect]:
 
 
 def over_autoencoders(fit: Fit) -> Effect | None:
-    """The effect of EQ-VAE with autoencoder pairs as the unit: other autoencoders, not other trainings of the same."""
+    """Return the effect of EQ-VAE with autoencoder pairs as units: over other autoencoders, not other trainings."""
     blocks = sorted({each.block for each in fit.planned})
     if len(blocks) < 3:
         return None
@@ -126,7 +126,7 @@ def over_autoencoders(fit: Fit) -> Effect | None:
 
 
 def in_words(level: str) -> str:
-    """A level as tables have it."""
+    """Return the name of a level for tables."""
     return "center" if level == "centre" else level
 
 
@@ -135,13 +135,13 @@ def _against_reference(factor: str) -> list[tuple[str, str]]:
 
 
 def _mean(levels: dict[str, str]) -> Vector:
-    """The row of the model matrix that stands for the mean over all cells with these levels."""
+    """Return the row of the model matrix for the mean over all cells with these levels."""
     cells = [cell for cell in all_cells() if all(getattr(cell, name) == level for name, level in levels.items())]
     return model_matrix([Planned(cell, 0, 0) for cell in cells]).mean(axis=0)
 
 
 def _columns(term: str) -> list[int]:
-    """Places of a term's columns in the model matrix."""
+    """Return the positions of a term's columns in the model matrix."""
     width = {name: len(levels) - 1 for name, levels in FACTORS.items()}
     begin = model_matrix([Planned(Cell("none", "0", "off", "centre"), 0, 0)]).shape[1]
     sizes = {name: int(np.prod([width[part] for part in name.split(":")])) for name in PRIMARY_TERMS}

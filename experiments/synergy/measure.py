@@ -1,11 +1,11 @@
-"""What every training of the study is measured by, the same for all of them whatever their latents are.
+"""Measures of every training of the study, the same for all of them whatever their latents are.
 
 Shapes: N scenes, K bins of the time, H×W pixels.
 
-The loss in latents cannot be compared between two autoencoders. What can is the picture: at a fixed time and noise the
-network's one-step estimate of the clean latent, x_t − t·v, is decoded and compared with the true picture, pixel by
-pixel. `pixel_error` is its mean square (of values from −1 to 1) over logit-normal times of mean 0; what the autoencoder
-alone loses, `reconstruction_error`, stands beside it.
+The latent loss cannot be compared between two autoencoders, but images can: at a fixed time and noise the network's
+one-step estimate of the clean latent, x_t − t·v, is decoded and compared with the true image, pixel by pixel.
+`pixel_error` is its mean square (of values from −1 to 1) over logit-normal times of mean 0; the loss from the
+autoencoder alone is `reconstruction_error`.
 """
 
 from functools import cache
@@ -27,25 +27,25 @@ from hdm_lightning.metrics.distances import kernel_distance
 from hdm_lightning.metrics.features import FeatureNetwork
 
 SHAPES = ((64, 64), (64, 96), (96, 64), (48, 80), (80, 48))
-"""Height and width: the square; wide and tall with its short side, as shifted crops mean them; with about its area, as
+"""Height and width: the square; wide and tall with its short side, as shifted crops have them; with about its area, as
 buckets have them."""
 SCENES, BINS, STEPS = 48, 8, 10
 PROMPTS = {(64, 64): 64, (64, 96): 24, (96, 64): 24}
-"""Of each split, drawn at each size."""
+"""Number of prompts of each split at each size."""
 REFERENCES = 256
 VARIATION = 0.5
-"""Of the scenes, as in the training set."""
+"""Variation of the scenes, as in the training set."""
 
 
 def measure(pipeline: HDMPipeline) -> dict[str, Any]:
-    """All measures of one training's averaged weights."""
+    """Return all measures of one training's averaged weights."""
     errors = {f"{height}x{width}": one_step_errors(pipeline, height, width) for height, width in SHAPES}
     return {"errors": errors, **_drawn(pipeline)}
 
 
 @torch.no_grad()
 def one_step_errors(pipeline: HDMPipeline, height: int, width: int) -> dict[str, Any]:
-    """Errors of one-step estimates on held-out scenes of one size, each seen whole, by bin of the time."""
+    """Return the errors of one-step estimates on whole held-out scenes of one size, by bin of the time."""
     images, captions = _scenes(height, width, SCENES)
     latent = pipeline.autoencoder.encode(images).float()
     text = encode_texts(captions, pipeline.encoder, pipeline.caption_tokenizer, pipeline.device)
@@ -73,7 +73,7 @@ def one_step_errors(pipeline: HDMPipeline, height: int, width: int) -> dict[str,
 
 @cache
 def _scenes(height: int, width: int, count: int) -> tuple[Tensor, list[str]]:
-    """Pictures (N,3,H,W) from −1 to 1 of held-out pairs of colour and shape, and their captions."""
+    """Return images (N,3,H,W) from −1 to 1 of held-out pairs of color and shape, and their captions."""
     short = min(height, width)
     options = ShapesOptions(10, short, (width / height,), split="heldout", variation=VARIATION)
     made = [make_image(options, index) for index in range(count)]
@@ -86,7 +86,7 @@ def _scenes(height: int, width: int, count: int) -> tuple[Tensor, list[str]]:
 
 
 def _drawn(pipeline: HDMPipeline) -> dict[str, Any]:
-    """What drawn pictures of single objects have right, and how far the square ones lie from real scenes."""
+    """Grade generated images of single objects, and compare the square ones with real scenes."""
     scores: dict[str, Any] = {}
     square = []
     for (height, width), count in PROMPTS.items():
@@ -112,7 +112,7 @@ def _network() -> FeatureNetwork:
 
 @cache
 def _reference() -> Tensor:
-    """Features of real square scenes of all combinations."""
+    """Return features of real square scenes of all combinations."""
     options = ShapesOptions(11, 64, (1.0,), split="all", variation=VARIATION)
     images = np.stack([make_image(options, index)[0] for index in range(REFERENCES)])
     whole = torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
-"""Run the study, job by job, going on where it stopped: `python -m experiments.synergy.run`, from the top folder.
+"""Run the study job by job, resuming where it stopped: `python -m experiments.synergy.run`, from the top folder.
 
-A job is one training of the design with all its measures, or one more of the baseline with other samples. Autoencoders
-are trained when the first job needs them: EQ-VAE off and on from one seed are a pair. One core, about two hours.
+A job is one training of the design with all its measures, or one of the baseline with more or fewer samples.
+Autoencoders are trained when the first job needs them: EQ-VAE off and on with one seed are a pair. One core, about
+two hours.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from hdm_lightning.profiling.operations import parameter_count, training_flops
 HERE = Path(__file__).parent
 SAMPLES = 9_600
 BASELINE = Cell("mirrored", "0.5", "on", "shifted")
-"""The paper's techniques together; trained with other samples too, which says what more samples bring."""
+"""The paper's techniques together; also trained with other numbers of samples, to see the effect of more samples."""
 SHARES = (0.5, 1.0, 2.0)
 CROPS = {
     "centre": ["data.crop.centre=true"],
@@ -31,12 +32,12 @@ CROPS = {
 }
 EQ = {"off": ["equivariance.equivariant=0", "equivariance.downscaled=0"], "on": []}
 LATENTS = {"centre": [(16, 16)], "shifted": [(16, 16)], "buckets": [(16, 16), (12, 20), (20, 12)]}
-"""Sizes of a training's latents, each a third of the samples."""
+"""Latent sizes of a training, each for an equal share of the samples."""
 TEXT_TOKENS = 13
 
 
 def main() -> None:
-    """Run what has no result yet."""
+    """Run the jobs without a result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--runs", type=Path, default=Path("runs/synergy"))
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def run(results: Path, runs: Path) -> None:
-    """All jobs: the design's, then those of the baseline with other samples."""
+    """Run all jobs: the design's, then those of the baseline with other numbers of samples."""
     shards(runs / "shards")
     jobs = {each.name: partial(job, each, 1.0, runs) for each in planned()}
     for seed in range(3):
@@ -58,7 +59,7 @@ def run(results: Path, runs: Path) -> None:
 
 
 def shards(folder: Path) -> None:
-    """The training set: 6,000 scenes of one object, a third of them square, a third wide, a third tall."""
+    """Make the training set: 6,000 scenes of one object, a third of them square, a third wide, a third tall."""
     if not (folder / "index.json").exists():
         aspects = (1.0, 1.5, 2 / 3)
         build_shapes(folder, count=6_000, aspects=aspects, variation=VARIATION, encoding="png", processes=1)
@@ -92,7 +93,7 @@ def job(what: Planned, share: float, runs: Path) -> dict[str, Any]:
 
 
 def overrides(what: Planned, samples: int) -> list[str]:
-    """Of `hdm-train` for one cell."""
+    """Return the overrides of `hdm-train` for one cell."""
     stage = "schedule.stages.px64"
     return [
         "experiment=synergy",
@@ -105,7 +106,7 @@ def overrides(what: Planned, samples: int) -> list[str]:
 
 
 def autoencoder_of(eq: str, seed: int, runs: Path) -> Path:
-    """The demo's autoencoder on the study's scenes, trained where it is not there yet."""
+    """Return the demo's autoencoder on the study's scenes, trained if it does not exist yet."""
     folder = runs / "autoencoders" / f"{eq}-{seed}"
     if not (folder / "final" / "config.json").exists():
         data = f"data.train={runs / 'shards'}"

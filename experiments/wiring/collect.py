@@ -21,11 +21,11 @@ from hdm_lightning.training.run_folder import is_finished
 
 HERE = Path(__file__).parent
 FIELDS = ("residual", "skips", "text", "rate")
-"""What differs between jobs, the seed aside."""
+"""Settings that differ between jobs, besides the seed."""
 
 
 def measure(job: Path, prompts: int, rule: str) -> dict[str, object]:
-    """One job's wiring, seed, final losses and scores on held-out single objects."""
+    """Return one job's wiring, seed, final losses and scores on held-out single objects."""
     config = yaml.safe_load((job / "config.yaml").read_text())
     done = json.loads(next(iter(sorted(job.glob("*/done.json")))).read_text())
     loaded = load_pipeline(job, LoadOptions(max_batch=64))
@@ -46,7 +46,7 @@ def measure(job: Path, prompts: int, rule: str) -> dict[str, object]:
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Mean and standard deviation over seeds of each wiring."""
+    """Return mean and standard deviation over seeds of each wiring."""
     groups = defaultdict(list)
     for row in rows:
         groups[tuple(row[field] for field in FIELDS)].append(row)
@@ -66,7 +66,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def draw(summary: list[dict], path: Path) -> None:
-    """Loss and prompt-following of the wirings, one point a seed."""
+    """Plot loss and prompt-following of the wirings, one point per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 3.6))
     for axis, (key, label) in zip(
         axes, (("loss", "validation loss"), ("colour_and_shape", "colour and shape right")), strict=True

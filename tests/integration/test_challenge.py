@@ -96,28 +96,28 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (changed(("version",), 0), "is no whole entry"),
-        (changed(("task",), "tiny"), "is no whole entry"),
+        (changed(("version",), 0), "is not a complete entry"),
+        (changed(("task",), "tiny"), "is not a complete entry"),
         (changed(("scores", "headline", "value"), 1.5), "scores do not follow"),
-        (changed(("outcomes", "unseen one", "right", "everything"), lambda old: [2, *old[1:]]), "counts cannot be"),
+        (changed(("outcomes", "unseen one", "right", "everything"), lambda old: [2, *old[1:]]), "are impossible"),
         (
             changed(("outcomes", "unseen one", "right", "everything"), lambda old: [1 - old[0], *old[1:]]),
             "do not follow",
         ),
-        (changed(("outcomes", "unseen two", "units"), lambda old: old[::-1]), "not of the task's prompts"),
-        (changed(("outcomes",), lambda old: {"unseen one": old["unseen one"]}), "has not the parts"),
+        (changed(("outcomes", "unseen two", "units"), lambda old: old[::-1]), "not from the task's prompts"),
+        (changed(("outcomes",), lambda old: {"unseen one": old["unseen one"]}), "does not have the parts"),
         (changed(("cost", "operations"), 4e13), "took 4e+13 operations, more than 3.5e+13"),
-        (changed(("cost", "operations"), -1), "has no operations"),
+        (changed(("cost", "operations"), -1), "no valid number of operations"),
         (changed(("cost",), lambda old: {**old, "operations": None, "usd": 5}), "cost $5, more than $0.02"),
         (changed(("cost",), lambda old: {**old, "operations": None}), "neither operations nor dollars"),
         (changed(("cost", "usd"), "free"), "has a rent of 'free'"),
         (changed(("cost", "usd"), -3), "has a rent of -3"),
-        (changed(("cost", "hours"), float("inf")), "does not say what it ran on"),
-        (changed(("cost", "hardware"), 5), "does not say what it ran on"),
-        (changed(("cost", "hardware"), ""), "does not say what it ran on"),
-        (changed(("cost", "told_by"), "run"), "without its weights"),
-        (changed(("maker", "commit"), ""), "who made it from what code"),
-        (changed(("maker",), lambda old: {}), "is no whole entry"),
+        (changed(("cost", "hours"), float("inf")), "does not name its hardware"),
+        (changed(("cost", "hardware"), 5), "does not name its hardware"),
+        (changed(("cost", "hardware"), ""), "does not name its hardware"),
+        (changed(("cost", "told_by"), "run"), "without the run's weights"),
+        (changed(("maker", "commit"), ""), "who made it, and from which code"),
+        (changed(("maker",), lambda old: {}), "is not a complete entry"),
     ],
 )
 def test_what_was_not_made_by_the_rules_is_refused(task, board, capsys, change, reason):
@@ -144,7 +144,7 @@ def test_images_are_graded_again_and_others_are_told(task, answers, board, capsy
     image[0, 0] ^= 1
     Image.fromarray(image).save(answers / "0003.png")
     assert challenge.main(["board", str(board), "--images", str(answers), "--name", "right"]) == 2
-    assert "is of other images" in capsys.readouterr().err
+    assert "was made from other images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a[/]b", "[red]x", "a\x1b[2Jb"])
@@ -166,7 +166,7 @@ def test_images_of_a_name_on_two_tasks_are_graded_by_the_task(task, answers, boa
     assert challenge.main(again) == 2
     assert "--task: small, medium" in capsys.readouterr().err
     assert challenge.main([*again, "--task", "medium"]) == 2
-    assert "is no whole entry" in capsys.readouterr().err
+    assert "is not a complete entry" in capsys.readouterr().err
     assert challenge.main([*again, "--task", "small"]) == 1  # the other entry is refused
     assert "right" in capsys.readouterr().out
 
@@ -198,7 +198,7 @@ def test_the_training_set_is_the_same_everywhere_and_another_is_refused(task, tm
     with pytest.raises(UserError, match="is not the training set"):
         task.require_data(tmp_path / "nothing")
     dataclasses.replace(task, scenes=SCENES + 1).build(tmp_path / "more")
-    with pytest.raises(UserError, match="not all or other shards"):
+    with pytest.raises(UserError, match="exactly the shards of"):
         task.require_data(tmp_path / "more")
     with_other_image(tmp_path / "two" / shard)
     with pytest.raises(UserError, match="scene 2 is not the task's"):

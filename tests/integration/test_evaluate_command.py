@@ -110,7 +110,7 @@ def test_planted_copies_tell_what_the_search_is_worth(evaluated):
             found = measures[f"found_planted_{kind}"]
             assert found["samples"] == 40
             silent = found["value"] < record["needed_power"]
-            assert ("Says nothing here" in measures[f"closer_{kind}"]["about"]) == silent
+            assert ("Not meaningful here" in measures[f"closer_{kind}"]["about"]) == silent
             assert (measures[f"closer_{kind}"]["better"] == "none") == silent
 
 
@@ -220,16 +220,16 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
     [
         (["--parts", "frechet"], "needs at least 1281 images of each kind, there are 12 samples"),
         (["--parts", "frechet", "--samples", "1400"], "there are 40 reference images"),
-        (["--parts", "fid"], "--parts: 'fid' is no part\n  hint: choose one of loss, frechet"),
+        (["--parts", "fid"], "--parts: 'fid' is not a part\n  hint: choose one of loss, frechet"),
         (["--parts", "copies"], "the search for copies needs the training set"),
         (["--features", "inception"], "pip install 'hdm-lightning[fid]', or use efficientnet_lite0"),
         (["--features", "./nowhere"], "--features: there is no folder './nowhere'"),
         (["--clip", "./nowhere"], "or leave --clip out"),
-        (["--weights", "file"], "there are no file weights\n  hint: choose among ema, raw"),
+        (["--weights", "file"], "there are no file weights\n  hint: choose one of ema, raw"),
         (["--samples", "1"], "--samples: 1 is below 2"),
-        (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
+        (["--size", "30"], "--size: 30 is not a multiple of 4\n  hint: use 32"),
         (["--solver", "magic"], "--solver: 'magic' is not known"),
-        (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
+        (["--ratios", "wide"], "--ratios: 'wide' is not a list of ratios"),
         (["--device", "abacus"], "--device: 'abacus' is no device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
         (["--confidence", "1"], "--confidence: 1 is not below 1"),
@@ -244,7 +244,7 @@ def test_mistakes_are_told_on_one_screen_before_anything_is_drawn(
     assert evaluate.main([str(run_folder), "--data", str(tiny_shards), "--out", str(tmp_path / "o"), *given]) == 2
     errors = capsys.readouterr().err
     assert message in errors
-    assert "drawing" not in errors
+    assert "generating" not in errors
     assert not (tmp_path / "o").exists()
 
 
@@ -298,7 +298,7 @@ def test_one_reference_picture_is_too_few_for_anything(run_folder, tmp_path, cap
         Image.new("RGB", (40, 40)).save(file, "PNG")
         writer.write("0", {"png": file.getvalue(), "txt": "a"})
     assert evaluate.main([str(run_folder), "--data", str(tmp_path / "one"), "--parts", "kernel"]) == 2
-    assert "--data: there are 1 reference images that can be read, at least 2 are needed" in capsys.readouterr().err
+    assert "--data: found 1 readable reference images, at least 2 are needed" in capsys.readouterr().err
 
 
 def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny_shards, monkeypatch, tmp_path, capsys):
@@ -313,7 +313,7 @@ def test_pictures_that_cannot_be_read_are_missed_before_drawing(run_folder, tiny
     assert evaluate.main([str(run_folder), *arguments]) == 2
     errors = capsys.readouterr().err
     assert "more than 5 images of each kind, there are 4" in errors
-    assert "drawing" not in errors
+    assert "generating" not in errors
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(run_folder, tiny_shards, tmp_path, capsys):
@@ -337,12 +337,12 @@ def test_equal_captions_and_records_of_another_kind_leave_their_parts_out(run_fo
     reasons = {one["part"]: one["why"] for one in result_of(tmp_path / "out")["left_out"]}
     assert reasons["aspect"] == "aspect ratios need two different captions"
     assert reasons["camera"] == "the camera's response needs two different captions"
-    assert reasons["shapes"].startswith("the reference images are no scenes of shapes")
+    assert reasons["shapes"].startswith("the reference images are not scenes of shapes")
 
 
 def test_without_real_pictures_the_hint_is_told(run_folder, capsys):
     assert evaluate.main([str(run_folder)]) == 2
-    assert "--data: it is not known which real images" in capsys.readouterr().err
+    assert "--data: there are no real images to compare with" in capsys.readouterr().err
 
 
 def test_without_the_default_network_the_rest_is_measured(run_folder, tiny_shards, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def test_a_run_whose_training_set_is_not_here_is_measured_without_it(run, tiny_s
 def test_a_checkpoint_away_from_its_run_is_told(run, tmp_path):
     lost = tmp_path / "step-00000004.ckpt"
     lost.write_bytes(saved_in(run, "02-second")[-1].read_bytes())
-    with pytest.raises(UserError, match="lies in no run's folder"):
+    with pytest.raises(UserError, match="is not inside a run's folder"):
         load_subject(lost, LoadOptions())
 
 
@@ -188,14 +188,14 @@ def test_a_configuration_of_something_else_above_a_model_is_passed_by(run, tmp_p
     record = find_run(inside)
     assert record is not None and record.settings.name == "toy"
     (tmp_path / "inner" / "config.yaml").write_text((run / "config.yaml").read_text() + "unknown_key: 3\n")
-    with pytest.raises(UserError, match="is no hdm-train configuration: unknown_key"):
+    with pytest.raises(UserError, match="is not a valid hdm-train configuration: unknown_key"):
         find_run(inside)
 
 
 def test_an_autoencoder_is_sent_to_its_own_command(tiny_autoencoder):
     with pytest.raises(UserError, match="is an autoencoder") as caught:
         load_subject(tiny_autoencoder, LoadOptions())
-    assert caught.value.hint.startswith(f"hdm-evaluate vae {tiny_autoencoder}")
+    assert caught.value.hint.startswith(f"run `hdm-evaluate vae {tiny_autoencoder} ")
 
 
 def test_reference_pictures_come_from_the_runs_validation_in_its_order(run):

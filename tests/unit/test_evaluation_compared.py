@@ -116,7 +116,7 @@ def test_the_command_compares_and_writes(tmp_path, capsys):
     assert evaluate.main(["compare", str(first), str(tmp_path)]) == 2
     (tmp_path / "evaluation.json").write_text("{}")
     assert evaluate.main(["compare", str(first), str(tmp_path)]) == 2
-    assert "is no evaluation that can be read" in capsys.readouterr().err
+    assert "is not a readable evaluation" in capsys.readouterr().err
 
 
 def demo(path, right, placed):

@@ -121,7 +121,7 @@ def test_a_clip_can_serve_as_feature_network(clip_folder):
 
 def test_a_model_of_pictures_alone_is_no_clip(tmp_path):
     folder = save_vision(tmp_path, ViTModel(ViTConfig(image_size=24, patch_size=8, **SMALL)))
-    with pytest.raises(UserError, match="is no model of images and texts"):
+    with pytest.raises(UserError, match="is not a model of images and texts"):
         load_clip(str(folder), CPU)
 
 

@@ -93,7 +93,7 @@ def test_counts_are_held_exactly_and_times_to_their_share(folders, key, rule, ch
 def test_what_is_not_there_again_is_an_error(folders):
     recorded, again = folders
     alter(again, lambda content: content.pop("loss"))
-    with pytest.raises(ValueError, match="loss is recorded, and not there again"):
+    with pytest.raises(ValueError, match="loss is recorded, but missing from the new"):
         rerun.compare(recorded, again, {"*.json": {"loss": "seeds"}})
 
 
@@ -103,7 +103,7 @@ def test_what_is_recorded_and_no_command_writes_again_is_not_compared_with_itsel
         {"compare": {"*.json": {"**": 0.1}}, "commands": ["true"]},
     )
     assert rerun.run("plans", what, tree) is None
-    with pytest.raises(ValueError, match="is recorded, and not there again"):
+    with pytest.raises(ValueError, match="is recorded, but missing from the new results"):
         rerun.compare(rerun.HERE / "plans", tree / "experiments" / "plans", what["compare"])
 
 
@@ -117,7 +117,7 @@ def test_one_that_cannot_be_compared_does_not_lose_the_others(tmp_path, monkeypa
     with pytest.raises(SystemExit) as ended:
         rerun.main()
     report = json.loads((tmp_path / "report.json").read_text())
-    assert "not there again" in report["plans"]["failed"] and report["wiring"]["numbers"]
+    assert "missing from the new results" in report["plans"]["failed"] and report["wiring"]["numbers"]
     assert ended.value.code == 1 and "wiring: 0 of" in capsys.readouterr().out
 
 

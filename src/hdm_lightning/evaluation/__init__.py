@@ -1,1 +1,1 @@
-"""A trained model or autoencoder measured as a whole (`hdm-evaluate`)."""
+"""Evaluation of a trained model or autoencoder (`hdm-evaluate`)."""

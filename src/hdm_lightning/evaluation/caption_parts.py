@@ -1,4 +1,4 @@
-"""Parts that compare drawn images with their captions: agreement by a CLIP or a small head, and prompts of shapes."""
+"""Parts that compare generated images with their captions: agreement by CLIP or a small head, and prompts of shapes."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,38 +23,36 @@ from hdm_lightning.metrics.shapes_reader import MIN_SIDE_PX
 MOST_RANKED = 2000
 CHANCE_RANK = 0.5
 CONTROL_SHARE = 0.8
-"""Of what the head tells on real images above chance, the part that it has to tell on decoded ones."""
+"""Share of the head's score above chance on real images that it has to reach on decoded ones."""
 
 SPLITS: dict[str, Split] = {"unseen": "heldout", "seen": "train"}
 UNITS: dict[HeldOut, tuple[str, ...]] = {"pairs": ("colour", "shape"), "triples": ("colour", "shape", "size")}
 _WHAT: dict[HeldOut, str] = {
     "pairs": "pairs of color and shape",
-    "triples": "color, shape and size (the pair in the other size is shown)",
+    "triples": "color, shape and size (training shows the pair in the other size)",
 }
 _FIRST = ("relation_bound", "colour_and_shape", "everything")
 _SHOWN = 12
 _RANK = (
     "Share of other captions that an image's own outscores, by a small head trained on real pairs that went through "
-    "the autoencoder; sees only what the frozen features show."
+    "the autoencoder; it sees only what the frozen features show."
 )
 _RANKED = {
-    "real": "The same of real pairs that the head was not trained on.",
-    "decoded": "Control: the same of those after the autoencoder, which drawn images come out of: the most to reach.",
+    "real": "The same for real pairs that the head was not trained on.",
+    "decoded": "Control: the same for those pairs after the autoencoder: the best that generated images can reach.",
 }
-_WITHHELD = (
-    f"on real images after the autoencoder the head tells less than {CONTROL_SHARE:.0%} of what it tells on real ones"
-)
+_WITHHELD = f"on real images after the autoencoder the head has less than {CONTROL_SHARE:.0%} of its score on real ones"
 
 
 def clip_or_head(context: Context) -> None:
-    """There is a CLIP, or the agreement head can be trained."""
+    """Require a CLIP, or an agreement head that can be trained."""
     if context.real.clip is None:
         agreement_head(context)
 
 
 @needs(clip_or_head)
 def agreement(context: Context) -> Found:
-    """Do images show what their captions say? By a CLIP if one is given, and by a small head of the project's own."""
+    """Measure whether images show what their captions say, with a CLIP if there is one and with a small head."""
     measures: list[Measure] = []
     outcomes: dict[str, Outcomes] = {}
     record: dict[str, Any] = {"drawn": len(context.drawn), "real": len(context.real.reference), "ranked": MOST_RANKED}
@@ -73,10 +71,10 @@ def agreement(context: Context) -> Found:
 
 
 def head_is_valid(context: Context) -> bool:
-    """Whether the head tells captions of decoded images about as well as those of real ones.
+    """Return whether the head tells captions of decoded images apart about as well as those of real ones.
 
-    Drawn images come out of the autoencoder. Where the head fails on real images that did as well, what it says of
-    drawn ones is about the autoencoder, not about captions.
+    Generated images come out of the autoencoder. If the head fails on real images that did so as well, its score on
+    generated ones is about the autoencoder, not about captions.
     """
     real, decoded = (context.real.once(f"caption_rank_{kind}", partial(_rank_of, context, kind)) for kind in _RANKED)
     return decoded.value - CHANCE_RANK >= CONTROL_SHARE * (real.value - CHANCE_RANK) and decoded.low > CHANCE_RANK
@@ -91,8 +89,8 @@ def _controls(context: Context) -> list[Measure]:
 
 
 def _rank_of(context: Context, kind: str) -> Estimate:
-    """The head's rank of pairs that it was not trained on, of real images or of decoded ones."""
-    context.real.head(context.text_features)  # which pairs it was not trained on is known then
+    """Estimate the head's rank of pairs that it was not trained on, with real or with decoded images."""
+    context.real.head(context.text_features)  # heldout_rows needs the trained head
     images = context.real.reference if kind == "real" else context.real.decoded
     rows = [row for row in context.real.heldout_rows() if row < len(images)]
     ranks = _ranks(context, images.features[context.network.name][rows], [images.captions[row] for row in rows])
@@ -100,7 +98,7 @@ def _rank_of(context: Context, kind: str) -> Estimate:
 
 
 def head_ranks(context: Context, features: Tensor, captions: Sequence[str]) -> Tensor:
-    """For each image the share of other captions that its own outscores under the head, (N,)."""
+    """Return for each image the share of other captions that its own outscores under the head, (N,)."""
     head = context.real.head(context.text_features)
     with torch.no_grad():
         return rank_shares(head(features, context.text_features(captions)), captions)
@@ -112,7 +110,7 @@ def _by_clip(context: Context, clip: Clip) -> list[Measure]:
         return context.settings.bootstrap.mean(clip_scores(images.features[clip.network.name], texts))
 
     about = f"CLIPScore by {clip.name}: 100 · cosine of image and caption."
-    of_real = "The same of real images with their own captions."
+    of_real = "The same for real images with their own captions."
     return [
         Measure(f"clip_score_{clip.name}", scores(context.drawn), "higher", about=about),
         Measure(f"clip_score_{clip.name}_of_real", scores(context.real.reference), "none", about=of_real),
@@ -122,29 +120,29 @@ def _by_clip(context: Context, clip: Clip) -> list[Measure]:
 def _ranks(context: Context, features: Tensor, captions: Sequence[str]) -> Tensor:
     ranked = captions[:MOST_RANKED]
     if len(set(ranked)) < 2:
-        raise UserError("there are no different captions to compare", where="--data", hint="give a varied folder")
+        raise UserError("all captions compared are equal", where="--data", hint="pass a folder of varied captions")
     return head_ranks(context, features[:MOST_RANKED], ranked)
 
 
 def scenes_of_shapes(context: Context) -> None:
-    """The reference images are scenes of shapes with known answers, and drawn ones large enough to be read."""
+    """Require reference images that are scenes of shapes with known answers, and a size that can be read."""
     objects = context.real.first_record.get("objects")
     first = objects[0] if isinstance(objects, list) and objects else None
     known = isinstance(first, dict) and {"colour", "shape", "size"} <= set(first)
     if not known or "background" not in context.real.first_record:
         raise UserError(
-            "the reference images are no scenes of shapes with known answers",
+            "the reference images are not scenes of shapes with known answers",
             where="--data",
-            hint="give a folder made by `hdm-shards build shapes`; for other data see the part agreement",
+            hint="pass a folder made by `hdm-shards build shapes`; for other data see the part agreement",
         )
     if min(context.sampling.height, context.sampling.width) < MIN_SIDE_PX:
         side = f"{context.sampling.width}x{context.sampling.height}"
-        raise UserError(f"images of {side} are too small to be read", where="--size", hint=f"at least {MIN_SIDE_PX}")
+        raise UserError(f"images of {side} are too small to read", where="--size", hint=f"use at least {MIN_SIDE_PX}")
 
 
 @needs(scenes_of_shapes)
 def shapes(context: Context) -> Found:
-    """Following prompts of pairs of colour and shape that training never shows, beside those that it shows."""
+    """Measure how well prompts are followed, with pairs of color and shape that training never shows or shows."""
     rule = rule_of(context.real.first_record)
     measures: list[Measure] = []
     galleries: list[Gallery] = []
@@ -185,7 +183,7 @@ def _drawn(context: Context, objects: int, kind: str, rule: HeldOut, galleries: 
 
 
 def _answers(context: Context, objects: int, rule: HeldOut) -> Graded:
-    """Right answers to the unseen prompts, as the autoencoder leaves them and the program reads them."""
+    """Grade right answers to the unseen prompts after the autoencoder."""
     prompts = _prompts(context, objects, "unseen", rule)
     side = min(context.sampling.height, context.sampling.width)
     images, specs = [prompt.image(side) for prompt in prompts], [prompt.spec for prompt in prompts]
@@ -195,20 +193,20 @@ def _answers(context: Context, objects: int, rule: HeldOut) -> Graded:
 def _criteria(
     context: Context, prefix: str, graded: Mapping[str, Graded], decoded: Graded, rule: HeldOut
 ) -> list[Measure]:
-    """What counts most first: unseen, seen, the gap between them, and what right answers get."""
+    """Return the measures, most important first: unseen, seen, the gap between them, and the score of right answers."""
     intervals, measures = context.settings.bootstrap, []
     found = {kind: each.estimates(intervals) for kind, each in graded.items()}
     most, chance = decoded.estimates(intervals), graded["unseen"].chance
     for name in sorted(chance, key=lambda each: _FIRST.index(each) if each in _FIRST else len(_FIRST)):
         words, hint = in_words(name), _WHAT[rule]
         seen, unseen = found["seen"][name], found["unseen"][name]
-        about = f"{words.capitalize()} right, of {prefix}, in prompts of {hint} that training never shows."
+        about = f"{words.capitalize()} right, of {prefix}, in prompts with {hint} that training never shows."
         measures.append(Measure(f"{prefix}_unseen_{name}", unseen, "higher", about=about, chance=chance[name]))
-        about = "The same of those that training shows."
+        about = "The same with those that training shows."
         of_seen = graded["seen"].chance[name]
         measures.append(Measure(f"{prefix}_seen_{name}", seen, "higher", about=about, chance=of_seen))
-        about = "The one minus the other: what composing costs."
+        about = "Seen minus unseen: the cost of composing."
         measures.append(Measure(f"{prefix}_gap_{name}", gap(seen, unseen), "zero", about=about))
-        about = "What right answers get, after the autoencoder: the most that can be read."
+        about = "Score of right answers after the autoencoder: the best that can be reached."
         measures.append(Measure(f"{prefix}_decoded_{name}", most[name], "none", about=about))
     return measures

@@ -1,7 +1,7 @@
-"""What a run has cost, counted from what its folder records: operations of the network and of the autoencoder it made.
+"""The cost of a run, counted from its folder: operations of the network, and of the autoencoder if it was trained too.
 
-Counted are matrix products and convolutions, two operations a multiply-add, a training step three times a forward pass.
-Encoders that were not trained for the task are named instead: they are the same for everybody.
+Matrix products and convolutions count, two operations per multiply-add; a training step is three times a forward pass.
+Encoders that were not trained for the task are listed instead: they are the same for everybody.
 """
 
 import json
@@ -32,14 +32,14 @@ from hdm_lightning.training.stages import plan_stages
 
 @dataclass(frozen=True)
 class Cost:
-    """What an entry was trained for.
+    """What an entry's training cost.
 
     Attributes:
-        operations: of all trainings on the task; None where nobody counted them.
-        usd: rent of the machine; None where it had none.
-        hours: on the wall's clock, all trainings together.
+        operations: of all trainings on the task; None if they were not counted.
+        usd: rent of the machine; None if it had none.
+        hours: wall-clock time of all trainings together.
         hardware: what it ran on.
-        told_by: "run", counted from the run's own folder, or "entrant".
+        told_by: "run" (counted from the run's own folder) or "entrant".
     """
 
     operations: float | None
@@ -49,7 +49,7 @@ class Cost:
     told_by: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -71,18 +71,18 @@ class CountedRun:
 
 
 def count_run(run: Path, task: Task) -> CountedRun:
-    """What a run records, checked against the rules: whole, from random weights, on the task's data alone.
+    """Count the cost of a run, and check it against the rules: finished, from random weights, on the task's data alone.
 
     Raises:
-        UserError: it is not finished, or not by the rules.
+        UserError: it is not finished, or breaks the rules.
     """
     if not run_folder.is_finished(run):
         raise UserError(
-            "is no finished run of hdm-train", where=str(run), hint="give the folder that the training wrote"
+            "is not a finished run of hdm-train", where=str(run), hint="pass the folder that the training wrote"
         )
     settings = recorded_settings(run / run_folder.CONFIG)
     if settings.init or settings.adapter:
-        raise UserError("did not begin from random weights", where=str(run), hint="train without init and adapter")
+        raise UserError("did not start from random weights", where=str(run), hint="train without init and adapter")
     task.require_data(_training_folder(settings))
     operations, ledgers = _network_operations(run, settings), [Ledger(run / run_folder.LEDGER)]
     pretrained = [settings.text_encoder.name]
@@ -103,10 +103,10 @@ def count_run(run: Path, task: Task) -> CountedRun:
 
 
 def autoencoder_run(name: str) -> Path | None:
-    """The run that trained an autoencoder, by whichever of its names; None where none of this package did.
+    """Return the run that trained an autoencoder, by any of its names; None if no run of this package did.
 
     Raises:
-        UserError: it is not there, so that nobody can tell what it has cost.
+        UserError: it is not there, so its cost is unknown.
     """
     folder = locate_autoencoder(name, where="vae.name").resolve()
     if folder.parent.name == FINAL_FOLDER:  # the copy in a pipeline's folder
@@ -141,7 +141,7 @@ def _network_operations(run: Path, settings: TrainSettings) -> int:
 
 
 def _autoencoder_operations(run: Path, task: Task) -> int:
-    """Encoding and decoding of every image and patch; what judges the reconstruction is not counted."""
+    """Count encoding and decoding of every image and patch; the losses on the reconstruction are not counted."""
     recorded = read_recorded(run / run_folder.CONFIG)
     task.require_data(Path(str(recorded["data"]["train"])))
     architecture = AutoencoderArchitecture.from_config(json.loads((run / FINAL_FOLDER / "config.json").read_text()))

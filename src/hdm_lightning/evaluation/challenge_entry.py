@@ -1,6 +1,6 @@
-"""Entries of the challenge: a folder of images and a cost, scored the same for every model, and checked by the rules.
+"""Entries of the challenge: a folder of images and a cost, scored alike for every model, and checked against the rules.
 
-An entry keeps what each image had right, so that whoever has only the leaderboard can score it again.
+An entry keeps the outcomes of each image, so anyone who has only the leaderboard can score it again.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from hdm_lightning.version import __version__
 FORMAT = "hdm-lightning challenge 1"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 HEADLINE, HEADLINE_PARTS = "everything", ("unseen one", "unseen two")
-"""What ranks entries: images of combinations that were never shown in which everything is right."""
+"""What ranks entries: the share of images of unseen combinations in which everything is right."""
 _BOOTSTRAP = Bootstrap()
 _NOTHING = Seen((), {}, None)
 
@@ -36,14 +36,14 @@ Outcomes = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Maker:
-    """Who stands behind an entry and what it rests on.
+    """Who made an entry, and what it is based on.
 
     Attributes:
         by: who entered it.
         commit: of the code that trained it, or its address.
         pretrained: networks that were not trained for the task.
-        weights: SHA-256 of the weights, where the run is here.
-        settings: of the run, where it is here.
+        weights: SHA-256 of the weights, if the run is available.
+        settings: of the run, if it is available.
     """
 
     by: str
@@ -54,10 +54,10 @@ class Maker:
 
 
 def numbered_images(folder: Path, task: Task) -> list[Path]:
-    """The images of a folder by their numbers, which begin their names: `0000.png`, `0001-a-large-red-circle-0.png`, ….
+    """Return the images of a folder by the number that begins each name: `0000.png`, `0001-a-large-red-circle-0.png`.
 
     Raises:
-        UserError: one is missing, or there are two of a number.
+        UserError: one is missing, or two have the same number.
     """
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -66,28 +66,28 @@ def numbered_images(folder: Path, task: Task) -> list[Path]:
             continue
         if int(begins[1]) in found:
             what = f"{path.name} and {found[int(begins[1])].name} have the same number"
-            raise UserError(what, where=str(folder), hint="draw into an empty folder")
+            raise UserError(what, where=str(folder), hint="generate into an empty folder")
         found[int(begins[1])] = path
     count = len(task.captions())
     missing = [number for number in range(count) if number not in found]
     if missing or len(found) != count:
         what = f"has {len(found)} numbered images of {count}" + (f"; {missing[0]:04d} is missing" if missing else "")
-        hint = f"draw each prompt of `hdm-challenge prompts {task.name}` once, in that order"
+        hint = f"generate each prompt of `hdm-challenge prompts {task.name}` once, in that order"
         raise UserError(what, where=str(folder), hint=hint)
     return [found[number] for number in range(count)]
 
 
 def read_images(paths: Sequence[Path], task: Task) -> list[Pixels]:
-    """The images, uint8 (H,W,3). Raises UserError: one has another size or cannot be read."""
+    """Read the images, uint8 (H,W,3). Raises UserError: one has another size or cannot be read."""
     side, images = task.options.resolution, []
     for path in paths:
         try:
             image = np.asarray(load_upright(path.read_bytes()))
-        except Exception as error:  # a damaged file makes Pillow raise whatever it likes
+        except Exception as error:  # a damaged file can make Pillow raise anything
             raise UserError(f"cannot be read ({error})", where=str(path), hint="write it again") from error
         if image.shape != (side, side, 3):
             what = f"is {image.shape[1]}x{image.shape[0]} px, expected {side}x{side}"
-            raise UserError(what, where=str(path), hint=f"draw at --size {side}x{side}")
+            raise UserError(what, where=str(path), hint=f"generate at --size {side}x{side}")
         images.append(image)
     return images
 
@@ -96,9 +96,9 @@ def require_by_the_rules(paths: Sequence[Path], task: Task, run: CountedRun) -> 
     """Check what `hdm-sample` wrote into the images: the run's weights, the task's prompts and seed, equal settings.
 
     Raises:
-        UserError: an image was drawn otherwise.
+        UserError: an image was generated differently.
     """
-    hint = f"hdm-sample RUN --prompts PROMPTS --seed {SEED} --out FOLDER"
+    hint = f"run hdm-sample RUN --prompts PROMPTS --seed {SEED} --out FOLDER"
     first = read_record(paths[0]).settings
     for path, caption in zip(paths, task.captions(), strict=True):
         record = read_record(path)
@@ -115,11 +115,11 @@ def require_by_the_rules(paths: Sequence[Path], task: Task, run: CountedRun) -> 
             if differs
         ]
         if wrong:
-            raise UserError(f"was not drawn by the rules: other {', '.join(wrong)}", where=str(path), hint=hint)
+            raise UserError(f"was not generated by the rules: other {', '.join(wrong)}", where=str(path), hint=hint)
 
 
 def make_entry(name: str, task: Task, images: Sequence[Pixels], cost: Cost, maker: Maker) -> dict[str, Any]:
-    """An entry from all images in the order of the prompts."""
+    """Make an entry from all images in the order of the prompts."""
     outcomes, begin = {}, 0
     for part, prompts in task.asked().items():
         mine = images[begin : begin + len(prompts)]
@@ -140,12 +140,12 @@ def make_entry(name: str, task: Task, images: Sequence[Pixels], cost: Cost, make
 
 
 def digest(images: Sequence[Pixels]) -> str:
-    """SHA-256 of all pixels."""
+    """Return the SHA-256 of all pixels."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(image).tobytes() for image in images)).hexdigest()
 
 
 def scores(outcomes: Outcomes) -> dict[str, Any]:
-    """Shares with 95% intervals over combinations of colour and shape, of every part and of the headline."""
+    """Return shares with 95% intervals over combinations of color and shape, for every part and the headline."""
     found: dict[str, Any] = {"headline": _share(outcomes, HEADLINE_PARTS, HEADLINE)}
     for part, graded in outcomes.items():
         found[part] = {criterion: _share(outcomes, (part,), criterion) for criterion in graded["right"]}
@@ -165,13 +165,13 @@ def _estimate(outcomes: Outcomes, parts: Sequence[str], criterion: str) -> Estim
 
 
 def refusals(entry: Mapping[str, Any]) -> list[str]:
-    """Why an entry does not count; empty where it was made by the rules, as far as the entry itself can tell."""
+    """Return why an entry does not count; empty if it follows the rules, as far as the entry itself shows."""
     reasons: list[str] = []
-    for check in _CHECKS:  # each relies on those before
+    for check in _CHECKS:  # each relies on the previous ones
         try:
             reasons += check(entry)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            return [*reasons, f"is no whole entry ({type(error).__name__}: {error})"]
+            return [*reasons, f"is not a complete entry ({type(error).__name__}: {error})"]
     return reasons
 
 
@@ -182,23 +182,23 @@ def _of_this_version(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _of_these_prompts(entry: Mapping[str, Any]) -> list[str]:
-    """Units and trials are those of the task's prompts, and no more is right than was asked."""
+    """Check that units and trials are those of the task's prompts, and no more is right than was asked."""
     wrong, task = [], TASKS[entry["task"]]
     asked = task.asked()
     if set(entry["outcomes"]) != set(asked):
-        return ["has not the parts of the task"]
+        return ["does not have the parts of the task"]
     for part, prompts in asked.items():
         graded = entry["outcomes"][part]
         units = [[f"{thing['colour']} {thing['shape']}" for thing in prompt.spec["objects"]] for prompt in prompts]
         if [list(each) for each in graded["units"]] != units:
-            wrong.append(f"{part}: is not of the task's prompts")
+            wrong.append(f"{part}: is not from the task's prompts")
             continue
         blank = np.array([grade(prompt.spec, _NOTHING)[:, 1] for prompt in prompts])
         asked_for = np.asarray(blank.any(axis=0))
         names, expected = [name for name, each in zip(CRITERIA, asked_for, strict=True) if each], blank[:, asked_for].T
         right, trials = (np.array([graded[kind][name] for name in names]) for kind in ("right", "trials"))
         if trials.shape != expected.shape or (trials != expected).any() or (right < 0).any() or (right > trials).any():
-            wrong.append(f"{part}: its counts cannot be")
+            wrong.append(f"{part}: its counts are impossible")
     return wrong
 
 
@@ -211,15 +211,15 @@ def _scored_right(entry: Mapping[str, Any]) -> list[str]:
 def _within_budget(entry: Mapping[str, Any]) -> list[str]:
     task, cost = TASKS[entry["task"]], Cost(**entry["cost"])
     if cost.told_by not in ("run", "entrant") or not _is_text(cost.hardware) or not _is_amount(cost.hours):
-        return ["does not say what it ran on, for how long, and who counted"]
+        return ["does not name its hardware, its hours and who counted"]
     if cost.usd is not None and not _is_amount(cost.usd):
         return [f"has a rent of {cost.usd!r}"]
     if cost.operations is None:
         if cost.usd is None:
-            return ["has neither operations nor dollars"]
+            return ["states neither operations nor dollars"]
         return [] if cost.usd <= task.usd else [f"cost ${cost.usd:g}, more than ${task.usd:g}"]
     if not _is_amount(cost.operations):
-        return ["has no operations"]
+        return ["states no valid number of operations"]
     over = cost.operations > task.operations
     return [f"took {cost.operations:.3g} operations, more than {task.operations:.3g}"] if over else []
 
@@ -235,9 +235,9 @@ def _is_text(value: object) -> bool:
 def _says_who(entry: Mapping[str, Any]) -> list[str]:
     maker, wrong = Maker(**entry["maker"]), []
     if not _is_text(maker.by) or not _is_text(maker.commit):
-        wrong.append("does not say who made it from what code")
+        wrong.append("does not say who made it, and from which code")
     if entry["cost"]["told_by"] == "run" and not (maker.weights and maker.settings):
-        wrong.append("claims a counted run without its weights and settings")
+        wrong.append("claims to be counted from a run, without the run's weights and settings")
     return wrong
 
 
@@ -251,8 +251,8 @@ _CHECKS: tuple[Callable[[Mapping[str, Any]], list[str]], ...] = (
 
 
 def differs_from_images(entry: Mapping[str, Any], images: Sequence[Pixels]) -> list[str]:
-    """Why an entry is not of these images; empty where it is."""
+    """Return why an entry does not match these images; empty if it does."""
     if entry["images_sha256"] != digest(images):
-        return ["is of other images"]
+        return ["was made from other images"]
     again = make_entry(entry["name"], TASKS[entry["task"]], images, Cost(**entry["cost"]), Maker(**entry["maker"]))
-    return [] if again["outcomes"] == entry["outcomes"] else ["its images are graded otherwise"]
+    return [] if again["outcomes"] == entry["outcomes"] else ["its images are graded differently"]

@@ -1,6 +1,6 @@
-"""The three tasks of `hdm-challenge`: fixed data by named seeds, fixed prompts, a fixed budget.
+"""The three tasks of `hdm-challenge`: fixed data from fixed seeds, fixed prompts, a fixed budget.
 
-Whatever entries depend on stands here; with a change of it `VERSION` changes, and entries of the former do not compare.
+Everything that entries depend on is here; if it changes, `VERSION` changes, and older entries no longer compare.
 """
 
 import itertools
@@ -23,16 +23,16 @@ from hdm_lightning.whole_files import read_lines
 VERSION = 1
 SAMPLES_PER_SHARD = 1000
 SPOT_CHECKED = 8
-"""Scenes of the first shard that are drawn again and compared."""
+"""Number of scenes of the first shard that are drawn again and compared."""
 SPLITS: tuple[tuple[str, Split, int], ...] = (
     ("unseen one", "heldout", 1),
     ("unseen two", "heldout", 2),
     ("seen one", "train", 1),
     ("seen two", "train", 2),
 )
-"""Parts of the prompts in their order: pairs of colour and shape that training never shows, or does; objects asked."""
+"""Parts of the prompts in order: pairs of color and shape that training never shows, or does; number of objects."""
 SEED = 0
-"""Of every image's noise: nobody picks among several."""
+"""Seed of every image's noise, so that nobody picks among several."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Task:
 
     Attributes:
         name: on the command line.
-        about: whom it is for.
-        scenes: of the training set, drawn by `options`.
+        about: how much hardware it needs.
+        scenes: of the training set, drawn with `options`.
         prompts: of each of the four parts.
-        operations: of all trainings together, two a multiply-add, forward and backward (three times forward).
-        usd: instead, for what cannot be counted, what the machine costs in rent.
+        operations: budget of all trainings together, two per multiply-add, forward and backward (three times forward).
+        usd: budget in rent of the machine, instead, if operations cannot be counted.
     """
 
     name: str
@@ -57,15 +57,15 @@ class Task:
     usd: float
 
     def asked(self) -> dict[str, list[Prompt]]:
-        """The prompts of each part."""
+        """Return the prompts of each part."""
         return {name: scene_prompts(self.prompts, split=split, objects=count) for name, split, count in SPLITS}
 
     def captions(self) -> list[str]:
-        """All prompts in the order of their images' numbers."""
+        """Return all prompts in the order of their images' numbers."""
         return [prompt.caption for part in self.asked().values() for prompt in part]
 
     def header(self) -> dict[str, object]:
-        """The first line of the journal of its training set."""
+        """Return the first line of the journal of its training set."""
         return {"source": "shapes", **asdict(self.options), "samples_per_shard": SAMPLES_PER_SHARD}
 
     def build(self, folder: Path) -> Path:
@@ -74,19 +74,19 @@ class Task:
         return build_shapes(folder, count=self.scenes, samples_per_shard=SAMPLES_PER_SHARD, **drawn)
 
     def require_data(self, folder: Path) -> None:
-        """Check that a folder holds the task's training set: options, counts, and a few scenes drawn again.
+        """Check that a folder contains the task's training set: options, counts, and a few scenes drawn again.
 
         Raises:
-            UserError: it holds another one, or is not complete.
+            UserError: it contains another one, or is incomplete.
         """
-        hint = f"draw it: hdm-challenge data {self.name} --out FOLDER"
+        hint = f"build it: hdm-challenge data {self.name} --out FOLDER"
         lines = read_lines(folder / JOURNAL) if (folder / JOURNAL).is_file() else []
         if not lines or lines[0] != json.loads(json.dumps(self.header())):
             raise UserError(f"is not the training set of the task {self.name}", where=str(folder), hint=hint)
         rows = {str(line.get("shard")): int(line.get("samples", 0)) for line in lines[1:] if not line.get("gone")}
         shards = sorted(path.name for path in folder.glob("*.tar"))
         if sum(rows.values()) != self.scenes or shards != sorted(rows):
-            raise UserError(f"holds not all or other shards than {self.scenes} scenes", where=str(folder), hint=hint)
+            raise UserError(f"does not have exactly the shards of {self.scenes} scenes", where=str(folder), hint=hint)
         for index, image in enumerate(_images(folder / shards[0])):
             if not np.array_equal(image, make_image(self.options, index)[0]):
                 raise UserError(f"scene {index} is not the task's", where=str(folder / shards[0]), hint=hint)
@@ -141,12 +141,12 @@ TASKS: Mapping[str, Task] = {
         ),
     )
 }
-"""By name. The small budget is that of the two trainings of `hdm-demo` and a tenth more. The others are what an RTX
-5090 does in an hour and in a day at a quarter of its peak rate, and its rent for as long, rounded up."""
+"""By name. The small budget is the two trainings of `hdm-demo` plus a tenth. The others are what an RTX 5090 does in an
+hour and in a day at a quarter of its peak rate, and its rent for that time, rounded up."""
 
 
 def task_of(name: str, where: str = "TASK") -> Task:
-    """A task by name. Raises UserError: there is none."""
+    """Return a task by name. Raises UserError: it does not exist."""
     if name not in TASKS:
-        raise UserError(f"{name!r} is no task", where=where, hint=f"give one of {', '.join(TASKS)}")
+        raise UserError(f"{name!r} is not a task", where=where, hint=f"choose one of {', '.join(TASKS)}")
     return TASKS[name]

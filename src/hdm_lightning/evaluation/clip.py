@@ -30,7 +30,7 @@ _TEXT_BATCH = 64
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP-like dual encoder: its image half as a feature network of unit vectors, named as in measures' names."""
+    """A CLIP-like dual encoder: `name` as in measures' names, its image half as a feature network of unit vectors."""
 
     name: str
     network: FeatureNetwork
@@ -40,7 +40,7 @@ class Clip:
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Unit vectors (B,D) of captions."""
+        """Return unit vectors (B,D) of captions."""
         found = []
         for start in range(0, len(captions), _TEXT_BATCH):
             part = list(captions[start : start + _TEXT_BATCH])
@@ -53,7 +53,7 @@ class Clip:
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """100 · max(cosine, 0) of each image with its caption, (B,), as torchmetrics' CLIPScore gives it.
+    """Return 100 · max(cosine, 0) of each image with its caption, (B,), as torchmetrics' CLIPScore does.
 
     Args:
         image_features, text_features: unit vectors (B,D).
@@ -62,15 +62,15 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def load_clip(name: str, device: torch.device) -> Clip:
-    """A CLIP by hub name or folder. Raises UserError: it cannot be had, or is no model of images and texts."""
+    """Load a CLIP by hub name or folder. Raises UserError: it is not available, or not a model of images and texts."""
     try:
         folder = locate_model(name, where=WHERE, required=VISION_FILES, download=[*VISION_DOWNLOAD, "*.txt"])
     except UserError as error:
-        hint = f"{error.hint}; or leave --clip out: a small head is then trained on the training set"
+        hint = f"{error.hint}; or leave --clip out: a small head is trained on the training set"
         raise UserError(error.what, where=WHERE, hint=hint) from error
     model = read_vision_model(folder, WHERE)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise UserError(f"{name} is no model of images and texts", where=WHERE, hint="give a CLIP or SigLIP")
+        raise UserError(f"{name} is not a model of images and texts", where=WHERE, hint="pass a CLIP or SigLIP")
     model = model.to(device)
     preprocessing = vision_preprocessing(folder, WHERE)
 

@@ -1,6 +1,6 @@
-"""What the parts of an evaluation share: real images, one model's drawn images, text features, and what parts need.
+"""What the parts of an evaluation share: real images, one model's generated images, text features, and requirements.
 
-Everything is made when a part first asks for it: real images once, drawn ones for each set of weights.
+Everything is made when a part first asks for it: real images once, generated ones for each set of weights.
 """
 
 import json
@@ -45,20 +45,20 @@ _FEATURE_BATCH = 32
 
 @dataclass
 class RealData:
-    """The real images that a model is compared with, and what is made of them alone.
+    """The real images that a model is compared with, and results that depend on them alone.
 
     Attributes:
         settings: counts.
         reference_stream: held-out images with captions: prompts, and the other side of distances.
-        train_stream: the training set, to look for copies and to train the agreement head; None if it is not known.
-        networks: feature networks, the first of which serves diversity, copies and agreement; none where they cannot
-            be had.
+        train_stream: the training set, to look for copies and to train the agreement head; None if unknown.
+        networks: feature networks, the first of which serves diversity, copies and agreement; empty if they are not
+            available.
         clip: a CLIP, or None.
         encoders: a pipeline with the encoders that all weights share.
-        progress: called for images read.
-        missing: why there are no feature networks, where there are none.
-        kept: values sample by sample of the weights measured so far, by measure and weights, for paired differences.
-        done: what was found on real images alone, which all weights share.
+        progress: called as images are read.
+        missing: why there are no feature networks, if there are none.
+        kept: values image by image of the weights measured so far, by measure and weights, for paired differences.
+        done: results on real images alone, which all weights share.
     """
 
     settings: EvaluationSettings
@@ -75,7 +75,7 @@ class RealData:
 
     @property
     def all_networks(self) -> list[FeatureNetwork]:
-        """All networks that images are run through."""
+        """All networks that process the images."""
         return [*self.networks, *([self.clip.network] if self.clip else [])]
 
     @cached_property
@@ -96,14 +96,14 @@ class RealData:
 
     @property
     def reference_count(self) -> int:
-        """Reference images that can be read, once they have been; before that, those that the indices promise."""
+        """Number of readable reference images once they are read; before that, the number in the indices."""
         if "reference" in vars(self):
             return len(self.reference)
         return min(self.settings.samples, self.reference_plan.samples)
 
     @property
     def train_count(self) -> int:
-        """Training images that are looked at; 0 where the training set is not known."""
+        """Number of training images to use; 0 if the training set is unknown."""
         return 0 if self.train_plan is None else min(self.settings.train_samples, self.train_plan.samples)
 
     @cached_property
@@ -117,25 +117,25 @@ class RealData:
 
     @cached_property
     def decoded(self) -> ImageSet:
-        """The reference images, encoded and decoded: what a model behind this autoencoder can do at best."""
+        """The reference images, encoded and decoded: the best that a model with this autoencoder can do."""
         batches = real_images(self.reference_stream, self.reference_plan, self.settings.samples)
         return self._decoded(batches, self.networks, "encoding and decoding", self.reference_count)
 
     @cached_property
     def train(self) -> ImageSet:
-        """The training images, encoded and decoded as drawn ones are; features of the first network only."""
+        """The training images, encoded and decoded like generated ones; features of the first network only."""
         assert self.train_stream is not None
         assert self.train_plan is not None
         batches = real_images(self.train_stream, self.train_plan, self.train_count)
         return self._decoded(batches, self.networks[:1], "encoding and decoding training images", self.train_count)
 
     def planted(self, count: int, noise: float, shift_px: int = 0) -> ImageSet:
-        """Copies of the first training images, as a model that learned them by heart might draw them.
+        """Make copies of the first training images, as a model that memorized them might generate them.
 
         Args:
             count: how many.
-            noise: deviation of what is added to the latent, whose own is 1.
-            shift_px: by which the image is moved, right and down, its edge repeated.
+            noise: standard deviation of the noise added to the latent, whose own is 1.
+            shift_px: how far the image is moved, right and down; its edge is repeated.
         """
         assert self.train_stream is not None
         assert self.train_plan is not None
@@ -144,7 +144,7 @@ class RealData:
         return self._decoded(moved, self.networks[:1], "planting copies", count, noise)
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made for the first set of weights and kept for the others."""
+        """Return what `make` returns, computed for the first set of weights and kept for the others."""
         if key not in self.done:
             self.done[key] = make()
         return self.done[key]
@@ -163,7 +163,7 @@ class RealData:
 
     @cached_property
     def first_record(self) -> dict[str, Any]:
-        """The JSON record of the first reference image; empty where there is none."""
+        """The JSON record of the first reference image; empty if there is none."""
         raw = Reader(self.reference_plan, self.reference_stream).read(self.reference_plan.locate(0))
         try:
             record = json.loads(raw.members.get("json", b"{}"))
@@ -172,9 +172,9 @@ class RealData:
         return record if isinstance(record, dict) else {}
 
     def require_indices(self, *, train_named: bool) -> None:
-        """Read the indices of both sets now: what is missing would end the evaluation after hours.
+        """Read the indices of both sets now, as a missing one would otherwise end the evaluation after hours.
 
-        A training set that a run names is done without where it is not on this machine; one that the user names is not.
+        A training set that only the run names is dropped if it is not on this machine; one the user names must exist.
         """
         require_reference(self.reference_count)
         try:
@@ -185,7 +185,7 @@ class RealData:
             self.train_stream = None
 
     def head(self, text_features: Callable[[Sequence[str]], Tensor]) -> DualHead:
-        """The agreement head, trained on decoded training images without those kept for `heldout_rows`."""
+        """Return the agreement head, trained on decoded training images without those kept for `heldout_rows`."""
         if self._head is None:
             kept = set(self.reference.keys[: max(FEWEST_HELDOUT, len(self.train) // 3)])
             rows = [row for row, key in enumerate(self.train.keys) if key not in kept]
@@ -198,16 +198,16 @@ class RealData:
         return self._head[0]
 
     def heldout_rows(self) -> list[int]:
-        """Reference images that the agreement head was not trained on."""
+        """Return the rows of the reference images that the agreement head was not trained on."""
         seen = self._head[1] if self._head else ()
         return [row for row, key in enumerate(self.reference.keys) if key not in seen]
 
 
 def require_reference(count: int) -> None:
-    """Raise UserError if there are fewer reference images than any part can do with."""
+    """Raise UserError if there are fewer reference images than every part needs."""
     if count < FEWEST_REFERENCE:
-        what = f"there are {count} reference images that can be read, at least {FEWEST_REFERENCE} are needed"
-        raise UserError(what, where="--data", hint="give a folder with more")
+        what = f"found {count} readable reference images, at least {FEWEST_REFERENCE} are needed"
+        raise UserError(what, where="--data", hint="pass a folder with more")
 
 
 @torch.no_grad()
@@ -232,9 +232,9 @@ class Context:
     Attributes:
         real: images to compare with.
         settings: counts and seeds.
-        pipeline: draws.
+        pipeline: generates the images.
         weights: `ema` or `raw`.
-        sampling: of square images; other sizes and cameras are derived from it.
+        sampling: for square images; other sizes and cameras are derived from it.
     """
 
     real: RealData
@@ -246,41 +246,41 @@ class Context:
 
     @property
     def network(self) -> FeatureNetwork:
-        """The first feature network, which serves the parts that use one."""
+        """The first feature network, which serves the parts that use only one."""
         return self.real.networks[0]
 
     @cached_property
     def drawn(self) -> ImageSet:
-        """One image for each reference caption, in rotation where there are fewer captions than samples."""
+        """One image for each reference caption, in rotation if there are fewer captions than samples."""
         captions = self.real.reference.captions
         prompts = [captions[number % len(captions)] for number in range(self.settings.samples)]
-        return collect(self._draw(prompts, self.sampling, "drawing"), self.real.all_networks)
+        return collect(self._draw(prompts, self.sampling, "generating"), self.real.all_networks)
 
     def features(self, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
-        """Features of the reference images and of the drawn ones, on the network's device."""
+        """Return features of the reference images and of the generated ones, on the network's device."""
         real, drawn = (images.features[network.name] for images in (self.real.reference, self.drawn))
         return real.to(network.device), drawn.to(network.device)
 
     def features_of(self, images: Tensor) -> Tensor:
-        """Features (N,D) of images (N,3,H,W) by the first network, on the CPU."""
+        """Return features (N,D) of images (N,3,H,W) by the first network, on the CPU."""
         return torch.cat([self.network(part) for part in images.split(_FEATURE_BATCH)]).cpu()
 
     def images(
         self, prompts: Sequence[str], sampling: SamplingSettings, what: str, seeds: Sequence[int] | None = None
     ) -> Tensor:
-        """Images (B,3,H,W) of B prompts under settings of their own; seeds count from `settings.seed` by default."""
+        """Generate images (B,3,H,W) of B prompts with these settings; seeds count from `settings.seed` by default."""
         return torch.cat([batch.images for batch in self._draw(prompts, sampling, what, seeds)])
 
     def prompts(self, count: int, part: str) -> list[str]:
-        """The first different captions of the reference set, at most `count`. Raises UserError: there are not two."""
+        """Return the first `count` different captions of the reference set. Raises UserError: there are not two."""
         found = list(dict.fromkeys(caption for caption in self.real.reference.captions if caption))[:count]
         if len(found) < 2:
-            raise UserError(f"{part} two different captions", where="--data", hint="give a folder with captions")
+            raise UserError(f"{part} two different captions", where="--data", hint="pass a folder with captions")
         return found
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        """Mean and last vector of the model's own text encoder, (N,2·width), on the CPU."""
+        """Return mean and last vector of the model's own text encoder, (N,2·width), on the CPU."""
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._text]
         for start in range(0, len(missing), _TEXT_BATCH):
             part = missing[start : start + _TEXT_BATCH]
@@ -292,7 +292,7 @@ class Context:
         return torch.stack([self._text[caption] for caption in captions])
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Report progress on these weights."""
+        """Report progress for these weights."""
         self.real.progress(f"{what} ({self.weights})", done, total)
 
     def _draw(
@@ -303,41 +303,41 @@ class Context:
 
 
 Requirement = Callable[[Context], None]
-"""Raises UserError where a part cannot be done, before anything is read or drawn."""
+"""Raises UserError if a part cannot be measured, before anything is read or generated."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What measures a part for one set of weights, and what it needs."""
+    """The function that measures a part for one set of weights, and the part's requirements."""
 
     run: Callable[[Context], Found]
     needs: tuple[Requirement, ...] = ()
 
     def require(self, context: Context) -> None:
-        """Raise UserError where the part cannot be done."""
+        """Raise UserError if the part cannot be measured."""
         for need in self.needs:
             need(context)
 
     def __call__(self, context: Context) -> Found:
-        """Measure."""
+        """Measure the part."""
         return self.run(context)
 
 
 def needs(*requirements: Requirement) -> Callable[[Callable[[Context], Found]], Measuring]:
-    """Decorate a function that measures a part with what it needs."""
+    """Decorate a function that measures a part with the part's requirements."""
     return lambda run: Measuring(run, requirements)
 
 
 def feature_networks(context: Context) -> None:
-    """A feature network can be had."""
+    """Require a feature network."""
     if context.real.missing is not None:
         raise context.real.missing
 
 
 def training_images(context: Context, part: str, needed: int, hint: str) -> None:
-    """The training set is known, and large enough."""
+    """Require a known training set that is large enough."""
     if context.real.train_stream is None:
-        raise UserError(f"{part} needs the training set", where="--train-data", hint="give its folder of shards")
+        raise UserError(f"{part} needs the training set", where="--train-data", hint="pass its folder of shards")
     have = context.real.train_count
     if have < needed:
         what = f"{part} needs at least {needed} training images, there are {have}"
@@ -345,15 +345,15 @@ def training_images(context: Context, part: str, needed: int, hint: str) -> None
 
 
 def agreement_head(context: Context) -> None:
-    """The agreement head can be trained."""
+    """Require what the agreement head is trained on."""
     feature_networks(context)
     needed = 2 * FEWEST_PAIRS
-    hint = f"give --train-samples {needed} and a training set with as many, or --clip NAME"
+    hint = f"pass --train-samples {needed} and a training set with as many, or --clip NAME"
     training_images(context, "the agreement head", needed, hint)
 
 
 def holds(requirement: Requirement, context: Context) -> bool:
-    """Whether a requirement is met."""
+    """Return whether a requirement is met."""
     try:
         requirement(context)
     except UserError:

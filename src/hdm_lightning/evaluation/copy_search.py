@@ -1,7 +1,7 @@
-"""The part that looks for copies of training images, and what the search is worth: planted copies.
+"""The part that looks for copies of training images, and measures its own sensitivity with planted copies.
 
-Shapes: N training images, M drawn ones, K held out; thumbnails (N,3,s,s), uint8. All of them have gone through the
-autoencoder, whose traces would otherwise set drawn images apart from any training image.
+Shapes: N training images, M generated ones, K held out; thumbnails (N,3,s,s), uint8. All of them have gone through the
+autoencoder, whose artifacts would otherwise set generated images apart from any training image.
 """
 
 from functools import partial
@@ -29,35 +29,35 @@ KINDS = ("features", "pixels")
 MOST_PLANTED = 200
 PLANTED_NOISE = 0.1
 NEEDED_POWER = 0.8
-"""Share of planted copies that a search has to find before its result says something."""
+"""Share of planted copies that a search has to find for its result to be meaningful."""
 
 
 class Sort(NamedTuple):
-    """A sort of planted copies: by what share of the side they are moved, and what a reader is told."""
+    """A sort of planted copies: how far they are moved, as a share of the side, and their description in the report."""
 
     shift: float
     about: str
 
 
 PLANTED = {
-    "planted": Sort(0.0, "Control: share of training images, drawn from their own latent with a little noise, found."),
-    "moved": Sort(1 / 16, "Control: the same of training images moved by a sixteenth of their side."),
+    "planted": Sort(0.0, "Control: share of training images found after a little noise in their latent."),
+    "moved": Sort(1 / 16, "Control: the same for training images moved by a sixteenth of their side."),
 }
 _SHOWN_PAIRS = 8
-_RATIO = "Median distance to the nearest training image, over that of held-out real images; below 1: nearer."
-_CLOSER = f"Share of drawn images nearer than all but {CLOSE_SHARE:.0%} of held-out ones, all through the autoencoder."
+_RATIO = "Median distance to the nearest training image, over that of held-out real images; below 1: closer."
+_CLOSER = f"Share of generated images closer than all but {CLOSE_SHARE:.0%} of held-out ones, all autoencoded."
 _RMSE = "Root mean squared difference to the nearest training image by features, in gray levels."
 
 
 def enough_training_images(context: Context) -> None:
-    """The training set is known, and large enough to be searched for copies."""
-    hint = f"give the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}"
+    """Require a known training set that is large enough to be searched for copies."""
+    hint = f"pass the folder that the model was trained on, and at least --train-samples {FEWEST_TRAIN}"
     training_images(context, "the search for copies", FEWEST_TRAIN, hint)
 
 
 @needs(feature_networks, enough_training_images)
 def copies(context: Context) -> Found:
-    """The nearest training image of each drawn one by features and by pixels, to see what was memorised."""
+    """Find the nearest training image of each generated one, by features and by pixels, to see what was memorized."""
     train, drawn, heldout = context.real.train, context.drawn, context.real.decoded
     bootstrap = context.settings.bootstrap
     measures, galleries, outcomes = [], [], {}
@@ -82,11 +82,11 @@ def copies(context: Context) -> Found:
 
 
 def _closer(context: Context, kind: str, closer: Estimate, power: Estimate) -> Measure:
-    """The share that is nearer than held-out images are; no verdict where planted copies are not found."""
+    """Return the share that is closer than held-out images; no verdict if planted copies are not found."""
     share = len(context.real.train) / _plan_samples(context)
     about = f"{_CLOSER} {share:.0%} of the training set was searched."
     if power.value < NEEDED_POWER:
-        about += f" Says nothing here: of planted copies it finds {power.value:.0%} only."
+        about += f" Not meaningful here: it finds only {power.value:.0%} of planted copies."
     better: Better = "lower" if power.value >= NEEDED_POWER else "none"
     return Measure(f"closer_{kind}", closer, better, about=about, chance=CLOSE_SHARE)
 
@@ -98,14 +98,14 @@ def _plan_samples(context: Context) -> int:
 
 
 def _unseen(context: Context, kind: str) -> Tensor:
-    """Distances of held-out images to their nearest training image, (K,)."""
+    """Return the distances of held-out images to their nearest training image, (K,)."""
     train, heldout = context.real.train, context.real.decoded
     vectors = (_vectors(context, images, kind) for images in (heldout, train))
     return nearest(*vectors, query_keys=heldout.keys, keys=train.keys).distance
 
 
 def _planted(context: Context, kind: str, unseen: Tensor) -> list[tuple[str, Estimate]]:
-    """The share of planted copies of each sort that the search finds."""
+    """Return the share of planted copies of each sort that the search finds."""
     train, found = context.real.train, []
     for name, sort in PLANTED.items():
         shift = round(sort.shift * min(context.sampling.height, context.sampling.width))
@@ -118,7 +118,7 @@ def _planted(context: Context, kind: str, unseen: Tensor) -> list[tuple[str, Est
 
 
 def _vectors(context: Context, images: ImageSet, kind: str) -> Tensor:
-    """Features of images; or their thumbnails averaged down to 16 pixels a side, (N,768), values in [0, 1]."""
+    """Return features of images; or their thumbnails averaged down to 16 pixels a side, (N,768), values in [0, 1]."""
     if kind == "features":
         return images.features[context.network.name]
     size = (PIXEL_SIDE_PX, PIXEL_SIDE_PX)
@@ -132,7 +132,7 @@ def _nearest_pairs(drawn: ImageSet, train: ImageSet, found: Nearest, kind: str) 
         pair = drawn.thumbnails[row], train.thumbnails[match]
         grey_levels = float(pixel_rmse(pair[0][None], pair[1][None]))
         caption = (
-            f"drawn: {drawn.captions[row]}; training: {train.captions[match]} "
+            f"generated: {drawn.captions[row]}; training: {train.captions[match]} "
             f"(distance {float(found.distance[row]):.3g}, {grey_levels:.0f} gray levels)"
         )
         groups.append(Group(caption, {"drawn": pixels(pair[0]), "training": pixels(pair[1])}))

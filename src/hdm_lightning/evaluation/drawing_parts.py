@@ -1,4 +1,4 @@
-"""Parts that compare drawn images with each other: diversity, aspect ratios, camera."""
+"""Parts that compare generated images with each other: diversity, aspect ratios, camera."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ _SHOWN_PROMPTS = 4
 
 @needs(feature_networks)
 def diversity(context: Context) -> Found:
-    """How different images of one prompt are."""
+    """Measure how different images of one prompt are."""
     settings = context.settings
     prompts = context.prompts(settings.diversity_prompts, "diversity needs")
     seeds = range(settings.seed, settings.seed + settings.diversity_seeds)
     real = context.real.reference.features[context.network.name]
     if (real == real[0]).all():
-        raise UserError("all reference images are equal", where="--data", hint="give a folder of different images")
+        raise UserError("all reference images are equal", where="--data", hint="pass a folder of different images")
     repeated = [prompt for prompt in prompts for _ in seeds]
     images = context.images(repeated, context.sampling, "diversity", [*seeds] * len(prompts))
     by_prompt = context.features_of(images).reshape(len(prompts), len(seeds), -1)
@@ -36,7 +36,7 @@ def diversity(context: Context) -> Found:
     within = "Mean feature distance of images of one prompt, as a share of that of real images; 0: all alike."
     measures = [
         Measure("within_prompt", found.within, "none", about=within),
-        Measure("across_prompts", found.across, "one", about="The same of images of different prompts."),
+        Measure("across_prompts", found.across, "one", about="The same for images of different prompts."),
         Measure("real_distance", found.real, "none", about="Mean feature distance of real images: the unit above."),
     ]
     by_seed = {f"seed {seed}": images[number :: len(seeds)] for number, seed in enumerate(seeds)}
@@ -45,7 +45,7 @@ def diversity(context: Context) -> Found:
 
 
 def sized(settings: SamplingSettings, ratio: float, multiple: int) -> SamplingSettings:
-    """Settings of an image of about the same area with another width / height, both multiples of `multiple`."""
+    """Return settings of about the same area with another width / height, both multiples of `multiple`."""
     side = math.sqrt(settings.height * settings.width)
     width, height = (max(1, round(length / multiple)) * multiple for length in (side * ratio**0.5, side / ratio**0.5))
     return replace(settings, width=width, height=height)
@@ -53,7 +53,7 @@ def sized(settings: SamplingSettings, ratio: float, multiple: int) -> SamplingSe
 
 @needs(feature_networks)
 def aspect(context: Context) -> Found:
-    """Images of other aspect ratios, compared with squares of the same prompts and seeds."""
+    """Compare images of other aspect ratios with squares of the same prompts and seeds."""
     settings, multiple = context.settings, context.pipeline.size_multiple
     prompts = context.prompts(settings.aspect_prompts, "aspect ratios need")
     sizes = dict.fromkeys(sized(context.sampling, ratio, multiple) for ratio in (1.0, *settings.ratios))
@@ -63,7 +63,7 @@ def aspect(context: Context) -> Found:
         name, ratio = f"{size.width}x{size.height}", size.width / size.height
         images[name] = context.images(prompts, size, f"aspect ratio {size.width}:{size.height}")
         if len(images) > 1:
-            about = f"Stretch in x against the square image; 1: none, {ratio:.2f}: squares pulled to the frame."
+            about = f"Stretch in x relative to the square image; 1: none, {ratio:.2f}: squares pulled to the frame."
             square = next(iter(images.values()))
             stretch = stretch_estimate(images[name], square, settings.bootstrap)
             measures.append(Measure(f"stretch_{name}", stretch, "one", about=about))
@@ -76,22 +76,22 @@ def aspect(context: Context) -> Found:
 
 
 def _of_any_size(context: Context, name: str, images: Tensor, prompts: Sequence[str]) -> list[Measure]:
-    """What is measured of every size: distance of the middle squares to real ones, and agreement by the head."""
+    """Return what is measured at every size: kernel distance of center squares to real ones, and the caption rank."""
     features, bootstrap = context.features_of(images), context.settings.bootstrap
     real = context.real.reference.features[context.network.name]
-    about = f"Kernel distance of the middle squares to real ones on {context.network.name}; compare with the square."
+    about = f"Kernel distance of the center squares to real ones on {context.network.name}; compare with the square."
     distance = kernel_distance_estimate(real, features, bootstrap)
     measures = [Measure(f"kernel_{name}", distance, "lower", about=about)]
     if holds(agreement_head, context) and head_is_valid(context):
         ranks = bootstrap.mean(head_ranks(context, features, prompts))
-        about = "Caption rank, as under agreement, of the middle squares."
+        about = "Caption rank, as under agreement, of the center squares."
         measures.append(Measure(f"caption_rank_{name}", ranks, "higher", about=about, chance=0.5))
     return measures
 
 
 @needs()
 def camera(context: Context) -> Found:
-    """Does the image move as x_shift, y_shift and zoom say?"""
+    """Measure whether the image moves as x_shift, y_shift and zoom say."""
     settings, sampling = context.settings, context.sampling
     prompts = context.prompts(settings.camera_prompts, "the camera's response needs")
     shift, zoom = settings.camera_shift, settings.camera_zoom
@@ -104,7 +104,7 @@ def camera(context: Context) -> Found:
         for name, camera in cameras.items()
     }
     measures, outcomes = [], {}
-    unrelated = images["still"].roll(1, 0)  # of other prompts and seeds
+    unrelated = images["still"].roll(1, 0)  # from other prompts and seeds
     for name, amount in moves.items():
         down_right = (0.0, amount) if name.startswith("x") else (amount, 0.0)
         stated = content_shift(down_right, sampling.height, sampling.width)
@@ -114,7 +114,7 @@ def camera(context: Context) -> Found:
     if zoom != 1:
         response, chance = (zoom_response(still, images["zoom"], zoom) for still in (images["still"], unrelated))
         estimate, of_chance = settings.bootstrap.median(response), float(chance.median())
-        about = f"Median of log(zoom found) / log({zoom:g}); 1: as stated, chance: that of unrelated images, not 0."
+        about = f"Median of log(zoom found) / log({zoom:g}); 1: as stated; chance: of unrelated images, not 0."
         measures.append(Measure("zoom_response", estimate, "one", about=about, chance=of_chance))
     record = {"prompts": len(prompts), "shift": shift, "zoom": zoom, "tolerance": TOLERANCE}
     return Found(
@@ -126,7 +126,7 @@ def camera(context: Context) -> Found:
 
 
 def _as_stated(response: Tensor) -> Tensor:
-    """Which images moved as stated, to within `TOLERANCE` of it in both directions, (N,)."""
+    """Return which images moved as stated, to within `TOLERANCE` of it in both directions, (N,)."""
     return ((response[:, 0] - 1).abs() <= TOLERANCE) & (response[:, 1].abs() <= TOLERANCE)
 
 
@@ -136,9 +136,9 @@ def _shift_measures(
     bootstrap, pixels_stated = context.settings.bootstrap, math.hypot(*stated)
     response_about = (
         f"Median displacement of the content along the stated one ({pixels_stated:.1f} px); "
-        "1: as stated, chance: that of unrelated images."
+        "1: as stated; chance: of unrelated images."
     )
-    share_about = f"Share of images displaced as stated, to within {TOLERANCE:g} of it in both directions."
+    share_about = f"Share of images displaced as stated, to within {TOLERANCE:g} of that distance in both directions."
     along, by_chance = response[:, 0], float(chance[:, 0].median())
     as_stated, hits = bootstrap.share(_as_stated(response)), float(_as_stated(chance).double().mean())
     return [
@@ -148,7 +148,7 @@ def _shift_measures(
 
 
 def _by_prompt(title: str, prompts: Sequence[str], images: Mapping[str, Tensor]) -> Gallery:
-    """The first prompts, each with its images of every kind."""
+    """Return a gallery of the first prompts, each with its images of every kind."""
     groups = tuple(
         Group(prompt, {kind.replace("_", " "): pixels(of_kind[row]) for kind, of_kind in images.items()})
         for row, prompt in enumerate(prompts[:_SHOWN_PROMPTS])

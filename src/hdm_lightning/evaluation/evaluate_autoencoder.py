@@ -1,4 +1,4 @@
-"""An autoencoder's evaluation: reconstruction, equivariance, latents, and the distance of what it gives back.
+"""Evaluation of an autoencoder: reconstruction, equivariance, latents, and distances of its reconstructions.
 
 Shapes: image (B,3,H,W); features (N,D).
 """
@@ -42,11 +42,11 @@ _HIGHER = ("psnr", "ssim")
 
 
 Columns = dict[tuple[str, str], Tensor]
-"""What one pass leaves of all images: ("value", measure) (N,); ("real" | "decoded", network) features (N,D)."""
+"""Results of one pass over all images: ("value", measure) (N,); ("real" | "decoded", network) features (N,D)."""
 
 
 def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) -> Evaluation:
-    """Evaluate an autoencoder on held-out images. Raises UserError: a folder, network or size that cannot be used."""
+    """Evaluate an autoencoder on held-out images. Raises UserError: a folder, network or size is unusable."""
     begin = time.monotonic()
     named = request.folder / FINAL if (request.folder / FINAL).is_dir() else request.folder
     folder = locate_autoencoder(str(named), where="FOLDER")
@@ -72,7 +72,7 @@ def evaluate_vae(request: VaeRequest, device: torch.device, progress: Progress) 
     found.results[WEIGHTS]["autoencoder"] = _own(request, measures, columns, _gallery(network, first))
     try:
         found.results[WEIGHTS]["distances"] = _distances(request, networks, columns, found.left_out)
-    except Exception as error:  # must not cost the other part, which may have taken hours
+    except Exception as error:  # must not lose the other part, which may have taken hours
         found.fail("distances", WEIGHTS, error)
     found.seconds = time.monotonic() - begin
     return found
@@ -91,11 +91,11 @@ def _facts(named: Path, folder: Path, network: AutoencoderNetwork) -> dict[str, 
 def _check_side(request: VaeRequest, factor: int) -> None:
     if request.size % factor and request.on_indivisible == "refuse":
         nearest = max(1, round(request.size / factor)) * factor
-        hint = f"give {nearest}, or add --on-indivisible pad"
-        raise UserError(f"{request.size} is no multiple of {factor}", where="--size", hint=hint)
+        hint = f"use {nearest}, or add --on-indivisible pad"
+        raise UserError(f"{request.size} is not a multiple of {factor}", where="--size", hint=hint)
     if request.size < SMALLEST_SIDE:
         what = f"{request.size} px are too few to measure"
-        raise UserError(what, where="--size", hint=f"give at least {SMALLEST_SIDE}")
+        raise UserError(what, where="--size", hint=f"use at least {SMALLEST_SIDE}")
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def _measure(
     batches: Iterator[Tensor],
     progress: Progress,
 ) -> tuple[Columns, Tensor]:
-    """One pass over batches of uint8 images; returns what it leaves, and the first images in [-1, 1]."""
+    """Measure batches of uint8 images in one pass; return the columns, and the first images in [-1, 1]."""
     parts: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     first: list[Tensor] = []
     done = 0
@@ -125,15 +125,15 @@ def _measure(
         done += len(batch)
         progress("autoencoder", done, request.samples)
     if done < 2:
-        raise UserError(f"there are {done} usable images, two are needed", where="--data", hint="give more")
+        raise UserError(f"found {done} usable images, two are needed", where="--data", hint="pass more images")
     return {key: torch.cat(each) for key, each in parts.items()}, first[0]
 
 
 def _own(request: VaeRequest, measures: AutoencoderMeasures, columns: Columns, gallery: Gallery) -> Found:
-    """Means of what each image has for itself, and in the record the statistics of all latents together.
+    """Return the means of what is measured per image, with the statistics of all latents together in the record.
 
-    Those no single image has, and no resampling of images spreads. `latents_mean` and `latents_std`, per channel, are
-    what training wants to find in an autoencoder's config.json.
+    The latter do not exist per image, so they have no interval from resampling. `latents_mean` and `latents_std`, per
+    channel, are what training expects in an autoencoder's config.json.
     """
     values = {name: column for (kind, name), column in columns.items() if kind == "value"}
     means = [
@@ -155,7 +155,7 @@ def _better(key: str) -> Better:
 def _distances(
     request: VaeRequest, networks: Sequence[FeatureNetwork], columns: Columns, left_out: list[LeftOut]
 ) -> Found:
-    """Fréchet distances of reconstructions to the same images (rFID where the network is Inception).
+    """Measure Fréchet distances of reconstructions to the same images (rFID if the network is Inception).
 
     Those that need more images are added to `left_out`.
     """
@@ -169,7 +169,7 @@ def _distances(
             measures.append(Measure(kernel_name(network), kernel, "lower", about=about))
         if len(real) < needed:
             why = f"a Fréchet distance on {network.width} features needs {needed} images, there are {len(real)}"
-            hint = f"give more images, or rely on {kernel_name(network)}"
+            hint = f"pass more images, or rely on {kernel_name(network)}"
             left_out.append(LeftOut(f"r{frechet_name(network)}", why, hint))
             continue
         sets = real.to(network.device), decoded.to(network.device)
@@ -185,7 +185,7 @@ def _gallery(network: AutoencoderNetwork, first: Tensor) -> Gallery:
     moved: list[Transform] = [QuarterTurn(1), *(Scale.uniform(half) for half in halves)]
     rows = sheet(lambda x: network.posterior(x).mean, network.decode, first, moved, network.factor)
     how = "turned and halved" if halves else "turned"
-    title = f"A column an image: itself, reconstruction, latent; then {how}: itself, decoded, both latents"
+    title = f"One column per image: itself, reconstruction, latent; then {how}: itself, decoded, both latents"
     return Gallery(title, (Group("", {"sheet": pixels(to_uint8(rows * 2 - 1))}),), largest_px=_SHEET_PX)
 
 

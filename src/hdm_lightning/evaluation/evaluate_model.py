@@ -1,4 +1,4 @@
-"""A model evaluated: checks first, then each set of weights, part by part."""
+"""Evaluation of a model: checks first, then each set of weights, part by part."""
 
 import dataclasses
 import time
@@ -29,15 +29,15 @@ from hdm_lightning.training.recorded_data import recorded_training_stream, recor
 def evaluate(
     request: ModelRequest, options: LoadOptions, progress: Progress, keep: Callable[[Evaluation], None]
 ) -> tuple[Evaluation, int]:
-    """Evaluate a model; returns what was found, and the training samples behind the model.
+    """Evaluate a model; return the results and the number of training samples behind the model.
 
-    A part that turns out impossible is left out, unless it was asked for by name. One that fails, for whatever reason,
-    is recorded, and the others are measured. After each part, which may have taken hours, `keep` is given all that was
-    found so far.
+    A part that turns out to be impossible is left out, unless it was asked for by name. One that fails, for whatever
+    reason, is recorded, and the others are still measured. After each part, which may have taken hours, `keep` gets all
+    results so far.
 
     Raises:
-        UserError: something is missing for what was asked for by name, or nothing can be done at all.
-        Exception: of the first part that failed, where none succeeded.
+        UserError: something is missing for a part asked for by name, or nothing can be measured at all.
+        Exception: of the first part that failed, if none succeeded.
     """
     begin = time.monotonic()
     subject = load_subject(request.model, options)
@@ -54,7 +54,7 @@ def evaluate(
         for key in list(parts):
             try:
                 found.results[weights][key] = measuring(key)(context)
-            except Exception as error:  # must not cost what the others found in hours
+            except Exception as error:  # must not lose what the others found in hours
                 if isinstance(error, UserError) and not request.asked:
                     found.left_out.append(_omission(key, error))
                     parts.remove(key)
@@ -69,13 +69,13 @@ def evaluate(
 
 
 def measuring(key: str) -> Measuring:
-    """The function that measures a part, imported when it is to be measured."""
+    """Import and return the function that measures a part."""
     module, _, name = PARTS[key].function.partition(":")
     return getattr(import_module(f"{__package__}.{module}"), name)
 
 
 def _possible(asked: Sequence[str], context: Context, found: Evaluation) -> list[str]:
-    """The parts to do; those not asked for by name are left out where something is missing for them."""
+    """Return the parts to measure; those not asked for by name are left out if something they need is missing."""
     parts = []
     for key in asked or PARTS:
         try:
@@ -97,12 +97,12 @@ def _weights(subject: Subject, asked: Sequence[str]) -> list[str]:
     for name in asked:
         if name not in subject.networks:
             there = ", ".join(subject.networks)
-            raise UserError(f"there are no {name} weights", where="--weights", hint=f"choose among {there}")
+            raise UserError(f"there are no {name} weights", where="--weights", hint=f"choose one of {there}")
     return list(dict.fromkeys(asked or subject.networks))
 
 
 def _sampling(subject: Subject, request: ModelRequest) -> SamplingSettings:
-    """The model's own settings of square images, overridden."""
+    """Return the model's own sampling settings for square images, with the overrides of the request."""
     own = dict(subject.sampling)
     side = request.size or min(own.get("height", 256), own.get("width", 256))
     multiple = subject.encoders.size_multiple
@@ -112,7 +112,7 @@ def _sampling(subject: Subject, request: ModelRequest) -> SamplingSettings:
         raise UserError(str(error), where="settings", hint="see hdm-evaluate --help") from error
     if settings.height % multiple:
         nearest = max(1, round(settings.height / multiple)) * multiple
-        raise UserError(f"{settings.height} is no multiple of {multiple}", where="--size", hint=f"give {nearest}")
+        raise UserError(f"{settings.height} is not a multiple of {multiple}", where="--size", hint=f"use {nearest}")
     return settings
 
 
@@ -139,13 +139,13 @@ def _real_data(
 
 
 def _streams(request: ModelRequest, subject: Subject, side: int) -> tuple[StreamConfig, StreamConfig | None]:
-    """Reference and training streams: the run's rules, where there is a run, with the sources that were given."""
+    """Return reference and training streams: the run's rules, if there is a run, with the sources that were passed."""
     run = subject.run
     if run is None and not request.data:
         raise UserError(
-            "it is not known which real images to compare with",
+            "there are no real images to compare with",
             where="--data",
-            hint="give --data FOLDER, shards with captions (`hdm-shards build` makes them)",
+            hint="pass --data FOLDER, shards with captions (`hdm-shards build` makes them)",
         )
     plain = StreamConfig((), side, subject.encoders.caption_tokenizer.context_length, seed=0, stage="validation")
     given = sources_from(list(request.data), "--data") if request.data else None
@@ -158,9 +158,9 @@ def _streams(request: ModelRequest, subject: Subject, side: int) -> tuple[Stream
 
 
 def _train_stream(request: ModelRequest, run: RunRecord | None, plain: StreamConfig) -> StreamConfig | None:
-    """The training stream: what was given, or the run's own where the reference is the run's own, too.
+    """Return the training stream: what was passed, or the run's own if the reference is the run's own, too.
 
-    The run's own is done without where it is not to be opened, as where it is not on this machine.
+    None if the run's own cannot be opened, for example because it is not on this machine.
     """
     given = sources_from(list(request.train_data), "--train-data") if request.train_data else None
     if run is None:
@@ -177,7 +177,7 @@ def _train_stream(request: ModelRequest, run: RunRecord | None, plain: StreamCon
 
 
 def _pinned(request: ModelRequest, options: LoadOptions, real: RealData, sampling: SamplingSettings) -> dict[str, Any]:
-    """Everything that the numbers depend on besides the model."""
+    """Return everything that the numbers depend on besides the model."""
     streams = {"reference": _described(real.reference_stream, real.reference_plan)}
     if real.train_stream is not None and real.train_plan is not None:
         streams["train"] = _described(real.train_stream, real.train_plan)

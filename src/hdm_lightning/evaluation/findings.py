@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain values: measures with intervals, curves, galleries, and what was left out."""
+"""Results of an evaluation as plain values: measures with intervals, curves, galleries, and what was left out."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Measure:
 
     Attributes:
         name: unique within a part, lower case, such as `frechet_efficientnet_lite0`.
-        better: which way is better; `one` and `zero` name an ideal value, `none` a number for orientation only.
-        chance: value of a model that knows nothing, where there is one.
+        better: which way is better; `one` and `zero` are ideal values, `none` is a number for orientation only.
+        chance: value of a model that knows nothing, if there is one.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Measure:
     chance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return all of it as plain values."""
         rest = {"better": self.better, "unit": self.unit, "about": self.about, "chance": self.chance}
         return {**asdict(self.estimate), **rest}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Estimates along an axis, one at the centre of each point, for a chart."""
+    """Estimates along an axis, one at each point, for a chart."""
 
     title: str
     x_label: str
@@ -51,7 +51,7 @@ class Curve:
     estimates: tuple[Estimate, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values, the estimates as `points`."""
+        """Return all of it as plain values, the estimates as `points`."""
         values = asdict(self)
         values["points"] = values.pop("estimates")
         return values
@@ -59,7 +59,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Group:
-    """Images that belong together, uint8 (H,W,3), each under its label, and a caption for all."""
+    """Images that belong together, uint8 (H,W,3), each under its label, with a caption for all."""
 
     caption: str
     images: Mapping[str, Pixels]
@@ -76,12 +76,12 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a measure is the mean of, image by image, so that it can be weighed again or compared with another model's.
+    """The values behind a measure, image by image, for other means or a comparison with another model's.
 
     Attributes:
-        values: (N,); right answers where there are trials.
+        values: (N,); right answers if there are trials.
         trials: (N,), or none: then the measure is the mean of the values.
-        units: names of what each image is about, where images depend on each other by it.
+        units: names of what each image is about, if images depend on each other by it.
     """
 
     values: Sequence[float]
@@ -89,14 +89,14 @@ class Outcomes:
     units: Sequence[Sequence[str]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, to seven digits."""
+        """Return plain values, with seven digits."""
         kept = {"trials": [int(each) for each in self.trials], "units": [list(each) for each in self.units]}
         return {"values": [float(f"{value:.7g}") for value in self.values], **{k: v for k, v in kept.items() if v}}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a part found for one set of weights: measures in the order of showing; settings and counts that pin them.
+    """Results of a part for one set of weights: measures in display order; settings and counts behind them in `record`.
 
     `outcomes` are those of measures that are means over images, by the measure's name.
     """
@@ -108,7 +108,7 @@ class Found:
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but images, as plain values."""
+        """Return everything but images, as plain values."""
         return {
             "record": dict(self.record),
             "measures": {measure.name: measure.to_json() for measure in self.measures},
@@ -128,7 +128,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Failed:
-    """A part that broke off: which weights it measured, the error as people read it, and its traceback."""
+    """A part that failed: the weights it measured, the error message, and its traceback."""
 
     part: str
     weights: str
@@ -138,18 +138,18 @@ class Failed:
 
 @dataclass
 class Evaluation:
-    """All that was found, filled in part by part.
+    """All results, filled in part by part.
 
     Attributes:
         subject: what was evaluated: path, fingerprint, samples seen …
         settings: counts, seeds, networks with their preprocessing, sampling settings, bootstrap.
-        results: for each set of weights (`ema`, `raw`) what each part found, by its key.
+        results: for each set of weights (`ema`, `raw`) the results of each part, by its key.
         titles: headings of the parts, by their keys.
         left_out: parts that could not be measured.
-        failed: parts that broke off.
+        failed: parts that failed.
         seconds: how long it took.
         date: when it began, ISO 8601 with the offset from UTC.
-        command: the command line that asked for it.
+        command: the command line of the evaluation.
     """
 
     subject: Mapping[str, Any]
@@ -163,7 +163,7 @@ class Evaluation:
     command: str = ""
 
     def fail(self, part: str, weights: str, error: Exception) -> None:
-        """Record a part that broke off."""
+        """Record a part that failed."""
         if isinstance(error, UserError):
             self.failed.append(Failed(part, weights, str(error)))
         else:
@@ -171,7 +171,7 @@ class Evaluation:
             self.failed.append(Failed(part, weights, f"{type(error).__name__}: {error}", trace))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but images, as plain values."""
+        """Return everything but images, as plain values."""
         results = {
             weights: {part: found.to_json() for part, found in parts.items()} for weights, parts in self.results.items()
         }
@@ -188,16 +188,16 @@ class Evaluation:
         }
 
     def parts(self) -> dict[str, str]:
-        """Title of every part that some weights have, by key, in order."""
+        """Return the title of every part that some weights have, by key, in order."""
         keys = dict.fromkeys(part for parts in self.results.values() for part in parts)
         return {key: self.titles.get(key, key) for key in keys}
 
     def of(self, part: str) -> dict[str, Found]:
-        """What a part found, for each set of weights that it was measured on."""
+        """Return the results of a part, for each set of weights that it was measured on."""
         return {weights: parts[part] for weights, parts in self.results.items() if part in parts}
 
     def measures(self, part: str) -> list[dict[str, Measure]]:
-        """Rows of a table of a part: each measure for the weights that have it, by weights, in order."""
+        """Return the rows of a part's table: for each measure, in order, its value by weights."""
         rows: dict[str, dict[str, Measure]] = {}
         for weights, found in self.of(part).items():
             for measure in found.measures:
@@ -206,7 +206,7 @@ class Evaluation:
 
 
 def rounded(estimate: Estimate) -> tuple[str, str]:
-    """Value and interval for people, to a digit below the interval's width."""
+    """Format value and interval for display, to a digit below the interval's width."""
     width = abs(estimate.high - estimate.low)
     if not width:
         return f"{estimate.value:.4g}", f"{estimate.low:.4g} … {estimate.high:.4g}"

@@ -3,8 +3,8 @@
 Shapes: B batch, N samples, K bins of the time t, C channels, H×W latent grid.
 
 Every sample is measured once in each of K equal bins, at a time drawn from the training distribution within the bin.
-The bins' means, weighted by the share of training times that falls into each, give the loss of training without the
-spread that its random times have (stratified sampling).
+The bins' means, weighted by their shares of the training times, give the training loss without the variance from
+random times (stratified sampling).
 """
 
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ Floats = NDArray[np.float64]
 
 
 def bin_shares(bins: int) -> Tensor:
-    """Share of the training times (logit-normal) in each of `bins` equal bins of [0, 1], (K,), float64."""
+    """Return the share of the training times (logit-normal) in each of `bins` equal bins of [0, 1], (K,), float64."""
     cumulative = torch.special.ndtr(torch.logit(torch.linspace(0, 1, bins + 1, dtype=torch.float64)))
     return cumulative.diff()
 
 
 def times_in_bin(uniform: Tensor, number: int, bins: int) -> Tensor:
-    """Training times that fall into one bin, from uniforms in [0, 1) of the same shape."""
+    """Map uniforms in [0, 1) to training times in one bin, of the same shape."""
     edges = torch.special.ndtr(torch.logit(torch.tensor([number, number + 1], dtype=torch.float64) / bins))
     spread = edges[0] + uniform.double() * (edges[1] - edges[0])
     inside = flow.logit_normal_times(spread).clamp(number / bins, (number + 1) / bins)
@@ -46,9 +46,9 @@ def times_in_bin(uniform: Tensor, number: int, bins: int) -> Tensor:
 
 
 def loss_table(pipeline: HDMPipeline, loader: ValidationLoader, *, seed: int, bins: int) -> Iterator[Tensor]:
-    """Losses (B,K) of each batch's good samples, float64.
+    """Yield the losses (B,K) of each batch's good samples, float64.
 
-    Noise and times depend on (seed, bin, sample) alone.
+    Noise and times depend only on (seed, bin, sample).
     """
     for batch in loader:
         good = batch["weight"] > 0
@@ -79,12 +79,12 @@ def _conditioning(pipeline: HDMPipeline, batch: Any) -> Conditioning:
 
 @needs()
 def measure_loss(context: Context) -> Found:
-    """Flow loss on held-out images over all times and by time, on training images, and against other weights."""
+    """Measure the flow loss on held-out images, overall and by time, on training images, and against other weights."""
     settings, real = context.settings, context.real
     bootstrap, bins, shares = settings.bootstrap, settings.time_bins, bin_shares(settings.time_bins).numpy()
     table = _losses(context, real.reference_stream, real.reference_plan, "flow loss")
     whole = table @ shares
-    about = "Mean squared error of the velocity on reference images, over the times as training draws them."
+    about = "Mean squared error of the velocity on reference images, over times distributed as in training."
     measures = [Measure("flow_loss", bootstrap.mean(whole), "lower", about=about)]
     measures += _of_training(context, shares) + _against_others(real, context.weights, whole, bootstrap)
     edges = [number / bins for number in range(bins + 1)]
@@ -113,17 +113,17 @@ def _losses(context: Context, stream: StreamConfig, plan: Plan, what: str) -> Fl
 
 
 def _of_training(context: Context, shares: Floats) -> list[Measure]:
-    """The loss on training images, where those are others than the held-out ones."""
+    """Measure the loss on training images, if they are not the held-out ones."""
     stream, plan = context.real.train_stream, context.real.train_plan
     if stream is None or plan is None or stream.sources == context.real.reference_stream.sources:
         return []
     table = _losses(context, stream, plan, "flow loss of training images")
-    about = "The same on training images: far below the held-out loss where the model learned its set by heart."
+    about = "The same on training images: far below the held-out loss if the model has memorized them."
     return [Measure("flow_loss_of_training", context.settings.bootstrap.mean(table @ shares), "none", about=about)]
 
 
 def _against_others(real: RealData, weights: str, whole: Floats, bootstrap: Bootstrap) -> list[Measure]:
-    """Differences from the weights measured before, sample by sample: noise and times are the same."""
+    """Compare with the weights measured before, sample by sample: noise and times are the same."""
     about = "Difference of the flow loss, sample by sample; below 0: these weights are better."
     earlier = real.kept.setdefault("flow_loss", {})
     found = [

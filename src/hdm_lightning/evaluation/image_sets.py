@@ -1,4 +1,4 @@
-"""Real and drawn images of an evaluation: read or drawn batch by batch, kept as features and thumbnails.
+"""Real and generated images of an evaluation: read or generated batch by batch, kept as features and thumbnails.
 
 Shapes: B images of a batch, N in all, images (B,3,H,W), uint8.
 """
@@ -27,7 +27,7 @@ KEPT_WHOLE = 24
 READ_BATCH = 32
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many are done, of how many)."""
+"""Called with (what is being done, how many are done, out of how many)."""
 
 
 class Captioned(NamedTuple):
@@ -40,7 +40,7 @@ class Captioned(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is kept of N images: features (N,D) by network's name, thumbnails of middle squares, the first few whole."""
+    """What is kept of N images: features (N,D) by network, thumbnails of center squares, the first few images whole."""
 
     captions: list[str]
     keys: list[str]
@@ -67,21 +67,21 @@ def collect(batches: Iterable[Captioned], networks: Sequence[FeatureNetwork]) ->
         for network in networks:
             features[network.name].append(network(batch.images).cpu())
     if not captions:
-        hint = "`hdm-shards verify FOLDER` says what is wrong with them"
+        hint = "run `hdm-shards verify FOLDER` to see what is wrong with them"
         raise UserError("none of the images looked at can be read", hint=hint)
     joined = {name: torch.cat(parts) for name, parts in features.items()}
     return ImageSet(captions, keys, joined, torch.cat(small), whole)
 
 
 def middle_crops(config: StreamConfig) -> StreamConfig:
-    """The stream as evaluation reads it: middle squares, no flips, whole captions, no notes about bad samples."""
+    """Return the stream as evaluation reads it: center squares, no flips, whole captions, no list of bad samples."""
     crop = replace(config.crop, centre=True, flip=False, buckets=None)
     captions = replace(config.captions, drop=0.0)
     return replace(config, crop=crop, captions=captions, quarantine=None, workers=0, memory_cache_gb=0.0)
 
 
 def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captioned]:
-    """The first `count` images of a stream of middle crops, at most a pass; those that cannot be read are left out."""
+    """Yield the first `count` images of a stream of center crops, at most one pass; unreadable ones are left out."""
     samples = stream(config, lambda _: ([0], 1), stop=min(count, plan.samples), training=False, plan=plan)
     good = (sample for sample in samples if sample.weight > 0)
     while batch := [sample for _, sample in zip(range(READ_BATCH), good, strict=False)]:
@@ -90,7 +90,7 @@ def real_images(config: StreamConfig, plan: Plan, count: int) -> Iterator[Captio
 
 
 def _address(plan: Plan, sample: Sample) -> str:
-    """What names a sample among those of all folders: its shard's place, and its key."""
+    """Return a name that is unique among the samples of all folders: its shard's path, and its key."""
     place = plan.locate(sample.index)
     url = plan.parts[place.part].shards[place.shard].url
     folder = os.path.realpath(url) if is_local(url) else url
@@ -100,7 +100,7 @@ def _address(plan: Plan, sample: Sample) -> str:
 def drawn_images(
     pipeline: HDMPipeline, prompts: Sequence[str], seeds: Sequence[int], settings: SamplingSettings
 ) -> Iterator[Captioned]:
-    """An image for each prompt and seed, in order, as many at once as the pipeline takes."""
+    """Generate an image for each prompt and seed, in order, in batches as large as the pipeline takes."""
     for start in range(0, len(prompts), pipeline.max_batch):
         part = slice(start, start + pipeline.max_batch)
         images = pipeline.draw(prompts[part], seeds[part], settings)
@@ -108,7 +108,7 @@ def drawn_images(
 
 
 def reported(batches: Iterable[Captioned], progress: Progress, what: str, count: int) -> Iterator[Captioned]:
-    """The batches, with progress reported after each."""
+    """Yield the batches, and report progress after each."""
     done = 0
     progress(what, 0, count)
     for batch in batches:
@@ -118,5 +118,5 @@ def reported(batches: Iterable[Captioned], progress: Progress, what: str, count:
 
 
 def pixels(image: Tensor) -> Pixels:
-    """A uint8 tensor (3,H,W) as an array (H,W,3)."""
+    """Convert a uint8 tensor (3,H,W) to an array (H,W,3)."""
     return image.permute(1, 2, 0).cpu().numpy()

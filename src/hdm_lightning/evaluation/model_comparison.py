@@ -1,4 +1,4 @@
-"""Two evaluations compared image by image, and the same recipe's over several trainings."""
+"""Compare two evaluations image by image, and summarize several trainings of one recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,9 +32,9 @@ class ComparedMeasure:
         name: `part.measure`.
         first, second: values.
         difference: second − first, image by image.
-        adjusted_p: holds for its whole family (Holm).
+        adjusted_p: p-value for the whole family (Holm).
         margin: within which the two count as the same.
-        primary: whether it is of the family named beforehand.
+        primary: whether it is one of the primary measures.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ComparedMeasure:
 
     @property
     def verdict(self) -> Verdict:
-        """What the second model is, at the level of the intervals."""
+        """How the second model compares, at the level of the intervals."""
         if self.adjusted_p < self.level:
             up = self.difference.value > 0
             return (
@@ -62,36 +62,36 @@ class ComparedMeasure:
         return "the same" if self.difference.within(self.margin) else "not told apart"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """All measures that two evaluations share image by image, and the parts and measures left out, with reasons."""
+    """All measures that two evaluations have image by image, and the parts and measures left out, with reasons."""
 
     measures: tuple[ComparedMeasure, ...]
     apart: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"measures": [each.to_json() for each in self.measures], "not_compared": dict(self.apart)}
 
 
 def compare_models(
     first: Recorded, second: Recorded, *, primary: Sequence[str] = (), margin: float = 0.05, confidence: float = 0.95
 ) -> ModelComparison:
-    """Compare the second with the first, on the same prompts, seeds and reference images.
+    """Compare the second model with the first, on the same prompts, seeds and reference images.
 
     Args:
         first, second: two evaluations.
         primary: measures that the comparison is about, named before looking; by default those of the evaluation.
             They are one family for Holm's correction, the others another.
-        margin: shares within it, and other numbers within this part of the first's value, count as the same.
+        margin: shares within it, and other numbers within this share of the first's value, count as the same.
         confidence: of intervals; 1 minus it is the level of the tests.
 
     Raises:
-        UserError: nothing can be compared image by image, or a primary measure is not there.
+        UserError: nothing can be compared image by image, or a primary measure is missing.
     """
     apart = _parts_apart(first, second)
     shared = [n for n in first.outcomes if n in second.outcomes and n.partition(".")[0] not in apart]
@@ -103,7 +103,7 @@ def compare_models(
     for name in asked:
         if name not in names:
             what = f"{name} cannot be compared: {apart[name]}" if name in apart else _NOT_IN_BOTH.format(name)
-            raise UserError(what, where="--primary", hint=f"choose among {', '.join(names)}")
+            raise UserError(what, where="--primary", hint=f"choose one of {', '.join(names)}")
     found = {name: _difference(first.outcomes[name], second.outcomes[name], name, confidence) for name in names}
     adjusted: dict[str, float] = {}
     for family in (asked, [name for name in names if name not in asked]):
@@ -122,7 +122,7 @@ def compare_models(
 
 
 def _parts_apart(first: Recorded, second: Recorded) -> dict[str, str]:
-    """Parts whose images of one number are not of the same prompt and seed, each with the reason."""
+    """Return the parts whose images of one number do not have the same prompt and seed, each with the reason."""
     apart = {}
     for part, needed in first.depends.items():
         if part not in second.depends:
@@ -133,21 +133,21 @@ def _parts_apart(first: Recorded, second: Recorded) -> dict[str, str]:
 
 
 def _too_few(outcome: Mapping[str, Any]) -> str | None:
-    """Why a measure's images say nothing about others; None where they do."""
+    """Return why a measure's images say nothing about others; None if they do."""
     count = len(outcome["values"])
     trials = outcome.get("trials") or [1] * count
     units = outcome.get("units") or [[str(row)] for row in range(count)]
     used = [names for names, asked in zip(units, trials, strict=False) if asked]
     if not used:
-        return "no image is asked for it"
+        return "no image has a trial of it"
     if count_independent(used) > 1:
         return None
     return "one image alone" if len(used) == 1 else "images of one combination alone"
 
 
 def _nothing_compared(second: Recorded, shared: Sequence[str], apart: Mapping[str, str]) -> UserError:
-    """`shared`: what both have image by image, all of it too little."""
-    why = "; ".join(f"{name}: {reason}" for name, reason in apart.items()) or "no part keeps outcomes of both"
+    """Return the error; `shared` is what both have image by image, all of it too little."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in apart.items()) or "no part has outcomes of both"
     hint = (
         "evaluate both with more images, of two combinations or more"
         if shared
@@ -159,13 +159,13 @@ def _nothing_compared(second: Recorded, shared: Sequence[str], apart: Mapping[st
 def _difference(first: Mapping[str, Any], second: Mapping[str, Any], name: str, confidence: float) -> PairedDifference:
     same = all(first.get(key) == second.get(key) for key in ("units", "trials"))
     if not same or len(first["values"]) != len(second["values"]):
-        raise UserError("the images are not of the same prompts", where=name, hint="evaluate both with the same counts")
+        raise UserError("the images have different prompts", where=name, hint="evaluate both with the same counts")
     options = {"trials": first.get("trials") or None, "units": first.get("units") or None}
     return paired_difference(first["values"], second["values"], confidence=confidence, **options)
 
 
 def _table(*columns: str) -> Table:
-    """A table whose names give way where the terminal is narrow, and whose numbers never do."""
+    """Return a table in which a narrow terminal folds names, never numbers."""
     table = Table()
     table.add_column("measure", overflow="fold")
     for column in columns:
@@ -174,7 +174,7 @@ def _table(*columns: str) -> Table:
 
 
 def comparison_table(comparison: ModelComparison) -> Table:
-    """A row a measure, the primary ones first."""
+    """Return a table with a row per measure, the primary ones first."""
     table = _table("first", "second", "difference", "interval", "p (Holm)", "could show", "second is")
     for row in comparison.measures:
         one = row.difference
@@ -193,16 +193,16 @@ def comparison_table(comparison: ModelComparison) -> Table:
 
 
 def summarise_trainings(runs: Sequence[Recorded], confidence: float = 0.95) -> dict[str, OverTrainings]:
-    """Each number that all trainings have, over trainings.
+    """Summarize over trainings each number that all of them have.
 
     Raises:
-        UserError: there are not two, or they share no measure.
+        UserError: there are fewer than two, or they have no measure in common.
     """
     if len(runs) < 2:
-        raise UserError("one training says nothing about another", where="RUNS", hint="give two or more, better 5 to 8")
+        raise UserError("one training says nothing about another", where="RUNS", hint="pass two or more, better 5 to 8")
     names = [name for name in runs[0].measures if all(name in run.measures for run in runs)]
     if not names:
-        raise UserError("the evaluations have no measure in common", where="RUNS", hint="evaluate all alike")
+        raise UserError("the evaluations have no measure in common", where="RUNS", hint="evaluate all of them alike")
     found = {}
     for name in names:
         measures = [run.measures[name] for run in runs]
@@ -213,9 +213,9 @@ def summarise_trainings(runs: Sequence[Recorded], confidence: float = 0.95) -> d
 
 
 def trainings_table(found: Mapping[str, OverTrainings], confidence: float) -> Table:
-    """A row a measure: the trainings there were, the centre of all such, and where one more falls.
+    """Return a table with a row per measure: these trainings, the center of all such trainings, and one further one.
 
-    Of shares that centre is the one at the mean logit, of other numbers the mean.
+    That center is the share at the mean logit for shares, and the mean for other numbers.
     """
     level = f"{confidence:.0%}"
     headings = ("at mean\nlogit", f"center of all\nsuch, {level}", f"one further\ntraining, {level}")

@@ -1,4 +1,4 @@
-"""What `hdm-evaluate` and `hdm-demo` wrote, read again: numbers, what they are means of, and what they depend on."""
+"""Read what `hdm-evaluate` and `hdm-demo` wrote: numbers, the outcomes behind them, and what they depend on."""
 
 import json
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ class Recorded:
     Attributes:
         path: of the file.
         weights: `ema`, `raw` or `file`.
-        measures: by `part.measure`: value, better, chance; of shares also `trials`.
-        outcomes: by `part.measure`, image by image: values, and trials and units where there are.
-        depends: what has to be equal for images of the same number to be of the same prompt and seed, by part.
-        primary: names of the measures that were to be looked at first.
+        measures: by `part.measure`: value, better, chance; for shares also `trials`.
+        outcomes: by `part.measure`, image by image: values, and trials and units if there are any.
+        depends: by part, what must be equal for images of the same number to have the same prompt and seed.
+        primary: names of the primary measures.
     """
 
     path: Path
@@ -34,14 +34,14 @@ class Recorded:
 
 
 def read_recorded(path: Path, weights: str | None = None) -> Recorded:
-    """Read a file, or the folder that it lies in.
+    """Read a file, or the folder that it is in.
 
     Raises:
-        UserError: there is no such file, it holds something else, or other weights.
+        UserError: there is no such file, it is not an evaluation, or does not have these weights.
     """
     file = path if path.is_file() else next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None:
-        raise UserError("holds no evaluation", where=str(path), hint=f"run `hdm-evaluate {path}` first")
+        raise UserError("contains no evaluation", where=str(path), hint=f"run `hdm-evaluate {path}` first")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = str(content["format"])
@@ -50,18 +50,18 @@ def read_recorded(path: Path, weights: str | None = None) -> Recorded:
         if kind.startswith("hdm-lightning evaluation"):
             return _of_evaluation(file, content, weights)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "give what hdm-evaluate or hdm-demo of this version wrote"
+        hint = "pass what hdm-evaluate or hdm-demo of this version wrote"
         raise UserError(
-            f"is no evaluation that can be read ({type(error).__name__}: {error})", where=str(file), hint=hint
+            f"is not a readable evaluation ({type(error).__name__}: {error})", where=str(file), hint=hint
         ) from error
-    raise UserError(f"is of the format {kind!r}", where=str(file), hint="give an evaluation.json or a demo.json")
+    raise UserError(f"has the format {kind!r}", where=str(file), hint="pass an evaluation.json or a demo.json")
 
 
 def _of_evaluation(file: Path, content: Mapping[str, Any], weights: str | None) -> Recorded:
     there = content["results"]
     chosen = weights or next(iter(there))
     if chosen not in there:
-        raise UserError(f"has no {chosen} weights", where=str(file), hint=f"choose among {', '.join(there)}")
+        raise UserError(f"has no {chosen} weights", where=str(file), hint=f"choose one of {', '.join(there)}")
     measures, outcomes, depends = {}, {}, {}
     settings = content["settings"]
     for part, found in there[chosen].items():

@@ -1,4 +1,4 @@
-"""An evaluation as one static HTML page, which loads nothing from elsewhere, as a table, JSON and for TensorBoard."""
+"""An evaluation as a self-contained static HTML page, as a table, as JSON and for TensorBoard."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ _TEMPLATES = Environment(loader=PackageLoader(__package__, "."), autoescape=True
 
 
 def report_page(evaluation: Evaluation) -> str:
-    """The whole page."""
+    """Return the HTML page."""
     return _TEMPLATES.get_template("report.html").render(
         title=f"Evaluation of {evaluation.subject.get('name', 'a model')}",
         facts=_facts(evaluation),
@@ -50,7 +50,7 @@ def report_page(evaluation: Evaluation) -> str:
 
 
 def headline(evaluation: Evaluation, weights: str) -> dict[str, dict[str, float]]:
-    """The figures that were to be looked at first: `part.measure` → value, and low and high of its interval."""
+    """Return the primary measures: `part.measure` → value, and low and high of its interval."""
     found = {}
     for part, result in evaluation.results.get(weights, {}).items():
         for measure in result.measures:
@@ -63,9 +63,9 @@ def headline(evaluation: Evaluation, weights: str) -> dict[str, dict[str, float]
 
 
 def result_table(evaluation: Evaluation) -> Table:
-    """One row a measure; value and interval for each set of weights."""
+    """Return a table with a row per measure: value and interval for each set of weights."""
     table = Table(title=None, header_style="bold")
-    table.add_column("measure", overflow="fold")  # names give way where the terminal is narrow, numbers never
+    table.add_column("measure", overflow="fold")  # a narrow terminal folds names, never numbers
     table.add_column("", no_wrap=True)
     for name in evaluation.results:
         table.add_column(name, justify="right", no_wrap=True)
@@ -85,10 +85,10 @@ def result_table(evaluation: Evaluation) -> Table:
 
 
 def chart(curves: Mapping[str, Curve]) -> Markup:
-    """The same curve of several weights as inline SVG that takes its colours from the page.
+    """Return the same curve of several weights as inline SVG that takes its colors from the page.
 
     Args:
-        curves: name of the weights to their curve; class `series-K` gives the K-th its colour.
+        curves: curve by name of the weights; class `series-K` gives the K-th its color.
     """
     first = next(iter(curves.values()))
     estimates = [estimate for curve in curves.values() for estimate in curve.estimates]
@@ -110,14 +110,14 @@ def chart(curves: Mapping[str, Curve]) -> Markup:
 
 
 def _charts(by_weights: Mapping[str, Found]) -> dict[str, dict[str, Curve]]:
-    """Curves by title and by weights."""
+    """Return the curves by title and by weights."""
     titles = dict.fromkeys(curve.title for found in by_weights.values() for curve in found.curves)
     pairs = [(weights, curve) for weights, found in by_weights.items() for curve in found.curves]
     return {title: {weights: curve for weights, curve in pairs if curve.title == title} for title in titles}
 
 
 def _ticks(bottom: float, top: float) -> list[float]:
-    """Round numbers within the range, 1, 2 or 5 times a power of ten apart, about `_TICKS` of them."""
+    """Return round numbers within the range, 1, 2 or 5 times a power of ten apart, about `_TICKS` of them."""
     rough = (top - bottom) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -125,13 +125,13 @@ def _ticks(bottom: float, top: float) -> list[float]:
 
 
 def _room(low: float, high: float) -> tuple[float, float]:
-    """The range with a little room on both sides."""
+    """Return the range with a small margin on both sides."""
     margin = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
     return low - margin, high + margin
 
 
 class _Embedded(NamedTuple):
-    """An image as the page shows it."""
+    """An image as embedded in the page."""
 
     label: str
     source: str
@@ -141,7 +141,7 @@ class _Embedded(NamedTuple):
 
 
 def _embedded(group: Group, largest_px: int) -> list[_Embedded]:
-    """The images of a group as data, on one scale: reduced to `largest_px`, or enlarged by a whole factor."""
+    """Return a group's images as data URLs at one scale: reduced to `largest_px`, or enlarged by a whole factor."""
     longest = max(max(array.shape[:2]) for array in group.images.values())
     scale, factor = min(1.0, largest_px / longest), max(1, ENLARGED_BELOW_PX // longest)
     kind = "png" if longest <= ENLARGED_BELOW_PX else "jpeg"
@@ -159,7 +159,7 @@ def _embedded(group: Group, largest_px: int) -> list[_Embedded]:
 
 
 def _facts(evaluation: Evaluation) -> dict[str, str]:
-    """What a reader has to know before the numbers: the model, how it was drawn with, on what, when, and how asked."""
+    """Return the facts at the top of the page: the model, its sampling settings, data, date and command."""
     settings, facts = evaluation.settings, dict(evaluation.subject)
     if "sampling" in settings:
         one = settings["sampling"]
@@ -170,7 +170,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
         )
     facts |= {key: settings[key] for key in ("samples", "seed") if key in settings}
     data = settings.get("data", {})
-    for name, each in ({"real": data} if "sources" in data else data).items():  # an autoencoder's has one set
+    for name, each in ({"real": data} if "sources" in data else data).items():  # an autoencoder has one data set
         facts[f"{name} images"] = f"{_plain(each['sources'])}, {each['resolution']} px"
     facts |= {
         "date": f"{evaluation.date.replace('T', ' ')}, took {evaluation.seconds:.0f} s",
@@ -180,7 +180,7 @@ def _facts(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """A value for people: numbers to four digits, lists without brackets."""
+    """Format a value for display: numbers with four digits, lists without brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
@@ -189,12 +189,12 @@ def _plain(value: Any) -> str:
 
 
 def keep_partial(evaluation: Evaluation, folder: Path) -> None:
-    """Write the numbers found so far; `write_outputs` replaces them by the whole."""
+    """Write the numbers found so far; `write_outputs` replaces them by the final ones."""
     write_json(folder / PARTIAL_FILE, evaluation.to_json())
 
 
 def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -> list[Path]:
-    """Write all outputs, `samples_seen` on TensorBoard's axis; returns the files and folders for people to look at."""
+    """Write all outputs, with `samples_seen` as TensorBoard's step; return the files and folders to look at."""
     write_json(folder / RESULT_FILE, evaluation.to_json())
     (folder / PARTIAL_FILE).unlink(missing_ok=True)
     write_text(folder / REPORT_FILE, report_page(evaluation))
@@ -203,9 +203,9 @@ def write_outputs(evaluation: Evaluation, folder: Path, samples_seen: int = 0) -
 
 
 def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:
-    """Write every measure with its interval as scalars, the galleries as images, each set of weights a run.
+    """Write every measure with its interval as scalars and the galleries as images; each set of weights is a run.
 
-    All stand under `evaluation/`, so that no chart of a training takes them in.
+    All tags begin with `evaluation/`, so no chart of a training picks them up.
     """
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (seconds to import)
 
@@ -226,7 +226,7 @@ def write_tensorboard(evaluation: Evaluation, folder: Path, step: int) -> None:
 
 
 def _sheet(gallery: Gallery) -> Image.Image:
-    """All images of a gallery on one sheet, a group a row where it has several."""
+    """Return all images of a gallery on one sheet, a row per group if it has several."""
     cells = [(label, group, array) for group in gallery.groups for label, array in group.images.items()]
     columns = max(len(group.images) for group in gallery.groups)
     captions = [group.caption if columns == 1 else f"{label}: {group.caption}" for label, group, _ in cells]

@@ -1,6 +1,6 @@
-"""What to evaluate and how, as plain values: each stands here once, with its range and the help of its flag.
+"""What to evaluate and how, as plain values: each is declared here once, with its range and the help of its flag.
 
-Light to import, for `--help`.
+Cheap to import, for `--help`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_NETWORK = "efficientnet_lite0"
 SHAPES_PRIMARY = ("shapes.two_unseen_relation_bound", "shapes.one_unseen_colour_and_shape")
 PRIMARY = (*SHAPES_PRIMARY, "loss.flow_loss", f"kernel.kernel_{DEFAULT_NETWORK}")
-"""The measures that a comparison is about unless others are named: few, so that the correction costs little."""
+"""The measures that a comparison is about by default: few, so that the correction costs little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Intervals:
     """Seed and resampling.
 
     Attributes:
-        seed: of images, noise and resampling; image number i is drawn from seed + i.
-        resamples: of cheap intervals.
-        set_resamples: of the Fréchet distance and the neighbor measures, where each costs seconds.
-        confidence: share of intervals that hold the true value.
+        seed: of images, noise and resampling; image i uses seed + i.
+        resamples: for cheap intervals.
+        set_resamples: for the Fréchet distance and the neighbor measures, where each costs seconds.
+        confidence: share of intervals that contain the true value.
     """
 
     seed: Annotated[int, Ge(0)] = 0
@@ -39,14 +39,14 @@ class Intervals:
 
     @property
     def bootstrap(self) -> "Bootstrap":
-        """For averages and kernel distances."""
+        """Bootstrap of averages and kernel distances."""
         from hdm_lightning.metrics.bootstrap import Bootstrap  # noqa: PLC0415  (NumPy is slow to import)
 
         return Bootstrap(self.resamples, self.seed, self.confidence)
 
     @property
     def set_bootstrap(self) -> "Bootstrap":
-        """For what is costly to resample."""
+        """Bootstrap of measures that are costly to resample."""
         return replace(self.bootstrap, resamples=self.set_resamples)
 
 
@@ -55,16 +55,16 @@ class Counts:
     """How many images, and how far the camera moves.
 
     Attributes:
-        samples: images drawn, and reference ones.
-        train_samples: training images looked at.
-        loss_samples: images of the flow loss.
+        samples: generated images, and reference images.
+        train_samples: training images to use.
+        loss_samples: images for the flow loss.
         time_bins: bins of the time.
-        aspect_prompts: prompts drawn at each size.
-        camera_prompts: prompts drawn with each camera.
+        aspect_prompts: prompts for each aspect ratio.
+        camera_prompts: prompts for each camera move.
         camera_shift: 1 is half a square's side.
-        camera_zoom: above 1 is nearer.
-        diversity_prompts: prompts.
-        diversity_seeds: images of each.
+        camera_zoom: above 1 is closer.
+        diversity_prompts: prompts for diversity.
+        diversity_seeds: images of each of them.
         shapes_prompts: prompts of one shape.
         shapes_pairs: prompts of two shapes.
     """
@@ -85,12 +85,12 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(Counts, Intervals):
-    """All that the numbers of a model's evaluation depend on besides model and data, as the results record it.
+    """All that the numbers depend on besides model and data, as recorded with the results.
 
     Attributes:
         features: names of feature networks, as for `load_feature_network`.
         clip: CLIP by hub name or folder, for CLIPScore and CMMD.
-        ratios: width / height of the images drawn beside squares of the same area.
+        ratios: width / height of the images compared with squares of the same area.
     """
 
     features: tuple[str, ...] = (DEFAULT_NETWORK,)
@@ -100,7 +100,7 @@ class EvaluationSettings(Counts, Intervals):
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where to compute, and where the results go.
+    """Where to compute, and where to write the results.
 
     Attributes:
         out: folder; by default evaluation/ in the model's or run's folder.
@@ -119,16 +119,16 @@ class ModelRequest(Machine):
 
     Attributes:
         model: run, final/ folder, weights file, published file or checkpoint.
-        parts: some by name, with commas between them; by default all that can be done.
+        parts: comma-separated names; by default all that are possible.
         data: folders of reference shards with captions, instead of the run's own.
-        train_data: folders of training shards likewise.
+        train_data: folders of training shards, likewise.
         weights: by default all there are.
         text_encoder: name or folder instead of the model's own.
         vae: name or folder instead of the model's own.
-        precision: by default, on cuda bfloat16 if it has it, else float16; on the CPU float32.
+        precision: by default bfloat16 on cuda (float16 where it is missing), float32 on the CPU.
         size: side of the square images in pixels.
         settings: counts, seeds, networks.
-        drawing: the fields of `SamplingSettings` that are given in place of the model's own.
+        drawing: fields of `SamplingSettings` that override the model's own.
     """
 
     model: Path
@@ -146,7 +146,7 @@ class ModelRequest(Machine):
     def __post_init__(self) -> None:
         for name in self.asked:
             if name not in PARTS:
-                raise UserError(f"{name!r} is no part", where="--parts", hint=did_you_mean(name, PARTS))
+                raise UserError(f"{name!r} is not a part", where="--parts", hint=did_you_mean(name, PARTS))
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -159,11 +159,11 @@ class VaeRequest(Machine, Intervals):
     """What to evaluate of an autoencoder.
 
     Attributes:
-        folder: diffusers AutoencoderKL, or a hdm-train-vae run.
+        folder: diffusers AutoencoderKL, or an hdm-train-vae run.
         data: folders of shards with images that it was not trained on.
-        size: side of the middle squares in pixels.
-        on_indivisible: a size that the autoencoder's factor does not divide: refuse it (default), or pad the images
-            by mirroring their edges, and compare on what they were.
+        size: side of the center squares in pixels.
+        on_indivisible: for a size that is not a multiple of the autoencoder's factor: refuse it (default), or pad the
+            images by mirroring their edges, and compare without the padding.
         samples: images.
         perceptual: distance to report: efficientnet_lite0, lpips_vgg … or none.
         features: names of feature networks.
@@ -185,11 +185,11 @@ class CompareRequest:
     """Two evaluations to compare.
 
     Attributes:
-        first: an evaluation.json or the folder that it lies in.
+        first: an evaluation.json or its folder.
         second: the other model's.
         weights: ema, raw or file; by default the first there are.
         primary: measures that the comparison is about.
-        margin: difference of shares, and part of other numbers, within which both count as the same.
+        margin: difference of shares, or relative difference of other numbers, within which both count as the same.
         confidence: of intervals; 1 minus it is the level of the tests.
         out: write the result as JSON.
     """
@@ -204,13 +204,13 @@ class CompareRequest:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The primary measures that were named."""
+        """The primary measures by name."""
         return tuple(name.strip() for name in (self.primary or "").split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingsRequest:
-    """Trainings of one recipe to sum up.
+    """Trainings of one recipe to summarize.
 
     Attributes:
         runs: two or more.
@@ -230,12 +230,12 @@ class CountRequest:
     """Two shares to tell apart.
 
     Attributes:
-        share: of right answers of one model.
-        other: of the other, to know how many prompts it takes.
-        prompts: of each model, to know which difference they find.
-        power: how often the difference is to be found.
+        share: share of right answers of one model.
+        other: share of the other, to get the number of prompts needed.
+        prompts: number of prompts of each model, to get the difference that they detect.
+        power: how often the difference is to be detected.
         confidence: 1 minus the level of the test.
-        design_effect: by how much prompts that share a combination count for less.
+        design_effect: how much less prompts of one combination count.
     """
 
     share: Annotated[float, Ge(0), Le(1)]
@@ -247,33 +247,33 @@ class CountRequest:
 
     def __post_init__(self) -> None:
         if (self.other is None) == (self.prompts is None):
-            raise UserError("one of the two is needed", where="OTHER, --prompts", hint="give one: see --help")
+            raise UserError("exactly one of the two is needed", where="OTHER, --prompts", hint="pass one: see --help")
         if self.share == self.other:
-            raise UserError("no number of prompts tells equal shares apart", where="OTHER", hint="give another share")
+            raise UserError("no number of prompts tells equal shares apart", where="OTHER", hint="pass another share")
 
 
 def ratios_from(text: str) -> tuple[float, ...]:
-    """Ratios as in 2:3,1.5. Raises UserError: they are none, or beyond 1:10 and 10:1."""
+    """Parse ratios such as 2:3,1.5. Raises UserError: they cannot be parsed, or are beyond 1:10 and 10:1."""
     try:
         pairs = [part.partition(":") for part in text.split(",")]
         ratios = tuple(float(width) / float(height or 1) for width, _, height in pairs)
     except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{text!r} are no ratios", where="--ratios", hint="give them as in 2:3,3:2 or 0.5,2") from error
+        raise UserError(f"{text!r} is not a list of ratios", where="--ratios", hint="write 2:3,3:2 or 0.5,2") from error
     if not all(0.1 <= ratio <= 10 for ratio in ratios):
-        raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", hint="give ratios between them")
+        raise UserError(f"{text!r} goes beyond 1:10 and 10:1", where="--ratios", hint="pass ratios between them")
     return ratios
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part, with what measures it as `module:name` in this package: imported when it is to be measured."""
+    """One part; `function` measures it, as `module:name` in this package, imported when it is needed."""
 
     title: str
     about: str  # a line of help
     function: str
 
 
-_AGREEMENT = "do images go with their captions: CLIPScore with --clip, else a small head trained on the training set"
+_AGREEMENT = "do images match their captions: CLIPScore with --clip, and a small head trained on the training set"
 _KERNEL = "kernel distance on them (KID with --features inception); CMMD with --clip"
 _FRECHET = "Fréchet distance on named features (FID with --features inception)"
 _NEIGHBOURS = "precision, recall, density, coverage"
@@ -285,10 +285,10 @@ PARTS = {
     "neighbours": Part(_NEIGHBOURS.capitalize(), _NEIGHBOURS, "set_parts:neighbours"),
     "agreement": Part("Agreement of images with their captions", _AGREEMENT, "caption_parts:agreement"),
     "shapes": Part(
-        "Following prompts of shapes", "following prompts of shapes, where the data are shapes", "caption_parts:shapes"
+        "Following prompts of shapes", "following prompts of shapes, if the data are shapes", "caption_parts:shapes"
     ),
     "diversity": Part("Diversity", "how different images of one prompt are", "drawing_parts:diversity"),
-    "aspect": Part("Aspect ratios", "other aspect ratios against squares", "drawing_parts:aspect"),
+    "aspect": Part("Aspect ratios", "other aspect ratios compared with squares", "drawing_parts:aspect"),
     "camera": Part("Camera", "does the image move as x_shift, y_shift and zoom say", "drawing_parts:camera"),
     "copies": Part("Nearest training images", "nearest training images", "copy_search:copies"),
 }

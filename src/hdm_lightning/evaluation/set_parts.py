@@ -1,4 +1,4 @@
-"""Parts that compare the drawn images with real ones as sets: Fréchet and kernel distance, neighbours.
+"""Parts that compare generated images with real ones as sets: Fréchet and kernel distance, neighbors.
 
 Shapes: features (N,D).
 """
@@ -31,18 +31,18 @@ from hdm_lightning.metrics.neighbours import (
 )
 
 _NEIGHBOURS_ABOUT = {
-    "precision": "Share of drawn images that lie in the neighborhood of a real one: quality.",
-    "recall": "Share of real images that lie in the neighborhood of a drawn one: variety.",
-    "density": "Real neighborhoods that a drawn image lies in, over k; about 1 for real ones, and may exceed it.",
-    "coverage": "Share of real images whose neighborhood holds a drawn one: variety.",
+    "precision": "Share of generated images in the neighborhood of a real one: quality.",
+    "recall": "Share of real images in the neighborhood of a generated one: variety.",
+    "density": "Mean number of real neighborhoods around a generated image, over k; about 1 for real ones, or more.",
+    "coverage": "Share of real images whose neighborhood contains a generated one: variety.",
 }
-_HALVES = "What real images reach: the same of one half of them against the other."
-_FLOOR = "Floor: the same between images of the reference's own distribution, at these counts; its range, no interval."
-_BEHIND = "Floor: the same of real images that the autoencoder encoded and decoded."
+_HALVES = "Score of real images: the same for one half of them against the other."
+_FLOOR = "Floor: the same between images of the reference's own distribution, at these counts, with its range."
+_BEHIND = "Floor: the same for real images that the autoencoder encoded and decoded."
 
 
 def frechet_counts(context: Context) -> None:
-    """The Fréchet distance of every network has the samples it needs."""
+    """Require enough samples for the Fréchet distance of every network."""
     have, reference = context.settings.samples, context.real.reference_count
     for network in context.real.networks:
         needed = frechet_needs(network.width)
@@ -53,22 +53,22 @@ def frechet_counts(context: Context) -> None:
                 f"a Fréchet distance on the {network.width} features of {network.name} needs at least {needed} images"
                 f" of each kind, there are {side}",
                 where="--samples",
-                hint=f"give {more}--samples {needed}, or rely on {kernel_name(network)}, which works from 2 on",
+                hint=f"pass {more}--samples {needed}, or rely on {kernel_name(network)}, which needs only 2",
             )
 
 
 @needs(feature_networks, frechet_counts)
 def frechet(context: Context) -> Found:
-    """Fréchet distance on every network."""
+    """Measure the Fréchet distance on every network."""
     _ = context.real.reference
-    frechet_counts(context)  # again: now it is known how many of the reference images can be read
+    frechet_counts(context)  # again: the number of readable reference images is known only now
     measures, bootstrap = [], context.settings.set_bootstrap
     for network in context.real.networks:
         name, (real, drawn) = frechet_name(network), context.features(network)
         estimate = frechet_estimate(real, drawn, bootstrap)
         about = (
-            f"Fréchet distance of {network.width} features of {network.name}, each set as one Gaussian; "
-            "biased upwards at small counts."
+            f"Fréchet distance on {network.width} features of {network.name}, each set as one Gaussian; "
+            "biased upward at small counts."
         )
         measures.append(Measure(name, estimate, "lower", about=about))
         floor = context.real.once(f"{name}_floor", partial(frechet_floor, real, len(drawn), bootstrap))
@@ -83,7 +83,7 @@ def frechet(context: Context) -> Found:
 
 @needs(feature_networks)
 def kernel(context: Context) -> Found:
-    """Kernel distance on every network, a floor by the autoencoder alone, and CMMD where there is a CLIP."""
+    """Measure the kernel distance on every network with its floors, and CMMD if there is a CLIP."""
     measures: list[Measure] = []
     outcomes = {}
     for network in context.real.networks:
@@ -97,7 +97,7 @@ def kernel(context: Context) -> Found:
 
 
 def _kernel_of(context: Context, network: FeatureNetwork) -> list[Measure]:
-    """The distance on one network, of the reference against itself, and of decoded images against other real ones."""
+    """Measure the distance on one network, and its floors: the reference against itself, and decoded images."""
     name, bootstrap = kernel_name(network), context.settings.bootstrap
     real, drawn = context.features(network)
     about = f"Kernel distance (cubic kernel) on {network.width} features of {network.name}; unbiased."
@@ -127,11 +127,11 @@ def _cmmd(context: Context, clip: Clip) -> list[Measure]:
 
 
 def _side_by_side(context: Context) -> Gallery:
-    """The first images drawn, each beside the real one whose caption it was drawn from."""
+    """Return a gallery of the first generated images, each beside the real image whose caption it has."""
     drawn, real = context.drawn, context.real.reference
     shown = zip(drawn.captions, drawn.whole, real.whole, strict=False)
     groups = tuple(Group(caption, {"drawn": pixels(one), "real": pixels(other)}) for caption, one, other in shown)
-    return Gallery("The first images drawn, beside the real ones of the same captions", groups)
+    return Gallery("The first generated images, beside the real ones of the same captions", groups)
 
 
 def _record(context: Context) -> Mapping[str, object]:
@@ -143,21 +143,21 @@ def _record(context: Context) -> Mapping[str, object]:
 
 
 def neighbour_counts(context: Context) -> None:
-    """Every image has enough others to be its neighbours."""
+    """Require enough images for each to have neighbors."""
     fewest = min(context.settings.samples, context.real.reference_count)
     if fewest <= NEIGHBOURS:
         raise UserError(
             f"{NEIGHBOURS} neighbors need more than {NEIGHBOURS} images of each kind, there are {fewest}",
             where="--samples",
-            hint=f"give --samples {10 * NEIGHBOURS} and as many reference images",
+            hint=f"pass --samples {10 * NEIGHBOURS} and as many reference images",
         )
 
 
 @needs(feature_networks, neighbour_counts)
 def neighbours(context: Context) -> Found:
-    """Precision, recall, density and coverage on the first network."""
+    """Measure precision, recall, density and coverage on the first network."""
     _ = context.real.reference
-    neighbour_counts(context)  # again: now it is known how many of the reference images can be read
+    neighbour_counts(context)  # again: the number of readable reference images is known only now
     real, drawn = context.features(context.network)
     bootstrap, half = context.settings.set_bootstrap, len(real) // 2
     found = neighbour_estimates(real, drawn, bootstrap)

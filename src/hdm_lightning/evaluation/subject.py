@@ -1,4 +1,4 @@
-"""What is evaluated: a run, a model, a published one or a checkpoint, and a pipeline for all its weights."""
+"""The model under evaluation: loaded from a run, a model, a published one or a checkpoint, with all of its weights."""
 
 import re
 import sys
@@ -45,12 +45,12 @@ from hdm_lightning.training.stages import StagePlan, plan_stages
 
 EMA, RAW, FILE = "ema", "raw", "file"
 DRAWN = {"steps": 24, "guidance_scale": 4.0}
-"""How a run draws where it does not say."""
+"""Sampling settings of a run that does not set its own."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The run that a model came from: its settings, and the stage that it was in."""
+    """The run that a model came from: its settings, and the stage it was in."""
 
     folder: Path
     settings: TrainSettings
@@ -63,11 +63,11 @@ class Subject:
 
     Attributes:
         facts: what the report says about it.
-        sampling: settings to draw with, as the training run found them good.
-        samples_seen: training samples behind the weights, 0 where it is not known.
+        sampling: sampling settings of the training run.
+        samples_seen: training samples behind the weights, 0 if unknown.
         run: where it came from, or None.
         encoders: a pipeline whose encoders all weights share.
-        networks: for each set of weights, what loads it (on the CPU).
+        networks: for each set of weights, a function that loads it (on the CPU).
     """
 
     facts: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Subject:
     networks: Mapping[str, Callable[[], XUT]]
 
     def pipeline(self, weights: str) -> HDMPipeline:
-        """The pipeline of one set of weights."""
+        """Return the pipeline of one set of weights."""
         return self.encoders.with_network(self.networks[weights]().to(self.encoders.device).eval())
 
 
@@ -98,9 +98,9 @@ def load_subject(path: Path, options: LoadOptions) -> Subject:
 
 
 def find_run(path: Path) -> RunRecord | None:
-    """The run that `path` is or lies in, at a model's or a checkpoint's place in it, with the run's last stage.
+    """Return the run that `path` is or is inside, at a model's or a checkpoint's place, with the run's last stage.
 
-    None where there is no run: other folders above are somebody else's, and their config.yaml is not looked at.
+    None if there is no run: other folders above are unrelated, and their config.yaml is not read.
     Raises UserError: the run's config.yaml has mistakes.
     """
     folder = _run_folder(path.resolve())
@@ -111,7 +111,7 @@ def find_run(path: Path) -> RunRecord | None:
 
 
 def _run_folder(path: Path) -> Path:
-    """The run's folder, if it is one: RUN of RUN, RUN/final[/transformer], RUN/NN-STAGE/checkpoints, files there."""
+    """Return the run's folder, if it is one, of RUN, RUN/final[/transformer], RUN/NN-STAGE/checkpoints, files there."""
     folder = path if path.is_dir() else path.parent
     if folder.name == TRANSFORMER and folder.parent.name == FINAL_FOLDER:
         folder = folder.parent
@@ -123,18 +123,18 @@ def _run_folder(path: Path) -> Path:
 
 
 def _settings(config: Path) -> TrainSettings | None:
-    """The settings of a run; None for a config.yaml of something else, which the name is common for."""
+    """Return the settings of a run; None if the config.yaml is of something else, as the name is common."""
     try:
         return recorded_settings(config) if is_training(config) else None
     except UserError as error:
         wrong = str(error).removeprefix(f"{config}: ")
-        raise UserError(f"is no hdm-train configuration: {wrong}", where=str(config)) from error
+        raise UserError(f"is not a valid hdm-train configuration: {wrong}", where=str(config)) from error
 
 
 def _refuse_autoencoder(path: Path) -> None:
-    """Raise UserError for the folder of an autoencoder, which another command measures."""
+    """Raise UserError if the folder is an autoencoder, which another command evaluates."""
     if any(is_autoencoder(folder) for folder in (path / FINAL_FOLDER, path)):
-        raise UserError("is an autoencoder", where=str(path), hint=f"hdm-evaluate vae {path} --data FOLDER")
+        raise UserError("is an autoencoder", where=str(path), hint=f"run `hdm-evaluate vae {path} --data FOLDER`")
 
 
 def _from_model(path: Path, options: LoadOptions) -> Subject:
@@ -161,13 +161,13 @@ def _from_model(path: Path, options: LoadOptions) -> Subject:
 
 
 def _weight_files(path: Path, folder: PipelineFolder) -> dict[str, tuple[Path, ...]]:
-    """The files of the weights there are: the one that was named, or all of the folder's."""
+    """Return the files of the folder's weights: those of the weights file that `path` names, or all."""
     kinds: list[str] = [kind for kind in WEIGHT_KINDS if folder.has(kind)]
     present = {kind: folder.weight_files(kind) for kind in kinds}
     if path.is_file():
         return {kind: files for kind, files in present.items() if path in files}
     if not present:
-        raise UserError("holds no weights", where=str(folder.folder), hint="give a run's final/ folder")
+        raise UserError("contains no weights", where=str(folder.folder), hint="pass a run's final/ folder")
     return present
 
 
@@ -180,36 +180,34 @@ def _newest(folder: Path) -> Path:
     found = [path for stage in stages for path in checkpoints_in(stage)]
     if not found:
         raise UserError(
-            "holds neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
+            "contains neither final/ nor a checkpoint", where=str(folder), hint="wait for the run's first checkpoint"
         )
     for path in reversed(found):
         try:
             compare_checksums(path)
-        except DamagedCheckpoint as damage:  # nothing is renamed here, as the run may be somebody else's
-            print(
-                f"warning: {in_one_line(path)} is damaged ({in_one_line(damage.reason)}): passed over", file=sys.stderr
-            )
+        except DamagedCheckpoint as damage:  # not renamed, as the run may be somebody else's
+            print(f"warning: {in_one_line(path)} is damaged ({in_one_line(damage.reason)}): skipped", file=sys.stderr)
             continue
         return path
     raise UserError(
-        f"every checkpoint is damaged, {len(found)} in all", where=str(folder), hint="get the run's folder again"
+        f"every checkpoint is damaged ({len(found)} in total)", where=str(folder), hint="copy the run's folder again"
     )
 
 
 def _from_checkpoint(path: Path, options: LoadOptions) -> Subject:
     if not path.is_file():
-        raise UserError("does not exist", where=str(path), hint="give NN-STAGE/checkpoints/step-….ckpt of a run")
+        raise UserError("does not exist", where=str(path), hint="pass NN-STAGE/checkpoints/step-….ckpt of a run")
     run = find_run(path)
     if run is None:
         raise UserError(
-            "lies in no run's folder, so that its network and encoders are not known",
+            "is not inside a run's folder, so its network and encoders are unknown",
             where=str(path),
-            hint="give the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
+            hint="pass the checkpoint at its place in the run: RUN/NN-STAGE/checkpoints/step-….ckpt",
         )
     checkpoint = read_intact(path)
     place = checkpoint["hdm"]
     if FROZEN in place:
-        what, hint = "is that of an adapter, without its base", f"evaluate its end: {run.folder}"
+        what, hint = "belongs to an adapter, without its base", f"evaluate {run.folder} once it is finished"
         raise UserError(what, where=str(path), hint=hint)
     plans = plan_stages(run.settings.schedule, 1)
     plan = next((one for one in plans if one.name == place["stage"]), run.plan)
@@ -240,7 +238,7 @@ def _network(config: XUTConfig, state: Mapping[str, torch.Tensor], path: Path) -
 def _pipeline(
     network: XUT, run: TrainSettings, plan: StagePlan, sampling: Mapping[str, Any], options: LoadOptions
 ) -> HDMPipeline:
-    """The network with the run's encoders, or those of the options; all computes as it does with a model's folder."""
+    """Return the network with the run's encoders, or those of the options, at the precisions of a model's folder."""
     vae = {**vars(run.vae), "dtype": torch.float32}
     vae.pop("made_by")
     if options.vae:

@@ -1,1 +1,1 @@
-"""Measures on tensors and arrays, all pure: distances, intervals, image quality, equivariance, prompt-following."""
+"""Pure measures on tensors and arrays: distances, intervals, image quality, equivariance, prompt-following."""

@@ -1,10 +1,10 @@
-"""A small dual head on frozen image and text features: how well an image goes with a caption, without a CLIP.
+"""A small dual head on frozen image and text features that scores how well an image matches a caption, without a CLIP.
 
 Shapes: N pairs; image features (N,I); text features (N,T); embeddings (N,E); scores (N,N).
 
-Trained with the contrastive loss of CLIP (arXiv 2103.00020, figure 3) on pairs of the training set. What the frozen
-image features do not show (where things stand, say), such a head cannot check; its share on held-out real pairs says
-how much it can.
+Trained with the contrastive loss of CLIP (arXiv 2103.00020, figure 3) on pairs of the training set. The head cannot
+check what the frozen image features do not show (such as positions of objects); its score on held-out real pairs tells
+how much it can check.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _CHECKS, _KEPT_OUT = 20, 0.1
 
 
 class DualHead(nn.Module):
-    """Two small perceptrons that map features, standardised by those given (N,I) and (N,T), to unit vectors."""
+    """Two small MLPs that map features to unit vectors, standardized by the features passed here, (N,I) and (N,T)."""
 
     def __init__(self, image_features: Tensor, text_features: Tensor) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class DualHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Cosine of every image with every caption, (N,M)."""
+        """Return the cosine similarity of every image with every caption, (N,M)."""
         return F.normalize(self.image(image_features), dim=1) @ F.normalize(self.text(text_features), dim=1).T
 
 
@@ -41,18 +41,18 @@ def fit_dual_head(
     batch: int = 256,
     seed: int = 0,
 ) -> DualHead:
-    """Train a head by AdamW and return the best of 20 states on kept-out pairs; the global random state stays.
+    """Train a head with AdamW and return the best of 20 snapshots on held-out pairs; the global random state is kept.
 
     Args:
         image_features: (N,I).
         text_features: (N,T).
-        captions: N; equal captions count as equally right for each other's images.
-        steps: of the optimizer.
-        batch: pairs a step.
-        seed: of weights, split and batches.
+        captions: N; an image counts as a match of every caption equal to its own.
+        steps: optimizer steps.
+        batch: pairs per step.
+        seed: seed of weights, split and batches.
 
     Raises:
-        ValueError: there are too few pairs, or not one caption each.
+        ValueError: there are too few pairs, or the numbers of captions and features differ.
     """
     pairs = len(captions)
     if not pairs == len(image_features) == len(text_features) or pairs < FEWEST_PAIRS:
@@ -81,10 +81,10 @@ def fit_dual_head(
 
 
 def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
-    """For each image the share of other captions that its own outscores, (N,): 1 best, 0.5 chance.
+    """Return for each image the share of other captions that its own caption outscores, (N,): 1 is best, 0.5 is chance.
 
-    `scores` (N,N) are of images with captions, their own on the diagonal; captions equal to the own do not count.
-    Raises ValueError: all captions are equal, so that none is another.
+    `scores` (N,N) are of images with captions, matching pairs on the diagonal; captions equal to an image's own are
+    skipped. Raises ValueError: all captions are equal, so there is no other one.
     """
     groups = _groups(captions, scores.device)
     other = groups[:, None] != groups[None, :]
@@ -96,13 +96,13 @@ def rank_shares(scores: Tensor, captions: Sequence[str]) -> Tensor:
 
 
 def _groups(captions: Sequence[str], device: torch.device) -> Tensor:
-    """A number (N,) for each caption, equal for equal ones."""
+    """Return a number for each caption, (N,), the same for equal captions."""
     numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     return torch.tensor([numbers[caption] for caption in captions], device=device)
 
 
 def _contrast(head: DualHead, image_features: Tensor, text_features: Tensor, groups: Tensor) -> Tensor:
-    """Cross-entropy both ways, with equal captions sharing the target."""
+    """Return the cross-entropy averaged over both directions; equal captions share the target."""
     logits = head(image_features, text_features) * head.log_scale.clamp(max=4.6).exp()
     same = (groups[:, None] == groups[None, :]).float()
     target = same / same.sum(1, keepdim=True)
@@ -110,7 +110,7 @@ def _contrast(head: DualHead, image_features: Tensor, text_features: Tensor, gro
 
 
 class _Standardise(nn.Module):
-    """(x − mean) / std of the features it was made from."""
+    """(x − mean) / std, with the mean and std of the features it was built with."""
 
     mean: Tensor
     std: Tensor

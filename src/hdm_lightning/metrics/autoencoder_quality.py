@@ -1,4 +1,4 @@
-"""How good an autoencoder is: image by image, and added up over a set: reconstruction, equivariance, latents.
+"""Quality of an autoencoder, per image and over a set: reconstruction, equivariance, latents.
 
 Shapes: image, output and target (B,3,H,W) in [-1, 1]; latent (B,C,H/f,W/f), the posterior's mean; a measure of each
 image (B,); weight (B,), 0 for a masked sample.
@@ -20,25 +20,25 @@ Transform = Callable[[Tensor, int], Tensor]
 SPECTRUM_BINS = 8
 Reduce = Callable[[Tensor], Tensor]
 
-# Five scales of an 11-pixel window: torchmetrics wants more than 10 whole sixteenths a side.
+# Five scales of an 11-pixel window: torchmetrics requires side // 16 > 10.
 SMALLEST_SIDE_MS_SSIM = 176
 
 SMALLEST_SIDE = 6
-"""Side in pixels from which SSIM can be taken: it mirrors 5 pixels at the edges."""
+"""Smallest side in pixels for SSIM, which mirrors 5 pixels at the edges."""
 
 IMAGE_MEASURES = ("l1", "ms_ssim", "psnr_db", "ssim")
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB per sample (B,); 100 where they are equal."""
+    """Return the peak signal-to-noise ratio in dB per sample (B,); 100 if they are equal."""
     error = (output.clamp(-1, 1) - target).div(2).square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=1e-10))
 
 
 def image_quality(output: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return each of `IMAGE_MEASURES` per sample (B,); `ms_ssim` only of sides from 176 pixels."""
+    """Return each of `IMAGE_MEASURES` per sample (B,); `ms_ssim` only if all sides have at least 176 pixels."""
     output = output.clamp(-1, 1)
-    # To [0, 1]: the comparison of means in SSIM is not that of published numbers around zero.
+    # Published SSIM is on [0, 1]; around zero its comparison of means would differ.
     levels = (output + 1) / 2, (target + 1) / 2
     one_scale = structural_similarity_index_measure(*levels, data_range=1.0, reduction="none")
     values = {
@@ -53,7 +53,7 @@ def image_quality(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def _per_sample(value: Tensor | tuple[Tensor, Tensor], image: Tensor) -> Tensor:
-    """Narrow torchmetrics' result, whose type allows for maps that are not asked for here."""
+    """Narrow torchmetrics' return type, which also allows for similarity maps (not requested here)."""
     assert isinstance(value, Tensor)
     return value.reshape(len(image))
 
@@ -64,11 +64,11 @@ def relative_error(value: Tensor, reference: Tensor) -> Tensor:
 
 
 class CentredError:
-    """The encoder's equivariance error against the spread of the latents, summed up batch by batch in float64.
+    """The encoder's equivariance error relative to the spread of the latents, accumulated batch by batch in float64.
 
     Per channel, the mean squared difference of τE(x) and E(τx) over the variance of E(τx); then the root of the mean
-    over channels. Unlike the ratio of norms it does not fall when a channel's mean is far from zero, nor when one
-    channel outweighs the others, so that it compares autoencoders. 0 is equivariant; √2 is what unrelated latents have.
+    over channels. Unlike the ratio of norms it does not fall if a channel's mean is far from zero or one channel
+    outweighs the others, so it can compare autoencoders. 0 is equivariant; unrelated latents have √2.
 
     Args:
         channels: C.
@@ -87,7 +87,7 @@ class CentredError:
         self._sums[3] += other[:, 0].numel()
 
     def report(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
-        """Return the error; `reduce` adds the packed sums up over processes."""
+        """Return the error; `reduce` sums the packed sums over processes."""
         difference, first, second, count = self._sums if reduce is None else reduce(self._sums)
         variance = (second / count - (first / count).square()).clamp(min=1e-24)
         return float((difference / count / variance).mean().sqrt())
@@ -101,14 +101,14 @@ class AutoencoderMeasures:
     """Reconstruction, equivariance and latent statistics of one autoencoder.
 
     Args:
-        posterior: image to the posterior's (mean, log-variance).
-        decode: latent to image.
+        posterior: maps an image to the posterior's (mean, log-variance).
+        decode: maps a latent to an image.
         channels: C.
         factor: f, pixels per latent cell.
-        transforms: name (such as "scale") to the transforms that its equivariance errors are averaged over, by names of
-            their own (such as "0.50"), under which the encoder's error of each stands too.
+        transforms: by name of a group (such as "scale"), the transforms that its errors are averaged over, by names of
+            their own (such as "0.50"); the encoder's error of each is reported too.
         perceptual: distance (B,) of two batches of images, or None.
-        perceptual_name: what that distance is, for the report.
+        perceptual_name: name of that distance in the report.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class AutoencoderMeasures:
         self.latents = LatentStatistics(channels)
         self.centred = {name: CentredError(channels) for name in self.transforms}
         self._names = self._all_names()
-        # Rows: sums over images, and how many images each measure was taken on. The same shape whatever was measured,
-        # so that a process without an image can take part in a sum over processes.
+        # Rows: sums over images, and the number of images behind each measure. The shape never depends on what was
+        # measured, so a process without an image can take part in a sum over processes.
         self._sums = torch.zeros(2, len(self._names), dtype=torch.float64)
         self._power = torch.zeros(SPECTRUM_BINS, dtype=torch.float64)
 
@@ -137,19 +137,19 @@ class AutoencoderMeasures:
     def update(
         self, image: Tensor, weight: Tensor | None = None, *, cut: tuple[int, int] | None = None
     ) -> dict[str, Tensor]:
-        """Measure a batch; return the measures that each image has for itself, name to (B,) without masked samples.
+        """Measure a batch; return the measures that exist per image, name to (B,) without masked samples.
 
         Args:
-            image: sides that the factor divides, padded to them if need be.
+            image: its sides must be multiples of the factor, padded if need be.
             weight: 0 for a masked sample; None counts all.
-            cut: height and width of the images before padding, which reconstructions are compared on.
+            cut: height and width of the images before padding, to which reconstructions are cropped.
 
         Raises:
-            ValueError: the factor does not divide the image's sides.
+            ValueError: a side of the image is not a multiple of the factor.
         """
         if any(side % self.factor for side in image.shape[-2:]):
             size = "×".join(map(str, image.shape[-2:]))
-            raise ValueError(f"image: got {size} px, expected sides that the factor {self.factor} divides; pad or crop")
+            raise ValueError(f"image: got {size} px, expected sides that are multiples of {self.factor}; pad or crop")
         if weight is not None:
             image = image[weight > 0]
         if not len(image):
@@ -165,10 +165,10 @@ class AutoencoderMeasures:
         return values
 
     def report(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return every measure's mean over the images, and those of the set as a whole.
+        """Return the mean of every measure over the images, and the measures of the set as a whole.
 
         Args:
-            reduce: adds a tensor up over processes, which all call this together.
+            reduce: sums a tensor over processes, which must all call this.
 
         Raises:
             ValueError: no process has measured an image.
@@ -188,11 +188,11 @@ class AutoencoderMeasures:
         return report
 
     def latent_report(self, reduce: Reduce | None = None) -> LatentReport:
-        """Return mean and standard deviation per channel and what follows from them."""
+        """Return the statistics of the latents."""
         return self.latents.report() if reduce is None else self.latents.report(reduce)
 
     def _all_names(self) -> list[str]:
-        """Every measure that an image can have for itself."""
+        """Return the names of all measures that exist per image."""
         reconstruction = [*IMAGE_MEASURES, *([self.perceptual_name] if self.perceptual else [])]
         moved = [f"{key}_{name}" for name in self.transforms for key in ("decoder", "encoder", "psnr_db")]
         moved += [f"encoder_{name}_{each}" for name, group in self.transforms.items() for each in group]
@@ -216,7 +216,7 @@ class AutoencoderMeasures:
     def _one_transform(
         self, name: str, transform: Transform, image: Tensor, mean: Tensor, decoded: Tensor
     ) -> dict[str, Tensor]:
-        """Errors of τ on both sides (arXiv 2502.09509, section 3), and the PSNR of D(τE(x)) against τx."""
+        """Return encoder and decoder errors for τ (arXiv 2502.09509, section 3), and the PSNR of D(τE(x)) with τx."""
         moved_image, moved_latent = transform(image, self.factor), transform(mean, 1)
         latent_of_moved = self.posterior(moved_image)[0]
         self.centred[name].update(moved_latent, latent_of_moved)

@@ -2,16 +2,16 @@
 
 Shapes: N samples, M samples of the other set, R resamples.
 
-Three kinds, and each estimate says which is its own:
+There are three kinds, and each estimate names its own:
 
 - *percentile*, for means and medians over samples: the quantiles of the value over resamples (Efron 1979).
-- *Wilson's score interval*, for shares: quantiles of resamples hold the true share of 32 to 128 trials near 0 or 1 in
-  87% of the cases where they say 95%.
-- *centred percentile*, for distances and neighbour statistics of sets: resampling with replacement itself shifts such
-  a value (fewer distinct samples, copies at distance zero), so that plain quantiles would lie beside it. The quantiles
-  are moved so that the resamples' mean falls on the value. The interval is then one of the expected value at these
-  sample counts; a bias that the value has at these counts stays in it. On simulated Gaussians such intervals cover that
-  expectation in 95% of the trials or a little more, where plain quantiles of a Fréchet distance hardly ever do.
+- *Wilson's score interval*, for shares: at 32 to 128 trials, quantiles of resamples that claim 95% contain a true share
+  near 0 or 1 in only 87% of the cases.
+- *centered percentile*, for distances and neighbor statistics of sets: resampling with replacement itself shifts such
+  a value (fewer distinct samples, copies at distance zero), so plain quantiles would miss it. The quantiles are
+  shifted so that the resamples' mean falls on the value. The interval is then one of the expected value at these
+  sample counts; any bias of the value at these counts remains. On simulated Gaussians such intervals cover that
+  expectation in 95% of the trials or slightly more, whereas plain quantiles of a Fréchet distance hardly ever do.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ class Estimate:
     """A number with its interval.
 
     Attributes:
-        samples: how many independent samples it rests on; of two sets, the smaller count.
-        method, resamples: how the interval was made, and of how many resamples.
+        samples: number of independent samples behind it; for two sets, the smaller one.
+        method, resamples: how the interval was computed, and from how many resamples.
     """
 
     value: float
@@ -51,15 +51,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made.
+    """Settings of the intervals.
 
     Args:
-        resamples: R; more make the ends steadier, not narrower.
-        seed: of the resampling; equal seeds draw the same rows for equal counts.
-        confidence: share of such intervals that hold the true value.
+        resamples: R; more make the bounds steadier, not the interval narrower.
+        seed: seed of the resampling; equal seeds draw the same rows for equal counts.
+        confidence: share of such intervals that contain the true value.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: a number is out of range.
     """
 
     resamples: int = 1000
@@ -73,37 +73,37 @@ class Bootstrap:
             raise ValueError(f"confidence: got {self.confidence}, expected between 0 and 1")
 
     def counts(self, samples: int, stream: int = 0, size: int | None = None) -> NDArray[np.int64]:
-        """How often each sample is in each resample, (R, N); `stream` keeps the sets of one statistic apart.
+        """Return how often each sample occurs in each resample, (R, N); `stream` keeps the sets of one statistic apart.
 
-        A resample holds as many as there are samples, or `size`.
+        A resample has `size` samples, by default N.
         """
         random = np.random.default_rng([self.seed, stream])
         return random.multinomial(size or samples, np.full(samples, 1 / samples), size=self.resamples)
 
     def rows(self, samples: int, stream: int = 0, size: int | None = None) -> Rows:
-        """Which samples are in each resample, (R, N), or (R, size)."""
+        """Return the samples in each resample, (R, N), or (R, size)."""
         random = np.random.default_rng([self.seed, stream])
         return random.integers(samples, size=(self.resamples, size or samples))
 
     def mean(self, values: ArrayLike) -> Estimate:
-        """The mean of values (N,)."""
+        """Estimate the mean of values (N,)."""
         found = _checked(values)
         return self.percentile(float(found.mean()), self.counts(len(found)) @ found / len(found), len(found))
 
     def median(self, values: ArrayLike) -> Estimate:
-        """The median of values (N,)."""
+        """Estimate the median of values (N,)."""
         found = _checked(values)
         replicates = np.median(found[self.rows(len(found))], axis=1)
         return self.percentile(float(np.median(found)), replicates, len(found))
 
     def share(self, hits: ArrayLike) -> Estimate:
-        """The share of independent hits (N,) that are true."""
+        """Estimate the share of true values among independent hits (N,)."""
         found = _checked(hits)
         share = float(found.mean())
         return Estimate(share, *share_interval(share, len(found), self.confidence), len(found), WILSON)
 
     def clustered_share(self, right: ArrayLike, trials: ArrayLike, units: Units) -> Estimate:
-        """Σ right / Σ trials of images (N,), with an interval over what they are about; see `clustered_interval`."""
+        """Estimate Σ right / Σ trials of images (N,), with an interval over their units; see `clustered_interval`."""
         hits, asked = _checked(right), _checked(trials)
         interval = clustered_interval(hits, asked, units, self.confidence)
         used = [names for names, each in zip(units, asked, strict=True) if each]
@@ -119,16 +119,16 @@ class Bootstrap:
         bounds: tuple[float, float] = (-inf, inf),
         paired: bool = False,
     ) -> Estimate:
-        """A statistic of two sets of N and M samples, given by the rows that it is to use of each.
+        """Estimate a statistic of two sets of N and M samples.
 
         Args:
-            statistic: called with all rows once, and with R pairs of resampled rows.
+            statistic: takes the rows to use of each set; called with all rows once, and with R pairs of resampled rows.
             first, second: N and M.
-            bounds: what the statistic cannot leave; the interval is cut there. One of 0 to 1 is taken for a share.
-            paired: sample i of one set belongs to sample i of the other, so that both are resampled alike.
+            bounds: range of the statistic; the interval is clipped to it. A range of 0 to 1 means that it is a share.
+            paired: sample i of one set belongs to sample i of the other, so both are resampled alike.
 
         Raises:
-            ValueError: sets of different sizes are said to be paired.
+            ValueError: sets of different sizes are passed as paired.
         """
         if paired and first != second:
             raise ValueError(f"second: got {second} samples, expected {first}, one for each of the first set")
@@ -138,20 +138,20 @@ class Bootstrap:
         return self.centred(value, replicates, min(first, second), bounds=bounds)
 
     def percentile(self, value: float, replicates: Floats, samples: int) -> Estimate:
-        """The estimate whose interval is the quantiles of its replicates (R,)."""
+        """Return the estimate whose interval is the quantiles of its replicates (R,)."""
         low, high = self._quantiles(replicates)
         return Estimate(value, low, high, samples, PERCENTILE, len(replicates))
 
     def of_floor(self, replicates: Floats, samples: int) -> Estimate:
-        """A distance's replicates (R,) between resamples of one set: their mean, and the range that most fall in."""
+        """Summarize a distance's replicates (R,) between resamples of one set: their mean and the range of most."""
         return Estimate(float(replicates.mean()), *self._quantiles(replicates), samples, FLOOR, len(replicates))
 
     def centred(
         self, value: float, replicates: Floats, samples: int, *, bounds: tuple[float, float] = (-inf, inf)
     ) -> Estimate:
-        """The estimate whose interval is the quantiles of its replicates (R,), moved to lie about the value.
+        """Return the estimate whose interval is the quantiles of its replicates (R,), shifted to center on the value.
 
-        Replicates that are not finite do not count: among very few samples, a resample can be one sample throughout,
+        Replicates that are not finite are dropped: with very few samples, a resample can be one sample repeated,
         which has no pairs.
         """
         finite = replicates[np.isfinite(replicates)]
@@ -163,7 +163,7 @@ class Bootstrap:
         return self._opened(estimate) if bounds == (0.0, 1.0) else estimate
 
     def _opened(self, share: Estimate) -> Estimate:
-        """A share of nothing or all, whose resamples all agree, with the exact bound at its open end."""
+        """Use the exact bound for the open end of a share of 0 or 1, whose resamples all agree."""
         reach = exact_reach(share.samples, self.confidence)
         if share.low == share.high == 0:
             return replace(share, high=reach)
@@ -176,7 +176,7 @@ class Bootstrap:
 
 
 def exact_reach(samples: int, confidence: float) -> float:
-    """How far from 0 or 1 a share can truly be when all so many samples agree (Clopper and Pearson 1934)."""
+    """Return how far from 0 or 1 the true share can be if all `samples` agree (Clopper and Pearson 1934)."""
     return float(1 - ((1 - confidence) / 2) ** (1 / samples))
 
 

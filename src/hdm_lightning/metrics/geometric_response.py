@@ -1,12 +1,12 @@
-"""Whether images follow the geometry that was asked for: camera shift, camera zoom, aspect ratio.
+"""How closely images follow the requested geometry: camera shift, camera zoom, aspect ratio.
 
 Shapes: images (B,3,H,W), uint8; grey (B,H,W).
 
-*Camera*: an image is compared with the one of the same prompt and seed drawn without the camera's move.
+*Camera*: an image is compared with the one generated from the same prompt and seed without the camera move.
 
-*Stretch*: stretching an image by s in x divides its horizontal gradients by s and leaves the vertical ones. The
-logarithm of their ratio therefore rises by log s; compared with the square image of the same prompt and seed, it shows
-s.
+*Stretch*: stretching an image by s in x divides its horizontal gradients by s and keeps the vertical ones. The
+logarithm of their ratio therefore rises by log s; the difference from the square image of the same prompt and seed
+gives s.
 """
 
 import torch
@@ -16,31 +16,31 @@ from torch import Tensor
 from hdm_lightning.metrics.bootstrap import Bootstrap, Estimate
 
 ZOOMS = 33
-"""Candidates, from the stated zoom's inverse (a response of -1) to its cube (3)."""
+"""Number of candidate zooms, from the inverse of the stated zoom (a response of -1) to its cube (3)."""
 
 _LUMA = (0.299, 0.587, 0.114)
 _FLAT = 1e-4
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Grey levels in [0, 1], float32 (B,H,W), of uint8 images (B,3,H,W) (BT.601 weights)."""
+    """Return gray levels in [0, 1], float32 (B,H,W), of uint8 images (B,3,H,W) (BT.601 weights)."""
     weights = torch.tensor(_LUMA, device=images.device).reshape(3, 1, 1)
     return (images.float() / 255.0 * weights).sum(1)
 
 
 def displacement(before: Tensor, after: Tensor, *, reach: float = 0.5) -> Tensor:
-    """How far the content moved from one image to the other, in pixels (B,2) as (down, right).
+    """Return how far the content moved from one image to the other, in pixels (B,2) as (down, right).
 
-    The displacement within reach for which the parts that both images show agree best: the correlation coefficient of
-    the overlap times the root of the overlap's share, so that a small overlap has to agree better. A parabola through
-    the coefficients at the peak and beside it gives fractions of a pixel.
+    This is the displacement within `reach` for which the overlapping parts agree best: their correlation coefficient
+    times the square root of their share of the image, so a small overlap has to agree better. A parabola through the
+    coefficients at the peak and next to it gives fractions of a pixel.
 
     Args:
         before, after: uint8 of equal shapes.
         reach: largest displacement along a side, as a share of it, below 1.
 
     Raises:
-        ValueError: the shapes differ, or nothing can overlap.
+        ValueError: the shapes differ, or `reach` is out of range.
     """
     if before.shape != after.shape or before.dim() != 4:
         raise ValueError(f"after: got shape {tuple(after.shape)}, expected {tuple(before.shape)}, (B,3,H,W)")
@@ -61,10 +61,11 @@ def displacement(before: Tensor, after: Tensor, *, reach: float = 0.5) -> Tensor
 
 
 def overlap_correlation(before: Tensor, after: Tensor) -> Tensor:
-    """Correlation coefficient of the overlap under every displacement of grey images, (B,2H,2W).
+    """Return the correlation coefficient of the overlap for every displacement of gray images, (B,2H,2W).
 
     Entry (y, x), negative ones from the end, compares `after`[i + y, j + x] with `before`[i, j] where both exist. All
-    at once by Fourier transforms of images, squares and masks (Padfield 2012, masked normalised correlation).
+    are computed at once from Fourier transforms of images, squares and masks (Padfield 2012, masked normalized
+    correlation).
     """
     size = (2 * before.shape[-2], 2 * before.shape[-1])
 
@@ -74,7 +75,7 @@ def overlap_correlation(before: Tensor, after: Tensor) -> Tensor:
     def correlate(moved: Tensor, fixed: Tensor) -> Tensor:
         return torch.fft.irfft2(moved * fixed.conj(), s=size)
 
-    # Centring first keeps the differences below from cancelling; coefficients do not change by it.
+    # Centering avoids cancellation in the differences below; it does not change the coefficients.
     one, other = (grey - grey.mean((1, 2), keepdim=True) for grey in (before, after))
     mask, first, second = transform(torch.ones_like(one)), transform(one), transform(other)
     count = correlate(mask, mask).clamp(min=1)
@@ -87,7 +88,7 @@ def overlap_correlation(before: Tensor, after: Tensor) -> Tensor:
 
 
 def shift_response(before: Tensor, after: Tensor, stated: tuple[float, float]) -> Tensor:
-    """How much of a displacement (down, right) in px came true, (B,2): along it (1 is all), and beside it likewise."""
+    """Return how much of a stated displacement (down, right) in px came true, (B,2): along it (1 is all), across it."""
     moved = displacement(before, after)
     direction = torch.tensor(stated, dtype=moved.dtype)
     length = direction.norm()
@@ -97,19 +98,19 @@ def shift_response(before: Tensor, after: Tensor, stated: tuple[float, float]) -
 
 
 def content_shift(shift: tuple[float, float], height: int, width: int) -> tuple[float, float]:
-    """Pixels (down, right) by which content moves when the camera shifts by (y, x) in position units.
+    """Return the pixels (down, right) by which content moves when the camera shifts by (y, x) in position units.
 
-    Positions of the paper's map span ±√(H/W) and ±√(W/H), so that both axes have √(H·W)/2 pixels a unit; content moves
-    against the camera.
+    The paper's positions span ±√(H/W) and ±√(W/H), so both axes have √(H·W)/2 pixels per unit; content moves opposite
+    to the camera.
     """
     pixels_per_unit = (height * width) ** 0.5 / 2
     return -shift[0] * pixels_per_unit, -shift[1] * pixels_per_unit
 
 
 def zoom_response(before: Tensor, after: Tensor, zoom: float) -> Tensor:
-    """How much of a stated zoom, not 1, came true, (B,): log(found) / log(stated), 1 is all.
+    """Return how much of a stated zoom (other than 1) came true, (B,): log(found) / log(stated), 1 is all.
 
-    The zoom found is the candidate whose enlarged middle of `before` correlates best with `after`; both (B,3,H,W).
+    The zoom found is the candidate for which the zoomed `before` correlates best with `after`; both (B,3,H,W).
     """
     if zoom <= 0 or zoom == 1:
         raise ValueError(f"zoom: got {zoom}, expected above 0 and not 1")
@@ -122,21 +123,21 @@ def zoom_response(before: Tensor, after: Tensor, zoom: float) -> Tensor:
 
 
 def log_anisotropy(images: Tensor) -> Tensor:
-    """Half the logarithm of vertical over horizontal gradient energy, (B,).
+    """Return half the logarithm of vertical over horizontal gradient energy, (B,).
 
-    0 for content without direction; log s after stretching such content by s in x.
+    0 for content without a direction; log s after stretching such content by s in x.
     """
     grey = luminance(images)
     across = grey.diff(dim=2).square().mean((1, 2))
     down = grey.diff(dim=1).square().mean((1, 2))
-    # A flat image has no direction: the floor, a hundredth of a grey level, makes it count as none.
+    # A flat image has no direction: the floor (1e-4 of the range of gray levels) makes its value 0.
     return 0.5 * torch.log((down + _FLAT**2) / (across + _FLAT**2))
 
 
 def stretch_estimate(images: Tensor, squares: Tensor, bootstrap: Bootstrap) -> Estimate:
-    """Geometric mean of how much images (B,3,H,W) are stretched in x against squares (B,3,X,X) of the same prompts.
+    """Estimate the stretch in x of images (B,3,H,W) relative to squares (B,3,X,X) of the same prompts (geometric mean).
 
-    1 means not at all; width / height means that squares were pulled to the frame. Pairs are resampled.
+    1 is no stretch; width / height means that the squares were pulled to the frame. Pairs are resampled.
     Raises ValueError: there is not one square for each image.
     """
     if len(images) != len(squares):
@@ -148,7 +149,7 @@ def stretch_estimate(images: Tensor, squares: Tensor, bootstrap: Bootstrap) -> E
 
 
 def _zoomed(grey: Tensor, zoom: float) -> Tensor:
-    """Grey images (B,H,W) as a camera nearer by `zoom` sees them; beyond the edge, NaN."""
+    """Return gray images (B,1,H,W) as a camera closer by `zoom` sees them, (B,H,W); NaN beyond the edge."""
     theta = torch.tensor([[1 / zoom, 0.0, 0.0], [0.0, 1 / zoom, 0.0]]).expand(len(grey), 2, 3)
     grid = F.affine_grid(theta, list(grey.shape), align_corners=False)
     seen = F.grid_sample(grey, grid, align_corners=False, padding_mode="border")[:, 0]
@@ -157,7 +158,7 @@ def _zoomed(grey: Tensor, zoom: float) -> Tensor:
 
 
 def _correlation(seen: Tensor, target: Tensor) -> Tensor:
-    """Correlation coefficient (B,) where `seen` is no NaN."""
+    """Return the correlation coefficient (B,) over the pixels where `seen` is not NaN."""
     known = ~seen.isnan()
     count = known.sum((1, 2)).clamp(min=1)
 
@@ -171,7 +172,7 @@ def _correlation(seen: Tensor, target: Tensor) -> Tensor:
 
 
 def _refined(scores: Tensor, peak: Tensor) -> Tensor:
-    """Offset (B,) in (−1/2, 1/2) of the parabola's top through the peak of each row (B,K) and its neighbours."""
+    """Return the offset (B,) in [−1/2, 1/2] of the top of the parabola through each row's peak and its neighbors."""
     inside = peak.clamp(1, scores.shape[1] - 2)
     index = torch.arange(len(peak))
     left, middle, right = (scores[index, inside + step] for step in (-1, 0, 1))

@@ -1,6 +1,6 @@
-"""What an autoencoder's latents are like: moments per channel, KL, dead channels, spectrum, and as colours on a sheet.
+"""Statistics of an autoencoder's latents: moments per channel, KL, dead channels, spectrum; and latents as colors.
 
-Shapes: image (B,3,f·H,f·W) in [-1, 1]; posterior mean and log-variance (B,C,H,W), raw as the encoder gives them; a
+Shapes: image (B,3,f·H,f·W) in [-1, 1]; posterior mean and log-variance (B,C,H,W), as the encoder returns them; a
 sheet (3,rows·f·H,B·f·W) in [0, 1].
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DEAD_SIGNAL = 0.01
-"""A channel whose means vary by less than this share of its total variance carries (almost) nothing."""
+"""A channel is dead if its means carry less than this share of its total variance."""
 
 
 def _as_is(packed: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def _as_is(packed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentReport:
-    """Latents of a set of images.
+    """Statistics of the latents of a set of images.
 
     Attributes:
         mean, std: per channel, of the posterior means.
@@ -37,12 +37,12 @@ class LatentReport:
 
     @property
     def dead_channels(self) -> int:
-        """Channels that carry (almost) nothing."""
+        """Number of channels that carry (almost) no signal."""
         return sum(share < DEAD_SIGNAL for share in self.signal)
 
 
 class LatentStatistics:
-    """Adds up the moments of posteriors of C channels batch by batch, in float64."""
+    """Accumulates the moments of posteriors of C channels batch by batch, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -61,7 +61,7 @@ class LatentStatistics:
         self._sums[3, :3] += torch.tensor([float(kl.sum()), mean[:, 0].numel(), len(mean)], dtype=torch.float64)
 
     def report(self, reduce: Callable[[Tensor], Tensor] = _as_is) -> LatentReport:
-        """The moments of all batches; `reduce` adds sums up over processes. Raises ValueError: there is no image."""
+        """Return the statistics of all batches; `reduce` sums over processes. Raises ValueError: there is no image."""
         sums = reduce(self._sums)
         kl, count, images = (float(value) for value in sums[3, :3])
         if not images:
@@ -82,8 +82,8 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
     """Return the latents' power per ring of spatial frequency, summed over batch and channels (bins,), in float64.
 
     Ring k of `bins` covers the frequencies above k/(2·bins) up to (k+1)/(2·bins) cycles per cell; those beyond 1/2
-    along the diagonals fall into the last ring, and the mean of each channel is left out. Sums of batches of one size
-    add up; divided by their total they are the spectrum.
+    along the diagonals count in the last ring, and the mean of each channel is left out. Results of batches of one size
+    can be added up; divided by their total they are the spectrum.
     """
     height, width = latent.shape[-2:]
     centred = latent.double() - latent.double().mean((-2, -1), keepdim=True)
@@ -97,11 +97,11 @@ def radial_power(latent: Tensor, bins: int = 8) -> Tensor:
 
 
 def principal_colours(latent: Tensor) -> Tensor:
-    """Return the first three principal components of latents as colours (B,3,H,W) in [0, 1].
+    """Return the first three principal components of latents as colors (B,3,H,W) in [0, 1].
 
-    The components are those of all positions of all given latents together, each with the sign that makes its largest
-    loading positive, and each stretched from its 1st to its 99th percentile. Fewer than three channels leave the rest
-    of the colours at one half.
+    The components are computed over all positions of all latents. Each has the sign that makes its largest loading
+    positive, and its 1st to 99th percentile are mapped to [0, 1]. With fewer than three channels, the remaining colors
+    are 0.5.
     """
     batch, channels, height, width = latent.shape
     positions = latent.detach().double().movedim(1, -1).reshape(-1, channels)
@@ -124,10 +124,10 @@ def sheet(
     transforms: Sequence[Callable[[Tensor, int], Tensor]],
     factor: int,
 ) -> Tensor:
-    """A sheet with one column per image (B,3,f·H,f·W), f the factor of the autoencoder.
+    """Return a sheet with one column per image (B,3,f·H,f·W), where f is the factor of the autoencoder.
 
-    Rows: the image, its reconstruction, its latent as colours; then for each transform τ, which keeps or reduces the
-    size: τx, D(τE(x)), and the latents τE(x) and E(τx) as colours, which an equivariant encoder makes alike.
+    Rows: the image, its reconstruction, its latent as colors; then for each transform τ, which keeps or reduces the
+    size: τx, D(τE(x)), and as colors the latents τE(x) and E(τx), which are equal for an equivariant encoder.
     """
     latent = encode(image)
     latents = [latent]
@@ -142,7 +142,7 @@ def sheet(
 
 
 def _coloured(latents: Sequence[Tensor]) -> list[Tensor]:
-    """Colours of latents of several sizes by common components: the flattened positions are taken together."""
+    """Return latents of several sizes as colors, by principal components over the positions of all of them."""
     flat = [latent.flatten(2) for latent in latents]
     together = torch.cat([each.movedim(1, 2).reshape(-1, each.shape[1]) for each in flat])
     colours = principal_colours(together.T[None, :, :, None])[0, :, :, 0].T
@@ -154,6 +154,6 @@ def _coloured(latents: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _row(images: Tensor, size: torch.Size) -> Tensor:
-    """Images side by side in cells of the full size, smaller ones enlarged without smoothing."""
+    """Place images side by side in cells of the full size; smaller ones are enlarged without smoothing."""
     cells = F.interpolate((images.float().clamp(-1, 1) + 1) / 2, size=tuple(size), mode="nearest")
     return torch.cat(list(cells), dim=2)

@@ -1,16 +1,17 @@
-"""Nearest neighbours of features: precision, recall, density and coverage, and how near images lie to training ones.
+"""Nearest neighbors of features: precision, recall, density and coverage, and how close images are to training images.
 
 Shapes: features (N,D) real or training, (M,D) generated, (K,D) held out; images (B,3,h,w), uint8.
 
-*Neighbourhoods*: each sample's is the ball to its k-th nearest other sample of the same set. Precision and recall
-(arXiv 1904.06991): share of generated samples in some real ball, and of real samples in some generated ball. Density
-and coverage (arXiv 2002.09797, equations 4 and 5): real balls that a generated sample lies in, over k; share of real
-balls that hold a generated sample. Precision and density speak of quality, recall and coverage of variety.
+*Neighborhoods*: a sample's neighborhood is the ball that reaches to its k-th nearest other sample of the same set.
+Precision and recall (arXiv 1904.06991): share of generated samples in some real ball, and of real samples in some
+generated ball. Density and coverage (arXiv 2002.09797, equations 4 and 5): mean number of real balls that contain a
+generated sample, over k; share of real balls that contain one. Precision and density measure quality, recall and
+coverage variety.
 
-*Copies*: a model that copies draws images that lie nearer to their nearest training image than unseen real images do
-(as in arXiv 2301.13188, which compares pixels; features also show copies that were moved or recoloured). Drawn images
-come out of an autoencoder, whose traces in them would hide any copy: the images that they are compared with have to
-go through it as well. What the search is worth is told by copies that were planted.
+*Copies*: a model that copies generates images that are closer to their nearest training image than unseen real images
+are (as in arXiv 2301.13188, which compares pixels; features also reveal copies that were moved or recolored).
+Generated images come out of an autoencoder, whose artifacts would hide any copy, so the images that they are compared
+with must go through it as well. Planted copies show how much the search can find.
 """
 
 from collections.abc import Sequence
@@ -25,27 +26,27 @@ from hdm_lightning.metrics.distances import euclidean_distances
 
 NEIGHBOURS = 5
 MOST_SAMPLES = 5000
-"""Samples of each set that are used: the distance matrices of more would not fit, and change little."""
+"""Samples used of each set: distance matrices of more would not fit in memory, and would change little."""
 
 CLOSE_SHARE = 0.05
 _BLOCK_ROWS = 512
-# Bounds of each measure, in the order in which they are computed.
+# Bounds of each measure, in order of computation.
 _BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "density": (0.0, float("inf")), "coverage": (0.0, 1.0)}
 
 
 def neighbour_statistics(
     within_real: Tensor, within_generated: Tensor, across: Tensor, neighbours: int = NEIGHBOURS
 ) -> Tensor:
-    """Precision, recall, density and coverage, (4,).
+    """Return precision, recall, density and coverage, (4,).
 
     Args:
-        within_real: distances of real samples to each other, (N,N), zero on the diagonal.
-        within_generated: likewise (M,M).
-        across: (N,M).
+        within_real: distances between real samples, (N,N), zero on the diagonal.
+        within_generated: distances between generated samples, (M,M), likewise.
+        across: distances between real and generated samples, (N,M).
         neighbours: k, below N and M.
 
     Raises:
-        ValueError: a set has no k-th neighbour.
+        ValueError: a set is too small to have a k-th neighbor.
     """
     real_ball = _radius(within_real, neighbours, "within_real")
     generated_ball = _radius(within_generated, neighbours, "within_generated")
@@ -60,7 +61,7 @@ def neighbour_statistics(
 def neighbour_estimates(
     real: Tensor, generated: Tensor, bootstrap: Bootstrap, neighbours: int = NEIGHBOURS
 ) -> dict[str, Estimate]:
-    """The four measures of (N,D) and (M,D), the first `MOST_SAMPLES` of each, with centred percentile intervals."""
+    """Estimate the four measures for the first `MOST_SAMPLES` of (N,D) and (M,D), with centered intervals."""
     first, second = real[:MOST_SAMPLES].float(), generated[:MOST_SAMPLES].float()
     within_real, within_generated = euclidean_distances(first, first), euclidean_distances(second, second)
     across = euclidean_distances(first, second)
@@ -79,7 +80,7 @@ def neighbour_estimates(
 
 
 def _radius(within: Tensor, neighbours: int, name: str) -> Tensor:
-    """Distance to the k-th nearest other sample of each, (N,); the nearest of all is the sample itself."""
+    """Return the distance from each sample to its k-th nearest other one, (N,); the nearest is the sample itself."""
     if len(within) <= neighbours:
         raise ValueError(f"{name}: got {len(within)} samples, expected more than the {neighbours} neighbors")
     return within.kthvalue(neighbours + 1, dim=1).values
@@ -87,22 +88,22 @@ def _radius(within: Tensor, neighbours: int, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest of a set for each query: Euclidean distance (M,) and row (M,)."""
+    """The nearest row of a set for each query: Euclidean distance (M,) and row number (M,)."""
 
     distance: Tensor
     row: Tensor
 
 
 def nearest(queries: Tensor, among: Tensor, *, query_keys: Sequence[str] = (), keys: Sequence[str] = ()) -> Nearest:
-    """The nearest row of `among` for each query, but not the query's own.
+    """Find the nearest row of `among` for each query, the query's own row excluded.
 
     Args:
         queries: (M,D).
         among: (N,D).
-        query_keys, keys: names of the rows; a row with a query's own name does not count. Give both or none.
+        query_keys, keys: names of the rows; a row with the query's own name is skipped. Pass both or neither.
 
     Raises:
-        ValueError: nothing is left to be nearest.
+        ValueError: a query has no row left to compare with.
     """
     own: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
@@ -115,25 +116,25 @@ def nearest(queries: Tensor, among: Tensor, *, query_keys: Sequence[str] = (), k
             block[row, own.get(key, [])] = float("inf")
         found = block.min(1)
         if found.values.isinf().any():
-            raise ValueError("among: a query has nothing but itself to be near to, expected other rows")
-        # The search goes by inner products, which give equal rows a distance of their rounding: computed again exactly.
+            raise ValueError("among: a query has no row to compare with but itself, expected other rows")
+        # cdist uses inner products, whose rounding gives equal rows a distance above 0: recompute it exactly.
         distances.append(torch.linalg.vector_norm(part - among[found.indices].double(), dim=1))
         rows.append(found.indices)
     return Nearest(torch.cat(distances), torch.cat(rows))
 
 
 def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """How near generated images lie to the training set, compared with held-out real ones.
+    """Estimate how close generated images are to the training set, compared with held-out real images.
 
     Args:
         generated: distances (M,) to the nearest training image.
-        heldout: the same (K,) of real images.
+        heldout: the same for real images, (K,).
         bootstrap: resamples both.
 
     Returns:
-        `ratio`: of the medians, below 1 where generated images lie nearer. `closer`: the share of generated images
-        nearer than 95% of the held-out ones are; 5% is expected without copying. There is no `ratio` where half of the
-        held-out images equal a training image, so that their median is zero.
+        `ratio`: ratio of the medians, below 1 if generated images are closer. `closer`: share of generated images that
+        are closer than 95% of the held-out ones; 5% is expected without copying. `ratio` is missing if half of the
+        held-out images equal a training image, since their median is then zero.
     """
     first, second = (values.cpu().double().numpy() for values in (generated, heldout))
 
@@ -152,11 +153,11 @@ def closeness_estimates(generated: Tensor, heldout: Tensor, bootstrap: Bootstrap
 
 
 def found_planted(planted: Nearest, sources: Sequence[int], heldout: Tensor) -> Tensor:
-    """Which planted copies are found, (P,): nearest to their own source, and nearer than 95% of held-out images are.
+    """Return which planted copies are found, (P,): nearest to their own source, and closer than 95% of held-out images.
 
     Args:
-        planted: the nearest training image of each.
-        sources: (P,) row of the training image that each was made from.
+        planted: the nearest training image of each copy.
+        sources: row of the training image that each copy was made from, (P,).
         heldout: distances (K,) of held-out images to their nearest training image.
     """
     threshold = torch.quantile(heldout.double(), CLOSE_SHARE)
@@ -164,5 +165,5 @@ def found_planted(planted: Nearest, sources: Sequence[int], heldout: Tensor) -> 
 
 
 def pixel_rmse(first: Tensor, second: Tensor) -> Tensor:
-    """Root mean squared difference in grey levels of [0, 255], (B,), of uint8 images of equal shape."""
+    """Return the root mean squared difference in gray levels of [0, 255], (B,), of uint8 images of equal shape."""
     return (first.float() - second.float()).square().flatten(1).mean(1).sqrt()

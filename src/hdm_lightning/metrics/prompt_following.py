@@ -1,25 +1,25 @@
-"""Scores images of shapes against what their prompts asked for, with chance levels, and intervals over combinations.
+"""Score images of shapes against their prompts, with chance levels, and intervals over combinations.
 
-What was asked is a mapping as in the shapes set's `.json`: `objects` (each with colour, shape, size), `relations`
+A spec says what was asked for, as in the shapes set's `.json`: `objects` (each with colour, shape, size), `relations`
 ([subject, relation, object] by position in `objects`) and `background`; everything else is ignored.
 
 How one image counts:
 
-- One object asked: the largest object found is read; finding others costs nothing but the count.
-- Several asked: each is paired with at most one of the four largest found, by the pairing with the most right
-  colours, shapes and sizes (among equals, the one that prefers larger objects). An object without partner is wrong.
-- `colour`, `shape`, `size`, `colour_and_shape`: one trial an object asked for. Where several are asked for and more are
-  found, none counts: an image with every colour and shape in it would have them all.
-- `placement`: one trial a relation asked for, right when both partners exist and stand so to each other, whatever
-  their colours and shapes.
-- `relation_bound`: the same, and both partners have their own colour and shape.
-- `count`, `background`: one trial an image. `everything`: an image in which all the others are right.
+- One object asked for: the largest object found is graded; extra ones only cost the count.
+- Several asked for: each is paired with at most one of the four largest found, by the pairing with the most right
+  colors, shapes and sizes (ties go to larger objects). An object without a partner is wrong.
+- `colour`, `shape`, `size`, `colour_and_shape`: one trial per object asked for. If several are asked for and more are
+  found, none is right: an image with every color and shape in it would have them all.
+- `placement`: one trial per relation asked for, right if both partners exist and are placed that way, whatever their
+  colors and shapes.
+- `relation_bound`: the same, and both partners have the right color and shape.
+- `count`, `background`: one trial per image. `everything`: one trial per image, right if all the others are.
 
-Chance is what a model would score that draws a right image for a prompt taken blindly from a set, all its prompts
-equally likely: the mean over all pairs of a prompt asked and a prompt taken, computed, not sampled. The set is that of
-the prompts asked, unless another is given as `blind`.
+Chance is the score of a model that makes a right image for a prompt picked at random from a set, all prompts equally
+likely: the mean over all pairs of a prompt asked for and a prompt picked, computed, not sampled. The set is that of
+the prompts asked for, or `blind` if it is given.
 
-Intervals are over other combinations (see `proportions`): prompts of one are right or wrong together.
+Intervals are over combinations (see `proportions`): prompts of the same one are right or wrong together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ CRITERIA = (
 )
 MAX_PARTNERS = 4
 UNIT = ("colour", "shape")
-"""What makes two objects the same combination."""
+"""Attributes in which objects of the same combination agree."""
 
 _USUAL = Bootstrap()
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -71,12 +71,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Graded:
-    """Images scored one by one, so that they can be weighed again: by combination, or against another model's.
+    """Scores image by image, for totals by combination or a comparison with another model's.
 
     Attributes:
         counts: (right, trials) of each image and criterion, int64 (N, criteria, 2), in the order of `CRITERIA`.
         units: the combinations that each image's prompt asks for.
-        chance: of each criterion with a trial.
+        chance: chance level of each criterion that has a trial.
     """
 
     counts: Counts
@@ -84,16 +84,16 @@ class Graded:
     chance: Mapping[str, float]
 
     def estimates(self, intervals: Bootstrap = _USUAL) -> dict[str, Estimate]:
-        """The share of each criterion with a trial."""
+        """Return the share of each criterion that has a trial."""
         return {name: intervals.clustered_share(*self.outcomes(name), self.units) for name in self.chance}
 
     def outcomes(self, criterion: str) -> tuple[Counts, Counts]:
-        """Right answers (N,) and trials (N,) of one criterion."""
+        """Return right answers (N,) and trials (N,) of one criterion."""
         column = self.counts[:, CRITERIA.index(criterion)]
         return column[:, 0], column[:, 1]
 
     def to_json(self) -> dict[str, Any]:
-        """What each image had right, as plain values; `trials` are those of each criterion and image."""
+        """Return right answers and trials of each criterion and image, and the units, as plain values."""
         columns = {name: self.outcomes(name) for name in self.chance}
         return {
             "units": [list(each) for each in self.units],
@@ -102,7 +102,7 @@ class Graded:
         }
 
     def scores(self, intervals: Bootstrap = _USUAL) -> dict[str, Score]:
-        """The same with counts, for a table."""
+        """Return the shares with their counts, for a table."""
         found = {}
         for name, estimate in self.estimates(intervals).items():
             right, trials = self.outcomes(name)
@@ -114,9 +114,9 @@ class Graded:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an image shows, as far as prompts can ask: (colour, shape, size) of each object, largest first.
+    """What an image shows, in the terms of a prompt: (color, shape, size) of each object, largest first.
 
-    `relations[i, j]` is where object i stands to object j.
+    `relations[i, j]` is where object i is relative to object j.
     """
 
     objects: tuple[tuple[str | None, str | None, str | None], ...]
@@ -125,7 +125,7 @@ class Seen:
 
     @classmethod
     def from_reading(cls, reading: Reading) -> "Seen":
-        """Take over what the reader found."""
+        """Convert what the reader found."""
         found = range(len(reading.objects))
         return cls(
             tuple((o.colour, o.shape, o.size) for o in reading.objects),
@@ -135,7 +135,7 @@ class Seen:
 
     @classmethod
     def from_spec(cls, spec: Spec) -> "Seen":
-        """Describe an image that shows just what was asked for."""
+        """Describe an image that shows exactly what was asked for."""
         relations = {}
         for subject, relation, reference in spec.get("relations", ()):
             relations[subject, reference] = relation
@@ -154,23 +154,23 @@ def grade_images(
     """Read images, uint8 (H, W, 3) of any sizes from 32 pixels, and grade them as `grade_seen` does.
 
     Raises:
-        ValueError: there is not one image for each of the specs, or none at all.
+        ValueError: the numbers of specs and images differ, or are zero.
     """
     if len(specs) != len(images) or not specs:
-        raise ValueError(f"{len(specs)} specs and {len(images)} images; expected as many of each, at least one")
+        raise ValueError(f"{len(specs)} specs and {len(images)} images; expected equal numbers, at least one")
     return grade_seen(specs, [Seen.from_reading(read_shapes(image)) for image in images], blind=blind, unit=unit)
 
 
 def grade_seen(
     specs: Sequence[Spec], seen: Sequence[Seen], *, blind: Sequence[Spec] | None = None, unit: Sequence[str] = UNIT
 ) -> Graded:
-    """Grade what was seen against what was asked for. Criteria without a trial have no chance and no score.
+    """Grade what images show against what was asked for. Criteria without a trial have no chance level and no score.
 
     Args:
-        specs: what was asked for, one an image.
+        specs: what was asked for, one per image.
         seen: what the images show.
-        blind: the prompts among which chance picks; None means `specs`.
-        unit: what tells combinations apart: colour and shape, or size as well.
+        blind: the prompts that chance picks from; None means `specs`.
+        unit: attributes that tell combinations apart: color and shape, or size as well.
     """
     counts = np.stack([grade(spec, sight) for spec, sight in zip(specs, seen, strict=True)])
     units = tuple(tuple(" ".join(thing[part] for part in unit) for thing in spec["objects"]) for spec in specs)
@@ -178,7 +178,7 @@ def grade_seen(
 
 
 def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) -> dict[str, float]:
-    """Return each criterion's share for right images of prompts taken blindly from `blind` (None: from `specs`)."""
+    """Return each criterion's share for right images of prompts picked at random from `blind` (None: from `specs`)."""
     asked, taken = _kinds(specs), _kinds(specs if blind is None else blind)
     counts = sum(grade(spec, Seen.from_spec(other)) * n * m for spec, n in asked for other, m in taken)
     return {
@@ -189,7 +189,7 @@ def chance_levels(specs: Sequence[Spec], blind: Sequence[Spec] | None = None) ->
 
 
 def _kinds(specs: Sequence[Spec]) -> list[tuple[Spec, int]]:
-    """Return the different specs, each with how often it occurs."""
+    """Return the different specs, each with its number of occurrences."""
     kinds: dict[str, tuple[Spec, int]] = {}
     for spec in specs:
         name = repr(Seen.from_spec(spec))
@@ -224,13 +224,13 @@ def grade(spec: Spec, seen: Seen) -> Counts:
 
 
 def gap(seen: Estimate, unseen: Estimate) -> Estimate:
-    """How much better combinations that training showed come out than those that it never showed, with its interval."""
+    """Return how much better combinations that training showed score than unseen ones, with its interval."""
     interval = difference_interval(seen.value, (seen.low, seen.high), unseen.value, (unseen.low, unseen.high))
     return Estimate(seen.value - unseen.value, *interval, min(seen.samples, unseen.samples), "Newcombe hybrid score")
 
 
 def in_words(criterion: str) -> str:
-    """A name of `CRITERIA` as people read it."""
+    """Return the display name of a criterion."""
     return criterion.replace("_", " ").replace("colour", "color")
 
 
@@ -250,6 +250,6 @@ def _pair(asked: Sequence[tuple], found: Sequence[tuple]) -> list[int | None]:
         pairs = zip(asked, partners, strict=True)
         return sum(a == b for wanted, p in pairs if p is not None for a, b in zip(wanted, found[p], strict=True))
 
-    # Permutations come in lexicographic order and max keeps the first: equals go to the larger objects.
+    # Permutations come in lexicographic order and max keeps the first: ties go to the larger objects.
     pairings = [list(pairing) for pairing in permutations(places, len(asked))]
     return max(pairings, key=right)

@@ -1,11 +1,11 @@
-"""Intervals of shares: of independent trials, of trials that share what they are about, and of two shares' difference.
+"""Intervals of shares: of independent trials, of trials with units in common, and of the difference of two shares.
 
 Shapes: N images; `right`, `trials` (N,): right answers among the trials of each.
 
-Images of one combination ("small red star") stand or fall together. What is independent are the combinations, and the
-claim is about them. So the variance of a share sums the products of all residuals that have a unit in common: one-way
-with one unit an image, and for pairs of units that of Aronow, Samii and Assenova 2015 (doi:10.1093/pan/mpv018). The
-number of independent trials whose share varies as much, at most that of the images, is the interval's count.
+Images of one combination ("small red star") are right or wrong together. The combinations are what is independent, and
+the claim is about them. So the variance of a share sums the products of all residuals that have a unit in common:
+one-way clustering with one unit per image, and for pairs of units the estimator of Aronow, Samii and Assenova 2015
+(doi:10.1093/pan/mpv018). The interval is that of as many independent trials as give this variance, at most N.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Units = Sequence[Sequence[str]]
 
 
 def wilson_interval(share: float, samples: float, deviations: float) -> Interval:
-    """The score interval of a share of so many independent trials (Wilson 1927); it never leaves 0 to 1."""
+    """Return the score interval of a share of `samples` independent trials (Wilson 1927); it never leaves [0, 1]."""
     squared = deviations**2 / samples
     centre = (share + squared / 2) / (1 + squared)
     reach = deviations * (share * (1 - share) / samples + squared / (4 * samples)) ** 0.5 / (1 + squared)
@@ -29,23 +29,23 @@ def wilson_interval(share: float, samples: float, deviations: float) -> Interval
 
 
 def share_interval(share: float, samples: int, confidence: float) -> Interval:
-    """Wilson's interval of a share of `samples` independent trials."""
+    """Return Wilson's interval of a share of `samples` independent trials."""
     return wilson_interval(share, samples, normal_quantile((1 + confidence) / 2))
 
 
 def clustered_interval(right: ArrayLike, trials: ArrayLike, units: Units, confidence: float) -> Interval:
-    """The interval of Σ right / Σ trials over other units.
+    """Return the interval of Σ right / Σ trials over units.
 
-    Wilson's with that count in place of the trials and Student's t of the units in place of the normal, as
-    Korn and Graubard 1998 do with the exact interval. Where all agree, the units count as the trials. One unit alone
-    says nothing about others: 0 to 1.
+    Wilson's interval with the effective count of trials (see above) and Student's t over units in place of the
+    normal, as Korn and Graubard 1998 do with the exact interval. If all answers agree, that count is the number of
+    units. A single unit says nothing about others: 0 to 1.
 
     Raises:
         ValueError: the lengths differ, or there is no trial.
     """
     hits, asked = (np.asarray(values, dtype=np.float64) for values in (right, trials))
     if not len(hits) == len(asked) == len(units) or not asked.sum():
-        raise ValueError(f"units: got {len(units)} for {len(hits)} images, expected one each, and some trial")
+        raise ValueError(f"units: got {len(units)} for {len(hits)} images, expected one each, and at least one trial")
     chosen = np.flatnonzero(asked)
     hits, asked = hits[chosen], asked[chosen]
     used = [units[int(row)] for row in chosen]
@@ -59,17 +59,17 @@ def clustered_interval(right: ArrayLike, trials: ArrayLike, units: Units, confid
 
 
 def count_units(units: Units) -> int:
-    """How many different ones there are."""
+    """Return the number of different units."""
     return len({name for names in units for name in names})
 
 
 def count_independent(units: Units) -> int:
-    """How many of these images can be independent: at most the units, and at most the images where each has several."""
+    """Return how many of these images can be independent: at most as many as there are units, and images."""
     return min(len(units), count_units(units))
 
 
 def shared_variance(residuals: NDArray[np.float64], units: Units) -> float:
-    """Variance of the sum of residuals (N,) whose images depend on each other where they have a unit in common."""
+    """Return the variance of the sum of residuals (N,), in which images with a unit in common depend on each other."""
     names = sorted({name for each in units for name in each})
     column = {name: number for number, name in enumerate(names)}
     member = np.zeros((len(units), len(names)))
@@ -80,7 +80,7 @@ def shared_variance(residuals: NDArray[np.float64], units: Units) -> float:
 
 
 def difference_interval(first: float, of_first: Interval, second: float, of_second: Interval) -> Interval:
-    """The interval of first − second, of independent shares with their own intervals (Newcombe 1998, method 10)."""
+    """Return the interval of first − second for independent shares with their intervals (Newcombe 1998, method 10)."""
     low = first - second - ((first - of_first[0]) ** 2 + (of_second[1] - second) ** 2) ** 0.5
     high = first - second + ((of_first[1] - first) ** 2 + (second - of_second[0]) ** 2) ** 0.5
     return low, high

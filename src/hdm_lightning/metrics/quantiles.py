@@ -1,4 +1,4 @@
-"""Student's t in plain Python: for few trainings or few combinations the normal's 1.96 is far too short."""
+"""Student's t in plain Python: for few trainings or few combinations the normal's 1.96 is far too small."""
 
 from math import exp, inf, lgamma, log, log1p
 from statistics import NormalDist
@@ -7,19 +7,19 @@ _STEPS, _CLOSE = 300, 1e-14
 
 
 def normal_quantile(share: float) -> float:
-    """The standard normal's quantile."""
+    """Return the quantile of the standard normal."""
     return NormalDist().inv_cdf(share)
 
 
 def t_tail(value: float, freedom: float) -> float:
-    """The share of Student's t beyond ±|value|, both sides together: a two-sided p."""
+    """Return the two-sided p-value: the share of Student's t beyond ±|value|."""
     if value in (inf, -inf):
         return 0.0
     return incomplete_beta(freedom / (freedom + value**2), freedom / 2, 0.5)
 
 
 def t_quantile(share: float, freedom: float) -> float:
-    """The quantile of Student's t with so many degrees of freedom, by halving."""
+    """Return the quantile of Student's t with `freedom` degrees of freedom, by bisection."""
     if share < 0.5:
         return -t_quantile(1 - share, freedom)
     low, high = 0.0, 1.0
@@ -32,7 +32,7 @@ def t_quantile(share: float, freedom: float) -> float:
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b) (DLMF 8.17.22, Lentz's method)."""
+    """Return the regularized incomplete beta function I_x(a, b) (DLMF 8.17.22, Lentz's method)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

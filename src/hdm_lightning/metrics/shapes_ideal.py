@@ -1,6 +1,6 @@
-"""Ideal shapes as the reader knows them, and how one would look on a pixel grid. h, w: patch in pixels.
+"""Ideal shapes that the reader compares with, and their coverage of a pixel grid. h, w: patch in pixels.
 
-Each shape is defined by an inside test in a frame where y runs down and the longer side of its box is 1.
+Each shape is an inside test in a frame where y points down and the longer side of its bounding box is 1.
 """
 
 import math
@@ -18,14 +18,14 @@ GRID = 120
 
 @dataclass(frozen=True)
 class IdealShape:
-    """A shape rasterised once, finely.
+    """A shape rasterized once on a fine grid.
 
     Attributes:
-        name: its name.
-        cumulative: area left of and above each corner of a fine grid over the unit box, (GRID + 1, GRID + 1).
-        centroid: centre of mass (x, y) in the frame.
+        name: name of the shape.
+        cumulative: area above and to the left of each corner of the grid over the unit box, (GRID + 1, GRID + 1).
+        centroid: center of mass (x, y) in the frame.
         spread: mean squared distance of its points from the centroid.
-        box: its tight box (left, top, right, bottom) in the frame.
+        box: bounding box (left, top, right, bottom) in the frame.
     """
 
     name: str
@@ -35,7 +35,7 @@ class IdealShape:
     box: tuple[float, float, float, float]
 
     def cover(self, shape: tuple[int, int], centre: tuple[float, float], scale: float) -> Floats:
-        """How much of each pixel of (h, w) a shape covers with its centroid at (x, y) and a unit of `scale` px."""
+        """Return how much of each pixel (h, w) the shape covers, centroid at (x, y) and `scale` px per unit."""
         rows = _corner_weights(shape[0], centre[1] - self.centroid[1] * scale, scale)
         columns = _corner_weights(shape[1], centre[0] - self.centroid[0] * scale, scale)
         return rows @ self.cumulative @ columns.T * scale * scale
@@ -82,8 +82,8 @@ def _triangle(x: Floats, y: Floats) -> Mask:
 
 
 def _star(x: Floats, y: Floats) -> Mask:
-    # The five lines of a pentagram with circumradius R lie R·cos 72° from its centre, each across from a tip;
-    # a point is in the star when it passes none or one of them.
+    # The five lines of a pentagram with circumradius R are R·cos 72° from its center, each opposite a tip;
+    # a point is in the star if it is beyond at most one of them.
     radius = 0.5 / math.sin(math.radians(72))
     y = y - radius * (1 - math.cos(math.radians(36))) / 2
     angles = np.radians(-90 + 72 * np.arange(5))[:, None, None]
@@ -92,7 +92,7 @@ def _star(x: Floats, y: Floats) -> Mask:
 
 
 def _heart(x: Floats, y: Floats) -> Mask:
-    # A square standing on its corner, with discs on its two upper edges as diameters.
+    # A square standing on its corner, plus two disks whose diameters are its upper edges.
     radius = 1 / (2 + math.sqrt(2))
     offset = radius / math.sqrt(2)
     top, bottom = -offset - radius, 2 * offset

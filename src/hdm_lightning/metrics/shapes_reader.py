@@ -1,9 +1,9 @@
-"""Reads an image of coloured shapes without any learned network: objects, colours, sizes, relations, background.
+"""Read an image of colored shapes without any learned network: objects, colors, sizes, relations, background.
 
-The image is parted into a background and the regions that stand out from it. A region's contrast with the background
-is compared with each ideal shape of the same centre of mass and spread, at several degrees of blur; the best match
-gives shape, size and (through its least-squares amplitude) the colour, even where no pixel of a small blurred object
-shows it pure. H, W: image; h, w: patch, in pixels.
+The image is split into a background and the regions that stand out from it. A region's contrast with the background
+is compared with each ideal shape of the same centroid and spread, at several degrees of blur; the best match gives
+shape, size and (through its least-squares amplitude) the color, even if no pixel of a small blurred object has its
+pure color. H, W: image; h, w: patch, in pixels.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hdm_lightning.metrics.shapes_ideal import IdealShape, ideal_shapes
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Colour names and the 8-bit RGB that each stands for.
+# 8-bit RGB by color name.
 REFERENCE_COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "orange": (245, 130, 30),
@@ -29,31 +29,31 @@ REFERENCE_COLOURS: dict[str, tuple[int, int, int]] = {
 }
 _NAMES = tuple(REFERENCE_COLOURS)
 _REFERENCES = np.array(list(REFERENCE_COLOURS.values()), dtype=np.float64)
-# Euclidean distances in 8-bit RGB: beyond the first a colour has no name, below the second nothing stands out.
+# Euclidean distances in 8-bit RGB: beyond the first a color has no name, below the second nothing stands out.
 MAX_NAMING_DISTANCE = 90.0
 MIN_CONTRAST = 45.0
-# A pixel belongs to a region when it has this part of the contrast found within reach (in short sides) of it.
+# A pixel belongs to a region if it has this share of the largest contrast within reach (in short sides) of it.
 RELATIVE_CONTRAST, CONTRAST_REACH = 0.45, 0.08
-MIN_AREA = 0.006  # in squared short sides; the smallest object of the set covers three times as much
+MIN_AREA = 0.006  # in squared short sides; the smallest object of the data set covers three times as much
 
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region; `mask` is (H, W) and `area` its pixels."""
+    """A connected region: its `mask` (H, W), and its `area` in pixels."""
 
     mask: Mask
     area: int
 
 
 def name_colour(colour: Floats) -> str | None:
-    """Return the nearest colour name of an RGB triple in [0, 255], or None when none is near."""
+    """Return the nearest color name of an RGB triple in [0, 255], or None if none is near."""
     distances = np.linalg.norm(_REFERENCES - colour, axis=1)
     nearest = int(distances.argmin())
     return _NAMES[nearest] if distances[nearest] <= MAX_NAMING_DISTANCE else None
 
 
 def background_colour(image: Floats) -> Floats:
-    """Return the background's RGB: the median of the border's pixels of its most frequent colour name."""
+    """Return the background's RGB: the median over the border pixels with the most frequent nearest color."""
     border = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
     nearest = np.linalg.norm(border[:, None] - _REFERENCES, axis=2).argmin(axis=1)
     commonest = np.bincount(nearest, minlength=len(_NAMES)).argmax()
@@ -61,7 +61,7 @@ def background_colour(image: Floats) -> Floats:
 
 
 def find_regions(image: Floats, background: Floats) -> list[Region]:
-    """Return the regions that stand out from the background, largest first; specks are left out."""
+    """Return the regions that stand out from the background, largest first, without specks."""
     contrast = np.linalg.norm(image - background, axis=2)
     short = min(contrast.shape)
     local = _largest_within(contrast, max(1, round(CONTRAST_REACH * short)))
@@ -98,7 +98,7 @@ def connected_components(mask: Mask) -> tuple[NDArray[np.int64], int]:
 
 
 def dilate(mask: Mask, pixels: int) -> Mask:
-    """Return the mask grown by a square of `pixels` to each side."""
+    """Return the mask dilated by a square that reaches `pixels` to each side."""
     return _largest_within(mask, pixels)
 
 
@@ -117,26 +117,26 @@ def _largest_within(values: NDArray, reach: int) -> NDArray:
 
 
 MIN_SIDE_PX = 32
-# Larger images are averaged down by a whole factor to at least this short side.
+# Larger images are downsampled by an integer factor to at least this short side.
 WORKING_SIDE_PX = 64
-# Longer side of an object's box in short sides of the image: from here on it is large, alone and among others.
+# Smallest longer side of a large object's box, in short sides of the image: alone in it, and among others.
 LARGE_FROM_ALONE, LARGE_FROM_AMONG = 0.50, 0.36
 MAX_OBJECTS = 6
 BLURS_PX = (0.0, 0.7, 1.1, 1.6)
-# Part of a region's energy that the best shape leaves unexplained; beyond this the shape has no name.
+# Share of a region's energy that the best shape leaves unexplained; above this the shape has no name.
 MAX_MISFIT = 0.15
 SURROUND_PX = 2
 
 
 @dataclass(frozen=True)
 class ReadObject:
-    """One object as read; None where a colour or shape is like none of those known.
+    """One object as read; its color or shape is None if it is like none of the known ones.
 
     Attributes:
         colour, shape, size: names; size is "small" or "large".
-        centre: (x, y) of its box's centre in fractions of the image's width and height.
+        centre: (x, y) of its box's center as fractions of the image's width and height.
         box: (left, top, right, bottom) in the same fractions.
-        misfit: part of the region's energy that the shape leaves unexplained, 0 to 1.
+        misfit: share of the region's energy that the shape leaves unexplained, 0 to 1.
     """
 
     colour: str | None
@@ -149,7 +149,7 @@ class ReadObject:
 
 @dataclass(frozen=True)
 class Reading:
-    """An image as read: objects with the largest region first."""
+    """An image as read; its objects are sorted by the area of their regions, largest first."""
 
     objects: tuple[ReadObject, ...]
     background: str | None
@@ -157,7 +157,7 @@ class Reading:
     height: int
 
     def relation(self, subject: int, reference: int) -> str:
-        """Return where one object stands to another: along the axis on which their centres differ more."""
+        """Return where one object is relative to another, along the axis on which their centers differ more."""
         one, other = self.objects[subject].centre, self.objects[reference].centre
         right, down = (one[0] - other[0]) * self.width, (one[1] - other[1]) * self.height
         if abs(right) > abs(down):
@@ -166,7 +166,7 @@ class Reading:
 
 
 def read_shapes(image: NDArray[np.uint8]) -> Reading:
-    """Read an image, uint8 (H, W, 3), RGB. Raises ValueError: another shape or type, or a side below 32 pixels."""
+    """Read an RGB image, uint8 (H, W, 3). Raises ValueError: wrong shape or type, or a side below 32 pixels."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
     height, width = image.shape[:2]
@@ -186,7 +186,7 @@ def read_shapes(image: NDArray[np.uint8]) -> Reading:
 
 @dataclass(frozen=True)
 class _Match:
-    """The best ideal shape for a patch: its scale and centroid in pixels of the patch, and its amplitude."""
+    """The best ideal shape for a patch: its scale and centroid in pixels of the patch, its amplitude and its misfit."""
 
     shape: IdealShape
     scale: float
@@ -235,7 +235,7 @@ def _read_object(
 
 
 def _best_match(values: Floats, weights: Mask) -> _Match:
-    """Compare a patch (h, w) with every ideal shape at every blur, where `weights` is true."""
+    """Match a patch (h, w), where `weights` is true, with every ideal shape at every blur."""
     seen = np.where(weights, values, 0)
     mass = seen.sum()
     y, x = np.indices(seen.shape) + 0.5
