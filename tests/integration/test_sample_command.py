@@ -199,10 +199,10 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
         (["a star", "--zoom", "inf"], "zoom: got inf"),
         (["a star", "--strength", "0.5"], "--strength: is given without an image"),
         (["a star", "--stepz", "4"], "unknown argument '--stepz'\n  hint: did you mean '--steps'?"),
-        (["a star", "steps=4"], "steps=4: is an option without its dashes\n  hint: hdm-sample takes flags: --steps 4;"),
+        (["a star", "steps=4"], "steps=4: is an option without dashes\n  hint: hdm-sample takes flags: --steps 4;"),
         (
             [f"steps={'very ' * 60}many"],
-            "is an option without its dashes\n  hint: hdm-sample takes flags: --steps 'very",
+            "is an option without dashes\n  hint: hdm-sample takes flags: --steps 'very",
         ),
         (["a star", "on_indivisible=pad"], "hint: hdm-sample takes flags: --on-indivisible pad;"),
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
