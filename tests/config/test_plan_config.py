@@ -204,7 +204,7 @@ def test_a_sharded_run_names_what_it_gathers():
         (["trainer.strategy=fsdp"], "trainer.strategy", "auto"),
         (["vae.max_pixels=0"], "vae.max_pixels", "1 or more"),
         (["text_encoder.max_tokens=-1"], "text_encoder.max_tokens", "1 or more"),
-        (["out=/dev/null/plan.json"], "out", "another place"),
+        (["out=/dev/null/plan.json"], "out", "another path"),
         (["host.cores=0"], "host.cores", "more than 0"),
         (["host.disk_mb_s=-1"], "host.disk_mb_s", "more than 0"),
         (["dataset.image_mpx=0"], "dataset.image_mpx", "more than 0"),

@@ -1,4 +1,4 @@
-"""Command lines made of dataclasses: what is read, what is shown, what is refused and with which hint."""
+"""Command lines from dataclasses: what is read, what is shown, what is refused and with which hint."""
 
 import argparse
 from dataclasses import dataclass, field

@@ -316,7 +316,7 @@ def test_the_command_from_shards_to_a_training_stream(llava, kit, tmp_path, caps
 @pytest.mark.parametrize(
     ("given", "where", "match"),
     [
-        (["--prompt", "poem"], "--prompt", "no ready prompt"),
+        (["--prompt", "poem"], "--prompt", "no default prompt"),
         (["--prompt", "txt=x"], "--prompt", "cannot be a kind"),
         (["--prompt", "a b=x"], "--prompt", "cannot be a kind"),
         (["--prompt", "long", "--prompt", "long=x"], "--prompt", "twice"),
