@@ -230,7 +230,7 @@ def test_tensorboard_has_values_ends_and_pictures_at_the_samples_seen(evaluated)
         (["--size", "30"], "--size: 30 is no multiple of 4\n  hint: give 32"),
         (["--solver", "magic"], "--solver: 'magic' is not known"),
         (["--ratios", "wide"], "--ratios: 'wide' are no ratios"),
-        (["--device", "abacus"], "--device: 'abacus' is no device"),
+        (["--device", "abacus"], "--device: 'abacus' is not a device"),
         (["--batch", "0"], "--batch: 0 is below 1"),
         (["--confidence", "1"], "--confidence: 1 is not below 1"),
         (["--camera-shift", "0"], "--camera-shift: 0 is not above 0"),

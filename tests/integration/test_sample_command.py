@@ -206,7 +206,7 @@ def test_prompts_from_a_file_and_from_standard_input(run_folder, tmp_path, monke
         ),
         (["a star", "on_indivisible=pad"], "hint: hdm-sample takes flags: --on-indivisible pad;"),
         (["a star", "--image", "nowhere.png"], "nowhere.png: does not exist"),
-        (["a star", "--device", "abacus"], "--device: 'abacus' is no device"),
+        (["a star", "--device", "abacus"], "--device: 'abacus' is not a device"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt: cannot be read"),
         (["a star", "--out", "/dev/null"], "--out /dev/null: cannot be made"),
         (["a star", "--text-encoder", "./nowhere"], "text_encoder: there is no folder './nowhere'"),

@@ -193,7 +193,7 @@ def _output_folder(given: Path | None, model: Path) -> Path:
 
 
 def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: int) -> int:
-    """Write the files, print the table, the skipped parts and the paths, and return the exit status."""
+    """Write the files, print the table, the parts left out and the paths, and return the exit status."""
     from rich.console import Console  # noqa: PLC0415
 
     from hdm_lightning.evaluation.report import result_table, write_outputs  # noqa: PLC0415
@@ -203,7 +203,7 @@ def _show(evaluation: "Evaluation", command: str, folder: Path, samples_seen: in
     console.print(result_table(evaluation))
     for one in evaluation.left_out:
         hint = f"; {one.hint}" if one.hint else ""
-        line = in_one_line(f"skipped: {one.part}: {one.why}{hint}")
+        line = in_one_line(f"left out: {one.part}: {one.why}{hint}")
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)

@@ -191,12 +191,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(problem)
     if arguments.mark:
         index = leave_out(arguments.folder, problems)
-        print(f"{before.samples - index.samples} samples removed, {index.samples} remain")
+        print(f"{before.samples - index.samples} samples left out, {index.samples} remain")
     unused = left_out(before.shards)
     if unused:
         (reason, _), *others = unused.most_common()
         more = f" and {len(others)} other reasons" if others else ""
-        print(f"{unused.total()} samples are excluded from the index: {in_one_line(reason)}{more}")
+        print(f"{unused.total()} samples are left out of the index: {in_one_line(reason)}{more}")
     print(f"{len(problems)} problems")
     require_samples(before, arguments.folder)
     return 1 if problems else 0
