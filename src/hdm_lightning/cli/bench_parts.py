@@ -103,7 +103,7 @@ def bench_system(settings: SystemSettings) -> None:
         binding = _binding(settings, {row["name"]: row for row in rows}, device)
         content[f"schedule {settings.schedule}"] = binding
         for name, stage in binding.items():
-            line = f"{settings.schedule}, {name}: {stage['binds']} binds, {stage['images_per_s']:.2f} images/s"
+            line = f"{settings.schedule}, {name}: limited by {stage['binds']}, {stage['images_per_s']:.2f} images/s"
             lines.append(Text(line))
     show_report(Group(*lines), content, settings.out)
 

@@ -131,7 +131,7 @@ class TrainingStep:
         dtype: of autocast and of the encoders; float32 means no autocast.
         compiled: whether the network is compiled.
         text_max_tokens, autoencoder_max_pixels: as in the recipe.
-        averages: weight averages kept.
+        averages: number of weight averages.
         muon: train the blocks' matrices with Muon instead of AdamW.
         captions: of each micro-batch; None means one micro-batch whose captions fill the context.
         latents: whether batches hold latents from disk instead of images.

@@ -126,7 +126,7 @@ def _enter(arguments: argparse.Namespace) -> int:
 
     task, board = _task(arguments), _read_board(arguments.board)
     if any((one.get("task"), one.get("name")) == (task.name, arguments.name) for one in board["entries"]):
-        what = f"there is an entry {arguments.name!r} for the task {task.name}"
+        what = f"entry {arguments.name!r} already exists for the task {task.name}"
         raise UserError(what, where="--name", hint="choose another name")
     paths = entries.numbered_images(arguments.images, task)
     images = entries.read_images(paths, task)

@@ -26,7 +26,7 @@ TARGETS = {
     "single": "one self-contained .safetensors of any wiring, for this project's ComfyUI nodes and commands",
     "published": "one file, .safetensors or .ckpt, with all tensors under the published names",
     "comfyui": "one float16 file with the autoencoder: published for the published wiring, else single",
-    "diffusers": "the published folder with unet/ (which no class of diffusers reads) and vae/ (which does)",
+    "diffusers": "the published folder with unet/ (which no diffusers class reads) and vae/ (an AutoencoderKL)",
     "bare": "one file with only the network under the published names",
     "peft": "for a LoRA: a peft folder, for PeftModel, load_lora_weights and --lora",
     "lora": "for a LoRA: one file under diffusers' names (transformer.….lora_A.weight)",
@@ -156,7 +156,7 @@ def _read(asked: Conversion) -> "Release":
     if asked.average is not None:
         release = _averaged(release, asked, asked.average)
     elif asked.samples is not None:
-        raise UserError("is for --average only", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
+        raise UserError("only applies to --average", where="--samples", hint="add --average WIDTH, e.g. --average 0.08")
     return with_vae(release, asked.vae) if asked.vae else release
 
 

@@ -216,7 +216,7 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
     console.print(table)
     console.print(_LEGEND, highlight=False)
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items())
-    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in all", highlight=False)
+    console.print(f"time: {times}; {sum(result['seconds'].values()) / 60:.1f} minutes in total", highlight=False)
     console.print(f"images:   {folder / 'samples.png'}", highlight=False, soft_wrap=True)
     console.print(f"watch:    tensorboard --logdir {folder}", highlight=False, soft_wrap=True)
     prompt = "a small green triangle on a white background"

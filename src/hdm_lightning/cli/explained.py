@@ -29,7 +29,7 @@ GROUPS = {
     "trainer": "passed unchanged to `lightning.Trainer`",
     "hardware": "hardware settings outside Lightning: price, peak rate, compilation",
     "callbacks": "checkpoints, monitoring, sample images and more",
-    "logger": "where numbers and images go",
+    "logger": "where metrics and images are logged",
     "adapter": "low-rank matrices trained beside the model's frozen weights",
     "experiment": "complete `hdm-train` runs",
     "vae_training": "complete `hdm-train-vae` runs",

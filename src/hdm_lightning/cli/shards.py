@@ -64,7 +64,7 @@ def read(words: Sequence[str]) -> Callable[[], int]:
 
 def parser() -> Parser:
     """Return the parser of all commands, without the builders' own options."""
-    result = Parser(prog="hdm-shards", description="Make and check WebDataset shards.", epilog=_EXAMPLES)
+    result = Parser(prog="hdm-shards", description="Build, prepare and check WebDataset shards.", epilog=_EXAMPLES)
     commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, add_arguments, _) in COMMANDS.items():
         add_arguments(commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
@@ -307,7 +307,7 @@ def _tokenize(encoder: str | None, length: int) -> "Tokenize":
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "build": ("make shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
+    "build": ("build shards from a source", _build_arguments, lambda arguments: _build(arguments.source, [])()),
     "caption": ("add captions from a vision-language model", caption_arguments, caption),
     "encode": ("encode images to latents, to train without an autoencoder", encode_arguments, encode),
     "encode-captions": (

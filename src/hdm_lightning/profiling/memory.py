@@ -136,7 +136,7 @@ def activation_bytes(
         sequences = attentions * (_NORM + _ATTENTION) + _NORM + _FEED_FORWARD
         elements = tokens * (sequences * config.width + _FEED_FORWARD_HIDDEN * config.mlp_width)
         log_sums = attentions * 4 * tokens * config.heads
-        # D/2 angles a token: a complex64, or a float32 beside a cosine and a sine of half the size.
+        # D/2 angles per token: a complex64, or a float32 beside a cosine and a sine of half the size.
         angles = 0 if shared_positions else attentions * 4 * tokens * config.width
         return elements * element_bytes + log_sums + angles
 

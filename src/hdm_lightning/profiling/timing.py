@@ -184,8 +184,8 @@ def report(content: Mapping[str, Any]) -> RenderableType:
         return table
     low, high = compared["interval_95"]
     text = (
-        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} of the first's time "
-        f"(95% interval {low:.3f} … {high:.3f}; less in {compared['second_faster']})"
+        f"{compared['of'][1]} takes {compared['time_ratio']:.3f} times as long as the first "
+        f"(95% interval {low:.3f} … {high:.3f}; faster in {compared['second_faster']})"
     )
     return Group(table, Text(text))
 
