@@ -247,7 +247,7 @@ def _show(board: dict[str, Any]) -> int:
         table = Table(
             "", "entry", "all correct, unseen", "95% interval", "operations", "rent", "hours", "hardware", "stated by"
         )
-        table.title = f"{name}: entries with overlapping intervals are not ranked"
+        table.title = f"{name}: overlapping intervals do not establish a ranking"
         for place, entry in enumerate(sorted(mine, key=lambda one: -one["scores"]["headline"]["value"]), start=1):
             table.add_row(str(place), *(escape(in_one_line(cell)) for cell in _row(entry)))
         console.print(table)

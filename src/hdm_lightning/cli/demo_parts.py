@@ -49,7 +49,7 @@ FORMAT = "hdm-lightning demo 2"
 
 
 def demo_processes() -> int:
-    """Return 1 on a GPU, else 2 if the CPU has two cores: small layers gain little from a second thread."""
+    """Return 1 on a GPU, else 2 with two or more CPU cores: small layers gain little from a second thread."""
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
