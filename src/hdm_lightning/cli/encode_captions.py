@@ -20,7 +20,7 @@ def encode_captions_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--text-encoder", required=True, help="like text_encoder.name: a folder, package or hub name")
     command.add_argument("--layer", type=int, default=-1, help="like text_encoder.layer (default %(default)s)")
     command.add_argument(
-        "--context-length", nargs="+", type=at_least(1), default=[256], help="context lengths of the stages (default 256)"
+        "--context-length", nargs="+", type=at_least(1), default=[256], help="lengths of the stages (default 256)"
     )
     command.add_argument("--fields", nargs="+", help="like data.captions.fields (default: captions caption)")
     device_arguments(command, "states")

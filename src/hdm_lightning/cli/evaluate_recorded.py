@@ -31,8 +31,8 @@ mean. With five runs, the last column extends about three standard deviations to
 _COUNT = """Compute how many prompts each of two models needs to tell the shares SHARE and OTHER apart.
 
 With --prompts instead of OTHER: how far another model's share must be from SHARE.
-Prompts of one combination are correlated: multiply the count by the design effect, 1 + (prompts per combination − 1) times
-the correlation within one. More combinations help more than more prompts of each."""
+Prompts of a combination are correlated: multiply the count by the design effect, 1 + (prompts per combination − 1)
+times the correlation within one. More combinations help more than more prompts of each."""
 
 
 ABOUT = {"compare": _COMPARE, "trainings": _TRAININGS, "count": _COUNT}
